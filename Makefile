@@ -1,0 +1,91 @@
+# The commands of this project. `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements/dev.txt
+READY := $(VENV)/.ready
+DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): $(LOCK) pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version + "; say which one with make PYTHON=python3.12")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the locked requirements into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(LOCK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+.PHONY: install
+install: $(READY) ## Make .venv with the locked requirements and the package
+
+.PHONY: demo
+demo: $(READY) ## Tune, train and register a real model inside the global context
+	@$(BIN)/autogen-team run examples/train.py
+
+.PHONY: test
+test: $(READY) system-deps ## Run the whole test suite, with coverage
+	@rm -f .coverage .coverage.*
+	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= $(PYTEST_ARGS)
+	@$(BIN)/python -m coverage report --fail-under=95
+
+.PHONY: check
+check: format-check lint types layers examples ## Check format, lint, types, import layers and documented examples
+
+.PHONY: format
+format: $(READY) ## Format the code
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix-only --quiet .
+
+.PHONY: format-check
+format-check: $(READY)
+	@$(BIN)/ruff format --check .
+
+.PHONY: lint
+lint: $(READY)
+	@$(BIN)/ruff check .
+
+.PHONY: types
+types: $(READY)
+	@$(BIN)/mypy
+	@$(BIN)/pyright
+
+.PHONY: layers
+layers: $(READY)
+	@$(BIN)/lint-imports
+
+.PHONY: examples
+examples: $(READY)
+	@$(BIN)/python -m pytest -q README.md docs src
+
+.PHONY: readme
+readme: $(READY) ## Write the table of settings into the README
+	@$(BIN)/python docs/settings_table.py
+
+.PHONY: bench
+bench: $(READY) ## Measure ourselves beside our peers
+	@for script in benchmarks/bench_*.py; do echo; echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+.PHONY: lock
+lock: ## Resolve the requirements anew (needs uv)
+	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file $(LOCK)
+
+.PHONY: system-deps
+system-deps: ## Install the Debian packages of the desktop tests, where that may be done
+	@missing=$$(for package in $(DEBIAN_PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \
+	if [ -z "$$missing" ]; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  echo "installing" $$missing; \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } >/dev/null 2>&1 \
+	    || echo "could not install them: the tests that need them will be skipped"; \
+	else echo "not installed (tests that need them will be skipped):" $$missing; fi
+
+.PHONY: clean
+clean: ## Remove what the other targets make
+	@rm -rf $(VENV) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
