@@ -1,0 +1,150 @@
+"""What all tests share: a clean environment, a migrated store, a real server, and processes of their own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+ROOT = Path(__file__).parent.parent
+PATIENCE = 60.0
+"""Seconds after which waiting for something is given up; generous, because the machines are slow at times."""
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test start in an empty folder, with none of our variables, and a state folder of its own."""
+    for name in list(os.environ):
+        if name.startswith(("AUTOGEN_TEAM_", "MLFLOW_")) and name != "MLFLOW_DISABLE_TELEMETRY":
+            monkeypatch.delenv(name)
+    for name in ("NO_COLOR", "FORCE_COLOR", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AUTOGEN_TEAM_STATE_DIR", str(tmp_path / "state"))
+    folder = tmp_path / "work"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+
+
+@pytest.fixture(scope="session")
+def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a database with MLflow's tables; making them takes two seconds, copying it takes none."""
+    path = tmp_path_factory.mktemp("template") / "mlflow.db"
+    code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+    subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture
+def store_uri(migrated_database: Path) -> str:
+    """Return the default store, `mlflow.db` in the working folder, ready for use.
+
+    Its URI is absolute: MLflow keeps one engine per URI for the whole process, and each test has its own folder.
+    """
+    return f"sqlite:///{Path(shutil.copy(migrated_database, 'mlflow.db')).absolute()}"
+
+
+class Process:
+    """A Python process of the test's own, whose output is read line by line."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.popen = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
+        )
+
+    def wait_for(self, text: str) -> None:
+        """Read stdout up to a line that holds the text."""
+        for line in self.popen.stdout:
+            if text in line:
+                return
+        raise AssertionError(f"the process ended without saying {text!r}: {self.popen.stderr.read()}")
+
+    def send(self, signum: signal.Signals) -> None:
+        """Send it a signal."""
+        self.popen.send_signal(signum)
+
+    def finish(self) -> tuple[int, str, str]:
+        """Wait for its end; return exit status, stdout and stderr."""
+        out, err = self.popen.communicate(timeout=PATIENCE)
+        return self.popen.returncode, out, err
+
+
+@pytest.fixture
+def start_python() -> Iterator[Callable[..., Process]]:
+    """Return a function that starts `python ARGUMENTS...`; what still runs at the end of the test is killed."""
+    started: list[Process] = []
+
+    def start(*arguments: str, **environment: str) -> Process:
+        started.append(Process(*arguments, **environment))
+        return started[-1]
+
+    yield start
+    for process in started:
+        if process.popen.poll() is None:
+            process.popen.kill()
+        process.popen.communicate()
+
+
+@pytest.fixture
+def run_python(start_python: Callable[..., Process]) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that runs `python ARGUMENTS...` to its end: exit status, stdout, stderr."""
+    return lambda *arguments, **environment: start_python(*arguments, **environment).finish()
+
+
+@pytest.fixture(scope="session")
+def free_port() -> Callable[[], int]:
+    """Return a function that names a port of 127.0.0.1 that nobody listens on."""
+
+    def find() -> int:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            return probe.getsockname()[1]
+
+    return find
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(
+    tmp_path_factory: pytest.TempPathFactory, migrated_database: Path, free_port: Callable[[], int]
+) -> Iterator[str]:
+    """Return the address of a real MLflow server with a store of its own."""
+    folder = tmp_path_factory.mktemp("server")
+    database = shutil.copy(migrated_database, folder / "mlflow.db")
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    stores = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
+    with (folder / "log").open("w") as log:
+        server = subprocess.Popen([*command, *stores], stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        _wait_until_healthy(address, server, folder / "log")
+        yield address
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait(PATIENCE)
+
+
+def _wait_until_healthy(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            urllib.request.urlopen(f"{address}/health", timeout=5).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError(f"no MLflow server: {log.read_text()}")

@@ -1,0 +1,213 @@
+"""Secrets out of text, and everything else left as it is."""
+
+from __future__ import annotations
+
+import json
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autogen_team.io._redact import MASK, Redactor, is_secret_name, mask, mask_url
+
+# Key-shaped strings are put together here, so that no scanner takes this file for a leak.
+DIGITS_AND_LETTERS = (string.ascii_letters + string.digits) * 2
+JWT = ".".join(["eyJ" + "hbGciOiJI", "eyJ" + "zdWIiOiIx", "c2lnbmF0dXJl"])
+SECRETS = {
+    "aws access key": "AKIA" + "A1B2C3D4E5F6G7H8",
+    "google": "AIza" + DIGITS_AND_LETTERS[:35],
+    "jwt": JWT,
+    "databricks": "dapi" + "0123456789abcdef" * 2,
+    "openai": "sk-" + "proj-" + DIGITS_AND_LETTERS[20:60],
+    "anthropic": "sk-" + "ant-api03-" + DIGITS_AND_LETTERS[20:60],
+    "stripe": "sk" + "_live_" + DIGITS_AND_LETTERS[:24],
+    "slack": "xox" + "b-123456789012-abcdefABCDEF",
+    "github": "ghp" + "_" + DIGITS_AND_LETTERS[:36],
+    "github app": "ghs" + "_" + DIGITS_AND_LETTERS[:36],
+    "github fine-grained": "github" + "_pat_" + DIGITS_AND_LETTERS[:40],
+    "gitlab": "glpat" + "-" + DIGITS_AND_LETTERS[:20],
+    "hugging face": "hf" + "_" + DIGITS_AND_LETTERS[:34],
+    "npm": "npm" + "_" + DIGITS_AND_LETTERS[:36],
+}
+SENTENCES = {
+    "assignment": "password=hunter2",
+    "capitals": "AWS_SECRET_ACCESS_KEY=hunter2",
+    "spaces": "api_key = hunter2",
+    "call": 'connect(user="bob", password="hunter2")',
+    "dict": "{'access_token': 'hunter2hunter2'}",
+    "json": '{"client_secret":"hunter2"}',
+    "json in json": r'{"message": "{\"api_key\": \"hunter2\"}"}',
+    "yaml": "db_password: hunter2",
+    "header": "X-Api-Key: hunter2",
+    "authorization": "Authorization: Bearer hunter",
+    "authorization in a dict": "{'Authorization': 'Bearer hunter'}",
+    "bearer alone": "sent Bearer hunter2hunter2",
+    "basic": "Basic " + "aHVudGVyMjpodW50ZXIy",
+    "url": "postgresql+psycopg2://bob:hunter2@db:5432/runs",
+    "url with an at sign": "https://bob:hunter2@hunter2@host/path",
+    "presigned": "GET /object?X-Amz-Signature=hunter2&x=1",
+    "flag": "train.py --token hunter2hunter2 --epochs 3",
+    "slack webhook": "https://hooks.slack.com/services/T000/B000/hunter2",
+    "discord webhook": "https://discord.com/api/webhooks/123/hunter2",
+    "private key": "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
+    "private key cut short": "-----BEGIN PRIVATE KEY-----\nhunter2",
+    "end of sentence": "I set password=hunter2.",
+}
+HARMLESS = [
+    "epoch 3 loss 0.123 lr 1e-4",
+    "tokens=512 max_tokens=4096 n_token=7 token=512",
+    "tokenizer=BertTokenizer(pad_token='[PAD]', eos_token=</s>, special_tokens=3)",
+    "pad_token=padding-token bos_token: begin-of-text",
+    "TOKENIZERS_PARALLELISM=false",
+    "token_count: 812",
+    "authenticated as bob, session 3 started",
+    "secret santa",
+    "the secret: never overfit",
+    "the password was wrong, forgotten password: reset",
+    "password=None token: null api_key=True",
+    "def connect(password: str, token: str) -> None:",
+    "password=self.password, secret=os.environ['SECRET']",
+    "primary_key=5 cache_key=abc sort_key: name key=value",
+    "signature=ModelSignature(inputs) sigmoid design",
+    "aws_access_key_id_column=x",
+    "basic configuration loaded, Basic c2V0dGluZ3M=",
+    "bearer certificates arrived",
+    "risk-assessment-of-2024-portfolio task-12345678901234",
+    "git@github.com:team/repo.git https://host:8080/path@v2 mailto:bob@host",
+    "authorization took 3 ms",
+    "tokens per second: 93.1",
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
+@pytest.mark.parametrize("text", ["{}", "got {}.", '{{"x": "{}"}}', "('{}',)", "https://host/{}?x=1"])
+def test_what_looks_like_a_key_is_masked(secret, text):
+    """The common shapes, wherever they stand."""
+    masked = mask(text.format(secret))
+
+    assert secret not in masked
+    assert MASK in masked
+
+
+@pytest.mark.parametrize("text", SENTENCES.values(), ids=SENTENCES)
+def test_what_its_surroundings_call_a_secret_is_masked(text):
+    """Assignments, headers, URLs, command lines and key blocks."""
+    masked = mask(text)
+
+    assert "hunter" not in masked
+    assert "aHVudGVy" not in masked
+    assert MASK in masked
+
+
+@pytest.mark.parametrize("text", HARMLESS)
+def test_the_words_of_a_language_model_are_left_alone(text):
+    """What people of this field log all day is no secret."""
+    assert mask(text) == text
+
+
+@pytest.mark.parametrize("text", [*SENTENCES.values(), *HARMLESS, *SECRETS.values()])
+def test_masking_twice_is_masking_once(text):
+    """A text may pass through several of our places."""
+    assert mask(mask(text)) == mask(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("GITHUB_TOKEN", True),
+        ("token", True),
+        ("authToken", True),
+        ("MLFLOW_TRACKING_PASSWORD", True),
+        ("AWS_SECRET_ACCESS_KEY", True),
+        ("OPENAI_API_KEY", True),
+        ("apikey", True),
+        ("client_secret", True),
+        ("SLACK_WEBHOOK_URL", True),
+        ("PGPASSWORD", True),
+        ("TOKENIZERS_PARALLELISM", False),
+        ("max_tokens", False),
+        ("token_count", False),
+        ("AWS_ACCESS_KEY_ID", False),
+        ("PWD", True),
+        ("SSH_AUTH_SOCK", False),
+        ("primary_key", False),
+        ("author", False),
+    ],
+)
+def test_names_say_secret(name, expected):
+    """By whole words: a tokenizer is no token."""
+    assert is_secret_name(name) is expected
+
+
+def test_the_values_of_secret_variables_are_masked_wherever_they_stand():
+    """Also as JSON and as a part of a URL writes them."""
+    redactor = Redactor({"DB_PASSWORD": 'pa"ss wörd/1', "HOME_FOLDER": "not-a-secret"})
+
+    text = f'pa"ss wörd/1 {json.dumps(chr(112) + "a" + chr(34) + "ss wörd/1")} pa%22ss%20w%C3%B6rd%2F1 not-a-secret'
+
+    assert redactor(text) == f'{MASK} "{MASK}" {MASK} not-a-secret'
+
+
+def test_passwords_in_the_urls_of_the_environment_are_known():
+    """A password is masked without its URL too, and in every variable, whatever its name."""
+    redactor = Redactor({"DATABASE": "postgresql://bob:correct-horse@db/x", "MAILS": "x mailto://a:staple-battery@b y"})
+
+    assert redactor("correct-horse staple-battery") == f"{MASK} {MASK}"
+
+
+@pytest.mark.parametrize("value", ["", "short", "password", "/etc/secrets/key.json"])
+def test_values_that_would_mask_ordinary_text_are_not_taken(value):
+    """Short words, placeholders and the paths of files."""
+    assert Redactor({"MY_SECRET": value})(f"a {value} b short password") == f"a {value} b short password"
+
+
+def test_a_url_that_cannot_be_parsed_harms_nobody():
+    """The environment may hold anything."""
+    assert Redactor({"BROKEN": "http://[::1"})("text") == "text"
+
+
+def test_mask_url_leaves_user_and_host():
+    """What a person needs to recognise the address."""
+    assert mask_url("https://bob:hunter2@mlflow.example/x") == f"https://bob:{MASK}@mlflow.example/x"
+    assert mask_url("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
+
+
+def test_mask_reads_the_environment_of_the_moment(monkeypatch):
+    """A secret that is set later is known later."""
+    assert mask("correct-horse") == "correct-horse"
+
+    monkeypatch.setenv("SOME_TOKEN", "correct-horse")
+
+    assert mask("correct-horse") == MASK
+
+
+@given(
+    st.text(alphabet=st.characters(codec="utf-8"), max_size=200),
+    st.sampled_from(list(SECRETS.values())),
+    st.text(max_size=50),
+)
+def test_no_surroundings_save_a_key(before, secret, after):
+    """Whatever stands around it, if it stands on its own."""
+    assert secret not in mask(f"{before} {secret} {after}")
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["password", "api_key", "note", "tokens", "url"]),
+        st.one_of(
+            st.text(max_size=30), st.sampled_from([*SECRETS.values(), "https://a:hunter2@b", "password=hunter2"])
+        ),
+    )
+)
+def test_masked_json_is_json(value):
+    """The mask takes no quote and no backslash away."""
+    line = json.dumps(value)
+
+    assert set(json.loads(mask(line))) == set(value)
+
+
+@given(st.text(max_size=300))
+def test_any_text_can_be_masked(text):
+    """Nothing that a job logs makes the redactor fail."""
+    assert mask(mask(text)) == mask(text)
