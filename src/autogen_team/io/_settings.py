@@ -1,0 +1,227 @@
+"""Settings read from arguments, the environment and `.env`, in that order of precedence.
+
+pydantic-settings does the reading; here is what it leaves open: one documented variable per field, errors that name the
+variable and what it may be, where each value came from, and a word about variables that look like ours but are not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
+
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from autogen_team.errors import ConfigurationError, ConfigurationWarning
+from autogen_team.io._redact import MASK, is_secret_name, mask_url
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from pydantic.fields import FieldInfo
+
+PREFIX = "AUTOGEN_TEAM_"
+STATE_DIR = PREFIX + "STATE_DIR"
+
+Place: TypeAlias = Literal["argument", "environment", ".env", "default"]
+
+_variables = {STATE_DIR}
+"""Every variable that some class of settings reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variable:
+    """Annotation of a field whose variable is not made of its class's prefix and its own name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One field, as a person wants to see it."""
+
+    name: str
+    """`level`; in the settings of a context, `logger.level`."""
+    variable: str
+    value: str
+    """Secrets masked."""
+    source: Place
+    description: str
+
+
+class Settings(BaseSettings):
+    """Immutable settings: an unknown field is refused and a bad value is a `ConfigurationError`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        case_sensitive=True,
+        env_file=".env",
+        env_ignore_empty=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+    )
+
+    __slots__ = ("_arguments",)
+
+    variable_prefix: ClassVar[str] = ""
+    """What the variables of this class begin with."""
+    argument_only: ClassVar[frozenset[str]] = frozenset()
+    """Fields that no variable can set."""
+
+    def __init__(self, **values: Any) -> None:
+        cls = type(self)
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigurationError(_explain(cls, error, values)) from None
+        object.__setattr__(self, "_arguments", frozenset(values))
+        if cls.variable_prefix:
+            warn_of_strangers(cls.variable_prefix)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        _variables.update(cls.variables().values())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic-settings'
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Let pydantic-settings read both places, and look up our own names in them."""
+        return init_settings, _Place(settings_cls, env_settings), _Place(settings_cls, dotenv_settings)
+
+    @classmethod
+    def variables(cls) -> dict[str, str]:
+        """Return the variable of each field that has one."""
+        return {
+            name: next(
+                (extra.name for extra in field.metadata if isinstance(extra, Variable)),
+                cls.variable_prefix + name.upper(),
+            )
+            for name, field in cls.model_fields.items()
+            if name not in cls.argument_only
+        }
+
+    def settings(self) -> list[Setting]:
+        """Return each field that has a variable, with its value and where that came from."""
+        cls = type(self)
+        found = _found(cls)
+        given: frozenset[str] = getattr(self, "_arguments", frozenset())
+        return [
+            Setting(
+                name=name,
+                variable=variable,
+                value=show(name, getattr(self, name)),
+                source="argument" if name in given else found[variable][0] if variable in found else "default",
+                description=cls.model_fields[name].description or "",
+            )
+            for name, variable in cls.variables().items()
+        ]
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """Mask secrets, so that a service can be logged."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            yield name, value if not isinstance(value, str) else show(name, value)
+
+
+def show(name: str, value: object) -> str:
+    """Return the value of the field or variable `name` as text for people, secrets masked."""
+    if isinstance(value, tuple):
+        return " ".join(show(name, item) for item in value)
+    if isinstance(value, SecretStr):
+        return MASK
+    text = value if isinstance(value, str) else repr(value)
+    return MASK if text and is_secret_name(name) else mask_url(text)
+
+
+def state_dir() -> Path:
+    """Return the folder of journals and logs of runs; it need not exist yet."""
+    return Path(state_dir_setting().value)
+
+
+def state_dir_setting() -> Setting:
+    """Return where that folder is and why; it belongs to no service."""
+    place, text = _found(Settings).get(STATE_DIR, ("default", ""))
+    if text:
+        path = Path(text).expanduser().absolute()
+    else:
+        import platformdirs
+
+        path = platformdirs.user_state_path("autogen-team")
+    return Setting("state_dir", STATE_DIR, str(path), place, "Where journals and logs of runs are kept, for you only.")
+
+
+def warn_of_strangers(prefix: str) -> None:
+    """Warn of each variable that begins with `prefix` and that nothing reads, with the nearest name that is read."""
+    known = sorted(name for name in _variables if name.startswith(PREFIX))
+    for variable, (place, _) in _found(Settings).items():
+        if variable.startswith(prefix) and variable not in _variables:
+            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)[0]
+            message = f"nothing reads the variable {variable} ({place}); did you mean {near}?"
+            warnings.warn(message, ConfigurationWarning, stacklevel=3)
+
+
+class _Place(PydanticBaseSettingsSource):
+    """The environment or `.env`, as read by pydantic-settings, seen through the variables of one class."""
+
+    def __init__(self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self._texts: Mapping[str, str | None] = cast("EnvSettingsSource", source).env_vars
+        self._variables = cast("type[Settings]", settings_cls).variables()
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - as above
+        return self._texts.get(self._variables.get(field_name, "")), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the texts found, for pydantic to convert; ``none`` is None."""
+        found = {name: self._texts[variable] for name, variable in self._variables.items() if variable in self._texts}
+        return {name: None if (text or "none").lower() == "none" else text for name, text in found.items()}
+
+
+def _found(cls: type[Settings]) -> dict[str, tuple[Place, str]]:
+    """Return place and text of every variable there is now, ours or not, the environment before `.env`."""
+    dotenv = DotEnvSettingsSource(cls).env_vars
+    environment = EnvSettingsSource(cls).env_vars
+    found: dict[str, tuple[Place, str]] = {name: (".env", text or "") for name, text in dotenv.items()}
+    found.update((name, ("environment", text or "")) for name, text in environment.items())
+    return found
+
+
+def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str, object]) -> str:
+    found = _found(cls)
+    variables = cls.variables()
+    lines = []
+    for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        name = str(fault["loc"][0]) if fault["loc"] else ""
+        problem = fault["msg"].removeprefix("Value error, ")
+        variable = variables.get(name, "")
+        if fault["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(name, cls.model_fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(cls.model_fields)}"
+            lines.append(f"{cls.__name__} has no field {name!r}; {hint}")
+        elif name in arguments:
+            hint = f" (or the variable {variable})" if variable else ""
+            lines.append(f"{cls.__name__}.{name} is {show(name, arguments[name])!r}{hint}: {problem}")
+        elif variable in found:
+            place, text = found[variable]
+            lines.append(f"{variable} is {show(name, text)!r} ({place}): {problem}")
+        else:
+            lines.append(f"{cls.__name__}{'.' if name else ''}{name}: {problem}")
+    return "\n".join(lines)
