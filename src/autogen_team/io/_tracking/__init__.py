@@ -1,0 +1,1 @@
+"""The tracking engine: the only place that imports mlflow."""

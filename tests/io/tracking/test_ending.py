@@ -1,0 +1,132 @@
+"""What an exception and a signal say about the status of a run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+
+import pytest
+
+from autogen_team.io._tracking import ending
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (None, ("FINISHED", None)),
+        (ValueError("bad shape"), ("FAILED", "ValueError: bad shape")),
+        (ValueError(), ("FAILED", "ValueError")),
+        (SystemExit(), ("FINISHED", None)),
+        (SystemExit(0), ("FINISHED", None)),
+        (SystemExit(3), ("FAILED", "exit status 3")),
+        (SystemExit("no data"), ("FAILED", "exit: no data")),
+        (KeyboardInterrupt(), ("KILLED", "SIGINT")),
+        (asyncio.CancelledError(), ("KILLED", "CancelledError")),
+        (ending.Terminated(signal.SIGTERM), ("KILLED", "SIGTERM")),
+    ],
+    ids=repr,
+)
+def test_each_end_has_its_status_and_reason(error, expected):
+    """The status tells a normal end, a failure and a wish to stop from each other."""
+    assert ending.verdict(error) == expected
+
+
+def test_a_reason_is_bounded():
+    """A message of a megabyte does not become a tag of a megabyte."""
+    _, reason = ending.verdict(ValueError("x" * 1_000_000))
+
+    assert len(reason) == 500
+
+
+def test_an_exception_that_cannot_be_shown_is_still_a_failure():
+    """A broken `__str__` does not hide the failure it came with."""
+
+    class Broken(Exception):
+        def __str__(self):
+            raise RuntimeError
+
+    assert ending.verdict(Broken()) == ("FAILED", "Broken: its message cannot be shown")
+
+
+def test_sigterm_becomes_an_exception():
+    """The blocks of the job are left in order, and the process would exit with 143."""
+    with pytest.raises(ending.Terminated) as raised, ending.signals_raise():
+        signal.raise_signal(signal.SIGTERM)
+
+    assert raised.value.code == 128 + signal.SIGTERM
+
+
+def test_handlers_are_given_back():
+    """After the run the process treats signals as before it."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+
+    with ending.signals_raise():
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) != before
+
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
+
+
+@pytest.fixture
+def handler_of_the_job():
+    """Install a handler as a job would, and remember what it got."""
+    got = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
+    yield got
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_the_handler_of_the_job_decides(handler_of_the_job):
+    """A job that handles SIGTERM itself goes on if its handler returns."""
+    with ending.signals_raise():
+        signal.raise_signal(signal.SIGTERM)
+
+    assert handler_of_the_job == [signal.SIGTERM]
+
+
+def test_an_exit_after_a_handled_signal_is_a_kill(handler_of_the_job):
+    """`sys.exit(0)` at the word of SIGTERM is not a normal end."""
+    with ending.signals_raise():
+        signal.raise_signal(signal.SIGTERM)
+
+        assert ending.verdict(SystemExit(0)) == ("KILLED", "SIGTERM")
+
+
+def test_a_handler_installed_meanwhile_stays(handler_of_the_job):
+    """What the job installs during the run is not taken from it."""
+    with ending.signals_raise():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+
+
+def test_an_ignored_signal_stays_ignored():
+    """`nohup` keeps its meaning."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with ending.signals_raise():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_does_not_interrupt_the_closing():
+    """An impatient scheduler does not leave the run open."""
+    with ending.signals_raise(), ending.closing():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_threads_leave_handlers_alone():
+    """Python allows handlers in the main thread only."""
+    seen = []
+
+    def work() -> None:
+        with ending.signals_raise():
+            seen.append(signal.getsignal(signal.SIGTERM))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+
+    assert seen == [signal.getsignal(signal.SIGTERM)]

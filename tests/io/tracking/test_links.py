@@ -1,0 +1,23 @@
+"""Addresses for people."""
+
+from __future__ import annotations
+
+import pytest
+
+from autogen_team.io._tracking import links
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://127.0.0.1:5000", "http://127.0.0.1:5000/#/experiments/7/runs/abc"),
+        ("https://mlflow.example/prefix/", "https://mlflow.example/prefix/#/experiments/7/runs/abc"),
+        ("https://bob:secret@mlflow.example", "https://mlflow.example/#/experiments/7/runs/abc"),
+        ("sqlite:///mlflow.db", None),
+        ("./mlruns", None),
+        ("databricks", None),
+    ],
+)
+def test_a_run_has_a_page_only_on_a_server(uri, expected):
+    """The page of a run is given without any password."""
+    assert links.of_run(uri, "7", "abc") == expected

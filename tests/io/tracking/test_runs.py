@@ -1,0 +1,270 @@
+"""Runs that tell the truth about how they ended, whatever ends them."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+
+import mlflow
+import pytest
+
+from autogen_team.io import _job
+from autogen_team.io._tracking import runs, session
+
+SCRIPT = """
+import signal, sys, time
+from autogen_team.io.services import MlflowService
+service = MlflowService()
+with service, service.run_context(MlflowService.RunConfig(name="train")) as run:
+    print("run", run.info.run_id, flush=True)
+    {body}
+"""
+
+
+@pytest.fixture
+def started(store_uri):
+    """Start tracking on a local store, and stop it after the test."""
+    stop = session.start(
+        session.Settings(store_uri, store_uri, "tests", connect_timeout=5, autolog={"disable": True, "silent": True})
+    )
+    yield mlflow.MlflowClient()
+    stop()
+
+
+def open_run(name="train", **fields):
+    """Open a run with nothing but a name, unless said otherwise."""
+    return runs.open_run(**{"name": name, "description": None, "tags": None, "log_system_metrics": None, **fields})
+
+
+def test_a_run_has_its_name_description_and_tags_as_text(started):
+    """Numbers and nested values are accepted as tags; a server would refuse them as they are."""
+    with open_run(description="about", tags={"fold": 1, "grid": {"C": [1, 2]}}) as run:
+        pass
+
+    stored = started.get_run(run.info.run_id)
+    assert stored.info.run_name == "train"
+    assert stored.data.tags["mlflow.note.content"] == "about"
+    assert (stored.data.tags["fold"], stored.data.tags["grid"]) == ("1", "{'C': [1, 2]}")
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (ValueError("bad shape"), "FAILED", "ValueError: bad shape"),
+        (SystemExit(3), "FAILED", "exit status 3"),
+        (SystemExit(0), "FINISHED", None),
+        (KeyboardInterrupt(), "KILLED", "SIGINT"),
+    ],
+    ids=repr,
+)
+def test_a_run_tells_how_it_ended(started, error, status, reason):
+    """Status and tag are those of the exception, which passes through as it is."""
+    with pytest.raises(type(error)) as raised, open_run() as run:
+        raise error
+
+    assert raised.value is error
+    stored = started.get_run(run.info.run_id)
+    assert stored.info.status == status
+    assert stored.info.end_time is not None
+    assert stored.data.tags.get(runs.EXCEPTION_TAG) == reason
+
+
+def test_a_run_left_open_inside_is_closed_first(started):
+    """What was opened inside does not take the status meant for the outer run."""
+    with open_run() as outer:
+        inner = mlflow.start_run(nested=True)
+
+    assert mlflow.active_run() is None
+    assert [started.get_run(run.info.run_id).info.status for run in (outer, inner)] == ["FINISHED", "FINISHED"]
+
+
+def test_a_run_that_the_job_opened_before_stays_open(started):
+    """MLflow refuses the second run, as it always does, and the first goes on."""
+    with mlflow.start_run() as mine:
+        with pytest.raises(Exception, match="already active"), open_run():
+            pytest.fail("must not be entered")
+
+        assert mlflow.active_run().info.run_id == mine.info.run_id
+
+
+def test_a_run_that_the_job_ended_itself_stays_as_it_ended(started):
+    """The job's own word about its run is the last."""
+    with open_run() as run:
+        mlflow.end_run("FAILED")
+
+    assert started.get_run(run.info.run_id).info.status == "FAILED"
+
+
+class Listener:
+    """Takes notes, and fails if it is told to."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.heard = []
+        self.fails = fails
+
+    def _hear(self, *what):
+        self.heard.append(what)
+        if self.fails:
+            raise RuntimeError("listener")
+
+    def run_started(self, run):
+        self._hear("started", run.name)
+
+    def run_ending(self, run, end):
+        self._hear("ending", end.status, mlflow.get_run(run.run_id).info.status)
+
+    def run_ended(self, run, end):
+        self._hear("ended", end.reason, mlflow.get_run(run.run_id).info.status)
+
+
+def test_listeners_hear_of_start_and_end(started, caplog):
+    """While the run is ending it is still open; a listener that fails harms neither the job nor the next one."""
+    failing, listener = Listener(fails=True), Listener()
+    undo = [_job.subscribe(failing), _job.subscribe(listener)]
+
+    with pytest.raises(ValueError, match="x"), open_run():
+        raise ValueError("x")
+
+    for unsubscribe in undo:
+        unsubscribe()
+    assert listener.heard == [
+        ("started", "train"),
+        ("ending", "FAILED", "RUNNING"),
+        ("ended", "ValueError: x", "FAILED"),
+    ]
+    assert len(failing.heard) == 3
+    assert caplog.text.count("listener") >= 3
+
+
+def test_a_listener_can_attach_a_file(started, tmp_path):
+    """The log of a run gets to the run this way."""
+    (tmp_path / "job.log").write_text("line")
+
+    class Attacher(Listener):
+        def run_ending(self, run, end):
+            run.attach(tmp_path / "job.log", "logs")
+
+    unsubscribe = _job.subscribe(Attacher())
+    with open_run() as run:
+        pass
+    unsubscribe()
+
+    assert [found.path for found in started.list_artifacts(run.info.run_id, "logs")] == ["logs/job.log"]
+
+
+def test_a_store_that_is_gone_does_not_mask_the_exception(started, monkeypatch, caplog):
+    """The job sees its own exception, and one line says that the end was not recorded."""
+
+    def gone(*_):
+        raise ConnectionError("gone")
+
+    with pytest.raises(ZeroDivisionError), open_run(log_system_metrics=True):
+        monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", gone)
+        monkeypatch.setattr(mlflow.MlflowClient, "set_tag", gone)
+        1 / 0  # noqa: B018 - it is the failing that counts
+
+    assert mlflow.active_run() is None
+    assert [
+        (record.levelno, record.name) for record in caplog.records if "could not be recorded" in record.message
+    ] == [(logging.ERROR, "autogen_team")]
+
+
+def test_a_line_knows_its_run(started):
+    """Id, name and experiment, inside the run only."""
+    assert _job.facts() == {}
+
+    with open_run() as run:
+        assert _job.facts() == {"run_id": run.info.run_id, "run_name": "train", "experiment": "tests"}
+
+    assert _job.facts() == {}
+
+
+def test_a_line_knows_a_run_that_plain_mlflow_opened(started):
+    """A job need not use anything of ours for its lines to carry the run."""
+    with mlflow.start_run(run_name="plain") as run:
+        assert _job.facts()["run_id"] == run.info.run_id
+        assert _job.facts()["run_name"] == "plain"
+
+
+def test_a_line_of_another_thread_knows_the_job_s_run(started):
+    """MLflow's active run belongs to one thread, the job's lines come from many."""
+    heard = []
+    with open_run() as run:
+        thread = threading.Thread(target=lambda: heard.append(_job.facts()["run_id"]))
+        thread.start()
+        thread.join()
+
+    assert heard == [run.info.run_id]
+
+
+def test_a_line_inside_a_span_knows_its_trace(started):
+    """So that a log line leads to the trace of an agent and back."""
+    with mlflow.start_span("call") as span:
+        found = _job.facts()
+
+    assert (found["trace_id"], found["span_id"]) == (span.trace_id, span.span_id)
+
+
+def test_a_host_lets_the_job_s_own_run_join(started):
+    """Whatever way the job opens its first run, it is the host's, which closes it."""
+    with runs.host_run(name="host", description=None, tags=None, log_system_metrics=None) as host:
+        with open_run("mine", tags={"fold": 1}) as joined:
+            pass
+        assert started.get_run(host.info.run_id).info.status == "RUNNING"
+
+    assert joined.info.run_id == host.info.run_id
+    stored = started.get_run(host.info.run_id)
+    assert (stored.info.status, stored.data.tags["fold"]) == ("FINISHED", "1")
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda signum: signum.name)
+def test_a_process_that_is_sent_a_signal_closes_its_run_as_killed(store_uri, start_python, signum):
+    """The process ends by the signal, its run says so."""
+    process = start_python("-c", SCRIPT.format(body="time.sleep(600)"))
+    process.wait_for("run ")
+    process.send(signum)
+    status, _, _ = process.finish()
+
+    assert status in (128 + signum, -signum)
+    (run,) = session.client(store_uri, store_uri).search_runs(["1"])
+    assert (run.info.status, run.data.tags[runs.EXCEPTION_TAG]) == ("KILLED", signum.name)
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "status"),
+    [("sys.exit(0)", 0, "FINISHED"), ("sys.exit(3)", 3, "FAILED"), ("raise ValueError('bad')", 1, "FAILED")],
+)
+def test_a_process_that_exits_tells_its_run_how(store_uri, run_python, body, code, status):
+    """The status of the process is the job's own, and so is that of the run."""
+    exit_status, _, err = run_python("-c", SCRIPT.format(body=body))
+
+    assert exit_status == code, err
+    (run,) = session.client(store_uri, store_uri).search_runs(["1"])
+    assert run.info.status == status
+
+
+def test_a_run_on_a_server_is_closed_like_any_other(mlflow_server):
+    """Tags, status and link through a real server."""
+    stop = session.start(session.Settings(mlflow_server, mlflow_server, "served", 5, {"disable": True, "silent": True}))
+    listener = Listener()
+    unsubscribe = _job.subscribe(listener)
+    with pytest.raises(ValueError, match="x"), open_run(tags={"fold": 1}) as run:
+        raise ValueError("x")
+    unsubscribe()
+
+    stored = session.client(mlflow_server, mlflow_server).get_run(run.info.run_id)
+    stop()
+
+    assert (stored.info.status, stored.data.tags["fold"]) == ("FAILED", "1")
+    assert listener.heard[-1] == ("ended", "ValueError: x", "FAILED")
+
+
+def test_nothing_of_mlflow_s_goes_to_stdout(mlflow_server, capsys):
+    """Standard output belongs to the job; MLflow prints two lines there for each run on a server."""
+    stop = session.start(session.Settings(mlflow_server, mlflow_server, "served", 5, {"disable": True, "silent": True}))
+    with open_run():
+        pass
+    stop()
+
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,154 @@
+"""The contract with the parts of MLflow that it does not promise: should an update move them, these tests say which."""
+
+from __future__ import annotations
+
+import os
+
+import mlflow
+import pytest
+from mlflow.tracking import fluent
+from mlflow.tracking._model_registry import utils as registry
+from mlflow.utils import autologging_utils, import_hooks
+
+from autogen_team.io._tracking import seam
+
+
+@pytest.fixture(autouse=True)
+def mlflow_as_it_was():
+    """Give MLflow back to the next test as this one found it, by the very functions under test."""
+    undo = [seam.keep_autolog(), seam.keep_uris()]
+    yield
+    while mlflow.active_run() is not None:
+        mlflow.end_run()
+    for restore in undo:
+        restore()
+
+
+def test_uris_and_experiment_are_given_back(store_uri):
+    """Nothing of them stays, neither in MLflow nor in the environment."""
+    before = dict(os.environ), mlflow.is_tracking_uri_set(), registry._registry_uri, fluent._active_experiment_id
+
+    restore = seam.keep_uris()
+    mlflow.set_tracking_uri(store_uri)
+    mlflow.set_registry_uri(store_uri)
+    mlflow.set_experiment("other")
+    assert fluent._active_experiment_id is not None
+    restore()
+
+    after = dict(os.environ), mlflow.is_tracking_uri_set(), registry._registry_uri, fluent._active_experiment_id
+    assert after == before
+
+
+def test_uris_that_the_job_had_set_are_given_back(store_uri):
+    """The user's own choice comes back, not MLflow's default."""
+    mlflow.set_tracking_uri("sqlite:///mine.db")
+
+    restore = seam.keep_uris()
+    mlflow.set_tracking_uri(store_uri)
+    restore()
+
+    assert mlflow.get_tracking_uri() == "sqlite:///mine.db"
+    assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///mine.db"
+
+
+def test_autologging_that_was_off_is_off_again():
+    """Neither a library that is loaded nor one that is imported later is autologged any more."""
+    import sklearn  # noqa: F401 - autologging starts at once for what is imported
+
+    restore = seam.keep_autolog()
+    mlflow.autolog(silent=True)
+    assert not autologging_utils.autologging_is_disabled("sklearn")
+    assert import_hooks._post_import_hooks["xgboost"]
+    restore()
+
+    assert autologging_utils.autologging_is_disabled("sklearn")
+    assert not import_hooks._post_import_hooks.get("xgboost")
+
+
+def test_autologging_that_the_job_had_switched_on_is_on_again():
+    """With the arguments that the job gave."""
+    import sklearn  # noqa: F401 - as above
+
+    mlflow.autolog(silent=True, log_models=False)
+
+    restore = seam.keep_autolog()
+    mlflow.autolog(silent=True, log_models=True, disable=True)
+    restore()
+
+    assert not autologging_utils.autologging_is_disabled("sklearn")
+    assert autologging_utils.get_autologging_config("sklearn", "log_models") is False
+    assert import_hooks._post_import_hooks["xgboost"]
+
+
+def test_open_runs_of_the_thread_are_known(store_uri):
+    """All of them, the innermost last."""
+    mlflow.set_tracking_uri(store_uri)
+
+    with mlflow.start_run() as outer, mlflow.start_run(nested=True) as inner:
+        assert seam.open_run_ids() == [outer.info.run_id, inner.info.run_id]
+
+    assert seam.open_run_ids() == []
+
+
+def test_the_sampling_of_a_run_can_be_stopped(store_uri):
+    """MLflow forgets its thread when the end of the run cannot be recorded."""
+    mlflow.set_tracking_uri(store_uri)
+    run = mlflow.start_run(log_system_metrics=True)
+    monitor = fluent.run_id_to_system_metrics_monitor[run.info.run_id]
+
+    seam.stop_system_metrics(run.info.run_id)
+    seam.stop_system_metrics(run.info.run_id)
+
+    assert monitor._shutdown_event.is_set()
+
+
+@pytest.fixture
+def host(store_uri):
+    """Return a run that others may join."""
+    mlflow.set_tracking_uri(store_uri)
+    with mlflow.start_run(run_name="host") as run:
+        restore = seam.let_join(run)
+        yield run
+        restore()
+
+
+def test_the_first_run_joins_its_host(host):
+    """It is the same run, it stays open after the block, and it takes the tags and the description."""
+    with mlflow.start_run(run_name="mine", tags={"a": "1"}, description="why") as joined:
+        mlflow.log_param("inside", 1)
+
+    assert joined.info.run_id == host.info.run_id
+    assert mlflow.active_run().info.run_id == host.info.run_id
+    stored = mlflow.get_run(host.info.run_id).data
+    assert (stored.params, stored.tags["a"], stored.tags["mlflow.note.content"]) == ({"inside": "1"}, "1", "why")
+    assert stored.tags["mlflow.runName"] == "host"
+
+
+def test_later_runs_become_children_of_the_host(host):
+    """A script that opens several runs does not mix them up."""
+    with mlflow.start_run():
+        pass
+
+    with mlflow.start_run(run_name="second") as second:
+        pass
+
+    assert second.info.run_id != host.info.run_id
+    assert second.data.tags["mlflow.parentRunId"] == host.info.run_id
+
+
+def test_who_asks_for_a_nested_run_gets_one(host):
+    """Only a run that would be the outermost joins."""
+    with mlflow.start_run(nested=True) as child:
+        pass
+
+    assert child.info.run_id != host.info.run_id
+
+
+def test_without_a_host_runs_are_runs_again(host):
+    """The replacement of `mlflow.start_run` is undone."""
+    restore = seam.let_join(host)
+    replaced = mlflow.start_run
+    restore()
+
+    assert mlflow.start_run is not replaced
+    assert fluent.start_run is mlflow.start_run
