@@ -1,0 +1,377 @@
+"""The services of a job: logging, alerts and MLflow tracking.
+
+Each is configuration first - immutable fields, from arguments, environment variables or `.env` - and runs between
+`start` and `stop`, or inside `with`. How they do it lives in the engines beside this module.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from abc import ABC, abstractmethod
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+
+from autogen_team.errors import NotStartedError
+from autogen_team.io._settings import Settings, Variable, state_dir
+from autogen_team.io.osvariables import Env
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+    from types import ModuleType, TracebackType
+    from typing import Self
+
+    import loguru
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    from autogen_team.io._alerts.delivery import Delivery
+
+__all__ = ["AlertsService", "LoggerService", "MlflowService", "Service"]
+
+_report = logging.getLogger("autogen_team")
+_lock = threading.RLock()
+
+
+def _as_path(value: object) -> object:
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _split(value: object) -> object:
+    return tuple(value.split()) if isinstance(value, str) else value
+
+
+class Service(ABC, Settings):
+    """Something that a job starts before its work and stops after it.
+
+    A service is a value: equal to another with the same fields; pickled, copied and sent to a worker as its fields.
+    Whether it runs is no part of that value, so a copy of a running service does not run. Starting twice does nothing,
+    nor does stopping what does not run. `stop` undoes exactly what `start` did, and a failed `start` leaves the process
+    as it was.
+
+    >>> with LoggerService(sink="stdout", format="{level} {message}") as service:
+    ...     service.logger().info("ready")
+    INFO ready
+    """
+
+    __slots__ = ("_undo",)
+
+    @abstractmethod
+    def start(self) -> None:
+        """Make the service available to the job."""
+
+    def stop(self) -> None:
+        """Undo what `start` did; a fault in that is reported, never raised."""
+        with _lock:
+            undo: Callable[[], None] | None = getattr(self, "_undo", None)
+            self._on_stop(None)
+        if undo is not None:
+            try:
+                undo()
+            except Exception:
+                _report.warning("%s did not stop cleanly", type(self).__name__, exc_info=True)
+
+    @property
+    def is_started(self) -> bool:
+        """Tell whether the service runs."""
+        return getattr(self, "_undo", None) is not None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def _on_stop(self, undo: Callable[[], None] | None) -> None:
+        """Note what `stop` has to do; having noted something is what makes a service a started one."""
+        object.__setattr__(self, "_undo", undo)
+
+
+class LoggerService(Service):
+    """Logs of the job and of its libraries, in one place and one format, through loguru.
+
+    >>> service = LoggerService(sink="stdout", level="info", format="{level}: {message}")
+    >>> service.start()
+    >>> service.logger().warning("disk {}% full", 91)
+    WARNING: disk 91% full
+    >>> service.logger().debug("below the level, so not shown")
+    >>> service.stop()
+    """
+
+    variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_LOGGER_"
+
+    sink: Annotated[str, BeforeValidator(_as_path)] = "stderr"
+    """Where lines go: `stderr`, `stdout`, or the path of a file (folders are made, `~` is the home folder)."""
+    level: str = "INFO"
+    """The least severe level that is shown: TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL."""
+    format: str = (
+        "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> | <level>{level: <8}</level> | "
+        "<cyan>{name}</cyan>:<cyan>{function}</cyan>:<cyan>{line}</cyan> - <level>{message}</level>"
+    )
+    """How a line of text looks, in loguru's markup; `{extra[run_id]}` and its like are empty outside a run."""
+    colorize: bool = True
+    """Colour on a terminal; never in a file. NO_COLOR and FORCE_COLOR are obeyed."""
+    serialize: bool = False
+    """One flat JSON object per line instead of text."""
+    backtrace: bool = True
+    """Show the whole stack of an exception, not only up to where it was caught."""
+    diagnose: bool = False
+    """Show the values of variables in tracebacks; they may hold secrets and data of people."""
+    catch: bool = True
+    """Report a fault of the sink and go on; otherwise it is raised where the line was logged."""
+    rotation: str | int | None = None
+    """When a new file is begun, in loguru's words: `100 MB`, `1 week`, `00:00`; safe with many processes."""
+    retention: str | int | None = None
+    """Which old files are kept, in loguru's words: a number of them, or an age such as `10 days`."""
+    compression: str | None = None
+    """How old files are packed: `gz`, `zip`, `xz` and the others that loguru knows."""
+    intercept: bool = True
+    """Take in the records of the standard library's logging, so of every library, and warnings."""
+    redact: bool = True
+    """Mask secrets in the finished line: known values of the environment, tokens, keys, passwords in URLs."""
+    uncaught: bool = True
+    """Log what nobody caught: in the main thread, threads, finalizers and asyncio tasks."""
+    run_log: bool = True
+    """Keep the lines logged while a run is active with the run, as its artifact `logs/<host>-<pid>.log`."""
+
+    def start(self) -> None:
+        """Direct log lines to the sink.
+
+        Handlers that others have added to loguru stay; loguru's own first one is set aside until `stop`.
+
+        Raises:
+            ConfigurationError: the sink, the level, the format or the rotation cannot be used.
+
+        """
+        from autogen_team.io._logs import pipeline
+
+        with _lock:
+            if not self.is_started:
+                fields = {name: getattr(self, name) for name in type(self).model_fields}
+                self._on_stop(pipeline.start(pipeline.Settings(**fields, state_dir=state_dir())))
+
+    def logger(self) -> loguru.Logger:
+        """Return loguru's logger: the one that every module gets by `from loguru import logger`."""
+        import loguru
+
+        return loguru.logger
+
+
+class AlertsService(Service):
+    """Notifications for people: on the desktop, through remote channels, and on the console if none of them can.
+
+    >>> AlertsService(enable=False, app_name="train").notify("done", "model trained")
+    [train] done: model trained
+    """
+
+    __slots__ = ("_delivery",)
+
+    variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_ALERTS_"
+
+    enable: bool = True
+    """Send; otherwise print `[app_name] title: message` on stdout."""
+    app_name: str = "autogen_team"
+    """Who is speaking, as the desktop and the console show it."""
+    timeout: Annotated[int, Field(ge=0)] | None = None
+    """Seconds that a desktop notification stays; 0 until it is dismissed, None as the desktop likes."""
+    urls: Annotated[tuple[SecretStr, ...], BeforeValidator(_split)] = ()
+    """Remote channels as Apprise URLs, separated by spaces in a variable: Slack, mail, Teams (extra `alerts`)."""
+    cooldown: Annotated[float, Field(ge=0)] = 0.0
+    """Seconds during which the same level and title is counted instead of sent again; 0 sends each."""
+    flush_timeout: Annotated[float, Field(gt=0)] = 2.0
+    """Seconds that `stop` and the exit of the process wait for alerts on their way; what is left is printed."""
+
+    def start(self) -> None:
+        """Check the channels; nothing is sent.
+
+        Raises:
+            ConfigurationError: a URL is none that Apprise knows; the message shows it masked.
+            MissingExtraError: there are URLs and the extra `alerts` is not installed.
+
+        """
+        with _lock:
+            if not self.is_started:
+                self._on_stop(self._deliverer().stop)
+
+    def stop(self) -> None:
+        """Wait for alerts on their way, at most `flush_timeout` seconds; print those that did not make it."""
+        super().stop()
+        object.__setattr__(self, "_delivery", None)
+
+    def notify(
+        self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
+    ) -> None:
+        """Send an alert; works before `start` too, from any thread, in an event loop and after a fork.
+
+        Waits at most a second, and raises nothing about the delivery: what nobody confirms is printed on stdout.
+
+        Raises:
+            ConfigurationError: `level` is none of the four.
+
+        """
+        self._deliverer().notify(title, message, level)
+
+    def _deliverer(self) -> Delivery:
+        with _lock:
+            found: Delivery | None = getattr(self, "_delivery", None)
+            if found is None:
+                from autogen_team.io._alerts import delivery
+
+                fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+                fields["urls"] = tuple(url.get_secret_value() for url in self.urls)
+                found = delivery.Delivery(delivery.Settings(**fields))
+                object.__setattr__(self, "_delivery", found)
+            return found
+
+
+class _CurrentEnv:
+    """`MlflowService.env`: the variables as they are when it is asked for, not as they were at import."""
+
+    def __get__(self, instance: object, owner: type) -> Env:
+        return Env()
+
+
+class MlflowService(Service):
+    """MLflow tracking and model registry: plain `mlflow.log_...` and autologging, in runs that tell how they ended.
+
+    >>> service = MlflowService(tracking_uri="sqlite:///docs.db", experiment_name="digits")
+    >>> with service, service.run_context(MlflowService.RunConfig(name="train", tags={"fold": 1})) as run:
+    ...     mlflow.log_metric("accuracy", 0.9)
+    >>> service.client().get_run(run.info.run_id).info.status
+    'FINISHED'
+    """
+
+    class RunConfig(BaseModel):
+        """What a run is called and described by."""
+
+        model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+        name: str
+        """The name of the run; need not be unique."""
+        description: str | None = None
+        """Shown on the run's page, as Markdown."""
+        tags: dict[str, Any] | None = None
+        """Values that are not text are converted by `str`."""
+        log_system_metrics: bool | None = True
+        """Sample CPU, memory, disk and GPUs; None leaves that to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING."""
+
+    variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_MLFLOW_"
+    env: ClassVar[_CurrentEnv] = _CurrentEnv()
+    """The MLFLOW_* variables as they are now."""
+
+    tracking_uri: Annotated[str, Variable("MLFLOW_TRACKING_URI"), BeforeValidator(_as_path)] = Field(
+        default_factory=lambda: MlflowService.env.mlflow_tracking_uri
+    )
+    """Where runs are kept: a server (`http://...`), a database (`sqlite:///...`) or a folder."""
+    registry_uri: Annotated[str, Variable("MLFLOW_REGISTRY_URI"), BeforeValidator(_as_path)] = Field(
+        default_factory=lambda fields: MlflowService.env.mlflow_registry_uri or fields.get("tracking_uri", "")
+    )
+    """Where registered models are kept; unless set, where runs are."""
+    experiment_name: Annotated[str, Variable("MLFLOW_EXPERIMENT_NAME")] = Field(
+        default_factory=lambda: MlflowService.env.mlflow_experiment_name
+    )
+    """The experiment that runs belong to; made if it is not there."""
+    registry_name: Annotated[str, Variable("MLFLOW_REGISTERED_MODEL_NAME")] = Field(
+        default_factory=lambda: MlflowService.env.mlflow_registered_model_name
+    )
+    """The name under which the job registers its model."""
+    autolog_disable: bool = False
+    """Switch MLflow's autologging off."""
+    autolog_disable_for_unsupported_versions: bool = False
+    """Autolog only versions of libraries that this MLflow has been tested with."""
+    autolog_exclusive: bool = False
+    """Keep autologged content out of runs that the job has opened itself."""
+    autolog_log_input_examples: bool = False
+    """Keep some rows of the training data with each model."""
+    autolog_log_model_signatures: bool = True
+    """Keep the types of inputs and outputs with each model."""
+    autolog_log_models: bool = True
+    """Keep trained models as artifacts of the run."""
+    autolog_log_datasets: bool = True
+    """Note which data a run was trained on."""
+    autolog_silent: bool = False
+    """Suppress the log lines and warnings of autologging."""
+    connect_timeout: Annotated[float, Field(gt=0)] = 5.0
+    """Seconds within which a server must answer when the service starts; MLflow itself would try for four minutes."""
+
+    def start(self) -> None:
+        """Set tracking and registry URI, the experiment and autologging.
+
+        Raises:
+            TrackingUnavailableError: the server refuses or does not answer within `connect_timeout` seconds.
+            ConfigurationError: the experiment cannot be used, for example because it is deleted.
+
+        """
+        from autogen_team.io._tracking import session
+
+        with _lock:
+            if not self.is_started:
+                autolog = {
+                    name.removeprefix("autolog_"): getattr(self, name)
+                    for name in type(self).model_fields
+                    if name.startswith("autolog_")
+                }
+                settings = session.Settings(
+                    tracking_uri=self.tracking_uri,
+                    registry_uri=self.registry_uri,
+                    experiment_name=self.experiment_name,
+                    connect_timeout=self.connect_timeout,
+                    autolog=autolog,
+                )
+                self._on_stop(session.start(settings))
+
+    @contextmanager
+    def run_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
+        """Open a run for the block, and close it with the status that the block deserves.
+
+        FINISHED after a normal end or `sys.exit(0)`, KILLED after Ctrl-C, SIGTERM or SIGHUP, otherwise FAILED; unless
+        FINISHED, the tag `autogen_team.exception` says why. The exception itself passes through unchanged. SIGTERM and
+        SIGHUP become `SystemExit` with 128 plus their number in the main thread, unless the job handles them itself.
+
+        Raises:
+            NotStartedError: the service does not run, so the run would go who knows where.
+
+        """
+        with self._runs().open_run(**run_config.model_dump()) as run:
+            yield run
+
+    @contextmanager
+    def host_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
+        """Open a run as `run_context` does, for code that may well open its own: its first run joins this one.
+
+        Runs that it opens later become children of this one. This is what `autogen-team run` puts around a script.
+        """
+        with self._runs().host_run(**run_config.model_dump()) as run:
+            yield run
+
+    def _runs(self) -> ModuleType:
+        if not self.is_started:
+            raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
+        from autogen_team.io._tracking import runs
+
+        return runs
+
+    @property
+    def active_run(self) -> mlflow.ActiveRun | None:
+        """The innermost open run of this thread, by whomever it was opened."""
+        from autogen_team.io._tracking import session
+
+        return session.active_run()
+
+    def link(self, experiment_id: str, run_id: str) -> str | None:
+        """Return the page of a run on the tracking server; None for a store that is not a server."""
+        from autogen_team.io._tracking import links
+
+        return links.of_run(self.tracking_uri, experiment_id, run_id)
+
+    def client(self) -> MlflowClient:
+        """Return a client for this service's stores; works whether the service runs or not."""
+        from autogen_team.io._tracking import session
+
+        return session.client(self.tracking_uri, self.registry_uri)
