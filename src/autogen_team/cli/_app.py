@@ -1,0 +1,99 @@
+"""The commands and their options, and nothing else, so that `--help` and completion answer at once.
+
+Each command's work is a room of its own, imported when it is called.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, NoReturn
+
+import typer
+
+app = typer.Typer(
+    name="autogen-team",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from autogen_team import __version__
+
+        typer.echo(f"autogen-team {__version__}")
+        raise typer.Exit
+
+
+Experiment = Annotated[str | None, typer.Option("--experiment", "-e", help="The MLflow experiment to use.")]
+TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help="Where MLflow keeps runs.")]
+LogLevel = Annotated[str | None, typer.Option("--log-level", "-l", help="The least severe level that is logged.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SERVICE.FIELD=VALUE", help="Any setting: logger.serialize=true. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The global context of an ML or LLM job: logging, alerts and MLflow tracking."""
+
+
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+def run(
+    command: Annotated[
+        list[str],
+        typer.Argument(metavar="TARGET ARGS", help="A Python script, or -m and a module; then its own arguments."),
+    ],
+    name: Annotated[str | None, typer.Option("--name", "-n", help="The name of the run. [default: the target]")] = None,
+    description: Annotated[str | None, typer.Option("--description", help="Shown on the run's page.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", "-t", metavar="KEY=VALUE", help="Repeatable.")] = None,
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    log_level: LogLevel = None,
+    set_: Set = None,
+) -> NoReturn:
+    """Run a Python script or module inside the global context and one MLflow run.
+
+    Exits with the target's own status; 2 if the command or a setting is wrong, 125 if the context cannot be started.
+
+    Example: autogen-team run --experiment digits --tag fold=1 train.py --epochs 3
+    """
+    from autogen_team.cli import run as room
+
+    overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=log_level)
+    room.run(command, name=name, description=description, tags=tag or [], overrides=overrides)
+
+
+@app.command()
+def config(
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    log_level: LogLevel = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Print each setting with its variable, its value and where that came from; secrets are masked.
+
+    Example: AUTOGEN_TEAM_LOGGER_LEVEL=DEBUG autogen-team config
+    """
+    from autogen_team.cli import config as room
+
+    overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=log_level)
+    room.show(overrides, as_json=json)
+
+
+def _overrides(
+    assignments: list[str] | None, *, experiment: str | None, tracking_uri: str | None, log_level: str | None
+) -> dict[str, str]:
+    """Return what the options set, as `service.field` and text."""
+    from autogen_team.cli import _context
+
+    given = {"mlflow.experiment_name": experiment, "mlflow.tracking_uri": tracking_uri, "logger.level": log_level}
+    named = {path: value for path, value in given.items() if value is not None}
+    return {**_context.assignments(assignments or [], "--set"), **named}

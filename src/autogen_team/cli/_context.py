@@ -1,0 +1,53 @@
+"""The context that the options of a command ask for."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from autogen_team.cli import _look
+from autogen_team.context import GlobalContext
+
+
+def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
+    """Split `key=value` texts."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            _look.fail(f"{option} takes KEY=VALUE, not {text!r}", _look.WRONG_USAGE)
+        pairs[key.strip()] = value
+    return pairs
+
+
+def build(overrides: Mapping[str, str]) -> GlobalContext:
+    """Return a context made of the environment and the overrides, which are `service.field` and text."""
+    classes = GlobalContext.service_classes()
+    fields: dict[str, dict[str, Any]] = {name: {} for name in classes}
+    own: dict[str, Any] = {}
+    for path, value in overrides.items():
+        service, _, field = path.rpartition(".")
+        if service in fields and field in classes[service].variables():
+            fields[service][field] = value
+        elif not service and field in GlobalContext.variables():
+            own[field] = value
+        else:
+            near = difflib.get_close_matches(path, _paths(), n=1, cutoff=0.0)[0]
+            _look.fail(f"there is no setting {path!r}; did you mean {near}?", _look.WRONG_USAGE)
+    services: dict[str, Any] = {f"{name}_service": cls(**fields[name]) for name, cls in classes.items()}
+    return GlobalContext(**services, **own)
+
+
+def variables_of(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Return the same overrides as environment variables, for whatever the target makes itself."""
+    classes = GlobalContext.service_classes()
+    names = {
+        f"{name}.{field}": variable for name, cls in classes.items() for field, variable in cls.variables().items()
+    }
+    return {names.get(path) or GlobalContext.variables()[path]: value for path, value in overrides.items()}
+
+
+def _paths() -> list[str]:
+    services = GlobalContext.service_classes().items()
+    return [*(f"{name}.{field}" for name, cls in services for field in cls.variables()), *GlobalContext.variables()]

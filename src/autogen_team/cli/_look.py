@@ -1,0 +1,74 @@
+"""The one look of all commands: tables where there is a terminal, plain text where there is none."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from autogen_team.errors import AutogenTeamError, AutogenTeamWarning, ConfigurationError
+
+WRONG_USAGE = 2
+NOT_STARTED = 125  # as env, nohup and timeout say that they, not the command, have failed
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Return a console that never guesses at markup, and colours only a terminal."""
+    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False, emoji=False)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False) -> None:
+    """Print a table: ruled on a terminal, else one line a row, for `grep`."""
+    target = console(stderr=stderr)
+    if not target.is_terminal:
+        lines = [columns, *rows]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
+        for line in lines:
+            cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            target.out("  ".join(cells).rstrip())
+        return
+    grid = Table(box=box.SIMPLE, pad_edge=False)
+    for column in columns:
+        grid.add_column(column, overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell) for cell in row))
+    target.print(grid)
+
+
+def fail(message: str, status: int) -> NoReturn:
+    """Print the message as an error and exit."""
+    say("error", message, "bold red")
+    raise SystemExit(status)
+
+
+def say(kind: str, message: str, style: str) -> None:
+    """Print a line on stderr that begins with its kind."""
+    console(stderr=True).print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True)
+
+
+@contextmanager
+def plain_faults(status: int = 1) -> Iterator[None]:
+    """Print our own errors and warnings as one line each, without a traceback."""
+    with warnings.catch_warnings():
+        previous = warnings.showwarning
+
+        def show(message, category, filename, lineno, file=None, line=None):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            if issubclass(category, AutogenTeamWarning):
+                say("warning", str(message), "yellow")
+            else:
+                previous(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        try:
+            yield
+        except ConfigurationError as error:
+            fail(str(error), WRONG_USAGE)
+        except AutogenTeamError as error:
+            fail(str(error), status)

@@ -1,0 +1,20 @@
+"""`autogen-team config`: which settings are in force, and why."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from autogen_team.cli import _context, _look
+
+
+def show(overrides: Mapping[str, str], *, as_json: bool) -> None:
+    """Print every setting of a context that would be made now."""
+    with _look.plain_faults():
+        settings = _context.build(overrides).settings()
+    if as_json:
+        print(json.dumps([asdict(setting) for setting in settings], indent=2))  # noqa: T201 - this is its output
+        return
+    rows = [(setting.name, setting.value, setting.source, setting.variable) for setting in settings]
+    _look.table(("setting", "value", "from", "variable"), rows)

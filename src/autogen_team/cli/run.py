@@ -1,0 +1,158 @@
+"""`autogen-team run`: a Python script or module inside the global context and one run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn
+
+from autogen_team.cli import _context, _look, _summary
+
+_INTERRUPTED = 130
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is run."""
+
+    name: str
+    arguments: list[str]
+    """What the target finds in `sys.argv`, itself first."""
+    folder: str
+    """What the target finds first on `sys.path`."""
+    execute: Callable[[], object]
+
+
+def run(
+    command: Sequence[str],
+    *,
+    name: str | None,
+    description: str | None,
+    tags: Sequence[str],
+    overrides: Mapping[str, str],
+) -> NoReturn:
+    """Run the command, and exit as it does."""
+    target = parse(command)
+    config = {"description": description, "tags": _context.assignments(tags, "--tag") or None}
+    with _look.plain_faults(_look.NOT_STARTED):
+        context = _context.build(overrides)
+        context.start()
+    status = 0
+    try:
+        with (
+            _environment(_context.variables_of(overrides)),
+            _as_main(target),
+            _summary.of_run(context) as summary,
+            context.run(name or target.name, host=True, **config) as active,
+        ):
+            summary.run_id = active.info.run_id
+            with _reported():
+                target.execute()
+    except SystemExit as error:
+        status = _status(error.code)
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
+    except Exception:  # has been reported
+        status = 1
+    finally:
+        context.stop()
+    raise SystemExit(status)
+
+
+def parse(command: Sequence[str]) -> Target:
+    """Return the target that the words of the command line name, or exit saying what is wrong with them."""
+    first, *rest = command
+    if first == "-m":
+        if not rest:
+            _look.fail("-m takes the name of a module", _look.WRONG_USAGE)
+        return _module(rest[0], rest[1:])
+    if first.startswith("-"):
+        _look.fail(f"there is no option {first!r}; see autogen-team run --help", _look.WRONG_USAGE)
+    path = Path(first)
+    if not path.exists():
+        _look.fail(f"there is no script {first!r} in {Path.cwd()}", _look.WRONG_USAGE)
+    folder = path if path.is_dir() else path.parent
+    return Target(path.name, [first, *rest], str(folder.absolute()), lambda: runpy.run_path(first, run_name="__main__"))
+
+
+def _module(name: str, arguments: Sequence[str]) -> Target:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        found = None
+    finally:
+        del sys.path[0]
+    if found is None:
+        _look.fail(f"there is no module {name!r}", _look.WRONG_USAGE)
+    return Target(
+        name,
+        [found.origin or name, *arguments],
+        str(Path.cwd()),
+        lambda: runpy.run_module(name, run_name="__main__", alter_sys=True),
+    )
+
+
+@contextmanager
+def _as_main(target: Target) -> Iterator[None]:
+    """Show the target the interpreter as if Python itself had started it."""
+    arguments, path = sys.argv, sys.path[:]
+    sys.argv = target.arguments
+    sys.path.insert(0, target.folder)
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        sys.path[:] = path
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Let a context that the target makes itself see the options of the command line."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Report an uncaught exception while the run is open, so that its log has it, without our own frames."""
+    try:
+        yield
+    except Exception as error:
+        error.__traceback__ = _from_target(error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise
+
+
+def _from_target(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in _OURS:
+        traceback = traceback.tb_next
+    return traceback
+
+
+_OURS = {__file__, runpy.__file__, "<frozen runpy>"}
+
+
+def _status(code: object) -> int:
+    """Return the status with which Python would exit."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code
+    print(code, file=sys.stderr)  # noqa: T201 - as Python does
+    return 1
