@@ -218,10 +218,16 @@ def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str
             lines.append(f"{cls.__name__} has no field {name!r}; {hint}")
         elif name in arguments:
             hint = f" (or the variable {variable})" if variable else ""
-            lines.append(f"{cls.__name__}.{name} is {show(name, arguments[name])!r}{hint}: {problem}")
+            lines.append(f"{cls.__name__}.{name} is {_shown(cls, name, arguments[name])}{hint}: {problem}")
         elif variable in found:
             place, text = found[variable]
-            lines.append(f"{variable} is {show(name, text)!r} ({place}): {problem}")
+            lines.append(f"{variable} is {_shown(cls, name, text)} ({place}): {problem}")
         else:
             lines.append(f"{cls.__name__}{'.' if name else ''}{name}: {problem}")
     return "\n".join(lines)
+
+
+def _shown(cls: type[Settings], name: str, value: object) -> str:
+    """Return a value that was not accepted, so that is not of the field's own type yet."""
+    field = cls.model_fields.get(name)
+    return repr(MASK if field and SecretStr.__name__ in str(field.annotation) else show(name, value))

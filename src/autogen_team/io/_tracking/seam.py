@@ -9,6 +9,7 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
   imported;
 - ``mlflow.tracking.fluent._active_run_stack``: the open runs of this thread, of which MLflow shows only the topmost;
 - ``mlflow.start_run``, replaced while a supervised job runs, so that the job's own first run joins the supervisor's;
+- ``mlflow.store.db.utils.MAX_RETRY_COUNT``: a database that refuses is asked ten times in 100 seconds;
 - ``mlflow.tracking.fluent.run_id_to_system_metrics_monitor``: the threads that MLflow forgets when it cannot end a run.
 """
 
@@ -78,6 +79,18 @@ def keep_autolog() -> Undo:
         if integrations.get(_ALL_FLAVORS):
             # Libraries imported since then get the configuration that they would have got.
             mlflow.autolog(**integrations[_ALL_FLAVORS])
+
+    return restore
+
+
+def ask_databases_once() -> Undo:
+    """Let a database that refuses fail at once; the returned function gives MLflow its patience back."""
+    from mlflow.store.db import utils
+
+    before, utils.MAX_RETRY_COUNT = utils.MAX_RETRY_COUNT, 0
+
+    def restore() -> None:
+        utils.MAX_RETRY_COUNT = before
 
     return restore
 

@@ -100,8 +100,10 @@ def _set_experiment(settings: Settings) -> None:
                 "name another one in MLFLOW_EXPERIMENT_NAME"
             ) from error
         raise TrackingUnavailableError(probe.unavailable(settings.tracking_uri, str(error))) from error
-    except OSError as error:
-        raise TrackingUnavailableError(probe.unavailable(settings.tracking_uri, str(error))) from error
+    except Exception as error:
+        # SQLAlchemy, its drivers and the operating system each have words of their own for the same.
+        reason = str(error).partition("\n")[0]
+        raise TrackingUnavailableError(probe.unavailable(settings.tracking_uri, reason)) from error
 
 
 @contextmanager
@@ -113,13 +115,12 @@ def _impatient(timeout: float) -> Iterator[None]:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, math.ceil(timeout))),
     }
-    restore = seam.keep_environment(*bounds)
-    for name, value in bounds.items():
-        os.environ.setdefault(name, value)
-    try:
+    with ExitStack() as undo:
+        undo.callback(seam.keep_environment(*bounds))
+        undo.callback(seam.ask_databases_once())
+        for name, value in bounds.items():
+            os.environ.setdefault(name, value)
         yield
-    finally:
-        restore()
 
 
 @contextmanager

@@ -1,0 +1,515 @@
+"""The contract of the user story: one class per service."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import pickle
+import time
+import typing
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import loguru
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+
+from autogen_team.errors import ConfigurationError, ConfigurationWarning, NotStartedError, TrackingUnavailableError
+from autogen_team.io.osvariables import Env
+from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
+
+SOON = 10.0
+"""Seconds; a generous bound for what takes MLflow four minutes."""
+
+
+class TestService:
+    """What every service is."""
+
+    @pytest.mark.parametrize("cls", [LoggerService, AlertsService, MlflowService])
+    def test_extends_the_base_class(self, cls):
+        """And implements `start`."""
+        assert issubclass(cls, Service)
+        assert cls.start is not Service.start
+
+    def test_start_must_be_implemented(self):
+        """A service without it cannot be made."""
+
+        class Half(Service):
+            """Nothing."""
+
+        with pytest.raises(TypeError, match="abstract"):
+            Half()
+
+    def test_a_service_of_one_s_own_needs_only_start(self):
+        """It is configured, and used by `with`, like ours."""
+
+        class Mail(Service):
+            """Sends mail."""
+
+            variable_prefix = "MAIL_"
+            host: str = "localhost"
+            """Where to."""
+
+            def start(self) -> None:
+                """Note that it happened."""
+                started.append(self.host)
+
+        started: list[str] = []
+        with Mail() as service:
+            assert not service.is_started
+        assert started == ["localhost"]
+
+    def test_a_copy_of_a_running_service_does_not_run(self):
+        """Running is no part of the value."""
+        with LoggerService(sink="job.log") as service:
+            assert service.is_started
+            assert not service.model_copy().is_started
+            assert service == LoggerService(sink="job.log")
+        assert not service.is_started
+
+    def test_a_stop_that_fails_is_reported_and_not_raised(self, caplog):
+        """The job's own exception must not be masked."""
+
+        class Broken(Service):
+            """Cannot stop."""
+
+            def start(self) -> None:
+                """Note what cannot be undone."""
+                self._on_stop(lambda: 1 / 0)
+
+        with Broken():
+            pass
+
+        assert "Broken did not stop cleanly" in caplog.text
+
+
+class TestLoggerService:
+    """User story 1."""
+
+    def test_has_the_fields_of_the_story(self):
+        """With their types."""
+        hints = typing.get_type_hints(LoggerService)
+
+        assert {name: hints[name] for name in ("sink", "level", "format")} == dict.fromkeys(
+            ("sink", "level", "format"), str
+        )
+        for name in ("colorize", "serialize", "backtrace", "diagnose", "catch"):
+            assert hints[name] is bool
+
+    def test_the_logger_is_loguru_s(self):
+        """The one that every module imports."""
+        assert LoggerService().logger() is loguru.logger
+
+    def test_a_line_shows_time_level_and_source(self, capsys):
+        """By default, on stderr, without colour where there is no terminal."""
+        with LoggerService() as service:
+            service.logger().warning("disk {}% full", 91)
+
+        out, err = capsys.readouterr()
+        assert out == ""
+        moment, level, rest = err.split(" | ")
+        assert time.strptime(moment.partition(".")[0], "%Y-%m-%d %H:%M:%S")
+        assert level.strip() == "WARNING"
+        source, _, message = rest.partition(" - ")
+        assert source.endswith(":test_a_line_shows_time_level_and_source:" + source.rpartition(":")[2])
+        assert message == "disk 91% full\n"
+
+    @pytest.mark.parametrize("name", ["stdout", "STDOUT", "Stdout"])
+    def test_stdout_is_a_sink(self, name, capsys):
+        """In any case."""
+        with LoggerService(sink=name, format="{message}") as service:
+            service.logger().info("line")
+
+        assert capsys.readouterr() == ("line\n", "")
+        assert not Path(name).exists()
+
+    def test_streams_are_bound_late(self):
+        """So that redirection after the start sees the lines."""
+        out, err = StringIO(), StringIO()
+        with LoggerService(sink="stderr", format="{message}") as service, redirect_stderr(err):
+            service.logger().info("to stderr")
+        with LoggerService(sink="stdout", format="{message}") as service, redirect_stdout(out):
+            service.logger().info("to stdout")
+
+        assert (out.getvalue(), err.getvalue()) == ("to stdout\n", "to stderr\n")
+
+    def test_a_file_is_a_sink(self, monkeypatch, tmp_path):
+        """Its folders are made, and `~` is the home folder."""
+        monkeypatch.setenv("HOME", str(tmp_path))
+        with LoggerService(sink="~/logs/deep/job.log", format="{message}") as service:
+            service.logger().info("line")
+
+        assert (tmp_path / "logs" / "deep" / "job.log").read_text() == "line\n"
+        assert not Path("~").exists()
+
+    def test_a_file_has_no_colour(self, monkeypatch):
+        """Whatever the environment wants."""
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        with LoggerService(sink="job.log", format="<red>{message}</red>") as service:
+            service.logger().info("line")
+
+        assert Path("job.log").read_text() == "line\n"
+
+    @pytest.mark.parametrize(
+        ("variables", "terminal", "colorize", "coloured"),
+        [
+            ({}, False, True, False),
+            ({}, True, True, True),
+            ({}, True, False, False),
+            ({"NO_COLOR": "1"}, True, True, False),
+            ({"FORCE_COLOR": "1"}, False, True, True),
+            ({"FORCE_COLOR": "1"}, False, False, False),
+        ],
+    )
+    def test_colour_is_for_terminals(self, variables, terminal, colorize, coloured, monkeypatch):
+        """NO_COLOR and FORCE_COLOR are obeyed, and so is the field."""
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        stream = StringIO()
+        stream.isatty = lambda: terminal
+        with redirect_stderr(stream), LoggerService(format="<red>{message}</red>", colorize=colorize) as service:
+            service.logger().info("line")
+
+        assert ("\x1b[31m" in stream.getvalue()) is coloured
+
+    def test_levels_below_are_not_shown(self, capsys):
+        """The level is a threshold, in any case of letters."""
+        with LoggerService(level="warning", format="{message}") as service:
+            service.logger().info("below")
+            service.logger().warning("at")
+
+        assert capsys.readouterr().err == "at\n"
+
+    @pytest.mark.parametrize(
+        ("fields", "named"),
+        [
+            ({"level": "LOUD"}, "LOUD"),
+            ({"format": "{nope}"}, "nope"),
+            ({"format": "{message"}, "{message"),
+            ({"format": "<nocolour>{message}</nocolour>"}, "nocolour"),
+            ({"sink": "."}, "."),
+            ({"sink": ""}, "sink"),
+        ],
+    )
+    def test_what_cannot_be_used_is_refused_at_start(self, fields, named, capsys):
+        """With the value in the message, and the earlier handlers kept."""
+        lines = []
+        handler = loguru.logger.add(lambda message: lines.append(str(message)), format="{message}")
+        service = LoggerService(**fields)
+
+        with pytest.raises(ConfigurationError) as raised:
+            service.start()
+        loguru.logger.info("still here")
+        loguru.logger.remove(handler)
+
+        assert named in str(raised.value)
+        assert lines == ["still here\n"]
+        assert not service.is_started
+
+    def test_other_people_s_handlers_are_left_alone(self):
+        """During the service and after it."""
+        lines = []
+        handler = loguru.logger.add(lambda message: lines.append(str(message)), format="{message}")
+        with LoggerService(sink="job.log"):
+            loguru.logger.info("during")
+        loguru.logger.info("after")
+        loguru.logger.remove(handler)
+
+        assert lines == ["during\n", "after\n"]
+
+    def test_loguru_s_own_handler_is_set_aside_and_given_back(self, run_python):
+        """A line is not printed twice, and after the stop everything is as it was."""
+        code = (
+            "from loguru import logger; from autogen_team import LoggerService\n"
+            "logger.info('before')\n"
+            "with LoggerService(sink='stdout', format='{message}'): logger.info('during')\n"
+            "logger.info('after')"
+        )
+        _, out, err = run_python("-c", code)
+
+        assert out == "during\n"
+        assert [line.rpartition(" - ")[2] for line in err.splitlines()] == ["before", "after"]
+
+    def test_starting_twice_logs_once(self, capsys):
+        """And one stop is enough."""
+        service = LoggerService(format="{message}")
+        service.start()
+        service.start()
+        service.logger().info("line")
+        service.stop()
+        service.logger().info("not ours any more")
+        service.stop()
+
+        assert capsys.readouterr().err.count("line") == 1
+
+    def test_json_is_one_object_a_line(self, capsys):
+        """With `serialize`."""
+        with LoggerService(serialize=True) as service:
+            service.logger().bind(fold=1).info("line")
+
+        (line,) = capsys.readouterr().err.splitlines()
+        assert json.loads(line)["message"] == "line"
+
+
+class TestAlertsService:
+    """User story 2."""
+
+    def test_has_the_fields_of_the_story(self):
+        """With their defaults, and the signature of `notify`."""
+        assert (AlertsService().enable, AlertsService().app_name, AlertsService().timeout) == (
+            True,
+            "autogen_team",
+            None,
+        )
+        parameters = inspect.signature(AlertsService.notify).parameters
+        assert list(parameters) == ["self", "title", "message", "level"]
+        assert parameters["level"].kind is inspect.Parameter.KEYWORD_ONLY
+
+    @pytest.mark.parametrize("started", [True, False])
+    def test_a_disabled_alert_is_printed(self, started, capsys):
+        """Exactly one line on stdout, whether the service was started or not."""
+        service = AlertsService(enable=False, app_name="train")
+        if started:
+            service.start()
+        service.notify("done", "model trained")
+        service.stop()
+
+        assert capsys.readouterr() == ("[train] done: model trained\n", "")
+
+    def test_an_alert_that_the_desktop_cannot_show_is_printed(self, monkeypatch, capsys):
+        """The same line, and nothing is raised."""
+        monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere/bus")
+        with AlertsService() as service:
+            service.notify("done", "model trained")
+
+        assert capsys.readouterr().out == "[autogen_team] done: model trained\n"
+
+    def test_a_level_that_does_not_exist_is_refused(self):
+        """It is the programmer's mistake, so it is told at once."""
+        with pytest.raises(ConfigurationError, match="loud"):
+            AlertsService(enable=False).notify("done", "x", level="loud")
+
+
+@pytest.fixture
+def service(store_uri):
+    """Return the tracking service on a local store."""
+    return MlflowService(tracking_uri=store_uri, experiment_name="tests", autolog_silent=True)
+
+
+class TestMlflowService:
+    """User story 3."""
+
+    def test_has_the_fields_of_the_story(self):
+        """The twelve, with their types, the nested configuration of a run, and the class variable."""
+        hints = typing.get_type_hints(MlflowService)
+        texts = ("tracking_uri", "registry_uri", "experiment_name", "registry_name")
+        flags = (
+            "autolog_disable",
+            "autolog_disable_for_unsupported_versions",
+            "autolog_exclusive",
+            "autolog_log_input_examples",
+            "autolog_log_model_signatures",
+            "autolog_log_models",
+            "autolog_log_datasets",
+            "autolog_silent",
+        )
+        assert {name: hints[name] for name in (*texts, *flags)} == {
+            **dict.fromkeys(texts, str),
+            **dict.fromkeys(flags, bool),
+        }
+        assert {name: str(field.annotation) for name, field in MlflowService.RunConfig.model_fields.items()} == {
+            "name": "<class 'str'>",
+            "description": "str | None",
+            "tags": "dict[str, typing.Any] | None",
+            "log_system_metrics": "bool | None",
+        }
+        assert isinstance(MlflowService.env, Env)
+
+    def test_start_sets_uris_and_experiment(self, service, store_uri):
+        """And `stop` gives back what was there before."""
+        registry = f"{store_uri}.registry"
+        service = service.model_copy(update={"registry_uri": registry})
+        before = mlflow.is_tracking_uri_set(), {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")}
+
+        with service:
+            assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (store_uri, registry)
+            with mlflow.start_run() as run:
+                pass
+            assert mlflow.get_experiment(run.info.experiment_id).name == "tests"
+
+        assert (
+            mlflow.is_tracking_uri_set(),
+            {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")},
+        ) == before
+
+    def test_every_autolog_field_reaches_mlflow(self, service, monkeypatch):
+        """With its own value; two projects that this comes from forget `autolog_log_models`."""
+        got = {}
+        monkeypatch.setattr(mlflow, "autolog", lambda **arguments: got.update(arguments))
+        names = [name for name in MlflowService.model_fields if name.startswith("autolog_")]
+
+        for flipped in names:
+            fields = {name: name == flipped for name in names}
+            with MlflowService(tracking_uri=service.tracking_uri, **fields):
+                pass
+            assert got == {name.removeprefix("autolog_"): value for name, value in fields.items()}
+
+    def test_parameters_metrics_and_model_are_autologged(self, service):
+        """By a real training, and not after the stop."""
+        import numpy as np
+        from sklearn.linear_model import LogisticRegression
+
+        x, y = np.arange(20).reshape(-1, 1), np.arange(20) > 9
+        with service, service.run_context(MlflowService.RunConfig(name="fit", log_system_metrics=False)) as run:
+            LogisticRegression(C=0.5).fit(x, y)
+        LogisticRegression().fit(x, y)
+
+        stored = service.client().get_run(run.info.run_id)
+        assert stored.data.params["C"] == "0.5"
+        assert "training_accuracy_score" in stored.data.metrics
+        assert len(stored.outputs.model_outputs) == 1
+        assert len(service.client().search_runs([run.info.experiment_id])) == 1
+
+    def test_a_model_is_not_logged_when_that_is_switched_off(self, service):
+        """`autolog_log_models` is honoured."""
+        import numpy as np
+        from sklearn.linear_model import LogisticRegression
+
+        service = service.model_copy(update={"autolog_log_models": False})
+        with service, service.run_context(MlflowService.RunConfig(name="fit", log_system_metrics=False)) as run:
+            LogisticRegression().fit(np.arange(20).reshape(-1, 1), np.arange(20) > 9)
+
+        assert service.client().get_run(run.info.run_id).outputs.model_outputs == []
+
+    def test_run_context_gives_an_active_run(self, service):
+        """To which plain MLflow logs."""
+        config = MlflowService.RunConfig(name="train", description="about", tags={"fold": 1}, log_system_metrics=False)
+        with service, service.run_context(config) as run:
+            assert isinstance(run, mlflow.ActiveRun)
+            mlflow.log_metric("loss", 0.1)
+
+        stored = service.client().get_run(run.info.run_id)
+        assert (stored.info.run_name, stored.info.status) == ("train", "FINISHED")
+        assert (stored.data.metrics, stored.data.tags["fold"]) == ({"loss": 0.1}, "1")
+
+    def test_a_run_outside_of_the_service_is_refused(self, service):
+        """It would go to a store that nobody chose."""
+        with pytest.raises(NotStartedError, match="start"), service.run_context(MlflowService.RunConfig(name="train")):
+            pytest.fail("must not be entered")
+
+    def test_a_run_that_the_job_opened_outlives_the_service(self, service, store_uri):
+        """It is not ours to close."""
+        mlflow.set_tracking_uri(store_uri)
+        run = mlflow.start_run()
+        with service:
+            pass
+
+        assert mlflow.active_run().info.run_id == run.info.run_id
+        assert service.client().get_run(run.info.run_id).info.status == "RUNNING"
+        mlflow.end_run()
+        mlflow.set_tracking_uri(None)
+
+    def test_the_client_is_bound_to_the_stores(self, service, store_uri):
+        """Whether the service runs or not."""
+        client = service.client()
+
+        assert isinstance(client, MlflowClient)
+        assert (client.tracking_uri, client._registry_uri) == (store_uri, store_uri)
+
+    def test_a_refused_server_is_told_at_once(self, free_port):
+        """With its address, its password masked, and what to do; and nothing of MLflow has changed."""
+        port = free_port()
+        service = MlflowService(tracking_uri=f"http://bob:hunter2@127.0.0.1:{port}")
+        begun = time.monotonic()
+
+        with pytest.raises(TrackingUnavailableError) as raised:
+            service.start()
+
+        assert time.monotonic() - begun < SOON
+        assert f"127.0.0.1:{port}" in str(raised.value)
+        assert "hunter2" not in str(raised.value)
+        assert not mlflow.is_tracking_uri_set()
+
+    def test_a_server_that_dies_between_hello_and_the_experiment_is_told_in_time(self, free_port, start_python):
+        """It answers `/health` and nothing else: MLflow's own retries would take minutes."""
+        port = free_port()
+        code = (
+            "import http.server, time\n"
+            "class Handler(http.server.BaseHTTPRequestHandler):\n"
+            "    def do_GET(self):\n"
+            "        if self.path != '/health': time.sleep(600)\n"
+            "        self.send_response(200); self.send_header('Content-Length', '0'); self.end_headers()\n"
+            f"server = http.server.ThreadingHTTPServer(('127.0.0.1', {port}), Handler)\n"
+            "print('ready', flush=True); server.serve_forever()"
+        )
+        start_python("-c", code).wait_for("ready")
+        begun = time.monotonic()
+
+        with pytest.raises(TrackingUnavailableError, match=f"127.0.0.1:{port}"):
+            MlflowService(tracking_uri=f"http://127.0.0.1:{port}", connect_timeout=1).start()
+
+        assert time.monotonic() - begun < SOON
+        assert not mlflow.is_tracking_uri_set()
+
+    def test_a_deleted_experiment_is_a_fault_of_configuration(self, service):
+        """The message says which and what to do."""
+        with service:
+            experiment = mlflow.get_experiment_by_name("tests")
+        service.client().delete_experiment(experiment.experiment_id)
+
+        with pytest.raises(ConfigurationError, match="'tests' is deleted: restore it"):
+            service.start()
+
+    @pytest.mark.parametrize("path", ["folder", "text.db", "text.db/mlflow.db"])
+    def test_a_database_that_cannot_be_opened_is_told_at_once(self, tmp_path, path):
+        """A folder, a file that is no database, a file where a folder should be: MLflow would try for 100 seconds."""
+        (tmp_path / "folder").mkdir()
+        (tmp_path / "text.db").write_text("no database" * 100)
+        begun = time.monotonic()
+
+        with pytest.raises(TrackingUnavailableError, match=path):
+            MlflowService(tracking_uri=f"sqlite:///{tmp_path}/{path}").start()
+
+        assert time.monotonic() - begun < SOON
+
+    @pytest.mark.parametrize("prefix", ["", "file://"])
+    def test_a_folder_still_works(self, tmp_path, prefix):
+        """With a warning, because MLflow will drop it; its permission is given only while started."""
+        service = MlflowService(tracking_uri=f"{prefix}{tmp_path}/mlruns", autolog_disable=True)
+
+        with pytest.warns(ConfigurationWarning, match="sqlite:///mlflow.db"):
+            service.start()
+        with service.run_context(MlflowService.RunConfig(name="train", log_system_metrics=False)) as run:
+            mlflow.log_param("a", 1)
+        stored = service.client().get_run(run.info.run_id)
+        service.stop()
+
+        assert (stored.info.status, stored.data.params) == ("FINISHED", {"a": "1"})
+        assert "MLFLOW_ALLOW_FILE_STORE" not in os.environ
+
+    def test_a_started_service_works_from_a_copy_in_another_process(self, service, run_python):
+        """It travels as its configuration, and runs where it is started."""
+        with service:
+            data = pickle.dumps(service)
+        code = f"import pickle; s = pickle.loads({data!r}); print(s.is_started)\nwith s: print(s.is_started)"
+        status, out, err = run_python("-c", code)
+
+        assert (status, out) == (0, "False\nTrue\n"), err
+
+    def test_mlflow_is_loaded_only_when_the_service_starts(self, run_python):
+        """Configuration is cheap; so is asking for the active run when there can be none."""
+        code = (
+            "import sys; from autogen_team import MlflowService\n"
+            "assert MlflowService().active_run is None; assert 'mlflow' not in sys.modules"
+        )
+        status, _, err = run_python("-c", code)
+
+        assert status == 0, err
+
+    def test_a_page_is_known_for_runs_on_a_server(self):
+        """To be shown in alerts and on the console."""
+        assert MlflowService(tracking_uri="http://m:5000").link("1", "a") == "http://m:5000/#/experiments/1/runs/a"
+        assert MlflowService(tracking_uri="sqlite:///x.db").link("1", "a") is None

@@ -1,0 +1,247 @@
+"""Where settings come from, and what is said about those that cannot be used."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+
+from autogen_team.errors import ConfigurationError, ConfigurationWarning
+from autogen_team.io import _settings
+from autogen_team.io.osvariables import Env
+from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
+
+SERVICES = [LoggerService, AlertsService, MlflowService]
+EXAMPLES = {bool: ("true", "false"), int: ("7", "8"), float: ("7.5", "8.5"), str: ("one", "two"), tuple: ("a b", "c")}
+EVERY_FIELD = [(cls, name) for cls in SERVICES for name in cls.model_fields]
+
+
+def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
+    """Return two texts that the field takes, neither of them its default."""
+    default = getattr(cls(), name)
+    if name == "timeout":
+        return EXAMPLES[int]
+    if isinstance(default, bool):
+        return (str(not default), str(default))
+    return EXAMPLES[type(default)] if default is not None else EXAMPLES[str]
+
+
+@pytest.mark.parametrize(("cls", "name"), EVERY_FIELD, ids=lambda value: getattr(value, "__name__", value))
+def test_every_field_has_a_variable_a_line_of_dotenv_and_an_argument(cls, name, monkeypatch):
+    """Argument before environment before `.env` before default, for each of them."""
+    variable = cls.variables()[name]
+    first, second = texts_for(cls, name)
+
+    def source() -> str:
+        return next(setting.source for setting in cls().settings() if setting.name == name)
+
+    default = cls()
+    assert source() == "default"
+
+    Path(".env").write_text(f'{variable}="{second}"\nUNRELATED=1\n')
+    from_dotenv = cls()
+    assert source() == ".env"
+    assert getattr(from_dotenv, name) == getattr(cls(**{name: second}), name)
+
+    monkeypatch.setenv(variable, first)
+    assert source() == "environment"
+    assert getattr(cls(), name) == getattr(cls(**{name: first}), name) != getattr(from_dotenv, name)
+
+    given = cls(**{name: getattr(default, name)})
+    assert getattr(given, name) == getattr(default, name)
+    assert next(setting.source for setting in given.settings() if setting.name == name) == "argument"
+
+
+def test_each_field_says_what_it_is_for():
+    """The description serves the IDE, the README and the command line."""
+    assert [
+        f"{cls.__name__}.{name}"
+        for cls in [*SERVICES, Env]
+        for name, field in cls.model_fields.items()
+        if not field.description
+    ] == []
+
+
+def test_settings_are_read_when_a_service_is_made(monkeypatch):
+    """Not at import, and not later."""
+    early = MlflowService()
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "late")
+
+    assert (early.experiment_name, MlflowService().experiment_name) == ("autogen_team", "late")
+    assert MlflowService.env.mlflow_experiment_name == "late"
+
+
+def test_the_registry_follows_tracking_unless_it_is_set(monkeypatch):
+    """By argument, by variable, or not at all."""
+    assert MlflowService(tracking_uri="sqlite:///a.db").registry_uri == "sqlite:///a.db"
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking")
+    assert MlflowService().registry_uri == "http://tracking"
+
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "http://registry")
+    assert MlflowService().registry_uri == "http://registry"
+
+
+def test_an_empty_variable_is_an_unset_one(monkeypatch):
+    """As docker-compose and CI write those that they do not know."""
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_TIMEOUT", "")
+
+    assert AlertsService().timeout is None
+
+
+def test_none_can_be_written_in_a_variable(monkeypatch):
+    """To take back what `.env` says."""
+    Path(".env").write_text("AUTOGEN_TEAM_ALERTS_TIMEOUT=5\n")
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_TIMEOUT", "none")
+
+    assert AlertsService().timeout is None
+
+
+def test_urls_are_separated_by_spaces(monkeypatch):
+    """And never shown."""
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_URLS", "json://one tgram://two")
+
+    service = AlertsService()
+
+    assert [url.get_secret_value() for url in service.urls] == ["json://one", "tgram://two"]
+    assert "json://" not in repr(service)
+    assert all("json://" not in setting.value for setting in service.settings())
+
+
+def test_a_path_is_accepted_where_a_text_is_asked_for():
+    """A file to log to, or a store, is often a `Path`."""
+    assert LoggerService(sink=Path("job.log")).sink == "job.log"
+
+
+@pytest.mark.parametrize(
+    ("cls", "variable", "value", "hint"),
+    [
+        (AlertsService, "AUTOGEN_TEAM_ALERTS_TIMEOUT", "soon", "valid integer"),
+        (AlertsService, "AUTOGEN_TEAM_ALERTS_TIMEOUT", "-1", "greater than or equal to 0"),
+        (LoggerService, "AUTOGEN_TEAM_LOGGER_COLORIZE", "maybe", "valid boolean"),
+        (MlflowService, "AUTOGEN_TEAM_MLFLOW_CONNECT_TIMEOUT", "0", "greater than 0"),
+    ],
+)
+def test_a_value_that_does_not_parse_is_named_with_its_variable(cls, variable, value, hint, monkeypatch):
+    """The variable, the value, the place and what it may be."""
+    monkeypatch.setenv(variable, value)
+
+    with pytest.raises(ConfigurationError) as raised:
+        cls()
+
+    assert f"{variable} is {value!r} (environment)" in str(raised.value)
+    assert hint in str(raised.value)
+
+
+def test_a_bad_line_of_dotenv_is_named_as_such():
+    """A person looks into the right place then."""
+    Path(".env").write_text("AUTOGEN_TEAM_ALERTS_COOLDOWN=long\n")
+
+    with pytest.raises(ConfigurationError, match=r"AUTOGEN_TEAM_ALERTS_COOLDOWN is 'long' \(\.env\)"):
+        AlertsService()
+
+
+def test_a_bad_argument_is_named_with_its_field():
+    """And with the variable that sets the same."""
+    with pytest.raises(
+        ConfigurationError, match=r"AlertsService\.timeout is 'soon' \(or the variable AUTOGEN_TEAM_ALERTS_TIM"
+    ):
+        AlertsService(timeout="soon")
+
+
+def test_a_secret_stays_secret_in_its_own_error():
+    """The value is masked, the rest is there."""
+    with pytest.raises(ConfigurationError) as raised:
+        AlertsService(urls=("json://one", 5))
+
+    assert "json://one" not in str(raised.value)
+
+
+def test_an_unknown_field_is_refused_with_the_nearest_one():
+    """A misspelt argument is no silent default."""
+    with pytest.raises(ConfigurationError, match="LoggerService has no field 'levle'; did you mean 'level'"):
+        LoggerService(levle="INFO")
+    with pytest.raises(ConfigurationError, match="has no field 'zzz'; it has enable, app_name"):
+        AlertsService(zzz=1)
+
+
+def test_errors_can_be_caught_as_value_errors():
+    """By those who know nothing of us."""
+    with pytest.raises(ValueError, match="timeout"):
+        AlertsService(timeout="soon")
+
+
+def test_a_misspelt_variable_is_reported_with_the_nearest_right_name(monkeypatch):
+    """A setting that nothing reads is not silently lost."""
+    monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LEVLE", "DEBUG")
+
+    with pytest.warns(
+        ConfigurationWarning, match="AUTOGEN_TEAM_LOGGER_LEVLE .* did you mean AUTOGEN_TEAM_LOGGER_LEVEL?"
+    ) as warned:
+        LoggerService()
+
+    assert warned[0].filename == __file__
+
+
+def test_a_misspelt_variable_of_another_service_is_that_service_s_to_report(monkeypatch):
+    """One mistake, one report."""
+    monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LEVLE", "DEBUG")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        AlertsService()
+
+
+def test_services_are_values():
+    """Equal, hashable and immutable; pickled and copied as their fields."""
+    service = LoggerService(level="DEBUG")
+
+    assert service == LoggerService(level="DEBUG") != LoggerService()
+    assert hash(service) == hash(LoggerService(level="DEBUG"))
+    assert pickle.loads(pickle.dumps(service)) == copy.deepcopy(service) == service
+    with pytest.raises(ValueError, match="frozen"):
+        service.level = "INFO"
+
+
+def test_a_pickled_service_does_not_read_the_environment_again(monkeypatch):
+    """A worker gets what the parent had."""
+    data = pickle.dumps(LoggerService())
+    monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LEVEL", "ERROR")
+
+    assert pickle.loads(data).level == "INFO"
+
+
+def test_passwords_are_masked_wherever_a_service_is_shown():
+    """Its repr lands in logs and tracebacks."""
+    service = MlflowService(tracking_uri="http://bob:hunter2@mlflow")
+
+    assert "hunter2" not in repr(service)
+    assert "hunter2" not in str(service)
+    assert "http://bob:***@mlflow" in repr(service)
+    assert service.tracking_uri == "http://bob:hunter2@mlflow"
+    assert all("hunter2" not in setting.value for setting in service.settings())
+
+
+def test_the_state_folder_has_a_variable_and_a_default(monkeypatch, tmp_path):
+    """The platform's own place unless set, `~` expanded."""
+    monkeypatch.setenv("AUTOGEN_TEAM_STATE_DIR", "~/state")
+    assert _settings.state_dir() == Path("~/state").expanduser()
+
+    monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert _settings.state_dir().name == "autogen-team"
+    assert _settings.state_dir_setting().source == "default"
+
+
+def test_importing_reads_no_variable():
+    """A wrong value is an error where a service is made, not where the package is imported."""
+    code = "import autogen_team.io.services, autogen_team.context; print('fine')"
+    environment = {"AUTOGEN_TEAM_LOGGER_COLORIZE": "maybe", "MLFLOW_TRACKING_URI": "x", "PATH": ""}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+
+    assert found.stdout == "fine\n"
