@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import threading
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -22,12 +23,15 @@ with service, service.run_context(MlflowService.RunConfig(name="train")) as run:
 """
 
 
+def start(uri: str, experiment: str) -> _job.Undo:
+    """Start tracking, without autologging."""
+    return session.start(session.Settings(uri, uri, experiment, 5, {"disable": True, "silent": True}, Path("state")))
+
+
 @pytest.fixture
 def started(store_uri):
     """Start tracking on a local store, and stop it after the test."""
-    stop = session.start(
-        session.Settings(store_uri, store_uri, "tests", connect_timeout=5, autolog={"disable": True, "silent": True})
-    )
+    stop = start(store_uri, "tests")
     yield mlflow.MlflowClient()
     stop()
 
@@ -246,7 +250,7 @@ def test_a_process_that_exits_tells_its_run_how(store_uri, run_python, body, cod
 
 def test_a_run_on_a_server_is_closed_like_any_other(mlflow_server):
     """Tags, status and link through a real server."""
-    stop = session.start(session.Settings(mlflow_server, mlflow_server, "served", 5, {"disable": True, "silent": True}))
+    stop = start(mlflow_server, "served")
     listener = Listener()
     unsubscribe = _job.subscribe(listener)
     with pytest.raises(ValueError, match="x"), open_run(tags={"fold": 1}) as run:
@@ -262,7 +266,7 @@ def test_a_run_on_a_server_is_closed_like_any_other(mlflow_server):
 
 def test_nothing_of_mlflow_s_goes_to_stdout(mlflow_server, capsys):
     """Standard output belongs to the job; MLflow prints two lines there for each run on a server."""
-    stop = session.start(session.Settings(mlflow_server, mlflow_server, "served", 5, {"disable": True, "silent": True}))
+    stop = start(mlflow_server, "served")
     with open_run():
         pass
     stop()

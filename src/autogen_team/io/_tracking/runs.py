@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import RunInfo
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team.io import _job
 from autogen_team.io._redact import mask
@@ -109,6 +110,7 @@ def _describe(active: mlflow.ActiveRun) -> _job.Run:
         experiment=known["experiment"],
         link=links.of_run(mlflow.get_tracking_uri(), info.experiment_id, info.run_id),
         attach=lambda path, folder: mlflow.MlflowClient().log_artifact(info.run_id, str(path), folder),
+        parent_id=active.data.tags.get(MLFLOW_PARENT_RUN_ID),
     )
 
 

@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, TrackingUnavailableError
 from autogen_team.io import _job
 from autogen_team.io._redact import mask_url
-from autogen_team.io._tracking import probe
+from autogen_team.io._tracking import probe, turns
 
 if TYPE_CHECKING:
     import mlflow
@@ -37,6 +38,8 @@ class Settings:
     """Seconds."""
     autolog: Mapping[str, bool]
     """The arguments of `mlflow.autolog`."""
+    state_dir: Path
+    """For locks; need not exist."""
 
 
 def start(settings: Settings) -> _job.Undo:
@@ -88,7 +91,11 @@ def _set_experiment(settings: Settings) -> None:
     from autogen_team.io._tracking import runs
 
     try:
-        with _impatient(settings.connect_timeout), _without_migration_log():
+        with (
+            turns.in_turn(settings.tracking_uri, settings.state_dir),
+            _impatient(settings.connect_timeout),
+            _without_migration_log(),
+        ):
             experiment = mlflow.set_experiment(settings.experiment_name)
         runs.remember_experiment(experiment.experiment_id, experiment.name)
     except RestException:
