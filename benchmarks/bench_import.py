@@ -1,0 +1,42 @@
+"""What importing costs, beside the libraries that it is made of.
+
+Each import runs in a fresh interpreter; the peers take turns, and the figure is the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+
+from report import Row, show
+
+ROUNDS = 15
+CODE = "import time; begun = time.perf_counter(); import {}; print(time.perf_counter() - begun)"
+MODULES = ["autogen_team", "autogen_team.io.services", "loguru, pydantic_settings", "mlflow"]
+
+
+def seconds(modules: str) -> float:
+    """Return what importing them takes in a fresh interpreter."""
+    command = [sys.executable, "-c", CODE.format(modules)]
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+
+def main() -> None:
+    """Measure and print."""
+    found: dict[str, list[float]] = {modules: [] for modules in MODULES}
+    for _ in range(ROUNDS + 1):  # the first round warms the caches of the file system
+        for modules in MODULES:
+            found[modules].append(seconds(modules))
+    package, services, floor, mlflow = (statistics.median(times[1:]) * 1000 for times in found.values())
+    show(
+        [
+            Row("import autogen_team.io.services", services, floor, "import loguru, pydantic_settings", "ms", 1.25),
+            Row("import autogen_team.io.services", services, mlflow, "import mlflow", "ms", 0.25),
+            Row("import autogen_team", package, mlflow, "import mlflow", "ms", 0.05),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""What opening and closing a run costs, beside a bare `mlflow.start_run` on the same store.
+
+The two take turns in one process, on one SQLite store; the figure is the median of the rounds.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+
+from report import Row, show
+
+ROUNDS = 150
+
+
+def seconds(run: Callable[[], AbstractContextManager[object]]) -> float:
+    """Return what a run takes; `mlflow.start_run` starts it when it is called, not when it is entered."""
+    begun = time.perf_counter()
+    with run():
+        pass
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    """Measure and print."""
+    import mlflow
+
+    from autogen_team.io.services import MlflowService
+
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        service = MlflowService(tracking_uri=f"sqlite:///{folder}/mlflow.db", autolog_disable=True)
+        config = MlflowService.RunConfig(name="run", description="about", tags={"a": "b"}, log_system_metrics=False)
+        arguments = {"run_name": "run", "description": "about", "tags": {"a": "b"}, "log_system_metrics": False}
+        ours, bare = [], []
+        with service:
+            for _ in range(ROUNDS):
+                ours.append(seconds(partial(service.run_context, config)))
+                bare.append(seconds(partial(mlflow.start_run, **arguments)))
+        warm = slice(10, None)
+        show(
+            [
+                Row(
+                    "run_context",
+                    statistics.median(ours[warm]) * 1000,
+                    statistics.median(bare[warm]) * 1000,
+                    "mlflow.start_run",
+                    "ms",
+                    1.05,
+                )
+            ]
+        )
+
+
+if __name__ == "__main__":
+    main()
