@@ -11,7 +11,19 @@ import pytest
 
 import autogen_team
 
-HEAVY = "mlflow sqlalchemy pandas numpy typer rich apprise jeepney orjson loguru platformdirs".split()
+HEAVY = [
+    "mlflow",
+    "sqlalchemy",
+    "pandas",
+    "numpy",
+    "typer",
+    "rich",
+    "apprise",
+    "jeepney",
+    "orjson",
+    "loguru",
+    "platformdirs",
+]
 PUBLIC = [
     module.name
     for module in pkgutil.walk_packages(autogen_team.__path__, "autogen_team.")

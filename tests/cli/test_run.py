@@ -1,0 +1,244 @@
+"""`autogen-team run`."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from autogen_team.io.services import MlflowService
+
+RUN = ("-m", "autogen_team", "run")
+
+
+@pytest.fixture(autouse=True)
+def ready(store_uri, monkeypatch):
+    """Give the command a store that is ready, and keep alerts on the console."""
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_ENABLE", "false")
+
+
+@pytest.fixture
+def script():
+    """Return a function that writes a script."""
+
+    def write(text: str, path: str = "job.py") -> str:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(text)
+        return path
+
+    return write
+
+
+def runs(experiment="autogen_team"):
+    """Return the runs of the store in the working folder."""
+    client = MlflowService(tracking_uri=f"sqlite:///{Path('mlflow.db').absolute()}").client()
+    return client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+
+
+def test_a_script_runs_in_a_run_named_after_it(run_python, script):
+    """Plain MLflow calls go to that run."""
+    path = script("import mlflow; mlflow.log_metric('loss', 0.5); print('output')")
+
+    status, out, err = run_python(*RUN, path)
+
+    assert (status, out) == (0, "output\n"), err
+    (run,) = runs()
+    assert (run.info.run_name, run.info.status, run.data.metrics) == ("job.py", "FINISHED", {"loss": 0.5})
+
+
+def test_a_module_runs_as_python_would_run_it(run_python, script):
+    """From the working folder, with its own arguments."""
+    script("", "package/__init__.py")
+    script("import sys; print(__name__, __package__, sys.argv[1:], sys.argv[0][-14:])", "package/train.py")
+
+    status, out, err = run_python(*RUN, "-m", "package.train", "--epochs", "3", "-n", "x")
+
+    assert (status, out) == (
+        0,
+        "__main__ package ['--epochs', '3', '-n', 'x'] package/train.py"[:-14] + "ckage/train.py\n",
+    ), err
+    assert runs()[0].info.run_name == "package.train"
+
+
+def test_a_script_sees_itself_as_python_would_show_it(run_python, script):
+    """Its name, its arguments, and the modules beside it."""
+    script("value = 7", "folder/neighbour.py")
+    path = script(
+        "import sys, neighbour\nif __name__ == '__main__': print(sys.argv, neighbour.value, __file__)", "folder/job.py"
+    )
+
+    _, out, err = run_python(*RUN, path, "--name", "mine", "-h")
+
+    assert out == "['folder/job.py', '--name', 'mine', '-h'] 7 folder/job.py\n", err
+    assert runs()[0].info.run_name == "job.py"
+
+
+def test_options_name_and_describe_the_run(run_python, script):
+    """They stand before the target."""
+    options = ["--name", "mine", "--experiment", "digits", "--tag", "fold=1", "-t", "a=b=c", "--description", "why"]
+
+    status, _, err = run_python(*RUN, *options, script("pass"))
+
+    assert status == 0, err
+    (run,) = runs("digits")
+    assert run.info.run_name == "mine"
+    assert {key: run.data.tags[key] for key in ("fold", "a", "mlflow.note.content")} == {
+        "fold": "1",
+        "a": "b=c",
+        "mlflow.note.content": "why",
+    }
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "recorded"),
+    [
+        ("import sys; sys.exit(0)", 0, "FINISHED"),
+        ("import sys; sys.exit(3)", 3, "FAILED"),
+        ("import sys; sys.exit('no data')", 1, "FAILED"),
+        ("raise ValueError('boom')", 1, "FAILED"),
+        ("raise KeyboardInterrupt", 130, "KILLED"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGTERM); import time; time.sleep(60)", 143, "KILLED"),
+    ],
+)
+def test_the_target_s_end_is_the_command_s(run_python, script, body, status, recorded):
+    """Exit status and run agree."""
+    code, _, err = run_python(*RUN, script(body))
+
+    assert code == status, err
+    assert runs()[0].info.status == recorded
+
+
+def test_the_words_of_an_exit_are_printed(run_python, script):
+    """As Python does."""
+    _, out, err = run_python(*RUN, script("import sys; sys.exit('no data')"))
+
+    assert "no data\n" in err
+    assert out == ""
+
+
+def test_a_traceback_begins_with_the_target(run_python, script):
+    """Our frames are not the user's business."""
+    path = script("def work():\n    raise ValueError('boom')\nwork()")
+
+    _, _, err = run_python(*RUN, path, NO_COLOR="1")
+
+    assert "ValueError: boom" in err
+    assert "runpy" not in err
+    assert "cli/run.py" not in err
+
+
+def test_a_signal_from_outside_kills_the_run(start_python, script):
+    """Like a scheduler's."""
+    process = start_python(*RUN, script("import time; print('ready', flush=True); time.sleep(600)"))
+    process.wait_for("ready")
+    process.send(signal.SIGTERM)
+    status, _, err = process.finish()
+
+    assert status == 143, err
+    assert runs()[0].info.status == "KILLED"
+
+
+def test_a_context_of_the_target_s_own_joins(run_python, script):
+    """Its settings are those of the command line, its first run is the command's, its lines are not doubled."""
+    path = script(
+        "from autogen_team import GlobalContext\n"
+        "with GlobalContext() as context, context.run('mine', tags={'fold': 1}):\n"
+        "    context.logger.debug('one line')\n"
+    )
+
+    status, _, err = run_python(*RUN, "--log-level", "debug", "--experiment", "digits", path)
+
+    assert status == 0, err
+    assert err.count("one line") == 1
+    (run,) = runs("digits")
+    assert (run.info.status, run.data.tags["fold"]) == ("FINISHED", "1")
+
+
+def test_plain_mlflow_of_the_target_joins(run_python, script):
+    """A script that knows nothing of us need not change."""
+    path = script("import mlflow\nwith mlflow.start_run(run_name='mine'):\n    mlflow.log_param('a', 1)\n")
+
+    status, _, err = run_python(*RUN, path)
+
+    assert status == 0, err
+    (run,) = runs()
+    assert (run.info.status, run.data.params) == ("FINISHED", {"a": "1"})
+
+
+def test_the_summary_says_what_was_recorded_and_how_to_look_at_it(run_python, script):
+    """On stderr: stdout belongs to the target."""
+    path = script("import mlflow; mlflow.log_param('epochs', 3); mlflow.log_metric('loss', 0.5)")
+
+    _, out, err = run_python(*RUN, path)
+
+    assert out == ""
+    rows = {line.split("  ")[0]: line for line in err.splitlines()}
+    assert rows["run"].split()[1] == "job.py"
+    assert "FINISHED after" in rows["status"]
+    assert "1: epochs" in rows["parameters"]
+    assert "1: loss 0.5" in rows["metrics"]
+    assert "ui --backend-store-uri sqlite:///mlflow.db" in rows["look at it"]
+
+
+def test_on_a_server_the_summary_has_the_link(run_python, script, mlflow_server):
+    """To the page of the run."""
+    _, out, err = run_python(*RUN, "--tracking-uri", mlflow_server, script("print('x')"))
+
+    assert out == "x\n"
+    assert f"{mlflow_server}/#/experiments/" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.py"], "there is no script 'nowhere.py'"),
+        (["-m", "no.such.module"], "there is no module 'no.such.module'"),
+        (["-m"], "-m takes the name of a module"),
+        (["--experimnt", "x", "job.py"], "there is no option '--experimnt'"),
+        (["--tag", "fold", "job.py"], "--tag takes KEY=VALUE, not 'fold'"),
+        (["--log-level", "loud", "job.py"], "loud"),
+        (["--set", "alerts.timeout=soon", "job.py"], "AlertsService.timeout is 'soon'"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_status_2(run_python, script, arguments, message):
+    """Nothing is run and nothing recorded."""
+    script("print('must not run')")
+
+    status, out, err = run_python(*RUN, *arguments)
+
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_context_that_cannot_start_is_status_125(run_python, script, free_port):
+    """As `env` and `timeout` say that it is they who failed."""
+    uri = f"http://127.0.0.1:{free_port()}"
+
+    status, out, err = run_python(*RUN, "--tracking-uri", uri, script("print('must not run')"))
+
+    assert (status, out) == (125, "")
+    assert uri in err
+    assert "Traceback" not in err
+
+
+def test_a_terminal_stays_a_terminal(script):
+    """For colours and progress bars of the target."""
+    path = script("import sys; print(sys.stdout.isatty(), sys.stderr.isatty())")
+    shown = bytearray()
+
+    def read(descriptor: int) -> bytes:
+        data = os.read(descriptor, 65536)
+        shown.extend(data)
+        return data
+
+    status = pty.spawn([sys.executable, *RUN, path], read)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert b"True True" in shown
+    assert b"FINISHED" in shown

@@ -1,0 +1,169 @@
+"""The three services as one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import loguru
+import mlflow
+import pytest
+
+from autogen_team import GlobalContext
+from autogen_team.errors import ConfigurationError, NotStartedError, TrackingUnavailableError
+from autogen_team.io.services import AlertsService, LoggerService, MlflowService
+
+
+@pytest.fixture
+def context(store_uri):
+    """Return a context on a local store, which prints its alerts and logs to stderr."""
+    return GlobalContext(
+        logger_service=LoggerService(format="{level} {message}"),
+        alerts_service=AlertsService(enable=False),
+        mlflow_service=MlflowService(tracking_uri=store_uri, autolog_disable=True, autolog_silent=True),
+    )
+
+
+def services(context):
+    """Return the three."""
+    return [context.logger_service, context.alerts_service, context.mlflow_service]
+
+
+def test_the_services_start_and_stop_together(context, capsys):
+    """And their methods are those of the context."""
+    with context:
+        assert [service.is_started for service in services(context)] == [True, True, True]
+        assert GlobalContext.current() is context
+        with context.run("train", tags={"fold": 1}) as run:
+            context.logger.info("inside")
+            assert context.active_run.info.run_id == run.info.run_id
+        context.notify("done", "trained")
+        assert context.active_run is None
+
+    assert [service.is_started for service in services(context)] == [False, False, False]
+    out, err = capsys.readouterr()
+    assert out == "[autogen_team] done: trained\n"
+    assert "INFO inside\n" in err
+    stored = context.mlflow_service.client().get_run(run.info.run_id)
+    assert (stored.info.status, stored.data.tags["fold"]) == ("FINISHED", "1")
+
+
+def test_a_run_takes_a_name_or_a_configuration(context):
+    """With further fields beside it."""
+    with context:
+        with context.run(MlflowService.RunConfig(name="a", description="b"), log_system_metrics=False) as run:
+            pass
+        with pytest.raises(ValueError, match="tag"), context.run("a", tag=1):
+            pytest.fail("must not be entered")
+
+    stored = context.mlflow_service.client().get_run(run.info.run_id)
+    assert (stored.info.run_name, stored.data.tags["mlflow.note.content"]) == ("a", "b")
+
+
+def test_a_start_that_fails_stops_what_had_started(free_port, context):
+    """Nothing is left behind, and the reason is the third service's own."""
+    broken = context.model_copy(
+        update={"mlflow_service": MlflowService(tracking_uri=f"http://127.0.0.1:{free_port()}")}
+    )
+
+    with pytest.raises(TrackingUnavailableError):
+        broken.start()
+
+    assert [service.is_started for service in [broken, *services(broken)]] == [False] * 4
+    with pytest.raises(NotStartedError):
+        GlobalContext.current()
+
+
+def test_a_stop_that_fails_skips_nothing_and_masks_nothing(context):
+    """The job's own exception comes through, and the other services are stopped."""
+    with pytest.raises(ZeroDivisionError), context:
+        context.mlflow_service.stop()
+        context.mlflow_service._on_stop(lambda: int("not a number"))
+        1 / 0  # noqa: B018 - it is the failing that counts
+
+    assert not context.logger_service.is_started
+    assert not context.alerts_service.is_started
+
+
+def test_a_service_that_the_job_started_itself_is_left_running(context):
+    """It is the job's to stop."""
+    context.logger_service.start()
+    with context:
+        pass
+
+    assert context.logger_service.is_started
+    context.logger_service.stop()
+
+
+def test_starting_twice_and_stopping_twice_do_nothing(context):
+    """As of any service."""
+    context.start()
+    context.start()
+    context.stop()
+    context.stop()
+
+    with pytest.raises(NotStartedError, match="with GlobalContext"):
+        GlobalContext.current()
+
+
+def test_contexts_nest(context, store_uri):
+    """The inner one is the current one while it runs, even if it is equal to the outer one."""
+    inner = copy.deepcopy(context)
+    with context:
+        with inner:
+            assert GlobalContext.current() is inner
+        assert GlobalContext.current() is context
+        assert mlflow.get_tracking_uri() == store_uri
+
+
+def test_a_context_is_a_value(context):
+    """Equal to another one of the same services, running or not, and pickled as such."""
+    with context:
+        twin = pickle.loads(pickle.dumps(context))
+
+        assert twin == context
+        assert not twin.is_started
+
+
+def test_any_thread_finds_the_context(context):
+    """It is the process's, not the thread's."""
+    found = []
+    with context:
+        thread = threading.Thread(target=lambda: found.append(GlobalContext.current()))
+        thread.start()
+        thread.join()
+
+    assert found[0] is context
+
+
+def test_settings_are_those_of_all_services(context):
+    """Under the names that `autogen-team run --set` takes."""
+    settings = {setting.name: setting for setting in context.settings()}
+
+    assert settings["logger.format"].source == "argument"
+    assert settings["logger.level"].source == "default"
+    assert settings["state_dir"].variable == "AUTOGEN_TEAM_STATE_DIR"
+    assert len(settings) == 1 + sum(
+        len(cls.model_fields) for cls in (LoggerService, AlertsService, MlflowService)
+    ) + len(GlobalContext.variables())
+
+
+def test_a_bad_variable_of_a_service_is_named_by_the_context(monkeypatch):
+    """Not as the fault of a nested field."""
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_TIMEOUT", "soon")
+
+    with pytest.raises(ConfigurationError, match="AUTOGEN_TEAM_ALERTS_TIMEOUT is 'soon'"):
+        GlobalContext()
+
+
+def test_services_can_be_given_as_fields():
+    """As configuration files do."""
+    context = GlobalContext(logger_service={"level": "DEBUG"})
+
+    assert context.logger_service == LoggerService(level="DEBUG")
+
+
+def test_the_logger_is_everybody_s(context):
+    """Modules that know nothing of us log to the same place."""
+    assert context.logger is loguru.logger
