@@ -31,6 +31,8 @@ class Run:
     """Where a person can look at it: the page of a server, None for a local store."""
     attach: Callable[[Path, str], None]
     """Copy a local file into the run's artifacts, into the folder named second; blocks, and raises on failure."""
+    parent_id: str | None = None
+    """The run that this one is nested in; None for the run of a whole job."""
 
 
 @dataclass(frozen=True, slots=True)

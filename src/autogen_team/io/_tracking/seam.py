@@ -16,8 +16,10 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
 from __future__ import annotations
 
 import copy
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import mlflow
@@ -63,6 +65,18 @@ def keep_uris() -> Undo:
     return restore
 
 
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Let this logger and those below it speak of nothing less than a warning inside the block."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def keep_autolog() -> Undo:
     """Remember what autologging is switched on, now and for later imports; the returned function gives it back."""
     integrations = copy.deepcopy(autologging_utils.AUTOLOGGING_INTEGRATIONS)
@@ -77,8 +91,9 @@ def keep_autolog() -> Undo:
             import_hooks._post_import_hooks.clear()
             import_hooks._post_import_hooks.update(hooks)
         if integrations.get(_ALL_FLAVORS):
-            # Libraries imported since then get the configuration that they would have got.
-            mlflow.autolog(**integrations[_ALL_FLAVORS])
+            # Libraries imported since then get the configuration that they would have got, without a word about it.
+            with quiet("mlflow.tracking.fluent"):
+                mlflow.autolog(**integrations[_ALL_FLAVORS])
 
     return restore
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import sys
@@ -88,13 +87,13 @@ def _set_experiment(settings: Settings) -> None:
     import mlflow
     from mlflow.exceptions import MlflowException, RestException
 
-    from autogen_team.io._tracking import runs
+    from autogen_team.io._tracking import runs, seam
 
     try:
         with (
             turns.in_turn(settings.tracking_uri, settings.state_dir),
             _impatient(settings.connect_timeout),
-            _without_migration_log(),
+            seam.quiet("alembic"),  # some 70 lines about the schema of a database that is being made
         ):
             experiment = mlflow.set_experiment(settings.experiment_name)
         runs.remember_experiment(experiment.experiment_id, experiment.name)
@@ -128,18 +127,6 @@ def _impatient(timeout: float) -> Iterator[None]:
         for name, value in bounds.items():
             os.environ.setdefault(name, value)
         yield
-
-
-@contextmanager
-def _without_migration_log() -> Iterator[None]:
-    """Spare the user some 70 lines about the schema of a database that is being made."""
-    alembic = logging.getLogger("alembic")
-    level = alembic.level
-    alembic.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        alembic.setLevel(level)
 
 
 def _allow_file_store(*uris: str) -> None:

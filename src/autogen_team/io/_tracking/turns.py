@@ -1,4 +1,4 @@
-"""One process at a time makes the tables of a new database: of eight that start at once, plain MLflow lets seven fail."""
+"""One process at a time makes the tables of a new database; of eight that start at once, plain MLflow fails seven."""
 
 from __future__ import annotations
 

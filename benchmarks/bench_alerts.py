@@ -1,0 +1,149 @@
+"""Time that `notify` takes from its caller, beside plyer on the same bus.
+
+Needs `dbus-daemon`, and `notify-send` for plyer, which is installed into a temporary folder (`pip install --target`)
+unless it can be imported. Bus and notification daemon are processes of their own; calls are interleaved, ours then
+theirs, and the figures are medians of rounds. While the daemon hangs plyer is not called, or once with
+`--hang-plyer`, since it takes 25 s.
+"""
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from autogen_team.io._alerts.delivery import Delivery, Settings
+from report import Row, show
+
+BUS = """<busconfig><type>session</type><listen>unix:tmpdir=/tmp</listen><auth>EXTERNAL</auth><policy context="default">
+<allow send_destination="*" eavesdrop="true"/><allow eavesdrop="true"/><allow own="*"/></policy></busconfig>"""
+
+DAEMON = """
+import sys
+from jeepney import HeaderFields, message_bus, new_method_return
+from jeepney.io.blocking import open_dbus_connection
+connection = open_dbus_connection()
+connection.send_and_get_reply(message_bus.RequestName("org.freedesktop.Notifications"))
+print("ready", flush=True)
+while True:
+    message = connection.receive()
+    member = message.header.fields.get(HeaderFields.member)
+    if member == "GetCapabilities":
+        connection.send(new_method_return(message, "as", (["body", "body-markup"],)))
+    elif member == "GetServerInformation":
+        connection.send(new_method_return(message, "ssss", ("bench", "us", "1", "1.2")))
+    elif member == "Notify" and sys.argv[1] == "ok":
+        connection.send(new_method_return(message, "u", (1,)))
+"""
+
+
+@contextlib.contextmanager
+def running(*command, **options):
+    """Run a process that says one line when it is ready; yield that line."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
+        try:
+            yield process.stdout.readline().strip()
+        finally:
+            process.terminate()
+
+
+@contextlib.contextmanager
+def session(mode):
+    """Make a bus with a notification daemon on it the session bus."""
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as configuration:
+        configuration.write(BUS)
+        configuration.flush()
+        command = ["dbus-daemon", f"--config-file={configuration.name}", "--nofork", "--nopidfile", "--print-address"]
+        with running(*command, stderr=subprocess.DEVNULL) as address:
+            os.environ["DBUS_SESSION_BUS_ADDRESS"] = address
+            with running(sys.executable, "-c", DAEMON, mode):
+                yield
+
+
+def plyer(folder):
+    """Return plyer's notify."""
+    try:
+        import plyer
+    except ImportError:
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--target", folder, "plyer==2.1.0"]
+        subprocess.run(command, check=True)
+        sys.path.append(folder)
+        import plyer
+    return lambda: plyer.notification.notify(title="done", message="model trained", app_name="bench", timeout=5)
+
+
+def deliver():
+    """Return a delivery as the service makes it."""
+    return Delivery(Settings(enable=True, app_name="bench", timeout=5, urls=(), cooldown=0.0, flush_timeout=0.0))
+
+
+def milliseconds(call):
+    """Return how long a call takes."""
+    started = time.perf_counter()
+    call()
+    return (time.perf_counter() - started) * 1000
+
+
+def healthy(rounds, calls, theirs):
+    """Return the medians of delivered alerts, ours and theirs."""
+    alerts = deliver()
+    alerts.notify("done", "model trained")
+    theirs()
+    medians = []
+    for _ in range(rounds):
+        pairs = [
+            (milliseconds(lambda: alerts.notify("done", "model trained")), milliseconds(theirs)) for _ in range(calls)
+        ]
+        medians.append([statistics.median(side) for side in zip(*pairs, strict=True)])
+    flood = milliseconds(lambda: [alerts.notify(str(number), "") for number in range(1000)])
+    print(f"a thousand alerts in {flood / 1000:.2f} s")
+    alerts.stop()
+    return [statistics.median(side) for side in zip(*medians, strict=True)]
+
+
+def hanging(rounds, calls, theirs):
+    """Return the median of alerts while the daemon is known to hang; they are printed, here to nowhere."""
+    alerts = deliver()
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        first = milliseconds(lambda: alerts.notify("done", "model trained"))
+        medians = [
+            statistics.median(milliseconds(lambda: alerts.notify("done", "model trained")) for _ in range(calls))
+            for _ in range(rounds)
+        ]
+    print(
+        f"the alert that finds the daemon hanging: {first:.0f} ms; stop after that: {milliseconds(alerts.stop):.1f} ms"
+    )
+    if theirs is not None:
+        print(f"plyer, with each alert: {milliseconds(theirs):.0f} ms")
+    return statistics.median(medians)
+
+
+def main():
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--calls", type=int, default=40)
+    parser.add_argument("--hang-plyer", action="store_true")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        theirs = plyer(folder)
+        with session("ok"):
+            delivered, plyers = healthy(arguments.rounds, arguments.calls, theirs)
+        with session("hang"):
+            printed = hanging(arguments.rounds, arguments.calls, theirs if arguments.hang_plyer else None)
+    show(
+        [
+            Row("notify, delivered", delivered, plyers, "plyer, delivered", "ms", 0.5),
+            Row("notify, delivered", delivered, 2.0, "our promise", "ms", 1.0),
+            Row("notify, daemon hangs", printed, plyers, "plyer, delivered", "ms", 0.05),
+            Row("notify, daemon hangs", printed, 0.1, "our promise", "ms", 1.0),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

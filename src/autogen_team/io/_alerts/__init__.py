@@ -1,0 +1,1 @@
+"""The alerts engine: the desktop, remote channels, delivery."""

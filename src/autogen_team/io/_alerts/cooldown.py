@@ -1,0 +1,63 @@
+"""Count an alert that repeats instead of sending it again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autogen_team.io._alerts.channel import Alert
+
+_FORGET_AT = 256  # titles; a job that puts the epoch into each title must not grow for it
+
+
+@dataclass(slots=True)
+class _Entry:
+    since: float
+    alert: Alert
+    more: int = 0
+
+
+class Cooldown:
+    """Let the same level and title pass once in `seconds`; the next that passes tells how many did not."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.forget()
+
+    def forget(self) -> None:
+        """Start afresh, as in a forked child: the parent tells of what the parent counted."""
+        self._lock = threading.RLock()  # reentrant for the sake of signal handlers
+        self._entries: dict[tuple[str, str], _Entry] = {}
+
+    def admit(self, alert: Alert) -> Alert | None:
+        """Return the alert as it should be sent, or None if it was counted."""
+        if self._seconds <= 0:
+            return alert
+        with self._lock:
+            now = time.monotonic()
+            entry = self._entries.get((alert.level, alert.title))
+            if entry is not None and now - entry.since < self._seconds:
+                entry.more += 1
+                return None
+            if len(self._entries) >= _FORGET_AT:
+                self._forget_the_quiet(now)
+            self._entries[alert.level, alert.title] = _Entry(now, alert)
+            return alert if entry is None else _telling(alert, entry.more)
+
+    def drain(self) -> list[Alert]:
+        """Return an alert for each count that no later alert has told, and forget them all."""
+        with self._lock:
+            entries, self._entries = self._entries, {}
+        return [_telling(replace(entry.alert, message=""), entry.more) for entry in entries.values() if entry.more]
+
+    def _forget_the_quiet(self, now: float) -> None:
+        self._entries = {
+            key: entry for key, entry in self._entries.items() if entry.more or now - entry.since < self._seconds
+        }
+
+
+def _telling(alert: Alert, more: int) -> Alert:
+    return replace(alert, message=f"{alert.message} ({more} more)".lstrip()) if more else alert

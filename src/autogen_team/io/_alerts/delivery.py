@@ -1,0 +1,263 @@
+"""Alerts on their way: handed over without waiting, to each channel on a worker of its own, printed if nobody has them.
+
+An alert is *confirmed* when one channel says so. The caller waits for the desktop only, and at most a second. Remote
+channels go on in the background: when the last of them gives up on an alert that nobody has confirmed, or `stop` does,
+its line is printed then. So a desktop that is missing does not matter where a remote channel delivers.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import sys
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+from autogen_team.io._alerts.channel import Alert, Channel, NoAnswerError, check_level
+from autogen_team.io._alerts.console import write_line
+from autogen_team.io._alerts.cooldown import Cooldown
+from autogen_team.io._alerts.desktop import desktop
+from autogen_team.io._alerts.remote import open_channels
+from autogen_team.io._alerts.text import MESSAGE_LIMIT, TITLE_LIMIT, clean, console_line
+from autogen_team.io._worker import Worker, start_afresh_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PATIENCE: Final = 1.0  # seconds that notify waits for the desktop
+_CAPACITY: Final = 1000  # alerts waiting for a channel; beyond that they are printed at once
+
+_report = logging.getLogger("autogen_team")
+_reported: set[str] = set()
+"""Channels whose failure this process has reported."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """The fields of the service, as plain values; times in seconds."""
+
+    enable: bool
+    app_name: str
+    timeout: int | None
+    urls: tuple[str, ...] = field(repr=False)
+    cooldown: float
+    flush_timeout: float
+
+
+class _Lane:
+    """A channel, and the worker that hands it one alert after another."""
+
+    def __init__(self, channel: Channel, delivery: Delivery) -> None:
+        self.channel = channel
+        self.hangs = False
+        """Whether it owes an answer for longer than anyone should wait, until it gives one."""
+        self.worker: Worker[_Ticket] = Worker(
+            lambda tickets: delivery.carry(self, tickets[0]), name=f"alerts to {channel.name}", capacity=_CAPACITY
+        )
+
+
+class _Ticket:
+    """One alert, and what became of it."""
+
+    __slots__ = ("alert", "answered", "awaited", "closed", "confirmed", "number", "waiting")
+    _numbers = itertools.count(1)
+
+    def __init__(self, alert: Alert, waiting: set[_Lane], *, awaited: bool) -> None:
+        self.number = next(self._numbers)
+        self.alert = alert
+        self.waiting = waiting
+        """The lanes that have not said yes or no."""
+        self.awaited = awaited
+        """Whether a caller waits for the local lanes, and closes the ticket."""
+        self.answered = threading.Event()
+        self.confirmed = False
+        self.closed = False
+
+
+class Delivery:
+    """The engine behind an alerts service.
+
+    Nothing is connected before the first alert. `channels` takes the place of the desktop and the urls, for tests.
+
+    Raises:
+        ConfigurationError: a URL is none that Apprise knows.
+        MissingExtraError: there are URLs and Apprise is not installed.
+
+    """
+
+    def __init__(self, settings: Settings, *, channels: Sequence[Channel] | None = None) -> None:
+        self._settings = settings
+        if channels is None:
+            channels = open_all(settings)
+        self._lanes = [_Lane(channel, self) for channel in channels if settings.enable]
+        self._cooldown = Cooldown(settings.cooldown)
+        self._stopped = False
+        self.after_fork()
+        start_afresh_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget the alerts of the parent, which carries and counts them itself."""
+        self._lock = threading.RLock()  # reentrant, since a signal handler may notify in the middle of it
+        self._changed = threading.Condition(self._lock)
+        self._open: dict[_Ticket, None] = {}
+        self._is_known_at_exit = False
+        self._cooldown.forget()
+        for lane in self._lanes:
+            lane.hangs = False
+
+    def notify(self, title: object, message: object, level: str = "info") -> None:
+        """Send an alert, or print it; wait at most a second.
+
+        Raises:
+            ConfigurationError: `level` is none of the four.
+
+        """
+        check_level(level)
+        alert = Alert(clean(title, TITLE_LIMIT), clean(message, MESSAGE_LIMIT), level)
+        if not self._settings.enable or self._stopped:
+            self._print(alert)
+            return
+        try:
+            admitted = self._cooldown.admit(alert)
+            if admitted is not None:
+                self._send(admitted, patience=PATIENCE)
+        except Exception as error:
+            _report_once("alerts", f"{type(error).__name__}: {error}")
+            self._print(alert)
+
+    def flush(self, timeout: float) -> bool:
+        """Wait until each alert up to now is delivered by all its channels, or given up; False if it takes longer."""
+        with self._lock:
+            last = next((ticket.number for ticket in reversed(self._open)), 0)
+            return self._changed.wait_for(lambda: next((t.number for t in self._open), last + 1) > last, timeout)
+
+    def stop(self) -> None:
+        """Send what the cooldown counted, wait at most `flush_timeout`, and print what nobody has confirmed."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._stopped = True
+        try:
+            for alert in self._cooldown.drain():
+                self._send(alert, patience=None)
+            self.flush(self._settings.flush_timeout)
+            self._give_up()
+        except Exception as error:
+            _report_once("alerts", f"{type(error).__name__}: {error}")
+        finally:
+            _known_at_exit.discard(self)
+
+    def carry(self, lane: _Lane, ticket: _Ticket) -> None:
+        """Deliver one alert through one channel; called by the worker of the lane."""
+        confirmed = False
+        try:
+            lane.channel.deliver(ticket.alert)
+            confirmed = True
+            lane.hangs = False
+        except Exception as error:
+            lane.hangs = isinstance(error, NoAnswerError)
+            self._report_failure(lane.channel, ticket.alert, error)
+        self._settle(ticket, lane, confirmed=confirmed)
+        if lane.channel.is_local:
+            ticket.answered.set()
+        if not (lane.channel.is_local and ticket.awaited):
+            self._close(ticket)
+
+    def _send(self, alert: Alert, *, patience: float | None) -> None:
+        lanes = [lane for lane in self._lanes if lane.channel.takes(alert.level)]
+        ticket = _Ticket(alert, set(lanes), awaited=patience is not None)
+        with self._lock:
+            self._open[ticket] = None
+        self._be_known_at_exit()
+        local: _Lane | None = None
+        for lane in lanes:
+            # A desktop that hangs gets one alert at a time, to see whether it is back; no other queues up for it.
+            skip = lane.channel.is_local and lane.hangs and not lane.worker.is_idle
+            if skip or not lane.worker.submit(ticket):
+                self._settle(ticket, lane, confirmed=False)
+            elif lane.channel.is_local:
+                local = lane
+        try:
+            if local is not None and patience is not None and not local.hangs and not ticket.answered.wait(patience):
+                local.hangs = True
+        finally:  # also when Ctrl-C ends the wait
+            if local is not None and patience is not None:
+                self._settle(ticket, local, confirmed=False)
+            self._close(ticket)
+
+    def _settle(self, ticket: _Ticket, lane: _Lane, *, confirmed: bool) -> None:
+        with self._lock:
+            ticket.waiting.discard(lane)
+            ticket.confirmed |= confirmed
+
+    def _close(self, ticket: _Ticket) -> None:
+        """Print the alert if all of its channels are through with it and none has confirmed it."""
+        with self._lock:
+            if ticket.waiting or ticket.closed:
+                return
+            ticket.closed = True
+        if not ticket.confirmed:
+            self._print(ticket.alert)
+        with self._lock:  # after the line is out, so that whoever flushes before an exit waits for it
+            self._open.pop(ticket, None)
+            self._changed.notify_all()
+
+    def _give_up(self) -> None:
+        for lane in self._lanes:
+            if not lane.worker.stop(0.0):  # else its thread still uses the connection
+                lane.channel.close()
+        with self._lock:
+            late = list(self._open)
+        for ticket in late:
+            if ticket.confirmed and ticket.waiting:
+                names = ", ".join(sorted(lane.channel.name for lane in ticket.waiting))
+                _report_once(f"late {names}", f"{names}: still not delivered when the alerts service stopped")
+            ticket.waiting.clear()
+            self._close(ticket)
+
+    def _print(self, alert: Alert) -> None:
+        write_line(console_line(self._settings.app_name, alert.title, alert.message))
+
+    def _report_failure(self, channel: Channel, alert: Alert, error: Exception) -> None:
+        others = [lane for lane in self._lanes if lane.channel is not channel and lane.channel.takes(alert.level)]
+        if channel.is_local and others:  # they are there for a machine without a desktop
+            _report.debug("alerts: %s: %s", channel.name, error)
+        else:
+            _report_once(channel.name, f"{channel.name}: {error}; alerts that nobody confirms are printed on stdout")
+
+    def _be_known_at_exit(self) -> None:
+        """Have `stop` called when the process exits, if nobody did before; once in each process."""
+        if self._is_known_at_exit or self._stopped:
+            return
+        self._is_known_at_exit = True
+        _known_at_exit.add(self)
+        processes = sys.modules.get("multiprocessing.process")
+        if processes is not None and processes.parent_process() is not None:
+            # A forked child of multiprocessing leaves by os._exit, which knows its own finalizers only.
+            from multiprocessing.util import Finalize
+
+            Finalize(None, self.stop, exitpriority=0)
+
+
+def open_all(settings: Settings) -> list[Channel]:
+    """Return the desktop and a channel for each URL; one that cannot be used raises, even if alerts are disabled."""
+    return [desktop(settings.app_name, settings.timeout), *open_channels(settings.urls, settings.app_name)]
+
+
+_known_at_exit: set[Delivery] = set()
+
+
+def _stop_all() -> None:
+    for delivery in list(_known_at_exit):
+        delivery.stop()
+
+
+atexit.register(_stop_all)
+
+
+def _report_once(channel: str, what: str) -> None:
+    if channel not in _reported:
+        _reported.add(channel)
+        _report.warning("alerts: %s (reported once)", what)

@@ -1,0 +1,20 @@
+"""The desktop of this machine."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from autogen_team.io._alerts.channel import Channel
+
+
+def desktop(app_name: str, timeout: int | None, *, system: str = sys.platform) -> Channel:
+    """Return the channel that reaches the desktop of `system`; nothing is connected before the first alert."""
+    if system in {"darwin", "win32"}:
+        from autogen_team.io._alerts.commands import CommandDesktop
+
+        return CommandDesktop(app_name, system=system)
+    from autogen_team.io._alerts.dbus import DBusDesktop
+
+    return DBusDesktop(app_name, timeout)

@@ -1,0 +1,46 @@
+"""Catch what libraries log while they deliver an alert: the reason of a failure, and web addresses that are secrets.
+
+At DEBUG, apprise logs whole webhook addresses and payloads, and urllib3 the paths of requests. At WARNING, apprise says
+why an alert was refused, which its return value does not. Neither belongs into the job's log once for each attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_TALKERS = ("apprise", "urllib3.connectionpool", "urllib3.util.retry")
+
+
+class _Catch(logging.Filter, threading.local):
+    """Keep the records of threads that are delivering an alert; other threads log as ever."""
+
+    said: list[str] | None = None
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self.said is None:
+            return True
+        if record.levelno >= logging.WARNING:
+            self.said.append(record.getMessage())
+        return False
+
+
+_catch = _Catch()
+
+
+@contextmanager
+def hushed() -> Iterator[list[str]]:
+    """Keep this thread's deliveries out of every log; yield the list that their warnings go to."""
+    for name in _TALKERS:
+        logging.getLogger(name).addFilter(_catch)  # once: adding it again changes nothing
+    said: list[str] = []
+    _catch.said = said
+    try:
+        yield said
+    finally:
+        _catch.said = None

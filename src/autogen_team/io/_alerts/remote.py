@@ -1,0 +1,191 @@
+"""Channels to people who are elsewhere: any service that Apprise knows, each through its own plugin object.
+
+Apprise's own ``notify()`` is not used, for its pool of threads keeps a process from exiting while an endpoint drips
+(measured: killed after 200 s). Attempts, pauses and the deadline are ours. An attempt whose answer was lost is made
+again: an alert may come twice, rather than not at all.
+"""
+
+from __future__ import annotations
+
+import queue
+import re
+import time
+import warnings
+from typing import TYPE_CHECKING, Any, Final
+
+from autogen_team.errors import ConfigurationError, MissingExtraError
+from autogen_team.io import _redact
+from autogen_team.io._alerts.channel import LEVELS, NoAnswerError, UndeliveredError
+from autogen_team.io._alerts.hush import hushed
+from autogen_team.io._alerts.text import one_line
+from autogen_team.io._worker import Worker, start_afresh_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from autogen_team.io._alerts.channel import Alert
+
+DEADLINE: Final = 30.0  # seconds for one alert, all attempts and pauses together
+PAUSES: Final = (0.5, 2.0)  # seconds before the second and the third attempt
+_REASON_LIMIT: Final = 200
+
+_TAGGED = re.compile(r"^(?P<tags>[\w ,-]+)=(?P<url>[\w+.-]+://.*)$", re.DOTALL)
+_STATUS = re.compile(r"error=(\d{3})\b")
+# Asking again helps with these; with any other 3xx and 4xx it does not.
+_PASSING = frozenset({408, 425, 429})
+
+
+class RemoteChannel:
+    """Send alerts with an Apprise plugin object, and try again when that may help."""
+
+    is_local = False
+
+    def __init__(
+        self,
+        plugin: Any,
+        name: str,
+        levels: frozenset[str] = frozenset(),
+        *,
+        deadline: float = DEADLINE,
+        pauses: Sequence[float] = PAUSES,
+    ) -> None:
+        self.name = name
+        self.levels = levels
+        """Those it takes; empty for all."""
+        self._plugin = plugin
+        self._deadline = deadline
+        self._pauses = pauses
+        self._sender: Worker[Callable[[], None]] = Worker(lambda attempts: attempts[0](), name=name, capacity=1)
+        self.after_fork()
+        start_afresh_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget what is owed to the parent."""
+        self._failed = False
+        self._owed: queue.SimpleQueue[str | None] | None = None
+
+    def takes(self, level: str) -> bool:
+        """Tell whether the tags of the channel allow the level."""
+        return not self.levels or level in self.levels
+
+    def close(self) -> None:
+        """Do nothing: each attempt has its own connection."""
+
+    def deliver(self, alert: Alert) -> None:
+        """Return when the service has taken the alert."""
+        deadline = time.monotonic() + self._deadline
+        # After an alert that failed, the next ones get one attempt each, so that a queue behind an outage moves on.
+        pauses = () if self._failed else self._pauses
+        self._failed = True
+        for pause in (*pauses, None):
+            reason = self._attempt(alert, deadline)
+            if reason is None:
+                self._failed = False
+                return
+            if pause is None or _is_final(reason) or time.monotonic() + pause >= deadline:
+                raise UndeliveredError(reason)
+            time.sleep(pause)
+
+    def _attempt(self, alert: Alert, deadline: float) -> str | None:
+        """Return None for a success, else why not; raise a NoAnswerError at the deadline.
+
+        Timeouts of requests and smtplib count from the last byte, so an endpoint that drips outlives all of them. That
+        is why attempts have a thread of their own, which can be left waiting.
+        """
+        if self._owed is not None and self._owed.empty():
+            raise NoAnswerError("an earlier alert still waits for its answer")
+        answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._owed = answers
+
+        def attempt() -> None:
+            answers.put(self._send(alert))
+
+        if not self._sender.submit(attempt):
+            attempt()  # no thread to be had; Python 3.12 starts none while it exits, and this one is a daemon too
+        try:
+            reason = answers.get(timeout=max(deadline - time.monotonic(), 0.0))
+        except queue.Empty:
+            raise NoAnswerError(f"no answer within {self._deadline:g} s") from None
+        self._owed = None
+        return reason
+
+    def _send(self, alert: Alert) -> str | None:
+        from apprise import NotifyFormat, NotifyType
+
+        kinds = {"success": NotifyType.SUCCESS, "warning": NotifyType.WARNING, "error": NotifyType.FAILURE}
+        with hushed() as said:
+            try:
+                taken = self._plugin.notify(
+                    body=alert.message or alert.title,  # many services refuse an empty one
+                    title=alert.title,
+                    notify_type=kinds.get(alert.level, NotifyType.INFO),
+                    body_format=NotifyFormat.TEXT,
+                )
+            except Exception as error:
+                return _reason([f"{type(error).__name__}: {error}"])
+            return None if taken else _reason(said)
+
+
+def open_channels(urls: Sequence[str], app_name: str) -> list[RemoteChannel]:
+    """Return a channel for each URL, or raise an error that shows none of their secrets.
+
+    A URL may have Apprise's tags before it, which are levels here: ``error=slack://...``, ``warning,error=mailto://...``.
+    """
+    if not urls:
+        return []
+    try:
+        import apprise
+    except ImportError as error:
+        raise MissingExtraError(
+            "alerts urls need the extra `alerts`, which is not installed: pip install 'autogen-team[alerts]'"
+        ) from error
+    # Importing its plugins sets off deprecation warnings of the standard library.
+    with warnings.catch_warnings(), hushed():
+        warnings.simplefilter("ignore")
+        asset = apprise.AppriseAsset(app_id=app_name, app_desc=app_name)
+        channels = [_open(apprise, asset, number, url.strip()) for number, url in enumerate(urls, start=1)]
+    names = [channel.name for channel in channels]
+    for number, channel in enumerate(channels, start=1):
+        if names.count(channel.name) > 1:  # two of a kind are told apart by their place in the setting
+            channel.name += f" (url {number})"
+    return channels
+
+
+def _open(apprise: Any, asset: Any, number: int, text: str) -> RemoteChannel:
+    tagged = _TAGGED.match(text)
+    tags, url = (tagged["tags"], tagged["url"]) if tagged else ("", text)
+    levels = frozenset(re.findall(r"[\w-]+", tags))
+    if not levels <= frozenset(LEVELS):
+        unknown = ", ".join(sorted(levels - frozenset(LEVELS)))
+        raise ConfigurationError(
+            f"alerts url {number} is tagged {unknown!r}, and tags are levels here: some of {', '.join(LEVELS)}, or none"
+        )
+    plugin = apprise.Apprise.instantiate(url, asset=asset)
+    if plugin is None:
+        scheme = url.partition("://")[0] if "://" in url else ""
+        shown = f"{scheme}://…" if re.fullmatch(r"[\w+.-]{1,20}", scheme) else "…"
+        raise ConfigurationError(
+            f"alerts url {number} ({shown}) is not one that Apprise knows, or something in it is missing: see "
+            "https://appriseit.com/services/ for the form of each service (a plain web hook is jsons://host/path)"
+        )
+    plugin.redirects = False  # a redirected POST becomes a GET elsewhere, which is then taken for a success
+    plugin.request_rate_per_sec = 0  # or it would sleep up to 5.5 s between two alerts, holding up the second
+    return RemoteChannel(plugin, _name(plugin, url), levels)
+
+
+def _name(plugin: Any, url: str) -> str:
+    """Return the scheme, and the host where that is one: in most URLs of Apprise all that follows is a secret."""
+    scheme = url.partition("://")[0].lower()
+    tokens = getattr(plugin, "template_tokens", {})
+    host = plugin.host if "host" in tokens and "topic" not in tokens else None  # ntfy's host may be its secret topic
+    port = f":{plugin.port}" if host and plugin.port else ""
+    return f"{scheme}://{host or ''}{port}/…" if host else f"{scheme}://…"
+
+
+def _is_final(reason: str) -> bool:
+    status = _STATUS.search(reason)
+    return status is not None and 300 <= int(status[1]) < 500 and int(status[1]) not in _PASSING
+
+
+def _reason(said: list[str]) -> str:
+    return one_line(_redact.mask(said[-1] if said else "the service did not take it"))[:_REASON_LIMIT]

@@ -1,0 +1,100 @@
+"""The alert about the end of a run: whether there is one, and what it says."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import runpy
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from autogen_team.io import _redact
+
+if TYPE_CHECKING:
+    from autogen_team.io import _job
+
+_TRACEBACK_LINES: Final = 10
+_ENDINGS: Final = {
+    "FINISHED": ("finished", "success"),
+    "FAILED": ("failed", "error"),
+    "KILLED": ("was killed", "warning"),
+}
+
+
+class Reporter:
+    """Sends one alert for each job that ends, as a listener of `_job`; not for runs inside of another run."""
+
+    def __init__(self, notify: Callable[..., None], *, always: bool) -> None:
+        self._notify = notify
+        self._always = always
+        self._rank = int(os.environ.get("RANK") or 0)
+
+    def run_started(self, run: _job.Run) -> None:
+        """Do nothing: nobody wants to be told that a job has begun as it should."""
+
+    def run_ending(self, run: _job.Run, end: _job.End) -> None:
+        """Wait until the run is closed, so that its page shows what the alert says."""
+
+    def run_ended(self, run: _job.Run, end: _job.End) -> None:
+        """Alert if the end is worth it; of many ranks, each tells of its failure and the first of a success."""
+        is_success = end.status == "FINISHED"
+        if run.parent_id is None and (not is_success or (self._always and self._rank == 0)):
+            title, message, level = job_ended(run, end, host=socket.gethostname(), rank=self._rank)
+            self._notify(title, message, level=level)
+
+
+def job_ended(run: _job.Run, end: _job.End, *, host: str, rank: int) -> tuple[str, str, str]:
+    """Return title, message and level of the alert that says how the run ended, secrets masked."""
+    ending, level = _ENDINGS[end.status]
+    title = f"{run.name} {ending}" + (f" (rank {rank})" if rank else "")
+    lines = [f"{ending} after {duration(end.duration)} on {host}"]
+    if end.reason is not None:
+        lines.append(end.reason)
+    lines.append(f"experiment {run.experiment}, run {run.run_id}")
+    if run.link is not None:
+        lines.append(run.link)
+    if end.exception is not None and not isinstance(end.exception, SystemExit):  # an exit says all in its reason
+        lines += ["", *_last_lines(end.exception)]
+    return _redact.mask(title), _redact.mask("\n".join(lines)), level
+
+
+def duration(seconds: float) -> str:
+    """Return a duration as people say it: its two largest units.
+
+    >>> duration(0.25), duration(75), duration(7380), duration(180000)
+    ('0.2 s', '1 min 15 s', '2 h 3 min', '2 d 2 h')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if not minutes:
+        return f"{rest} s"
+    hours, minutes = divmod(minutes, 60)
+    if not hours:
+        return f"{minutes} min {rest} s"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"
+
+
+def _last_lines(exception: BaseException) -> list[str]:
+    frames = exception.__traceback__
+    while frames is not None and _is_machinery(frames.tb_frame.f_code.co_filename):
+        frames = frames.tb_next
+    try:
+        text = "".join(traceback.format_exception(type(exception), exception, frames))
+    except Exception as error:  # a __str__ or a source file that cannot be read must not cost the alert
+        text = f"{type(exception).__name__} (its traceback could not be made: {type(error).__name__})"
+    lines = [line for line in text.rstrip().splitlines() if line.strip(" ^~")]
+    return ["...", *lines[-_TRACEBACK_LINES:]] if len(lines) > _TRACEBACK_LINES else lines
+
+
+def _is_machinery(filename: str) -> bool:
+    """Tell whether a frame at the outer end of a traceback is how the job was run, and not the job."""
+    return filename in _RUNNERS or Path(filename).is_relative_to(_PACKAGE)
+
+
+_RUNNERS: Final = frozenset({contextlib.__file__, runpy.__file__, "<frozen runpy>"})
+_PACKAGE: Final = Path(__file__).parents[2]

@@ -1,0 +1,75 @@
+"""Whatever a caller passes, as text that a desktop, a chat and a terminal can show: clean, capped, without secrets."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+
+from autogen_team.io._redact import Redactor
+
+TITLE_LIMIT = 200
+MESSAGE_LIMIT = 4000  # daemons and chats cut or refuse much more than that
+
+# Looking for secrets in the environment takes 0.1 ms: more than all the rest of an alert, so a flood shares one look.
+_FRESH = 0.1  # seconds
+_redactor = (float("-inf"), Redactor({}))
+
+_ESCAPE_SEQUENCES = re.compile(
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links of a terminal
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # colours, movements
+    r"|\x1b[ -/]*[0-~]?"
+)
+_LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
+_SURROGATES = re.compile("[\ud800-\udfff]")
+# Controls that a terminal obeys or D-Bus refuses, and marks that turn the direction of the text that follows.
+_CONTROLS = re.compile("[\x01-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
+
+def clean(value: object, limit: int) -> str:
+    """Return at most about `limit` characters of `value`, masked, with no control but newline and tab."""
+    text = _as_text(value)
+    # Masked before it is cut, for half a secret no longer looks like one; cut before that, for 200 kB take their time.
+    head = _mended(text[: 4 * limit])
+    head = _CONTROLS.sub("", _LINE_ENDS.sub("\n", _ESCAPE_SEQUENCES.sub("", head))).replace("\0", "\ufffd")
+    head = _mask(head)
+    if len(head) <= limit and len(text) <= 4 * limit:
+        return head
+    kept = head[:limit]
+    return f"{kept}… ({max(len(text) - len(kept), 1)} more characters)"
+
+
+def one_line(text: str) -> str:
+    """Return clean text without its line ends, so that nothing in it can pass for a line of its own."""
+    return re.sub(r"\s*\n\s*", " ", text.strip("\n"))
+
+
+def console_line(app_name: str, title: str, message: str) -> str:
+    """Return how the console shows an alert."""
+    return one_line(f"[{app_name}] {title}: {message}")
+
+
+def _mask(text: str) -> str:
+    global _redactor
+    made, mask = _redactor
+    now = time.monotonic()
+    if now - made > _FRESH:
+        mask = Redactor(os.environ)
+        _redactor = (now, mask)
+    return mask(text)
+
+
+def _as_text(value: object) -> str:
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    try:
+        return str(value)
+    except Exception as error:
+        return f"<{type(value).__name__}: str() raised {type(error).__name__}>"
+
+
+def _mended(text: str) -> str:
+    """Join surrogates that make a pair, and replace those that do not."""
+    if _SURROGATES.search(text) is None:
+        return text
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

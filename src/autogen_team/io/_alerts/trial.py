@@ -1,0 +1,96 @@
+"""One alert through each channel while the caller waits, to see which of them work."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from autogen_team.io._alerts.channel import Alert, Channel, UndeliveredError, check_level
+from autogen_team.io._alerts.console import write_line
+from autogen_team.io._alerts.delivery import Settings, open_all
+from autogen_team.io._alerts.text import MESSAGE_LIMIT, TITLE_LIMIT, clean, console_line
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+DEADLINE: Final = 15.0  # seconds: three attempts at an endpoint that hangs for four seconds each time
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an alert in one channel."""
+
+    channel: str
+    """Its name, without secrets."""
+    delivered: bool
+    reason: str
+    """Why it was not delivered; empty if it was."""
+    milliseconds: float
+
+
+def deliver_now(
+    settings: Settings,
+    title: object,
+    message: object,
+    level: str = "info",
+    *,
+    timeout: float = DEADLINE,
+    channels: Sequence[Channel] | None = None,
+) -> list[Outcome]:
+    """Send an alert through the desktop and each URL at the same time; return what happened, at most `timeout` later.
+
+    With alerts disabled its line is printed, the only outcome then. A channel that does not answer in time leaves
+    a thread behind, which does not keep the process alive.
+
+    Raises:
+        ConfigurationError: `level` is none of the four, or a URL is none that Apprise knows.
+        MissingExtraError: there are URLs and Apprise is not installed.
+
+    """
+    check_level(level)
+    if channels is None:
+        channels = open_all(settings)
+    alert = Alert(clean(title, TITLE_LIMIT), clean(message, MESSAGE_LIMIT), level)
+    if not settings.enable:
+        started = time.monotonic()
+        write_line(console_line(settings.app_name, alert.title, alert.message))
+        return [Outcome("console", delivered=True, reason="", milliseconds=(time.monotonic() - started) * 1000)]
+    answers = [_start(channel, alert) for channel in channels]
+    deadline = time.monotonic() + timeout
+    return [_wait(channel, answer, timeout, deadline) for channel, answer in zip(channels, answers, strict=True)]
+
+
+def _start(channel: Channel, alert: Alert) -> queue.SimpleQueue[Outcome]:
+    answer: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+    threading.Thread(
+        target=lambda: answer.put(_try(channel, alert)), name=f"alert to {channel.name}", daemon=True
+    ).start()
+    return answer
+
+
+def _wait(channel: Channel, answer: queue.SimpleQueue[Outcome], timeout: float, deadline: float) -> Outcome:
+    try:
+        return answer.get(timeout=max(deadline - time.monotonic(), 0.0))
+    except queue.Empty:
+        return Outcome(
+            channel.name, delivered=False, reason=f"no answer within {timeout:g} s", milliseconds=timeout * 1000
+        )
+
+
+def _try(channel: Channel, alert: Alert) -> Outcome:
+    if not channel.takes(alert.level):
+        return Outcome(channel.name, delivered=False, reason=f"not tagged for {alert.level}", milliseconds=0.0)
+    started = time.monotonic()
+    reason = ""
+    try:
+        channel.deliver(alert)
+        channel.close()
+    except UndeliveredError as error:
+        reason = str(error)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+    milliseconds = (time.monotonic() - started) * 1000
+    return Outcome(channel.name, delivered=not reason, reason=reason, milliseconds=milliseconds)

@@ -1,0 +1,81 @@
+"""The line on the console is written whatever state the console is in."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from autogen_team.io._alerts.console import write_line
+
+WRITE = "from autogen_team.io._alerts.console import write_line\n"
+needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+
+
+def test_the_line_goes_to_stdout(capsys):
+    """A line is written with its end, to stdout only."""
+    write_line("[test] done: it is")
+    assert capsys.readouterr() == ("[test] done: it is\n", "")
+
+
+def test_lines_of_the_job_stay_in_order(run_script):
+    """What the job has printed before, and left in the buffer, comes out before."""
+    script = run_script(WRITE + "print('before', end=' '); write_line('line'); print('after')")
+    assert (script.stdout, script.stderr) == ("before line\nafter\n", "")
+
+
+def test_an_ascii_console_gets_escapes(run_script):
+    """A character that the encoding lacks is written as an escape."""
+    script = run_script(WRITE + "write_line('rocket \\U0001f680')", PYTHONIOENCODING="ascii")
+    assert (script.stdout, script.stderr) == ("rocket \\U0001f680\n", "")
+
+
+def test_a_replaced_ascii_stream_gets_escapes(monkeypatch):
+    """The same holds for a stream that somebody put in the place of stdout."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    write_line("rocket 🚀")
+    assert raw.getvalue() == b"rocket \\U0001f680" + os.linesep.encode()
+
+
+@needs_dev_full
+def test_a_full_stdout_costs_neither_the_line_nor_the_exit_status(run_script):
+    """The line goes to stderr, and nothing stays in the buffer to fail at exit."""
+    with Path("/dev/full").open("w") as full:
+        script = run_script(WRITE + "write_line('line')", stdout=full)
+    assert (script.returncode, script.stderr) == (0, "line\n")
+
+
+@needs_dev_full
+def test_a_stdout_that_is_full_of_the_jobs_own_lines_does_not_matter(run_script):
+    """A buffer that cannot be flushed is the job's affair; the line finds its way to stderr."""
+    code = "import os, sys\nprint('stuck')\nwrite_line('line')\nos._exit(0)"
+    with Path("/dev/full").open("w") as full:
+        script = run_script(WRITE + code, stdout=full)
+    assert (script.returncode, script.stderr) == (0, "line\n")
+
+
+def test_a_closed_pipe_does_not_matter(run_script):
+    """A reader that is gone costs nothing but the way to it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        script = run_script(WRITE + "write_line('line')", stdout=writer)
+    finally:
+        os.close(writer)
+    assert (script.returncode, script.stderr) == (0, "line\n")
+
+
+@pytest.mark.parametrize("state", ["sys.stdout = None", "sys.stdout.close()"])
+def test_no_stdout_at_all_does_not_matter(run_script, state):
+    """A process without stdout writes to stderr."""
+    script = run_script(f"import sys\n{WRITE}{state}\nwrite_line('line')")
+    assert script.stderr == "line\n"
+
+
+def test_no_console_at_all_does_not_matter(monkeypatch):
+    """A process without any console goes on."""
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    write_line("line")

@@ -1,0 +1,485 @@
+"""Never block, never lose, never raise: what the caller of notify sees while channels answer, refuse or hang."""
+
+import asyncio
+import logging
+import sys
+import threading
+import time
+
+import pytest
+
+from autogen_team.errors import ConfigurationError, MissingExtraError
+from autogen_team.io._alerts import delivery as delivery_module
+from autogen_team.io._alerts.channel import Alert, NoAnswerError, RecordingChannel, UndeliveredError
+from autogen_team.io._alerts.delivery import Delivery
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Have notify wait a tenth of a second instead of one."""
+    monkeypatch.setattr(delivery_module, "PATIENCE", 0.1)
+
+
+class TestTheConsole:
+    """Alerts that are disabled, or that nobody can show."""
+
+    def test_a_disabled_alert_is_one_line_on_stdout(self, delivery, capfd):
+        """Exactly the line, and nothing else, on either stream."""
+        delivery(enable=False, app_name="train").notify("done", "model trained")
+        assert capfd.readouterr() == ("[train] done: model trained\n", "")
+
+    def test_a_disabled_delivery_sends_nothing(self, delivery, daemon, endpoint):
+        """Neither the desktop nor a URL hears of it."""
+        running, server = daemon(), endpoint()
+        alerts = delivery(enable=False, urls=(server.url,))
+        alerts.notify("done", "model trained")
+        alerts.stop()
+        assert (running.calls, server.requests) == ([], [])
+
+    def test_a_delivered_alert_is_not_printed(self, delivery, daemon, capfd):
+        """The desktop has it, so the console stays empty."""
+        running = daemon()
+        delivery().notify("done", "model trained")
+        assert [call["title"] for call in running.calls] == ["done"]
+        assert capfd.readouterr() == ("", "")
+
+    def test_without_a_desktop_the_alert_is_that_line(self, delivery, capfd):
+        """A headless server prints each alert."""
+        alerts = delivery()
+        alerts.notify("first", "one")
+        alerts.notify("second", "two", "error")
+        assert capfd.readouterr().out == "[test] first: one\n[test] second: two\n"
+
+    def test_a_missing_desktop_is_reported_once(self, delivery, caplog):
+        """One warning in the process says why, without a traceback."""
+        with caplog.at_level(logging.DEBUG, logger="autogen_team"):
+            for _ in range(2):
+                alerts = delivery()
+                for number in range(10):
+                    alerts.notify(str(number), "")
+        [record] = caplog.records
+        assert (record.levelname, record.exc_info) == ("WARNING", None)
+        assert "DBUS_SESSION_BUS_ADDRESS is not set" in record.getMessage()
+
+    @pytest.mark.parametrize("mode", ["error", "hang"])
+    def test_a_daemon_that_does_not_confirm_means_the_line(self, delivery, daemon, capfd, impatient, mode):
+        """A refusal and a silence are printed, once for each alert."""
+        running = daemon(mode)
+        alerts = delivery(flush_timeout=0.1)
+        for number in range(3):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        assert capfd.readouterr().out == "[test] 0: \n[test] 1: \n[test] 2: \n"
+        assert running.calls[0]["title"] == "0"
+
+    @pytest.mark.parametrize(
+        "text",
+        ["", None, 42, "a\0b", "\ud83d", "x" * 200_000, "\x1b[31mred", "one\ntwo", b"\xff", "-h", "🚀", object()],
+    )
+    def test_any_text_arrives_on_desktop_and_console(self, delivery, daemon, capfd, text):
+        """Nothing that can be passed raises, is lost, or makes more than one line."""
+        running = daemon()
+        delivery().notify(text, text)
+        assert len(running.calls) == 1
+        delivery(enable=False).notify(text, text)
+        assert len(capfd.readouterr().out.splitlines()) == 1
+
+    @pytest.mark.parametrize("level", ["fatal", "INFO", "", None, 3])
+    @pytest.mark.parametrize("enable", [True, False])
+    def test_a_level_that_does_not_exist_is_refused(self, delivery, level, enable):
+        """It is a fault of the program, so it is raised, and names those that exist."""
+        with pytest.raises(ConfigurationError, match="use one of info, success, warning, error"):
+            delivery(enable=enable).notify("done", "", level)
+
+    def test_a_fault_of_ours_is_not_the_jobs(self, delivery, monkeypatch, capfd, caplog):
+        """Whatever breaks in here, the alert is printed and the job goes on."""
+
+        def fail(self, alert):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(delivery_module.Cooldown, "admit", fail)
+        delivery().notify("done", "model trained")
+        assert capfd.readouterr().out == "[test] done: model trained\n"
+        assert "RuntimeError: a bug" in caplog.text
+
+
+class TestWaiting:
+    """How long a caller waits, and for whom."""
+
+    def test_a_desktop_that_hangs_costs_one_wait(self, delivery, gated, capfd):
+        """The first alert waits for a second at most, the others, while it hangs, not at all."""
+        desktop = gated(is_local=True)
+        alerts = delivery(channels=[desktop], flush_timeout=0.0)
+        started = time.monotonic()
+        alerts.notify("first", "")
+        first = time.monotonic() - started
+        started = time.monotonic()
+        for number in range(1000):
+            alerts.notify(str(number), "")
+        others = time.monotonic() - started
+        assert 0.9 < first < 5
+        assert others < 5  # seconds for a thousand: waiting for each would take a thousand
+        assert len(capfd.readouterr().out.splitlines()) == 1001
+
+    def test_a_desktop_that_comes_back_is_used_again(self, delivery, gated, capfd, impatient, eventually):
+        """The answer that was owed ends the hang; the alert that brought it is not waited for."""
+        desktop = gated(is_local=True)
+        alerts = delivery(channels=[desktop])
+        alerts.notify("printed", "")
+        desktop.gate.set()
+        assert eventually(lambda: not alerts._lanes[0].hangs)
+        alerts.notify("shown", "")
+        assert [alert.title for alert in desktop.alerts] == ["printed", "shown"]
+        assert capfd.readouterr().out == "[test] printed: \n"
+
+    def test_a_desktop_that_hangs_is_tried_with_one_alert_at_a_time(self, delivery, gated, impatient, eventually):
+        """A hang does not pile up alerts that pop up all together when it is over."""
+        desktop = gated(is_local=True, error=NoAnswerError("no answer"))
+        alerts = delivery(channels=[desktop])
+        for number in range(10):
+            alerts.notify(str(number), "")
+        desktop.error = None
+        desktop.gate.set()
+        assert eventually(lambda: alerts._lanes[0].worker.is_idle)
+        assert [alert.title for alert in desktop.alerts] == ["0"]
+
+    def test_a_remote_channel_is_not_waited_for(self, delivery, gated, capfd):
+        """Without a desktop in the way, notify returns while the remote channel still works."""
+        remote = gated()
+        alerts = delivery(channels=[remote])
+        alerts.notify("done", "")
+        assert remote.alerts == []
+        remote.gate.set()
+        assert alerts.flush(PATIENCE)
+        assert remote.alerts == [Alert("done", "")]
+        assert capfd.readouterr().out == ""
+
+    def test_one_slow_channel_does_not_hold_up_another(self, delivery, gated, eventually):
+        """Each channel has its own worker."""
+        slow, quick = gated(name="slow"), RecordingChannel(is_local=False)
+        alerts = delivery(channels=[slow, quick])
+        for number in range(5):
+            alerts.notify(str(number), "")
+        assert eventually(lambda: len(quick.alerts) == 5)
+        assert slow.alerts == []
+
+    def test_flush_gives_up_after_its_timeout(self, delivery, gated):
+        """Flush tells whether everything is through."""
+        remote = gated()
+        alerts = delivery(channels=[remote])
+        assert alerts.flush(0.0)
+        alerts.notify("done", "")
+        assert not alerts.flush(0.05)
+        remote.gate.set()
+        assert alerts.flush(PATIENCE)
+
+    def test_flush_waits_only_for_what_was_before_it(self, delivery, gated, eventually):
+        """A job that goes on alerting from other threads does not keep a flush from ending."""
+        first, second = gated(name="first"), gated(name="second")
+        first.takes = lambda level: level == "info"
+        second.takes = lambda level: level == "error"
+        alerts = delivery(channels=[first, second], flush_timeout=0.0)
+        alerts.notify("before", "", "info")
+        flushed = []
+        flusher = threading.Thread(target=lambda: flushed.append(alerts.flush(PATIENCE)))
+        flusher.start()
+        assert eventually(lambda: alerts._changed._waiters)
+        alerts.notify("after", "", "error")
+        first.gate.set()
+        flusher.join(PATIENCE)
+        assert flushed == [True]
+        assert not alerts.flush(0.0)
+
+
+class TestConfirmation:
+    """One channel that confirms is enough; none means the line."""
+
+    @pytest.mark.parametrize("desktop", [None, "no desktop"])
+    @pytest.mark.parametrize("remote", [None, "no network"])
+    def test_the_line_is_printed_only_if_no_channel_confirmed(self, delivery, capfd, desktop, remote):
+        """A missing desktop does not matter where the remote channel delivers, nor the other way round."""
+        channels = [
+            RecordingChannel("desktop", fail_with=desktop),
+            RecordingChannel("remote", is_local=False, fail_with=remote),
+        ]
+        alerts = delivery(channels=channels)
+        alerts.notify("done", "model trained")
+        assert alerts.flush(PATIENCE)
+        lost = desktop is not None and remote is not None
+        assert capfd.readouterr().out == ("[test] done: model trained\n" if lost else "")
+
+    def test_the_line_comes_when_the_last_channel_gives_up(self, delivery, gated, capfd):
+        """As long as one may still confirm, nothing is printed."""
+        remote = gated(error=UndeliveredError("no network"))
+        alerts = delivery(channels=[RecordingChannel("desktop", fail_with="no desktop"), remote])
+        alerts.notify("done", "model trained")
+        assert capfd.readouterr().out == ""
+        remote.gate.set()
+        assert alerts.flush(PATIENCE)
+        assert capfd.readouterr().out == "[test] done: model trained\n"
+
+    def test_with_a_remote_channel_a_missing_desktop_is_no_warning(self, delivery, caplog):
+        """A headless server with a web hook is as it should be."""
+        channels = [RecordingChannel("desktop", fail_with="no desktop"), RecordingChannel("remote", is_local=False)]
+        with caplog.at_level(logging.INFO, logger="autogen_team"):
+            alerts = delivery(channels=channels)
+            alerts.notify("done", "")
+            assert alerts.flush(PATIENCE)
+        assert caplog.records == []
+
+    def test_a_remote_channel_that_fails_is_reported_once(self, delivery, caplog):
+        """The reason is told once, even if the desktop had each alert."""
+        channels = [RecordingChannel("desktop"), RecordingChannel("remote", is_local=False, fail_with="no network")]
+        alerts = delivery(channels=channels)
+        for number in range(10):
+            alerts.notify(str(number), "")
+        assert alerts.flush(PATIENCE)
+        assert [record.getMessage() for record in caplog.records] == [
+            "alerts: remote: no network; alerts that nobody confirms are printed on stdout (reported once)"
+        ]
+
+    def test_an_unforeseen_error_of_a_channel_is_a_failure_like_any_other(self, delivery, gated, capfd):
+        """A channel may break in any way."""
+        remote = gated(error=ZeroDivisionError("of all things"))
+        remote.gate.set()
+        alerts = delivery(channels=[remote])
+        alerts.notify("done", "")
+        assert alerts.flush(PATIENCE)
+        assert capfd.readouterr().out == "[test] done: \n"
+
+    def test_an_alert_that_no_channel_takes_is_printed(self, delivery, endpoint, capfd):
+        """A web hook for errors leaves an information to the console of a server."""
+        server = endpoint()
+        alerts = delivery(urls=(f"error={server.url}",))
+        alerts.notify("done", "")
+        alerts.notify("failed", "", "error")
+        assert alerts.flush(PATIENCE)
+        assert [request["title"] for request in server.requests] == ["failed"]
+        assert capfd.readouterr().out == "[test] done: \n"
+
+    def test_desktop_and_url_both_get_the_alert(self, delivery, daemon, endpoint, capfd):
+        """What is configured is used, all of it."""
+        running, server = daemon(), endpoint()
+        alerts = delivery(urls=(server.url,))
+        alerts.notify("done", "model trained", "warning")
+        assert alerts.flush(PATIENCE)
+        assert running.calls[0]["title"] == server.requests[0]["title"] == "done"
+        assert capfd.readouterr().out == ""
+
+    def test_an_alert_beyond_the_queue_is_printed(self, delivery, gated, capfd, monkeypatch):
+        """A channel that is a queue behind costs no memory and no alert."""
+        monkeypatch.setattr(delivery_module, "_CAPACITY", 2)
+        remote = gated()
+        alerts = delivery(channels=[remote])
+        alerts.notify("0", "")
+        assert remote.entered.wait(PATIENCE)
+        for number in range(1, 5):
+            alerts.notify(str(number), "")
+        assert capfd.readouterr().out == "[test] 3: \n[test] 4: \n"
+        remote.gate.set()
+        assert alerts.flush(PATIENCE)
+        assert [alert.title for alert in remote.alerts] == ["0", "1", "2"]
+
+
+class TestStop:
+    """The end of the service."""
+
+    def test_stop_delivers_what_waits(self, delivery, endpoint, capfd):
+        """Alerts on their way arrive."""
+        server = endpoint()
+        alerts = delivery(urls=(server.url,), flush_timeout=PATIENCE)
+        for number in range(20):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        assert [request["title"] for request in server.requests] == [str(number) for number in range(20)]
+        assert capfd.readouterr().out == ""
+
+    def test_stop_prints_what_it_gives_up(self, delivery, gated, capfd):
+        """The alert under way and those behind it are printed, in order, when the time is over."""
+        remote = gated()
+        alerts = delivery(channels=[remote], flush_timeout=0.1)
+        for number in range(3):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        assert capfd.readouterr().out == "[test] 0: \n[test] 1: \n[test] 2: \n"
+
+    def test_what_stop_printed_is_not_printed_again(self, delivery, gated, capfd, eventually):
+        """A channel that fails after stop gave up has nothing to add."""
+        remote = gated(error=UndeliveredError("no network"))
+        alerts = delivery(channels=[remote], flush_timeout=0.1)
+        alerts.notify("done", "")
+        alerts.stop()
+        remote.gate.set()
+        assert eventually(lambda: not any("alerts to gated" in thread.name for thread in threading.enumerate()))
+        assert capfd.readouterr().out == "[test] done: \n"
+
+    def test_what_the_desktop_showed_is_not_printed_by_stop(self, delivery, gated, capfd, caplog):
+        """A confirmed alert whose remote copy is late is reported, not printed."""
+        remote = gated(name="remote")
+        alerts = delivery(channels=[RecordingChannel("desktop"), remote], flush_timeout=0.1)
+        alerts.notify("done", "")
+        alerts.stop()
+        assert capfd.readouterr().out == ""
+        assert "remote: still not delivered when the alerts service stopped" in caplog.text
+
+    def test_stop_does_not_wait_for_what_is_printed_already(self, delivery, gated, impatient):
+        """A desktop that hangs has cost its second; stop does not add its own."""
+        alerts = delivery(channels=[gated(is_local=True)], flush_timeout=60.0)
+        alerts.notify("done", "")
+        started = time.monotonic()
+        alerts.stop()
+        assert time.monotonic() - started < 30
+
+    def test_stop_closes_channels_that_are_idle(self, delivery, gated):
+        """Connections end with the service, except one that is in use this moment."""
+        idle, busy = gated(name="idle"), gated(name="busy")
+        idle.gate.set()
+        alerts = delivery(channels=[idle, busy], flush_timeout=0.1)
+        alerts.notify("done", "")
+        alerts.stop()
+        assert (idle.closed, busy.closed) == (1, 0)
+
+    def test_a_second_stop_does_nothing(self, delivery, capfd):
+        """Stop may be called as often as one likes."""
+        alerts = delivery(channels=[RecordingChannel()])
+        alerts.stop()
+        alerts.stop()
+        assert capfd.readouterr() == ("", "")
+
+    def test_an_alert_during_stop_is_printed(self, delivery, gated, capfd, eventually):
+        """While stop waits for what was before, a late alert goes to the console at once."""
+        remote = gated()
+        alerts = delivery(channels=[remote], flush_timeout=PATIENCE)
+        alerts.notify("before", "")
+        stopper = threading.Thread(target=alerts.stop)
+        stopper.start()
+        assert eventually(lambda: alerts._stopped)
+        alerts.notify("late", "but there")
+        assert capfd.readouterr().out == "[test] late: but there\n"
+        remote.gate.set()
+        stopper.join(PATIENCE)
+        assert [alert.title for alert in remote.alerts] == ["before"]
+
+    def test_an_alert_after_stop_is_printed(self, delivery, capfd):
+        """Nothing is lost by being late."""
+        channel = RecordingChannel()
+        alerts = delivery(channels=[channel])
+        alerts.stop()
+        alerts.notify("late", "but there")
+        assert channel.alerts == []
+        assert capfd.readouterr().out == "[test] late: but there\n"
+
+    def test_a_fault_in_stop_is_not_the_jobs(self, delivery, monkeypatch, caplog):
+        """Stop raises nothing, whatever breaks."""
+
+        def fail(self):
+            raise RuntimeError("a bug")
+
+        alerts = delivery(channels=[RecordingChannel()])
+        monkeypatch.setattr(delivery_module.Cooldown, "drain", fail)
+        alerts.stop()
+        assert "RuntimeError: a bug" in caplog.text
+
+    def test_the_count_of_the_cooldown_is_told_at_stop(self, delivery, capfd):
+        """What was counted is sent through the channels when the job ends."""
+        channel = RecordingChannel()
+        alerts = delivery(channels=[channel], cooldown=3600)
+        for number in range(5):
+            alerts.notify("loss", f"nan at {number}", "warning")
+        alerts.stop()
+        assert channel.alerts == [Alert("loss", "nan at 0", "warning"), Alert("loss", "(4 more)", "warning")]
+        assert capfd.readouterr().out == ""
+
+    def test_the_count_is_printed_if_no_channel_takes_it(self, delivery, capfd):
+        """A count that cannot be delivered goes the way of every alert."""
+        alerts = delivery(channels=[RecordingChannel(fail_with="no desktop")], cooldown=3600)
+        for _ in range(3):
+            alerts.notify("loss", "nan")
+        alerts.stop()
+        assert capfd.readouterr().out == "[test] loss: nan\n[test] loss: (2 more)\n"
+
+
+class TestManyCallers:
+    """Threads and event loops."""
+
+    def test_alerts_of_many_threads_all_arrive(self, delivery, daemon, capfd):
+        """Each alert of eight threads is shown or printed, none twice."""
+        running = daemon()
+        alerts = delivery()
+
+        def notify(thread):
+            for number in range(25):
+                alerts.notify(f"{thread}.{number}", "")
+
+        threads = [threading.Thread(target=notify, args=(thread,)) for thread in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        printed = [line.removeprefix("[test] ").removesuffix(": ") for line in capfd.readouterr().out.splitlines()]
+        shown = [call["title"] for call in running.calls]
+        assert sorted({*printed, *shown}) == sorted(f"{thread}.{number}" for thread in range(8) for number in range(25))
+        assert len(shown) == len(set(shown))
+
+    def test_a_thousand_alerts_arrive(self, delivery, daemon, capfd):
+        """A flood through a healthy desktop loses none."""
+        running = daemon()
+        alerts = delivery()
+        for number in range(1000):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        printed = [line.removeprefix("[test] ").removesuffix(": ") for line in capfd.readouterr().out.splitlines()]
+        assert sorted({*(call["title"] for call in running.calls), *printed}) == sorted(map(str, range(1000)))
+
+    def test_a_thousand_alerts_to_a_web_hook_arrive_or_are_printed(self, delivery, endpoint, capfd):
+        """A flood that the service cannot take in time is delivered in part and printed for the rest."""
+        server = endpoint()
+        alerts = delivery(urls=(server.url,), flush_timeout=1.0)
+        for number in range(1000):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        printed = [line.removeprefix("[test] ").removesuffix(": ") for line in capfd.readouterr().out.splitlines()]
+        arrived = {request["title"] for request in server.requests}
+        assert arrived
+        assert sorted({*arrived, *printed}, key=int) == [str(number) for number in range(1000)]
+
+    def test_it_works_inside_a_running_loop(self, delivery, daemon):
+        """A coroutine may notify."""
+        running = daemon()
+
+        async def job():
+            delivery().notify("done", "")
+
+        asyncio.run(job())
+        assert [call["title"] for call in running.calls] == ["done"]
+
+
+class TestConfiguration:
+    """What is refused before the job begins."""
+
+    @pytest.mark.parametrize("enable", [True, False])
+    def test_a_malformed_url_is_refused(self, settings, enable):
+        """A typing error is found at the start, not at the first alert, and not shown."""
+        with pytest.raises(ConfigurationError, match="alerts url 1") as caught:
+            Delivery(settings(enable=enable, urls=("slack://" + "tok3n" * 5,)))
+        assert "tok3n" not in str(caught.value)
+
+    def test_a_missing_extra_is_refused(self, settings, monkeypatch):
+        """The remedy is in the message."""
+        monkeypatch.setitem(sys.modules, "apprise", None)
+        with pytest.raises(MissingExtraError, match=r"autogen-team\[alerts\]"):
+            Delivery(settings(urls=("json://127.0.0.1",)))
+
+    def test_settings_do_not_show_their_urls(self, settings):
+        """A URL is a secret, in a repr as well."""
+        assert "tok3n" not in repr(settings(urls=("slack://tok3n",)))
+
+    def test_making_a_delivery_connects_to_nothing(self, settings, daemon):
+        """The bus is first heard of with the first alert."""
+        running = daemon()
+        before = threading.active_count()
+        Delivery(settings())
+        assert threading.active_count() == before
+        assert running.connections == set()

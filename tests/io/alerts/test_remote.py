@@ -1,0 +1,316 @@
+"""Remote channels against real servers: what arrives, what is tried again, and what no log may show."""
+
+import logging
+import socket
+import sys
+import time
+
+import pytest
+from aiosmtpd.controller import Controller
+
+from autogen_team.errors import ConfigurationError, MissingExtraError
+from autogen_team.io._alerts.channel import Alert, NoAnswerError, UndeliveredError
+from autogen_team.io._alerts.remote import RemoteChannel, open_channels
+
+QUICK = (0.01, 0.01)  # seconds of pause between attempts
+TOKEN = "s3cr3t" * 4
+
+
+def open_one(url, **options):
+    """Return the channel of a URL, with short pauses."""
+    [channel] = open_channels([url], "my job")
+    return RemoteChannel(channel._plugin, channel.name, channel.levels, **{"pauses": QUICK, **options})
+
+
+@pytest.mark.parametrize(
+    ("level", "kind"), [("info", "info"), ("success", "success"), ("warning", "warning"), ("error", "failure")]
+)
+def test_title_message_and_level_arrive(endpoint, level, kind):
+    """A web hook gets what was said, and the level in Apprise's words."""
+    server = endpoint()
+    open_one(server.url).deliver(Alert("done", "loss < 0.1 & <b>\nsecond line", level))
+    [request] = server.requests
+    assert (request["title"], request["message"], request["type"]) == ("done", "loss < 0.1 & <b>\nsecond line", kind)
+
+
+def test_an_empty_message_arrives_as_its_title(endpoint):
+    """A service that refuses an empty body still gets the alert."""
+    server = endpoint()
+    open_one(server.url).deliver(Alert("done", ""))
+    assert server.requests[0]["message"] == "done"
+
+
+def test_a_server_error_is_tried_again(endpoint):
+    """Two failures and a success are a delivered alert."""
+    server = endpoint([500, 503, 200])
+    open_one(server.url).deliver(Alert("done", ""))
+    assert len(server.requests) == 3
+
+
+def test_three_attempts_are_all(endpoint):
+    """A server that stays broken is given up, with its status as the reason."""
+    server = endpoint(500)
+    with pytest.raises(UndeliveredError, match="error=500"):
+        open_one(server.url).deliver(Alert("done", ""))
+    assert len(server.requests) == 3
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404])
+def test_a_refusal_is_final(endpoint, status):
+    """Asking again would not change the answer."""
+    server = endpoint(status)
+    with pytest.raises(UndeliveredError, match=f"error={status}"):
+        open_one(server.url).deliver(Alert("done", ""))
+    assert len(server.requests) == 1
+
+
+def test_too_many_requests_are_tried_again(endpoint):
+    """A service that asks for patience gets it."""
+    server = endpoint([429, 200])
+    open_one(server.url).deliver(Alert("done", ""))
+    assert len(server.requests) == 2
+
+
+def test_a_redirect_is_refused(endpoint):
+    """The alert is neither sent elsewhere nor taken for delivered."""
+    elsewhere = endpoint()
+    server = endpoint(f"http://127.0.0.1:{elsewhere.port}/")
+    with pytest.raises(UndeliveredError, match="error=302"):
+        open_one(server.url).deliver(Alert("done", ""))
+    assert (len(server.requests), elsewhere.requests) == (1, [])
+
+
+def test_a_redirect_is_refused_even_if_the_url_asks_for_it(endpoint):
+    """What the URL says about redirects does not matter."""
+    elsewhere = endpoint()
+    server = endpoint(f"http://127.0.0.1:{elsewhere.port}/")
+    with pytest.raises(UndeliveredError, match="error=302"):
+        open_one(server.url + "?redirect=yes").deliver(Alert("done", ""))
+    assert elsewhere.requests == []
+
+
+def test_a_closed_port_is_an_undelivered_alert(closed_port):
+    """Nobody there is a reason like any other."""
+    with pytest.raises(UndeliveredError, match=r"[Cc]onnection"):
+        open_one(f"json://127.0.0.1:{closed_port}").deliver(Alert("done", ""))
+
+
+def test_a_server_that_hangs_is_left_after_its_timeout(endpoint):
+    """The read timeout of the URL bounds each attempt."""
+    server = endpoint(["hang", 200])
+    open_one(server.url + "?rto=0.2").deliver(Alert("done", ""))
+    assert len(server.requests) == 2
+
+
+def test_a_server_that_drips_is_left_at_the_deadline(endpoint):
+    """No timeout of a socket ends a drip; the deadline does, and the next alert does not queue up behind it."""
+    server = endpoint("drip")
+    channel = open_one(server.url, deadline=0.3)
+    with pytest.raises(NoAnswerError, match=r"no answer within 0\.3 s"):
+        channel.deliver(Alert("first", ""))
+    with pytest.raises(NoAnswerError, match="an earlier alert still waits"):
+        channel.deliver(Alert("second", ""))
+    assert len(server.requests) == 1
+
+
+def test_a_channel_works_again_when_the_drip_is_over(endpoint, eventually):
+    """What was left behind does not block the channel for ever."""
+    server = endpoint("drip")
+    channel = open_one(server.url, deadline=0.3)
+    with pytest.raises(NoAnswerError):
+        channel.deliver(Alert("first", ""))
+    server.stop()
+    assert eventually(lambda: not channel._owed.empty())
+    with pytest.raises(UndeliveredError, match=r"[Cc]onnection"):
+        channel.deliver(Alert("second", ""))
+
+
+def test_no_attempt_begins_after_the_deadline(endpoint):
+    """A pause that would end too late is not taken."""
+    server = endpoint(500)
+    with pytest.raises(UndeliveredError, match="error=500"):
+        open_one(server.url, deadline=5, pauses=(10, 10)).deliver(Alert("done", ""))
+    assert len(server.requests) == 1
+
+
+def test_behind_an_outage_each_alert_has_one_attempt(endpoint):
+    """A long queue in front of a dead service moves on; a success brings the attempts back."""
+    server = endpoint([500, 500, 500, 500, 200, 500, 200])
+    channel = open_one(server.url)
+    for title in ("three", "one"):
+        with pytest.raises(UndeliveredError):
+            channel.deliver(Alert(title, ""))
+    for title in ("up", "again"):
+        channel.deliver(Alert(title, ""))
+    assert [request["title"] for request in server.requests] == [
+        "three", "three", "three", "one", "up", "again", "again",
+    ]  # fmt: skip
+
+
+def test_alerts_are_not_held_back_between_each_other(endpoint):
+    """Apprise's own pause of seconds between two requests is off."""
+    [ntfy] = open_channels([f"ntfy://127.0.0.1:{endpoint().port}/topic"], "my job")
+    assert ntfy._plugin.request_rate_per_sec == 0
+    started = time.monotonic()
+    for number in range(3):
+        ntfy.deliver(Alert(str(number), ""))
+    assert time.monotonic() - started < 5.5
+
+
+def test_a_plugin_that_raises_is_an_undelivered_alert():
+    """A bug of a plugin is a reason too."""
+
+    class Broken:
+        def notify(self, **_):
+            raise AttributeError("no such thing")
+
+    with pytest.raises(UndeliveredError, match="AttributeError: no such thing"):
+        RemoteChannel(Broken(), "broken", pauses=()).deliver(Alert("done", ""))
+
+
+def test_a_plugin_that_says_nothing_is_an_undelivered_alert():
+    """A refusal without a word gets some."""
+
+    class Mute:
+        def notify(self, **_):
+            return False
+
+    with pytest.raises(UndeliveredError, match="did not take it"):
+        RemoteChannel(Mute(), "mute", pauses=()).deliver(Alert("done", ""))
+
+
+def test_no_thread_to_be_had_costs_no_alert(endpoint, monkeypatch):
+    """Where no thread can be started, as in some Pythons while they exit, the alert is sent from the one at hand."""
+    server = endpoint()
+    channel = open_one(server.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(channel._sender, "_has_thread", lambda: False)
+        channel.deliver(Alert("done", ""))
+    assert [request["title"] for request in server.requests] == ["done"]
+
+
+class Mailbox:
+    """Keeps mail."""
+
+    def __init__(self):
+        self.envelopes = []
+
+    async def handle_DATA(self, server, session, envelope):  # noqa: N802 - the name is aiosmtpd's
+        """Take one mail."""
+        self.envelopes.append(envelope)
+        return "250 OK"
+
+
+@pytest.fixture
+def mail_server():
+    """Run a mail server; return its mailbox and port."""
+    mailbox = Mailbox()
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    controller = Controller(mailbox, hostname="127.0.0.1", port=port)
+    controller.start()
+    yield mailbox, port
+    controller.stop()
+
+
+def test_mail_arrives(mail_server):
+    """Two mails in a row arrive at a real mail server, with subject, sender's name and plain text."""
+    mailbox, port = mail_server
+    channel = open_one(f"mailto://127.0.0.1:{port}?from=job@example.org&to=me@example.org&smtp=127.0.0.1&mode=insecure")
+    started = time.monotonic()
+    channel.deliver(Alert("done\nX-Injected: yes", "loss < 0.1 & <b>"))
+    channel.deliver(Alert("again", "second"))
+    assert time.monotonic() - started < 5.5  # the pause that Apprise would make between two mails
+    first, second = (envelope.content.decode() for envelope in mailbox.envelopes)
+    assert mailbox.envelopes[0].rcpt_tos == ["me@example.org"]
+    assert "\nX-Injected" not in first.partition("\r\n\r\n")[0].replace("\r", "")
+    assert "loss < 0.1 & <b>" in first
+    assert "Subject: again" in second
+
+
+@pytest.mark.parametrize(
+    "url", ["", "nonsense", f"https://hooks.example.org/{TOKEN}", f"slack://{TOKEN}", f"nosuch://user:{TOKEN}@host/"]
+)
+def test_a_url_that_apprise_does_not_know_is_refused_masked(url):
+    """The error names the place of the URL and shows nothing of it but the scheme."""
+    with pytest.raises(ConfigurationError, match="alerts url 2 ") as caught:
+        open_channels(["json://127.0.0.1", url], "my job")
+    assert TOKEN not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+def test_without_the_extra_urls_are_refused(monkeypatch):
+    """The error says what to install; without URLs nothing is missing."""
+    monkeypatch.setitem(sys.modules, "apprise", None)
+    assert open_channels([], "my job") == []
+    with pytest.raises(MissingExtraError, match=r"pip install 'autogen-team\[alerts\]'"):
+        open_channels(["json://127.0.0.1"], "my job")
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        (f"json://user:{TOKEN}@127.0.0.1:8080/{TOKEN}?+X={TOKEN}", "json://127.0.0.1:8080/…"),
+        (f"jsons://hooks.example.org/{TOKEN}", "jsons://hooks.example.org/…"),
+        (f"slack://T1JJ3T3L2/A1BRTD4JD/{TOKEN}/#chan", "slack://…"),
+        (f"tgram://123456789:{TOKEN}/12315544", "tgram://…"),
+        (f"discord://{'1' * 18}/{TOKEN * 3}", "discord://…"),
+        (f"ntfy://{TOKEN}", "ntfy://…"),
+        (f"pagerduty://{TOKEN}@{TOKEN}", "pagerduty://…"),
+        (f"mailto://user:{TOKEN}@example.org", "mailto://example.org:25/…"),
+        (f"workflows://host.example.org/{TOKEN}/{TOKEN}", "workflows://host.example.org/…"),
+    ],
+)
+def test_a_channel_is_named_without_its_secrets(url, name):
+    """Scheme and host are shown where the host is one; the rest may be a key."""
+    [channel] = open_channels([url], "my job")
+    assert channel.name == name
+    assert TOKEN not in repr(channel)
+
+
+def test_two_channels_of_a_kind_can_be_told_apart():
+    """The place in the setting tells which one it is."""
+    urls = ["json://127.0.0.1/a", "json://127.0.0.1/b", "json://127.0.0.2/c"]
+    assert [channel.name for channel in open_channels(urls, "my job")] == [
+        "json://127.0.0.1/… (url 1)",
+        "json://127.0.0.1/… (url 2)",
+        "json://127.0.0.2/…",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("prefix", "levels"),
+    [
+        ("", {"info", "success", "warning", "error"}),
+        ("error=", {"error"}),
+        ("warning,error=", {"warning", "error"}),
+        ("warning, error=", {"warning", "error"}),
+    ],
+)
+def test_tags_choose_the_levels_of_a_channel(prefix, levels):
+    """A URL that is tagged as in Apprise's configuration takes alerts of those levels."""
+    [channel] = open_channels([f"{prefix}json://127.0.0.1/?x=error=json://"], "my job")
+    assert {level for level in ("info", "success", "warning", "error") if channel.takes(level)} == levels
+
+
+def test_a_tag_that_is_no_level_is_refused():
+    """A misspelt level would silence the channel for ever."""
+    with pytest.raises(ConfigurationError, match="tagged 'errors', and tags are levels here"):
+        open_channels(["errors=json://127.0.0.1"], "my job")
+
+
+def test_no_library_logs_the_secrets_of_a_delivery(endpoint, caplog):
+    """With everything at DEBUG, neither the path nor the payload of a web hook reaches a handler."""
+    server = endpoint([500, 200])
+    with caplog.at_level(logging.DEBUG):
+        open_one(f"{server.url}/{TOKEN}").deliver(Alert("done", "payload"))
+    assert len(server.requests) == 2
+    assert [record for record in caplog.records if record.name.startswith(("apprise", "urllib3"))] == []
+
+
+def test_the_programs_own_use_of_the_libraries_logs_as_ever(endpoint, caplog):
+    """Only threads that deliver an alert are silent."""
+    open_one(endpoint().url).deliver(Alert("done", ""))
+    with caplog.at_level(logging.DEBUG):
+        logging.getLogger("apprise").debug("hello")
+    assert [record.message for record in caplog.records] == ["hello"]

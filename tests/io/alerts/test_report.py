@@ -1,0 +1,114 @@
+"""The alert about the end of a run says what a person wants to know first."""
+
+import pytest
+
+from autogen_team.io import _job
+from autogen_team.io._alerts import report
+
+
+def a_run(**changes):
+    """Return a run."""
+    fields = {"run_id": "abc", "name": "train", "experiment": "iris", "link": "http://tracking.example/#/runs/abc"}
+    return _job.Run(**{**fields, **changes}, attach=lambda path, folder: None)
+
+
+def an_end(status="FAILED", reason=None, exception=None, duration=75.0):
+    """Return an end."""
+    return _job.End(status, reason, exception, duration)
+
+
+def deep(depth):
+    """Raise from far down."""
+    if depth == 0:
+        raise ValueError("bad shape")
+    deep(depth - 1)
+
+
+def raised_by(function, *arguments):
+    """Return the exception that a call raises."""
+    try:
+        function(*arguments)
+    except Exception as error:
+        return error
+    raise AssertionError("it did not raise")
+
+
+@pytest.mark.parametrize(
+    ("status", "title", "level"),
+    [
+        ("FINISHED", "train finished", "success"),
+        ("FAILED", "train failed", "error"),
+        ("KILLED", "train was killed", "warning"),
+    ],
+)
+def test_the_title_says_how_it_ended(status, title, level):
+    """Name and ending are the title, since some desktops show nothing else."""
+    said = report.job_ended(a_run(), an_end(status), host="gpu-7", rank=0)
+    assert (said[0], said[2]) == (title, level)
+
+
+def test_the_message_says_where_and_how_long():
+    """Duration, host, reason, experiment, run and link are all there."""
+    _, message, _ = report.job_ended(a_run(), an_end("KILLED", "SIGTERM"), host="gpu-7", rank=0)
+    assert message.splitlines() == [
+        "was killed after 1 min 15 s on gpu-7",
+        "SIGTERM",
+        "experiment iris, run abc",
+        "http://tracking.example/#/runs/abc",
+    ]
+
+
+def test_a_rank_other_than_the_first_is_named():
+    """Somebody with eight processes is told which one it was."""
+    assert report.job_ended(a_run(), an_end(), host="gpu-7", rank=3)[0] == "train failed (rank 3)"
+
+
+def test_a_local_store_has_no_link():
+    """A run without a page has no line for it."""
+    _, message, _ = report.job_ended(a_run(link=None), an_end(), host="gpu-7", rank=0)
+    assert "None" not in message
+
+
+def test_the_last_lines_of_the_traceback_are_told():
+    """Ten lines at most, with the exception last."""
+    end = an_end(reason="ValueError: bad shape", exception=raised_by(deep, 30))
+    _, message, _ = report.job_ended(a_run(), end, host="gpu-7", rank=0)
+    _, _, traceback = message.partition("\n\n")
+    assert traceback.startswith("...\n")
+    assert len(traceback.splitlines()) == 11
+    assert traceback.splitlines()[-1] == "ValueError: bad shape"
+
+
+def test_a_short_traceback_is_told_whole():
+    """Nothing is cut that fits."""
+    _, message, _ = report.job_ended(a_run(), an_end(exception=raised_by(deep, 0)), host="gpu-7", rank=0)
+    assert "\n\nTraceback (most recent call last):\n" in message
+
+
+def test_secrets_are_masked_wherever_they_stand():
+    """A password in the name, the link, the reason or the exception is not told."""
+    secret = "hunter" * 3
+    run = a_run(name=f"train password={secret}", link=f"http://user:{secret}@tracking.example/#/runs/abc")
+    end = an_end(reason=f"ValueError: password={secret}", exception=ValueError(f"password={secret}"))
+    title, message, _ = report.job_ended(run, end, host="gpu-7", rank=0)
+    assert secret not in title + message
+
+
+def test_an_exception_that_cannot_be_shown_does_not_cost_the_alert(monkeypatch):
+    """A traceback that fails to render is named instead."""
+
+    def fail(*_):
+        raise RecursionError
+
+    monkeypatch.setattr(report.traceback, "format_exception", fail)
+    _, message, _ = report.job_ended(a_run(), an_end(exception=ValueError("x")), host="gpu-7", rank=0)
+    assert message.endswith("ValueError (its traceback could not be made: RecursionError)")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.25, "0.2 s"), (9.99, "10.0 s"), (59.7, "1 min 0 s"), (42, "42 s"), (7380, "2 h 3 min"), (180_000, "2 d 2 h")],
+)
+def test_durations_read_as_people_say_them(seconds, text):
+    """The two largest units are enough."""
+    assert report.duration(seconds) == text

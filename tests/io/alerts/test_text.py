@@ -1,0 +1,81 @@
+"""Any text becomes clean, capped and one line on the console."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autogen_team.io._alerts.text import MESSAGE_LIMIT, clean, console_line
+
+
+class Stubborn:
+    """Has no text."""
+
+    def __str__(self):
+        """Refuse."""
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ("", ""),
+        ("model trained", "model trained"),
+        (None, "None"),
+        (42, "42"),
+        (b"caf\xc3\xa9 \xff", "café \ufffd"),
+        ("a\0b", "a\ufffdb"),
+        ("\ud83d\ude80 \ud83d", "🚀 \ufffd"),
+        ("\x1b[31mred\x1b[0m \x1b]0;title\x07done \x9b1mbold", "red done bold"),
+        ("one\r\ntwo\rthree\u2028four", "one\ntwo\nthree\nfour"),
+        ("tab\tstays, bell\x07 goes", "tab\tstays, bell goes"),
+        ("abc\u202edcba", "abcdcba"),
+        ("👩\u200d🔬", "👩\u200d🔬"),
+        (Stubborn(), "<Stubborn: str() raised RuntimeError>"),
+    ],
+)
+def test_anything_becomes_text_that_can_be_shown(value, text):
+    """Numbers, None, bytes, controls, escape sequences and broken Unicode become harmless text."""
+    assert clean(value, 200) == text
+
+
+def test_a_long_text_is_cut_and_says_so():
+    """200 kB become the limit and a count of the rest."""
+    text = clean("x" * 200_000, MESSAGE_LIMIT)
+    assert text == "x" * 4000 + "… (196000 more characters)"
+
+
+def test_a_secret_is_masked():
+    """What looks like a secret does not leave the process."""
+    secret = "hunter" * 3
+    assert secret not in clean(f"login failed: password={secret}", 200)
+
+
+def test_a_secret_of_the_environment_is_masked(monkeypatch, eventually):
+    """A value that is secret by the name of its variable is found in any sentence, also when it is set later."""
+    value = "correct horse " * 2
+    assert value in clean(f"sent {value}", 200)
+    monkeypatch.setenv("SERVICE_API_KEY", value)
+    assert eventually(lambda: value not in clean(f"sent {value}", 200))
+
+
+def test_a_secret_across_the_limit_is_masked():
+    """A secret is found before the text is cut, so that no half of it is left."""
+    secret = "hunter" * 10
+    assert "hunter" not in clean(f"{'x' * 180} password={secret}", 200)
+
+
+@pytest.mark.parametrize("message", ["one\n[test] forged: line", "\n\none\n\n", "one\r\n \u2028 two"])
+def test_the_console_shows_one_line(message):
+    """No text can pass for a line of its own."""
+    assert len(console_line("test", clean("title\nmore", 200), clean(message, 200)).splitlines()) == 1
+
+
+@given(st.text(alphabet=st.characters(), max_size=400), st.integers(1, 100))
+def test_any_text_can_be_encoded_and_shown_in_one_line(text, limit):
+    """Whatever the text, the result is valid UTF-8 without controls, bounded, and one line on the console."""
+    shown = clean(text, limit)
+    shown.encode()
+    assert "\x1b" not in shown
+    assert "\0" not in shown
+    assert len(shown) <= limit + len("… (400 more characters)")
+    assert len(console_line("test", shown, shown).splitlines()) == 1

@@ -1,0 +1,73 @@
+"""One alert through each channel, and a row for each of them."""
+
+import time
+
+import pytest
+
+from autogen_team.errors import ConfigurationError
+from autogen_team.io._alerts.channel import Alert, RecordingChannel
+from autogen_team.io._alerts.trial import deliver_now
+
+
+def test_each_channel_has_its_outcome(settings, daemon, endpoint):
+    """Desktop and URLs are tried, in order, with their time and without their secrets."""
+    running, good, bad = daemon(), endpoint(), endpoint(403)
+    outcomes = deliver_now(settings(urls=(f"{good.url}/tok3n", f"{bad.url}/tok3n")), "hello", "world", "warning")
+    assert [(outcome.channel, outcome.delivered) for outcome in outcomes] == [
+        ("desktop", True),
+        (f"json://127.0.0.1:{good.port}/…", True),
+        (f"json://127.0.0.1:{bad.port}/…", False),
+    ]
+    assert [outcome.reason for outcome in outcomes[:2]] == ["", ""]
+    assert "error=403" in outcomes[2].reason
+    assert all(0 < outcome.milliseconds < 20_000 for outcome in outcomes)
+    assert (running.calls[0]["title"], good.requests[0]["message"]) == ("hello", "world")
+
+
+def test_a_machine_without_any_channel_has_one_outcome_that_says_so(settings):
+    """A server without a desktop is told why."""
+    [outcome] = deliver_now(settings(), "hello", "world")
+    assert (outcome.channel, outcome.delivered) == ("desktop", False)
+    assert "no session bus" in outcome.reason
+
+
+def test_a_channel_that_does_not_answer_is_left_at_the_deadline(settings, gated):
+    """One that hangs bounds neither the command nor the other channels."""
+    hanging, quick = gated(), RecordingChannel()
+    started = time.monotonic()
+    outcomes = deliver_now(settings(), "hello", "world", timeout=0.2, channels=[hanging, quick])
+    assert time.monotonic() - started < 15
+    assert [outcome.delivered for outcome in outcomes] == [False, True]
+    assert outcomes[0].reason == "no answer within 0.2 s"
+    assert quick.alerts == [Alert("hello", "world")]
+
+
+def test_an_unforeseen_error_is_a_reason(settings, gated):
+    """A channel that breaks has a row as well."""
+    broken = gated(error=ZeroDivisionError("of all things"))
+    broken.gate.set()
+    [outcome] = deliver_now(settings(), "hello", "world", channels=[broken])
+    assert (outcome.delivered, outcome.reason) == (False, "ZeroDivisionError: of all things")
+
+
+def test_a_channel_for_other_levels_is_left_out_and_says_so(settings, endpoint):
+    """Tags count here as well."""
+    server = endpoint()
+    outcomes = deliver_now(settings(urls=(f"error={server.url}",)), "hello", "world")
+    assert outcomes[1].reason == "not tagged for info"
+    assert server.requests == []
+
+
+def test_disabled_alerts_are_printed(settings, endpoint, capfd):
+    """The console is the one channel there is then."""
+    server = endpoint()
+    [outcome] = deliver_now(settings(enable=False, urls=(server.url,)), "hello", "world")
+    assert (outcome.channel, outcome.delivered, outcome.reason) == ("console", True, "")
+    assert capfd.readouterr() == ("[test] hello: world\n", "")
+    assert server.requests == []
+
+
+def test_a_level_that_does_not_exist_is_refused(settings):
+    """As everywhere."""
+    with pytest.raises(ConfigurationError, match="use one of"):
+        deliver_now(settings(), "hello", "world", "loud")
