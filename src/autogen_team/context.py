@@ -47,6 +47,9 @@ class GlobalContext(Service):
     mlflow_service: MlflowService = Field(default_factory=MlflowService)
     """Where runs and models are kept, and what is logged by itself."""
 
+    alert_on: Literal["failure", "always", "never"] = "failure"
+    """Which ends of a run are alerted: with its reason, duration, host, link and the end of the traceback."""
+
     @classmethod
     def current(cls) -> GlobalContext:
         """Return the context that runs in this process, the latest started if there are several.
@@ -69,6 +72,8 @@ class GlobalContext(Service):
                 if not service.is_started:  # one that the job has started itself is the job's to stop
                     service.start()
                     undo.callback(service.stop)
+            if self.alert_on != "never" and not _running:  # else the outer context tells of every run already
+                undo.callback(self.alerts_service.report_runs(self.alert_on))
             _running.append(self)
             undo.callback(self._forget)
             self._on_stop(undo.pop_all().close)

@@ -53,14 +53,12 @@ def test_a_script_runs_in_a_run_named_after_it(run_python, script):
 def test_a_module_runs_as_python_would_run_it(run_python, script):
     """From the working folder, with its own arguments."""
     script("", "package/__init__.py")
-    script("import sys; print(__name__, __package__, sys.argv[1:], sys.argv[0][-14:])", "package/train.py")
+    script("import sys; print(__name__, __package__, sys.argv[1:], sys.argv[0] == __file__)", "package/train.py")
 
     status, out, err = run_python(*RUN, "-m", "package.train", "--epochs", "3", "-n", "x")
 
-    assert (status, out) == (
-        0,
-        "__main__ package ['--epochs', '3', '-n', 'x'] package/train.py"[:-14] + "ckage/train.py\n",
-    ), err
+    assert status == 0, err
+    assert out == "__main__ package ['--epochs', '3', '-n', 'x'] True\n"
     assert runs()[0].info.run_name == "package.train"
 
 
@@ -114,10 +112,9 @@ def test_the_target_s_end_is_the_command_s(run_python, script, body, status, rec
 
 def test_the_words_of_an_exit_are_printed(run_python, script):
     """As Python does."""
-    _, out, err = run_python(*RUN, script("import sys; sys.exit('no data')"))
+    _, _, err = run_python(*RUN, script("import sys; sys.exit('no data')"))
 
-    assert "no data\n" in err
-    assert out == ""
+    assert "\nno data\n" in err
 
 
 def test_a_traceback_begins_with_the_target(run_python, script):
@@ -126,9 +123,9 @@ def test_a_traceback_begins_with_the_target(run_python, script):
 
     _, _, err = run_python(*RUN, path, NO_COLOR="1")
 
-    assert "ValueError: boom" in err
+    assert err.count("ValueError: boom") == 1
     assert "runpy" not in err
-    assert "cli/run.py" not in err
+    assert "autogen_team/cli" not in err
 
 
 def test_a_signal_from_outside_kills_the_run(start_python, script):

@@ -88,6 +88,26 @@ def config(
     room.show(overrides, as_json=json)
 
 
+@app.command()
+def notify(
+    title: Annotated[str, typer.Argument(help="What it is about.")],
+    message: Annotated[str, typer.Argument(help="What there is to say.")],
+    level: Annotated[str, typer.Option("--level", help="info, success, warning or error.")] = "info",
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Send an alert through each channel that is set up, and tell what became of it.
+
+    Exits with 1 if no channel has delivered it, 2 if a setting is wrong.
+
+    Example: autogen-team notify "disk full" "91% of /data" --level warning
+    """
+    from autogen_team.cli import notify as room
+
+    overrides = _overrides(set_, experiment=None, tracking_uri=None, log_level=None)
+    room.send(title, message, level, overrides, as_json=json)
+
+
 def _overrides(
     assignments: list[str] | None, *, experiment: str | None, tracking_uri: str | None, log_level: str | None
 ) -> dict[str, str]:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import NoReturn
 
 from autogen_team.cli import _context, _look, _summary
+from autogen_team.context import GlobalContext
 
 _INTERRUPTED = 130
 
@@ -41,8 +42,13 @@ def run(
     """Run the command, and exit as it does."""
     target = parse(command)
     config = {"description": description, "tags": _context.assignments(tags, "--tag") or None}
+    sys.excepthook = sys.__excepthook__  # Typer has one of its own, which is not for the target's exceptions
     with _look.plain_faults(_look.NOT_STARTED):
         context = _context.build(overrides)
+        if _is_default(context, "logger.backtrace"):
+            # The stack above the target is ours, and of no interest to anybody who reads the log.
+            overrides = {**overrides, "logger.backtrace": "false"}
+            context = _context.build(overrides)
         context.start()
     status = 0
     try:
@@ -64,6 +70,10 @@ def run(
     finally:
         context.stop()
     raise SystemExit(status)
+
+
+def _is_default(context: GlobalContext, name: str) -> bool:
+    return any(setting.name == name and setting.source == "default" for setting in context.settings())
 
 
 def parse(command: Sequence[str]) -> Target:

@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
@@ -107,16 +108,22 @@ def mask(text: str) -> str:
     return Redactor(os.environ)(text)
 
 
-def secret_values(environment: Mapping[str, str]) -> list[str]:
+def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
     """Return the values that must not be seen, the longest first: of secret variables, and passwords in URLs."""
+    # Deriving them takes a hundred times longer than seeing that nothing has changed, and `mask` is called often.
+    return _secret_values(tuple(environment.items()))
+
+
+@lru_cache(maxsize=4)
+def _secret_values(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     found: set[str] = set()
-    for name, value in environment.items():
+    for name, value in environment:
         if is_secret_name(name) and not Path(value).is_absolute():
             found.add(value)
         for word in value.split() if "://" in value else ():
             found.update(_password(word))
     long_enough = {value for value in found if len(value) >= _SHORTEST_VALUE and value.lower() not in _ORDINARY}
-    return sorted(_as_written(long_enough), key=len, reverse=True)
+    return tuple(sorted(_as_written(long_enough), key=len, reverse=True))
 
 
 class Redactor:

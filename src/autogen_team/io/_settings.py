@@ -22,7 +22,6 @@ from pydantic_settings import (
 )
 
 from autogen_team.errors import ConfigurationError, ConfigurationWarning
-from autogen_team.io._redact import MASK, is_secret_name, mask_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -143,6 +142,9 @@ class Settings(BaseSettings):
 
 def show(name: str, value: object) -> str:
     """Return the value of the field or variable `name` as text for people, secrets masked."""
+    # Its patterns take some 6 ms to compile, which importing the services need not wait for.
+    from autogen_team.io._redact import MASK, is_secret_name, mask_url
+
     if isinstance(value, tuple):
         return " ".join(show(name, item) for item in value)
     if isinstance(value, SecretStr):
@@ -230,4 +232,6 @@ def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str
 def _shown(cls: type[Settings], name: str, value: object) -> str:
     """Return a value that was not accepted, so that is not of the field's own type yet."""
     field = cls.model_fields.get(name)
-    return repr(MASK if field and SecretStr.__name__ in str(field.annotation) else show(name, value))
+    if field is not None and SecretStr.__name__ in str(field.annotation):
+        value = SecretStr("")
+    return repr(show(name, value))

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
     from autogen_team.io._alerts.delivery import Delivery
+    from autogen_team.io._alerts.delivery import Settings as ChannelSettings
+    from autogen_team.io._alerts.trial import Outcome
 
 __all__ = ["AlertsService", "LoggerService", "MlflowService", "Service"]
 
@@ -217,17 +219,47 @@ class AlertsService(Service):
         """
         self._deliverer().notify(title, message, level)
 
+    def deliver_now(
+        self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
+    ) -> list[Outcome]:
+        """Send an alert through every channel while the caller waits, at most 15 s, and tell what became of it in each.
+
+        Raises:
+            ConfigurationError: `level` is none of the four, or a URL is none that Apprise knows.
+            MissingExtraError: there are URLs and the extra `alerts` is not installed.
+
+        """
+        from autogen_team.io._alerts import trial
+
+        return trial.deliver_now(self._channels(), title, message, level)
+
+    def report_runs(self, when: Literal["failure", "always"]) -> Callable[[], None]:
+        """Alert when a run of this process ends, until the returned function is called.
+
+        With `failure` only FAILED and KILLED are told; with `always` FINISHED is too, by rank 0 alone. A run inside
+        another one is the job's own business.
+        """
+        from autogen_team.io import _job
+        from autogen_team.io._alerts.report import Reporter
+
+        return _job.subscribe(Reporter(self.notify, always=when == "always"))
+
     def _deliverer(self) -> Delivery:
         with _lock:
             found: Delivery | None = getattr(self, "_delivery", None)
             if found is None:
                 from autogen_team.io._alerts import delivery
 
-                fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
-                fields["urls"] = tuple(url.get_secret_value() for url in self.urls)
-                found = delivery.Delivery(delivery.Settings(**fields))
+                found = delivery.Delivery(self._channels())
                 object.__setattr__(self, "_delivery", found)
             return found
+
+    def _channels(self) -> ChannelSettings:
+        from autogen_team.io._alerts import delivery
+
+        fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        fields["urls"] = tuple(url.get_secret_value() for url in self.urls)
+        return delivery.Settings(**fields)
 
 
 class _CurrentEnv:
@@ -323,6 +355,7 @@ class MlflowService(Service):
                     experiment_name=self.experiment_name,
                     connect_timeout=self.connect_timeout,
                     autolog=autolog,
+                    state_dir=state_dir(),
                 )
                 self._on_stop(session.start(settings))
 

@@ -1,0 +1,28 @@
+"""`autogen-team notify`: one alert through each channel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from autogen_team.cli import _context, _look
+
+_NONE_DELIVERED = 1
+
+
+def send(title: str, message: str, level: Any, overrides: Mapping[str, str], *, as_json: bool) -> None:
+    """Send the alert, print what became of it in each channel, and exit with 1 if none has it."""
+    with _look.plain_faults():
+        outcomes = _context.build(overrides).alerts_service.deliver_now(title, message, level=level)
+    if as_json:
+        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))  # noqa: T201 - this is its output
+    else:
+        rows = [
+            (outcome.channel, "yes" if outcome.delivered else "no", f"{outcome.milliseconds:.1f}", outcome.reason)
+            for outcome in outcomes
+        ]
+        _look.table(("channel", "delivered", "ms", "why not"), rows)
+    if not any(outcome.delivered for outcome in outcomes):
+        raise SystemExit(_NONE_DELIVERED)
