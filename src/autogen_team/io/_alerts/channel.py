@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from autogen_team.errors import ConfigurationError
+from autogen_team.io._alerts.text import MESSAGE_LIMIT, TITLE_LIMIT, clean
+from autogen_team.io._redact import Redactor
 
 LEVELS: Final = ("info", "success", "warning", "error")
 
@@ -70,7 +73,14 @@ class RecordingChannel:
         """Do nothing."""
 
 
-def check_level(level: str) -> None:
-    """Raise a ConfigurationError unless `level` is one of the four."""
+def make_alert(title: object, message: object, level: str) -> Alert:
+    """Return an alert of any title and message, cleaned.
+
+    Raises:
+        ConfigurationError: `level` is none of the four.
+
+    """
     if level not in LEVELS:
         raise ConfigurationError(f"alert level {level!r} does not exist: use one of {', '.join(LEVELS)}")
+    mask = Redactor(os.environ)  # made once for both
+    return Alert(clean(title, TITLE_LIMIT, mask), clean(message, MESSAGE_LIMIT, mask), level)

@@ -15,12 +15,12 @@ import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from autogen_team.io._alerts.channel import Alert, Channel, NoAnswerError, check_level
+from autogen_team.io._alerts.channel import Alert, Channel, NoAnswerError, make_alert
 from autogen_team.io._alerts.console import write_line
 from autogen_team.io._alerts.cooldown import Cooldown
 from autogen_team.io._alerts.desktop import desktop
 from autogen_team.io._alerts.remote import open_channels
-from autogen_team.io._alerts.text import MESSAGE_LIMIT, TITLE_LIMIT, clean, console_line
+from autogen_team.io._alerts.text import console_line
 from autogen_team.io._worker import Worker, start_afresh_after_fork
 
 if TYPE_CHECKING:
@@ -114,8 +114,7 @@ class Delivery:
             ConfigurationError: `level` is none of the four.
 
         """
-        check_level(level)
-        alert = Alert(clean(title, TITLE_LIMIT), clean(message, MESSAGE_LIMIT), level)
+        alert = make_alert(title, message, level)
         if not self._settings.enable or self._stopped:
             self._print(alert)
             return

@@ -30,7 +30,8 @@ class Reporter:
     def __init__(self, notify: Callable[..., None], *, always: bool) -> None:
         self._notify = notify
         self._always = always
-        self._rank = int(os.environ.get("RANK") or 0)
+        rank = os.environ.get("RANK", "")
+        self._rank = int(rank) if rank.isdecimal() else 0
 
     def run_started(self, run: _job.Run) -> None:
         """Do nothing: nobody wants to be told that a job has begun as it should."""

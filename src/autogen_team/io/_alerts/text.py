@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
+from collections.abc import Callable
 
-from autogen_team.io._redact import Redactor
+from autogen_team.io._redact import mask
 
 TITLE_LIMIT = 200
 MESSAGE_LIMIT = 4000  # daemons and chats cut or refuse much more than that
-
-# Looking for secrets in the environment takes 0.1 ms: more than all the rest of an alert, so a flood shares one look.
-_FRESH = 0.1  # seconds
-_redactor = (float("-inf"), Redactor({}))
 
 _ESCAPE_SEQUENCES = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links of a terminal
@@ -26,13 +21,13 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 _CONTROLS = re.compile("[\x01-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
-def clean(value: object, limit: int) -> str:
+def clean(value: object, limit: int, mask: Callable[[str], str] = mask) -> str:
     """Return at most about `limit` characters of `value`, masked, with no control but newline and tab."""
     text = _as_text(value)
     # Masked before it is cut, for half a secret no longer looks like one; cut before that, for 200 kB take their time.
     head = _mended(text[: 4 * limit])
     head = _CONTROLS.sub("", _LINE_ENDS.sub("\n", _ESCAPE_SEQUENCES.sub("", head))).replace("\0", "\ufffd")
-    head = _mask(head)
+    head = mask(head)
     if len(head) <= limit and len(text) <= 4 * limit:
         return head
     kept = head[:limit]
@@ -47,16 +42,6 @@ def one_line(text: str) -> str:
 def console_line(app_name: str, title: str, message: str) -> str:
     """Return how the console shows an alert."""
     return one_line(f"[{app_name}] {title}: {message}")
-
-
-def _mask(text: str) -> str:
-    global _redactor
-    made, mask = _redactor
-    now = time.monotonic()
-    if now - made > _FRESH:
-        mask = Redactor(os.environ)
-        _redactor = (now, mask)
-    return mask(text)
 
 
 def _as_text(value: object) -> str:

@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from autogen_team.io._alerts.channel import Alert, Channel, UndeliveredError, check_level
+from autogen_team.io._alerts.channel import Alert, Channel, UndeliveredError, make_alert
 from autogen_team.io._alerts.console import write_line
 from autogen_team.io._alerts.delivery import Settings, open_all
-from autogen_team.io._alerts.text import MESSAGE_LIMIT, TITLE_LIMIT, clean, console_line
+from autogen_team.io._alerts.text import console_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -50,10 +50,9 @@ def deliver_now(
         MissingExtraError: there are URLs and Apprise is not installed.
 
     """
-    check_level(level)
+    alert = make_alert(title, message, level)
     if channels is None:
         channels = open_all(settings)
-    alert = Alert(clean(title, TITLE_LIMIT), clean(message, MESSAGE_LIMIT), level)
     if not settings.enable:
         started = time.monotonic()
         write_line(console_line(settings.app_name, alert.title, alert.message))
