@@ -23,7 +23,8 @@ def _enter_scratch_folder(namespace: dict[str, object]) -> None:
     os.chdir(namespace["_scratch"].name)
     os.environ["AUTOGEN_TEAM_STATE_DIR"] = "state"
     os.environ["AUTOGEN_TEAM_ALERTS_ENABLE"] = "false"
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    # Absolute, because MLflow keeps one engine per URI for the whole process, and each document has its own folder.
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{Path.cwd()}/mlflow.db"
 
 
 def _leave_scratch_folder(namespace: dict[str, object]) -> None:
@@ -36,13 +37,14 @@ def _leave_scratch_folder(namespace: dict[str, object]) -> None:
 
 _markdown = Sybil(
     parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/**/*.md"],
+    patterns=["README.md", "docs/*.md"],
     setup=_enter_scratch_folder,
     teardown=_leave_scratch_folder,
 )
 _docstrings = Sybil(
+    path="src",
     parsers=[DocTestParser(optionflags=ELLIPSIS)],
-    patterns=["src/**/*.py"],
+    patterns=["*.py"],
     document_types={".py": PythonDocStringDocument},
     setup=_enter_scratch_folder,
     teardown=_leave_scratch_folder,
