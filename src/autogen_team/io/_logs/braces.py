@@ -1,0 +1,113 @@
+"""Messages whose braces are no place for the arguments: logged as they are, instead of an error in the job.
+
+`logger.info('{"a": 1} {}', 5)` is a KeyError inside of loguru, before any handler is asked, so nothing that can be
+added to loguru helps; JSON in messages makes it the most reported crash of loguru there is. While logging runs, the
+methods of `loguru.Logger` are ours: they do what loguru's do, at the same depth of the stack and at the same cost, and
+step in when the formatting of a message has failed. `logger` stays the object that everybody has imported.
+"""
+
+from __future__ import annotations
+
+import linecache
+from typing import TYPE_CHECKING, Any
+
+from loguru._logger import Logger
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from autogen_team.io._job import Undo
+
+_METHODS = ("trace", "debug", "info", "success", "warning", "error", "critical", "exception", "log")
+_FORMATTING = ("message.format(", "str(message)", "Colorizer.prepare_")
+"""What stands on the lines of `Logger._log` that format the message."""
+
+
+def forgive() -> Undo:
+    """Log messages that cannot be formatted as they are; the returned function gives loguru's methods back."""
+    before = {name: getattr(Logger, name) for name in _METHODS}
+    ours: dict[str, Callable[..., None]] = {name: _method(name.upper()) for name in _METHODS[:-2]}
+    ours |= {"exception": _exception, "log": _log}
+    for name, method in ours.items():
+        method.__doc__ = before[name].__doc__
+        method.__name__ = name
+        setattr(Logger, name, method)
+
+    def undo() -> None:
+        for name, method in before.items():
+            if getattr(Logger, name) is ours[name]:
+                setattr(Logger, name, method)
+
+    return undo
+
+
+def _method(level: str) -> Callable[..., None]:
+    def method(self: Any, message: Any, /, *args: Any, **kwargs: Any) -> None:
+        try:
+            self._log(level, False, self._options, message, args, kwargs)
+        except Exception as error:
+            if not _is_about_the_message(error.__traceback__):
+                raise
+            _log_as_it_is(self, level, self._options, message, args, kwargs, error)
+
+    return method
+
+
+def _exception(self: Any, message: Any, /, *args: Any, **kwargs: Any) -> None:
+    options = (True, *self._options[1:])
+    try:
+        self._log("ERROR", False, options, message, args, kwargs)
+    except Exception as error:
+        if not _is_about_the_message(error.__traceback__):
+            raise
+        _log_as_it_is(self, "ERROR", options, message, args, kwargs, error)
+
+
+def _log(self: Any, level: str | int, message: Any, /, *args: Any, **kwargs: Any) -> None:
+    try:
+        self._log(level, False, self._options, message, args, kwargs)
+    except Exception as error:
+        if not _is_about_the_message(error.__traceback__):
+            raise
+        _log_as_it_is(self, level, self._options, message, args, kwargs, error)
+
+
+def _is_about_the_message(trace: TracebackType | None) -> bool:
+    """Tell whether `Logger._log`, one call down, was formatting the message when it failed."""
+    inner = trace.tb_next if trace is not None else None
+    if inner is None or inner.tb_frame.f_code is not Logger._log.__code__:  # noqa: SLF001 - see the head of the module
+        return False
+    source = linecache.getline(inner.tb_frame.f_code.co_filename, inner.tb_lineno)
+    return any(word in source for word in _FORMATTING)
+
+
+def _log_as_it_is(
+    logger: Any, level: str | int, options: tuple[Any, ...], message: Any, args: Any, kwargs: Any, error: Exception
+) -> None:
+    exception, depth, record, lazy, _, raw, capture, patchers, extra = options
+    if exception and not isinstance(exception, (BaseException, tuple)):
+        # The exception that the job is handling, not the one of the formatting.
+        exception = error.__context__ or False
+    if record:
+        kwargs.pop("record", None)  # put there by `_log`
+    if lazy:
+        args = [_safely(_call, arg) for arg in args]
+        kwargs = {name: _safely(_call, value) for name, value in kwargs.items()}
+    # Named arguments become fields of the line, as ever; those without a name follow the message.
+    text = _safely(str, message)
+    if args:
+        text = f"{text} [{', '.join(_safely(repr, arg) for arg in args)}]"
+    options = (exception, depth + 1, False, False, False, raw, capture, patchers, extra)
+    logger._log(level, False, options, text.replace("{", "{{").replace("}", "}}"), ("",), kwargs)  # noqa: SLF001 - see the head of the module
+
+
+def _call(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+def _safely(convert: Callable[[Any], Any], value: Any) -> Any:
+    try:
+        return convert(value)
+    except Exception as error:
+        return f"<{type(value).__name__}: {type(error).__name__} when shown>"

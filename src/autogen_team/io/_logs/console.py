@@ -1,0 +1,100 @@
+"""Lines on stderr and stdout: whatever these are at the moment, with or without colour, above progress bars."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any, Literal
+
+Name = Literal["stderr", "stdout"]
+
+
+class Console:
+    """`sys.stderr` or `sys.stdout`, looked up for each line, so that redirections, pytest and notebooks see it."""
+
+    def __init__(self, name: Name, *, colorize: bool) -> None:
+        self.name = name
+        self._colorize = colorize and not os.environ.get("NO_COLOR")
+        self._force = bool(os.environ.get("FORCE_COLOR"))
+        self.lines = 0
+        """How many were written."""
+        self._is_writing = False
+        self._known: tuple[Any, bool] = (None, False)
+
+    @property
+    def may_colour(self) -> bool:
+        """Whether a line could be coloured at all: FORCE_COLOR or a terminal, and nothing against it."""
+        return self._colorize and (self._force or _is_terminal(getattr(sys, self.name)))
+
+    def is_coloured(self) -> bool:
+        """Tell whether the next line is to be coloured."""
+        if not self._colorize:
+            return False
+        stream = getattr(sys, self.name)
+        known, answer = self._known
+        if stream is not known:
+            answer = self._force or _is_terminal(stream)
+            self._known = stream, answer
+        return answer
+
+    def write(self, line: bytes, moment: object = None) -> None:  # noqa: ARG002 - for files that rotate
+        """Write the line and flush it; a process without this stream writes nothing."""
+        # A stream that logs what is written to it would log for ever: then ours goes to the one behind it.
+        stream = getattr(sys, f"__{self.name}__" if self._is_writing else self.name)
+        if stream is None:
+            return
+        text = line.decode()
+        self._is_writing = True
+        try:
+            _write(stream, text)
+        except UnicodeEncodeError:
+            encoding = stream.encoding or "ascii"
+            _write(stream, text.encode(encoding, "backslashreplace").decode(encoding))
+        except BrokenPipeError:
+            _forget_what_is_left(stream)
+            raise
+        finally:
+            self._is_writing = False
+        self.lines += 1
+
+    def after_fork(self) -> None:
+        """Forget that another thread, which the child does not have, was writing."""
+        self._is_writing = False
+
+    def close(self) -> None:
+        """Leave the stream to its owner."""
+
+
+def _write(stream: Any, line: str) -> None:
+    bars = sys.modules.get("tqdm.std")
+    if bars is not None and getattr(bars.tqdm, "_instances", None):
+        bars.tqdm.write(line, file=stream, end="")
+    else:
+        stream.write(line)
+    flush = getattr(stream, "flush", None)
+    if flush is not None:
+        flush()
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream.isatty())
+    except Exception:  # no such method, closed, or None
+        return False
+
+
+def _forget_what_is_left(stream: Any) -> None:
+    """Empty the buffer of a pipe that nobody reads, else the interpreter fails on our line at exit, with status 120."""
+    try:
+        number = stream.fileno()
+        kept = os.dup(number)
+    except (OSError, ValueError, AttributeError):
+        return
+    try:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+        stream.flush()
+    finally:
+        os.dup2(kept, number, inheritable=number <= 2)
+        os.close(kept)

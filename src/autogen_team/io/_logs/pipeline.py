@@ -1,0 +1,197 @@
+"""From settings to running sinks, and back to the process as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import loguru
+
+from autogen_team.io import _job
+from autogen_team.io._job import Undo
+from autogen_team.io._logs import braces, bridge, seam, uncaught, validation
+from autogen_team.io._logs.file import File
+from autogen_team.io._logs.runlog import RunLogs
+from autogen_team.io._logs.sink import Sink
+from autogen_team.io._logs.validation import Settings
+from autogen_team.io._redact import Redactor
+
+__all__ = ["Settings", "start"]
+
+_report = logging.getLogger("autogen_team")
+
+
+@dataclass(frozen=True, slots=True)
+class _Pipeline:
+    """One start."""
+
+    settings: Settings
+    place: str
+    """The destination, the same for each spelling of it."""
+    sink: Sink
+
+
+_lock = threading.RLock()
+_started: list[_Pipeline] = []
+_run_logs: RunLogs | None = None
+
+
+def start(settings: Settings) -> Undo:
+    """Send log lines where the settings say; the returned function undoes exactly that, and never raises.
+
+    Of several that have the same destination, the one started last owns it, until it is stopped.
+
+    Raises:
+        ConfigurationError: the sink, level, format or rotation cannot be used; nothing has changed then.
+
+    """
+    level = validation.level(settings.level)
+    template = None if settings.serialize else validation.template(settings.format)
+    with _lock, ExitStack() as undo:
+        destination, place = validation.destination(settings)
+        undo.callback(destination.close)
+        sink = Sink(
+            destination,
+            name=destination.path if isinstance(destination, File) else place,
+            template=template,
+            redact=Redactor(os.environ) if settings.redact else None,
+            catch=settings.catch,
+            rank=os.environ.get("RANK") or None,
+        )
+        handler = loguru.logger.add(
+            sink,
+            level=level,
+            format=sink.format,
+            filter=sink.accepts,  # type: ignore[arg-type]  # a record is a dict
+            colorize=sink.colours,
+            backtrace=settings.backtrace,
+            diagnose=settings.diagnose,
+            catch=settings.catch,
+        )
+        undo.callback(_remove, handler)
+        sink.added(handler)
+        for shared, wanted in (
+            (_process, True),
+            (_intercept, settings.intercept),
+            (_uncaught, settings.uncaught),
+            (_runs, settings.run_log),
+        ):
+            if wanted:
+                undo.callback(shared.take(settings))
+        pipeline = _Pipeline(settings, place, sink)
+        _started.append(pipeline)
+        undo.callback(_forget, pipeline)
+        _assign()
+        return _once(undo.pop_all().close)
+
+
+def _once(undo: Undo) -> Undo:
+    done = False
+
+    def run() -> None:
+        nonlocal done
+        with _lock:
+            if done:
+                return
+            done = True
+            try:
+                undo()
+            except Exception:
+                _report.warning("logging did not stop cleanly", exc_info=True)
+
+    return run
+
+
+def _forget(pipeline: _Pipeline) -> None:
+    _started[:] = [other for other in _started if other is not pipeline]
+    _assign()
+
+
+def _remove(handler: int) -> None:
+    with contextlib.suppress(ValueError):  # the job has removed it, with all others
+        loguru.logger.remove(handler)
+
+
+def _assign() -> None:
+    """Give each destination, and the logs of runs, to the pipeline that was started last."""
+    owners = {pipeline.place: pipeline for pipeline in _started}
+    feeder = next((pipeline for pipeline in reversed(_started) if pipeline.settings.run_log), None)
+    for pipeline in _started:
+        pipeline.sink.is_muted = owners[pipeline.place] is not pipeline
+        pipeline.sink.runs = _run_logs if pipeline is feeder else None
+
+
+class _Shared:
+    """Something of the process that is changed once, however many pipelines want it."""
+
+    def __init__(self, install: Callable[[Settings], Undo]) -> None:
+        self._install = install
+        self._undo: Undo | None = None
+        self._users = 0
+
+    def take(self, settings: Settings) -> Undo:
+        """Install it unless somebody has; the returned function uninstalls it unless somebody else needs it."""
+        if self._undo is None:
+            self._undo = self._install(settings)
+        self._users += 1
+        return self._leave
+
+    def _leave(self) -> None:
+        self._users -= 1
+        if not self._users and self._undo is not None:
+            undo, self._undo = self._undo, None
+            undo()
+
+
+def _take_over(_: Settings) -> Undo:
+    with ExitStack() as undo:
+        undo.callback(seam.set_default_handler_aside())
+        undo.callback(seam.mark_raw())
+        undo.callback(braces.forgive())
+        return undo.pop_all().close
+
+
+def _watch(_: Settings) -> Undo:
+    with ExitStack() as undo:
+        undo.callback(uncaught.log_uncaught(_lines_on_stderr))
+        undo.callback(bridge.forward_asyncio())
+        return undo.pop_all().close
+
+
+def _lines_on_stderr() -> int:
+    return sum(pipeline.sink.lines for pipeline in _started if pipeline.place == "stderr")
+
+
+def _keep_runs(settings: Settings) -> Undo:
+    global _run_logs
+    logs = _run_logs = RunLogs(settings.state_dir, _words)
+    unsubscribe = _job.subscribe(logs)
+
+    def undo() -> None:
+        global _run_logs
+        unsubscribe()
+        logs.close()
+        _run_logs = None
+
+    return undo
+
+
+def _words(level: str, message: str, exception: BaseException | None = None) -> bytes:
+    record = seam.make_record(level, message, name="autogen_team", exception=exception)
+    trace = "".join(traceback.format_exception(exception)) if exception is not None else ""
+    for pipeline in reversed(_started):
+        if pipeline.settings.run_log:
+            return pipeline.sink.line(record, trace)
+    return f"{level}: {message}\n".encode()  # the last one is being stopped
+
+
+_process = _Shared(_take_over)
+_intercept = _Shared(lambda _: bridge.intercept())
+_uncaught = _Shared(_watch)
+_runs = _Shared(_keep_runs)

@@ -1,0 +1,139 @@
+"""A log file that is rotated, packed and cleaned up by several processes at once, without losing a line.
+
+loguru's own rotation renames a file that other processes go on writing to: up to a third of their lines is gone when
+the next rename or the packing hits it. Here every line is written under a lock on the file itself (`flock`), after a
+look whether the path still names that file. So whoever holds the lock may rename it: nobody will write to the old file
+any more, and it can be packed at leisure. The words `rotation`, `retention` and `compression` are loguru's, and so is
+what they do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+from fcntl import LOCK_EX, LOCK_UN, flock
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autogen_team.io._logs import seam
+from autogen_team.io._logs.faults import report
+from autogen_team.io._logs.file import File
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class RotatingFile(File):
+    """A file that is begun anew when it is full or old; its path may hold `{time}`."""
+
+    def __init__(
+        self, template: str, rotation: str | int | None, retention: str | int | None, compression: str | None
+    ) -> None:
+        """Open it.
+
+        Raises:
+            ValueError: rotation, retention or compression is none that loguru knows.
+            OSError: the file cannot be opened.
+
+        """
+        self._template = template
+        self._rules = seam.rules(template, rotation, retention, compression)
+        self._due: Callable[[Any, int, str], bool] | None = None
+        self._writing = False
+        super().__init__(seam.path_now(template))
+
+    def write(self, line: bytes, moment: Any = None) -> None:
+        """Append the line, to a new file if this one is full."""
+        if self._writing:  # a signal handler logs while we hold the lock
+            self.append(line)
+            return
+        self._writing = True
+        try:
+            self._lock_current()
+            if self._is_full(line, moment):
+                self._rotate()
+            self.append(line)
+        finally:
+            self._writing = False
+            self._unlock()
+
+    def after_fork(self) -> None:
+        """Open the file anew: the lock belongs to the open file, which a child shares with its parent."""
+        super().after_fork()
+        self._writing = False
+        self._close()
+
+    def close(self) -> None:
+        """Close the file; as with loguru, one that does not rotate is packed and cleaned up now."""
+        if self._fd >= 0 and self._rules.new_due is None:
+            try:
+                self._lock_current()
+                self._pack(self.path)
+            finally:
+                self._unlock()
+            self._clean_up()
+        self._close()
+
+    def _close(self) -> None:
+        super()._close()
+        self._due = None
+
+    def _lock_current(self) -> None:
+        """Hold the lock of the file that the path names now."""
+        while True:
+            if self._fd < 0:
+                self._open(self.path)
+            self._lock()
+            if not self._is_another():
+                return
+            self._unlock()
+            self._close()
+
+    def _lock(self) -> None:
+        with contextlib.suppress(OSError):  # a file system without locks; one process is as safe as ever
+            flock(self._fd, LOCK_EX)
+
+    def _unlock(self) -> None:
+        with contextlib.suppress(OSError):
+            flock(self._fd, LOCK_UN)
+
+    def _is_full(self, line: bytes, moment: Any) -> bool:
+        if self._rules.new_due is None:
+            return False
+        if self._due is None:
+            self._due = self._rules.new_due()
+        size = self.size
+        return self._due(moment, size + len(line), self.path) and size > 0
+
+    def _rotate(self) -> None:
+        """Begin a new file, and leave it locked."""
+        full, new = self.path, seam.path_now(self._template)
+        if new == full:
+            full = seam.set_aside_name(full)
+            Path(self.path).rename(full)
+        self._unlock()
+        self._close()
+        self._open(new)
+        seam.note_birth(new)
+        self._pack(full)
+        self._clean_up()
+        self._lock_current()
+
+    def _pack(self, path: str) -> None:
+        if self._rules.compress is not None:
+            try:
+                self._rules.compress(path)
+            except FileNotFoundError:
+                pass  # another process's retention was quicker
+            except Exception as error:
+                report("cannot pack the log file %s: %s", path, error)
+
+    def _clean_up(self) -> None:
+        if self._rules.retain is not None:
+            found = {name for pattern in self._rules.patterns for name in glob.glob(pattern) if Path(name).is_file()}  # noqa: PTH207 - loguru's patterns are whole paths
+            try:
+                self._rules.retain(sorted(found))
+            except FileNotFoundError:
+                pass  # another process was quicker
+            except OSError as error:
+                report("cannot remove old log files of %s: %s", self.path, error)

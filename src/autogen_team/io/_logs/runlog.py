@@ -1,0 +1,182 @@
+"""The log of a run: the lines of this process while it has the run open, on disk at once and in the run soon after.
+
+Each process writes its own file, `<state>/logs/<run id>/<host>-<pid>.log`, so that a killed process leaves every line
+behind. The process that opened the run brings all files of that folder to the run, those of forked workers too. Files
+that made it are removed when the run ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+import threading
+from typing import TYPE_CHECKING, Protocol
+
+from autogen_team.io import _job
+from autogen_team.io._logs.faults import Faults
+from autogen_team.io._logs.file import File
+from autogen_team.io._logs.upload import Upload
+from autogen_team.io._worker import start_afresh_after_fork
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ARTIFACT_FOLDER = "logs"
+SEGMENT = 16 * 2**20
+"""Bytes after which a new file is begun, so that a long log is never brought to the run as a whole again."""
+PATIENCE = 10.0
+"""Seconds that the end of a run waits for the rest of its log to arrive."""
+
+_report = logging.getLogger("autogen_team")
+
+
+class Words(Protocol):
+    """Makes a line, newline included, of something that nobody has logged."""
+
+    def __call__(self, level: str, message: str, exception: BaseException | None = None) -> bytes:
+        """Return the line in the format of the log."""
+        raise NotImplementedError
+
+
+class RunLogs:
+    """The logs of all runs that this process has open; listens to `_job`."""
+
+    def __init__(self, state: Path, words: Words) -> None:
+        """Keep logs below `state`."""
+        self._folder = state / "logs"
+        self._words = words
+        self._open: tuple[RunLog, ...] = ()
+        self.after_fork()
+        start_afresh_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Make a lock that nobody holds."""
+        self._lock = threading.Lock()
+
+    @property
+    def has_any(self) -> bool:
+        """Whether a run is active, so that `write` is worth its line."""
+        return bool(self._open)
+
+    def write(self, line: bytes) -> None:
+        """Append the line to the logs of the runs that the calling thread belongs to."""
+        logs = self._open
+        thread = threading.get_ident()
+        has_own = len(logs) > 1 and any(log.thread == thread for log in logs)
+        for log in logs:
+            # A thread that opened runs of its own does not speak in those of its siblings, only in the main thread's.
+            if not has_own or log.thread == thread or log.is_everybodys:
+                log.write(line)
+
+    def run_started(self, run: _job.Run) -> None:
+        """Begin a log."""
+        log = RunLog(run, self._folder / run.run_id, self._words)
+        with self._lock:
+            self._open = (*self._open, log)
+
+    def run_ending(self, run: _job.Run, end: _job.End) -> None:
+        """End the log with how the run ended, and wait a while for it to arrive."""
+        for log in self._forget(run):
+            if end.status != "FINISHED":
+                text = f"the run {run.name} ended as {end.status}: {end.reason}"
+                log.write(self._words("ERROR", text, end.exception))
+            log.finish(PATIENCE)
+
+    def run_ended(self, run: _job.Run, end: _job.End) -> None:
+        """Do nothing: the run has its log."""
+
+    def close(self) -> None:
+        """End the logs of runs that are still open."""
+        for log in self._forget():
+            log.finish(PATIENCE)
+
+    def _forget(self, run: _job.Run | None = None) -> list[RunLog]:
+        with self._lock:
+            found = [log for log in self._open if run is None or log.run.run_id == run.run_id]
+            self._open = tuple(log for log in self._open if log not in found)
+        return found
+
+
+class RunLog:
+    """The log of one run in this process."""
+
+    def __init__(self, run: _job.Run, folder: Path, words: Words) -> None:
+        self.run = run
+        self._words = words
+        self.thread = threading.get_ident()
+        self.is_everybodys = threading.current_thread() is threading.main_thread()
+        self._folder = folder
+        self._faults = Faults(str(folder))
+        self._owner = True
+        self._file: File | None = None
+        self._begin()
+        self._upload = Upload(folder, attach=lambda path: run.attach(path, ARTIFACT_FOLDER), writer=self)
+        self._upload.start()
+        start_afresh_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Write a file of the child's own; its parent brings it to the run."""
+        self._owner = False
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self._lock = threading.RLock()  # a signal handler may log in the midst of a write
+        self.stem = f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{os.getpid()}"
+        self._number = 1
+        self._size = 0
+
+    @property
+    def path(self) -> Path:
+        """The file that is written now."""
+        return self._folder / (self.stem + (f"_{self._number:04d}" if self._number > 1 else "") + ".log")
+
+    def write(self, line: bytes) -> None:
+        """Append the line; a fault is reported once and counted."""
+        is_first = False
+        with self._lock:
+            try:
+                if self._file is None:
+                    self._file = self._new_file()
+                self._file.append(line)
+                if self._faults.lost:
+                    self._file.append(self._words("WARNING", self._faults.over()))
+            except Exception as error:
+                is_first = self._faults.count(error)
+            self._size += len(line)
+            if self._size >= SEGMENT:
+                self.begin_segment()
+        if is_first:
+            self._faults.report()
+
+    def begin_segment(self) -> None:
+        """Write no more to the present file, if there is one."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+                self._number += 1
+                self._size = 0
+
+    def finish(self, timeout: float) -> None:
+        """End the log, and wait for it to arrive; it stays on disk if it does not."""
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+        self._faults.close()
+        if self._owner and not self._upload.finish(timeout):
+            _report.warning(
+                "the log of run %s has not arrived in its artifacts after %g s; it is in %s",
+                self.run.run_id,
+                timeout,
+                self._folder,
+            )
+
+    def _new_file(self) -> File:
+        for folder in (self._folder.parent.parent, self._folder.parent, self._folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return File(str(self.path), mode=0o600)

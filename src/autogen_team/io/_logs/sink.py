@@ -1,0 +1,225 @@
+"""What loguru hands its messages to: renders, masks, delivers, and lets no fault of that reach the job.
+
+A line is delivered from the filter of the handler, which then refuses the record: what loguru would do next - render
+the line its own way, and take a lock that a signal handler must not meet - is left out, and with it a quarter of the
+cost of a line. Only what loguru alone can render goes the whole way: exceptions, messages with markup, raw ones.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+import traceback
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from autogen_team.io import _job
+from autogen_team.io._logs import seam
+from autogen_team.io._logs.console import Console
+from autogen_team.io._logs.faults import Faults
+from autogen_team.io._logs.jsonl import JsonLines
+from autogen_team.io._logs.text import Extra, Record, Template, make_safe, without_colour
+from autogen_team.io._worker import start_afresh_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from autogen_team.io._logs.file import File
+    from autogen_team.io._logs.runlog import RunLogs
+
+    Redact = Callable[[str], str]
+
+_WARNING = 30
+_END = f"\x1e{secrets.token_hex(4)}\x1e"
+"""Between what loguru made of the message and of the exception; a raw message has none, data cannot guess it."""
+
+
+class Sink:
+    """One destination of log lines, and on the side the logs of the runs that are active."""
+
+    encoding = "utf8"  # loguru asks, before it draws the arrows of its tracebacks
+
+    def __init__(
+        self,
+        destination: Console | File,
+        *,
+        name: str,
+        template: Template | None,
+        redact: Redact | None,
+        catch: bool,
+        rank: str | None,
+    ) -> None:
+        """Make a sink; without `template` its lines are JSON."""
+        self._destination = destination
+        self._console = destination if isinstance(destination, Console) else None
+        self._template = template
+        self._json = JsonLines(redact) if template is None else None
+        self._redact = redact
+        self._catch = catch
+        self._rank = {"rank": rank} if rank is not None else {}
+        self._ranked: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, self._rank)
+        # One process of a distributed job speaks on the console, the others only if something is wrong.
+        self._least_level = _WARNING if self._console is not None and rank not in (None, "0") else 0
+        self._faults = Faults(name)
+        self._interrupted: deque[bytes] = deque()
+        self._loguru: threading.local | None = None
+        self._is_stopped = False
+        self.colours = template is not None and self._console is not None and self._console.may_colour
+        """Whether loguru is to colour messages and tracebacks."""
+        self.is_muted = False
+        """Whether another sink, started later, has the same destination."""
+        self.runs: RunLogs | None = None
+        """The logs of the active runs, if it is this sink that feeds them."""
+        self.line: Callable[[Record, str], bytes] = self._text_line if self._json is None else self._json_line
+        """Makes a line of a record and its traceback: without colours, secrets masked."""
+        self.after_fork()
+        start_afresh_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Make a lock that nobody holds; reentrant, because signal handlers log too."""
+        self._lock = threading.RLock()
+        self._destination.after_fork()
+
+    @property
+    def lines(self) -> int:
+        """How many lines the console has shown; 0 for a file."""
+        return self._console.lines if self._console is not None else 0
+
+    @property
+    def format(self) -> str:
+        """What loguru is to render: the message only where it can have markup of its own."""
+        return "{message}" + _END if self.colours else _END
+
+    def added(self, handler_id: int) -> None:
+        """Take note of the handler that loguru has made for this sink."""
+        self._loguru = seam.handler_lock(handler_id)
+
+    def accepts(self, record: Record) -> bool:
+        """Deliver the record, or tell loguru to go on with it."""
+        if self.is_muted:
+            return False
+        error = record["exception"]
+        if error is None and not self.colours and seam.RAW not in record:
+            self._deliver(record)
+            return False
+        if getattr(self._loguru, "acquired", False):
+            # A signal handler or a finalizer logs while this thread is in `write`; loguru would refuse the message.
+            self._deliver(record, "".join(traceback.format_exception(*error)) if error else "")
+            return False
+        return True
+
+    def write(self, message: Any) -> None:
+        """Take a message that loguru has rendered."""
+        text, end, trace = message.partition(_END)
+        record = message.record
+        if end:
+            self._deliver(record, trace[1:], text)
+        elif self._json is not None:
+            self._deliver(record)
+        else:
+            self._deliver_raw(record, text)
+
+    def stop(self) -> None:
+        """Close the destination; loguru calls it when the handler is removed."""
+        with self._lock:
+            self._is_stopped = True
+            try:
+                self._destination.close()
+            except Exception as error:
+                self._faults.count(error)
+        self._faults.close()
+
+    def _deliver(self, record: Record, trace: str = "", message: str = "") -> None:
+        line = b""
+        if not self._least_level or record["level"].no >= self._least_level:
+            if self.colours and self._console is not None and self._console.is_coloured():
+                self._put(self._coloured_line(record, message or record["message"], trace), record)
+            else:
+                line = self.line(record, trace)
+                self._put(line, record)
+        if self.runs is not None and self.runs.has_any:
+            self.runs.write(line or self.line(record, trace))
+
+    def _deliver_raw(self, record: Record, text: str) -> None:
+        if self._redact is not None:
+            text = self._redact(text)
+        plain = _encoded(without_colour(text))
+        if record["level"].no >= self._least_level:
+            is_coloured = self._console is not None and self._console.is_coloured()
+            self._put(_encoded(text) if is_coloured else plain, record)
+        if self.runs is not None and self.runs.has_any:
+            self.runs.write(plain)
+
+    def _put(self, line: bytes, record: Record) -> None:
+        with self._lock:
+            if self._is_stopped:
+                return
+            try:
+                self._destination.write(line, record["time"])
+            except Exception as error:
+                if isinstance(error, RuntimeError) and self._console is not None:
+                    # Called by a signal handler in the midst of a write to a stream, which Python refuses.
+                    self._interrupted.append(line)
+                    return
+                if not self._catch:
+                    raise
+                is_first = self._faults.count(error)
+            else:
+                is_first = False
+                if self._faults.lost:
+                    gap = seam.make_record("WARNING", self._faults.over(), name="autogen_team")
+                    self._put(self.line(gap, ""), gap)
+                if self._interrupted:
+                    self._put(self._interrupted.popleft(), record)
+        if is_first:
+            self._faults.report()
+
+    def _text_line(self, record: Record, trace: str) -> bytes:
+        template: Template = self._template  # type: ignore[assignment]  # there is one, or lines are JSON
+        try:
+            text = template.plain(record, self._extra(record), without_colour(trace))
+        except Exception as error:
+            text = _in_spite_of(error, record, trace)
+        if self._redact is not None:
+            text = self._redact(text)
+        return _encoded(make_safe(text) + "\n")
+
+    def _coloured_line(self, record: Record, message: str, trace: str) -> bytes:
+        template: Template = self._template  # type: ignore[assignment]  # as above
+        try:
+            text = template.coloured(record, self._extra(record), message, trace)
+        except Exception as error:
+            text = _in_spite_of(error, record, trace)
+        if self._redact is not None:
+            text = self._redact(text)
+        return _encoded(template.paint(make_safe(text)) + "\n")
+
+    def _json_line(self, record: Record, trace: str) -> bytes:
+        render: JsonLines = self._json  # type: ignore[assignment]  # as above
+        return render(record, self._facts(), without_colour(trace) if trace else "")
+
+    def _extra(self, record: Record) -> Mapping[str, Any] | None:
+        template: Template = self._template  # type: ignore[assignment]  # as above
+        return Extra({**self._facts(), **record["extra"]}) if template.wants_extra else None
+
+    def _facts(self) -> Mapping[str, Any]:
+        try:
+            facts = _job.facts()
+        except Exception:  # whatever a run is, a line is not lost for it
+            return self._rank
+        if not self._rank:
+            return facts
+        if facts is not self._ranked[0]:
+            self._ranked = facts, {**self._rank, **facts}
+        return self._ranked[1]
+
+
+def _in_spite_of(error: Exception, record: Record, trace: str) -> str:
+    """Return a line for a record that the format cannot show, because a value in it fails or a patch took it away."""
+    parts = [f"{record.get(name)!s}" for name in ("time", "level", "name", "message")]
+    text = " | ".join([*parts, f"(the format could not be filled: {type(error).__name__}: {error})"])
+    return f"{text}\n{trace}" if trace else text
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "backslashreplace")

@@ -1,0 +1,115 @@
+"""What nobody caught, in the log: in the main thread, in others, in finalizers; tasks of asyncio by its own logger.
+
+The hooks that were there are called too, and come back on undo. Only the interpreter's own, which would print the same
+traceback a second time and with its secrets, is left out when the line has just been shown on stderr.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import loguru
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from autogen_team.io._job import Undo
+
+
+def log_uncaught(shown: Callable[[], int]) -> Undo:
+    """Log what is not caught from now on; `shown` tells how many lines have been written to stderr.
+
+    The returned function gives the earlier hooks back.
+    """
+    undo = [_main_thread(shown), _threads(shown), _finalizers(shown)]
+
+    def undo_all() -> None:
+        for one in undo:
+            one()
+
+    return undo_all
+
+
+def _main_thread(shown: Callable[[], int]) -> Undo:
+    previous = sys.excepthook
+    active = True
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        before = shown()
+        if active and issubclass(kind, Exception):  # Ctrl-C is no failure
+            _log("CRITICAL", "uncaught exception", (kind, error, trace))
+        if previous is not sys.__excepthook__ or shown() == before:
+            previous(kind, error, trace)
+
+    sys.excepthook = hook
+
+    def undo() -> None:
+        nonlocal active
+        active = False
+        if sys.excepthook is hook:
+            sys.excepthook = previous
+
+    return undo
+
+
+def _threads(shown: Callable[[], int]) -> Undo:
+    previous = threading.excepthook
+    active = True
+
+    def hook(args: threading.ExceptHookArgs, /) -> None:
+        before = shown()
+        if active and issubclass(args.exc_type, Exception):  # SystemExit ends a thread in silence
+            name = args.thread.name if args.thread is not None else "a thread that is gone"
+            _log("ERROR", f"uncaught exception in {name}", (args.exc_type, args.exc_value, args.exc_traceback))
+        if previous is not threading.__excepthook__ or shown() == before:
+            previous(args)
+
+    threading.excepthook = hook
+
+    def undo() -> None:
+        nonlocal active
+        active = False
+        if threading.excepthook is hook:
+            threading.excepthook = previous
+
+    return undo
+
+
+def _finalizers(shown: Callable[[], int]) -> Undo:
+    previous = sys.unraisablehook
+    active = True
+
+    def hook(args: sys.UnraisableHookArgs, /) -> None:
+        before = shown()
+        if active and issubclass(args.exc_type, Exception):
+            text = args.err_msg or "exception ignored in"
+            _log("ERROR", f"{text}: {_name(args.object)}", (args.exc_type, args.exc_value, args.exc_traceback))
+        if previous is not sys.__unraisablehook__ or shown() == before:
+            previous(args)
+
+    sys.unraisablehook = hook
+
+    def undo() -> None:
+        nonlocal active
+        active = False
+        if sys.unraisablehook is hook:
+            sys.unraisablehook = previous
+
+    return undo
+
+
+def _log(level: str, text: str, exception: Any) -> None:
+    try:
+        loguru.logger.opt(exception=exception).log(level, text)
+    except Exception:  # a sink with catch=False; the hook that was there before still has its turn
+        return
+
+
+def _name(it: object) -> str:
+    try:
+        return repr(it)
+    except Exception:
+        return f"a {type(it).__name__}"

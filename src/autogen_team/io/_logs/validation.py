@@ -1,0 +1,118 @@
+"""What can be used as a level, a format and a sink, and what is said about anything else."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import loguru
+
+from autogen_team.errors import ConfigurationError
+from autogen_team.io._logs import seam
+from autogen_team.io._logs.console import Console
+from autogen_team.io._logs.file import File
+from autogen_team.io._logs.rotation import RotatingFile
+from autogen_team.io._logs.text import Extra, Template
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What logging needs to know; the fields are described at `LoggerService`."""
+
+    sink: str
+    level: str
+    format: str
+    colorize: bool
+    serialize: bool
+    backtrace: bool
+    diagnose: bool
+    catch: bool
+    rotation: str | int | None
+    retention: str | int | None
+    compression: str | None
+    intercept: bool
+    redact: bool
+    uncaught: bool
+    run_log: bool
+    state_dir: Path
+    """Below it are the logs of runs; need not exist."""
+
+
+def level(text: str) -> str | int:
+    """Return the level as loguru knows it, by name in any case or by number."""
+    name = text.strip()
+    for candidate in (name, name.upper()):
+        try:
+            return loguru.logger.level(candidate).name
+        except ValueError:
+            continue
+    if name.isdecimal():
+        return int(name)
+    known = ["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"]
+    near = difflib.get_close_matches(name.upper(), known, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ConfigurationError(f"the log level {text!r} does not exist; {hint}it may be {', '.join(known)}, or a number")
+
+
+def template(format: str) -> Template:  # noqa: A002 - the user story's word
+    """Return the format, ready to be filled; a record has been tried on it."""
+    if not format.strip():
+        raise ConfigurationError(
+            "the log format is empty, so every line would be; write for example '{level} {message}'"
+        )
+    record = seam.make_record("INFO", "a message", name=__name__)
+    try:
+        made = Template(format)
+        made.plain(record, Extra(), "")
+    except KeyError as error:
+        fields = ", ".join(sorted(record))
+        raise ConfigurationError(
+            f"the log format {format!r} has a field that no record has: {error}; there are {fields}, "
+            "and what is bound is in {extra[name]}"
+        ) from error
+    except Exception as error:
+        raise ConfigurationError(f"the log format {format!r} cannot be used: {error}") from error
+    return made
+
+
+def destination(settings: Settings) -> tuple[Console | File, str]:
+    """Return where lines go, open, and its name, which is the same for each spelling of it."""
+    text = settings.sink.strip()
+    rotation, retention, compression = (
+        int(value) if isinstance(value, str) and value.strip().isdecimal() else value
+        for value in (settings.rotation, settings.retention, settings.compression)
+    )
+    name = text.lower()
+    if name in ("stderr", "stdout"):
+        for field in ("rotation", "retention", "compression"):
+            if getattr(settings, field) is not None:
+                raise ConfigurationError(
+                    f"the log sink {name} has no files, so {field}={getattr(settings, field)!r} makes no sense: "
+                    "name a file as sink, or leave that out"
+                )
+        return Console("stderr" if name == "stderr" else "stdout", colorize=settings.colorize), name
+    if not text:
+        raise ConfigurationError("the log sink is empty; it may be stderr, stdout or the path of a file")
+    path = str(Path(text).expanduser().absolute())
+    if text.endswith(("/", os.sep)) or Path(path).is_dir():
+        raise ConfigurationError(
+            f"the log sink {text!r} is a folder; name a file in it, such as {text.rstrip('/')}/job.log"
+        )
+    try:
+        if "{" in path or any(value is not None for value in (rotation, retention, compression)):
+            file: File = RotatingFile(path, rotation, retention, None if compression is None else str(compression))
+        else:
+            file = File(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the log sink {text!r} cannot be written: {error.strerror or error}; name another file, or stderr"
+        ) from error
+    except (KeyError, IndexError) as error:
+        raise ConfigurationError(
+            f"the log sink {text!r} has braces; the only name that they may hold is {{time}}"
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"the log file {text!r} cannot be kept as asked: {error}") from error
+    return file, os.path.realpath(path)

@@ -1,0 +1,118 @@
+"""For those who test code that logs: the lines as values, and as pytest's `caplog` sees them.
+
+`capture_logs` needs nothing; the fixture `caplog` replaces pytest's own where a `conftest.py` imports it:
+
+    from autogen_team.testing import caplog
+"""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loguru import logger
+
+from autogen_team.io._logs import bridge
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["Line", "capture_logs"]
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of log, as it was logged."""
+
+    level: str
+    message: str
+    logger: str
+    """The name of the module, or of the standard library's logger that a library uses."""
+    function: str
+    line: int
+    extra: Mapping[str, Any]
+    """Bound values and keyword arguments."""
+    exception: BaseException | None
+
+
+@contextmanager
+def capture_logs(level: str = "TRACE") -> Iterator[list[Line]]:
+    """Collect what is logged inside the block, from `level` on; other handlers get it too.
+
+    Records of the standard library are among it while a LoggerService with `intercept` runs.
+
+    >>> with capture_logs() as lines:
+    ...     logger.bind(step=3).warning("loss is {}", "nan")
+    >>> lines[0].level, lines[0].message, lines[0].extra
+    ('WARNING', 'loss is nan', {'step': 3})
+    """
+    lines: list[Line] = []
+
+    def take(message: Any) -> None:
+        record = message.record
+        error = record["exception"]
+        lines.append(
+            Line(
+                level=record["level"].name,
+                message=record["message"],
+                logger=record["name"],
+                function=record["function"],
+                line=record["line"],
+                extra=dict(record["extra"]),
+                exception=error.value if error else None,
+            )
+        )
+
+    handler = logger.add(take, level=level, format="{message}")
+    try:
+        yield lines
+    finally:
+        with suppress(ValueError):  # the tested code has removed all handlers
+            logger.remove(handler)
+
+
+@contextmanager
+def _forwarded_to(handler: logging.Handler) -> Iterator[None]:
+    def take(message: Any) -> None:
+        if bridge.is_forwarding():  # it is a record of the standard library's, which the handler has got already
+            return
+        made = message.record
+        error = made["exception"]
+        record = logging.LogRecord(
+            made["name"] or "",
+            made["level"].no,
+            made["file"].path,
+            made["line"],
+            made["message"],
+            None,
+            (error.type, error.value, error.traceback) if error and error.value else None,
+            made["function"],
+        )
+        record.levelname = made["level"].name
+        record.extra = dict(made["extra"])
+        if record.levelno >= handler.level:
+            handler.handle(record)
+
+    number = logger.add(take, level=0, format="{message}")
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            logger.remove(number)
+
+
+try:
+    import pytest
+except ImportError:  # `capture_logs` goes without
+    pass
+else:
+
+    @pytest.fixture
+    def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+        """Let pytest's `caplog` see what is logged through loguru."""
+        with _forwarded_to(caplog.handler):
+            yield caplog
+
+    __all__ += ["caplog"]

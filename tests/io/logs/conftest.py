@@ -1,0 +1,213 @@
+"""What the tests of the logging engine share: a pipeline that is always stopped, and a process left as it was."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from autogen_team.io import _job
+from autogen_team.io._logs import pipeline
+
+FORMAT = (
+    "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> | <level>{level: <8}</level> | "
+    "<cyan>{name}</cyan>:<cyan>{function}</cyan>:<cyan>{line}</cyan> - <level>{message}</level>"
+)
+PATIENCE = 30.0
+"""Seconds after which waiting for something is given up."""
+
+
+def _state():
+    root = logging.getLogger()
+    return {
+        "loguru": list(logger._core.handlers.items()),
+        "levels": [handler.levelno for handler in logger._core.handlers.values()],
+        "least": logger._core.min_level,
+        "methods": [getattr(type(logger), name) for name in ("info", "exception", "log", "opt", "_log")],
+        "root": list(root.handlers),
+        "call": logging.Logger.callHandlers,
+        "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning),
+        "listeners": _job._listeners,
+        "started": list(pipeline._started),
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """Fail a test that leaves a handler, a hook or a patch behind."""
+    before = _state()
+    yield
+    assert _state() == before
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Return a function that starts logging with the fields given; it is stopped, latest first, after the test."""
+    undo = []
+
+    def start(**fields):
+        settings = {
+            "sink": "stderr",
+            "level": "INFO",
+            "format": "{level}|{message}",
+            "colorize": True,
+            "serialize": False,
+            "backtrace": True,
+            "diagnose": False,
+            "catch": True,
+            "rotation": None,
+            "retention": None,
+            "compression": None,
+            "intercept": False,
+            "redact": True,
+            "uncaught": False,
+            "run_log": False,
+            "state_dir": tmp_path / "state",
+        }
+        stop = pipeline.start(pipeline.Settings(**{**settings, **fields}))
+        undo.append(stop)
+        return stop
+
+    yield start
+    for stop in reversed(undo):
+        stop()
+
+
+@pytest.fixture
+def eventually():
+    """Return a function that polls a condition until it holds or patience is over."""
+
+    def poll(condition):
+        deadline = time.monotonic() + PATIENCE
+        while not condition():
+            if time.monotonic() > deadline:
+                return False
+            threading.Event().wait(0.005)
+        return True
+
+    return poll
+
+
+def _unique(pairs):
+    names = [name for name, _ in pairs]
+    assert len(names) == len(set(names)), f"a name stands twice in {names}"
+    return dict(pairs)
+
+
+def _no_constant(text):
+    raise AssertionError(f"{text} is no JSON")
+
+
+@pytest.fixture
+def strict():
+    """Return a parser that takes one JSON object without duplicate names, NaN or Infinity."""
+
+    def parse(line):
+        text = line.decode("utf-8") if isinstance(line, bytes) else line
+        found = json.loads(text, object_pairs_hook=_unique, parse_constant=_no_constant)
+        assert isinstance(found, dict)
+        return found
+
+    return parse
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Return a function that writes a script which starts logging with the fields given, and returns its path."""
+
+    def write(body, **fields):
+        settings = {
+            "sink": "stderr",
+            "level": "INFO",
+            "format": "{level}|{message}",
+            "colorize": True,
+            "serialize": False,
+            "backtrace": True,
+            "diagnose": False,
+            "catch": True,
+            "rotation": None,
+            "retention": None,
+            "compression": None,
+            "intercept": False,
+            "redact": True,
+            "uncaught": False,
+            "run_log": False,
+            **fields,
+        }
+        lines = [
+            "import os, sys",
+            "from pathlib import Path",
+            "from loguru import logger",
+            "from autogen_team.io import _job",
+            "from autogen_team.io._logs import pipeline",
+            f"SETTINGS = pipeline.Settings(**{settings!r}, state_dir=Path({str(tmp_path / 'state')!r}))",
+            "def main():",
+            *("    " + line for line in body.strip("\n").splitlines()),
+            "if __name__ == '__main__':",
+            "    stop = pipeline.start(SETTINGS)",
+            "    main()",
+        ]
+        path = tmp_path / f"script{len(list(tmp_path.iterdir()))}.py"
+        path.write_text("\n".join(lines) + "\n")
+        return str(path)
+
+    return write
+
+
+class FakeRun:
+    """A run whose artifacts are a folder, and that remembers what it was brought."""
+
+    def __init__(self, folder: Path, run_id: str):
+        self.folder = folder
+        self.gate = threading.Event()
+        self.gate.set()
+        self.failure = None
+        self.brought = []
+        self.threads = set()
+        self.job_run = _job.Run(run_id, "train", "digits", None, self.attach)
+
+    def attach(self, path, folder):
+        """Copy the file, as a store would."""
+        self.threads.add(threading.current_thread())
+        assert self.gate.wait(PATIENCE)
+        if self.failure is not None:
+            raise self.failure
+        content = path.read_bytes()
+        self.brought.append((f"{folder}/{path.name}", len(content)))
+        target = self.folder / folder / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+    @property
+    def log(self):
+        """What the run has of its log."""
+        return b"".join(path.read_bytes() for path in sorted(self.folder.glob("logs/*.log"))).decode()
+
+    def end(self, status="FINISHED", reason=None, exception=None):
+        """End the run, as tracking does."""
+        end = _job.End(status, reason, exception, 1.0)
+        _job.run_ending(self.job_run, end)
+        _job.run_ended(self.job_run, end)
+
+
+@pytest.fixture
+def open_run(tmp_path):
+    """Return a function that opens a run without a tracking store; what a test leaves open is closed after it."""
+    opened = []
+
+    def open_run(run_id="0123456789abcdef"):
+        run = FakeRun(tmp_path / "artifacts" / run_id, run_id)
+        opened.append(run)
+        _job.run_started(run.job_run)
+        return run
+
+    yield open_run
+    for run in opened:
+        run.gate.set()

@@ -1,0 +1,367 @@
+"""The lines of libraries in the log of the job, and the standard library's logging as it was, afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import logging.config
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+from loguru import logger
+
+from autogen_team.io._logs import bridge
+
+FORMAT = "{level}|{name}|{function}|{message}"
+
+
+@pytest.fixture
+def library(request):
+    """Return a logger of the standard library's that no other test knows."""
+    made = logging.getLogger(f"library.{request.node.name}")
+    yield made
+    made.handlers.clear()
+    made.propagate = True
+    made.setLevel(logging.NOTSET)
+
+
+def test_a_library_speaks_in_the_log_under_its_own_name(start, capsys, library):
+    """Name, function, level and arguments."""
+    start(intercept=True, format=FORMAT)
+    library.warning("found %d of %s", 3, "five")
+    name = "test_a_library_speaks_in_the_log_under_its_own_name"
+    assert capsys.readouterr().err == f"WARNING|library.{name}|{name}|found 3 of five\n"
+
+
+def test_place_and_exception_are_the_librarys(start, tmp_path, strict, library):
+    """As if it had used loguru."""
+    start(sink=str(tmp_path / "job.log"), serialize=True, intercept=True)
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        library.exception("failed", stack_info=True)
+    line = strict((tmp_path / "job.log").read_text())
+    assert (line["module"], line["level"]) == ("test_bridge", "ERROR")
+    assert line["line"] > 40
+    assert line["exception"].endswith("ValueError: wrong")
+    assert line["message"].startswith("failed\nStack (most recent call last):")
+
+
+def test_levels_of_a_librarys_own_are_kept(start, capsys, library):
+    """By number and by name."""
+    logging.addLevelName(25, "NOTICE")
+    start(intercept=True, format="{level}|{level.no}|{message}")
+    library.setLevel(1)
+    library.log(25, "named")
+    library.log(33, "numbered")
+    library.log(15, "below")
+    assert capsys.readouterr().err == "NOTICE|25|named\nLevel 33|33|numbered\n"
+
+
+def test_no_level_is_lowered(start, library):
+    """What a library does not emit is not emitted for us, and costs what it did."""
+    before = logging.getLogger().level, library.getEffectiveLevel()
+    start(intercept=True, level="TRACE")
+    assert (logging.getLogger().level, library.getEffectiveLevel()) == before
+    assert not library.isEnabledFor(logging.DEBUG)
+
+
+def test_arguments_that_do_not_fit_cost_no_line(run_python, script):
+    """The standard library would print a traceback instead."""
+    body = 'import logging\nlogging.getLogger("x").warning("%d of %d", "one")'
+    status, _, err = run_python(script(body, intercept=True))
+    assert (status, err) == (
+        0,
+        "WARNING|%d of %d ('one',) [TypeError: %d format: a real number is required, not str]\n",
+    )
+
+
+def test_braces_of_a_library_are_its_own(start, capsys, library):
+    """They are no fields of loguru."""
+    start(intercept=True)
+    library.warning('{"json": 1} {} {x}')
+    assert capsys.readouterr().err == 'WARNING|{"json": 1} {} {x}\n'
+
+
+def print_on_stderr(library):
+    """Let the library print on stderr by a handler of its own, as mlflow, alembic and transformers do."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("own %(message)s"))
+    library.addHandler(handler)
+    library.propagate = False
+    library.setLevel(logging.INFO)
+    return handler
+
+
+def test_a_librarys_own_console_is_taken_in(start, capsys, library):
+    """Its lines are in the log, and nowhere else; its handler stays in its place."""
+    own_console = print_on_stderr(library)
+    stop = start(intercept=True)
+    library.info("once")
+    library.getChild("part").info("from a part")
+    assert capsys.readouterr().err == "INFO|once\nINFO|from a part\n"
+    assert (own_console in library.handlers, library.propagate) == (True, False)
+    stop()
+    library.info("after")
+    assert capsys.readouterr().err == "own after\n"
+    assert own_console.filters == []
+
+
+def test_it_does_not_matter_which_comes_first(start, capsys, request):
+    """A library that sets up its handler after the start is taken in as well."""
+    start(intercept=True)
+    late = logging.getLogger(f"late.{request.node.name}")
+    late.addHandler(logging.StreamHandler(sys.stderr))
+    late.propagate = False
+    late.warning("late")
+    late.handlers.clear()
+    assert capsys.readouterr().err == "WARNING|late\n"
+
+
+def test_a_librarys_own_level_and_filter_hold(start, capsys, library):
+    """What its handler would not print is not in the log."""
+    own_console = print_on_stderr(library)
+    own_console.setLevel(logging.ERROR)
+    own_console.addFilter(lambda record: "not" not in record.getMessage())
+    start(intercept=True)
+    library.warning("too low")
+    library.error("not this")
+    library.error("this")
+    assert capsys.readouterr().err == "ERROR|this\n"
+
+
+def test_other_handlers_of_a_library_go_on(start, capsys, library, tmp_path):
+    """A library's own file gets its lines, in its own format."""
+    print_on_stderr(library)
+    file = logging.FileHandler(tmp_path / "library.log")
+    library.addHandler(file)
+    start(intercept=True)
+    library.warning("both")
+    file.close()
+    assert (tmp_path / "library.log").read_text() == "both\n"
+    assert capsys.readouterr().err == "WARNING|both\n"
+
+
+def test_a_library_that_keeps_its_lines_from_the_console_keeps_them(start, capsys, library):
+    """No console handler and no propagation: it wants to be silent."""
+    library.addHandler(logging.StreamHandler(io.StringIO()))
+    library.propagate = False
+    start(intercept=True)
+    library.error("private")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_stream_that_is_the_console_by_number_is_the_console(start, library, tmp_path):
+    """Under pytest and notebooks sys.stderr is something else by the time of the start."""
+    start(sink=str(tmp_path / "job.log"), intercept=True)
+    with open(2, "w", closefd=False) as stream:
+        library.addHandler(logging.StreamHandler(stream))
+        library.propagate = False
+        library.error("in the log")
+    assert (tmp_path / "job.log").read_text() == "ERROR|in the log\n"
+
+
+def test_mlflow_is_taken_in_whenever_it_is_imported(run_python, script):
+    """It prints by a handler of its own on loggers that do not propagate, set up when it is imported."""
+    body = """
+import logging
+import mlflow
+logging.getLogger("mlflow.tracking").info("after")
+logging.getLogger("alembic.runtime").warning("migrating")
+from mlflow.utils import logging_utils
+logging_utils.disable_logging()
+logging.getLogger("mlflow.tracking").info("silenced by mlflow")
+logging_utils.enable_logging()
+stop()
+logging.getLogger("mlflow.tracking").info("own again")
+"""
+    code = script(body, intercept=True, format="{level}|{name}|{message}")
+    for first in ("", "import mlflow\n"):
+        Path(code).write_text(first + Path(code).read_text())
+        status, _, err = run_python(code)
+        assert status == 0, err
+        ours, own = err.splitlines()[:-1], err.splitlines()[-1]
+        assert ours == ["INFO|mlflow.tracking|after", "WARNING|alembic.runtime|migrating"]
+        assert own.endswith("INFO mlflow.tracking: own again")
+
+
+def test_logging_that_is_configured_anew_is_still_taken_in(start, capsys, library):
+    """`dictConfig` removes the handlers of the root logger."""
+    root = logging.getLogger()
+    before = list(root.handlers)
+    start(intercept=True)
+    logging.config.dictConfig({"version": 1, "disable_existing_loggers": False, "root": {"handlers": []}})
+    library.warning("still here")
+    root.handlers[:] = before + [handler for handler in root.handlers if isinstance(handler, bridge.Bridge)]
+    assert capsys.readouterr().err == "WARNING|still here\n"
+
+
+def test_basic_config_does_not_double_the_lines(run_python, script):
+    """A library that calls it finds the root logger configured."""
+    body = 'import logging\nlogging.basicConfig(level="INFO")\nlogging.getLogger("x").warning("once")'
+    assert run_python(script(body, intercept=True)) == (0, "", "WARNING|once\n")
+
+
+def test_handlers_of_the_job_on_the_root_logger_go_on(start, capsys, library):
+    """Ours is one more."""
+    stream = io.StringIO()
+    mine = logging.StreamHandler(stream)
+    logging.getLogger().addHandler(mine)
+    try:
+        start(intercept=True)
+        library.warning("both")
+    finally:
+        logging.getLogger().removeHandler(mine)
+    assert (stream.getvalue(), capsys.readouterr().err) == ("both\n", "WARNING|both\n")
+
+
+def test_caplog_sees_the_records_of_libraries_once(start, caplog, library):
+    """Pytest's own handler is not disturbed."""
+    start(intercept=True)
+    library.warning("seen")
+    assert caplog.messages == ["seen"]
+
+
+def test_what_somebody_has_put_around_ours_stays(start, monkeypatch, library, capsys):
+    """Sentry patches the same method; stopping does not take its patch away, and ours is out of force."""
+    original = logging.Logger.callHandlers
+    stop = start(intercept=True)
+    ours = logging.Logger.callHandlers
+
+    def around(self, record):
+        ours(self, record)
+
+    logging.Logger.callHandlers = around
+    try:
+        stop()
+        assert logging.Logger.callHandlers is around
+        library.addHandler(logging.StreamHandler(sys.stderr))
+        library.propagate = False
+        library.warning("own")
+        assert capsys.readouterr().err == "own\n"
+    finally:
+        logging.Logger.callHandlers = original
+
+
+def test_loguru_forwarded_to_the_standard_library_does_not_come_back(start, capsys):
+    """A handler that propagates, as loguru's documentation has it."""
+
+    class Propagate(logging.Handler):
+        def emit(self, record):
+            logging.getLogger(record.name).handle(record)
+
+    start(intercept=True)
+    mine = logger.add(Propagate(), format="{message}")
+    try:
+        logger.warning("once")
+        logging.getLogger("library.forwarded").warning("once, too")
+    finally:
+        logger.remove(mine)
+    assert capsys.readouterr().err == "WARNING|once\nWARNING|once, too\n"
+
+
+def test_an_interceptor_of_the_jobs_own_does_not_loop(start, capsys, library):
+    """The one from loguru's documentation; the line is there twice, for it is asked for twice."""
+
+    class Intercept(logging.Handler):
+        def emit(self, record):
+            logger.opt(depth=6).log(record.levelname, record.getMessage())
+
+    mine = Intercept()
+    logging.getLogger().addHandler(mine)
+    try:
+        start(intercept=True)
+        library.warning("twice")
+    finally:
+        logging.getLogger().removeHandler(mine)
+    assert capsys.readouterr().err == "WARNING|twice\n" * 2
+
+
+def test_warnings_are_lines(start, capsys):
+    """With category and place; one that is meant for a file goes there."""
+    start(intercept=True, format="{level}|{name}|{module}|{message}")
+    warnings.showwarning("careful", UserWarning, __file__, 1)
+    assert capsys.readouterr().err == "WARNING|py.warnings|test_bridge|UserWarning: careful\n"
+    with pytest.warns(UserWarning, match="to a file"):  # pytest's own, which was there before
+        warnings.showwarning("to a file", UserWarning, __file__, 1, io.StringIO())
+    assert capsys.readouterr().err == ""
+
+
+def test_warnings_of_a_script_are_lines_and_then_are_not(run_python, script):
+    """In a process without pytest's own treatment of warnings."""
+    body = 'import warnings\nwarnings.warn("one")\nstop()\nwarnings.warn("two")'
+    status, _, err = run_python(script(body, intercept=True))
+    first, second, _ = err.splitlines()
+    assert (status, first) == (0, "WARNING|UserWarning: one")
+    assert second.endswith("UserWarning: two")
+
+
+def test_a_replaced_showwarning_stays(start):
+    """Stopping gives back only what is ours; ours, if somebody keeps it, passes on to the one before."""
+    seen = []
+    before = warnings.showwarning
+    warnings.showwarning = lambda *args: seen.append(args)
+    try:
+        stop = start(intercept=True)
+        ours = warnings.showwarning
+        warnings.showwarning = theirs = lambda *_: None
+        stop()
+        assert warnings.showwarning is theirs
+        ours("late", UserWarning, "file.py", 1)
+        assert len(seen) == 1
+    finally:
+        warnings.showwarning = before
+
+
+def test_without_interception_libraries_are_left_alone(start, capsys, library):
+    """By its field."""
+    before = logging.Logger.callHandlers, warnings.showwarning
+    start(intercept=False)
+    with contextlib.suppress(KeyError):
+        library.warning("not ours")
+    assert (logging.Logger.callHandlers, warnings.showwarning) == before
+    assert "WARNING|" not in capsys.readouterr().err
+
+
+def test_a_library_that_logs_while_a_line_is_made_does_not_loop(start, capsys, library):
+    """As a source of facts may, that asks a server."""
+    from autogen_team.io import _job
+
+    def facts():
+        library.warning("asking")
+        return {}
+
+    start(intercept=True, format="{extra[run_id]}{message}")
+    restore = _job.set_source(facts)
+    try:
+        logger.info("line")
+    finally:
+        restore()
+    assert capsys.readouterr().err == "asking\nline\n"
+
+
+def test_filters_of_the_bridge_hold(library):
+    """Somebody may add one to every handler of the root logger."""
+    made = bridge.Bridge()
+    made.addFilter(lambda _: False)
+    lines = []
+    mine = logger.add(lines.append, format="{message}")
+    try:
+        made.handle(library.makeRecord("x", 40, "file", 1, "refused", (), None))
+        assert lines == []
+    finally:
+        logger.remove(mine)
+
+
+def test_a_warning_is_shown_though_all_handlers_are_gone(run_python, script):
+    """As at the exit of the interpreter, where loguru has closed them; by the standard library's last resort."""
+    body = """
+import atexit, logging
+logger.remove()
+logging.getLogger("late").warning("shown")
+logging.getLogger("late").info("not shown")
+"""
+    assert run_python(script(body, intercept=True)) == (0, "", "shown\n")

@@ -1,0 +1,429 @@
+"""Full disks, closed pipes, deleted files, signals: the job goes on, is told once, and the log resumes by itself."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import io
+import os
+import shutil
+import subprocess
+import sys
+import threading
+
+import pytest
+from loguru import logger
+
+from autogen_team.io._logs import file, pipeline
+
+
+def test_a_full_disk_is_reported_once_and_counted(start, tmp_path, capsys):
+    """200 lines into a file that takes none; then it takes some again, and says what is missing."""
+    path = tmp_path / "job.log"
+    path.symlink_to("/dev/full")
+    start(sink=str(path), intercept=True, format="{message}")
+    for number in range(200):
+        logger.info("line {}", number)
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "cannot write the log to" in err
+    assert "No space left on device" in err
+    path.unlink()
+    logger.info("space again")
+    first, second = path.read_text().splitlines()
+    assert first == "space again"
+    assert second.startswith("200 lines of log could not be written here: OSError: [Errno 28]")
+
+
+def test_without_the_bridge_the_report_takes_the_standard_way(run_python, script):
+    """Through the standard library's logger `autogen_team`."""
+    body = 'logger.info("one")\nlogger.info("two")\nstop()'
+    status, _, err = run_python(script(body, sink="/dev/full"))
+    first, second = err.splitlines()
+    assert status == 0
+    assert "cannot write the log to /dev/full" in first
+    assert "2 lines of log could not be written here" in second
+
+
+def test_a_disk_that_fills_in_the_midst_of_a_line_tears_one_line(run_python, script, tmp_path):
+    """Its rest is lost with it; the next begins on a line of its own. The limit on files is the disk here."""
+    path = tmp_path / "job.log"
+    body = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
+for number in range(200):
+    logger.info("{:08}", number)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+logger.info("space again")
+stop()
+"""
+    status, _, err = run_python(script(body, sink=str(path), format="{message}", intercept=True))
+    assert status == 0
+    assert err.count("\n") == 1
+    lines = path.read_text().splitlines()
+    assert lines[:111] == [f"{number:08}" for number in range(111)]
+    assert lines[111:113] == ["0", "space again"]
+    assert lines[113].startswith("89 lines of log could not be written here: OSError: [Errno 27]")
+
+
+def test_a_tmpfs_that_is_full_and_then_is_not(start, tmp_path, capsys):
+    """The real thing, where it may be mounted."""
+    folder = tmp_path / "tmpfs"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    command = [str(mount), "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not permitted here")
+    try:
+        (folder / "ballast").write_bytes(b"x" * 40_000)
+        stop = start(sink=str(folder / "job.log"), intercept=True, format="{message}")
+        for number in range(200):
+            logger.info("{} {}", number, "x" * 990)
+        (folder / "ballast").unlink()
+        for number in range(200, 210):
+            logger.info("{} {}", number, "x" * 990)
+        stop()
+        numbers = [int(line.split()[0]) for line in (folder / "job.log").read_text().splitlines() if "x" in line]
+        assert numbers[-10:] == list(range(200, 210))
+        assert capsys.readouterr().err.count("\n") == 1
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_fault_is_raised_to_the_job_if_it_asks_for_it(start):
+    """`catch=False`, as loguru has it; stopping raises nothing all the same."""
+    stop = start(sink="/dev/full", catch=False)
+    with pytest.raises(OSError, match="No space left"):
+        logger.info("hello")
+    stop()
+
+
+@pytest.mark.parametrize("sink", ["stdout", "stderr"])
+def test_a_pipe_that_nobody_reads_does_not_stop_the_job(script, sink):
+    """As in `job | head -1`: it ends with its own status, and says it once."""
+    body = """
+for number in range(2000):
+    logger.info("line {}", number)
+(sys.stderr if SETTINGS.sink == "stdout" else sys.stdout).write("finished\\n")
+raise SystemExit(7)
+"""
+    reader, writer = os.pipe()
+    command = [sys.executable, script(body, sink=sink, intercept=True)]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, sink: writer}
+    with subprocess.Popen(command, text=True, **streams) as process:
+        os.close(writer)
+        os.read(reader, 10)
+        os.close(reader)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 7
+    if sink == "stderr":
+        assert out == "finished\n"
+    else:
+        first, second, third = err.splitlines()
+        assert "cannot write the log to stdout: BrokenPipeError" in first
+        assert second == "finished"
+        assert "lines of log could not be written" in third
+
+
+def test_what_the_job_prints_itself_is_not_touched(script):
+    """A pipe that is closed fails for the job's own `print` as it would without us."""
+    body = """
+import errno
+for number in range(2000):
+    logger.info("line {}", number)
+try:
+    print("x" * 100_000, flush=True)
+except BrokenPipeError:
+    sys.stderr.write("as ever\\n")
+os._exit(0)
+"""
+    reader, writer = os.pipe()
+    command = [sys.executable, script(body, sink="stdout", intercept=True)]
+    with subprocess.Popen(command, text=True, stdout=writer, stderr=subprocess.PIPE) as process:
+        os.close(writer)
+        os.close(reader)
+        _, err = process.communicate(timeout=60)
+    assert err.endswith("as ever\n")
+
+
+def test_a_deleted_file_is_made_anew(start, tmp_path):
+    """At the next line."""
+    path = tmp_path / "logs" / "job.log"
+    start(sink=str(path), format="{message}")
+    logger.info("one")
+    path.unlink()
+    logger.info("two")
+    shutil.rmtree(path.parent)
+    logger.info("three")
+    assert path.read_text() == "three\n"
+
+
+def test_a_file_that_is_moved_away_is_begun_anew(start, tmp_path):
+    """As logrotate does it; what was written is where it was moved to."""
+    path = tmp_path / "job.log"
+    start(sink=str(path), format="{message}")
+    logger.info("one")
+    path.rename(tmp_path / "job.log.1")
+    logger.info("two")
+    assert ((tmp_path / "job.log.1").read_text(), path.read_text()) == ("one\n", "two\n")
+
+
+def test_a_file_that_another_has_replaced_is_found(start, tmp_path, eventually):
+    """As logrotate does it with `create`, within a second."""
+    path = tmp_path / "job.log"
+    start(sink=str(path), format="{message}")
+    logger.info("one")
+    path.rename(tmp_path / "job.log.1")
+    path.touch()
+    assert eventually(lambda: logger.info("more") or path.stat().st_size > 0)
+
+
+def test_a_burst_into_a_deleted_file_is_written_again(start, tmp_path):
+    """In a burst the file is not looked for at every line; no line is lost for that."""
+    path = tmp_path / "job.log"
+    stop = start(sink=str(path), format="{message}")
+    for number in range(2000):
+        logger.info("{}", number)
+        if number == 1500:
+            kept = path.read_text()
+            path.unlink()
+    stop()
+    assert kept.splitlines() == [str(number) for number in range(1501)]
+    lines = path.read_text().splitlines()
+    assert lines[-1] == "1999"
+    assert set(map(int, lines)) >= set(range(1501, 2000))
+
+
+def test_a_burst_that_ends_with_a_deletion_is_written_again(tmp_path):
+    """When the file is closed, at the latest."""
+    path = tmp_path / "job.log"
+    it = file.File(str(path))
+    it._trusted_until = float("inf")
+    it.write(b"one\n")
+    path.unlink()
+    it.write(b"two\n")
+    it.close()
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_a_file_that_becomes_unwritable_goes_on_where_it_is(start, tmp_path, monkeypatch):
+    """Moved away, and no new one can be made: the lines follow it."""
+    path = tmp_path / "logs" / "job.log"
+    start(sink=str(path), format="{message}")
+    logger.info("one")
+    path.parent.rename(tmp_path / "old")
+    path.parent.write_text("a file in the way")
+    (tmp_path / "old" / "job.log").rename(tmp_path / "job.log.1")
+    logger.info("two")
+    assert (tmp_path / "job.log.1").read_text() == "one\ntwo\n"
+
+
+def test_a_deleted_file_that_cannot_be_made_anew_is_a_fault(start, tmp_path, capsys):
+    """Counted, and over when it can."""
+    folder = tmp_path / "logs"
+    start(sink=str(folder / "job.log"), format="{message}", intercept=True)
+    shutil.rmtree(folder)
+    folder.write_text("a file in the way")
+    logger.info("lost")
+    folder.unlink()
+    logger.info("found")
+    assert (folder / "job.log").read_text().startswith("found\n1 line of log could not be written here")
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_process_that_closes_all_files_logs_on(start, tmp_path):
+    """As what makes a daemon does; numbers that belong to others by now are not closed."""
+    path = tmp_path / "job.log"
+    start(sink=str(path), format="{message}")
+    logger.info("one")
+    it = pipeline._started[-1].sink._destination
+    numbers = it._fd, it._folder
+    for number in numbers:
+        os.close(number)
+    others = [os.open(os.devnull, os.O_RDONLY) for _ in numbers]
+    try:
+        logger.info("two")
+        assert [os.fstat(number) is not None for number in others] == [True, True]
+    finally:
+        for number in others:
+            os.close(number)
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_numbers_that_were_closed_are_not_used(tmp_path):
+    """Not even if nobody has taken them."""
+    it = file.File(str(tmp_path / "job.log"))
+    os.close(it._fd)
+    os.close(it._folder)
+    it.write(b"two\n")
+    it.close()
+    assert (tmp_path / "job.log").read_text() == "two\n"
+
+
+def test_a_closed_stream_is_a_fault_and_no_flood(start, monkeypatch, capsys):
+    """Its owner has closed it; the next stream is used when there is one."""
+    stream = io.StringIO()
+    start(sink="stdout", intercept=True, format="{message}")
+    with contextlib.redirect_stdout(stream):
+        logger.info("one")
+        stream.close()
+        for _ in range(10):
+            logger.info("lost")
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert "closed file" in captured.err
+    logger.info("two")
+    assert capsys.readouterr().out.startswith("two\n10 lines of log could not be written here")
+
+
+def test_a_stream_that_cannot_show_a_character_escapes_it(start, monkeypatch):
+    """As with LANG=C."""
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
+    start(sink="stdout", format="{message}")
+    logger.info("loss ✓")
+    assert raw.getvalue() == b"loss \\u2713\n"
+
+
+def test_a_stream_needs_no_more_than_write(start, monkeypatch):
+    """Some that stand in for stderr have neither flush nor isatty."""
+
+    class Minimal:
+        def __init__(self):
+            self.lines = []
+            self.write = self.lines.append
+
+    monkeypatch.setattr(sys, "stderr", stream := Minimal())
+    start(format="{message}")
+    logger.info("hello")
+    assert stream.lines == ["hello\n"]
+
+
+def test_a_stream_that_logs_what_is_written_does_not_log_for_ever(start, monkeypatch, capfd):
+    """The recipe of loguru's documentation for `print`; the line goes to the stream behind it."""
+
+    class ToLogger:
+        def write(self, text):
+            for line in text.rstrip().splitlines():
+                logger.info("written {}", line)
+
+        def flush(self):
+            pass
+
+    start(format="{message}")
+    monkeypatch.setattr(sys, "__stderr__", behind := io.StringIO())
+    monkeypatch.setattr(sys, "stderr", ToLogger())
+    logger.info("hello")
+    assert behind.getvalue() == "written hello\n"
+
+
+def test_a_signal_handler_may_log(script, run_python, tmp_path):
+    """300 signals while the job logs: each line of both is there, and nothing is raised in the handler."""
+    path = tmp_path / "job.log"
+    body = """
+import signal, threading
+count = 0
+def handle(number, frame):
+    nonlocal count
+    logger.info("signal {}", count)
+    try:
+        raise ValueError("in the handler")
+    except ValueError:
+        logger.exception("failed {}", count)
+    count += 1
+signal.signal(signal.SIGUSR1, handle)
+ready = threading.Event()
+def send():
+    sent = 0
+    while sent < 300:
+        if sent == count:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            sent += 1
+        ready.wait(0.0003)
+thread = threading.Thread(target=send)
+thread.start()
+number = 0
+while thread.is_alive() or number < 100:
+    try:
+        raise KeyError(number)
+    except KeyError:
+        logger.exception("line {}", number)
+    number += 1
+thread.join()
+while count < 300:
+    ready.wait(0.001)
+print(number, count)
+"""
+    status, out, err = run_python(script(body, sink=str(path), format="{message}"))
+    lines, signals = map(int, out.split())
+    assert (status, err) == (0, "")
+    seen = collections.Counter(path.read_text().splitlines())
+    assert signals == 300
+    expected = [f"line {number}" for number in range(lines)]
+    expected += [f"{word} {number}" for number in range(signals) for word in ("signal", "failed")]
+    assert [line for line in expected if seen[line] != 1] == []
+
+
+def test_a_line_in_the_midst_of_a_write_to_a_stream_comes_after_it(start, monkeypatch):
+    """Python refuses to write to a stream that is being written to."""
+
+    class Refusing(io.StringIO):
+        interrupted = False
+
+        def write(self, text):
+            if self.interrupted:
+                raise RuntimeError("reentrant call inside <_io.BufferedWriter>")
+            self.interrupted = True
+            if text == "first\n":
+                logger.info("second")
+            self.interrupted = False
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stderr", stream := Refusing())
+    monkeypatch.setattr(sys, "__stderr__", stream)
+    start(format="{message}")
+    logger.info("first")
+    assert stream.getvalue() == "first\nsecond\n"
+
+
+def test_threads_write_whole_lines(start, tmp_path):
+    """All of them, each once."""
+    path = tmp_path / "job.log"
+    start(sink=str(path), format="{message}")
+
+    def work(name):
+        for number in range(500):
+            logger.info("{} {} {}", name, number, "x" * 50)
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = path.read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 4000
+    assert all(line.endswith("x" * 50) for line in lines)
+
+
+def test_a_line_after_the_stop_is_dropped(start, tmp_path):
+    """By a thread that was on its way."""
+    path = tmp_path / "job.log"
+    stop = start(sink=str(path), format="{message}")
+    sink = pipeline._started[-1].sink
+    stop()
+    record = {"message": "late"}
+    sink._put(b"late\n", record)
+    assert path.read_text() == ""
+
+
+def test_stop_raises_nothing(start, monkeypatch, caplog):
+    """Whatever fails in it is reported."""
+    stop = start()
+
+    def fail():
+        raise OSError("cannot be closed")
+
+    monkeypatch.setattr(pipeline._started[-1].sink._destination, "close", fail)
+    stop()
+    assert "cannot be closed" in caplog.text

@@ -1,0 +1,347 @@
+"""Sinks, levels, formats and colours; what is refused; several at once; and the process as it was, afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+
+import pytest
+from loguru import logger
+
+from autogen_team.errors import ConfigurationError
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_line_shows_time_level_source_and_message(start, capsys):
+    """What the user story asks for: timestamp, level and source."""
+    start(format="{time:YYYY-MM-DD HH:mm:ss.SSS} | {level: <8} | {name}:{function}:{line} - {message}")
+    logger.info("epoch {}", 1)
+    line = capsys.readouterr().err
+    head, tail = line[:23], line[23:]
+    assert head[4] == head[7] == "-"
+    assert tail.startswith(" | INFO     | ")
+    assert ":test_a_line_shows_time_level_source_and_message:" in tail
+    assert tail.endswith(" - epoch 1\n")
+
+
+@pytest.mark.parametrize(
+    ("sink", "stream"), [("stderr", "err"), ("STDERR", "err"), ("Stdout", "out"), ("stdout", "out")]
+)
+def test_streams_are_named_in_any_case(start, capsys, sink, stream):
+    """No file called STDERR is made."""
+    start(sink=sink)
+    logger.info("here")
+    captured = capsys.readouterr()
+    assert getattr(captured, stream) == "INFO|here\n"
+    assert captured.out + captured.err == "INFO|here\n"
+
+
+def test_a_stream_is_looked_up_for_each_line(start):
+    """A redirection that begins after the start sees the lines."""
+    start()
+    with contextlib.redirect_stderr(io.StringIO()) as redirected:
+        logger.info("inside")
+    assert redirected.getvalue() == "INFO|inside\n"
+
+
+def test_a_process_without_stderr_logs_into_the_void(start, monkeypatch):
+    """As under pythonw, where sys.stderr is None."""
+    start()
+    monkeypatch.setattr(sys, "stderr", None)
+    logger.info("nobody sees it")
+
+
+def test_a_file_gets_its_folders_and_whole_lines(start, tmp_path):
+    """Folders are made, and the line is on disk when the call returns."""
+    path = tmp_path / "a" / "b" / "job.log"
+    start(sink=str(path))
+    logger.info("first")
+    assert path.read_text() == "INFO|first\n"
+
+
+def test_the_tilde_is_the_home_folder(start, tmp_path, monkeypatch):
+    """No folder called ~ is made."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    start(sink="~/logs/job.log")
+    logger.info("at home")
+    assert "at home" in (tmp_path / "logs" / "job.log").read_text()
+
+
+def test_a_file_is_continued(start, tmp_path):
+    """A second start appends to the file of the first."""
+    path = tmp_path / "job.log"
+    start(sink=str(path))()
+    for text in ("one", "two"):
+        stop = start(sink=str(path))
+        logger.info(text)
+        stop()
+    assert path.read_text() == "INFO|one\nINFO|two\n"
+
+
+@pytest.mark.parametrize("level", ["warning", "WARNING", " Warning ", "30"])
+def test_levels_are_known_in_any_case_and_by_number(start, capsys, level):
+    """Lines below the level are not shown."""
+    start(level=level)
+    logger.info("no")
+    logger.warning("yes")
+    assert capsys.readouterr().err == "WARNING|yes\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"level": "WARN"}, ["'WARN'", "did you mean WARNING"]),
+        ({"level": "loud"}, ["'loud'", "CRITICAL"]),
+        ({"format": "{nope} {message}"}, ["{nope} {message}", "'nope'", "thread"]),
+        ({"format": "{level: <x}"}, ["{level: <x}"]),
+        ({"format": "{time:SSSSSSSS}"}, ["SSSSSSSS", "six"]),
+        ({"format": "{message"}, ["{message"]),
+        ({"format": "<gren>{message}</gren>"}, ["gren", "color"]),
+        ({"format": "<green>{message}"}, ["green", "closing"]),
+        ({"format": "  "}, ["empty"]),
+        ({"sink": ""}, ["empty", "stderr"]),
+        ({"sink": "/"}, ["folder"]),
+        ({"sink": "new/"}, ["folder", "new/job.log"]),
+        ({"sink": "/proc/job.log"}, ["/proc/job.log", "cannot be written"]),
+        ({"sink": "job-{bad}.log"}, ["{bad}", "{time}"]),
+        ({"sink": "job.log", "rotation": "often"}, ["'job.log'", "often"]),
+        ({"sink": "job.log", "retention": "little"}, ["little"]),
+        ({"sink": "job.log", "compression": "rar"}, ["rar"]),
+        ({"sink": "stdout", "rotation": "1 MB"}, ["stdout", "rotation='1 MB'"]),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_used_is_refused_by_name(start, fields, words):
+    """The error names the value and the remedy, and nothing has changed (the fixture checks that)."""
+    with pytest.raises(ConfigurationError) as caught:
+        start(**fields)
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_a_refused_start_keeps_the_one_before(start, capsys):
+    """The earlier sink goes on."""
+    start()
+    with pytest.raises(ConfigurationError):
+        start(level="loud")
+    logger.info("still here")
+    assert capsys.readouterr().err == "INFO|still here\n"
+
+
+def test_a_file_on_a_file_is_refused(start, tmp_path):
+    """A folder that is a file cannot hold the log."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match="cannot be written"):
+        start(sink=str(tmp_path / "file" / "job.log"))
+
+
+def test_handlers_of_others_go_on(start, capsys):
+    """A handler that the job has added gets every line, before, during and after."""
+    lines = []
+    mine = logger.add(lines.append, format="{message}")
+    try:
+        logger.info("before")
+        stop = start()
+        logger.info("during")
+        stop()
+        logger.info("after")
+    finally:
+        logger.remove(mine)
+    assert lines == ["before\n", "during\n", "after\n"]
+
+
+def test_the_default_handler_is_set_aside_and_given_back(run_python, script):
+    """No line is printed twice, and after the stop loguru prints as it did before."""
+    code = 'logger.info("during")\nlogger.debug("below")\nstop()\nlogger.debug("after")'
+    status, _, err = run_python(script(code))
+    assert status == 0
+    during, after = err.splitlines()
+    assert during == "INFO|during"
+    assert after.endswith("__main__:main:11 - after")
+
+
+def test_a_script_may_remove_the_default_handler(run_python, script):
+    """`logger.remove(0)` stands at the beginning of many scripts."""
+    status, _, err = run_python(script('logger.remove(0)\nlogger.info("on")\nstop()\nlogger.info("off")'))
+    assert (status, err) == (0, "INFO|on\n")
+
+
+def test_a_script_may_remove_all_handlers(run_python, script):
+    """Then ours is gone as well, and stopping is no error."""
+    status, _, err = run_python(script('logger.remove()\nlogger.info("on")\nstop()'))
+    assert (status, err) == (0, "")
+
+
+def test_stopping_twice_does_nothing(start):
+    """The returned function is idempotent."""
+    stop = start()
+    stop()
+    stop()
+
+
+def test_stop_closes_the_file(start, tmp_path):
+    """What is logged after the stop is not in the file."""
+    path = tmp_path / "job.log"
+    stop = start(sink=str(path))
+    stop()
+    with contextlib.redirect_stderr(io.StringIO()):
+        logger.info("later")
+    assert path.read_text() == ""
+
+
+def test_two_destinations_both_get_the_lines(start, capsys, tmp_path):
+    """A script's own context inside of another."""
+    start(sink=str(tmp_path / "job.log"))
+    start(sink="stderr")
+    logger.info("both")
+    assert (tmp_path / "job.log").read_text() == capsys.readouterr().err == "INFO|both\n"
+
+
+def test_one_destination_belongs_to_the_latest_start(start, capsys):
+    """No line is doubled, and the earlier one gets the destination back."""
+    start(format="outer {message}")
+    stop = start(format="inner {message}")
+    logger.info("1")
+    stop()
+    logger.info("2")
+    assert capsys.readouterr().err == "inner 1\nouter 2\n"
+
+
+def test_the_earlier_of_two_may_stop_first(start, capsys):
+    """The order of the stops does not matter."""
+    first = start(format="outer {message}")
+    start(format="inner {message}")
+    first()
+    logger.info("1")
+    assert capsys.readouterr().err == "inner 1\n"
+
+
+def test_a_file_is_one_destination_by_any_name(start, tmp_path, monkeypatch):
+    """A relative path and a link name the same file."""
+    monkeypatch.chdir(tmp_path)
+    start(sink="job.log")
+    (tmp_path / "link.log").symlink_to("job.log")
+    start(sink=str(tmp_path / "link.log"))
+    logger.info("once")
+    assert (tmp_path / "job.log").read_text() == "INFO|once\n"
+
+
+def test_there_is_colour_on_a_terminal(start, monkeypatch):
+    """The level has its colour."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    start(format="<green>{line}</green> <level>{message}</level>")
+    logger.warning("hot")
+    assert re.fullmatch(r"\x1b\[32m\d+\x1b\[0m \x1b\[33m\x1b\[1mhot\x1b\[0m\n", terminal.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("fields", "variables", "is_coloured"),
+    [
+        ({}, {}, False),
+        ({}, {"FORCE_COLOR": "1"}, True),
+        ({"colorize": False}, {"FORCE_COLOR": "1"}, False),
+        ({}, {"FORCE_COLOR": "1", "NO_COLOR": "1"}, False),
+        ({"serialize": True}, {"FORCE_COLOR": "1"}, False),
+        ({"sink": "job.log"}, {"FORCE_COLOR": "1"}, False),
+    ],
+    ids=str,
+)
+def test_colour_is_for_terminals_unless_asked(start, capsys, monkeypatch, tmp_path, fields, variables, is_coloured):
+    """FORCE_COLOR and NO_COLOR are obeyed; a file and JSON never have colours."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    start(format="<green>{message}</green>", **fields)
+    logger.info("plain")
+    try:
+        raise ValueError("wrong")
+    except ValueError:
+        logger.exception("traceback")
+    text = (tmp_path / "job.log").read_text() if "sink" in fields else capsys.readouterr().err
+    assert "plain" in text
+    assert ("\x1b[" in text) == is_coloured
+
+
+def test_no_color_wins_on_a_terminal(start, monkeypatch):
+    """The terminal gets plain text if the user says so."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("NO_COLOR", "1")
+    start(format="<green>{message}</green>")
+    logger.info("plain")
+    assert terminal.getvalue() == "plain\n"
+
+
+def test_a_redirected_terminal_gets_no_colour(start, monkeypatch):
+    """Whether there is colour is decided anew for each stream."""
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    start(format="<green>{message}</green>")
+    with contextlib.redirect_stderr(io.StringIO()) as redirected:
+        logger.info("plain")
+        try:
+            raise ValueError("wrong")
+        except ValueError:
+            logger.exception("traceback")
+    assert "\x1b" not in redirected.getvalue()
+    assert "ValueError" in redirected.getvalue()
+
+
+@pytest.mark.parametrize(("rank", "seen"), [("0", "info,warning"), ("1", "warning"), ("7", "warning")])
+def test_other_ranks_only_warn_on_the_console(start, capsys, monkeypatch, rank, seen):
+    """Under torchrun the console belongs to rank 0."""
+    monkeypatch.setenv("RANK", rank)
+    start(format="{message}")
+    logger.info("info")
+    logger.warning("warning")
+    assert capsys.readouterr().err == seen.replace(",", "\n") + "\n"
+
+
+def test_other_ranks_log_everything_to_files(start, monkeypatch, tmp_path):
+    """Only the console is spared."""
+    monkeypatch.setenv("RANK", "3")
+    start(sink=str(tmp_path / "job.log"), format="{extra[rank]} {message}")
+    logger.info("all")
+    assert (tmp_path / "job.log").read_text() == "3 all\n"
+
+
+def test_a_raw_message_is_written_as_it_is(start, capsys):
+    """`opt(raw=True)` has neither format nor newline."""
+    start()
+    logger.opt(raw=True).info("50 %\r")
+    logger.opt(raw=True).opt(depth=0).info("line")
+    assert capsys.readouterr().err == "50 %\rINFO|line\n"
+
+
+def test_values_of_variables_are_shown_only_if_asked(start, capsys):
+    """`diagnose` keeps loguru's meaning; off, nothing of the data is shown."""
+    for diagnose in (False, True):
+        stop = start(diagnose=diagnose)
+        try:
+            value = "a value of the " + "job"
+            raise ValueError(len(value))
+        except ValueError:
+            logger.exception("failed")
+        stop()
+        assert ("'a value of the job'" in capsys.readouterr().err) == diagnose
+
+
+def test_a_caught_exception_is_logged_by_the_decorator(start, capsys):
+    """`logger.catch` works as ever."""
+    start()
+
+    @logger.catch
+    def fail():
+        raise ValueError("wrong")
+
+    fail()
+    err = capsys.readouterr().err
+    assert "ERROR|An error has been caught in function" in err
+    assert "ValueError: wrong" in err

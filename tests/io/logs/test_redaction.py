@@ -1,0 +1,145 @@
+"""Secrets are masked in the finished line, wherever in it they stand, on every way that a line can take."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+from loguru import logger
+
+from autogen_team.io import _job
+from autogen_team.io._logs import jsonl, seam
+from autogen_team.io._redact import Redactor
+
+KNOWN = "correct-horse" + "-battery"
+SHAPED = "ghp_" + "a1B2" * 9
+PASSWORD = "hunter2" + "hunter2"
+
+
+@pytest.fixture(autouse=True)
+def secret_in_the_environment(monkeypatch):
+    """Let a variable hold a secret."""
+    monkeypatch.setenv("DEPLOY_TOKEN", KNOWN)
+
+
+def fail():
+    """Raise with a secret in the text, and another on the line of code itself."""
+    raise ValueError(f"login as {KNOWN} failed")  # password=hunter2hunter2
+
+
+@pytest.mark.parametrize("fields", [{}, {"serialize": True}], ids=["text", "json"])
+@pytest.mark.parametrize("sink", ["stderr", "job.log"])
+def test_no_secret_reaches_the_line(start, capsys, tmp_path, monkeypatch, fields, sink):
+    """Messages, arguments, bound values, exceptions, source lines."""
+    monkeypatch.chdir(tmp_path)
+    start(sink=sink, format="{message} {extra}", **fields)
+    logger.info("token {} and {}", SHAPED, KNOWN)
+    logger.bind(user="ada", password=PASSWORD, url=f"https://bob:{PASSWORD}@host/").info("bound")
+    logger.bind(config={"api_key": PASSWORD, "values": [KNOWN]}).info("nested")
+    logger.opt(raw=True).info(f"raw {KNOWN}\n")
+    try:
+        fail()
+    except ValueError:
+        logger.exception("failed")
+    text = (tmp_path / "job.log").read_text() if sink == "job.log" else capsys.readouterr().err
+    assert [secret for secret in (KNOWN, SHAPED, PASSWORD) if secret in text] == []
+    assert text.count("***") >= 8
+    assert "ada" in text
+
+
+def test_no_secret_reaches_a_terminal(start, monkeypatch):
+    """With colours, too."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    start(format="<green>{message}</green>")
+    logger.info("token {}", KNOWN)
+    try:
+        fail()
+    except ValueError:
+        logger.exception("failed")
+    assert KNOWN not in terminal.getvalue()
+    assert PASSWORD not in terminal.getvalue()
+    assert terminal.getvalue().count("***") >= 3
+
+
+def test_a_line_that_is_shown_in_spite_of_its_format_is_masked(start, capsys):
+    """Its error may quote a secret."""
+
+    class Failing:
+        def __format__(self, spec):
+            raise RuntimeError(KNOWN)
+
+    start(format="{extra[it]} {message}")
+    logger.bind(it=Failing()).info("kept")
+    assert "kept" in (text := capsys.readouterr().err)
+    assert KNOWN not in text
+
+
+def test_what_is_no_secret_stays(start, capsys):
+    """The words of language models above all."""
+    start(format="{message}")
+    for message in ("tokens=512", "max_tokens: 4096", "tokenizer=bert", "token_count=3", "special_tokens=['a']"):
+        logger.info(message)
+    logger.info("authenticated, the secret: never overfit")
+    assert "***" not in capsys.readouterr().err
+
+
+def test_redaction_may_be_off(start, capsys):
+    """By its field."""
+    start(format="{message}", redact=False)
+    logger.info("token {}", KNOWN)
+    assert KNOWN in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"api_key": 123456789},
+        {"password": 'with "quotes" and \\ in it'},
+        {"secret": ["a", 12345678901]},
+        {"token": {"value": "abcdef123456"}},
+        {"authorization": f"Basic {PASSWORD}"},
+        {"note": f'{{"password": "{PASSWORD}"}}'},
+        {"password": None, "other": KNOWN},
+        {KNOWN: 1},
+        {"number": 12345678901234},
+        {"key": "-----BEGIN " + "PRIVATE KEY-----\nabc\n-----END " + "PRIVATE KEY-----"},
+    ],
+    ids=str,
+)
+def test_masked_json_is_strictly_valid(strict, extra):
+    """Also where the secret was no string."""
+    record = seam.make_record("INFO", "message", name="name")
+    record["extra"] = extra
+    lines = jsonl.JsonLines(Redactor({"API_TOKEN": KNOWN, "PIN_PASSWORD": "12345678901234"}))
+    line = lines(record, {}, "")
+    found = strict(line)
+    assert found["message"] == "message"
+    assert "***" in line.decode() or extra.get("secret") or extra.get("token")
+    assert [secret for secret in (KNOWN, PASSWORD, "123456789", "12345678901234") if secret in line.decode()] == [
+        secret for secret in ("123456789",) if extra.get("secret")
+    ]
+
+
+def test_the_name_of_a_run_is_masked(strict):
+    """It is text that somebody has given."""
+    record = seam.make_record("INFO", "message", name="name")
+    line = jsonl.JsonLines(Redactor({"API_TOKEN": KNOWN}))(record, {"run_name": f"with {KNOWN}"}, "")
+    assert strict(line)["run_name"] == "with ***"
+
+
+def test_no_secret_reaches_the_log_of_a_run(start, open_run):
+    """Neither lines nor the words about the end."""
+    start(run_log=True, level="ERROR")
+    run = open_run()
+    logger.error("token {}", KNOWN)
+    try:
+        fail()
+    except ValueError as error:
+        run.end("FAILED", "ValueError: masked by tracking", error)
+    assert "token ***" in run.log
+    assert "ValueError: login as *** failed" in run.log
+    assert KNOWN not in run.log
+    assert _job._listeners != ()

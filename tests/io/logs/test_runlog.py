@@ -1,0 +1,355 @@
+"""The log of a run: on disk at once, in the run soon after and at its end, and never in the job's way."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import stat
+import threading
+import time
+
+import mlflow
+import pytest
+from loguru import logger
+
+from autogen_team.io._logs import runlog, upload
+from autogen_team.io.services import MlflowService
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Return the folder of the logs of runs."""
+    return tmp_path / "state" / "logs"
+
+
+def name_of(pid=None):
+    """Return what the log of a process is called."""
+    return f"{socket.gethostname()}-{pid or os.getpid()}.log"
+
+
+def test_the_lines_of_a_run_are_in_its_artifacts(start, open_run, eventually):
+    """Those from its start to its end, and no others; live."""
+    start(run_log=True)
+    logger.info("before")
+    run = open_run()
+    logger.info("during")
+    assert eventually(lambda: run.log == "INFO|during\n")
+    logger.info("later")
+    run.end()
+    logger.info("after")
+    assert run.log == "INFO|during\nINFO|later\n"
+    assert {name for name, _ in run.brought} == {f"logs/{name_of()}"}
+
+
+def test_a_line_is_on_disk_at_once(start, open_run, folder):
+    """For you only, so that a killed process leaves its log behind."""
+    start(run_log=True)
+    run = open_run()
+    logger.info("acknowledged")
+    path = folder / run.job_run.run_id / name_of()
+    assert path.read_text() == "INFO|acknowledged\n"
+    assert [stat.S_IMODE(it.stat().st_mode) for it in (folder, path.parent, path)] == [0o700, 0o700, 0o600]
+    run.end()
+
+
+def test_what_has_arrived_is_removed_from_the_disk(start, open_run, folder):
+    """The state folder does not grow."""
+    start(run_log=True)
+    run = open_run()
+    logger.info("hello")
+    run.end()
+    assert list(folder.iterdir()) == []
+
+
+def test_a_run_without_a_line_has_no_log(start, open_run):
+    """Nor a file, nor a folder."""
+    start(run_log=True)
+    run = open_run()
+    run.end()
+    assert run.brought == []
+
+
+def test_nothing_is_brought_by_the_job_itself(start, open_run):
+    """A store that hangs would hang the job."""
+    start(run_log=True)
+    run = open_run()
+    logger.info("hello")
+    run.end()
+    assert run.brought != []
+    assert threading.current_thread() not in run.threads
+
+
+def test_it_may_be_off(start, open_run, folder):
+    """By its field."""
+    start(run_log=False)
+    run = open_run()
+    logger.info("hello")
+    run.end()
+    assert (run.brought, folder.exists()) == ([], False)
+
+
+def test_the_log_of_a_failed_run_says_why(start, open_run):
+    """With the traceback, which nobody else logs before the run is closed."""
+    start(run_log=True)
+    run = open_run()
+    try:
+        raise ValueError("bad shape")
+    except ValueError as error:
+        run.end("FAILED", "ValueError: bad shape", error)
+    assert run.log.startswith("ERROR|the run train ended as FAILED: ValueError: bad shape\n")
+    assert "Traceback (most recent call last):" in run.log
+
+
+def test_the_log_of_a_run_has_the_format_of_the_sink(start, open_run, strict, monkeypatch):
+    """JSON, or text without colours."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    start(run_log=True, serialize=True)
+    run = open_run("1")
+    logger.info("json")
+    run.end("KILLED", "SIGTERM")
+    assert [strict(line)["message"] for line in run.log.splitlines()] == [
+        "json",
+        "the run train ended as KILLED: SIGTERM",
+    ]
+    start(run_log=True, format="<green>{message}</green>")
+    run = open_run("2")
+    logger.info("text")
+    logger.opt(raw=True).info("raw\n")
+    run.end()
+    assert run.log == "text\nraw\n"
+
+
+def test_lines_that_the_console_of_a_rank_does_not_show_are_in_the_log(start, open_run, capsys, monkeypatch):
+    """Only the console is spared."""
+    monkeypatch.setenv("RANK", "1")
+    start(run_log=True)
+    run = open_run()
+    logger.info("hello")
+    logger.opt(raw=True).info("raw\n")
+    run.end()
+    assert (run.log, capsys.readouterr().err) == ("INFO|hello\nraw\n", "")
+
+
+def test_the_latest_start_writes_the_log_of_the_run(start, open_run, tmp_path):
+    """Once, by two services that run at once; after its stop the other goes on."""
+    start(run_log=True, format="outer {message}")
+    stop = start(run_log=True, format="inner {message}", sink=str(tmp_path / "job.log"))
+    run = open_run()
+    logger.info("1")
+    stop()
+    logger.info("2")
+    run.end()
+    assert run.log == "inner 1\nouter 2\n"
+
+
+def test_a_stop_in_the_midst_of_a_run_brings_what_there_is(start, open_run):
+    """The service may end before the run does."""
+    stop = start(run_log=True)
+    run = open_run()
+    logger.info("hello")
+    stop()
+    assert run.log == "INFO|hello\n"
+    run.end()
+    assert run.log == "INFO|hello\n"
+
+
+def in_thread(function):
+    """Run a function in a thread of its own."""
+    thread = threading.Thread(target=function)
+    thread.start()
+    thread.join()
+
+
+def test_threads_without_a_run_speak_in_that_of_the_job(start, open_run):
+    """Data loaders, for example."""
+    start(run_log=True)
+    run = open_run()
+    in_thread(lambda: logger.info("from a thread"))
+    run.end()
+    assert run.log == "INFO|from a thread\n"
+
+
+def test_a_nested_run_speaks_in_its_parent_too(start, open_run):
+    """The log of a run is that of all that happens in it."""
+    start(run_log=True)
+    outer = open_run("outer")
+    inner = open_run("inner")
+    logger.info("inside")
+    inner.end()
+    logger.info("outside")
+    outer.end()
+    assert (inner.log, outer.log) == ("INFO|inside\n", "INFO|inside\nINFO|outside\n")
+
+
+def test_runs_of_sibling_threads_do_not_mix(start, open_run):
+    """Each has its own lines; the run of the main thread has them all."""
+    start(run_log=True)
+    parent = open_run("parent")
+    siblings = {}
+    both_open = threading.Barrier(2, timeout=30)
+
+    def work(name):
+        siblings[name] = open_run(name)
+        both_open.wait()
+        logger.info(name)
+        both_open.wait()
+        siblings[name].end()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    parent.end()
+    assert (siblings["a"].log, siblings["b"].log) == ("INFO|a\n", "INFO|b\n")
+    assert sorted(parent.log.splitlines()) == ["INFO|a", "INFO|b"]
+
+
+def test_a_store_that_hangs_delays_the_end_for_a_bounded_time(start, open_run, folder, monkeypatch, capsys):
+    """The log stays on disk, and the job is told where."""
+    monkeypatch.setattr(runlog, "PATIENCE", 0.2)
+    start(run_log=True, intercept=True)
+    run = open_run()
+    run.gate.clear()
+    logger.info("hello")
+    began = time.monotonic()
+    run.end()
+    assert time.monotonic() - began < 10
+    assert (folder / run.job_run.run_id / name_of()).read_text() == "INFO|hello\n"
+    assert str(folder) in capsys.readouterr().err
+
+
+def test_a_store_that_fails_is_reported_once_and_tried_again(start, open_run, eventually, capsys, monkeypatch, folder):
+    """Until it works; the job does not notice."""
+    monkeypatch.setattr(upload, "pause", lambda _: 0.01)
+    start(run_log=True, intercept=True, level="WARNING")
+    run = open_run()
+    tries = []
+    run.failure = OSError("no " + "answer")
+    attach = run.attach
+
+    def counted(path, where):
+        tries.append(path)
+        attach(path, where)
+
+    run.attach = counted
+    object.__setattr__(run.job_run, "attach", counted)
+    logger.warning("hello")
+    assert eventually(lambda: len(tries) > 3)
+    run.failure = None
+    run.end()
+    assert "WARNING|hello\n" in run.log
+    assert capsys.readouterr().err.count("cannot be attached to it: no answer") == 1
+    assert list(folder.iterdir()) == []
+
+
+def test_a_log_that_does_not_arrive_stays_on_disk(start, open_run, folder, capsys):
+    """Until somebody brings it."""
+    start(run_log=True, intercept=True)
+    run = open_run()
+    run.failure = OSError("gone")
+    logger.info("hello")
+    run.end()
+    assert "INFO|hello\n" in (folder / run.job_run.run_id / name_of()).read_text()
+    assert "has not arrived" in capsys.readouterr().err
+
+
+def test_a_state_folder_that_cannot_be_written_is_reported_once(start, open_run, tmp_path, capsys):
+    """The job and its other sinks go on; so does the log when the folder can be written."""
+    (tmp_path / "state").write_text("a file in the way")
+    start(run_log=True, intercept=True, format="{message}")
+    run = open_run()
+    for number in range(3):
+        logger.info("line {}", number)
+    err = capsys.readouterr().err
+
+    assert err.count("cannot write the log") == 1
+    (tmp_path / "state").unlink()
+    logger.info("line 3")
+    run.end()
+    assert run.log.startswith("line 3\n3 lines of log could not be written here: ")
+
+
+def test_a_forked_worker_has_a_file_of_its_own(start, open_run):
+    """Which the parent brings to the run."""
+    start(run_log=True)
+    run = open_run()
+    logger.info("parent")
+    child = os.fork()
+    if not child:
+        logger.info("child")
+        os._exit(0)
+    os.waitpid(child, 0)
+    logger.info("parent again")
+    run.end()
+    assert {name for name, _ in run.brought} == {f"logs/{name_of()}", f"logs/{name_of(child)}"}
+    assert (run.folder / "logs" / name_of(child)).read_text() == "INFO|child\n"
+    assert (run.folder / "logs" / name_of()).read_text() == "INFO|parent\nINFO|parent again\n"
+
+
+def test_a_forked_worker_that_ends_the_run_leaves_the_bringing_to_its_parent(start, open_run):
+    """Its context ends as well when it returns from what it was forked in."""
+    start(run_log=True)
+    run = open_run()
+    child = os.fork()
+    if not child:
+        run.end("KILLED", "SIGTERM")
+        os._exit(0 if run.brought == [] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    run.end()
+    assert "ended as KILLED" in run.log
+
+
+def test_a_killed_process_leaves_every_line_on_disk(start_python, script, tmp_path):
+    """SIGKILL, in the midst of a flood."""
+    body = """
+run = _job.Run("0123", "train", "digits", None, lambda path, folder: None)
+_job.run_started(run)
+for number in range(1_000_000):
+    logger.info("line {}", number)
+    print(number, flush=True)
+"""
+    process = start_python(script(body, run_log=True, sink=os.devnull))
+    process.wait_for("2000")
+    process.send(signal.SIGKILL)
+    process.finish()
+    log = tmp_path / "state" / "logs" / "0123" / name_of(process.popen.pid)
+    lines = log.read_text().splitlines()
+    assert len(lines) > 2000
+    assert lines == [f"INFO|line {number}" for number in range(len(lines))]
+
+
+@pytest.fixture
+def tracking(store_uri):
+    """Start MLflow tracking on a local store."""
+    with MlflowService(tracking_uri=store_uri, experiment_name="tests", autolog_disable=True) as service:
+        yield service
+
+
+def test_a_real_run_has_its_log(start, tracking):
+    """With MLflow: in the artifacts when the run is closed; what the line belongs to is in the line."""
+    start(run_log=True, format="{message} {extra[run_name]} {extra[experiment]} {extra[run_id]}")
+    with tracking.run_context(MlflowService.RunConfig(name="train")) as run:
+        run_id = run.info.run_id
+        logger.info("hello")
+        in_thread(lambda: logger.info("thread"))
+    failing = tracking.run_context(MlflowService.RunConfig(name="failing"))
+    with pytest.raises(ValueError, match="bad shape"), failing as failed:
+        raise ValueError("bad shape")
+    assert [it.path for it in tracking.client().list_artifacts(run_id, "logs")] == [f"logs/{name_of()}"]
+    assert mlflow.artifacts.load_text(f"runs:/{run_id}/logs/{name_of()}") == (
+        f"hello train tests {run_id}\nthread train tests {run_id}\n"
+    )
+    log = mlflow.artifacts.load_text(f"runs:/{failed.info.run_id}/logs/{name_of()}")
+    assert "ended as FAILED: ValueError: bad shape" in log
+    assert "Traceback" in log
+
+
+def test_a_span_is_in_the_line(start, tracking, capsys):
+    """Its trace and its own id, only while it is active."""
+    start(format="[{extra[trace_id]}|{extra[span_id]}]")
+    with mlflow.start_span("ask") as span:
+        logger.info("inside")
+    logger.info("outside")
+    assert capsys.readouterr().err == f"[{span.trace_id}|{span.span_id}]\n[|]\n"

@@ -1,0 +1,230 @@
+"""What we rely on in loguru without its promise: one test for each touch, to fail on the loguru that changes it."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import UTC, datetime
+from pathlib import Path
+
+import loguru
+import pytest
+from loguru import logger
+
+from autogen_team.io._logs import seam
+
+KEYS = ["elapsed", "exception", "extra", "file", "function", "level", "line", "message", "module", "name"]
+KEYS += ["process", "thread", "time"]
+
+
+def test_handlers_have_a_level_and_the_core_knows_the_least():
+    """`_core.handlers`, `_levelno`, `levelno`, `min_level`, `lock`."""
+    core = logger._core
+    handler = logger.add(lambda _: None, level=33)
+    try:
+        assert core.handlers[handler]._levelno == core.handlers[handler].levelno == 33
+        assert core.min_level == min(one.levelno for one in core.handlers.values())
+        assert seam.least_level() == core.min_level
+        with core.lock:
+            pass
+    finally:
+        logger.remove(handler)
+
+
+def test_loguru_knows_whether_it_has_added_a_handler_of_its_own():
+    """`_defaults.LOGURU_AUTOINIT`; that handler has the number 0."""
+    assert isinstance(loguru._defaults.LOGURU_AUTOINIT, bool)
+
+
+def test_the_default_handler_is_silenced_and_given_back(run_python):
+    """It stays in its place, its level is out of reach, and the least level is that of the others."""
+    code = """
+from loguru import logger
+from autogen_team.io._logs import seam
+give_back = seam.set_default_handler_aside()
+assert list(logger._core.handlers) == [0]
+logger.critical("silent")
+assert logger._core.min_level == float("inf")
+give_back()
+assert logger._core.min_level == 10
+logger.debug("heard")
+"""
+    status, _, err = run_python("-c", code)
+    assert (status, err.count("\n")) == (0, 1)
+    assert err.endswith("heard\n")
+
+
+def test_without_a_default_handler_nothing_is_set_aside(run_python):
+    """LOGURU_AUTOINIT=0: then the number 0 is the first handler of the job."""
+    code = """
+import sys
+from loguru import logger
+from autogen_team.io._logs import seam
+logger.add(sys.stderr, format="{message}")
+seam.set_default_handler_aside()()
+seam.set_default_handler_aside()
+logger.info("mine")
+"""
+    assert run_python("-c", code, LOGURU_AUTOINIT="0") == (0, "", "mine\n")
+
+
+def test_a_handler_notes_that_a_thread_is_in_its_sink():
+    """`_lock_acquired.acquired`, without which a nested message would be refused."""
+    seen = []
+
+    class Sink:
+        def write(self, message):
+            seen.append((seam.is_inside_a_sink(), lock.acquired))
+
+    handler = logger.add(Sink(), level="INFO")
+    try:
+        lock = seam.handler_lock(handler)
+        logger.info("hello")
+    finally:
+        logger.remove(handler)
+    assert seen == [(True, True)]
+    assert not seam.is_inside_a_sink()
+
+
+def test_the_filter_is_called_before_the_lock_and_may_end_it_there():
+    """The way of nearly every line of ours."""
+    seen = []
+    handler = logger.add(lambda _: seen.append("sink"), filter=lambda _: seen.append(seam.is_inside_a_sink()))
+    try:
+        logger.info("hello")
+    finally:
+        logger.remove(handler)
+    assert seen == [False]
+
+
+def test_a_sink_is_handed_the_message_and_the_traceback_apart():
+    """The format, a newline, the traceback; a raw message has no format."""
+    lines = []
+    handler = logger.add(lines.append, format="END", colorize=False, diagnose=False)
+    try:
+        logger.info("hello")
+        logger.opt(raw=True).info("raw")
+        try:
+            raise ValueError("wrong")
+        except ValueError:
+            logger.exception("failed")
+    finally:
+        logger.remove(handler)
+    assert lines[:2] == ["END\n", "raw"]
+    assert lines[2].startswith("END\nTraceback")
+    assert lines[2].record["message"] == "failed"
+
+
+def test_raw_records_are_marked_while_that_is_in_force():
+    """`Logger.opt` and patches."""
+    records = []
+    handler = logger.add(lambda it: records.append(it.record))
+    stop = seam.mark_raw()
+    try:
+        logger.opt(raw=True).info("raw")
+        logger.opt(raw=False).info("not")
+        stop()
+        logger.opt(raw=True).info("no more")
+    finally:
+        stop()
+        logger.remove(handler)
+    assert [seam.RAW in record for record in records] == [True, False, False]
+
+
+def test_markup_becomes_escape_sequences_or_nothing():
+    """`Colorizer.prepare_format`, `strip`, `colorize`, `ansify`."""
+    assert seam.without_markup("<red>{message}</red> {{}}") == "{message} {{}}"
+    assert seam.with_colours("<level>{message}</level>", "<red><bold>") == "\x1b[31m\x1b[1m{message}\x1b[0m"
+    assert seam.level_colour("INFO") == "<bold>"
+    assert seam.level_colour("Level 3") == ""
+    with pytest.raises(ValueError, match="redd"):
+        seam.without_markup("<redd>{message}</redd>")
+
+
+def test_a_made_record_is_like_one_of_logurus():
+    """The same keys, the same types, the same colours of formatting."""
+    records = []
+    handler = logger.add(lambda it: records.append(it.record))
+    try:
+        logger.opt(exception=ValueError("wrong")).info("hello")
+    finally:
+        logger.remove(handler)
+    theirs, ours = records[0], seam.make_record("INFO", "hello", name="me", exception=ValueError("wrong"))
+    assert sorted(theirs) == sorted(ours) == KEYS
+    assert {key: type(theirs[key]) for key in KEYS} == {key: type(ours[key]) for key in KEYS}
+    assert ours["level"].no == 20
+    assert ours["exception"].type is ValueError
+    assert abs(ours["time"] - datetime.now(UTC)).total_seconds() < 60
+
+
+def test_the_words_of_rotation_mean_what_loguru_says(tmp_path):
+    """A size, an interval and a time of day."""
+    path = tmp_path / "job.log"
+    path.write_text("x")
+    now = seam.make_record("INFO", "", name="")["time"]
+    assert seam.rules(str(path), None, None, None).new_due is None
+    size = seam.rules(str(path), "1 KB", None, None).new_due()
+    assert (size(now, 1000, str(path)), size(now, 1001, str(path))) == (False, True)
+    assert seam.rules(str(path), 10, None, None).new_due()(now, 11, str(path))
+    seam.note_birth(str(path))
+    hourly = seam.rules(str(path), "1 hour", None, None).new_due()
+    assert not hourly(now, 10**9, str(path))
+    assert hourly(now + (now.replace(year=2000) - now.replace(year=1999)), 0, str(path))
+    with pytest.raises(ValueError, match="often"):
+        seam.rules(str(path), "often", None, None)
+
+
+def test_the_words_of_retention_and_compression_mean_what_loguru_says(tmp_path):
+    """A number of files to keep; a way to pack."""
+    path = tmp_path / "job.log"
+    rules = seam.rules(str(path), None, 1, "gz")
+    old = tmp_path / "job.2026.log"
+    path.write_text("x")
+    old.write_text("old")
+    rules.compress(str(old))
+    assert sorted(it.name for it in tmp_path.glob("job*")) == ["job.2026.log.gz", "job.log"]
+    rules.retain([str(it) for it in tmp_path.glob("job*")])
+    assert len(list(tmp_path.glob("job*"))) == 1
+    assert any(pattern.endswith(".*.log") for pattern in rules.patterns)
+
+
+def test_a_full_file_gets_a_name_with_its_time(tmp_path):
+    """Which no file has yet."""
+    path = tmp_path / "job.log"
+    path.write_text("x")
+    first = seam.set_aside_name(str(path))
+    assert first.startswith(str(tmp_path / "job.2"))
+    assert first.endswith(".log")
+    Path(first).write_text("taken")
+    assert seam.set_aside_name(str(path)) != first
+
+
+def test_a_path_may_hold_the_time(tmp_path):
+    """And no other braces."""
+    assert seam.path_now(str(tmp_path / "{time:YYYY}.log")).startswith(str(tmp_path / "2"))
+    with pytest.raises(KeyError):
+        seam.path_now("{bad}.log")
+
+
+def test_the_methods_call_log_with_the_level_and_the_options():
+    """`_log(level, from_decorator, options, message, args, kwargs)`, and nine options."""
+    parameters = list(inspect.signature(type(logger)._log).parameters)
+    assert parameters == ["self", "level", "from_decorator", "options", "message", "args", "kwargs"]
+    raw = logger.opt(exception=True, depth=2, record=True, lazy=True, colors=True, raw=True, capture=False)
+    assert raw._options == (True, 2, True, True, True, True, False, [], {})
+
+
+def test_the_methods_are_the_ones_that_loguru_has():
+    """Ours do the same, so theirs must go on doing just that."""
+    source = inspect.getsource(type(logger).info)
+    assert '__self._log("INFO", False, __self._options, __message, args, kwargs)' in source
+    assert "options = (True,) + __self._options[1:]" in inspect.getsource(type(logger).exception)
+    assert "__self._log(__level, False, __self._options, __message, args, kwargs)" in inspect.getsource(
+        type(logger).log
+    )
+
+
+def test_the_lines_that_format_the_message_are_known():
+    """By these words `braces` tells a fault of the message from any other."""
+    source = inspect.getsource(type(logger)._log)
+    for words in ("message.format(*args, **kwargs)", '"message": str(message),', "Colorizer.prepare_message("):
+        assert source.count(words) == 1
