@@ -57,9 +57,10 @@ def store_uri(migrated_database: Path) -> str:
 class Process:
     """A Python process of the test's own, whose output is read line by line."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
+    def __init__(self, *arguments: str, stdin: int | None = None, **environment: str) -> None:
         self.popen = subprocess.Popen(
             [sys.executable, *arguments],
+            stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -77,9 +78,9 @@ class Process:
         """Send it a signal."""
         self.popen.send_signal(signum)
 
-    def finish(self) -> tuple[int, str, str]:
-        """Wait for its end; return exit status, stdout and stderr."""
-        out, err = self.popen.communicate(timeout=PATIENCE)
+    def finish(self, text: str | None = None) -> tuple[int, str, str]:
+        """Write the text to its stdin, wait for its end; return exit status, stdout and stderr."""
+        out, err = self.popen.communicate(text, timeout=PATIENCE)
         return self.popen.returncode, out, err
 
 
@@ -88,8 +89,8 @@ def start_python() -> Iterator[Callable[..., Process]]:
     """Return a function that starts `python ARGUMENTS...`; what still runs at the end of the test is killed."""
     started: list[Process] = []
 
-    def start(*arguments: str, **environment: str) -> Process:
-        started.append(Process(*arguments, **environment))
+    def start(*arguments: str, stdin: int | None = None, **environment: str) -> Process:
+        started.append(Process(*arguments, stdin=stdin, **environment))
         return started[-1]
 
     yield start

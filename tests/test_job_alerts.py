@@ -37,7 +37,7 @@ def test_a_failure_is_told(job):
     out = job(ValueError("bad shape"))
 
     assert out.count("\n") == 1
-    assert out.startswith("[job] train failed: failed after ")
+    assert out.startswith("[job] train failed: after ")
     assert "ValueError: bad shape" in out
     assert "experiment autogen_team, run " in out
     assert "test_job_alerts.py" in out

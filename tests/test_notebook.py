@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from textwrap import dedent
+
 import nbclient
 import nbformat
 import pytest
 
 CELLS = [
-    "from autogen_team import AlertsService, LoggerService\n"
-    "logs = LoggerService(format='{level} {message}')\n"
-    "alerts = AlertsService(app_name='notebook')\n"
-    "logs.start(); alerts.start()",
+    """
+    from autogen_team import AlertsService, LoggerService
+    logs = LoggerService(format='{level} {message}')
+    alerts = AlertsService(app_name='notebook')
+    logs.start(); alerts.start()
+    """,
     "logs.logger().info('a line')",
     "alerts.notify('done', 'model trained')",
     "alerts.stop(); logs.stop()",
@@ -21,7 +25,7 @@ CELLS = [
 def outputs(monkeypatch):
     """Run the cells in a real kernel, and return what each of them showed."""
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere/bus")
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(dedent(source)) for source in CELLS])
     nbclient.NotebookClient(notebook, timeout=60).execute()
     return [[(output["name"], output["text"]) for output in cell["outputs"]] for cell in notebook["cells"]]
 

@@ -100,7 +100,11 @@ with testing.capture_logs() as lines:
     logger.info("hello")
 print(lines[0].message, testing.__all__)
 """
-    assert run_python("-c", code) == (0, "hello ['Line', 'capture_logs']\n", "")
+    assert run_python("-c", code) == (
+        0,
+        "hello ['Alert', 'Line', 'RecordingChannel', 'capture_alerts', 'capture_logs']\n",
+        "",
+    )
 
 
 @pytest.fixture(autouse=True)

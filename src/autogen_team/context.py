@@ -25,6 +25,8 @@ __all__ = ["GlobalContext"]
 _report = logging.getLogger("autogen_team")
 _lock = threading.RLock()
 _running: list[GlobalContext] = []
+_reporting: list[GlobalContext] = []
+"""The one that alerts when a run ends, if any does."""
 
 
 class GlobalContext(Service):
@@ -72,7 +74,9 @@ class GlobalContext(Service):
                 if not service.is_started:  # one that the job has started itself is the job's to stop
                     service.start()
                     undo.callback(service.stop)
-            if self.alert_on != "never" and not _running:  # else the outer context tells of every run already
+            if self.alert_on != "never" and not _reporting:  # else the outer context tells of every run already
+                _reporting.append(self)
+                undo.callback(_reporting.clear)
                 undo.callback(self.alerts_service.report_runs(self.alert_on))
             _running.append(self)
             undo.callback(self._forget)

@@ -1,4 +1,4 @@
-"""For those who test code that logs: the lines as values, and as pytest's `caplog` sees them.
+"""For those who test code that logs or alerts: lines and alerts as values, and as pytest's `caplog` sees them.
 
 `capture_logs` needs nothing; the fixture `caplog` replaces pytest's own where a `conftest.py` imports it:
 
@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
+from autogen_team.io._alerts.channel import Alert, RecordingChannel
 from autogen_team.io._logs import bridge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["Line", "capture_logs"]
+    from autogen_team.io.services import AlertsService
+
+__all__ = ["Alert", "Line", "RecordingChannel", "capture_alerts", "capture_logs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,24 @@ def capture_logs(level: str = "TRACE") -> Iterator[list[Line]]:
     finally:
         with suppress(ValueError):  # the tested code has removed all handlers
             logger.remove(handler)
+
+
+@contextmanager
+def capture_alerts(service: AlertsService, *, fail_with: str | None = None) -> Iterator[list[Alert]]:
+    """Collect the alerts that the service sends inside the block, instead of sending them.
+
+    With `fail_with` they are refused for that reason, so that the service prints them as it would without a desktop.
+
+    >>> from autogen_team import AlertsService
+    >>> service = AlertsService()
+    >>> with capture_alerts(service) as alerts:
+    ...     service.notify("done", "model trained", level="success")
+    >>> alerts
+    [Alert(title='done', message='model trained', level='success')]
+    """
+    channel = RecordingChannel(fail_with=fail_with)
+    with service.delivering_to(channel):
+        yield channel.alerts
 
 
 @contextmanager

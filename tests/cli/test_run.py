@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import pty
 import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from autogen_team.cli import _summary
 from autogen_team.io.services import MlflowService
 
 RUN = ("-m", "autogen_team", "run")
@@ -71,7 +74,7 @@ def test_a_script_sees_itself_as_python_would_show_it(run_python, script):
 
     _, out, err = run_python(*RUN, path, "--name", "mine", "-h")
 
-    assert out == "['folder/job.py', '--name', 'mine', '-h'] 7 folder/job.py\n", err
+    assert out == f"['folder/job.py', '--name', 'mine', '-h'] 7 {Path(path).absolute()}\n", err
     assert runs()[0].info.run_name == "job.py"
 
 
@@ -123,7 +126,7 @@ def test_a_traceback_begins_with_the_target(run_python, script):
 
     _, _, err = run_python(*RUN, path, NO_COLOR="1")
 
-    assert err.count("ValueError: boom") == 1
+    assert err.count("ValueError: boom") == 2  # the traceback and the summary
     assert "runpy" not in err
     assert "autogen_team/cli" not in err
 
@@ -239,3 +242,108 @@ def test_a_terminal_stays_a_terminal(script):
     assert os.waitstatus_to_exitcode(status) == 0
     assert b"True True" in shown
     assert b"FINISHED" in shown
+
+
+def test_what_the_script_asks_of_logging_and_warnings_is_in_the_log(run_python, script):
+    """`basicConfig` keeps its meaning, in our format and once; so do warnings."""
+    path = script(
+        "import logging, warnings\n"
+        "logging.basicConfig(level=logging.INFO)\n"
+        "logging.getLogger('mine').info('a record')\n"
+        "warnings.warn('careful')\n"
+    )
+
+    _, _, err = run_python(*RUN, path)
+
+    lines = [line for line in err.splitlines() if "a record" in line or "careful" in line]
+    assert [line.partition(" | ")[2].split() for line in lines] == [
+        ["INFO", "|", "mine:<module>:3", "-", "a", "record"],
+        ["WARNING", "|", "py.warnings:<module>:4", "-", "UserWarning:", "careful"],
+    ]
+
+
+def test_a_script_that_changes_folders_keeps_its_store(run_python, script, tmp_path):
+    """And can still open itself."""
+    path = script("import os, mlflow; os.chdir(os.environ['ELSEWHERE']); mlflow.log_metric('a', 1); open(__file__)")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+
+    status, _, err = run_python(*RUN, path, ELSEWHERE=str(elsewhere))
+
+    assert status == 0, err
+    assert list(elsewhere.iterdir()) == []
+    assert runs()[0].data.metrics == {"a": 1.0}
+
+
+def test_threads_of_the_script_belong_to_its_run(run_python, script):
+    """Python waits for them, and so does the run; what they pickle is found."""
+    path = script(
+        "import threading, time, pickle, mlflow\n"
+        "def work():\n"
+        "    time.sleep(0.5); pickle.dumps(work); mlflow.MlflowClient().log_metric(run_id, 'late', 1)\n"
+        "run_id = mlflow.active_run().info.run_id\n"
+        "threading.Thread(target=work).start()\n"
+    )
+
+    status, _, err = run_python(*RUN, path)
+
+    assert status == 0, err
+    (run,) = runs()
+    assert run.data.metrics == {"late": 1.0}
+    assert run.info.end_time - run.info.start_time >= 500
+
+
+def test_a_summary_that_cannot_be_printed_changes_nothing(script):
+    """The exit status is the target's own."""
+    path = script("import sys; sys.exit(3)")
+    command = [sys.executable, *RUN, path]
+
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stderr=full, stdout=subprocess.PIPE, text=True, check=False)
+
+    assert (ended.returncode, ended.stdout.count("\n")) == (3, 1)  # the alert of the failure
+
+
+def test_the_password_of_a_database_is_not_shown():
+    """The command to look at it asks the environment instead."""
+    service = MlflowService(tracking_uri="postgresql://bob:hunter2@db/runs")
+
+    shown = _summary.how_to_look(service, "1", "a", Path.cwd())
+
+    assert "hunter2" not in shown
+    assert '"$MLFLOW_TRACKING_URI"' in shown
+
+
+def test_a_server_that_dies_meanwhile_does_not_hold_up_the_end(start_python, script, mlflow_server, free_port):
+    """A minute at most, where MLflow alone would try for four, twice."""
+    port = free_port()
+    relay = start_python("-c", RELAY.format(port=port, target=mlflow_server.rpartition(":")[2]))
+    relay.wait_for("ready")
+    process = start_python(
+        *RUN, "--tracking-uri", f"http://127.0.0.1:{port}", script("print('ready'); input()"), stdin=subprocess.PIPE
+    )
+    process.wait_for("ready")
+    relay.popen.kill()
+    begun = time.monotonic()
+    status, _, err = process.finish("go on\n")
+
+    assert time.monotonic() - begun < 60
+    assert status == 0, err
+    assert "could not be recorded" in err
+
+
+RELAY = """
+import asyncio
+async def pipe(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data); await writer.drain()
+    writer.close()
+async def relay(reader, writer):
+    there_reader, there_writer = await asyncio.open_connection("127.0.0.1", {target})
+    await asyncio.gather(pipe(reader, there_writer), pipe(there_reader, writer))
+async def main():
+    server = await asyncio.start_server(relay, "127.0.0.1", {port})
+    print("ready", flush=True)
+    await server.serve_forever()
+asyncio.run(main())
+"""

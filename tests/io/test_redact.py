@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import string
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from autogen_team.io import _redact
 from autogen_team.io._redact import MASK, Redactor, is_secret_name, mask, mask_url
 
 # Key-shaped strings are put together here, so that no scanner takes this file for a leak.
@@ -39,6 +43,12 @@ SENTENCES = {
     "json": '{"client_secret":"hunter2"}',
     "json in json": r'{"message": "{\"api_key\": \"hunter2\"}"}',
     "yaml": "db_password: hunter2",
+    "several words": '{"password": "correct hunter battery"}',
+    "odd characters": "password='p&ss(hunter)w,rd'",
+    "url with a slash in the password": "postgresql://bob:hun/ter hunter@db".replace("hun/ter hunter", "x/hunter"),
+    "url with a quote in the password": "postgresql://bob:it's-hunter@db/x",
+    "url with a password parameter": "postgresql://db/x?user=bob&password=hunter2",
+    "token as user": "https://hunter2hunter2hunter2hunter2@github.com/x",
     "header": "X-Api-Key: hunter2",
     "authorization": "Authorization: Bearer hunter",
     "authorization in a dict": "{'Authorization': 'Bearer hunter'}",
@@ -211,3 +221,24 @@ def test_masked_json_is_json(value):
 def test_any_text_can_be_masked(text):
     """Nothing that a job logs makes the redactor fail."""
     assert mask(mask(text)) == mask(text)
+
+
+@pytest.mark.parametrize("text", ["_sk-" * 25_000, "-----BEGIN PRIVATE KEY-----" * 3_700 + "(", "-eyJaaaaa" * 10_000])
+def test_no_text_takes_for_ever(text):
+    """A model may write anything, and the job waits for its line of log: these took up to 26 s once."""
+    begun = time.monotonic()
+
+    mask(text)
+
+    assert time.monotonic() - begun < 2
+
+
+def test_the_quick_look_misses_no_pattern():
+    """Each hint of a shape, and each word of an assignment, leads past the checks that every line pays."""
+    source = inspect.getsource(Redactor.__call__)
+    looked_for = re.findall(r'"([^"]+)" in (?:text|lower)', source)
+
+    in_urls = {"hooks.slack.com", "/api/webhooks/"}
+    for hint in {*_redact._SHAPES, *_redact._WORDS} - in_urls:
+        assert any(part in hint for part in looked_for), hint
+    assert "://" in looked_for

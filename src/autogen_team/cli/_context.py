@@ -8,6 +8,7 @@ from typing import Any
 
 from autogen_team.cli import _look
 from autogen_team.context import GlobalContext
+from autogen_team.io._settings import none_or_text
 
 
 def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
@@ -29,9 +30,9 @@ def build(overrides: Mapping[str, str]) -> GlobalContext:
     for path, value in overrides.items():
         service, _, field = path.rpartition(".")
         if service in fields and field in classes[service].variables():
-            fields[service][field] = value
+            fields[service][field] = none_or_text(classes[service], field, value)
         elif not service and field in GlobalContext.variables():
-            own[field] = value
+            own[field] = none_or_text(GlobalContext, field, value)
         else:
             near = difflib.get_close_matches(path, _paths(), n=1, cutoff=0.0)[0]
             _look.fail(f"there is no setting {path!r}; did you mean {near}?", _look.WRONG_USAGE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +21,17 @@ NOT_STARTED = 125  # as env, nohup and timeout say that they, not the command, h
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that never guesses at markup, and colours only a terminal."""
-    return Console(file=sys.stderr if stderr else sys.stdout, highlight=False, markup=False, emoji=False)
+    """Return a console that never guesses at markup, and colours only a terminal; a stream that is gone is nowhere."""
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(file=io.StringIO() if stream is None else stream, highlight=False, markup=False, emoji=False)
+
+
+def rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Print labels and texts on stderr, each text on one line of its own, however long, so that it can be copied."""
+    target = console(stderr=True)
+    width = max(len(label) for label, _ in rows)
+    for label, text in rows:
+        target.print(Text.assemble((label.ljust(width), "bold"), "  ", text), soft_wrap=True)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False) -> None:
@@ -54,8 +64,8 @@ def say(kind: str, message: str, style: str) -> None:
 
 
 @contextmanager
-def plain_faults(status: int = 1) -> Iterator[None]:
-    """Print our own errors and warnings as one line each, without a traceback."""
+def plain_warnings() -> Iterator[None]:
+    """Print our own warnings as one line each."""
     with warnings.catch_warnings():
         previous = warnings.showwarning
 
@@ -66,9 +76,15 @@ def plain_faults(status: int = 1) -> Iterator[None]:
                 previous(message, category, filename, lineno, file, line)
 
         warnings.showwarning = show
-        try:
-            yield
-        except ConfigurationError as error:
-            fail(str(error), WRONG_USAGE)
-        except AutogenTeamError as error:
-            fail(str(error), status)
+        yield
+
+
+@contextmanager
+def plain_errors(status: int = 1) -> Iterator[None]:
+    """Print our own errors as one line each, without a traceback, and exit."""
+    try:
+        yield
+    except ConfigurationError as error:
+        fail(str(error), WRONG_USAGE)
+    except AutogenTeamError as error:
+        fail(str(error), status)

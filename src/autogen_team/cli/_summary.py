@@ -4,58 +4,76 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shlex
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from autogen_team.cli import _look
 from autogen_team.context import GlobalContext
+from autogen_team.io._deadline import within
+from autogen_team.io._redact import mask_url
 from autogen_team.io.services import MlflowService
 
 _SHOWN = 5
+_PATIENCE = 5.0
+"""Seconds that reading the run back may take."""
+_EXCEPTION_TAG = "autogen_team.exception"
 
 
 @dataclass(slots=True)
 class Summary:
-    """Which run to tell of."""
+    """Which run to tell of, and where the job was started."""
 
     run_id: str | None = None
+    folder: Path = field(default_factory=Path.cwd)
 
 
 @contextmanager
 def of_run(context: GlobalContext) -> Iterator[Summary]:
-    """Print the summary when the block ends, however it does; on stderr, because stdout belongs to the target."""
+    """Print the summary when the block ends, however it does; on stderr, because stdout belongs to the target.
+
+    Nothing that goes wrong with it changes how the job has ended.
+    """
     summary = Summary()
     try:
         yield summary
     finally:
         if summary.run_id is not None:
-            try:
-                rows = _rows(context.mlflow_service, summary.run_id)
-            except Exception as error:
-                _look.say("warning", f"run {summary.run_id} cannot be read back: {error}", "yellow")
-            else:
-                _look.table(("recorded", ""), rows, stderr=True)
+            with suppress(Exception):
+                _print(context.mlflow_service, summary)
 
 
-def _rows(service: MlflowService, run_id: str) -> list[tuple[str, str]]:
+def _print(service: MlflowService, summary: Summary) -> None:
+    try:
+        rows = within(_PATIENCE, partial(_rows, service, summary), name="autogen-team-summary")
+    except Exception as error:
+        _look.say("warning", f"run {summary.run_id} cannot be read back: {error}", "yellow")
+    else:
+        _look.rows(rows)
+
+
+def _rows(service: MlflowService, summary: Summary) -> list[tuple[str, str]]:
     client = service.client()
+    run_id = summary.run_id or ""
     run = client.get_run(run_id)
     seconds = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
     ended = run.info.status if seconds is None else f"{run.info.status} after {seconds:.1f} s"
+    reason = run.data.tags.get(_EXCEPTION_TAG)
     metrics = [f"{key} {value:.4g}" for key, value in sorted(run.data.metrics.items()) if not key.startswith("system/")]
     models = [f"{output.model_id}" for output in (run.outputs.model_outputs if run.outputs else [])]
     versions = client.search_model_versions(f"run_id = '{run_id}'")
     rows = [
         ("run", f"{run.info.run_name} ({run_id})"),
-        ("status", ended),
+        ("status", f"{ended}: {reason}" if reason else ended),
         ("parameters", _count(sorted(run.data.params))),
         ("metrics", _count(metrics)),
         ("models", _count(models)),
         ("registered", _count([_version(service, version.name, version.version) for version in versions])),
-        ("look at it", how_to_look(service, run.info.experiment_id, run_id)),
+        ("look at it", how_to_look(service, run.info.experiment_id, run_id, summary.folder)),
     ]
     return [(label, text) for label, text in rows if text]
 
@@ -72,12 +90,16 @@ def _count(items: list[str]) -> str:
     return f"{len(items)}: {', '.join(items[:_SHOWN])}{more}"
 
 
-def how_to_look(service: MlflowService, experiment_id: str, run_id: str) -> str:
-    """Return the run's page on its server, or the command that shows a local store."""
+def how_to_look(service: MlflowService, experiment_id: str, run_id: str, folder: Path) -> str:
+    """Return the run's page on its server, or the command that, typed in `folder`, shows a local store."""
     link = service.link(experiment_id, run_id)
     if link is not None:
         return link
     program = Path(sys.executable).with_name("mlflow")
-    shown = os.path.relpath(program) if program.is_relative_to(Path.cwd()) else str(program)
-    command = f"{shown} ui --backend-store-uri {service.tracking_uri}"
+    shown = os.path.relpath(program, folder) if program.is_relative_to(folder) else str(program)
+    uri = service.tracking_uri
+    if mask_url(uri) == uri:
+        command = f"{shlex.quote(shown)} ui --backend-store-uri {shlex.quote(uri)}"
+    else:  # a password, which does not belong on a screen
+        command = f'{shlex.quote(shown)} ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
     return command if importlib.util.find_spec("flask") else f"pip install 'autogen-team[ui]' && {command}"

@@ -11,7 +11,7 @@ from autogen_team.cli import _context, _look
 
 def show(overrides: Mapping[str, str], *, as_json: bool) -> None:
     """Print every setting of a context that would be made now."""
-    with _look.plain_faults():
+    with _look.plain_warnings(), _look.plain_errors():
         settings = _context.build(overrides).settings()
     if as_json:
         print(json.dumps([asdict(setting) for setting in settings], indent=2))  # noqa: T201 - this is its output

@@ -14,7 +14,7 @@ _NONE_DELIVERED = 1
 
 def send(title: str, message: str, level: Any, overrides: Mapping[str, str], *, as_json: bool) -> None:
     """Send the alert, print what became of it in each channel, and exit with 1 if none has it."""
-    with _look.plain_faults():
+    with _look.plain_warnings(), _look.plain_errors():
         outcomes = _context.build(overrides).alerts_service.deliver_now(title, message, level=level)
     if as_json:
         print(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))  # noqa: T201 - this is its output

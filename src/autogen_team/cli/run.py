@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
+import io
 import os
 import runpy
 import sys
+import threading
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import NoReturn
 
 from autogen_team.cli import _context, _look, _summary
@@ -43,12 +47,14 @@ def run(
     target = parse(command)
     config = {"description": description, "tags": _context.assignments(tags, "--tag") or None}
     sys.excepthook = sys.__excepthook__  # Typer has one of its own, which is not for the target's exceptions
-    with _look.plain_faults(_look.NOT_STARTED):
+    with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
         context = _context.build(overrides)
         if _is_default(context, "logger.backtrace"):
             # The stack above the target is ours, and of no interest to anybody who reads the log.
             overrides = {**overrides, "logger.backtrace": "false"}
-            context = _context.build(overrides)
+            logger_service = context.logger_service.model_copy(update={"backtrace": False})
+            context = context.model_copy(update={"logger_service": logger_service})
+    with _look.plain_errors(_look.NOT_STARTED):
         context.start()
     status = 0
     try:
@@ -61,6 +67,7 @@ def run(
             summary.run_id = active.info.run_id
             with _reported():
                 target.execute()
+                _wait_for_threads()
     except SystemExit as error:
         status = _status(error.code)
     except KeyboardInterrupt:
@@ -83,21 +90,46 @@ def parse(command: Sequence[str]) -> Target:
         if not rest:
             _look.fail("-m takes the name of a module", _look.WRONG_USAGE)
         return _module(rest[0], rest[1:])
+    if first == "-":
+        _look.fail("a script on standard input cannot be run: save it to a file", _look.WRONG_USAGE)
     if first.startswith("-"):
         _look.fail(f"there is no option {first!r}; see autogen-team run --help", _look.WRONG_USAGE)
     path = Path(first)
     if not path.exists():
         _look.fail(f"there is no script {first!r} in {Path.cwd()}", _look.WRONG_USAGE)
-    folder = path if path.is_dir() else path.parent
-    return Target(path.name, [first, *rest], str(folder.absolute()), lambda: runpy.run_path(first, run_name="__main__"))
+    if path.is_dir() or zipfile.is_zipfile(path):
+        return Target(path.name, [first, *rest], first, lambda: runpy.run_path(first, run_name="__main__"))
+    script = str(path.absolute())
+    return Target(path.name, [first, *rest], str(path.resolve().parent), lambda: _execute(script))
+
+
+def _execute(script: str) -> None:
+    """Execute a script as Python does: by its full name, in a module that stays, for what is pickled or still runs."""
+    main = ModuleType("__main__")
+    main.__dict__.update(__file__=script, __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = main
+    with io.open_code(script) as file:
+        code = compile(file.read(), script, "exec")
+    exec(code, main.__dict__)  # noqa: S102 - the user's own script
+
+
+def _wait_for_threads() -> None:
+    """Wait for the target's threads, as Python does before it exits: they still belong to the run."""
+    for thread in threading.enumerate():
+        if not thread.daemon and thread is not threading.current_thread():
+            thread.join()
 
 
 def _module(name: str, arguments: Sequence[str]) -> Target:
     sys.path.insert(0, str(Path.cwd()))
     try:
         found = importlib.util.find_spec(name)
-    except (ImportError, ValueError):
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            _look.fail(f"the module {name!r} cannot be imported: {error}", _look.WRONG_USAGE)
         found = None
+    except Exception as error:
+        _look.fail(f"the module {name!r} cannot be imported: {type(error).__name__}: {error}", _look.WRONG_USAGE)
     finally:
         del sys.path[0]
     if found is None:

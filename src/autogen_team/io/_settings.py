@@ -7,10 +7,12 @@ variable and what it may be, where each value came from, and a word about variab
 from __future__ import annotations
 
 import difflib
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast, get_args
 
 from pydantic import SecretStr, ValidationError
 from pydantic_settings import (
@@ -33,8 +35,11 @@ STATE_DIR = PREFIX + "STATE_DIR"
 
 Place: TypeAlias = Literal["argument", "environment", ".env", "default"]
 
+_MACHINERY = ("autogen_team.", "pydantic")
 _variables = {STATE_DIR}
 """Every variable that some class of settings reads."""
+_reported: set[str] = set()
+"""Every variable that nothing reads, and that somebody has been told of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +89,8 @@ class Settings(BaseSettings):
             super().__init__(**values)
         except ValidationError as error:
             raise ConfigurationError(_explain(cls, error, values)) from None
+        except UnicodeDecodeError as error:
+            raise ConfigurationError(f".env is no text in UTF-8: {error.reason} at byte {error.start}") from None
         object.__setattr__(self, "_arguments", frozenset(values))
         if cls.variable_prefix:
             warn_of_strangers(cls.variable_prefix)
@@ -143,14 +150,14 @@ class Settings(BaseSettings):
 def show(name: str, value: object) -> str:
     """Return the value of the field or variable `name` as text for people, secrets masked."""
     # Its patterns take some 6 ms to compile, which importing the services need not wait for.
-    from autogen_team.io._redact import MASK, is_secret_name, mask_url
+    from autogen_team.io._redact import MASK, is_secret_name, mask
 
     if isinstance(value, tuple):
         return " ".join(show(name, item) for item in value)
     if isinstance(value, SecretStr):
         return MASK
     text = value if isinstance(value, str) else repr(value)
-    return MASK if text and is_secret_name(name) else mask_url(text)
+    return MASK if text and is_secret_name(name) else mask(text)
 
 
 def state_dir() -> Path:
@@ -171,13 +178,22 @@ def state_dir_setting() -> Setting:
 
 
 def warn_of_strangers(prefix: str) -> None:
-    """Warn of each variable that begins with `prefix` and that nothing reads, with the nearest name that is read."""
+    """Warn, once in a process, of each variable with `prefix` that nothing reads, with the nearest that is read."""
     known = sorted(name for name in _variables if name.startswith(PREFIX))
     for variable, (place, _) in _found(Settings).items():
-        if variable.startswith(prefix) and variable not in _variables:
+        if variable.startswith(prefix) and variable not in _variables | _reported:
+            _reported.add(variable)
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)[0]
             message = f"nothing reads the variable {variable} ({place}); did you mean {near}?"
-            warnings.warn(message, ConfigurationWarning, stacklevel=3)
+            warnings.warn(message, ConfigurationWarning, stacklevel=_frames_of_machinery())
+
+
+def _frames_of_machinery() -> int:
+    """Return the stack level, as `warnings.warn` counts, of the code that made the service."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001 - what warnings do themselves
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_MACHINERY):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 class _Place(PydanticBaseSettingsSource):
@@ -192,9 +208,15 @@ class _Place(PydanticBaseSettingsSource):
         return self._texts.get(self._variables.get(field_name, "")), field_name, False
 
     def __call__(self) -> dict[str, Any]:
-        """Return the texts found, for pydantic to convert; ``none`` is None."""
+        """Return the texts found, for pydantic to convert."""
         found = {name: self._texts[variable] for name, variable in self._variables.items() if variable in self._texts}
-        return {name: None if (text or "none").lower() == "none" else text for name, text in found.items()}
+        return {name: none_or_text(self.settings_cls, name, text or "none") for name, text in found.items()}
+
+
+def none_or_text(cls: type[BaseSettings], name: str, text: str) -> str | None:
+    """Return None for the word ``none`` where the field takes None; elsewhere it is a word like any other."""
+    takes_none = NoneType in get_args(cls.model_fields[name].annotation)
+    return None if takes_none and text.lower() == "none" else text
 
 
 def _found(cls: type[Settings]) -> dict[str, tuple[Place, str]]:

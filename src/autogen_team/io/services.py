@@ -11,11 +11,12 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
-from autogen_team.errors import NotStartedError
+from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.io._settings import Settings, Variable, state_dir
 from autogen_team.io.osvariables import Env
 
@@ -28,14 +29,25 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.tracking import MlflowClient
 
+    from autogen_team.io._alerts.channel import Channel
     from autogen_team.io._alerts.delivery import Delivery
     from autogen_team.io._alerts.delivery import Settings as ChannelSettings
     from autogen_team.io._alerts.trial import Outcome
 
 __all__ = ["AlertsService", "LoggerService", "MlflowService", "Service"]
 
+_DAY = 86_400.0  # seconds; whoever wants to wait longer has mistaken the unit
+
 _report = logging.getLogger("autogen_team")
-_lock = threading.RLock()
+_locks: dict[type, threading.RLock] = {}
+
+
+def _renew_locks() -> None:
+    _locks.clear()  # in a forked child, where nobody would release what another thread of the parent held
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 def _as_path(value: object) -> object:
@@ -67,7 +79,7 @@ class Service(ABC, Settings):
 
     def stop(self) -> None:
         """Undo what `start` did; a fault in that is reported, never raised."""
-        with _lock:
+        with self._lock:
             undo: Callable[[], None] | None = getattr(self, "_undo", None)
             self._on_stop(None)
         if undo is not None:
@@ -89,6 +101,11 @@ class Service(ABC, Settings):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+    @property
+    def _lock(self) -> threading.RLock:
+        # One for each class of services, so that an alert does not wait for a server that tracking waits for.
+        return _locks.setdefault(type(self), threading.RLock())
 
     def _on_stop(self, undo: Callable[[], None] | None) -> None:
         """Note what `stop` has to do; having noted something is what makes a service a started one."""
@@ -153,7 +170,7 @@ class LoggerService(Service):
         """
         from autogen_team.io._logs import pipeline
 
-        with _lock:
+        with self._lock:
             if not self.is_started:
                 fields = {name: getattr(self, name) for name in type(self).model_fields}
                 self._on_stop(pipeline.start(pipeline.Settings(**fields, state_dir=state_dir())))
@@ -184,9 +201,9 @@ class AlertsService(Service):
     """Seconds that a desktop notification stays; 0 until it is dismissed, None as the desktop likes."""
     urls: Annotated[tuple[SecretStr, ...], BeforeValidator(_split)] = ()
     """Remote channels as Apprise URLs, separated by spaces in a variable: Slack, mail, Teams (extra `alerts`)."""
-    cooldown: Annotated[float, Field(ge=0)] = 0.0
+    cooldown: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Seconds during which the same level and title is counted instead of sent again; 0 sends each."""
-    flush_timeout: Annotated[float, Field(gt=0)] = 2.0
+    flush_timeout: Annotated[float, Field(gt=0, le=_DAY)] = 2.0
     """Seconds that `stop` and the exit of the process wait for alerts on their way; what is left is printed."""
 
     def start(self) -> None:
@@ -197,14 +214,18 @@ class AlertsService(Service):
             MissingExtraError: there are URLs and the extra `alerts` is not installed.
 
         """
-        with _lock:
+        with self._lock:
             if not self.is_started:
                 self._on_stop(self._deliverer().stop)
 
     def stop(self) -> None:
         """Wait for alerts on their way, at most `flush_timeout` seconds; print those that did not make it."""
+        with self._lock:
+            found: Delivery | None = getattr(self, "_delivery", None)
+            object.__setattr__(self, "_delivery", None)
         super().stop()
-        object.__setattr__(self, "_delivery", None)
+        if found is not None:  # made by an alert from before `start`
+            found.stop()
 
     def notify(
         self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
@@ -244,8 +265,25 @@ class AlertsService(Service):
 
         return _job.subscribe(Reporter(self.notify, always=when == "always"))
 
+    @contextmanager
+    def delivering_to(self, channel: Channel) -> Generator[None, None, None]:
+        """Send alerts to this channel alone inside the block; for `autogen_team.testing`."""
+        from autogen_team.io._alerts import delivery
+
+        settings = replace(self._channels(), enable=True)
+        mine = delivery.Delivery(settings, channels=[channel])
+        with self._lock:
+            before: Delivery | None = getattr(self, "_delivery", None)
+            object.__setattr__(self, "_delivery", mine)
+        try:
+            yield
+        finally:
+            mine.stop()
+            with self._lock:
+                object.__setattr__(self, "_delivery", before)
+
     def _deliverer(self) -> Delivery:
-        with _lock:
+        with self._lock:
             found: Delivery | None = getattr(self, "_delivery", None)
             if found is None:
                 from autogen_team.io._alerts import delivery
@@ -282,7 +320,7 @@ class MlflowService(Service):
     class RunConfig(BaseModel):
         """What a run is called and described by."""
 
-        model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+        model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
 
         name: str
         """The name of the run; need not be unique."""
@@ -292,6 +330,15 @@ class MlflowService(Service):
         """Values that are not text are converted by `str`."""
         log_system_metrics: bool | None = True
         """Sample CPU, memory, disk and GPUs; None leaves that to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING."""
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+                raise ConfigurationError(f"a run cannot be configured so: {'; '.join(faults)}") from None
+
+    __slots__ = ("_stores",)
 
     variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_MLFLOW_"
     env: ClassVar[_CurrentEnv] = _CurrentEnv()
@@ -329,7 +376,7 @@ class MlflowService(Service):
     """Note which data a run was trained on."""
     autolog_silent: bool = False
     """Suppress the log lines and warnings of autologging."""
-    connect_timeout: Annotated[float, Field(gt=0)] = 5.0
+    connect_timeout: Annotated[float, Field(gt=0, le=_DAY)] = 5.0
     """Seconds within which a server must answer when the service starts; MLflow itself would try for four minutes."""
 
     def start(self) -> None:
@@ -342,30 +389,33 @@ class MlflowService(Service):
         """
         from autogen_team.io._tracking import session
 
-        with _lock:
+        with self._lock:
             if not self.is_started:
                 autolog = {
                     name.removeprefix("autolog_"): getattr(self, name)
                     for name in type(self).model_fields
                     if name.startswith("autolog_")
                 }
+                stores = session.absolute(self.tracking_uri), session.absolute(self.registry_uri)
                 settings = session.Settings(
-                    tracking_uri=self.tracking_uri,
-                    registry_uri=self.registry_uri,
+                    tracking_uri=stores[0],
+                    registry_uri=stores[1],
                     experiment_name=self.experiment_name,
                     connect_timeout=self.connect_timeout,
                     autolog=autolog,
                     state_dir=state_dir(),
                 )
                 self._on_stop(session.start(settings))
+                object.__setattr__(self, "_stores", stores)
 
     @contextmanager
     def run_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
         """Open a run for the block, and close it with the status that the block deserves.
 
-        FINISHED after a normal end or `sys.exit(0)`, KILLED after Ctrl-C, SIGTERM or SIGHUP, otherwise FAILED; unless
-        FINISHED, the tag `autogen_team.exception` says why. The exception itself passes through unchanged. SIGTERM and
-        SIGHUP become `SystemExit` with 128 plus their number in the main thread, unless the job handles them itself.
+        FINISHED after a normal end or `sys.exit(0)`, KILLED after Ctrl-C, SIGTERM, SIGHUP or the cancelling of a task,
+        otherwise FAILED; unless FINISHED, the tag `autogen_team.exception` says why. The exception itself passes
+        through unchanged. While the service runs, SIGTERM and SIGHUP become `SystemExit` with 128 plus their number in
+        the main thread; a handler that the job has installed is called instead, and what it raises ends the run.
 
         Raises:
             NotStartedError: the service does not run, so the run would go who knows where.
@@ -404,7 +454,11 @@ class MlflowService(Service):
         return links.of_run(self.tracking_uri, experiment_id, run_id)
 
     def client(self) -> MlflowClient:
-        """Return a client for this service's stores; works whether the service runs or not."""
+        """Return a client for this service's stores; works whether the service runs or not.
+
+        The path of a SQLite file is that of the folder in which the service was started last, or else of this one.
+        """
         from autogen_team.io._tracking import session
 
-        return session.client(self.tracking_uri, self.registry_uri)
+        stores = session.absolute(self.tracking_uri), session.absolute(self.registry_uri)
+        return session.client(*getattr(self, "_stores", stores))

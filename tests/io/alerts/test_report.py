@@ -51,7 +51,7 @@ def test_the_message_says_where_and_how_long():
     """Duration, host, reason, experiment, run and link are all there."""
     _, message, _ = report.job_ended(a_run(), an_end("KILLED", "SIGTERM"), host="gpu-7", rank=0)
     assert message.splitlines() == [
-        "was killed after 1 min 15 s on gpu-7",
+        "after 1 min 15 s on gpu-7",
         "SIGTERM",
         "experiment iris, run abc",
         "http://tracking.example/#/runs/abc",

@@ -24,6 +24,8 @@ from autogen_team.io._tracking import ending
         (SystemExit("no data"), ("FAILED", "exit: no data")),
         (KeyboardInterrupt(), ("KILLED", "SIGINT")),
         (asyncio.CancelledError(), ("KILLED", "CancelledError")),
+        (GeneratorExit(), ("FINISHED", None)),
+        (BaseException("odd"), ("FAILED", "BaseException: odd")),
         (ending.Terminated(signal.SIGTERM), ("KILLED", "SIGTERM")),
     ],
     ids=repr,
@@ -111,10 +113,49 @@ def test_an_ignored_signal_stays_ignored():
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_second_signal_does_not_interrupt_the_closing():
-    """An impatient scheduler does not leave the run open."""
-    with ending.signals_raise(), ending.closing():
+@pytest.mark.parametrize(
+    ("signum", "kind"), [(signal.SIGTERM, ending.Terminated), (signal.SIGINT, KeyboardInterrupt)], ids=str
+)
+def test_a_signal_waits_while_signals_are_held(signum, kind):
+    """It does not interrupt the closing of a run, and it is not lost."""
+    reached = []
+    with pytest.raises(kind), ending.signals_raise():
+        ending.hold()
+        signal.raise_signal(signum)
+        reached.append("the end of the closing")
+        ending.release()
+
+    assert reached == ["the end of the closing"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_that_waited_is_dropped_if_the_job_leaves_anyway():
+    """Its own exception is not masked."""
+    with ending.signals_raise():
+        ending.hold()
         signal.raise_signal(signal.SIGTERM)
+        ending.release(leaving=True)
+
+        assert ending.received() is signal.SIGTERM
+
+
+def test_other_threads_hold_nothing():
+    """A thread that closes its run does not keep the main thread from being ended."""
+    held, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        ending.hold()
+        held.set()
+        done.wait()
+        ending.release()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    held.wait()
+    with pytest.raises(ending.Terminated), ending.signals_raise():
+        signal.raise_signal(signal.SIGTERM)
+    done.set()
+    thread.join()
 
 
 def test_threads_leave_handlers_alone():

@@ -75,12 +75,13 @@ def test_a_run_tells_how_it_ended(started, error, status, reason):
 
 
 def test_a_run_left_open_inside_is_closed_first(started):
-    """What was opened inside does not take the status meant for the outer run."""
-    with open_run() as outer:
+    """What was opened inside ends with the outer run, and as that does."""
+    with pytest.raises(ValueError, match="x"), open_run() as outer:
         inner = mlflow.start_run(nested=True)
+        raise ValueError("x")
 
     assert mlflow.active_run() is None
-    assert [started.get_run(run.info.run_id).info.status for run in (outer, inner)] == ["FINISHED", "FINISHED"]
+    assert [started.get_run(run.info.run_id).info.status for run in (outer, inner)] == ["FAILED", "FAILED"]
 
 
 def test_a_run_that_the_job_opened_before_stays_open(started):
@@ -272,3 +273,111 @@ def test_nothing_of_mlflow_s_goes_to_stdout(mlflow_server, capsys):
     stop()
 
     assert capsys.readouterr().out == ""
+
+
+def test_a_store_that_is_silent_is_given_up(started, monkeypatch, caplog):
+    """The end of the job is not the end of its patience."""
+    silent = threading.Event()
+    monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_: silent.wait())
+    monkeypatch.setattr(runs, "PATIENCE", 0.2)
+    with open_run():
+        pass
+    silent.set()
+
+    assert "could not be recorded: no answer within 0.2 s" in caplog.text
+
+
+def test_a_run_is_closed_in_the_store_that_it_was_opened_in(started, tmp_path):
+    """Wherever the job points MLflow meanwhile."""
+    with open_run() as run:
+        mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
+
+    assert started.get_run(run.info.run_id).info.status == "FINISHED"
+
+
+def test_a_run_can_be_closed_by_another_thread(started):
+    """As when a generator that holds one is continued elsewhere."""
+
+    def generate():
+        with open_run() as run:
+            yield run
+
+    generator = generate()
+    run = next(generator)
+    caught = []
+
+    def throw() -> None:
+        try:
+            generator.throw(ValueError("x"))
+        except ValueError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=throw)
+    thread.start()
+    thread.join()
+
+    assert len(caught) == 1
+    assert mlflow.active_run() is None
+    assert started.get_run(run.info.run_id).info.status == "FAILED"
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(3)", "raise ValueError('child')"])
+def test_a_forked_child_leaves_its_parent_s_run_alone(store_uri, run_python, end):
+    """It inherits the block, but not the run."""
+    body = f"import os\n    if os.fork() == 0: {end}\n    os.wait()"
+    status, _, err = run_python("-W", "ignore", "-c", SCRIPT.format(body=body))
+
+    assert status == 0, err
+    (run,) = session.client(store_uri, store_uri).search_runs(["1"])
+    assert (run.info.status, run.data.tags.get(runs.EXCEPTION_TAG)) == ("FINISHED", None)
+
+
+def test_a_run_of_another_thread_is_closed_when_the_job_is_killed(store_uri, start_python):
+    """The handler of the signal is there while the service runs, not only while the main thread has a run."""
+    code = (
+        "import threading, time; from autogen_team.io.services import MlflowService\n"
+        "service = MlflowService()\n"
+        "def work():\n"
+        "    with service.run_context(service.RunConfig(name='train')): print('run', flush=True); time.sleep(600)\n"
+        "with service:\n"
+        "    threading.Thread(target=work, daemon=True).start(); time.sleep(600)"
+    )
+    process = start_python("-c", code)
+    process.wait_for("run")
+    process.send(signal.SIGTERM)
+    status, _, err = process.finish()
+
+    assert status == 143, err
+    (run,) = session.client(store_uri, store_uri).search_runs(["1"])
+    assert (run.info.status, run.data.tags[runs.EXCEPTION_TAG]) == ("KILLED", "SIGTERM")
+
+
+@pytest.mark.parametrize("moment", ["run_started", "run_ending"])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
+def test_a_signal_while_a_run_is_opened_or_closed_is_not_lost(started, moment, signum):
+    """It takes effect afterwards, and the run is closed."""
+
+    class Signaller(Listener):
+        pass
+
+    setattr(Signaller, moment, lambda self, run, *end: signal.raise_signal(signum))
+    unsubscribe = _job.subscribe(Signaller())
+    after = []
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        with open_run() as run:
+            after.append(run)
+        after.append("went on")
+    unsubscribe()
+
+    assert "went on" not in after
+    (stored,) = started.search_runs(["1"])
+    assert stored.info.status == ("KILLED" if moment == "run_started" else "FINISHED")
+
+
+def test_secrets_in_tags_and_descriptions_are_masked(started):
+    """They would stay in the store for ever."""
+    address = "postgresql://bob:hunter2-hunter2@db/runs"
+    with open_run(tags={"db": address}, description=f"from {address}") as run:
+        pass
+
+    assert "hunter2" not in str(started.get_run(run.info.run_id).data.tags)

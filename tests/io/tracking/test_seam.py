@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import mlflow
 import pytest
@@ -134,6 +135,52 @@ def test_later_runs_become_children_of_the_host(host):
 
     assert second.info.run_id != host.info.run_id
     assert second.data.tags["mlflow.parentRunId"] == host.info.run_id
+
+
+def test_the_end_of_a_joined_run_leaves_the_host_open(host):
+    """Also without `with`; what follows is a child."""
+    mlflow.start_run()
+    mlflow.end_run()
+    assert mlflow.active_run().info.run_id == host.info.run_id
+
+    second = mlflow.start_run()
+    mlflow.end_run()
+    assert second.data.tags["mlflow.parentRunId"] == host.info.run_id
+    assert mlflow.get_run(second.info.run_id).info.status == "FINISHED"
+
+
+def test_a_run_of_another_experiment_becomes_a_child(host):
+    """Its metrics are found where the job wants them."""
+    other = mlflow.create_experiment("other")
+
+    with mlflow.start_run(experiment_id=other) as run:
+        pass
+
+    assert run.info.experiment_id == other
+    assert run.data.tags["mlflow.parentRunId"] == host.info.run_id
+
+
+def test_a_run_in_another_store_joins_nothing(host, tmp_path, migrated_database):
+    """The host is not there; plain MLflow decides."""
+    shutil.copy(migrated_database, tmp_path / "other.db")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
+
+    with pytest.raises(Exception, match="already active"):
+        mlflow.start_run(experiment_id="0")
+
+
+def test_who_leaves_first_hands_down_what_it_found(store_uri):
+    """Services that are stopped in another order than the reverse give back the state of before them all."""
+    first = seam.keep_uris()
+    mlflow.set_tracking_uri("sqlite:///first.db")
+    second = seam.keep_uris()
+    mlflow.set_tracking_uri(store_uri)
+
+    first()
+    assert mlflow.get_tracking_uri() == store_uri
+    second()
+
+    assert not mlflow.is_tracking_uri_set()
 
 
 def test_who_asks_for_a_nested_run_gets_one(host):

@@ -139,10 +139,12 @@ class Delivery:
                 return
             self._stopped = True
         try:
-            for alert in self._cooldown.drain():
-                self._send(alert, patience=None)
-            self.flush(self._settings.flush_timeout)
-            self._give_up()
+            try:
+                for alert in self._cooldown.drain():
+                    self._send(alert, patience=None)
+                self.flush(self._settings.flush_timeout)
+            finally:
+                self._give_up()
         except Exception as error:
             _report_once("alerts", f"{type(error).__name__}: {error}")
         finally:

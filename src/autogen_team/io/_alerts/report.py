@@ -51,7 +51,7 @@ def job_ended(run: _job.Run, end: _job.End, *, host: str, rank: int) -> tuple[st
     """Return title, message and level of the alert that says how the run ended, secrets masked."""
     ending, level = _ENDINGS[end.status]
     title = f"{run.name} {ending}" + (f" (rank {rank})" if rank else "")
-    lines = [f"{ending} after {duration(end.duration)} on {host}"]
+    lines = [f"after {duration(end.duration)} on {host}"]
     if end.reason is not None:
         lines.append(end.reason)
     lines.append(f"experiment {run.experiment}, run {run.run_id}")

@@ -1,6 +1,7 @@
 """The records of the standard library's logging, and warnings, in loguru: every library's lines in the job's own log.
 
-A handler on the root logger takes what propagates there. Libraries that print on the console through a handler of
+A handler on the root logger takes what propagates there; what other handlers of that logger would print on the console
+is kept back, and `logging.basicConfig` still sets the level. Libraries that print on the console through a handler of
 their own and do not propagate (mlflow, alembic, sqlalchemy, huey, transformers, optuna) are found when they log, so the
 order of imports does not matter: what such a handler would print goes to loguru instead. Handlers of other kinds,
 levels and `propagate` stay as they are, and a record that a logger would not emit is not emitted: a suppressed debug
@@ -9,6 +10,7 @@ call costs what it always did.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import sys
@@ -103,12 +105,13 @@ class Bridge(logging.Handler):
 class _Diversion(logging.Filter):
     """Forwards what a library's own handler is about to print, and keeps it from printing."""
 
-    def __init__(self, handler: logging.StreamHandler[Any]) -> None:
+    def __init__(self, handler: logging.StreamHandler[Any], *, forwards: bool) -> None:
         super().__init__()
         self._handler = handler
+        self._forwards = forwards
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if getattr(self._handler.stream, "enabled", True):  # mlflow silences itself so
+        if self._forwards and getattr(self._handler.stream, "enabled", True):  # mlflow silences itself so
             forward(record)
         return False
 
@@ -126,13 +129,12 @@ def intercept() -> Undo:
         last: logging.Logger | None = logger
         while last is not None and last.propagate:
             last = last.parent
-        if last is None:
-            if bridge not in root.handlers:  # somebody has configured logging anew
-                root.addHandler(bridge)
-            return
-        for handler in last.handlers:
+        if last is None and bridge not in root.handlers:  # somebody has configured logging anew
+            root.addHandler(bridge)
+        for handler in (last or root).handlers:
             if handler not in diverted and _is_on_console(handler):
-                diversion = _Diversion(handler)  # type: ignore[arg-type]  # it has a stream
+                # On the root logger the bridge has forwarded the record already.
+                diversion = _Diversion(handler, forwards=last is not None)  # type: ignore[arg-type]  # it has a stream
                 diverted.add(handler)
                 diversions.append((handler, diversion))
                 handler.addFilter(diversion)
@@ -142,7 +144,21 @@ def intercept() -> Undo:
             keep_in_place(self)
         original(self, record)
 
+    basic_config = logging.basicConfig
+
+    def configure(**options: Any) -> None:
+        """Do what the job asks for, as if the bridge, for which it would do nothing, were not there."""
+        was_there = bridge in root.handlers
+        root.removeHandler(bridge)
+        try:
+            basic_config(**options)
+        finally:
+            if was_there and active:
+                root.addHandler(bridge)
+
+    functools.update_wrapper(configure, basic_config)
     root.addHandler(bridge)
+    logging.basicConfig = configure
     logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]  # as others do, sentry for one
     give_back_warnings = _intercept_warnings()
 
@@ -151,6 +167,8 @@ def intercept() -> Undo:
         active = False
         if logging.Logger.callHandlers is call_handlers:  # else somebody has put theirs around it
             logging.Logger.callHandlers = original  # type: ignore[method-assign]
+        if logging.basicConfig is configure:
+            logging.basicConfig = basic_config
         for handler, diversion in diversions:
             handler.removeFilter(diversion)
         root.removeHandler(bridge)

@@ -2,11 +2,13 @@
 
 A signal that asks the process to end is turned into an exception in the main thread, so that `with` and `finally` of
 the job run, the run is closed as KILLED, and the process exits with 128 plus the number of the signal. A handler that
-was there before is called instead and decides.
+was there before is called instead and decides. While a run is opened or closed signals wait, and are raised after.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -17,11 +19,14 @@ from autogen_team.io._job import Status
 from autogen_team.io._redact import mask
 
 _NAMES = ("SIGTERM", "SIGHUP")  # Ctrl-C already is an exception: KeyboardInterrupt
+_CANCELLED = frozenset({"CancelledError", "Cancelled"})  # asyncio's, and trio's
 _LONGEST_REASON = 500
 
 _received: signal.Signals | None = None
-_closing = 0
-_guarded = False
+_guards = 0
+_held = 0
+_owed: BaseException | None = None
+_interrupt_handler: object = None
 
 
 class Terminated(SystemExit):
@@ -32,14 +37,19 @@ class Terminated(SystemExit):
         self.signal = signum
 
 
+def received() -> signal.Signals | None:
+    """Return the signal that asked this process to end, if one did."""
+    return _received
+
+
 @contextmanager
 def signals_raise() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise `Terminated` while inside; does nothing off the main thread or inside itself."""
-    global _guarded, _received
-    if _guarded or threading.current_thread() is not threading.main_thread():
+    global _guards, _received
+    if _guards or not _is_main_thread():
         yield
         return
-    _guarded, _received = True, None
+    _guards, _received = 1, None
     previous = {}
     for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
         handler = signal.getsignal(signum)
@@ -47,62 +57,100 @@ def signals_raise() -> Iterator[None]:
         if handler in (signal.SIG_IGN, None):
             continue
         previous[signum] = handler
-        signal.signal(signum, _handler(handler))
+        signal.signal(signum, _handler(handler, os.getpid()))
     ours = {signum: signal.getsignal(signum) for signum in previous}
     try:
         yield
     finally:
         for signum, handler in previous.items():
             if signal.getsignal(signum) is ours[signum]:
-                signal.signal(signum, handler)
-        _guarded, _received = False, None
+                with contextlib.suppress(ValueError):  # stopped by another thread, which may not
+                    signal.signal(signum, handler)
+        _guards, _received = 0, None
 
 
-def _handler(previous: object) -> Callable[[int, FrameType | None], None]:
+def _handler(previous: object, owner: int) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
-        global _received
-        _received = signal.Signals(number)
+        global _owed, _received
+        signum = signal.Signals(number)
+        if os.getpid() != owner and not callable(previous):
+            # A forked child has no run to close: let it die as it would have.
+            signal.signal(signum, signal.SIG_DFL)
+            os.kill(os.getpid(), signum)
+            return
+        _received = signum
         if callable(previous):
             previous(number, frame)
-        elif not _closing:  # the closing of a run is bounded in time: let it finish
-            raise Terminated(_received)
+        elif _held:
+            _owed = Terminated(signum)
+        else:
+            raise Terminated(signum)
 
     return handle
 
 
-@contextmanager
-def closing() -> Iterator[None]:
-    """Put off `Terminated` while a run is being closed."""
-    global _closing
-    _closing += 1
-    try:
-        yield
-    finally:
-        _closing -= 1
+def hold() -> None:
+    """Let signals wait until `release`, Ctrl-C among them; does nothing off the main thread."""
+    global _held, _interrupt_handler
+    if not _is_main_thread():
+        return
+    _held += 1
+    if _held == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        _interrupt_handler = signal.signal(signal.SIGINT, _owe_interrupt)
+
+
+def release(*, leaving: bool = False) -> None:
+    """Raise what came since `hold`, unless the job is leaving anyway."""
+    global _held, _interrupt_handler, _owed
+    if not _is_main_thread() or not _held:
+        return
+    _held -= 1
+    if _held:
+        return
+    if _interrupt_handler is not None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _interrupt_handler = None
+    owed, _owed = _owed, None
+    if owed is not None and not leaving:
+        raise owed
+
+
+def _owe_interrupt(_number: int, _frame: FrameType | None) -> None:
+    global _owed
+    _owed = KeyboardInterrupt()
+
+
+def _is_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
+
+
+def is_leaving(error: BaseException | None) -> bool:
+    """Tell whether the process is on its way out by this exception."""
+    return isinstance(error, (SystemExit, KeyboardInterrupt))
 
 
 def verdict(error: BaseException | None) -> tuple[Status, str | None]:
     """Return the status of a run that `error` has ended, and the reason in a few words, secrets masked."""
-    if error is None:
+    if error is None or isinstance(error, GeneratorExit):  # whoever consumed the block wanted no more of it
         return "FINISHED", None
     if isinstance(error, Terminated):
         return "KILLED", error.signal.name
-    if _received is not None and not isinstance(error, Exception):
-        return "KILLED", _received.name
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", "SIGINT"
+    if type(error).__name__ in _CANCELLED:
+        return "KILLED", _received.name if _received else type(error).__name__
     if isinstance(error, SystemExit):
+        if _received is not None:
+            return "KILLED", _received.name
         if error.code is None or error.code == 0:
             return "FINISHED", None
         text = f"exit status {error.code}" if isinstance(error.code, int) else f"exit: {error.code}"
         return "FAILED", mask(text)[:_LONGEST_REASON]
-    if isinstance(error, Exception):
-        text = f"{type(error).__name__}: {_text(error)}"
-        return "FAILED", mask(text)[:_LONGEST_REASON].removesuffix(": ")
-    return "KILLED", type(error).__name__  # asyncio.CancelledError, GeneratorExit: somebody wanted no more of it
+    text = f"{type(error).__name__}: {_text(error)}"
+    return "FAILED", mask(text)[:_LONGEST_REASON].removesuffix(": ")
 
 
-def _text(error: Exception) -> str:
+def _text(error: BaseException) -> str:
     try:
         return str(error)
     except Exception:

@@ -8,14 +8,14 @@ from __future__ import annotations
 import os
 import socket
 import ssl
-import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from functools import partial
 from urllib.parse import urlsplit
 
-from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._redact import mask_url
+from autogen_team.errors import ConfigurationError, TrackingUnavailableError
+from autogen_team.io._deadline import within
+from autogen_team.io._redact import mask, mask_url
 
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -25,44 +25,38 @@ def check(uri: str, timeout: float) -> None:
 
     Raises:
         TrackingUnavailableError: it refused, was silent, or said that it cannot serve.
+        ConfigurationError: the URI is none.
 
     """
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+        address = parts.hostname, parts.port
+    except ValueError as error:
+        raise ConfigurationError(
+            f"the MLflow store {mask_url(uri)!r} is no valid address: {mask(str(error))}"
+        ) from None
     if parts.scheme in ("http", "https"):
-        fault = _within(timeout, lambda: _ask_http(uri, timeout))
-    elif (driver := parts.scheme.partition("+")[0]) in _DEFAULT_PORTS and parts.hostname:
-        address = parts.hostname, parts.port or _DEFAULT_PORTS[driver]
-        fault = _within(timeout, lambda: socket.create_connection(address, timeout).close())
+        ask = partial(_ask_http, uri, timeout)
+    elif (driver := parts.scheme.partition("+")[0]) in _DEFAULT_PORTS and address[0]:
+        ask = partial(_connect, address[0], address[1] or _DEFAULT_PORTS[driver], timeout)
     else:
         return
-    if fault is not None:
-        raise TrackingUnavailableError(unavailable(uri, fault))
+    try:
+        within(timeout, ask, name="autogen-team-probe")
+    except Exception as error:  # whatever it is that does not speak HTTP
+        raise TrackingUnavailableError(unavailable(uri, str(error) or type(error).__name__)) from None
 
 
 def unavailable(uri: str, fault: str) -> str:
     """Say that the store of `uri` cannot be used, why, and what to do."""
-    return (
-        f"the MLflow store at {mask_url(uri)} cannot be used: {fault}. Start the server, correct MLFLOW_TRACKING_URI "
-        "(or MLFLOW_REGISTRY_URI), or raise AUTOGEN_TEAM_MLFLOW_CONNECT_TIMEOUT if it is only slow."
-    )
+    remedy = "Correct MLFLOW_TRACKING_URI (or MLFLOW_REGISTRY_URI)"
+    if urlsplit(uri).scheme in ("http", "https", *_DEFAULT_PORTS):
+        remedy += ", start the server, or raise AUTOGEN_TEAM_MLFLOW_CONNECT_TIMEOUT if it is only slow"
+    return f"the MLflow store at {mask_url(uri)} cannot be used: {mask(fault).rstrip('. ')}. {remedy}."
 
 
-def _within(timeout: float, ask: Callable[[], object]) -> str | None:
-    """Ask on a thread, because a server that sends a byte now and then outwits every timeout of a socket."""
-    faults: list[str | None] = []
-
-    def run() -> None:
-        try:
-            ask()
-        except Exception as error:  # whatever it is that does not speak HTTP
-            faults.append(str(error) or type(error).__name__)
-        else:
-            faults.append(None)
-
-    thread = threading.Thread(target=run, name="autogen-team-probe", daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return faults[0] if faults else f"no answer within {timeout:g} s"
+def _connect(host: str, port: int, timeout: float) -> None:
+    socket.create_connection((host, port), timeout).close()
 
 
 def _ask_http(uri: str, timeout: float) -> None:
@@ -76,7 +70,9 @@ def _ask_http(uri: str, timeout: float) -> None:
         if answer.code >= 500:
             raise OSError(f"it answers {answer.code} {answer.reason}") from None
     except urllib.error.URLError as error:
-        raise OSError(str(error.reason)) from None
+        # It did answer. Which certificates to trust is MLflow's to decide: it looks in other places than Python does.
+        if not isinstance(error.reason, ssl.SSLCertVerificationError):
+            raise OSError(str(error.reason)) from None
 
 
 def _without_userinfo(uri: str) -> str:

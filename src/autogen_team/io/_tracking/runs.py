@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import mlflow
@@ -14,19 +17,36 @@ from mlflow.entities import RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team.io import _job
+from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask
 from autogen_team.io._tracking import ending, links, seam
 
 EXCEPTION_TAG = "autogen_team.exception"
+PATIENCE = 15.0
+"""Seconds that the end of a run may take to be recorded."""
 
 _report = logging.getLogger("autogen_team")
 _lock = threading.Lock()
-_open: list[_job.Run] = []
-"""The runs that this process has open through `open_run`, the latest last."""
 _experiments: dict[str, str] = {}
 """Names by id; filled when an experiment is set, because a log record must not wait for a server."""
 _facts: dict[str, dict[str, str]] = {}
 """What log records say of each run seen so far, by its id."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Open:
+    """A run that this process has open through `open_run`."""
+
+    run: _job.Run
+    client: mlflow.MlflowClient
+    """Bound to the stores of the moment when it was opened, wherever the job points MLflow to later."""
+    started: float
+    owner: int
+    """The process; a forked child inherits the block, but not the run."""
+
+
+_open: list[_Open] = []
+"""The latest last."""
 
 
 @contextmanager
@@ -35,30 +55,32 @@ def open_run(
 ) -> Iterator[mlflow.ActiveRun]:
     """Open a run, and close it with the status that the job deserves."""
     with ending.signals_raise():
-        active = mlflow.start_run(
-            run_name=name,
-            description=description,
-            tags=as_text(tags),
-            log_system_metrics=log_system_metrics,
-        )
-        if isinstance(active, seam.JoinedRun):  # its host closes it
-            yield active
-            return
-        started = time.monotonic()
-        run = _describe(active)
-        with _lock:
-            _open.append(run)
-        _job.run_started(run)
+        ending.hold()
+        try:
+            active = mlflow.start_run(
+                run_name=name,
+                description=None if description is None else mask(description),
+                tags=as_text(tags),
+                log_system_metrics=log_system_metrics,
+            )
+            opened = None if isinstance(active, seam.JoinedRun) else _note(active)  # else its host closes it
+        except BaseException:
+            ending.release(leaving=True)
+            raise
         failure: BaseException | None = None
         try:
+            ending.release()  # a signal that came meanwhile is raised here, where the run is closed for it
             yield active
         except BaseException as error:
             failure = error
             raise
         finally:
-            with ending.closing():
-                status, reason = ending.verdict(failure)
-                _close(run, _job.End(status, reason, failure, time.monotonic() - started))
+            if opened is not None:
+                ending.hold()
+                try:
+                    _close(opened, failure)
+                finally:
+                    ending.release(leaving=ending.is_leaving(failure))
 
 
 @contextmanager
@@ -74,9 +96,17 @@ def host_run(
             restore()
 
 
+def close_what_is_left() -> None:
+    """Close the runs that other threads of this process have open, if a signal has asked the process to end."""
+    signum = ending.received()
+    if signum is not None:
+        for opened in reversed(_open):
+            _close(opened, ending.Terminated(signum))
+
+
 def as_text(tags: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Return the tags as MLflow's servers want them: text (a number works on SQLite only)."""
-    return None if tags is None else {str(key): str(value) for key, value in tags.items()}
+    """Return the tags as MLflow's servers want them, text (a number works on SQLite only), secrets masked."""
+    return None if tags is None else {str(key): mask(str(value)) for key, value in tags.items()}
 
 
 def facts() -> _job.Facts:
@@ -85,7 +115,7 @@ def facts() -> _job.Facts:
     if active is not None:
         found = _facts.get(active.info.run_id) or _learn(active.info)
     else:
-        found = _facts.get(_open[-1].run_id, {}) if _open else {}
+        found = _facts.get(_open[-1].run.run_id, {}) if _open else {}
     span = mlflow.get_current_active_span()
     return found if span is None else {**found, "trace_id": span.trace_id, "span_id": span.span_id}
 
@@ -101,37 +131,55 @@ def remember_experiment(experiment_id: str, name: str) -> None:
     _experiments[experiment_id] = name
 
 
-def _describe(active: mlflow.ActiveRun) -> _job.Run:
+def _note(active: mlflow.ActiveRun) -> _Open:
     info = active.info
     known = _learn(info)
-    return _job.Run(
+    uri = mlflow.get_tracking_uri()
+    client = mlflow.MlflowClient(uri, mlflow.get_registry_uri())
+    run = _job.Run(
         run_id=info.run_id,
         name=known["run_name"],
         experiment=known["experiment"],
-        link=links.of_run(mlflow.get_tracking_uri(), info.experiment_id, info.run_id),
-        attach=lambda path, folder: mlflow.MlflowClient().log_artifact(info.run_id, str(path), folder),
+        link=links.of_run(uri, info.experiment_id, info.run_id),
+        attach=lambda path, folder: client.log_artifact(info.run_id, str(path), folder),
         parent_id=active.data.tags.get(MLFLOW_PARENT_RUN_ID),
     )
+    opened = _Open(run, client, time.monotonic(), os.getpid())
+    with _lock:
+        _open.append(opened)
+    _job.run_started(run)
+    return opened
 
 
-def _close(run: _job.Run, end: _job.End) -> None:
-    _job.run_ending(run, end)
+def _close(opened: _Open, failure: BaseException | None) -> None:
+    run_id = opened.run.run_id
+    with _lock:
+        if opened not in _open or opened.owner != os.getpid():
+            return
+        _open.remove(opened)
+    status, reason = ending.verdict(failure)
+    end = _job.End(status, reason, failure, time.monotonic() - opened.started)
+    _job.run_ending(opened.run, end)
+    # What was left open inside of the run ends with it; a run that the job ended itself stays as it ended.
+    ids = seam.leave_runs(run_id)
     try:
-        try:
-            if end.reason is not None:
-                mlflow.MlflowClient().set_tag(run.run_id, EXCEPTION_TAG, end.reason)
-        finally:
-            _end(run.run_id, end.status)
+        within(PATIENCE, partial(_record, opened.client, ids, run_id, end), name="autogen-team-end-of-run")
     except Exception as error:
         # The job has its own end, and perhaps its own exception: a store that is gone must not mask it.
-        _report.error("the end of run %s as %s could not be recorded: %s", run.run_id, end.status, mask(str(error)))
-        seam.stop_system_metrics(run.run_id)
-    with _lock:
-        _open.remove(run)
-    _job.run_ended(run, end)
+        _report.error("the end of run %s as %s could not be recorded: %s", run_id, status, mask(str(error)))
+    _job.run_ended(opened.run, end)
 
 
-def _end(run_id: str, status: _job.Status) -> None:
-    """End the run, and before it what was left open inside of it; a run that the job ended itself stays as it is."""
-    while run_id in seam.open_run_ids():
-        mlflow.end_run(status)
+def _record(client: mlflow.MlflowClient, ids: list[str], run_id: str, end: _job.End) -> None:
+    actions: list[Callable[[], object]] = [partial(client.set_terminated, one, end.status) for one in ids]
+    if end.reason is not None:
+        actions.append(partial(client.set_tag, run_id, EXCEPTION_TAG, end.reason))
+    actions += [partial(seam.stop_system_metrics, one) for one in ids]
+    errors = []
+    for action in actions:
+        try:
+            action()
+        except Exception as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import sys
@@ -9,12 +10,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, TrackingUnavailableError
 from autogen_team.io import _job
+from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask_url
 from autogen_team.io._tracking import probe, turns
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
 _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
+_SAMPLER = "mlflow.system_metrics"  # tells four times in each run that it is there
 _QUIET_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 
 
@@ -54,9 +58,13 @@ def start(settings: Settings) -> _job.Undo:
 
     import mlflow
 
-    from autogen_team.io._tracking import runs, seam
+    from autogen_team.io._tracking import ending, runs, seam
 
     with ExitStack() as undo:
+        undo.enter_context(ending.signals_raise())
+        if not logging.getLogger(_SAMPLER).level:  # else the job has said how much it wants to hear
+            undo.enter_context(seam.quiet(_SAMPLER))
+        undo.callback(runs.close_what_is_left)
         undo.callback(seam.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS))
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
@@ -68,6 +76,13 @@ def start(settings: Settings) -> _job.Undo:
         mlflow.autolog(**dict[str, Any](settings.autolog))
         undo.callback(_job.set_source(runs.facts))
         return undo.pop_all().close
+
+
+def absolute(uri: str) -> str:
+    """Return the URI of a SQLite file by its full path, so that it stays the same file when the job changes folders."""
+    scheme, _, path = uri.partition(":///")
+    is_relative = scheme.startswith("sqlite") and path and not path.startswith((":memory:", "/", "file:"))
+    return f"{scheme}:///{Path.cwd() / path}" if is_relative else uri
 
 
 def client(tracking_uri: str, registry_uri: str) -> MlflowClient:
@@ -85,7 +100,6 @@ def active_run() -> mlflow.ActiveRun | None:
 
 def _set_experiment(settings: Settings) -> None:
     import mlflow
-    from mlflow.exceptions import MlflowException, RestException
 
     from autogen_team.io._tracking import runs, seam
 
@@ -95,21 +109,20 @@ def _set_experiment(settings: Settings) -> None:
             _impatient(settings.connect_timeout),
             seam.quiet("alembic"),  # some 70 lines about the schema of a database that is being made
         ):
-            experiment = mlflow.set_experiment(settings.experiment_name)
+            work = partial(mlflow.set_experiment, settings.experiment_name)
+            is_remote = urlsplit(settings.tracking_uri).scheme in ("http", "https")
+            experiment = within(settings.connect_timeout, work, name="autogen-team-experiment") if is_remote else work()
         runs.remember_experiment(experiment.experiment_id, experiment.name)
-    except RestException:
-        raise  # the server did answer; its words are the best there are
-    except MlflowException as error:
-        if "deleted experiment" in str(error):
+    except Exception as error:
+        # MLflow, SQLAlchemy, its drivers and the operating system each have words of their own; the first line says it.
+        reason = str(error).partition("\n")[0]
+        if "deleted experiment" in reason:
             raise ConfigurationError(
                 f"the experiment {settings.experiment_name!r} is deleted: restore it (mlflow experiments restore) or "
                 "name another one in MLFLOW_EXPERIMENT_NAME"
-            ) from error
-        raise TrackingUnavailableError(probe.unavailable(settings.tracking_uri, str(error))) from error
-    except Exception as error:
-        # SQLAlchemy, its drivers and the operating system each have words of their own for the same.
-        reason = str(error).partition("\n")[0]
-        raise TrackingUnavailableError(probe.unavailable(settings.tracking_uri, reason)) from error
+            ) from None
+        # Not chained: the causes show the address with its password.
+        raise TrackingUnavailableError(probe.unavailable(settings.tracking_uri, reason)) from None
 
 
 @contextmanager

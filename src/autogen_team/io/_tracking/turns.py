@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -10,8 +11,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
+_report = logging.getLogger("autogen_team")
+
 PATIENCE = 120.0
-"""Seconds to wait for the others; a migration takes two, so whoever takes longer hangs and is not waited for."""
+"""Seconds to wait for the others; one needs about two, so whoever takes this long hangs and is not waited for."""
 _PAUSE = 0.02
 
 
@@ -23,10 +26,16 @@ def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
         return
     import fcntl
 
-    folder = state_dir / "locks"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     database = str(Path(uri.partition(":///")[2]).absolute())
-    descriptor = os.open(folder / hashlib.sha256(database.encode()).hexdigest()[:16], os.O_CREAT | os.O_RDWR, 0o600)
+    folder = state_dir / "locks"
+    try:
+        for each in (state_dir, folder):  # one by one, because `parents` would leave the first one open to others
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / hashlib.sha256(database.encode()).hexdigest()[:16], os.O_CREAT | os.O_RDWR, 0o600)
+    except OSError as error:
+        _report.warning("no lock can be kept in AUTOGEN_TEAM_STATE_DIR, %s: %s", state_dir, error.strerror)
+        yield
+        return
     try:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:

@@ -1,0 +1,41 @@
+"""Work that may take for ever, given a certain time.
+
+Timeouts of sockets do not bound anything, for a server that sends a byte now and then outwits them; nor do retries.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+Result = TypeVar("Result")
+
+
+def within(seconds: float, work: Callable[[], Result], *, name: str) -> Result:
+    """Return what `work` returns, or raise what it raises; it runs on a thread of its own, called `name`.
+
+    Raises:
+        TimeoutError: it took longer. The thread is left behind, and does not keep the process alive.
+
+    """
+    results: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError:  # no thread can be started any more: the interpreter is going down
+        return work()
+    thread.join(min(seconds, threading.TIMEOUT_MAX))
+    if errors:
+        raise errors[0]
+    if not results:
+        raise TimeoutError(f"no answer within {seconds:g} s")
+    return results[0]
