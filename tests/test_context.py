@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from pathlib import Path
 
 import loguru
 import mlflow
@@ -167,3 +168,45 @@ def test_services_can_be_given_as_fields():
 def test_the_logger_is_everybody_s(context):
     """Modules that know nothing of us log to the same place."""
     assert context.logger is loguru.logger
+
+
+def test_the_exception_that_ends_the_job_is_in_its_log_once(context):
+    """Though logging ends before Python reports it."""
+    logged = context.model_copy(update={"logger_service": LoggerService(sink="job.log")})
+    with pytest.raises(ValueError, match="boom"), logged, logged.run("train", log_system_metrics=False):
+        raise ValueError("boom")
+
+    assert Path("job.log").read_text().count("ValueError: boom") == 1
+
+
+def test_a_context_that_never_alerts_leaves_that_to_one_inside(context, capsys):
+    """Silence is not handed down."""
+    silent = context.model_copy(update={"alert_on": "never"})
+    with silent, pytest.raises(ValueError, match="x"), context, context.run("train", log_system_metrics=False):
+        raise ValueError("x")
+
+    assert "train failed" in capsys.readouterr().out
+
+
+def test_an_alert_does_not_wait_for_a_server(context, start_python, free_port, capsys):
+    """Each service has its own lock, and its own time."""
+    port = free_port()
+    silent = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print('ready'); time.sleep(600)"
+    start_python("-c", silent).wait_for("ready")
+    waiting = MlflowService(tracking_uri=f"http://127.0.0.1:{port}", connect_timeout=3)
+    failures = []
+
+    def start() -> None:
+        try:
+            waiting.start()
+        except TrackingUnavailableError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    context.alerts_service.notify("done", "at once")
+    assert thread.is_alive()
+    thread.join()
+
+    assert len(failures) == 1
+    assert "done: at once" in capsys.readouterr().out

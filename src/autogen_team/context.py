@@ -16,6 +16,7 @@ from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+    from types import TracebackType
 
     import loguru
     import mlflow
@@ -100,6 +101,12 @@ class GlobalContext(Service):
             for name, annotation in annotations.items()
             if isinstance(annotation, type) and issubclass(annotation, Service)
         }
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.logger_service.log_failure(error)
+        super().__exit__(kind, error, traceback)
 
     def _forget(self) -> None:
         # by identity: contexts with the same fields are equal

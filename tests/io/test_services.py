@@ -245,6 +245,22 @@ class TestLoggerService:
 
         assert capsys.readouterr().err.count("line") == 1
 
+    @pytest.mark.parametrize(("sink", "times"), [("job.log", 1), ("stdout", 1), ("stderr", 0)])
+    def test_the_exception_that_ends_the_block_is_logged(self, sink, times, capsys):
+        """From where it was raised; but not where Python will show it anyway."""
+        with pytest.raises(ValueError, match="boom"), LoggerService(sink=sink):
+            raise ValueError("boom")
+
+        out, err = capsys.readouterr()
+        text = Path(sink).read_text() if sink == "job.log" else out + err
+        assert text.count("ValueError: boom") == times
+        assert text.count(":test_the_exception_that_ends_the_block_is_logged:") == times
+
+    def test_a_sink_where_one_may_not_look_is_refused_clearly(self):
+        """As any other that cannot be written."""
+        with pytest.raises(ConfigurationError, match="cannot be written"):
+            LoggerService(sink="/proc/nowhere/job.log").start()
+
     def test_json_is_one_object_a_line(self, capsys):
         """With `serialize`."""
         with LoggerService(serialize=True) as service:
@@ -448,10 +464,11 @@ class TestMlflowService:
         start_python("-c", code).wait_for("ready")
         begun = time.monotonic()
 
-        with pytest.raises(TrackingUnavailableError, match=f"127.0.0.1:{port}"):
-            MlflowService(tracking_uri=f"http://127.0.0.1:{port}", connect_timeout=1).start()
+        with pytest.raises(TrackingUnavailableError, match=f"127.0.0.1:{port}") as raised:
+            MlflowService(tracking_uri=f"http://bob:hunter2@127.0.0.1:{port}", connect_timeout=1).start()
 
         assert time.monotonic() - begun < SOON
+        assert "hunter2" not in str(raised.value)
         assert not mlflow.is_tracking_uri_set()
 
     def test_a_deleted_experiment_is_a_fault_of_configuration(self, service):

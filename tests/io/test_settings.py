@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from autogen_team import GlobalContext
 from autogen_team.errors import ConfigurationError, ConfigurationWarning
 from autogen_team.io import _settings
 from autogen_team.io.osvariables import Env
@@ -234,7 +235,8 @@ def test_the_state_folder_has_a_variable_and_a_default(monkeypatch, tmp_path):
 
     monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
-    assert _settings.state_dir().name == "autogen-team"
+    if sys.platform == "linux":
+        assert _settings.state_dir() == tmp_path / "autogen-team"
     assert _settings.state_dir_setting().source == "default"
 
 
@@ -245,3 +247,46 @@ def test_importing_reads_no_variable():
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
 
     assert found.stdout == "fine\n"
+
+
+def test_none_is_a_word_where_a_text_is_asked_for(monkeypatch):
+    """Only a field that takes None takes the word for it, by variable and on the command line."""
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_APP_NAME", "none")
+
+    assert AlertsService().app_name == "none"
+    assert _settings.none_or_text(AlertsService, "timeout", "None") is None
+
+
+def test_a_dotenv_that_is_no_text_is_named():
+    """Instead of a UnicodeDecodeError from nowhere."""
+    Path(".env").write_bytes(b"NAME=caf\xe9\n")
+
+    with pytest.raises(ConfigurationError, match=r"\.env is no text in UTF-8"):
+        LoggerService()
+
+
+def test_a_misspelt_variable_is_reported_once(monkeypatch):
+    """However many services are made, by whomever."""
+    monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LVL", "DEBUG")
+
+    with pytest.warns(ConfigurationWarning) as warned:
+        LoggerService()
+        GlobalContext()
+
+    assert len(warned) == 1
+
+
+@pytest.mark.parametrize(("cls", "field"), [(AlertsService, "flush_timeout"), (MlflowService, "connect_timeout")])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e9"])
+def test_a_timeout_is_a_time(cls, field, value):
+    """For ever is none that a job could wait."""
+    with pytest.raises(ConfigurationError, match=field):
+        cls(**{field: value})
+
+
+def test_a_run_that_cannot_be_configured_shows_no_secret():
+    """The error names the field, not what was in it."""
+    with pytest.raises(ConfigurationError, match="name: Input should be a valid string") as raised:
+        MlflowService.RunConfig(name=b"\xff hunter2")
+
+    assert "hunter2" not in str(raised.value)

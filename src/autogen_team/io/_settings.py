@@ -174,7 +174,9 @@ def state_dir_setting() -> Setting:
         import platformdirs
 
         path = platformdirs.user_state_path("autogen-team")
-    return Setting("state_dir", STATE_DIR, str(path), place, "Where journals and logs of runs are kept, for you only.")
+    return Setting(
+        "state_dir", STATE_DIR, str(path), place, "Where logs of runs wait to be attached, and locks are; for you only."
+    )
 
 
 def warn_of_strangers(prefix: str) -> None:

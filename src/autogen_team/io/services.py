@@ -175,6 +175,20 @@ class LoggerService(Service):
                 fields = {name: getattr(self, name) for name in type(self).model_fields}
                 self._on_stop(pipeline.start(pipeline.Settings(**fields, state_dir=state_dir())))
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.log_failure(error)
+        super().__exit__(kind, error, traceback)
+
+    def log_failure(self, error: BaseException | None) -> None:
+        """Log the exception with which a job leaves its block; Python itself shows it on stderr, and only there."""
+        is_shown = self.sink.lower() == "stderr" and not self.serialize
+        if self.is_started and self.uncaught and isinstance(error, Exception) and not is_shown:
+            from autogen_team.io._logs import uncaught
+
+            uncaught.log_failure(error)
+
     def logger(self) -> loguru.Logger:
         """Return loguru's logger: the one that every module gets by `from loguru import logger`."""
         import loguru

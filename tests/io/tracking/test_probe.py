@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import pytest
 
-from autogen_team.errors import TrackingUnavailableError
+from autogen_team.errors import ConfigurationError, TrackingUnavailableError
 from autogen_team.io._tracking import probe
 
 SOON = 10.0
@@ -140,3 +143,23 @@ def test_a_missing_certificate_is_said(monkeypatch, free_port):
 
     with pytest.raises(TrackingUnavailableError):
         probe.check(f"https://127.0.0.1:{free_port()}", timeout=SOON)
+
+
+@pytest.mark.parametrize("uri", ["http://[::1", "postgresql://bob:pa[hunter2@h/db", "postgresql://h:abc/db"])
+def test_what_is_no_address_is_a_fault_of_configuration(uri):
+    """In a word, and without the password."""
+    with pytest.raises(ConfigurationError, match="is no valid address") as raised:
+        probe.check(uri, timeout=SOON)
+
+    assert "hunter2" not in str(raised.value)
+
+
+def test_a_certificate_is_mlflow_s_to_judge(monkeypatch):
+    """It looks for trusted ones where Python does not."""
+
+    def refuse(*_, **__):
+        raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed"))
+
+    monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
+
+    probe.check("https://127.0.0.1:1", timeout=SOON)

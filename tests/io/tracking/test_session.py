@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mlflow
 
+from autogen_team.io._tracking import turns
+
 PROCESSES = 8
 
 
@@ -21,3 +23,20 @@ def test_many_processes_start_on_one_fresh_database(start_python):
     assert [status for status, _, _ in ends] == [0] * PROCESSES, ends
     client = mlflow.MlflowClient("sqlite:///mlflow.db")
     assert len(client.search_runs([client.get_experiment_by_name("race").experiment_id])) == PROCESSES
+
+
+def test_a_folder_for_locks_that_cannot_be_made_is_no_obstacle(tmp_path, caplog):
+    """In a container without a home the store is fine all the same."""
+    (tmp_path / "file").write_text("")
+
+    with turns.in_turn("sqlite:///mlflow.db", tmp_path / "file" / "state"):
+        pass
+
+    assert "AUTOGEN_TEAM_STATE_DIR" in caplog.text
+
+
+def test_the_state_folder_is_for_its_owner_only(tmp_path):
+    """All of it, not only the innermost folder."""
+    with turns.in_turn("sqlite:///mlflow.db", tmp_path / "state"):
+        assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+        assert (tmp_path / "state" / "locks").stat().st_mode & 0o777 == 0o700

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import sys
 import threading
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import loguru
+
+from autogen_team.io._logs import seam
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -101,11 +105,41 @@ def _finalizers(shown: Callable[[], int]) -> Undo:
     return undo
 
 
-def _log(level: str, text: str, exception: Any) -> None:
+def log_failure(error: Exception) -> None:
+    """Log an exception with which the job leaves, before logging ends and nobody can."""
+    _log("CRITICAL", "the job ends with an exception", (type(error), error, error.__traceback__))
+
+
+def _log(level: str, text: str, exception: tuple[type[BaseException], BaseException | None, Any]) -> None:
+    global _logged
+    _, error, trace = exception
+    if error is not None and error is _logged:  # on its way out it may pass several of our places
+        return
+    _logged = error
     try:
-        loguru.logger.opt(exception=exception).log(level, text)
+        loguru.logger.opt(exception=exception).patch(partial(_place, trace)).log(level, text)
     except Exception:  # a sink with catch=False; the hook that was there before still has its turn
         return
+
+
+_logged: BaseException | None = None
+
+
+def _place(trace: TracebackType | None, record: Any) -> None:
+    """Say that the line comes from where the exception does."""
+    if trace is None:
+        return
+    while trace.tb_next is not None:
+        trace = trace.tb_next
+    code = trace.tb_frame.f_code
+    path = Path(code.co_filename)
+    record.update(
+        name=trace.tb_frame.f_globals.get("__name__"),
+        function=code.co_name,
+        line=trace.tb_lineno,
+        module=path.stem,
+        file=seam.record_file(path.name, str(path)),
+    )
 
 
 def _name(it: object) -> str:
