@@ -11,6 +11,7 @@ import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.thread import _threads_queues
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,7 @@ def run(
         ):
             summary.run_id = active.info.run_id
             with _reported():
-                target.execute()
-                _wait_for_threads()
+                _execute_and_wait(target)
     except SystemExit as error:
         status = _status(error.code)
     except KeyboardInterrupt:
@@ -113,10 +113,21 @@ def _execute(script: str) -> None:
     exec(code, main.__dict__)  # noqa: S102 - the user's own script
 
 
+def _execute_and_wait(target: Target) -> None:
+    """Execute the target and wait for its threads, as Python does before it exits: they still belong to the run."""
+    try:
+        target.execute()
+    except SystemExit as error:
+        if type(error) is SystemExit:  # not by a signal, which wants an end now
+            _wait_for_threads()
+        raise
+    _wait_for_threads()
+
+
 def _wait_for_threads() -> None:
-    """Wait for the target's threads, as Python does before it exits: they still belong to the run."""
     for thread in threading.enumerate():
-        if not thread.daemon and thread is not threading.current_thread():
+        is_its_own = not thread.daemon and thread is not threading.current_thread()
+        if is_its_own and thread not in _threads_queues:  # those of executors wait for work until the very end
             thread.join()
 
 

@@ -163,10 +163,13 @@ def test_a_run_of_another_experiment_becomes_a_child(host):
 def test_a_run_in_another_store_joins_nothing(host, tmp_path, migrated_database):
     """The host is not there; plain MLflow decides."""
     shutil.copy(migrated_database, tmp_path / "other.db")
+    home = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
 
     with pytest.raises(Exception, match="already active"):
         mlflow.start_run(experiment_id="0")
+
+    mlflow.set_tracking_uri(home)
 
 
 def test_who_leaves_first_hands_down_what_it_found(store_uri):
