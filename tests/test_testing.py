@@ -8,8 +8,8 @@ import sys
 import pytest
 from loguru import logger
 
-from autogen_team.io.services import LoggerService
-from autogen_team.testing import Line, caplog, capture_logs
+from autogen_team.io.services import AlertsService, LoggerService
+from autogen_team.testing import Line, caplog, capture_alerts, capture_logs
 
 __all__ = ["caplog"]
 
@@ -113,3 +113,26 @@ def nothing_left_behind():
     before = list(logger._core.handlers)
     yield
     assert list(logger._core.handlers) == before
+
+
+def test_alerts_are_captured_instead_of_sent(capsys):
+    """As values, cleaned and masked like those that are sent; and sent again after the block."""
+    service = AlertsService(enable=False, app_name="job")
+
+    with capture_alerts(service) as alerts:
+        service.notify("done", "password=hunter2", level="success")
+    service.notify("after", "the block")
+
+    assert [(alert.title, alert.message, alert.level) for alert in alerts] == [("done", "password=***", "success")]
+    assert capsys.readouterr().out == "[job] after: the block\n"
+
+
+def test_alerts_that_nobody_takes_are_printed(capsys):
+    """What a job does on a machine without a desktop can be tested on any."""
+    service = AlertsService(app_name="job")
+
+    with capture_alerts(service, fail_with="no desktop") as alerts:
+        service.notify("done", "trained")
+
+    assert alerts == []
+    assert capsys.readouterr().out == "[job] done: trained\n"

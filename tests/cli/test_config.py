@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import sys
 from pathlib import Path
 
 
@@ -73,3 +76,20 @@ def test_any_setting_can_be_set_and_a_misspelt_one_is_refused(run_python):
 
     status, _, err = run_python("-m", "autogen_team", "config", "--set", "alerts.cooldown")
     assert (status, err) == (2, "error: --set takes KEY=VALUE, not 'alerts.cooldown'\n")
+
+
+def test_a_terminal_gets_a_table(monkeypatch):
+    """With rules and colours, and the same content."""
+    shown = bytearray()
+
+    def read(descriptor: int) -> bytes:
+        data = os.read(descriptor, 65536)
+        shown.extend(data)
+        return data
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    status = pty.spawn([sys.executable, "-m", "autogen_team", "config"], read)
+
+    assert os.waitstatus_to_exitcode(status) == 0
+    assert b"logger.level" in shown
+    assert "─".encode() in shown

@@ -40,7 +40,7 @@ class Channel(Protocol):
 
     def takes(self, level: str) -> bool:
         """Tell whether alerts of this level go this way."""
-        raise NotImplementedError
+        ...
 
     def deliver(self, alert: Alert) -> None:
         """Return when the alert is confirmed; raise an UndeliveredError if it is not."""

@@ -22,8 +22,11 @@ import loguru
 
 from autogen_team.io._logs import seam
 from autogen_team.io._logs.faults import is_reporting
+from autogen_team.io._logs.hooks import Hook, replace
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from autogen_team.io._job import Undo
 
 _OWN = "autogen_team"
@@ -160,7 +163,7 @@ def intercept() -> Undo:
     root.addHandler(bridge)
     logging.basicConfig = configure
     logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]  # as others do, sentry for one
-    give_back_warnings = _intercept_warnings()
+    give_back_warnings = replace(warnings, "showwarning", _forward_warnings)
 
     def undo() -> None:
         nonlocal active
@@ -195,10 +198,7 @@ def _is_on_console(handler: logging.Handler) -> bool:
         return False
 
 
-def _intercept_warnings() -> Undo:
-    previous = warnings.showwarning
-    active = True
-
+def _forward_warnings(previous: Hook, is_active: Callable[[], bool]) -> Hook:
     def show(
         message: Warning | str,
         category: type[Warning],
@@ -207,7 +207,7 @@ def _intercept_warnings() -> Undo:
         file: Any = None,
         line: str | None = None,
     ) -> None:
-        if file is not None or not active:
+        if file is not None or not is_active():
             previous(message, category, filename, lineno, file, line)
             return
         record = logging.LogRecord(
@@ -215,15 +215,7 @@ def _intercept_warnings() -> Undo:
         )
         forward(record)
 
-    warnings.showwarning = show
-
-    def undo() -> None:
-        nonlocal active
-        active = False
-        if warnings.showwarning is show:
-            warnings.showwarning = previous
-
-    return undo
+    return show
 
 
 class _TasksOnly(Bridge):

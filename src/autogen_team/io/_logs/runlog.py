@@ -37,7 +37,7 @@ class Words(Protocol):
 
     def __call__(self, level: str, message: str, exception: BaseException | None = None) -> bytes:
         """Return the line in the format of the log."""
-        raise NotImplementedError
+        ...
 
 
 class RunLogs:

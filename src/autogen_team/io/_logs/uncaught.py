@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import loguru
 
 from autogen_team.io._logs import seam
+from autogen_team.io._logs.hooks import Hook, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,9 +27,14 @@ if TYPE_CHECKING:
 def log_uncaught(shown: Callable[[], int]) -> Undo:
     """Log what is not caught from now on; `shown` tells how many lines have been written to stderr.
 
-    The returned function gives the earlier hooks back.
+    The hooks that were there before are called too; only Python's own is spared a line that stderr has seen already.
+    The returned function gives them back.
     """
-    undo = [_main_thread(shown), _threads(shown), _finalizers(shown)]
+    undo = [
+        replace(sys, "excepthook", partial(_main_thread, shown)),
+        replace(threading, "excepthook", partial(_threads, shown)),
+        replace(sys, "unraisablehook", partial(_finalizers, shown)),
+    ]
 
     def undo_all() -> None:
         for one in undo:
@@ -37,72 +43,39 @@ def log_uncaught(shown: Callable[[], int]) -> Undo:
     return undo_all
 
 
-def _main_thread(shown: Callable[[], int]) -> Undo:
-    previous = sys.excepthook
-    active = True
-
+def _main_thread(shown: Callable[[], int], previous: Hook, is_active: Callable[[], bool]) -> Hook:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         before = shown()
-        if active and issubclass(kind, Exception):  # Ctrl-C is no failure
+        if is_active() and issubclass(kind, Exception):  # Ctrl-C is no failure
             _log("CRITICAL", "uncaught exception", (kind, error, trace))
         if previous is not sys.__excepthook__ or shown() == before:
             previous(kind, error, trace)
 
-    sys.excepthook = hook
-
-    def undo() -> None:
-        nonlocal active
-        active = False
-        if sys.excepthook is hook:
-            sys.excepthook = previous
-
-    return undo
+    return hook
 
 
-def _threads(shown: Callable[[], int]) -> Undo:
-    previous = threading.excepthook
-    active = True
-
+def _threads(shown: Callable[[], int], previous: Hook, is_active: Callable[[], bool]) -> Hook:
     def hook(args: threading.ExceptHookArgs, /) -> None:
         before = shown()
-        if active and issubclass(args.exc_type, Exception):  # SystemExit ends a thread in silence
+        if is_active() and issubclass(args.exc_type, Exception):  # SystemExit ends a thread in silence
             name = args.thread.name if args.thread is not None else "a thread that is gone"
             _log("ERROR", f"uncaught exception in {name}", (args.exc_type, args.exc_value, args.exc_traceback))
         if previous is not threading.__excepthook__ or shown() == before:
             previous(args)
 
-    threading.excepthook = hook
-
-    def undo() -> None:
-        nonlocal active
-        active = False
-        if threading.excepthook is hook:
-            threading.excepthook = previous
-
-    return undo
+    return hook
 
 
-def _finalizers(shown: Callable[[], int]) -> Undo:
-    previous = sys.unraisablehook
-    active = True
-
+def _finalizers(shown: Callable[[], int], previous: Hook, is_active: Callable[[], bool]) -> Hook:
     def hook(args: sys.UnraisableHookArgs, /) -> None:
         before = shown()
-        if active and issubclass(args.exc_type, Exception):
+        if is_active() and issubclass(args.exc_type, Exception):
             text = args.err_msg or "exception ignored in"
             _log("ERROR", f"{text}: {_name(args.object)}", (args.exc_type, args.exc_value, args.exc_traceback))
         if previous is not sys.__unraisablehook__ or shown() == before:
             previous(args)
 
-    sys.unraisablehook = hook
-
-    def undo() -> None:
-        nonlocal active
-        active = False
-        if sys.unraisablehook is hook:
-            sys.unraisablehook = previous
-
-    return undo
+    return hook
 
 
 def log_failure(error: Exception) -> None:

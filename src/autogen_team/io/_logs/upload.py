@@ -31,16 +31,16 @@ class Writer(Protocol):
     @property
     def stem(self) -> str:
         """What its files are called: this, for all but the first `_` and a number, and `.log`."""
-        raise NotImplementedError
+        ...
 
     @property
     def path(self) -> Path:
         """The file that is written now."""
-        raise NotImplementedError
+        ...
 
     def begin_segment(self) -> None:
         """Write no more to that file."""
-        raise NotImplementedError
+        ...
 
 
 def pause(age: float) -> float:
