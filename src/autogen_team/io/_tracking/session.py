@@ -64,7 +64,6 @@ def start(settings: Settings) -> _job.Undo:
         undo.enter_context(ending.signals_raise())
         if not logging.getLogger(_SAMPLER).level:  # else the job has said how much it wants to hear
             undo.enter_context(seam.quiet(_SAMPLER))
-        undo.callback(runs.close_what_is_left)
         undo.callback(seam.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS))
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
@@ -75,6 +74,7 @@ def start(settings: Settings) -> _job.Undo:
         undo.callback(seam.keep_autolog())
         mlflow.autolog(**dict[str, Any](settings.autolog))
         undo.callback(_job.set_source(runs.facts))
+        undo.callback(runs.close_what_is_left)  # the first thing that a stop does, while everything is still in place
         return undo.pop_all().close
 
 
