@@ -1,0 +1,88 @@
+"""What stands in a journal: one entry a line, each a JSON object that proves itself.
+
+A line is ``{"crc":"1c291ca3","n":17,"op":"metrics",...}``: the CRC-32 of everything after it up to the end of the line,
+the number of the entry, what is to be done, and with what. A torn or foreign line fails the proof and is passed over;
+an entry that is read twice has a number that was there before. docs/journal.md describes every operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from math import isfinite
+from typing import Any, TypeAlias
+from zlib import crc32
+
+import orjson
+
+VERSION = 1
+NOTES = frozenset({"journal", "opening", "open", "closed"})
+"""Operations that are no business of the store's: they are for whoever recovers the journal."""
+
+Entry: TypeAlias = dict[str, Any]
+
+_START = b'{"crc":"'
+_PROVEN_FROM = len(_START) + 8 + 2
+_NOT_FINITE = {"nan": '"NaN"', "inf": '"Infinity"', "-inf": '"-Infinity"'}
+"""JSON has no such numbers; these are the words that protocol buffers, and so MLflow's servers, use for them."""
+
+
+def line(number: int, body: str) -> bytes:
+    """Return the line of an entry; `body` is its JSON without the opening brace, from `"op"` on."""
+    proven = f'"n":{number},{body}'.encode()
+    return b'{"crc":"%08x",%b\n' % (crc32(proven), proven)
+
+
+def parse(line: bytes) -> Entry | None:
+    """Return the entry of a line without its newline; None if the line is not whole."""
+    if not line.startswith(_START) or crc32(line[_PROVEN_FROM:]) != _claimed(line):
+        return None
+    try:
+        entry = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return entry if isinstance(entry.get("n"), int) and isinstance(entry.get("op"), str) else None
+
+
+def _claimed(line: bytes) -> int:
+    try:
+        return int(line[len(_START) : len(_START) + 8], 16)
+    except ValueError:
+        return -1
+
+
+def body(op: str, **fields: Any) -> str:
+    """Return the body of any entry; fields that are None are left out."""
+    found = {"op": op, **{name: value for name, value in fields.items() if value is not None}}
+    return orjson.dumps(found).decode()[1:]
+
+
+def metrics_body(run_id: str, timestamp: int, step: float, pairs: str, more: str = "") -> str:
+    """Return the body of metrics that share run, time (milliseconds since 1970) and step.
+
+    It costs a tenth of what `body` does, because it is made for every metric. `pairs` are those of `pair`, with commas
+    between them; `more` is what `metric_extras` returns.
+    """
+    return f'"op":"metrics","run":"{run_id}","t":{timestamp},"step":{step},{more}"values":{{{pairs}}}}}'
+
+
+def pair(quoted: str, value: float) -> str:
+    """Return a metric as a part of its body; `quoted` is its key, from `quote`."""
+    return quoted + (repr(value) if isfinite(value) else _NOT_FINITE[repr(value)])
+
+
+def quote(key: str) -> str:
+    """Return a key as JSON, with its colon."""
+    return orjson.dumps(key).decode() + ":"
+
+
+def metric_extras(model_id: str | None, dataset_name: str | None, dataset_digest: str | None) -> str:
+    """Return what only some metrics have, as a part of their body."""
+    if model_id is None and dataset_name is None and dataset_digest is None:
+        return ""
+    extras = {"model": model_id, "dataset": dataset_name, "digest": dataset_digest}
+    return orjson.dumps({name: value for name, value in extras.items() if value is not None}).decode()[1:-1] + ","
+
+
+def values_of(entry: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
+    """Return keys and values of an entry of metrics, as floats again."""
+    return ((key, float(value)) for key, value in entry["values"].items())

@@ -1,0 +1,93 @@
+"""Reads a journal: every entry that is whole, in order, each once, whatever has happened to the files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import orjson
+
+from autogen_team.io._tracking import entries
+from autogen_team.io._tracking.entries import Entry
+from autogen_team.io._tracking.journal import Journal
+
+
+def acked(folder: Path) -> int:
+    """Return the number of the last entry that the store has taken; 0 if that cannot be told."""
+    with suppress(OSError, orjson.JSONDecodeError, AttributeError, TypeError):
+        found = orjson.loads((folder / "acked").read_bytes()).get("acked", 0)
+        return found if isinstance(found, int) else 0
+    return 0
+
+
+def read(folder: Path) -> list[Entry]:
+    """Return the entries of a journal that nobody writes any more, those that the store has taken among them.
+
+    Files are put in order by what they hold, not by what they are called.
+    """
+    segments = [whole for path in sorted(folder.glob("*.jsonl")) if (whole := list(_whole(_bytes(path))))]
+    segments.sort(key=lambda segment: segment[0]["n"])
+    found: dict[int, Entry] = {}
+    for segment in segments:
+        for entry in segment:
+            found.setdefault(entry["n"], entry)
+    return [found[number] for number in sorted(found)]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def _whole(data: bytes) -> Iterator[Entry]:
+    # The rest of a segment that was not closed is NUL bytes.
+    for line in data.replace(b"\0", b"").split(b"\n"):
+        entry = entries.parse(line)
+        if entry is not None:
+            yield entry
+
+
+class Follower:
+    """Reads the journal of this process while it is written."""
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._segment = 1
+        self._offset = 0
+        self._rest = b""
+
+    def read(self, limit: int) -> list[Entry]:
+        """Return the next entries, about `limit` bytes of them; none if there are no more."""
+        while True:
+            segment, position = self._journal.end()
+            is_current = segment == self._segment
+            data = self._next(limit, position if is_current else None)
+            if data:
+                whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
+                if newline:
+                    return [entry for line in whole.split(b"\n") if (entry := entries.parse(line)) is not None]
+            elif is_current:
+                return []
+            else:
+                self._segment, self._offset, self._rest = self._segment + 1, 0, b""
+
+    def _next(self, limit: int, position: int | None) -> bytes:
+        if self._journal.folder is None:
+            return b""
+        length = limit if position is None else min(limit, position - self._offset)
+        if length <= 0:
+            return b""
+        try:
+            descriptor = os.open(self._journal.path(self._segment), os.O_RDONLY)
+        except FileNotFoundError:  # it was read to its end, and has been removed since
+            return b""
+        try:
+            data = os.pread(descriptor, length, self._offset)
+        finally:
+            os.close(descriptor)
+        self._offset += len(data)
+        return data
