@@ -67,11 +67,11 @@ class Process:
             env={**os.environ, "PYTHONUNBUFFERED": "1", **environment},
         )
 
-    def wait_for(self, text: str) -> None:
-        """Read stdout up to a line that holds the text."""
+    def wait_for(self, text: str) -> str:
+        """Read stdout up to a line that holds the text, and return that."""
         for line in self.popen.stdout:
             if text in line:
-                return
+                return line
         raise AssertionError(f"the process ended without saying {text!r}: {self.popen.stderr.read()}")
 
     def send(self, signum: signal.Signals) -> None:

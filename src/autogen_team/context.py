@@ -15,7 +15,7 @@ from autogen_team.io._settings import Setting, state_dir_setting
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
     from types import TracebackType
 
     import loguru
@@ -136,6 +136,10 @@ class GlobalContext(Service):
         service = self.mlflow_service
         with service.host_context(config) if host else service.run_context(config) as active:
             yield active
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log to the active run in a hot loop; see `MlflowService.log_metrics`."""
+        self.mlflow_service.log_metrics(metrics, step)
 
     def notify(
         self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"

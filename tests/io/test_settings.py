@@ -8,6 +8,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -25,6 +26,10 @@ EVERY_FIELD = [(cls, name) for cls in SERVICES for name in cls.model_fields]
 def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
     """Return two texts that the field takes, neither of them its default."""
     default = getattr(cls(), name)
+    annotation = cls.model_fields[name].annotation
+    if get_origin(annotation) is Literal:
+        others = [word for word in get_args(annotation) if word != default]
+        return others[0], others[1]
     if name == "timeout":
         return EXAMPLES[int]
     if isinstance(default, bool):

@@ -108,6 +108,36 @@ def notify(
     room.send(title, message, level, overrides, as_json=json)
 
 
+@app.command()
+def status(json: Json = False) -> None:
+    """List the journals on this machine: their runs, whether the process lives, and what waits in them.
+
+    Example: autogen-team status
+    """
+    from autogen_team.cli import status as room
+
+    room.show(as_json=json)
+
+
+@app.command()
+def recover(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done, and why.")] = False,
+    tracking_uri: TrackingUri = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Deliver what dead processes have left in their journals, and close their runs as KILLED.
+
+    Never touches the journal of a process that lives. Exits with 1 if one could not be recovered.
+
+    Example: autogen-team recover --dry-run
+    """
+    from autogen_team.cli import recover as room
+
+    overrides = _overrides(set_, experiment=None, tracking_uri=tracking_uri, log_level=None)
+    room.recover(overrides, dry_run=dry_run, as_json=json)
+
+
 def _overrides(
     assignments: list[str] | None, *, experiment: str | None, tracking_uri: str | None, log_level: str | None
 ) -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -50,6 +51,19 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     target.print(grid)
+
+
+def as_json(value: object) -> None:
+    """Print the value as JSON on stdout, for programs."""
+    print(json.dumps(value, indent=2, default=str))  # noqa: T201 - this is what was asked for
+
+
+def age(seconds: float) -> str:
+    """Return a duration for people, in its largest unit."""
+    for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def fail(message: str, status: int) -> NoReturn:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 
@@ -14,7 +13,7 @@ def show(overrides: Mapping[str, str], *, as_json: bool) -> None:
     with _look.plain_warnings(), _look.plain_errors():
         settings = _context.build(overrides).settings()
     if as_json:
-        print(json.dumps([asdict(setting) for setting in settings], indent=2))  # noqa: T201 - this is its output
+        _look.as_json([asdict(setting) for setting in settings])
         return
     rows = [(setting.name, setting.value, setting.source, setting.variable) for setting in settings]
     _look.table(("setting", "value", "from", "variable"), rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +16,7 @@ def send(title: str, message: str, level: Any, overrides: Mapping[str, str], *, 
     with _look.plain_warnings(), _look.plain_errors():
         outcomes = _context.build(overrides).alerts_service.deliver_now(title, message, level=level)
     if as_json:
-        print(json.dumps([asdict(outcome) for outcome in outcomes], indent=2))  # noqa: T201 - this is its output
+        _look.as_json([asdict(outcome) for outcome in outcomes])
     else:
         rows = [
             (outcome.channel, "yes" if outcome.delivered else "no", f"{outcome.milliseconds:.1f}", outcome.reason)

@@ -17,7 +17,15 @@ Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 Undo: TypeAlias = Callable[[], None]
 Facts: TypeAlias = Mapping[str, str]
 
+LOG_ARTIFACTS = "logs"
+"""The folder of a run's artifacts that holds its log."""
+
 _report = logging.getLogger("autogen_team")
+
+
+def log_folder(state: Path, run_id: str) -> Path:
+    """Return where the log of a run is kept until it has arrived among the artifacts."""
+    return state / "logs" / run_id
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from autogen_team.io._settings import Settings, Variable, state_dir
 from autogen_team.io.osvariables import Env
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from types import ModuleType, TracebackType
     from typing import Self
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from autogen_team.io._alerts.delivery import Delivery
     from autogen_team.io._alerts.delivery import Settings as ChannelSettings
     from autogen_team.io._alerts.trial import Outcome
+    from autogen_team.io._tracking.inventory import Found
+    from autogen_team.io._tracking.recovery import Recovered
 
 __all__ = ["AlertsService", "LoggerService", "MlflowService", "Service"]
 
@@ -344,6 +346,12 @@ class MlflowService(Service):
         """Values that are not text are converted by `str`."""
         log_system_metrics: bool | None = True
         """Sample CPU, memory, disk and GPUs; None leaves that to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING."""
+        nested: bool = False
+        """Open it inside of the run that is open already, as its child; else that is an error."""
+        parent_run_id: str | None = None
+        """Make it a child of this run, which may be that of another process."""
+        run_id: str | None = None
+        """Go on with this run instead of making one; it takes the name."""
 
         def __init__(self, **fields: Any) -> None:
             try:
@@ -352,7 +360,7 @@ class MlflowService(Service):
                 faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
                 raise ConfigurationError(f"a run cannot be configured so: {'; '.join(faults)}") from None
 
-    __slots__ = ("_stores",)
+    __slots__ = ("_lane", "_stores")
 
     variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_MLFLOW_"
     env: ClassVar[_CurrentEnv] = _CurrentEnv()
@@ -392,12 +400,19 @@ class MlflowService(Service):
     """Suppress the log lines and warnings of autologging."""
     connect_timeout: Annotated[float, Field(gt=0, le=_DAY)] = 5.0
     """Seconds within which a server must answer when the service starts; MLflow itself would try for four minutes."""
+    mode: Literal["online", "auto", "offline"] = "online"
+    """What a server that does not answer at the start means: an error, or working offline; `offline` never asks it."""
+    durable: bool = True
+    """Write what is logged to a journal on disk and deliver it behind the job's back; else each call waits."""
+    flush_timeout: Annotated[float, Field(gt=0, le=_DAY)] = 30.0
+    """Seconds that `stop` and the exit of the process wait for the delivery of the journal; the rest stays on disk."""
 
     def start(self) -> None:
         """Set tracking and registry URI, the experiment and autologging.
 
         Raises:
-            TrackingUnavailableError: the server refuses or does not answer within `connect_timeout` seconds.
+            TrackingUnavailableError: the server refuses or does not answer within `connect_timeout` seconds, and `mode`
+                is `online`.
             ConfigurationError: the experiment cannot be used, for example because it is deleted.
 
         """
@@ -410,17 +425,26 @@ class MlflowService(Service):
                     for name in type(self).model_fields
                     if name.startswith("autolog_")
                 }
-                stores = session.absolute(self.tracking_uri), session.absolute(self.registry_uri)
                 settings = session.Settings(
-                    tracking_uri=stores[0],
-                    registry_uri=stores[1],
+                    tracking_uri=session.absolute(self.tracking_uri),
+                    registry_uri=session.absolute(self.registry_uri),
                     experiment_name=self.experiment_name,
                     connect_timeout=self.connect_timeout,
                     autolog=autolog,
                     state_dir=state_dir(),
+                    mode=self.mode,
+                    durable=self.durable,
+                    flush_timeout=self.flush_timeout,
                 )
-                self._on_stop(session.start(settings))
-                object.__setattr__(self, "_stores", stores)
+                started = session.start(settings)
+                self._on_stop(started.stop)
+                object.__setattr__(self, "_stores", (started.tracking_uri, started.registry_uri))
+                object.__setattr__(self, "_lane", started.log_metrics)
+
+    def stop(self) -> None:
+        """Deliver what waits in the journal, for at most `flush_timeout` seconds, and give MLflow back as it was."""
+        object.__setattr__(self, "_lane", None)
+        super().stop()
 
     @contextmanager
     def run_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
@@ -437,6 +461,29 @@ class MlflowService(Service):
         """
         with self._runs().open_run(**run_config.model_dump()) as run:
             yield run
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log to the active run as `mlflow.log_metrics` does, at a tenth of its cost: fit for every step of a hot loop.
+
+        Values are checked by the same rules and written to the same journal. In a thread that has no run of its own,
+        the run is the job's. `step` is 0 unless given.
+
+        >>> service = MlflowService(tracking_uri="sqlite:///loop.db")
+        >>> with service, service.run_context(MlflowService.RunConfig(name="loop")) as run:
+        ...     for step in range(3):
+        ...         service.log_metrics({"loss": 1 / (step + 1)}, step)
+        >>> len(service.client().get_metric_history(run.info.run_id, "loss"))
+        3
+
+        Raises:
+            NotStartedError: the service does not run, or no run is open.
+            MlflowException: a value or a key is none that MLflow takes; the others are logged all the same.
+
+        """
+        lane: Callable[[Mapping[str, float], int | None], None] | None = getattr(self, "_lane", None)
+        if lane is None:
+            raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
+        lane(metrics, step)
 
     @contextmanager
     def host_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
@@ -462,17 +509,33 @@ class MlflowService(Service):
         return session.active_run()
 
     def link(self, experiment_id: str, run_id: str) -> str | None:
-        """Return the page of a run on the tracking server; None for a store that is not a server."""
+        """Return the page of a run on the tracking server; None for a store that is not one, or for an offline run."""
         from autogen_team.io._tracking import links
 
-        return links.of_run(self.tracking_uri, experiment_id, run_id)
+        return links.of_run(self._effective_stores()[0], experiment_id, run_id)
+
+    def recover(self) -> Iterator[tuple[Found, Recovered]]:
+        """Deliver what dead processes of this machine have left in their journals, and close their runs as KILLED.
+
+        Yields each journal with what has become of it. The journal of a living process is never touched.
+        """
+        from autogen_team.io._tracking import recovery, session
+
+        stores = session.absolute(self.tracking_uri), session.absolute(self.registry_uri)
+        yield from recovery.recover_all(*stores, state_dir(), others=True)
 
     def client(self) -> MlflowClient:
         """Return a client for this service's stores; works whether the service runs or not.
 
-        The path of a SQLite file is that of the folder in which the service was started last, or else of this one.
+        The path of a SQLite file is that of the folder in which the service was started last, or else of this one; when
+        it was started offline, the client is for the store of offline runs.
         """
         from autogen_team.io._tracking import session
 
-        stores = session.absolute(self.tracking_uri), session.absolute(self.registry_uri)
-        return session.client(*getattr(self, "_stores", stores))
+        return session.client(*self._effective_stores())
+
+    def _effective_stores(self) -> tuple[str, str]:
+        from autogen_team.io._tracking import session
+
+        stores: tuple[str, str] | None = getattr(self, "_stores", None)
+        return stores or (session.absolute(self.tracking_uri), session.absolute(self.registry_uri))

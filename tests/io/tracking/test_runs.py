@@ -25,7 +25,8 @@ with service, service.run_context(MlflowService.RunConfig(name="train")) as run:
 
 def start(uri: str, experiment: str) -> _job.Undo:
     """Start tracking, without autologging."""
-    return session.start(session.Settings(uri, uri, experiment, 5, {"disable": True, "silent": True}, Path("state")))
+    settings = session.Settings(uri, uri, experiment, 5, {"disable": True, "silent": True}, Path("state"))
+    return session.start(settings).stop
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ from autogen_team.io._worker import start_afresh_after_fork
 if TYPE_CHECKING:
     from pathlib import Path
 
-ARTIFACT_FOLDER = "logs"
 SEGMENT = 16 * 2**20
 """Bytes after which a new file is begun, so that a long log is never brought to the run as a whole again."""
 PATIENCE = 10.0
@@ -45,7 +44,7 @@ class RunLogs:
 
     def __init__(self, state: Path, words: Words) -> None:
         """Keep logs below `state`."""
-        self._folder = state / "logs"
+        self._state = state
         self._words = words
         self._open: tuple[RunLog, ...] = ()
         self.after_fork()
@@ -72,7 +71,7 @@ class RunLogs:
 
     def run_started(self, run: _job.Run) -> None:
         """Begin a log."""
-        log = RunLog(run, self._folder / run.run_id, self._words)
+        log = RunLog(run, _job.log_folder(self._state, run.run_id), self._words)
         with self._lock:
             self._open = (*self._open, log)
 
@@ -112,7 +111,7 @@ class RunLog:
         self._owner = True
         self._file: File | None = None
         self._begin()
-        self._upload = Upload(folder, attach=lambda path: run.attach(path, ARTIFACT_FOLDER), writer=self)
+        self._upload = Upload(folder, attach=lambda path: run.attach(path, _job.LOG_ARTIFACTS), writer=self)
         self._upload.start()
         start_afresh_after_fork(self)
 

@@ -28,6 +28,29 @@ def check(uri: str, timeout: float) -> None:
         ConfigurationError: the URI is none.
 
     """
+    fault = find_fault(uri, timeout)
+    if fault is not None:
+        raise TrackingUnavailableError(unavailable(uri, fault))
+
+
+def takes_connections(uri: str, timeout: float) -> bool:
+    """Tell whether somebody listens where the server of `uri` should be; a proxy in between may say no for a yes."""
+    parts = urlsplit(uri)
+    default = {"http": 80, "https": 443}.get(parts.scheme) or _DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
+    try:
+        _connect(parts.hostname or "", parts.port or default, timeout)
+    except OSError:
+        return False
+    return True
+
+
+def find_fault(uri: str, timeout: float) -> str | None:
+    """Return why the server of `uri` does not answer, in a few words; None if it does, or there is none to ask.
+
+    Raises:
+        ConfigurationError: the URI is none.
+
+    """
     try:
         parts = urlsplit(uri)
         address = parts.hostname, parts.port
@@ -40,17 +63,24 @@ def check(uri: str, timeout: float) -> None:
     elif (driver := parts.scheme.partition("+")[0]) in _DEFAULT_PORTS and address[0]:
         ask = partial(_connect, address[0], address[1] or _DEFAULT_PORTS[driver], timeout)
     else:
-        return
+        return None
     try:
         within(timeout, ask, name="autogen-team-probe")
     except Exception as error:  # whatever it is that does not speak HTTP
-        raise TrackingUnavailableError(unavailable(uri, str(error) or type(error).__name__)) from None
+        return str(error) or type(error).__name__
+    return None
+
+
+def is_server(uri: str) -> bool:
+    """Tell whether the store of `uri` is somewhere else: an MLflow server, or a database with one of its own."""
+    scheme = urlsplit(uri).scheme
+    return scheme in ("http", "https") or scheme.partition("+")[0] in _DEFAULT_PORTS
 
 
 def unavailable(uri: str, fault: str) -> str:
     """Say that the store of `uri` cannot be used, why, and what to do."""
     remedy = "Correct MLFLOW_TRACKING_URI (or MLFLOW_REGISTRY_URI)"
-    if urlsplit(uri).scheme in ("http", "https", *_DEFAULT_PORTS):
+    if is_server(uri):
         remedy += ", start the server, or raise AUTOGEN_TEAM_MLFLOW_CONNECT_TIMEOUT if it is only slow"
     return f"the MLflow store at {mask_url(uri)} cannot be used: {mask(fault).rstrip('. ')}. {remedy}."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import threading
@@ -14,12 +15,13 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import RunInfo
+from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team.io import _job
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask
-from autogen_team.io._tracking import ending, links, seam
+from autogen_team.io._tracking import ending, isolation, links, seam
 
 EXCEPTION_TAG = "autogen_team.exception"
 PATIENCE = 15.0
@@ -51,17 +53,27 @@ _open: list[_Open] = []
 
 @contextmanager
 def open_run(
-    *, name: str, description: str | None, tags: Mapping[str, Any] | None, log_system_metrics: bool | None
+    *,
+    name: str,
+    description: str | None = None,
+    tags: Mapping[str, Any] | None = None,
+    log_system_metrics: bool | None = None,
+    nested: bool = False,
+    parent_run_id: str | None = None,
+    run_id: str | None = None,
 ) -> Iterator[mlflow.ActiveRun]:
     """Open a run, and close it with the status that the job deserves."""
     with ending.signals_raise():
         ending.hold()
         try:
             active = mlflow.start_run(
+                run_id=run_id,
                 run_name=name,
+                nested=nested,
+                parent_run_id=parent_run_id,
                 description=None if description is None else mask(description),
                 tags=as_text(tags),
-                log_system_metrics=log_system_metrics,
+                log_system_metrics=_can_sample(log_system_metrics),
             )
             opened = None if isinstance(active, seam.JoinedRun) else _note(active)  # else its host closes it
         except BaseException:
@@ -84,11 +96,9 @@ def open_run(
 
 
 @contextmanager
-def host_run(
-    *, name: str, description: str | None, tags: Mapping[str, Any] | None, log_system_metrics: bool | None
-) -> Iterator[mlflow.ActiveRun]:
+def host_run(**config: Any) -> Iterator[mlflow.ActiveRun]:
     """Open a run as `open_run` does, which the first run that the code inside opens joins instead of being its own."""
-    with open_run(name=name, description=description, tags=tags, log_system_metrics=log_system_metrics) as active:
+    with open_run(**config) as active:
         restore = seam.let_join(active)
         try:
             yield active
@@ -104,18 +114,25 @@ def close_what_is_left() -> None:
             _close(opened, ending.Terminated(signum))
 
 
+def _can_sample(wanted: bool | None) -> bool | None:
+    """Return False, with a warning, where MLflow would raise after it has made the run, and leave that RUNNING."""
+    if wanted is None:
+        wanted = bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())  # type: ignore[no-untyped-call]  # MLflow gives none
+    if wanted and importlib.util.find_spec("psutil") is None:
+        _report.warning("system metrics are not sampled: they need psutil (pip install psutil)")
+        return False
+    return wanted
+
+
 def as_text(tags: Mapping[str, Any] | None) -> dict[str, str] | None:
     """Return the tags as MLflow's servers want them, text (a number works on SQLite only), secrets masked."""
     return None if tags is None else {str(key): mask(str(value)) for key, value in tags.items()}
 
 
 def facts() -> _job.Facts:
-    """Return the run and the span of the calling line; the job's latest run for a thread that has none of its own."""
-    active = mlflow.active_run()
-    if active is not None:
-        found = _facts.get(active.info.run_id) or _learn(active.info)
-    else:
-        found = _facts.get(_open[-1].run.run_id, {}) if _open else {}
+    """Return the run and the span of the calling line; the job's run for a thread that has none of its own."""
+    active = isolation.job_run()
+    found = {} if active is None else _facts.get(active.info.run_id) or _learn(active.info)
     span = mlflow.get_current_active_span()
     return found if span is None else {**found, "trace_id": span.trace_id, "span_id": span.span_id}
 

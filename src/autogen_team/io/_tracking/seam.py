@@ -8,16 +8,33 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
 - ``mlflow.utils.autologging_utils.AUTOLOGGING_INTEGRATIONS``, ``revert_patches`` in ``safety`` beside it, and
   ``mlflow.utils.import_hooks._post_import_hooks``: what `mlflow.autolog` has switched on, and will switch on when a
   library is imported;
-- ``mlflow.tracking.fluent._active_run_stack`` and ``_last_active_run_id``: the open runs of each thread, of which
-  MLflow shows only the topmost of the calling one, and ends no other;
+- ``mlflow.tracking.fluent._active_run_stack``, ``_get_or_start_run``, ``_get_latest_active_run`` and ``start_run``: the
+  open runs of each thread, of which MLflow shows only the topmost of the calling one, and ends no other; touched in
+  `isolation`, which gives each task its own;
+- ``mlflow.tracking.fluent._last_active_run_id``: the run that was ended last;
 - ``mlflow.start_run`` and ``mlflow.end_run``, replaced while a supervised job runs, so that the job's own first run
   joins the supervisor's;
 - ``mlflow.store.db.utils.MAX_RETRY_COUNT``: a database that refuses is asked ten times in 100 seconds;
-- ``mlflow.tracking.fluent.run_id_to_system_metrics_monitor``: the threads that MLflow forgets when it cannot end a run.
+- ``mlflow.tracking.fluent.run_id_to_system_metrics_monitor``: the threads that MLflow forgets when it cannot end a run;
+- ``_get_store_with_resolved_uri`` of ``_tracking_store_registry`` in ``mlflow.tracking._tracking_service.utils``: where
+  MLflow finds the store of a URI, at every call, so that another object can stand in for it while the URI stays what
+  it is. (The registry's own door, `register`, has a cache in front of it, and a builder that is not MLflow's changes
+  what MLflow says of the scheme.);
+- ``TrackingServiceClient._get_artifact_repo``: the same for artifacts;
+- ``RunInfo._copy_with_overrides``: a run as it will be;
+- ``ManagedSessionMaker``, ``_get_run``, ``_check_run_is_active`` and ``_update_latest_metrics_if_necessary`` of
+  MLflow's SqlAlchemyStore with its tables ``metrics`` and ``latest_metrics``: a thousand metrics by one statement cost
+  6 us each, by `log_batch`, which makes an object of each, 43 (SQLite, MLflow 3.17), in the interpreter that the job
+  needs itself;
+- ``_validate_metric`` and its siblings in ``mlflow.utils.validation``, and the conversion of a metric's value to a
+  float: MLflow's own rules, asked at the call instead of by the store;
+- ``mlflow.tracking.fluent._safe_end_run``: ends a run at the exit of the process, and has to do so before the journal
+  is closed there.
 """
 
 from __future__ import annotations
 
+import atexit
 import copy
 import logging
 import os
@@ -26,14 +43,32 @@ from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias
 
 import mlflow
+from mlflow.entities import Param, RunInfo, RunTag
 from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
-from mlflow.utils import autologging_utils, import_hooks
+from mlflow.tracking._tracking_service import utils as tracking
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
+from mlflow.tracking.metric_value_conversion_utils import convert_metric_value_to_float_if_possible
+from mlflow.utils import autologging_utils, import_hooks, validation
+from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.autologging_utils import safety
 
+from autogen_team.io._tracking import isolation
+
 Undo: TypeAlias = Callable[[], None]
+Kind: TypeAlias = Literal["run", "logged_model"]
 
 _ALL_FLAVORS = "mlflow"  # the name under which `mlflow.autolog` stores its own arguments
+
+
+check_metric: Callable[..., None] = validation._validate_metric
+check_param: Callable[..., Param] = validation._validate_param
+check_tag: Callable[..., RunTag] = validation._validate_tag
+check_limits: Callable[..., None] = validation._validate_batch_log_limits
+check_unique: Callable[..., None] = validation._validate_param_keys_unique
+check_run_id: Callable[..., None] = validation._validate_run_id
+check_datasets: Callable[..., None] = validation._validate_dataset_inputs
+as_float: Callable[[Any], Any] = convert_metric_value_to_float_if_possible
 
 
 class _Holders:
@@ -152,19 +187,15 @@ def open_run_ids() -> list[str]:
 
 
 def leave_runs(run_id: str) -> list[str]:
-    """Take the run, and what is open inside of it, off the stack of whichever thread has it open.
+    """Take the run, and what is open inside of it, off the stacks of whichever task or thread has it open.
 
     Returns their ids, the innermost first; none if the run is not open any more.
     """
-    for stack in fluent._active_run_stack.get_all_thread_values().values():
-        ids = [run.info.run_id for run in stack]
-        if run_id in ids:
-            place = ids.index(run_id)
-            del stack[place:]
-            os.environ.pop("MLFLOW_RUN_ID", None)
-            fluent._last_active_run_id.set(run_id)
-            return list(reversed(ids[place:]))
-    return []
+    ids = isolation.forget(run_id)
+    if ids:
+        os.environ.pop("MLFLOW_RUN_ID", None)
+        fluent._last_active_run_id.set(run_id)
+    return ids
 
 
 def stop_system_metrics(run_id: str) -> None:
@@ -226,3 +257,119 @@ def _describe(run_id: str, fields: dict[str, Any]) -> None:
         tags["mlflow.note.content"] = fields["description"]
     for key, value in tags.items():
         mlflow.MlflowClient().set_tag(run_id, key, value)
+
+
+def plain_store(uri: str) -> Any:
+    """Return MLflow's own store of the URI, whatever stands in for it."""
+    return _plain_store_of(uri, None)
+
+
+_registry: Any = tracking._tracking_store_registry
+_stand_ins: dict[str, Any] = {}
+_wrappers: dict[str, Callable[[Any, str, Kind], Any]] = {}
+_client_class: Any = TrackingServiceClient
+_plain_artifact_repo: Any = _client_class._get_artifact_repo
+
+
+def stand_in(uri: str, store: Any, wrap_artifacts: Callable[[Any, str, Kind], Any]) -> Undo:
+    """Let `store` stand in for MLflow's store of `uri`, and `wrap_artifacts` change its artifact repositories."""
+    _stand_ins[uri], _wrappers[uri] = store, wrap_artifacts
+    _registry._get_store_with_resolved_uri = _find_store
+    _client_class._get_artifact_repo = _find_artifact_repo
+
+    def undo() -> None:
+        del _stand_ins[uri], _wrappers[uri]
+        if not _stand_ins:
+            del _registry._get_store_with_resolved_uri
+            _client_class._get_artifact_repo = _plain_artifact_repo
+
+    return undo
+
+
+def _find_store(uri: str, artifact_uri: str | None = None) -> Any:
+    found = _stand_ins.get(uri)
+    if found is not None and artifact_uri is None:
+        return found
+    return _plain_store_of(uri, artifact_uri)
+
+
+def _plain_store_of(uri: str, artifact_uri: str | None) -> Any:
+    return type(_registry)._get_store_with_resolved_uri(_registry, uri, artifact_uri)  # as its cache knows the call
+
+
+def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: Kind = "run") -> Any:
+    found = _plain_artifact_repo(client, owner, resource=resource)
+    wrap = _wrappers.get(client.tracking_uri)
+    return found if wrap is None else wrap(found, owner, resource)
+
+
+def artifact_repository(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
+    """Return MLflow's own repository of a run or a logged model."""
+    return _plain_artifact_repo(client._tracking_client, owner, resource=kind)
+
+
+def changed(info: RunInfo, status: int | None, end_time: int | None, name: str | None) -> RunInfo:
+    """Return the run with what is not None changed."""
+    found: RunInfo = info._copy_with_overrides(status, end_time, run_name=name)
+    return found
+
+
+def done() -> RunOperations:
+    """Return what MLflow returns for something that it does in the background, done."""
+    return RunOperations([])
+
+
+def insert_metrics(store: Any, run_id: str, metrics: list[dict[str, Any]]) -> bool:
+    """Write plain metrics to the tables of a database, in one transaction; False if this database is not written so.
+
+    Each has `key`, `value`, `timestamp` and `step`. What is there already stays, as MLflow itself sees to.
+    """
+    from mlflow.store.tracking.dbmodels.models import SqlMetric
+
+    dialect = store.engine.dialect.name
+    if dialect == "sqlite":
+        from sqlalchemy.dialects.sqlite import insert
+    elif dialect == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]  # the same, for another database
+    else:
+        return False
+    rows: list[dict[str, Any]] = []
+    latest: dict[str, dict[str, Any]] = {}
+    for metric in metrics:
+        is_nan, value = store.sanitize_metric_value(metric["value"])
+        row = {
+            "run_uuid": run_id,
+            "key": metric["key"],
+            "value": value,
+            "timestamp": metric["timestamp"],
+            "step": metric["step"],
+            "is_nan": is_nan,
+        }
+        rows.append(row)
+        before = latest.get(row["key"])
+        if before is None or _age(row) > _age(before):
+            latest[row["key"]] = row
+    with _writing_session(store) as session:
+        store._check_run_is_active(store._get_run(run_uuid=run_id, session=session))
+        session.execute(insert(SqlMetric.__table__).on_conflict_do_nothing(), rows)
+        store._update_latest_metrics_if_necessary([SqlMetric(**row) for row in latest.values()], session)
+    return True
+
+
+def _writing_session(store: Any) -> Any:
+    try:
+        return store.ManagedSessionMaker(read_only=False)
+    except TypeError:  # in older MLflows every session may write
+        return store.ManagedSessionMaker()
+
+
+def _age(row: dict[str, Any]) -> tuple[int, int, float]:
+    return row["step"], row["timestamp"], row["value"]
+
+
+def close_at_exit(close: Callable[[], None]) -> Undo:
+    """Call `close` when the process exits, after MLflow has ended the run that is still open then."""
+    atexit.unregister(fluent._safe_end_run)
+    atexit.register(close)
+    atexit.register(fluent._safe_end_run)  # the latest is called first
+    return lambda: atexit.unregister(close)

@@ -7,12 +7,12 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, TrackingUnavailableError
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.tracking import MlflowClient
 
+_report = logging.getLogger("autogen_team")
 _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
 _SAMPLER = "mlflow.system_metrics"  # tells four times in each run that it is there
 _QUIET_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
@@ -42,23 +43,53 @@ class Settings:
     autolog: Mapping[str, bool]
     """The arguments of `mlflow.autolog`."""
     state_dir: Path
-    """For locks; need not exist."""
+    """For journals, locks and offline runs; need not exist."""
+    mode: Literal["online", "auto", "offline"] = "online"
+    durable: bool = True
+    flush_timeout: float = 30.0
+    """Seconds."""
 
 
-def start(settings: Settings) -> _job.Undo:
-    """Point MLflow at the stores, set the experiment, switch autologging on; the returned function gives all that back.
+@dataclass(frozen=True, slots=True)
+class Session:
+    """MLflow, set up."""
+
+    tracking_uri: str
+    """The store in use: the one asked for, or that of offline runs."""
+    registry_uri: str
+    stop: _job.Undo
+    """Gives everything back."""
+    log_metrics: Callable[[Mapping[str, float], int | None], None]
+    """Logs to the active run, for hot loops."""
+
+
+def start(settings: Settings) -> Session:
+    """Point MLflow at the stores, set the experiment, switch autologging on.
 
     Raises:
-        TrackingUnavailableError: a store does not answer, or not in time.
+        TrackingUnavailableError: a store does not answer, or not in time, and the mode is `online`.
         ConfigurationError: the experiment cannot be used.
 
     """
-    for uri in dict.fromkeys((settings.tracking_uri, settings.registry_uri)):
-        probe.check(uri, settings.connect_timeout)
+    if settings.mode != "offline":
+        try:
+            for uri in dict.fromkeys((settings.tracking_uri, settings.registry_uri)):
+                probe.check(uri, settings.connect_timeout)
+            return _start(settings)
+        except TrackingUnavailableError as error:
+            if settings.mode == "online":
+                raise
+            _report.warning("%s The job works offline; `autogen-team sync` delivers its runs later", error)
+    from autogen_team.io._tracking import offline
 
+    uri = offline.prepare(settings.state_dir, settings.tracking_uri)
+    return _start(replace(settings, tracking_uri=uri, registry_uri=uri), is_offline=True)
+
+
+def _start(settings: Settings, *, is_offline: bool = False) -> Session:
     import mlflow
 
-    from autogen_team.io._tracking import ending, runs, seam
+    from autogen_team.io._tracking import ending, isolation, lane, recovery, runs, seam, write_behind
 
     with ExitStack() as undo:
         undo.enter_context(ending.signals_raise())
@@ -70,12 +101,25 @@ def start(settings: Settings) -> _job.Undo:
         undo.callback(seam.keep_uris())
         mlflow.set_tracking_uri(settings.tracking_uri)
         mlflow.set_registry_uri(settings.registry_uri)
-        _set_experiment(settings)
+        _set_experiment(settings, is_offline=is_offline)
+        if settings.durable:
+            recovery.recover_behind(settings.tracking_uri, settings.registry_uri, settings.state_dir)
+            undo.callback(
+                write_behind.start(
+                    settings.tracking_uri,
+                    settings.registry_uri,
+                    settings.state_dir,
+                    connect_timeout=settings.connect_timeout,
+                    flush_timeout=settings.flush_timeout,
+                )
+            )
+        undo.callback(isolation.isolate())
         undo.callback(seam.keep_autolog())
         mlflow.autolog(**dict[str, Any](settings.autolog))
         undo.callback(_job.set_source(runs.facts))
         undo.callback(runs.close_what_is_left)  # the first thing that a stop does, while everything is still in place
-        return undo.pop_all().close
+        log_metrics = lane.of(settings.tracking_uri, settings.registry_uri)
+        return Session(settings.tracking_uri, settings.registry_uri, undo.pop_all().close, log_metrics)
 
 
 def absolute(uri: str) -> str:
@@ -98,10 +142,10 @@ def active_run() -> mlflow.ActiveRun | None:
     return loaded.active_run() if loaded else None
 
 
-def _set_experiment(settings: Settings) -> None:
+def _set_experiment(settings: Settings, *, is_offline: bool) -> None:
     import mlflow
 
-    from autogen_team.io._tracking import runs, seam
+    from autogen_team.io._tracking import offline, runs, seam
 
     try:
         with (
@@ -109,6 +153,8 @@ def _set_experiment(settings: Settings) -> None:
             _impatient(settings.connect_timeout),
             seam.quiet("alembic"),  # some 70 lines about the schema of a database that is being made
         ):
+            if is_offline:
+                offline.make_experiment(settings.tracking_uri, settings.experiment_name)
             work = partial(mlflow.set_experiment, settings.experiment_name)
             is_remote = urlsplit(settings.tracking_uri).scheme in ("http", "https")
             experiment = within(settings.connect_timeout, work, name="autogen-team-experiment") if is_remote else work()
@@ -149,7 +195,7 @@ def _allow_file_store(*uris: str) -> None:
                 f"{mask_url(uri)} is a folder: MLflow keeps its file store in maintenance and will drop it; move to "
                 "sqlite:///mlflow.db (mlflow migrate-filestore)",
                 ConfigurationWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
             os.environ[_ALLOW_FILE_STORE] = "true"
 

@@ -1,0 +1,62 @@
+"""`autogen-team recover`: what dead processes have left behind, delivered and closed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from autogen_team.cli import _context, _look
+from autogen_team.io._settings import state_dir
+
+if TYPE_CHECKING:
+    from autogen_team.io._tracking import inventory, recovery
+
+_FAILED = 1
+
+
+def recover(overrides: Mapping[str, str], *, dry_run: bool, as_json: bool) -> None:
+    """Recover every dead journal of this machine, or only tell which and why."""
+    from autogen_team.io._tracking import inventory
+
+    if dry_run:
+        found = inventory.find(state_dir())
+        if as_json:
+            _look.as_json([asdict(one) for one in found])
+        elif found:
+            _look.table(("run", "host", "pid", "last write", "what would be done", "why"), map(_plan, found))
+        else:
+            _say_none()
+        return
+    with _look.plain_warnings(), _look.plain_errors():
+        service = _context.build(overrides).mlflow_service
+        results = [result for _, result in service.recover()]
+    if as_json:
+        _look.as_json([asdict(result) for result in results])
+    elif results:
+        columns = ("journal", "entries delivered", "refused", "runs closed as KILLED", "problem")
+        _look.table(columns, map(_row, results))
+    else:
+        _say_none()
+    if any(result.problem for result in results):
+        raise SystemExit(_FAILED)
+
+
+def _say_none() -> None:
+    _look.say("journals", "no dead process has left any", "bold")
+
+
+def _plan(found: inventory.Found) -> tuple[str, ...]:
+    runs = [run.name or run.run_id for run in found.open_runs] or list(found.run_ids)
+    action = "nothing"
+    if found.state == "dead":
+        closing = f", close {len(found.open_runs)} as KILLED" if found.open_runs else ""
+        action = f"deliver {found.waiting} entries{closing}"
+    age = _look.age(time.time() - found.last_write)
+    return ", ".join(runs) or "-", found.host, str(found.pid), f"{age} ago", action, found.evidence
+
+
+def _row(result: recovery.Recovered) -> tuple[str, ...]:
+    closed = ", ".join(result.closed) or "-"
+    return result.folder.name, str(result.delivered), str(result.refused), closed, result.problem or "-"

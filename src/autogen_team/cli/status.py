@@ -1,0 +1,46 @@
+"""`autogen-team status`: what waits on this machine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from autogen_team.cli import _look
+from autogen_team.io._settings import state_dir
+
+if TYPE_CHECKING:
+    from autogen_team.io._tracking import inventory
+
+
+def show(*, as_json: bool) -> None:
+    """Print the journals of all processes, and the stores of offline runs."""
+    from autogen_team.io._tracking import inventory, offline
+
+    found = inventory.find(state_dir())
+    stores = offline.find(state_dir())
+    if as_json:
+        offline_stores = [{"store": store, "destination": destination} for store, destination in stores.items()]
+        _look.as_json({"journals": [asdict(one) for one in found], "offline": offline_stores})
+        return
+    if found:
+        _look.table(("run", "host", "pid", "process", "waiting", "last write", "store"), map(_row, found))
+    else:
+        _look.say("journals", f"none wait in {state_dir()}", "bold")
+    if stores:
+        _look.table(("offline runs", "meant for"), stores.items())
+
+
+def _row(found: inventory.Found) -> tuple[str, ...]:
+    names = [f"{run.name or run.run_id} (open)" for run in found.open_runs]
+    known = {run.run_id for run in found.open_runs}
+    others = [run_id for run_id in found.run_ids if run_id not in known]
+    return (
+        ", ".join([*names, *others]) or "-",
+        found.host,
+        str(found.pid),
+        found.state,
+        str(found.waiting),
+        f"{_look.age(time.time() - found.last_write)} ago",
+        found.uri,
+    )

@@ -1,0 +1,118 @@
+"""Artifacts while the server cannot be reached: they wait as copies beside the journal, and their entry in it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from autogen_team.io._tracking import entries, seam
+from autogen_team.io._tracking.courier import Courier
+from autogen_team.io._tracking.destinations import Refused, Unreachable
+from autogen_team.io._tracking.entries import Entry
+from autogen_team.io._tracking.journal import Journal
+from autogen_team.io._tracking.link import Link, StoreUnavailableError
+from autogen_team.io._tracking.seam import Kind
+from autogen_team.io._tracking.standin import StandIn
+
+_FILES = "files"
+"""The folder beside the journal."""
+_THROUGH_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")
+_PATIENCE = 10.0
+"""Seconds that an upload waits for those before it."""
+
+
+class WaitingRoom:
+    """Keeps what is to be brought to runs and models later."""
+
+    def __init__(self, journal: Journal, courier: Courier, link: Link) -> None:
+        self._journal = journal
+        self._courier = courier
+        self._link = link
+        self._count = 0
+        self._last = 0
+        """The number of the last entry that has something waiting."""
+
+    def wrap(self, repository: Any, owner: str, kind: Kind) -> Any:
+        """Return a repository that does not fail while the server is gone; one elsewhere is returned as it is."""
+        if not str(repository.artifact_uri).startswith(_THROUGH_THE_SERVER):
+            return repository
+        return _Patient(repository, self, owner, kind)
+
+    def log(self, path: Path, folder: str | None, owner: str, kind: Kind, upload: Callable[[], None]) -> None:
+        """Upload a file or folder if the server answers, else keep a copy for later."""
+        is_next = self._journal.acked >= self._last or self._courier.flush(_PATIENCE, give_up_when_cut=True)
+        try:
+            self._link.require()
+        except StoreUnavailableError:
+            is_next = False
+        if not is_next:
+            self._keep(path, folder, owner, kind)
+            return
+        try:
+            upload()
+        except Exception:
+            if self._link.answers():  # so the fault is not that of the way
+                raise
+            self._keep(path, folder, owner, kind)
+
+    def _keep(self, path: Path, folder: str | None, owner: str, kind: Kind) -> None:
+        self._count += 1
+        place = self._journal.begin() / _FILES / f"{self._count:06d}"
+        place.parent.mkdir(mode=0o700, exist_ok=True)
+        if path.is_dir():
+            shutil.copytree(path, place)
+        else:
+            place.mkdir()
+            shutil.copy2(path, place)
+        owned = {"run": owner} if kind == "run" else {"model": owner}
+        self._last = self._journal.append(
+            entries.body("artifact", place=f"{_FILES}/{place.name}", path=folder, **owned)
+        )
+
+
+class _Patient(StandIn):
+    """A repository whose uploads may wait; everything else is the repository's own."""
+
+    def __init__(self, repository: Any, room: WaitingRoom, owner: str, kind: Kind) -> None:
+        super().__init__(repository)
+        self._room = room
+        self._owner = owner
+        self._kind = kind
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
+        """Bring a file there, now or later."""
+        self._bring("log_artifact", local_file, artifact_path)
+
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
+        """Bring what is in a folder there, now or later."""
+        self._bring("log_artifacts", local_dir, artifact_path)
+
+    def _bring(self, method: str, path: str, folder: str | None) -> None:
+        def upload() -> None:
+            getattr(self._inner, method)(path, folder)
+
+        self._room.log(Path(path), folder, self._owner, self._kind, upload)
+
+
+def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:
+    """Bring what an entry has waiting to its run or model, and remove the copy.
+
+    Raises:
+        Refused: it waits no more.
+        Unreachable: it could not be brought there.
+
+    """
+    place = journal_folder / entry["place"]
+    if not place.is_dir():
+        raise Refused("the file is not beside the journal")
+    kind: Kind = "run" if "run" in entry else "logged_model"
+    try:
+        repository = seam.artifact_repository(client, entry.get("run") or entry["model"], kind)
+        repository.log_artifacts(str(place), entry.get("path"))
+    except Exception as error:
+        raise Unreachable(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
+    shutil.rmtree(place, ignore_errors=True)

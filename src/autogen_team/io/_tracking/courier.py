@@ -1,0 +1,188 @@
+"""The thread that brings what stands in the journal to the store, soon after it was written there.
+
+It sleeps until there is something, gathers for a moment, delivers all there is, and tries again for as long as the
+store cannot be reached. A flush makes it hurry. After a fork the child has a thread and a journal of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import weakref
+
+import orjson
+
+from autogen_team.io._redact import mask
+from autogen_team.io._tracking.delivery import Delivery
+from autogen_team.io._tracking.destinations import Unreachable
+from autogen_team.io._tracking.entries import Entry
+from autogen_team.io._tracking.journal import Journal
+from autogen_team.io._tracking.link import Link
+from autogen_team.io._tracking.reading import Follower
+
+GATHER = 0.25
+"""Seconds between the first entry of a batch and its delivery."""
+_CHUNK = 128 * 2**10
+"""Bytes of the journal that are delivered before they are acknowledged; some thousand metrics."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+"""Seconds between attempts while the store is out of reach."""
+_FORK_PATIENCE = 1.0
+"""Seconds that a fork waits for a delivery under way, whose locks the child would find held for ever."""
+
+_report = logging.getLogger("autogen_team")
+_couriers: weakref.WeakSet[Courier] = weakref.WeakSet()
+
+
+class Courier:
+    """Delivers one journal."""
+
+    def __init__(self, journal: Journal, delivery: Delivery, link: Link) -> None:
+        self._journal = journal
+        self._delivery = delivery
+        self._link = link
+        self.lost = 0
+        """Entries that neither the journal nor the store has taken."""
+        self.after_fork()
+        _couriers.add(self)
+
+    def after_fork(self) -> None:
+        """Begin anew, without a thread."""
+        self._follower = Follower(self._journal)
+        self._delivering = threading.Lock()
+        self._lock = threading.RLock()
+        self._progress = threading.Condition(self._lock)
+        self._urgent = threading.Event()
+        self._wanted = 0
+        self._stopping = False
+        self._attempts = 0
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin to deliver, unless that has begun."""
+        with self._lock:
+            if self._thread is None and not self._stopping:
+                self._thread = threading.Thread(target=self._run, name="autogen_team-tracking", daemon=True)
+                try:
+                    self._thread.start()
+                except RuntimeError:  # no thread can be started any more: the interpreter is going down
+                    self._thread = None
+
+    def flush(self, timeout: float, *, give_up_when_cut: bool = False) -> bool:
+        """Return whether the store has taken all that was written up to now, after at most `timeout` seconds.
+
+        With `give_up_when_cut`, an attempt that fails ends the waiting.
+        """
+        until = self._journal.number
+        if self._journal.acked >= until:
+            return True
+        with self._lock:
+            if threading.current_thread() is self._thread:  # it cannot wait for itself
+                return False
+            self._wanted = max(self._wanted, until)
+            self._urgent.set()
+            self._journal.wake()
+            attempts = self._attempts
+
+            def is_over() -> bool:
+                failed = give_up_when_cut and self._attempts > attempts
+                return self._journal.acked >= until or self._thread is None or failed
+
+            self._progress.wait_for(is_over, timeout)
+        return self._journal.acked >= until
+
+    def deliver_now(self, body: str) -> None:
+        """Bring an entry that could not be written to the store, behind what was written; it is lost if that fails."""
+        self.flush(_FORK_PATIENCE, give_up_when_cut=True)
+        try:
+            with self._delivering:
+                self._delivery.deliver([orjson.loads("{" + body)])
+        except Unreachable as error:
+            self._link.failed(str(error))
+            self.lost += 1
+
+    def stop(self, timeout: float) -> bool:
+        """Deliver what is left, at most for `timeout` seconds, and end the thread; tell whether all was taken."""
+        delivered = self.flush(timeout)
+        with self._lock:
+            self._stopping = True
+            thread = self._thread
+        self._urgent.set()
+        self._journal.wake()
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(_FORK_PATIENCE)
+        return delivered
+
+    def pause(self, timeout: float) -> bool:
+        """Keep deliveries from beginning, once the one under way is done; False if that takes too long."""
+        return self._delivering.acquire(timeout=timeout)
+
+    def resume(self) -> None:
+        """Let deliveries go on after a `pause` that was True."""
+        self._delivering.release()
+
+    def _run(self) -> None:
+        while self._goes_on():
+            self._journal.wait(None)
+            while self._goes_on() and self._journal.acked < self._journal.number:
+                self._urgent.clear()
+                if self._wanted <= self._journal.acked:
+                    self._urgent.wait(GATHER)
+                try:
+                    self._deliver(self._journal.number)
+                except Exception:
+                    _report.exception("the journal cannot be read; what is in it stays there")
+                    self._urgent.wait(_LONGEST_PAUSE)
+
+    def _goes_on(self) -> bool:
+        return not self._stopping
+
+    def _deliver(self, until: int) -> None:
+        """Deliver what is there now; what comes meanwhile is gathered for the next time."""
+        while self._journal.acked < until and (chunk := self._follower.read(_CHUNK)):
+            pause = _FIRST_PAUSE
+            while not self._attempt(chunk):
+                self._journal.sync()
+                self._urgent.wait(pause)
+                if self._stopping:
+                    return
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _attempt(self, chunk: list[Entry]) -> bool:
+        self._urgent.clear()  # whoever wants to hurry from now on gets another attempt at once
+        try:
+            with self._delivering:
+                self._delivery.deliver(chunk)
+        except Unreachable as error:
+            self._link.failed(str(error))
+        except Exception as error:
+            self._link.failed(mask(f"{type(error).__name__}: {error}"))
+            _report.debug("a delivery failed", exc_info=True)
+        else:
+            number = chunk[-1]["n"]
+            self._journal.ack(number)
+            self._link.answered(f"; {self._journal.number - number} entries wait" if self._link.is_cut else "")
+            with self._lock:
+                self._progress.notify_all()
+            return True
+        with self._lock:
+            self._attempts += 1
+            self._progress.notify_all()
+        return False
+
+
+_held: list[Courier] = []
+
+
+def _before_fork() -> None:
+    _held[:] = [courier for courier in _couriers if courier.pause(_FORK_PATIENCE)]
+
+
+def _after_fork_in_parent() -> None:
+    for courier in _held:
+        courier.resume()
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_held.clear)

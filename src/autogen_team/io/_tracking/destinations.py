@@ -1,0 +1,227 @@
+"""Where entries of a journal go: an MLflow server, a database, or any other store of MLflow's.
+
+Each is asked once and in short time, because whoever delivers knows itself when to try again.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos import service_pb2
+from mlflow.protos.databricks_pb2 import (
+    INVALID_PARAMETER_VALUE,
+    INVALID_STATE,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
+from mlflow.utils.proto_json_utils import parse_dict
+from mlflow.utils.rest_utils import http_request
+from requests import Response
+
+from autogen_team.io._tracking import seam
+
+_report = logging.getLogger("autogen_team")
+ask: Callable[..., Response] = http_request
+read_proto: Callable[..., None] = parse_dict
+
+PATIENCE = 30.0
+"""Seconds that a server may take to answer one request."""
+_REFUSALS = frozenset(
+    ErrorCode.Name(code)
+    for code in (INVALID_PARAMETER_VALUE, INVALID_STATE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST)
+)
+_FINAL = frozenset({400, 404, 409, 413, 422})
+"""The answers of a server that another attempt would not change."""
+
+
+class Unreachable(Exception):  # noqa: N818 - what happened, not whose fault it is
+    """The store could not be asked, or could not answer; the same may succeed later."""
+
+
+class Refused(Exception):  # noqa: N818 - the same
+    """The store wants no such thing, now or later."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one request brings to a run."""
+
+    run_id: str
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """Each with `key`, `value`, `timestamp`, `step`, and perhaps `model_id`, `dataset_name`, `dataset_digest`."""
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.metrics) + len(self.params) + len(self.tags)
+
+    def singles(self) -> list[Batch]:
+        """Return each item as a batch of its own."""
+        return [
+            *(Batch(self.run_id, metrics=[metric]) for metric in self.metrics),
+            *(Batch(self.run_id, params={key: value}) for key, value in self.params.items()),
+            *(Batch(self.run_id, tags={key: value}) for key, value in self.tags.items()),
+        ]
+
+
+class Destination:
+    """Any store, through its own methods."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def log(self, batch: Batch) -> None:
+        """Log metrics, parameters and tags."""
+        with _translated():
+            self._log(batch)
+
+    def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
+        """Change status, end (milliseconds since 1970) and name of a run."""
+        with _translated():
+            number = None if status is None else RunStatus.from_string(status)
+            self.store.update_run_info(run_id, number, end_time, name)
+
+    def remove_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag; one that is not there is as good as removed."""
+        with _translated():
+            self.store.delete_tag(run_id, key)
+
+    def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
+        """Note what a run has been given: datasets as MLflow's REST API writes them, and ids of models."""
+        with _translated():
+            self.store.log_inputs(
+                run_id,
+                datasets=[_dataset_input(found) for found in datasets],
+                models=[LoggedModelInput(model_id) for model_id in models],
+            )
+
+    def _log(self, batch: Batch) -> None:
+        metrics = [Metric(**metric) for metric in batch.metrics]
+        params = [Param(key, value) for key, value in batch.params.items()]
+        self.store.log_batch(batch.run_id, metrics, params, [RunTag(*tag) for tag in batch.tags.items()])
+
+
+class Database(Destination):
+    """A database that MLflow writes through SQLAlchemy."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self._is_as_expected = True
+
+    def _log(self, batch: Batch) -> None:
+        rest = batch
+        is_plain = not any("model_id" in metric or "dataset_name" in metric for metric in batch.metrics)
+        if is_plain and batch.metrics and self._insert(batch):
+            rest = Batch(batch.run_id, params=batch.params, tags=batch.tags)
+        if len(rest):
+            super()._log(rest)
+
+    def _insert(self, batch: Batch) -> bool:
+        if self._is_as_expected:
+            try:
+                return seam.insert_metrics(self.store, batch.run_id, batch.metrics)
+            except (AttributeError, ImportError, TypeError):  # another MLflow: its own way is slower, but its own
+                _report.info("MLflow's tables are not as expected; metrics take its own way", exc_info=True)
+                self._is_as_expected = False
+        return False
+
+
+class Server(Destination):
+    """An MLflow server, through its REST API, with MLflow's own credentials, certificates and headers."""
+
+    def log(self, batch: Batch) -> None:
+        """Log metrics, parameters and tags."""
+        self._post(
+            "runs/log-batch",
+            run_id=batch.run_id,
+            metrics=[{**metric, "value": _as_json(metric["value"])} for metric in batch.metrics],
+            params=[{"key": key, "value": value} for key, value in batch.params.items()],
+            tags=[{"key": key, "value": value} for key, value in batch.tags.items()],
+        )
+
+    def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
+        """Change status, end (milliseconds since 1970) and name of a run."""
+        self._post("runs/update", run_id=run_id, status=status, end_time=end_time, run_name=name)
+
+    def remove_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag; one that is not there is as good as removed."""
+        self._post("runs/delete-tag", run_id=run_id, key=key)
+
+    def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
+        """Note what a run has been given: datasets as MLflow's REST API writes them, and ids of models."""
+        named = [{"model_id": model_id} for model_id in models]
+        self._post("runs/log-inputs", run_id=run_id, datasets=list(datasets), models=named)
+
+    def _post(self, endpoint: str, **body: Any) -> None:
+        try:
+            response = ask(
+                self.store.get_host_creds(),
+                f"/api/2.0/mlflow/{endpoint}",
+                "POST",
+                max_retries=0,
+                timeout=PATIENCE,
+                raise_on_status=False,
+                extra_headers={"Content-Type": "application/json"},
+                data=orjson.dumps({name: value for name, value in body.items() if value is not None}),
+            )
+        except Exception as error:
+            raise Unreachable(_root(error)) from None
+        if response.status_code in _FINAL:
+            raise Refused(_answer(response.text))
+        if response.status_code != 200:
+            raise Unreachable(f"it answers {response.status_code} {_answer(response.text)[:200]}".rstrip())
+
+
+def of(store: Any, uri: str) -> Destination:
+    """Return the best way to a store of MLflow's."""
+    if uri.startswith(("http://", "https://")):
+        return Server(store)
+    return Database(store) if hasattr(store, "engine") else Destination(store)
+
+
+class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten times as much
+    """Raise `Refused` or `Unreachable` for whatever a store raises."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+            raise Refused(_words(error)) from error
+        if isinstance(error, Exception):
+            raise Unreachable(_words(error)) from error
+
+
+def _dataset_input(found: Mapping[str, Any]) -> DatasetInput:
+    proto = service_pb2.DatasetInput()
+    read_proto(found, proto)
+    return DatasetInput.from_proto(proto)
+
+
+def _as_json(value: float) -> float | str:
+    return value if value - value == 0 else {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[repr(value)]
+
+
+def _answer(text: str) -> str:
+    try:
+        return str(orjson.loads(text)["message"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return text.partition("\n")[0]
+
+
+def _root(error: BaseException) -> str:
+    """Return what it began with; MLflow, requests and urllib3 each wrap it in words of their own."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _words(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".partition("\n")[0]

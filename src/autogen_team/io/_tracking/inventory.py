@@ -1,0 +1,117 @@
+"""Which journals there are, of whom, and what waits in them; loads nothing of MLflow's.
+
+A process lives if it has the id and the start that its journal names, or holds its lock. A journal of another machine
+that shares the state folder is that machine's to judge.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from autogen_team.io._tracking import journal, reading
+from autogen_team.io._tracking.entries import NOTES, Entry
+
+State: TypeAlias = Literal["alive", "dead", "elsewhere"]
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """A run that a process had open."""
+
+    run_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A journal, and what is known of the process that wrote it."""
+
+    folder: Path
+    host: str
+    pid: int
+    state: State
+    evidence: str
+    """What the state is concluded from."""
+    uri: str
+    """The store, without a password."""
+    open_runs: tuple[OpenRun, ...]
+    run_ids: tuple[str, ...]
+    """The runs that entries wait for."""
+    waiting: int
+    """Entries that the store has not taken."""
+    last_write: float
+    """Seconds since 1970."""
+
+
+def find(state: Path) -> list[Found]:
+    """Return the journals of all processes, the oldest first."""
+    folders = [path for path in journal.folder_of(state).glob("*") if path.is_dir()]
+    found = [look(folder) for folder in folders]
+    return sorted((one for one in found if one is not None), key=lambda one: one.last_write)
+
+
+def look(folder: Path) -> Found | None:
+    """Return what is known of a journal; None if it has no beginning, so nothing at all."""
+    entries = reading.read(folder)
+    header = next((entry for entry in entries if entry["op"] == "journal"), None)
+    if header is None:
+        return None
+    acked = reading.acked(folder)
+    waiting = [entry for entry in entries if entry["n"] > acked and entry["op"] not in NOTES]
+    state, evidence = _state(folder, header)
+    return Found(
+        folder=folder,
+        host=header["host"],
+        pid=header["pid"],
+        state=state,
+        evidence=evidence,
+        uri=header["uri"],
+        open_runs=tuple(OpenRun(run_id, facts.get("name") or "") for run_id, facts in open_runs(entries).items()),
+        run_ids=tuple(dict.fromkeys(entry["run"] for entry in waiting if "run" in entry)),
+        waiting=len(waiting),
+        last_write=_last_write(folder, entries),
+    )
+
+
+def _state(folder: Path, header: Entry) -> tuple[State, str]:
+    if header["host"] != socket.gethostname():
+        return "elsewhere", f"it was written on {header['host']}"
+    pid = header["pid"]
+    if header["boot"] and header["boot"] != journal.boot_id():
+        return "dead", "the machine has been started anew since"
+    started = journal.started_at(pid)
+    if started is not None and header["started"] is not None and abs(started - header["started"]) < 1.0:
+        return "alive", f"process {pid} runs"
+    lock = journal.take_lock(folder)
+    if lock is None:
+        return "alive", "its lock is held"
+    os.close(lock)
+    return "dead", f"there is no process {pid}" if started is None else f"process {pid} is another one by now"
+
+
+def open_runs(entries: list[Entry]) -> dict[str, Entry]:
+    """Return the runs that were opened and not closed, with what was noted of each.
+
+    None if the process ended in good order: what it left open is its own business, as with plain MLflow.
+    """
+    found: dict[str, Entry] = {}
+    if any(entry["op"] == "closed" for entry in entries):
+        return found
+    for entry in entries:
+        if entry["op"] == "journal":
+            found |= {run["run"]: run for run in entry["open"]}
+        elif entry["op"] == "open":
+            found[entry["run"]] = entry
+        elif entry["op"] == "info" and entry.get("status") in ("FINISHED", "FAILED", "KILLED"):
+            found.pop(entry["run"], None)
+    return found
+
+
+def _last_write(folder: Path, entries: list[Entry]) -> float:
+    times = [entry.get("t") or entry.get("at") or entry.get("end") or 0 for entry in entries]
+    files = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
+    return max([time / 1000 for time in times if isinstance(time, int)] + files)

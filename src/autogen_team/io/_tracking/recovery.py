@@ -1,0 +1,166 @@
+"""What dead processes have left behind: delivered, and their runs closed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlflow
+
+from autogen_team.io import _job
+from autogen_team.io._redact import MASK, mask, mask_url
+from autogen_team.io._tracking import artifacts, destinations, inventory, journal, reading, seam
+from autogen_team.io._tracking.delivery import Delivery
+from autogen_team.io._tracking.destinations import Destination, Unreachable
+from autogen_team.io._tracking.entries import VERSION, Entry
+from autogen_team.io._tracking.inventory import Found
+from autogen_team.io._tracking.store import OPENED_BY
+
+REASON_TAG = "autogen_team.exception"
+
+_report = logging.getLogger("autogen_team")
+
+
+@dataclass(slots=True)
+class Recovered:
+    """What has become of a journal."""
+
+    folder: Path
+    delivered: int = 0
+    closed: list[str] = field(default_factory=list)
+    """Ids of runs that were closed as KILLED."""
+    refused: int = 0
+    problem: str = ""
+    """Why it could not be recovered, or not all of it; empty if it was."""
+
+
+def recover(found: Found, uri: str, registry_uri: str, state: Path, *, reason: str = "") -> Recovered:
+    """Deliver a dead process's journal to `uri`, close the runs it had open as KILLED, attach their logs, remove it."""
+    result = Recovered(found.folder)
+    if found.state != "dead":
+        result.problem = f"its process is {found.state}: {found.evidence}"
+        return result
+    lock = journal.take_lock(found.folder)
+    if lock is None:
+        result.problem = "somebody else is at it"
+        return result
+    try:
+        _recover(found, uri, registry_uri, state, reason or found.evidence, result)
+    except Unreachable as error:
+        result.problem = mask(str(error))
+    except Exception as error:
+        result.problem = mask(f"{type(error).__name__}: {error}".partition("\n")[0])
+    finally:
+        os.close(lock)
+    return result
+
+
+def recover_all(uri: str, registry_uri: str, state: Path, *, others: bool = False) -> Iterator[tuple[Found, Recovered]]:
+    """Recover every dead journal of this machine that belongs to the store of `uri`, and with `others` the rest too."""
+    for found in inventory.find(state):
+        if found.state != "dead":
+            continue
+        if found.uri == mask_url(uri):
+            yield found, recover(found, uri, registry_uri, state)
+        elif others and MASK in found.uri:
+            problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"
+            yield found, Recovered(found.folder, problem=problem)
+        elif others:
+            yield found, recover(found, found.uri, found.uri, state)
+
+
+def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
+    """Recover what belongs to the store of `uri` on a thread of its own, if there is anything."""
+
+    def work() -> None:
+        for found, result in recover_all(uri, registry_uri, state):
+            if result.problem:
+                _report.warning("the journal of process %d is left as it is: %s", found.pid, result.problem)
+            else:
+                closed = f"; closed as KILLED: {', '.join(result.closed)}" if result.closed else ""
+                text = "recovered the journal of process %d: %d entries delivered%s"
+                _report.warning(text, found.pid, result.delivered, closed)
+
+    if next(journal.folder_of(state).glob("*"), None) is not None:
+        threading.Thread(target=work, name="autogen_team-recovery", daemon=True).start()
+
+
+def after_death(folder: str) -> None:
+    """Recover the journal of the process whose watchdog this was; the stores are those of the environment."""
+    path = Path(folder)
+    state = path.parent.parent
+    deadline = time.monotonic() + 2.0  # a process that has lost its pipe may yet hold its lock for a moment
+    while (found := inventory.look(path)) is not None:
+        if found.state == "dead":
+            uri = os.environ["MLFLOW_TRACKING_URI"]
+            reason = f"process {found.pid} on {found.host} died without closing its run"
+            recover(found, uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri, state, reason=reason)
+            return
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+
+
+def _recover(found: Found, uri: str, registry_uri: str, state: Path, reason: str, result: Recovered) -> None:
+    entries = reading.read(found.folder)
+    version = next(entry["version"] for entry in entries if entry["op"] == "journal")
+    if version > VERSION:
+        result.problem = f"its format {version} is of a newer autogen-team than this one"
+        return
+    client = mlflow.MlflowClient(uri, registry_uri)
+    destination = destinations.of(seam.plain_store(uri), uri)
+    delivery = Delivery(destination, lambda entry: artifacts.bring(client, found.folder, entry), state)
+    acked = reading.acked(found.folder)
+    left = [entry for entry in entries if entry["n"] > acked]
+    delivery.deliver(left)
+    result.delivered, result.refused = found.waiting, delivery.refused
+    end = int(found.last_write * 1000)
+    for run_id in [*inventory.open_runs(entries), *_half_open(entries, client)]:
+        if _close(client, destination, run_id, end, reason):
+            result.closed.append(run_id)
+        _attach_log(client, run_id, state)
+    journal.remove(found.folder)
+
+
+def _half_open(entries: list[Entry], client: mlflow.MlflowClient) -> Iterator[str]:
+    """Return runs whose ids could not be noted any more, by the mark that was noted before they were made."""
+    opening: dict[str, str] = {}
+    if any(entry["op"] == "closed" for entry in entries):
+        return
+    for entry in entries:
+        if entry["op"] == "journal":
+            opening |= {one["mark"]: one["experiment"] for one in entry["opening"]}
+        elif entry["op"] == "opening":
+            opening[entry["mark"]] = entry["experiment"]
+        elif entry["op"] == "open":
+            opening.pop(entry.get("mark", ""), None)
+    for mark, experiment_id in opening.items():
+        for run in client.search_runs([experiment_id], f"tags.`{OPENED_BY}` = '{mark}'"):
+            yield run.info.run_id
+
+
+def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, end: int, reason: str) -> bool:
+    run = client.get_run(run_id)
+    if run.info.status != "RUNNING":
+        return False
+    tags: dict[str, Any] = {} if REASON_TAG in run.data.tags else {REASON_TAG: mask(reason)}
+    if tags:
+        destination.log(destinations.Batch(run_id, tags=tags))
+    destination.update(run_id, "KILLED", max(end, run.info.start_time), None)
+    return True
+
+
+def _attach_log(client: mlflow.MlflowClient, run_id: str, state: Path) -> None:
+    folder = _job.log_folder(state, run_id)
+    paths = sorted(folder.glob("*.log"))
+    for path in paths:
+        client.log_artifact(run_id, str(path), _job.LOG_ARTIFACTS)
+        path.unlink()
+    if paths:
+        folder.rmdir()

@@ -1,0 +1,434 @@
+"""A store of MLflow's that answers at once: what is logged goes to the journal, everything else to the store itself.
+
+It stands where MLflow looks for its store, so every call gets here that logs: the fluent functions, clients,
+autologgers, system metrics. What is wrong with a value is found at the call, by MLflow's own rules. Whatever reads is
+preceded by a delivery of what was written, so that this process sees its own writes.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.utils.proto_json_utils import message_to_json
+from orjson import loads
+
+from autogen_team.io._redact import mask
+from autogen_team.io._tracking import entries, links, seam
+from autogen_team.io._tracking.courier import Courier
+from autogen_team.io._tracking.journal import Journal, JournalError
+from autogen_team.io._tracking.link import Link, StoreUnavailableError
+from autogen_team.io._tracking.standin import StandIn
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, LoggedModelInput, RunInfo
+    from mlflow.utils.async_logging.run_operations import RunOperations
+
+OPENED_BY = "autogen_team.opened_by"
+"""The tag by which a run is found whose process died before it could note the id."""
+_MOST_KEYS = 10_000
+_READ_SOON, _READ_PATIENCE = 1.0, 20.0
+"""Seconds that a read waits for what was written before it: of any store, and of one that answers."""
+_ABOUT_RUNS = frozenset(
+    {
+        "delete_logged_model",
+        "delete_run",
+        "finalize_logged_model",
+        "get_logged_model",
+        "get_metric_history",
+        "get_metric_history_bulk",
+        "get_metric_history_bulk_interval",
+        "get_metric_history_bulk_interval_from_steps",
+        "log_outputs",
+        "record_logged_model",
+        "restore_run",
+        "search_logged_models",
+        "search_runs",
+        "_search_runs",
+    }
+)
+"""Methods whose result depends on what was logged."""
+
+_report = logging.getLogger("autogen_team")
+
+
+class Known:
+    """What this process knows of a run that it logs to."""
+
+    __slots__ = ("info", "is_deleted", "params", "tags")
+
+    def __init__(self, run: Run) -> None:
+        self.info: RunInfo = run.info
+        self.params: dict[str, str] = dict(run.data.params)
+        self.tags: dict[str, str] = dict(run.data.tags)
+        self.is_deleted = run.info.lifecycle_stage == LifecycleStage.DELETED
+
+
+class DurableStore(StandIn):
+    """Stands in for a store."""
+
+    def __init__(self, inner: Any, journal: Journal, courier: Courier, link: Link) -> None:
+        super().__init__(inner)
+        self._journal = journal
+        self._courier = courier
+        self._link = link
+        self._known: dict[str, Known | None] = {}
+        self._keys: dict[str, str] = {}
+        """The keys that have passed the checks, as the journal wants them."""
+        self._past = 0
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found) or name == "get_host_creds":
+            return found
+
+        def call(*arguments: Any, **fields: Any) -> Any:
+            if name in _ABOUT_RUNS:
+                self.flush()
+            self._link.require()
+            return found(*arguments, **fields)
+
+        return call
+
+    def flush(self) -> bool:
+        """Deliver what was written up to now; tell whether the store has it.
+
+        A server that is silent is not waited for: it is asked whether it is there.
+        """
+        if self._courier.flush(_READ_SOON, give_up_when_cut=True):
+            return True
+        return (
+            not self._link.is_cut
+            and (not self._link.is_remote or self._link.answers())
+            and self._courier.flush(_READ_PATIENCE, give_up_when_cut=True)
+        )
+
+    # What is logged
+
+    def log_metric(self, run_id: str, metric: Metric) -> None:
+        """Write a metric to the journal."""
+        self._knows(run_id)
+        value, timestamp, step = metric.value, metric.timestamp, metric.step
+        quoted = self._keys.get(metric.key)
+        if quoted is None or type(value) is not float or type(step) is not int or type(timestamp) is not int:
+            quoted, value = self._checked(metric.key, value, timestamp, step)
+        extras = entries.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
+        self._write(entries.metrics_body(run_id, timestamp, step, entries.pair(quoted, value), extras))
+
+    def log_floats(self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: int) -> None:
+        """Write metrics that are not wrapped in objects of MLflow's; a bad one is raised once the others are safe."""
+        self._knows(run_id)
+        pairs = []
+        fault: Exception | None = None
+        for key, given in metrics.items():
+            value = given
+            quoted = self._keys.get(key)
+            if quoted is None or type(value) is not float or type(step) is not int:
+                try:
+                    quoted, value = self._checked(key, seam.as_float(given), timestamp, step)
+                except Exception as error:
+                    fault = fault or error
+                    continue
+            pairs.append(entries.pair(quoted, value))
+        if pairs:
+            self._write(entries.metrics_body(run_id, timestamp, step, ",".join(pairs)))
+        if fault is not None:
+            raise fault
+
+    def log_param(self, run_id: str, param: Param) -> None:
+        """Write a parameter to the journal; one that the run has with another value is the store's to refuse."""
+        known = self._knows(run_id)
+        param = _masked(seam.check_param(param.key, param.value))
+        before = None if known is None else known.params.get(param.key)
+        if before is not None and before != param.value:
+            self._refuse_change(run_id, param, before, lambda: self._inner.log_param(run_id, param))
+        self._write_params(run_id, known, [param])
+
+    def set_tag(self, run_id: str, tag: RunTag) -> None:
+        """Write a tag to the journal."""
+        known = self._knows(run_id)
+        try:
+            checked = seam.check_tag(tag.key, tag.value)
+        except TypeError:  # a key that is no text, at which each store has words of its own
+            self._link.require()
+            self._inner.set_tag(run_id, tag)
+            raise
+        self._write_tags(run_id, known, [_masked(checked)])
+
+    def log_batch(
+        self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
+    ) -> None:
+        """Write all of it to the journal; if some of it is bad, the good metrics all the same."""
+        seam.check_limits(metrics, params, tags)
+        known = self._knows(run_id)
+        fault = self._write_metrics(run_id, metrics)
+        if fault is not None:
+            raise fault
+        params = [_masked(seam.check_param(p.key, p.value, path=f"params[{at}]")) for at, p in enumerate(params)]
+        tags = [_masked(seam.check_tag(t.key, t.value, path=f"tags[{at}]")) for at, t in enumerate(tags)]
+        seam.check_unique(params)
+        before_now = {} if known is None else known.params
+        for param in params:
+            before = before_now.get(param.key, param.value)
+            if before != param.value:
+                self._refuse_change(run_id, param, before, lambda: self._inner.log_batch(run_id, [], params, []))
+        if params:
+            self._write_params(run_id, known, params)
+        if tags:
+            self._write_tags(run_id, known, tags)
+
+    def log_inputs(
+        self,
+        run_id: str,
+        datasets: list[DatasetInput] | None = None,
+        models: list[LoggedModelInput] | None = None,
+    ) -> None:
+        """Write datasets and input models to the journal."""
+        seam.check_run_id(run_id)
+        self._knows(run_id)
+        if datasets is not None:
+            if not isinstance(datasets, list):
+                raise TypeError(f"Argument 'datasets' should be a list, got '{type(datasets)}'")
+            seam.check_datasets(datasets)
+        written = [loads(message_to_json(dataset.to_proto())) for dataset in datasets or ()]
+        named = [model.model_id for model in models or ()]
+        self._write(entries.body("inputs", run=run_id, datasets=written, models=named))
+
+    def delete_tag(self, run_id: str, key: str) -> None:
+        """Write the removal to the journal; of a tag that is not known to be there, it is the store's to judge."""
+        known = self._knows(run_id)
+        if known is None or key not in known.tags:
+            self.flush()
+            self._link.require()
+            self._inner.delete_tag(run_id, key)
+            return
+        del known.tags[key]
+        self._write(entries.body("untag", run=run_id, key=key))
+
+    def log_metric_async(self, run_id: str, metric: Metric) -> RunOperations:
+        """Write it to the journal, which is as good as done."""
+        self.log_metric(run_id, metric)
+        return seam.done()
+
+    def log_param_async(self, run_id: str, param: Param) -> RunOperations:
+        """Write it to the journal, which is as good as done."""
+        self.log_param(run_id, param)
+        return seam.done()
+
+    def set_tag_async(self, run_id: str, tag: RunTag) -> RunOperations:
+        """Write it to the journal, which is as good as done."""
+        self.set_tag(run_id, tag)
+        return seam.done()
+
+    def log_batch_async(
+        self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
+    ) -> RunOperations:
+        """Write it to the journal, which is as good as done."""
+        self.log_batch(run_id, metrics, params, tags)
+        return seam.done()
+
+    def flush_async_logging(self) -> None:
+        """Deliver what was written up to now."""
+        self.flush()
+
+    def shut_down_async_logging(self) -> None:
+        """Do nothing: MLflow calls this before it ends a run, and the end is written behind everything else."""
+
+    def end_async_logging(self) -> None:
+        """Do nothing, as above."""
+
+    # Runs
+
+    def create_run(
+        self, experiment_id: str, user_id: str, start_time: int, tags: Sequence[RunTag], run_name: str | None
+    ) -> Run:
+        """Let the store make the run; should this process die meanwhile, it can be found by its tag."""
+        self._link.require()
+        mark = uuid.uuid4().hex
+        tags = [*map(_masked, tags), RunTag(OPENED_BY, mark)]
+        with self._past_the_journal_if_need_be():
+            self._journal.run_opening(mark, str(experiment_id))
+        run: Run = self._inner.create_run(experiment_id, user_id, start_time, tags, run_name)
+        self._note_open(run.info, mark)
+        self._known[run.info.run_id] = Known(run)
+        return run
+
+    def update_run_info(
+        self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None
+    ) -> RunInfo:
+        """Write status, end and name to the journal, and return the run as it will be."""
+        known = self._knows(run_id)
+        status = None if run_status is None else RunStatus.to_string(run_status)
+        if known is None:
+            self.flush()
+            self._link.require()
+            info: RunInfo = self._inner.update_run_info(run_id, run_status, end_time, run_name)
+            return info
+        if status == "RUNNING":  # resumed: from now on it is ours to close
+            self._note_open(known.info, None)
+        self._write(entries.body("info", run=run_id, status=status, end=end_time, name=run_name))
+        if status in ("FINISHED", "FAILED", "KILLED"):
+            self._journal.run_closed(run_id)
+            link = links.of_run(self._link.uri, known.info.experiment_id, run_id)
+            if link is not None:  # MLflow prints it on stdout, which is the job's
+                _report.info("run %s ended as %s: %s", known.info.run_name, status, link)
+        known.info = seam.changed(known.info, run_status, end_time, run_name)
+        return known.info
+
+    def get_run(self, run_id: str) -> Run:
+        """Return the run as the store has it after what was written here; as it is known here, if the store is gone."""
+        delivered = self.flush()
+        try:
+            self._link.require()
+        except StoreUnavailableError:
+            known = self._known.get(run_id)
+            if known is None:
+                raise
+            return _as_known(known)
+        run: Run = self._inner.get_run(run_id)
+        if delivered:
+            self._known[run_id] = Known(run)
+        return run
+
+    def delete_run(self, run_id: str) -> None:
+        """Delete it after what was written, and ask anew what is known of it."""
+        self._known.pop(run_id, None)
+        self.__getattr__("delete_run")(run_id)
+
+    def restore_run(self, run_id: str) -> None:
+        """Restore it, and ask anew what is known of it."""
+        self._known.pop(run_id, None)
+        self.__getattr__("restore_run")(run_id)
+
+    # How it is done
+
+    def after_fork(self) -> None:
+        """Let go of connections that are the parent's."""
+        engine = getattr(self._inner, "engine", None)
+        if engine is not None:
+            engine.dispose(close=False)
+
+    def _note_open(self, info: RunInfo, mark: str | None) -> None:
+        with self._past_the_journal_if_need_be():
+            self._journal.run_opened(info.run_id, mark=mark, name=info.run_name or "", experiment=info.experiment_id)
+
+    def _knows(self, run_id: str) -> Known | None:
+        """Return what is known of the run, asking the store the first time; None if it cannot be asked.
+
+        Raises:
+            MlflowException: there is no such run, or it is deleted.
+
+        """
+        try:
+            known = self._known[run_id]
+        except KeyError:
+            seam.check_run_id(run_id)
+            try:
+                self._link.require()
+            except StoreUnavailableError:
+                known = None  # it will be asked when it is back
+            else:
+                known = self._known[run_id] = Known(self._inner.get_run(run_id))
+        if known is not None and known.is_deleted:
+            self._link.require()
+            self._inner.log_batch(run_id, [], [], [])  # raises what MLflow raises
+        return known
+
+    def _refuse_change(self, run_id: str, param: Param, before: str, ask: Callable[[], object]) -> None:
+        """Let the store refuse it in its own words; it is refused even if it cannot be asked."""
+        self.flush()
+        try:
+            self._link.require()
+        except StoreUnavailableError:
+            text = f"the parameter {param.key!r} of run {run_id} is {before!r} and cannot be changed to {param.value!r}"
+            raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE) from None
+        ask()
+
+    def _checked(self, key: str, value: Any, timestamp: Any, step: Any, path: str = "") -> tuple[str, float]:
+        """Return the key as the journal wants it and the value as the store does, or raise what MLflow raises."""
+        seam.check_metric(key, value, timestamp, step, path=path)
+        number = float(value)
+        if self._link.is_remote:
+            Metric(key, number, timestamp, step).to_proto()  # a server takes whole numbers only, and says so here
+        quoted = entries.quote(key)
+        if len(self._keys) < _MOST_KEYS:
+            self._keys[key] = quoted
+        return quoted, number
+
+    def _write_metrics(self, run_id: str, metrics: Sequence[Metric]) -> Exception | None:
+        """Write the good ones, those that share time and step in one entry; return what is wrong with the first bad."""
+        fault: Exception | None = None
+        group: dict[str, str] = {}
+        shared: tuple[Any, ...] = ()
+        for at, metric in enumerate(metrics):
+            try:
+                checked = self._checked(metric.key, metric.value, metric.timestamp, metric.step, f"metrics[{at}]")
+            except Exception as error:
+                fault = fault or error
+                continue
+            about = (metric.timestamp, metric.step, metric.model_id, metric.dataset_name, metric.dataset_digest)
+            if group and (about != shared or metric.key in group):
+                self._write_group(run_id, shared, group)
+                group = {}
+            shared = about
+            group[metric.key] = entries.pair(*checked)
+        if group:
+            self._write_group(run_id, shared, group)
+        return fault
+
+    def _write_group(self, run_id: str, shared: tuple[Any, ...], group: dict[str, str]) -> None:
+        timestamp, step, *extras = shared
+        pairs = ",".join(group.values())
+        self._write(entries.metrics_body(run_id, timestamp, step, pairs, entries.metric_extras(*extras)))
+
+    def _write_params(self, run_id: str, known: Known | None, params: Sequence[Param]) -> None:
+        values = {param.key: param.value for param in params}
+        self._write(entries.body("params", run=run_id, values=values))
+        if known is not None:
+            known.params |= values
+
+    def _write_tags(self, run_id: str, known: Known | None, tags: Sequence[RunTag]) -> None:
+        values = {tag.key: tag.value for tag in tags}
+        self._write(entries.body("tags", run=run_id, values=values))
+        if known is not None:
+            known.tags |= values
+
+    def _write(self, body: str) -> None:
+        try:
+            self._journal.append(body)
+        except JournalError as error:
+            self._past_the_journal(error)
+            self._courier.deliver_now(body)
+        else:
+            if self._past:
+                _report.warning("the journal can be written again; %d entries went past it", self._past)
+                self._past = 0
+
+    @contextmanager
+    def _past_the_journal_if_need_be(self) -> Iterator[None]:
+        try:
+            yield
+        except JournalError as error:
+            self._past_the_journal(error)
+
+    def _past_the_journal(self, error: JournalError) -> None:
+        self._past += 1
+        if self._past == 1:
+            _report.error("%s; what is logged goes to the store directly, and is lost if that fails", error)
+
+
+def _masked(item: Any) -> Any:
+    """Return a parameter or tag without secrets: the same object, if it holds none."""
+    value = mask(item.value) if isinstance(item.value, str) else item.value
+    return item if value == item.value else type(item)(item.key, value)
+
+
+def _as_known(known: Known) -> Run:
+    params = [Param(*pair) for pair in known.params.items()]
+    return Run(known.info, RunData([], params, [RunTag(*pair) for pair in known.tags.items()]))

@@ -1,0 +1,108 @@
+"""Tracking that does not wait: the journal, the thread that delivers it, and the store that stands in for MLflow's."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import mlflow
+
+from autogen_team.io import _job
+from autogen_team.io._redact import mask_url
+from autogen_team.io._tracking import artifacts, destinations, seam
+from autogen_team.io._tracking.courier import Courier
+from autogen_team.io._tracking.delivery import Delivery
+from autogen_team.io._tracking.entries import Entry
+from autogen_team.io._tracking.journal import Journal
+from autogen_team.io._tracking.link import Link
+from autogen_team.io._tracking.store import DurableStore
+from autogen_team.io._tracking.watchdog import Watchdog
+from autogen_team.io._worker import start_afresh_after_fork
+
+_report = logging.getLogger("autogen_team")
+_lock = threading.RLock()
+_working: dict[str, WriteBehind] = {}
+
+
+def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, flush_timeout: float) -> _job.Undo:
+    """Let what is logged to the store of `uri` go through a journal; the returned function delivers and ends that.
+
+    Whoever starts it again for the same store shares it, and the last one to leave ends it.
+    """
+    with _lock:
+        shared = _working.get(uri)
+        if shared is None:
+            shared = _working[uri] = WriteBehind(uri, registry_uri, state, connect_timeout, flush_timeout)
+        shared.users += 1
+
+    def leave() -> None:
+        with _lock:
+            shared.users -= 1
+            if shared.users:
+                return
+            del _working[uri]
+        shared.close()
+
+    return leave
+
+
+def of(uri: str) -> WriteBehind | None:
+    """Return what works for this store, if anything does."""
+    return _working.get(uri)
+
+
+class WriteBehind:
+    """One store, written behind the job's back."""
+
+    def __init__(self, uri: str, registry_uri: str, state: Path, connect_timeout: float, flush_timeout: float) -> None:
+        self.users = 0
+        self._flush_timeout = flush_timeout
+        self._uri = uri
+        self._client = mlflow.MlflowClient(uri, registry_uri)
+        inner = seam.plain_store(uri)
+        link = Link(uri, connect_timeout)
+        self.journal = Journal(state, uri=mask_url(uri))
+        delivery = Delivery(destinations.of(inner, uri), self._attach, state)
+        self.courier = Courier(self.journal, delivery, link)
+        self.store = DurableStore(inner, self.journal, self.courier, link)
+        self._watchdog = Watchdog(uri, registry_uri)
+        self.journal.on_begin = self._begin
+        room = artifacts.WaitingRoom(self.journal, self.courier, link)
+        self._undo = ExitStack()
+        self._undo.callback(seam.stand_in(uri, self.store, room.wrap))
+        self._undo.callback(seam.close_at_exit(self.close))
+        start_afresh_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the parent's journal to the parent; this process has its own from its first entry on."""
+        self._watchdog.after_fork()
+        self.journal.after_fork()
+        self.courier.after_fork()
+        self.store.after_fork()
+
+    def close(self) -> None:
+        """Deliver, at most for `flush_timeout` seconds, and stand in for the store no longer."""
+        self.courier.stop(self._flush_timeout)
+        self._undo.close()
+        waiting = self.journal.number - self.journal.acked
+        left = self.journal.close()
+        self._watchdog.dismiss()
+        if left is not None:
+            _report.error(
+                "%d entries for the MLflow store at %s were not delivered within %g s; they wait in %s. "
+                "`autogen-team sync` delivers them, and so does the next start on this machine",
+                waiting,
+                mask_url(self._uri),
+                self._flush_timeout,
+                left,
+            )
+
+    def _begin(self, folder: Path) -> None:
+        self._watchdog.watch(folder)
+        self.courier.start()
+
+    def _attach(self, entry: Entry) -> None:
+        assert self.journal.folder is not None
+        artifacts.bring(self._client, self.journal.folder, entry)

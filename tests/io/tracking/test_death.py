@@ -1,0 +1,351 @@
+"""Jobs that die without a word: their runs are closed as KILLED, and all that they said before is in the store."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from autogen_team.io._tracking import inventory, journal, recovery, runs
+
+KILLS = 50
+SOON = 30.0
+"""Seconds within which a watchdog has to be done here; on an idle machine it is less than five."""
+
+JOB = """
+import os, signal, sys, time, mlflow
+from autogen_team import GlobalContext
+with GlobalContext() as context:
+    with context.run("victim", log_system_metrics=False) as run:
+        print("run", run.info.run_id, flush=True)
+        for n in range(10**9):
+            mlflow.log_metric("loss", n, step=n)
+            context.log_metrics({"lane": n}, n)
+            if n % 10 == 0:
+                mlflow.log_param(f"p{n}", n)
+                context.logger.info("line {}", n)
+                print("acknowledged", n, flush=True)
+            BODY
+"""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Return the state folder of the jobs of this test."""
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def start_job(start_python, store_uri, monkeypatch):
+    """Return a function that starts a job, and returns it with the id of its run."""
+    monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_AUTOLOG_DISABLE", "true")
+
+    def start(body: str = "time.sleep(0.001)", **environment):
+        process = start_python("-c", JOB.replace("BODY", body), **environment)
+        return process, process.wait_for("run ").split()[1]
+
+    return start
+
+
+def are_recovered(state: Path) -> bool:
+    """Tell whether no journal is left."""
+    return not list(journal.folder_of(state).glob("*"))
+
+
+def test_a_killed_job_is_recovered_by_its_watchdog(start_job, store_uri, state, wait_until):
+    """Status, reason, every acknowledged item and the log, with nobody doing anything."""
+    process, run_id = start_job()
+    process.wait_for("acknowledged 200")
+    process.send(signal.SIGKILL)
+    acknowledged = last_acknowledged(process, at_least=200)
+    wait_until(lambda: are_recovered(state), timeout=SOON)
+
+    client = mlflow.MlflowClient(store_uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.info.end_time >= run.info.start_time
+    assert run.data.tags[recovery.REASON_TAG].startswith(f"process {process.popen.pid} on ")
+    for key in ("loss", "lane"):
+        steps = [metric.step for metric in client.get_metric_history(run_id, key)]
+        assert steps == list(range(len(steps)))
+        assert len(steps) > acknowledged
+    assert {f"p{n}" for n in range(0, acknowledged + 1, 10)} <= run.data.params.keys()
+    (log,) = client.list_artifacts(run_id, "logs")
+    lines = Path(client.download_artifacts(run_id, log.path)).read_text()
+    assert f"line {acknowledged}" in lines
+
+
+def last_acknowledged(process, at_least: int) -> int:
+    """Return the last number that the job has said is safe."""
+    _, out, _ = process.finish()
+    return max([at_least, *(int(line.split()[1]) for line in out.splitlines() if line.startswith("acknowledged "))])
+
+
+@pytest.mark.parametrize(
+    "body", ["os._exit(0)", "os.abort()", "signal.raise_signal(signal.SIGKILL)", "import ctypes; ctypes.string_at(0)"]
+)
+def test_every_sudden_end_is_one(start_job, store_uri, state, wait_until, body):
+    """A hard exit, an abort, a crash of native code."""
+    process, run_id = start_job(f"if n == 30: {body}")
+    process.finish()
+    wait_until(lambda: are_recovered(state), timeout=SOON)
+
+    client = mlflow.MlflowClient(store_uri)
+    assert client.get_run(run_id).info.status == "KILLED"
+    assert len(client.get_metric_history(run_id, "loss")) == 31
+
+
+MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
+
+
+@pytest.mark.skipif(not os.access(MEMORY_GROUPS / "tasks", os.W_OK), reason="memory cannot be limited on this machine")
+def test_the_kernel_s_out_of_memory_killer_is_one_too(start_job, store_uri, state, wait_until):
+    """A job that wants more than there is, in a group of processes that may not have it."""
+    group = MEMORY_GROUPS / f"autogen-team-{os.getpid()}"
+    process, run_id = start_job(
+        "if n == 30: print('hungry', flush=True); sys.stdin.readline(); hog = b'x' * 10**9", stdin=subprocess.PIPE
+    )
+    process.wait_for("hungry")
+    group.mkdir()
+    try:
+        (group / "memory.limit_in_bytes").write_text("50M")
+        (group / "cgroup.procs").write_text(str(process.popen.pid))
+        status, _, _ = process.finish("go\n")
+    finally:
+        group.rmdir()
+    wait_until(lambda: are_recovered(state), timeout=SOON)
+
+    assert status == -signal.SIGKILL
+    assert mlflow.MlflowClient(store_uri).get_run(run_id).info.status == "KILLED"
+
+
+def test_a_job_whose_parent_does_not_ask_is_dead_all_the_same(start_job, state, wait_until):
+    """A zombie still has an id and a start; it does not live."""
+    process, _ = start_job("if n == 30: os.kill(os.getpid(), 9)")
+
+    wait_until(lambda: are_recovered(state), timeout=SOON)
+    assert process.popen.returncode is None  # nobody has waited for it up to here
+
+
+def test_a_forked_child_that_lives_on_does_not_hide_the_death(start_job, store_uri, state, wait_until):
+    """The child has copies of everything but of the pipe."""
+    process, run_id = start_job(
+        "if n == 30:\n"
+        "                child = os.fork()\n"
+        "                if child == 0: time.sleep(600)\n"
+        "                print('child', child, flush=True)\n"
+        "            if n == 40: os.kill(os.getpid(), 9)"
+    )
+    child = int(process.wait_for("child ").split()[1])
+    try:
+        wait_until(lambda: mlflow.MlflowClient(store_uri).get_run(run_id).info.status == "KILLED", timeout=SOON)
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
+def test_a_job_that_ends_in_good_order_has_no_watchdog_left(run_python, store_uri, state):
+    """Nobody closes what is closed."""
+    code = (
+        "from autogen_team.io.services import MlflowService\n"
+        "service = MlflowService(autolog_disable=True)\n"
+        "with service, service.run_context(service.RunConfig(name='x')): pass\n"
+        "import psutil; print([child.name() for child in psutil.Process().children()])"
+    )
+    status, out, err = run_python("-c", code)
+
+    assert (status, out) == (0, "[]\n"), err
+    assert are_recovered(state)
+
+
+UNWATCHED = "from autogen_team.io._tracking import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
+"""The job dies with its watchdog, as when the whole machine does."""
+
+
+@pytest.fixture
+def kill_unwatched(start_python, store_uri, monkeypatch):
+    """Return a function that lets a job die unseen, and returns it with the id of its run."""
+    monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_AUTOLOG_DISABLE", "true")
+
+    def kill():
+        process = start_python("-c", UNWATCHED + JOB.replace("BODY", "time.sleep(0.001)"))
+        run_id = process.wait_for("run ").split()[1]
+        process.wait_for("acknowledged 50")
+        process.send(signal.SIGKILL)
+        process.finish()
+        return process, run_id
+
+    return kill
+
+
+def test_recover_tells_before_it_does(kill_unwatched, store_uri, state, run_python):
+    """Which run, of which process, and why it is taken for dead; then it is closed, once."""
+    process, run_id = kill_unwatched()
+
+    status, out, err = run_python("-m", "autogen_team", "recover", "--dry-run")
+    assert status == 0, err
+    (line,) = [line for line in out.splitlines() if "victim" in line]
+    assert f"there is no process {process.popen.pid}" in line
+    assert "close 1 as KILLED" in line
+    assert mlflow.MlflowClient(store_uri).get_run(run_id).info.status == "RUNNING"
+
+    status, out, err = run_python("-m", "autogen_team", "recover", "--json")
+    assert status == 0, err
+    (result,) = json.loads(out)
+    assert (result["closed"], result["problem"]) == ([run_id], "")
+    assert mlflow.MlflowClient(store_uri).get_run(run_id).info.status == "KILLED"
+
+    assert run_python("-m", "autogen_team", "recover", "--json")[:2] == (0, "[]\n")
+    assert are_recovered(state)
+
+
+def test_the_end_of_a_recovered_run_is_its_last_word(kill_unwatched, store_uri, run_python, wait_until):
+    """Not the moment at which somebody found it."""
+    _, run_id = kill_unwatched()
+    died = time.time()
+    wait_until(lambda: time.time() > died + 1.5)
+    run_python("-m", "autogen_team", "recover")
+
+    assert mlflow.MlflowClient(store_uri).get_run(run_id).info.end_time <= (died + 1) * 1000
+
+
+def test_a_living_process_is_never_touched(start_job, store_uri, state, run_python):
+    """Neither by `recover`, nor by another job's start."""
+    process, run_id = start_job()
+    process.wait_for("acknowledged 50")
+
+    (found,) = inventory.find(state)
+    assert (found.state, found.evidence) == ("alive", f"process {process.popen.pid} runs")
+    assert json.loads(run_python("-m", "autogen_team", "recover", "--json")[1]) == []
+    uri = store_uri
+    assert recovery.recover(found, uri, uri, state).problem.startswith("its process is alive")
+    process.send(signal.SIGTERM)
+    process.finish()
+    assert mlflow.MlflowClient(store_uri).get_run(run_id).data.tags[runs.EXCEPTION_TAG] == "SIGTERM"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "state_of_it", "evidence"),
+    [
+        ("boot", "another", "dead", "the machine has been started anew"),
+        ("host", "elsewhere.example", "elsewhere", "it was written on elsewhere.example"),
+        ("started", 1.0, "dead", "is another one by now"),
+    ],
+)
+def test_what_a_journal_says_of_its_process(tmp_path, field, value, state_of_it, evidence, monkeypatch, run_python):
+    """The id of a process alone proves nothing: machines start anew, ids come again, folders are shared."""
+    facts = {"boot": journal.boot_id(), "host": None, "started": journal.started_at(os.getpid()), field: value}
+    monkeypatch.setattr(journal, "boot_id", lambda: facts["boot"])
+    monkeypatch.setattr(journal, "started_at", lambda _: facts["started"])
+    if facts["host"]:
+        monkeypatch.setattr(journal.socket, "gethostname", lambda: facts["host"])
+    written = journal.Journal(tmp_path / "state", uri="x")
+    written.append('"op":"params","run":"r","values":{}}')
+    folder = written.folder
+    os.close(written._lock_file)
+    written._lock_file = None
+    monkeypatch.undo()
+
+    found = inventory.look(folder)
+    assert found.state == state_of_it
+    assert evidence in found.evidence
+
+
+def test_the_next_start_recovers(kill_unwatched, start_job, store_uri, wait_until):
+    """A machine that has come back needs nobody to think of it."""
+    _, run_id = kill_unwatched()
+    started, _ = start_job()
+
+    wait_until(lambda: mlflow.MlflowClient(store_uri).get_run(run_id).info.status == "KILLED", timeout=SOON)
+    started.send(signal.SIGTERM)
+    started.finish()
+
+
+def test_a_run_that_was_being_made_is_found_by_its_mark(start_python, store_uri, run_python):
+    """The process died between the store's making it and the journal's noting its id."""
+    code = UNWATCHED + (
+        "import os; from autogen_team.io._tracking.journal import Journal\n"
+        "Journal.run_opened = lambda *_, **__: os.kill(os.getpid(), 9)\n"
+    )
+    start_python("-c", code + JOB.replace("BODY", "")).finish()
+    client = mlflow.MlflowClient(store_uri)
+    assert [run.info.status for run in client.search_runs(["1"])] == ["RUNNING"]
+    run_python("-m", "autogen_team", "recover")
+
+    assert [run.info.status for run in client.search_runs(["1"])] == ["KILLED"]
+
+
+FIFTY = """
+import itertools, os, sys, time, mlflow
+from autogen_team.io.services import MlflowService
+import autogen_team.io._tracking.session, autogen_team.io._tracking.write_behind, mlflow.store.tracking.sqlalchemy_store
+
+def job(writer):
+    service = MlflowService(autolog_disable=True)
+    service.start()
+    while True:
+        with service.run_context(service.RunConfig(name="victim", log_system_metrics=False)) as run:
+            for n in range(150):
+                mlflow.log_metric("loss", n * 0.5, step=n)
+                if n % 10 == 0:
+                    mlflow.log_param(f"p{n}", n)
+                os.write(writer, f"{run.info.run_id} {n}\\n".encode())
+
+# Modules are loaded once and the job is forked, because fifty imports of MLflow would take longer than all the rest.
+for line in sys.stdin:
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        job(writer)
+    os.close(writer)
+    acknowledged = {}
+    with os.fdopen(reader) as heard:
+        first = heard.readline()
+        deadline = time.monotonic() + float(line)
+        for words in itertools.chain([first], iter(heard.readline, "")):
+            if words.endswith("\\n"):
+                run_id, n = words.split()
+                acknowledged[run_id] = int(n)
+            if time.monotonic() > deadline:
+                os.kill(child, 9)
+                deadline = float("inf")
+    os.waitpid(child, 0)
+    for run_id, n in acknowledged.items():
+        print(run_id, n)
+"""
+
+
+@pytest.mark.timeout(600)
+def test_fifty_kills_at_random_moments(start_python, store_uri, state, run_python):
+    """Every acknowledged item is in the store after recovery, once, and no run is left RUNNING."""
+    delays = [random.uniform(0, 0.4) for _ in range(KILLS)]
+    process = start_python("-c", UNWATCHED + FIFTY, stdin=subprocess.PIPE)
+    status, out, err = process.finish("".join(f"{delay}\n" for delay in delays))
+    assert status == 0, err
+    acknowledged = {run_id: int(n) for run_id, n in map(str.split, out.splitlines())}
+    assert len(acknowledged) >= KILLS
+    status, out, err = run_python("-m", "autogen_team", "recover", "--json")
+    assert status == 0, err + out
+
+    client = mlflow.MlflowClient(store_uri)
+    ends = [run.info.status for run in client.search_runs(["1"], max_results=1000)]
+    assert set(ends) <= {"KILLED", "FINISHED"}
+    assert ends.count("KILLED") > KILLS // 2  # the others were between two runs
+    with closing(sqlite3.connect(store_uri.partition(":///")[2])) as database:
+        for run_id, last in acknowledged.items():
+            query = "select step from metrics where run_uuid = ? order by step"
+            steps = [step for (step,) in database.execute(query, (run_id,))]
+            assert steps == list(range(len(steps)))
+            assert len(steps) > last
+            params = {key for (key,) in database.execute("select key from params where run_uuid = ?", (run_id,))}
+            assert {f"p{n}" for n in range(0, last + 1, 10)} <= params
+    assert are_recovered(state)

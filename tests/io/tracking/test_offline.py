@@ -1,0 +1,96 @@
+"""Jobs without their server: the mode says what that means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from autogen_team.errors import TrackingUnavailableError
+from autogen_team.io._tracking import offline
+from autogen_team.io.services import MlflowService
+
+
+@pytest.fixture
+def dead_server(free_port):
+    """Return the address of a server that is not there."""
+    return f"http://127.0.0.1:{free_port()}"
+
+
+def train(service: MlflowService) -> mlflow.ActiveRun:
+    """Do what a job does."""
+    with service, service.run_context(service.RunConfig(name="train", log_system_metrics=False)) as run:
+        mlflow.log_metric("loss", 0.5)
+        mlflow.log_text("artifact", "notes.txt")
+    return run
+
+
+@pytest.mark.parametrize("mode", ["auto", "offline"])
+def test_a_job_works_without_its_server(dead_server, mode, tmp_path, caplog):
+    """Its run is in an ordinary MLflow store in the state folder, artifacts beside it."""
+    service = MlflowService(tracking_uri=dead_server, mode=mode, autolog_disable=True)
+    run = train(service)
+
+    uri = offline.store_uri(tmp_path / "state", dead_server)
+    stored = mlflow.MlflowClient(uri).get_run(run.info.run_id)
+    assert (stored.info.status, stored.data.metrics) == ("FINISHED", {"loss": 0.5})
+    assert Path(stored.info.artifact_uri.removeprefix("file://"), "notes.txt").read_text() == "artifact"
+    assert (tmp_path / "state") in Path(stored.info.artifact_uri.removeprefix("file://")).parents
+    assert not Path("mlruns").exists()
+    assert ("cannot be used" in caplog.text) == (mode == "auto")
+
+
+def test_every_call_of_mlflow_s_shows_offline_runs_at_once(dead_server):
+    """While the job runs, and through the service's client also afterwards."""
+    service = MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True)
+    with service:
+        assert mlflow.get_tracking_uri().startswith("sqlite:///")
+        with service.run_context(service.RunConfig(name="train", log_system_metrics=False)) as run:
+            (found,) = mlflow.search_runs(output_format="list")
+            assert found.info.run_id == run.info.run_id
+    assert service.client().get_run(run.info.run_id).info.status == "FINISHED"
+    assert service.link("1", run.info.run_id) is None
+
+
+def test_auto_is_online_when_the_server_answers(mlflow_server, tmp_path):
+    """Nothing is kept on this machine then."""
+    service = MlflowService(tracking_uri=mlflow_server, mode="auto", autolog_disable=True, experiment_name="auto")
+    run = train(service)
+
+    assert mlflow.MlflowClient(mlflow_server).get_run(run.info.run_id).info.status == "FINISHED"
+    assert not (tmp_path / "state" / "offline").exists()
+
+
+def test_online_is_the_default_and_an_error(dead_server, tmp_path):
+    """A job that is meant to be on the server does not go elsewhere without a word."""
+    with pytest.raises(TrackingUnavailableError, match="Connection refused"):
+        MlflowService(tracking_uri=dead_server).start()
+
+    assert not (tmp_path / "state" / "offline").exists()
+
+
+def test_offline_asks_nobody(monkeypatch, dead_server):
+    """Not even whether somebody is there."""
+    from autogen_team.io._tracking import probe
+
+    monkeypatch.setattr(probe, "find_fault", lambda *_: pytest.fail("asked"))
+    train(MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True))
+
+
+def test_runs_for_different_servers_are_kept_apart(dead_server, tmp_path):
+    """Each will go to its own; a password is in neither name nor description."""
+    for uri in (dead_server, "http://bob:hunter2-hunter2@127.0.0.1:1"):
+        train(MlflowService(tracking_uri=uri, mode="offline", autolog_disable=True))
+
+    stores = offline.find(tmp_path / "state")
+    assert sorted(stores.values()) == sorted([dead_server, "http://bob:***@127.0.0.1:1"])
+    texts = [path.read_text() for path in (tmp_path / "state" / "offline").glob("*/about.json")]
+    assert "hunter2" not in "".join(texts)
+
+
+def test_offline_runs_are_for_their_owner_only(dead_server, tmp_path):
+    """They hold what the job has logged."""
+    train(MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True))
+
+    assert (tmp_path / "state" / "offline").stat().st_mode & 0o777 == 0o700

@@ -1,0 +1,254 @@
+"""A server that goes away in the middle of a job, in each way in which servers do."""
+
+from __future__ import annotations
+
+import http.server
+import signal
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from autogen_team.errors import TrackingUnavailableError
+from autogen_team.io._tracking import reading, runs, write_behind
+
+SLOWEST = 0.2
+"""Seconds that no call may take while the server is gone; microseconds are measured in `benchmarks/`."""
+
+
+def longest(calls: int, log) -> float:
+    """Return how long the longest of the calls took, in seconds."""
+    found = []
+    for number in range(calls):
+        begun = time.perf_counter()
+        log(number)
+        found.append(time.perf_counter() - begun)
+    return max(found)
+
+
+def history(client: mlflow.MlflowClient, run_id: str, key: str = "loss") -> list[float]:
+    """Return the values of a metric, in the order in which the store has them."""
+    return [metric.value for metric in client.get_metric_history(run_id, key)]
+
+
+def warnings_of(caplog) -> list[str]:
+    """Return what was said about the way to the store."""
+    return [record.message for record in caplog.records if "the MLflow store at" in record.message]
+
+
+def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, tmp_path):
+    """Nothing is lost, nothing is there twice, calls stay short, and two warnings tell of it."""
+    started = start_session(server.uri)
+    with runs.open_run(name="train") as run:
+        run_id = run.info.run_id
+        for step in range(100):
+            mlflow.log_metric("loss", step, step=step)
+        assert len(history(mlflow.MlflowClient(), run_id)) == 100
+        server.kill()
+        assert longest(300, lambda n: mlflow.log_metric("loss", 100 + n, step=100 + n)) < SLOWEST
+        assert longest(50, lambda n: mlflow.log_param(f"p{n}", n)) < SLOWEST
+        assert longest(50, lambda n: mlflow.set_tag("latest", n)) < SLOWEST
+        server.start()
+        for step in range(400, 500):
+            mlflow.log_metric("loss", step, step=step)
+    started.stop()
+
+    stored = server.client().get_run(run_id)
+    assert history(server.client(), run_id) == list(range(500))
+    assert len(stored.data.params) == 50
+    assert stored.data.tags["latest"] == "49"
+    assert stored.info.status == "FINISHED"
+    cut, back = warnings_of(caplog)
+    assert "cannot be reached: [Errno 111] Connection refused. The job goes on" in cut
+    assert "answers again after" in back
+    assert list((tmp_path / "state" / "journals").iterdir()) == []
+
+
+def test_a_server_that_is_stopped_and_goes_on(server, start_session):
+    """It accepts connections and answers nobody: a call does not wait for it, and a read not for long."""
+    started = start_session(server.uri, connect_timeout=1.0)
+    with runs.open_run(name="train") as run:
+        mlflow.log_param("p", 1)
+        server.send(signal.SIGSTOP)
+        try:
+            assert longest(300, lambda n: mlflow.log_metric("loss", n, step=n)) < SLOWEST
+            begun = time.monotonic()
+            assert mlflow.get_run(run.info.run_id).data.params == {"p": "1"}
+            assert time.monotonic() - begun < 15
+        finally:
+            server.send(signal.SIGCONT)
+    started.stop()
+
+    assert history(server.client(), run.info.run_id) == list(range(300))
+
+
+def test_a_server_that_never_comes_back(server, start_session, caplog):
+    """The job ends in time; what is left, and how to deliver it, is said; the next start delivers it."""
+    started = start_session(server.uri, flush_timeout=0.5)
+    with runs.open_run(name="train"):
+        server.kill()
+        mlflow.log_metric("loss", 1.0)
+    begun = time.monotonic()
+    started.stop()
+
+    assert time.monotonic() - begun < 20
+    (report,) = [record.message for record in caplog.records if "were not delivered within 0.5 s" in record.message]
+    folder = Path(report.partition("they wait in ")[2].partition(". `autogen-team sync`")[0])
+    assert {"metrics", "info", "closed"} <= {entry["op"] for entry in reading.read(folder)}
+
+
+def test_artifacts_wait_beside_the_journal(server, start_session):
+    """Files, folders and texts; in their places, and with what was written last on top."""
+    started = start_session(server.uri)
+    Path("folder/sub").mkdir(parents=True)
+    Path("folder/sub/inner.txt").write_text("inner")
+    with runs.open_run(name="train") as run:
+        mlflow.log_text("before", "report.txt")
+        server.kill()
+        mlflow.log_text("during", "report.txt")
+        mlflow.log_artifact("folder/sub/inner.txt", "single")
+        mlflow.log_artifacts("folder", "whole")
+        server.start()
+        mlflow.log_text("after", "report.txt")
+    started.stop()
+
+    found = {
+        str(
+            path.relative_to(server.folder / "artifacts" / run.info.experiment_id / run.info.run_id / "artifacts")
+        ): path.read_text()
+        for path in (server.folder / "artifacts").rglob("*.txt")
+    }
+    assert found == {"report.txt": "after", "single/inner.txt": "inner", "whole/sub/inner.txt": "inner"}
+
+
+def test_what_needs_the_server_says_soon_that_it_is_gone(server, start_session):
+    """As an error of MLflow's and as one of ours, instead of after four minutes."""
+    start_session(server.uri, flush_timeout=0.5)
+    with runs.open_run(name="train"):
+        server.kill()
+        begun = time.monotonic()
+        with pytest.raises(MlflowException, match="Connection refused"):
+            mlflow.search_runs(output_format="list")
+        with pytest.raises(TrackingUnavailableError, match="MLFLOW_TRACKING_URI"):
+            mlflow.MlflowClient().search_experiments()
+        assert time.monotonic() - begun < 10
+
+
+def test_a_changed_parameter_is_refused_without_the_server(server, start_session):
+    """What the run has is known here."""
+    start_session(server.uri, flush_timeout=0.5)
+    with runs.open_run(name="train"):
+        mlflow.log_param("depth", 3)
+        server.kill()
+        with pytest.raises(MlflowException, match="depth") as raised:
+            mlflow.log_param("depth", 5)
+
+    assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
+
+
+class Proxy:
+    """Stands before a server, and answers with an error, or late, while it is told to."""
+
+    def __init__(self, target: str, port: int) -> None:
+        self.status = 200
+        self.delay = 0.0
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                import requests
+
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                time.sleep(proxy.delay)
+                if proxy.status != 200:
+                    content, status = b"<html>the proxy is sorry</html>", proxy.status
+                else:
+                    answer = requests.request(self.command, target + self.path, data=body, headers=dict(self.headers))
+                    content, status = answer.content, answer.status_code
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = forward  # noqa: N815 - the names are the standard library's
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """End it."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def proxy(mlflow_server, free_port):
+    """Return a proxy before a real server."""
+    port = free_port()
+    found = Proxy(mlflow_server, port)
+    found.uri = f"http://127.0.0.1:{port}"
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+def test_a_server_that_answers_with_errors(proxy, mlflow_server, start_session, caplog, status):
+    """They are an outage like any other, and end like one."""
+    started = start_session(proxy.uri)
+    with runs.open_run(name="train") as run:
+        proxy.status = status
+        for step in range(200):
+            mlflow.log_metric("loss", step, step=step)
+        working = write_behind.of(proxy.uri)
+        assert not working.store.flush()
+        proxy.status = 200
+    started.stop()
+
+    assert history(mlflow.MlflowClient(mlflow_server), run.info.run_id) == list(range(200))
+    assert str(status) in warnings_of(caplog)[0]
+    assert len(warnings_of(caplog)) == 2
+
+
+def test_a_server_that_is_slow_delays_nobody(proxy, mlflow_server, start_session):
+    """Half a second for each request is the courier's to wait."""
+    started = start_session(proxy.uri)
+    with runs.open_run(name="train") as run:
+        proxy.delay = 0.5
+        assert longest(500, lambda n: mlflow.log_metric("loss", n, step=n)) < SLOWEST
+    started.stop()
+    proxy.delay = 0.0
+
+    assert history(mlflow.MlflowClient(mlflow_server), run.info.run_id) == list(range(500))
+
+
+def test_what_the_server_refuses_is_noted_and_holds_up_nothing(mlflow_server, start_session, caplog, tmp_path):
+    """Another process has given the parameter another value meanwhile: ours is refused, all else arrives."""
+    started = start_session(mlflow_server)
+    with runs.open_run(name="train") as run:
+        working = write_behind.of(mlflow_server)
+        assert working.store.flush()
+        working.courier.pause(timeout=10)
+        for number in range(20):
+            mlflow.log_param(f"p{number}", "ours")
+        mlflow.log_metric("loss", 1.0)
+        working.store._inner.log_batch(run.info.run_id, [], [mlflow.entities.Param("p7", "theirs")], [])
+        working.courier.resume()
+    started.stop()
+
+    stored = mlflow.MlflowClient(mlflow_server).get_run(run.info.run_id)
+    assert stored.data.params == {**{f"p{number}": "ours" for number in range(20)}, "p7": "theirs"}
+    assert stored.data.metrics == {"loss": 1.0}
+    assert stored.info.status == "FINISHED"
+    refused = (tmp_path / "state" / "refused.jsonl").read_text()
+    assert '"key":"p7","value":"ours"' in refused
+    assert refused.count("\n") == 1
+    assert [record.levelname for record in caplog.records if "refuses an item" in record.message] == ["ERROR"]

@@ -1,0 +1,497 @@
+"""Logging behind the job's back is what plain MLflow does, with the same errors at the same calls."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import resource
+import signal
+import threading
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.tracking.rest_store import RestStore
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking._tracking_service.utils import _get_store
+
+from autogen_team.errors import NotStartedError
+from autogen_team.io._tracking import destinations, journal, reading, runs, seam, write_behind
+from autogen_team.io._tracking.delivery import _requests
+from autogen_team.io.services import MlflowService
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is a folder")
+
+
+@pytest.fixture(params=["sqlite", "server", "folder"])
+def any_uri(request, store_uri, tmp_path, monkeypatch):
+    """Return a store of each kind."""
+    if request.param == "server":
+        return request.getfixturevalue("mlflow_server")
+    if request.param == "folder":
+        monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+        return (tmp_path / "mlruns").as_uri()
+    return store_uri
+
+
+def start_plain(uri: str, experiment: str) -> None:
+    """Point plain MLflow at the store."""
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    mlflow.set_experiment(experiment)
+
+
+def log_all_sorts() -> str:
+    """Log in every way that there is, and return the id of the run."""
+    client = mlflow.MlflowClient()
+    with mlflow.start_run(run_name="all sorts", tags={"first": "1"}, description="about") as run:
+        run_id = run.info.run_id
+        mlflow.log_metric("single", 0.25, step=3, timestamp=1000)
+        mlflow.log_metrics({"a": 1.0, "b/c d": 2}, step=4, timestamp=2000)
+        for step, value in enumerate([1.0, math.nan, math.inf, -math.inf, 1e-320, -0.0]):
+            mlflow.log_metric("odd", value, step=step, timestamp=3000 + step)
+        mlflow.log_metric("a", 0.5, step=2, timestamp=5000)  # an older step: the latest stays
+        mlflow.log_metric("async", 1, synchronous=False, timestamp=6000)
+        client.log_metric(run_id, "by client", np.float32(0.5), timestamp=7000, step=1)
+        mlflow.log_param("p", {"any": "thing"})
+        mlflow.log_params({f"q{number}": number for number in range(250)})
+        mlflow.log_param("p", {"any": "thing"})  # the same again is fine
+        mlflow.log_param("long", "x" * 7000)
+        mlflow.set_tag("t", 1)
+        mlflow.set_tags({f"u{number}": number for number in range(150)})
+        mlflow.set_tag("gone", "soon")
+        mlflow.delete_tag("gone")
+        client.set_tag(run_id, "mlflow.runName", "renamed")
+        client.log_batch(
+            run_id,
+            [Metric("batch", float(number % 7), 8000 + number // 3, number // 3) for number in range(1500)],
+            [Param("in batch", "1")],
+            [RunTag("in batch", "2")],
+        )
+        dataset = mlflow.data.from_numpy(np.arange(6).reshape(3, 2), name="six")
+        mlflow.log_input(dataset, context="training")
+    return run_id
+
+
+def content(run_id: str) -> dict[str, object]:
+    """Return all that the store has of a run, but for what is different in each."""
+    client = mlflow.MlflowClient()
+    run = client.get_run(run_id)
+    different = {"mlflow.user", "mlflow.source.name", "autogen_team.opened_by"}
+    return {
+        "info": (run.info.run_name, run.info.status, run.info.end_time is not None),
+        "params": run.data.params,
+        "tags": {key: value for key, value in run.data.tags.items() if key not in different},
+        "latest": {key: repr(value) for key, value in run.data.metrics.items()},
+        "history": {
+            key: sorted((one.step, one.timestamp, repr(one.value)) for one in client.get_metric_history(run_id, key))
+            for key in run.data.metrics
+        },
+        "inputs": [(found.dataset.to_dictionary(), found.tags[0].value) for found in run.inputs.dataset_inputs],
+    }
+
+
+def test_what_arrives_is_what_plain_mlflow_logs(any_uri, start_session):
+    """Every kind of item, in every way of logging, with its history, order and latest value."""
+    start_plain(any_uri, "tests")
+    plain = content(log_all_sorts())
+    started = start_session(any_uri)
+    durable_id = log_all_sorts()
+    started.stop()
+
+    start_plain(any_uri, "tests")
+    assert content(durable_id) == plain
+
+
+def test_a_read_sees_what_was_written_before(any_uri, start_session):
+    """In the same process, whatever is read."""
+    start_session(any_uri)
+    with runs.open_run(name="train") as run:
+        run_id = run.info.run_id
+        mlflow.log_metric("loss", 0.5)
+        assert mlflow.get_run(run_id).data.metrics == {"loss": 0.5}
+        mlflow.log_metric("loss", 0.25, step=1)
+        assert len(mlflow.MlflowClient().get_metric_history(run_id, "loss")) == 2
+        mlflow.log_param("depth", 3)
+        (found,) = mlflow.search_runs(filter_string="params.depth = '3'", output_format="list")
+        assert found.info.run_id == run_id
+    assert mlflow.get_run(run_id).info.status == "FINISHED"
+
+
+def test_the_uri_stays_and_the_store_seems_the_same(store_uri, mlflow_server, start_session):
+    """Whoever asks MLflow what it is set to, or what its store is, gets the answer of plain MLflow."""
+    start_session(store_uri)
+    assert mlflow.get_tracking_uri() == store_uri
+    assert isinstance(_get_store(), SqlAlchemyStore)
+    start_session(mlflow_server)
+    assert mlflow.get_tracking_uri() == mlflow_server
+    assert isinstance(_get_store(), RestStore)
+    assert _get_store().get_host_creds().host == mlflow_server
+
+
+def test_stop_gives_mlflow_its_store_back(store_uri, start_session):
+    """The very object, and nothing is left in its registry."""
+    before = _get_store(store_uri)
+    started = start_session(store_uri)
+    assert _get_store(store_uri) is not before
+    started.stop()
+
+    assert _get_store(store_uri) is before
+    assert "_get_store_with_resolved_uri" not in vars(seam._registry)
+
+
+def test_two_services_share_one_journal(store_uri, start_session, tmp_path):
+    """The last one to leave delivers and ends it."""
+    first, second = start_session(store_uri), start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        mlflow.log_metric("loss", 1.0)
+        assert len(list((tmp_path / "state" / "journals").iterdir())) == 1
+    first.stop()
+    assert write_behind.of(store_uri) is not None
+    second.stop()
+
+    assert write_behind.of(store_uri) is None
+    assert mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.metrics == {"loss": 1.0}
+
+
+def without_numbers(error: Exception) -> str:
+    """Return what an exception says, but for the times in it."""
+    return re.sub(r"\d+", "", str(error))
+
+
+BAD_METRICS = [None, "abc", [1.0], {}, np.array([1.0, 2.0]), 1 + 2j, 10**400, object()]
+
+
+@pytest.mark.parametrize("value", BAD_METRICS, ids=lambda value: repr(value)[:20])
+def test_a_bad_value_is_refused_as_plain_mlflow_refuses_it(store_uri, start_session, value):
+    """By the same class of exception, at the same call; the metrics around it are stored."""
+    start_plain(store_uri, "tests")
+    with mlflow.start_run(), pytest.raises(Exception) as plain:
+        mlflow.log_metric("loss", value)
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        for step in range(100):
+            mlflow.log_metric("loss", step, step=step)
+            if step == 50:
+                with pytest.raises(type(plain.value)) as durable:
+                    mlflow.log_metric("loss", value)
+                assert type(durable.value) is type(plain.value)
+                assert without_numbers(durable.value) == without_numbers(plain.value)
+    started.stop()
+
+    client = mlflow.MlflowClient(store_uri)
+    assert [one.value for one in client.get_metric_history(run.info.run_id, "loss")] == list(range(100))
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("key", ["a(b)", "", "../x", ".", "a//b", "x" * 251, "line\nbreak", None, 7])
+@pytest.mark.parametrize("log", [lambda key: mlflow.log_metric(key, 1), lambda key: mlflow.log_param(key, 1),
+                                 lambda key: mlflow.set_tag(key, 1), lambda key: mlflow.log_metrics({key: 1.0})],
+                         ids=["metric", "param", "tag", "metrics"])  # fmt: skip
+def test_a_bad_key_is_refused_as_plain_mlflow_refuses_it(store_uri, start_session, log, key):
+    """For metrics, parameters and tags alike."""
+
+    def outcome() -> str:
+        try:
+            log(key)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "accepted"
+
+    start_plain(store_uri, "tests")
+    with mlflow.start_run():
+        plain = outcome()
+    start_session(store_uri)
+    with runs.open_run(name="train"):
+        assert outcome() == plain
+
+
+def test_the_good_metrics_of_a_bad_call_are_stored(store_uri, start_session):
+    """One diverged value does not take its neighbours with it."""
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        with pytest.raises(MlflowException):
+            mlflow.log_metrics({"good": 1.0, "bad": None, "good too": 2.0})
+        with pytest.raises(MlflowException):
+            started.log_metrics({"fast": 1.0, "fast and bad": None, "fast(": 1.0, "fast too": np.float64(2)}, 1)
+    started.stop()
+
+    stored = mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.metrics
+    assert stored == {"good": 1.0, "good too": 2.0, "fast": 1.0, "fast too": 2.0}
+
+
+@pytest.mark.parametrize("log", [lambda: mlflow.log_param("depth", 5), lambda: mlflow.log_params({"depth": 5, "x": 1})])
+def test_a_changed_parameter_is_refused_as_plain_mlflow_refuses_it(store_uri, start_session, log):
+    """By its own words, at the call, whoever has set it first."""
+    start_plain(store_uri, "tests")
+    with mlflow.start_run() as before:
+        mlflow.log_param("depth", 3)
+        with pytest.raises(MlflowException) as plain:
+            log()
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        mlflow.log_param("depth", 3)
+        with pytest.raises(MlflowException) as durable:
+            log()
+        assert durable.value.message == plain.value.message.replace(before.info.run_id, run.info.run_id)
+    with runs.open_run(name="resumed", run_id=run.info.run_id), pytest.raises(MlflowException, match="Changing param"):
+        log()
+    started.stop()
+
+    assert mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.params == {"depth": "3"}
+
+
+def test_an_unknown_or_deleted_run_is_refused(store_uri, start_session):
+    """At the call, as by plain MLflow."""
+    start_session(store_uri)
+    client = mlflow.MlflowClient()
+    with pytest.raises(MlflowException, match="not found"):
+        client.log_metric("0" * 32, "loss", 1.0)
+    run = client.create_run("1")
+    client.delete_run(run.info.run_id)
+    with pytest.raises(MlflowException, match="active"):
+        client.log_metric(run.info.run_id, "loss", 1.0)
+    client.restore_run(run.info.run_id)
+    client.log_metric(run.info.run_id, "loss", 1.0)
+    assert client.get_run(run.info.run_id).data.metrics == {"loss": 1.0}
+
+
+def test_secrets_in_parameters_and_tags_are_masked(store_uri, start_session):
+    """Neither the journal nor the store ever has them."""
+    started = start_session(store_uri)
+    address = "postgresql://bob:hunter2-hunter2@db/runs"
+    with runs.open_run(name="train") as run:
+        mlflow.log_param("db", address)
+        mlflow.log_params({"db2": address})
+        mlflow.set_tag("db", address)
+        text = str(reading.read(write_behind.of(store_uri).journal.folder))
+    started.stop()
+
+    assert "hunter2" not in text
+    assert "hunter2" not in str(mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data)
+
+
+def test_a_process_that_never_stops_its_service_delivers_at_its_exit(store_uri, run_python, tmp_path):
+    """Also the end of a run that plain MLflow closes there."""
+    code = (
+        "import mlflow; from autogen_team.io.services import MlflowService\n"
+        "MlflowService(autolog_disable=True).start()\n"
+        "mlflow.start_run()\n"
+        "for n in range(1000): mlflow.log_metric('loss', n, step=n)\n"
+    )
+    status, _, err = run_python("-c", code)
+
+    assert status == 0, err
+    (run,) = mlflow.MlflowClient(store_uri).search_runs(["1"])
+    assert len(mlflow.MlflowClient(store_uri).get_metric_history(run.info.run_id, "loss")) == 1000
+    assert run.info.status == "FINISHED"
+    assert list((tmp_path / "state" / "journals").iterdir()) == []
+
+
+def test_a_forked_child_logs_through_a_journal_of_its_own(store_uri, start_session, tmp_path, wait_until):
+    """To its parent's run, which stays open; what it leaves at a hard exit is delivered by its watchdog."""
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        mlflow.log_metric("parent", 1.0)
+        child = os.fork()
+        if child == 0:
+            try:
+                mlflow.MlflowClient().log_metric(run.info.run_id, "child", 2.0)
+                assert write_behind.of(store_uri).store.flush()
+                mlflow.MlflowClient().log_metric(run.info.run_id, "left", 3.0)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert status == 0
+        mlflow.log_metric("parent", 2.0, step=1)
+        assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
+    started.stop()
+    wait_until(lambda: not list((tmp_path / "state" / "journals").iterdir()))
+
+    stored = mlflow.MlflowClient(store_uri).get_run(run.info.run_id)
+    assert stored.data.metrics == {"parent": 2.0, "child": 2.0, "left": 3.0}
+    assert stored.info.status == "FINISHED"
+
+
+def test_many_threads_log_at_once(store_uri, start_session):
+    """Each value arrives, once."""
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        client = mlflow.MlflowClient()
+
+        def log(thread: int) -> None:
+            for step in range(500):
+                client.log_metric(run.info.run_id, f"m{thread}", step, step=step)
+
+        threads = [threading.Thread(target=log, args=(number,)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    started.stop()
+
+    client = mlflow.MlflowClient(store_uri)
+    for number in range(8):
+        history = client.get_metric_history(run.info.run_id, f"m{number}")
+        assert [one.value for one in history] == list(range(500))
+
+
+def test_the_fast_lane_writes_what_mlflow_writes(any_uri, start_session):
+    """To the active run, with the step; whole numbers and arrays of one element are converted."""
+    started = start_session(any_uri)
+    with runs.open_run(name="train") as run:
+        started.log_metrics({"loss": 0.5, "whole": 3, "array": np.array([4.0])}, 7)
+        started.log_metrics({"loss": math.nan}, 8)
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
+
+    assert [(one.step, repr(one.value)) for one in history] == [(7, "0.5"), (8, "nan")]
+    assert mlflow.get_run(run.info.run_id).data.metrics["whole"] == 3.0
+    assert mlflow.get_run(run.info.run_id).data.metrics["array"] == 4.0
+
+
+def test_the_fast_lane_needs_a_run(store_uri):
+    """It opens none behind anybody's back."""
+    service = MlflowService(tracking_uri=store_uri, autolog_disable=True)
+    with pytest.raises(NotStartedError, match="does not run"):
+        service.log_metrics({"loss": 1.0})
+    with service, pytest.raises(NotStartedError, match="no run is open"):
+        service.log_metrics({"loss": 1.0})
+
+
+def test_without_a_journal_everything_waits_for_the_store(store_uri, tmp_path):
+    """`durable=False` is plain MLflow, and the fast lane still works."""
+    service = MlflowService(tracking_uri=store_uri, autolog_disable=True, durable=False)
+    with service, service.run_context(service.RunConfig(name="train", log_system_metrics=False)) as run:
+        service.log_metrics({"loss": 1.0}, 2)
+        mlflow.log_metric("plain", 2.0)
+        assert mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.metrics == {"loss": 1.0, "plain": 2.0}
+        assert not (tmp_path / "state" / "journals").exists()
+
+
+def test_a_state_folder_that_cannot_be_written_is_no_obstacle(store_uri, start_session, tmp_path, caplog):
+    """What is logged goes straight to the store, with one report."""
+    (tmp_path / "state").write_text("a file where a folder should be")
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        for step in range(20):
+            mlflow.log_metric("loss", step, step=step)
+        mlflow.log_param("p", 1)
+    started.stop()
+
+    stored = mlflow.MlflowClient(store_uri).get_run(run.info.run_id)
+    assert len(mlflow.MlflowClient(store_uri).get_metric_history(run.info.run_id, "loss")) == 20
+    assert (stored.data.params, stored.info.status) == ({"p": "1"}, "FINISHED")
+    assert len([record for record in caplog.records if "the journal cannot be written" in record.message]) == 1
+
+
+def test_a_disk_that_is_full_for_a_while_is_no_obstacle(store_uri, start_session, caplog, monkeypatch):
+    """The entries of that time go past the journal, later ones through it again, and both is said once."""
+    monkeypatch.setattr(journal, "SEGMENT", 4096)
+    monkeypatch.setattr(journal, "_RETRY", 0.0)
+    started = start_session(store_uri)
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    full = OSError(28, "No space left on device")
+    with runs.open_run(name="train") as run:
+        for step in range(100):
+            mlflow.log_metric("loss", step, step=step)
+            if step == 30:
+                monkeypatch.setattr(journal, "_allocate", lambda *_: (_ for _ in ()).throw(full))
+            if step == 70:
+                monkeypatch.undo()
+    started.stop()
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, before)
+
+    history = mlflow.MlflowClient(store_uri).get_metric_history(run.info.run_id, "loss")
+    assert [one.value for one in history] == list(range(100))
+    said = [record.message for record in caplog.records if "journal can" in record.message]
+    assert len(said) == 2
+    assert "No space left on device" in said[0]
+    assert "the journal can be written again" in said[1]
+
+
+def test_requests_keep_to_the_limits_of_the_server():
+    """1000 metrics, 100 parameters and 100 tags, and what ends a run comes after what it has logged."""
+    found = [
+        *({"op": "metrics", "run": "a", "t": 1, "step": n, "values": {"loss": n, "acc": n}} for n in range(1200)),
+        {"op": "params", "run": "a", "values": {str(n): "x" for n in range(250)}},
+        *({"op": "tags", "run": "b", "values": {str(n): "x"}} for n in range(150)),
+        {"op": "info", "run": "a", "status": "FINISHED"},
+        {"op": "metrics", "run": "a", "t": 1, "step": 0, "values": {"late": 1.0}},
+    ]
+    requests = list(_requests(found))
+
+    batches = [request for request in requests if isinstance(request, destinations.Batch)]
+    assert max(len(batch.metrics) for batch in batches) <= 1000
+    assert max(len(batch.params) for batch in batches) <= 100
+    assert max(len(batch.tags) for batch in batches) <= 100
+    assert max(len(batch) for batch in batches) <= 1000
+    assert sum(len(batch.metrics) for batch in batches) == 2401
+    end = next(at for at, request in enumerate(requests) if not isinstance(request, destinations.Batch))
+    before = [request for request in requests[:end] if request.run_id == "a"]
+    assert sum(len(batch.params) for batch in before) == 250
+    assert sum(len(batch.metrics) for batch in before) == 2400
+
+
+def test_the_table_gets_what_log_batch_would_write(store_uri, monkeypatch):
+    """Our own statement and MLflow's own way leave the same rows, also of what is there already."""
+    store = seam.plain_store(store_uri)
+    metrics = [
+        {"key": f"k{number % 3}", "value": value, "timestamp": 1000 + number // 2, "step": number % 5}
+        for number, value in enumerate([1.0, math.nan, math.inf, -1.5, 0.0, math.nan] * 20)
+    ]
+    ids = [store.create_run("0", "me", 0, [], None).info.run_id for _ in range(2)]
+    for _ in range(2):
+        assert seam.insert_metrics(store, ids[0], metrics)
+        store.log_batch(ids[1], [Metric(**metric) for metric in metrics], [], [])
+
+    def rows(table: str, run_id: str) -> list[tuple[object, ...]]:
+        with store.engine.connect() as connection:
+            query = f"select key, value, timestamp, step, is_nan from {table} where run_uuid = '{run_id}'"
+            return sorted(connection.exec_driver_sql(query).fetchall())
+
+    for table in ("metrics", "latest_metrics"):
+        assert rows(table, ids[0]) == rows(table, ids[1])
+        assert rows(table, ids[0])
+
+
+def test_another_mlflow_is_written_in_its_own_way(store_uri, start_session, monkeypatch):
+    """If its tables or methods are not what we know, metrics take the slow way, and arrive."""
+
+    def changed(*_):
+        raise AttributeError("_update_latest_metrics_if_necessary")
+
+    monkeypatch.setattr(seam, "insert_metrics", changed)
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        mlflow.log_metric("loss", 1.0)
+    started.stop()
+
+    assert mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.metrics == {"loss": 1.0}
+
+
+def test_autologging_goes_through_the_journal_and_keeps_its_model(store_uri, run_python):
+    """Parameters, metrics, dataset and model of a fit, as a user gets them."""
+    code = (
+        "import mlflow; from autogen_team.io.services import MlflowService\n"
+        "from sklearn.linear_model import LogisticRegression; from sklearn.datasets import load_iris\n"
+        "service = MlflowService(autolog_silent=True)\n"
+        "with service, service.run_context(service.RunConfig(name='fit', log_system_metrics=False)) as run:\n"
+        "    LogisticRegression(max_iter=500).fit(*load_iris(return_X_y=True))\n"
+        "print(run.info.run_id)\n"
+    )
+    status, out, err = run_python("-c", code)
+
+    assert status == 0, err
+    run = mlflow.MlflowClient(store_uri).get_run(out.split()[-1])
+    assert run.data.params["max_iter"] == "500"
+    assert "training_accuracy_score" in run.data.metrics
+    assert len(run.inputs.dataset_inputs) == 1
+    assert len(run.outputs.model_outputs) == 1
+    assert Path("mlruns").exists()
