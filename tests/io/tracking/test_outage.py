@@ -67,6 +67,22 @@ def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, t
     assert list((tmp_path / "state" / "journals").iterdir()) == []
 
 
+def test_a_server_on_postgresql_that_is_killed_and_comes_back(postgres_server, start_session):
+    """A store that holds locks for real loses as little."""
+    started = start_session(postgres_server.uri)
+    with runs.open_run(name="train") as run:
+        for step in range(1500):
+            mlflow.log_metric("loss", step, step=step)
+        postgres_server.kill()
+        for step in range(1500, 3000):
+            mlflow.log_metric("loss", step, step=step)
+        postgres_server.start()
+    started.stop()
+
+    assert history(postgres_server.client(), run.info.run_id) == list(range(3000))
+    assert postgres_server.client().get_run(run.info.run_id).info.status == "FINISHED"
+
+
 def test_a_server_that_is_stopped_and_goes_on(server, start_session):
     """It accepts connections and answers nobody: a call does not wait for it, and a read not for long."""
     started = start_session(server.uri, connect_timeout=1.0)

@@ -27,11 +27,13 @@ from autogen_team.io.services import MlflowService
 pytestmark = pytest.mark.filterwarnings("ignore:.*is a folder")
 
 
-@pytest.fixture(params=["sqlite", "server", "folder"])
+@pytest.fixture(params=["sqlite", "server", "folder", "postgres"])
 def any_uri(request, store_uri, tmp_path, monkeypatch):
     """Return a store of each kind."""
     if request.param == "server":
         return request.getfixturevalue("mlflow_server")
+    if request.param == "postgres":
+        return request.getfixturevalue("postgres_uri")
     if request.param == "folder":
         monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
         return (tmp_path / "mlruns").as_uri()
@@ -439,9 +441,10 @@ def test_requests_keep_to_the_limits_of_the_server():
     assert sum(len(batch.metrics) for batch in before) == 2400
 
 
-def test_the_table_gets_what_log_batch_would_write(store_uri, monkeypatch):
+@pytest.mark.parametrize("database", ["store_uri", "postgres_uri"])
+def test_the_table_gets_what_log_batch_would_write(request, database):
     """Our own statement and MLflow's own way leave the same rows, also of what is there already."""
-    store = seam.plain_store(store_uri)
+    store = seam.plain_store(request.getfixturevalue(database))
     metrics = [
         {"key": f"k{number % 3}", "value": value, "timestamp": 1000 + number // 2, "step": number % 5}
         for number, value in enumerate([1.0, math.nan, math.inf, -1.5, 0.0, math.nan] * 20)

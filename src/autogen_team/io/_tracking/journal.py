@@ -58,8 +58,10 @@ def started_at(pid: int) -> float | None:
 
     One that has died and that its parent has not asked about yet, a zombie, is none.
     """
-    import psutil
-
+    try:
+        import psutil
+    except ImportError:  # then the lock alone tells
+        return None
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()

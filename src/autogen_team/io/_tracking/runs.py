@@ -75,6 +75,8 @@ def open_run(
                 tags=as_text(tags),
                 log_system_metrics=_can_sample(log_system_metrics),
             )
+            if EXCEPTION_TAG in active.data.tags:  # it is gone on with, and has failed before
+                mlflow.MlflowClient().delete_tag(active.info.run_id, EXCEPTION_TAG)
             opened = None if isinstance(active, seam.JoinedRun) else _note(active)  # else its host closes it
         except BaseException:
             ending.release(leaving=True)
