@@ -120,6 +120,32 @@ def status(json: Json = False) -> None:
 
 
 @app.command()
+def sync(
+    source: Annotated[
+        str | None,
+        typer.Argument(help="A local store: mlflow.db, mlruns/, a URI. [default: what waits on this machine]"),
+    ] = None,
+    to: Annotated[
+        str | None, typer.Option("--to", metavar="URI", help="The store to copy to. [default: yours]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete in the source what has been copied.")] = False,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Deliver what waits in journals, and copy runs from a local store to a server, each only once.
+
+    Exits with 1 if something could not be copied, which the table names.
+
+    Example: autogen-team sync mlruns/ --to http://localhost:5000
+    """
+    from autogen_team.cli import sync as room
+
+    overrides = _overrides(set_, experiment=None, tracking_uri=None, log_level=None)
+    room.sync(source, overrides, to=to, dry_run=dry_run, delete=delete, as_json=json)
+
+
+@app.command()
 def recover(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done, and why.")] = False,
     tracking_uri: TrackingUri = None,

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from autogen_team.io._alerts.delivery import Delivery
     from autogen_team.io._alerts.delivery import Settings as ChannelSettings
     from autogen_team.io._alerts.trial import Outcome
+    from autogen_team.io._tracking.copying import Outcome as Copied
+    from autogen_team.io._tracking.copying import Progress
     from autogen_team.io._tracking.inventory import Found
     from autogen_team.io._tracking.recovery import Recovered
 
@@ -523,6 +525,32 @@ class MlflowService(Service):
 
         stores = session.absolute(self.tracking_uri), session.absolute(self.registry_uri)
         yield from recovery.recover_all(*stores, state_dir(), others=True)
+
+    def copy_from(
+        self,
+        source: str,
+        *,
+        dry_run: bool = False,
+        delete: bool = False,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> Iterator[Copied]:
+        """Copy the runs of another store to this service's, each once, and tell what became of it.
+
+        `source` is a SQLite database or a folder of MLflow's. Metrics come with their history, and parameters, tags,
+        datasets, artifacts, models, nesting and times are kept. With `dry_run` nothing is written, with `delete` what
+        has been copied completely is deleted in the source. Nothing happens before the first result is asked for.
+
+        Raises:
+            ConfigurationError: the source does not exist, or is the store itself.
+            TrackingUnavailableError: the store does not answer.
+
+        """
+        from autogen_team.io._tracking import copying, session
+
+        target = session.absolute(self.tracking_uri)
+        yield from copying.copy(
+            source, target, dry_run=dry_run, delete=delete, timeout=self.connect_timeout, progress=progress
+        )
 
     def client(self) -> MlflowClient:
         """Return a client for this service's stores; works whether the service runs or not.

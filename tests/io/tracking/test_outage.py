@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import reading, runs, write_behind
+from autogen_team.io._tracking import inventory, reading, recovery, runs, write_behind
 
 SLOWEST = 0.2
 """Seconds that no call may take while the server is gone; microseconds are measured in `benchmarks/`."""
@@ -131,13 +132,84 @@ def test_artifacts_wait_beside_the_journal(server, start_session):
         mlflow.log_text("after", "report.txt")
     started.stop()
 
-    found = {
-        str(
-            path.relative_to(server.folder / "artifacts" / run.info.experiment_id / run.info.run_id / "artifacts")
-        ): path.read_text()
-        for path in (server.folder / "artifacts").rglob("*.txt")
+    assert artifacts_of(server, run) == {
+        "report.txt": "after",
+        "single/inner.txt": "inner",
+        "whole/sub/inner.txt": "inner",
     }
-    assert found == {"report.txt": "after", "single/inner.txt": "inner", "whole/sub/inner.txt": "inner"}
+
+
+def artifacts_of(server, run) -> dict[str, str]:
+    """Return the files of a run with their texts, as they are on the server's disk."""
+    folder = server.folder / "artifacts" / run.info.experiment_id / run.info.run_id / "artifacts"
+    return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.txt")}
+
+
+def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
+    """As a search over parameters does: with all that they log, nested as they were, and closed as they ended."""
+    started = start_session(server.uri)
+    with runs.open_run(name="search") as search:
+        server.kill()
+        with runs.open_run(name="outer", nested=True, tags={"fold": 1}) as outer:
+            mlflow.log_metric("loss", 0.5)
+            mlflow.log_text("text", "notes.txt")
+            assert mlflow.get_run(outer.info.run_id).info.run_name == "outer"
+            with pytest.raises(ValueError, match="x"), runs.open_run(name="inner", nested=True) as inner:
+                mlflow.log_param("depth", 3)
+                raise ValueError("x")
+        server.start()
+        mlflow.log_metric("loss", 0.25)
+        # The ids from before mean the same runs for the rest of the process.
+        assert mlflow.get_run(outer.info.run_id).data.metrics == {"loss": 0.5}
+        mlflow.MlflowClient().log_metric(outer.info.run_id, "later", 1.0)
+        mlflow.MlflowClient().log_text(inner.info.run_id, "later", "later.txt")
+        assert len(mlflow.MlflowClient().get_metric_history(outer.info.run_id, "loss")) == 1
+    started.stop()
+
+    client = server.client()
+    stored = {run.info.run_name: run for run in client.search_runs([search.info.experiment_id])}
+    assert {name: run.info.status for name, run in stored.items()} == {
+        "search": "FINISHED",
+        "outer": "FINISHED",
+        "inner": "FAILED",
+    }
+    assert stored["outer"].info.start_time == outer.info.start_time
+    assert stored["outer"].data.metrics == {"loss": 0.5, "later": 1.0}
+    assert stored["outer"].data.tags["fold"] == "1"
+    assert stored["outer"].data.tags["autogen_team.local_run_id"] == outer.info.run_id
+    assert stored["outer"].data.tags["mlflow.parentRunId"] == search.info.run_id
+    assert stored["inner"].data.tags["mlflow.parentRunId"] == stored["outer"].info.run_id
+    assert stored["inner"].data.params == {"depth": "3"}
+    assert artifacts_of(server, stored["outer"]) == {"notes.txt": "text"}
+    assert artifacts_of(server, stored["inner"]) == {"later.txt": "later"}
+    assert f"is {stored['outer'].info.run_id} there: {server.uri}/#/" in caplog.text
+
+
+def test_runs_begun_without_the_server_survive_the_job(server, start_python, tmp_path):
+    """It is killed in the outage; whoever recovers it makes its runs, once."""
+    code = (
+        "import mlflow, os, time; from autogen_team.io.services import MlflowService\n"
+        "from autogen_team.io._tracking import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
+        f"service = MlflowService(tracking_uri={server.uri!r}, autolog_disable=True, connect_timeout=2)\n"
+        "service.start()\n"
+        "print('ready', flush=True); input()\n"
+        "with service.run_context(service.RunConfig(name='late', log_system_metrics=False)):\n"
+        "    for n in range(100): mlflow.log_metric('loss', n, step=n)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    process = start_python("-c", code, stdin=subprocess.PIPE)
+    process.wait_for("ready")
+    server.kill()
+    process.finish("go\n")
+    (found,) = inventory.find(tmp_path / "state")
+    stores = server.uri, server.uri, tmp_path / "state"
+    assert "Connection refused" in recovery.recover(found, *stores).problem
+    server.start()
+    assert recovery.recover(found, *stores).problem == ""
+
+    (run,) = [run for run in server.client().search_runs(["1"]) if run.info.run_name == "late"]
+    assert run.info.status == "KILLED"
+    assert history(server.client(), run.info.run_id) == list(range(100))
 
 
 def test_what_needs_the_server_says_soon_that_it_is_gone(server, start_session):

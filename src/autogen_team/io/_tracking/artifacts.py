@@ -28,28 +28,28 @@ _PATIENCE = 10.0
 class WaitingRoom:
     """Keeps what is to be brought to runs and models later."""
 
-    def __init__(self, journal: Journal, courier: Courier, link: Link) -> None:
+    def __init__(self, journal: Journal, courier: Courier, link: Link, is_to_be_made: Callable[[str], bool]) -> None:
+        """Keep what cannot be uploaded; `is_to_be_made` tells of a run whether the store does not have it yet."""
         self._journal = journal
+        self._is_to_be_made = is_to_be_made
         self._courier = courier
         self._link = link
         self._count = 0
         self._last = 0
         """The number of the last entry that has something waiting."""
 
-    def wrap(self, repository: Any, owner: str, kind: Kind) -> Any:
+    def find(self, find: Callable[[], Any], owner: str, kind: Kind) -> Any:
         """Return a repository that does not fail while the server is gone; one elsewhere is returned as it is."""
+        if kind == "run" and self._is_to_be_made(owner):
+            return _Patient(None, self, owner, kind)
+        repository = find()
         if not str(repository.artifact_uri).startswith(_THROUGH_THE_SERVER):
             return repository
         return _Patient(repository, self, owner, kind)
 
     def log(self, path: Path, folder: str | None, owner: str, kind: Kind, upload: Callable[[], None]) -> None:
         """Upload a file or folder if the server answers, else keep a copy for later."""
-        is_next = self._journal.acked >= self._last or self._courier.flush(_PATIENCE, give_up_when_cut=True)
-        try:
-            self._link.require()
-        except StoreUnavailableError:
-            is_next = False
-        if not is_next:
+        if self._is_to_be_made(owner) or not self._is_next():
             self._keep(path, folder, owner, kind)
             return
         try:
@@ -58,6 +58,14 @@ class WaitingRoom:
             if self._link.answers():  # so the fault is not that of the way
                 raise
             self._keep(path, folder, owner, kind)
+
+    def _is_next(self) -> bool:
+        """Tell whether the server answers and nothing waits any more that was to be uploaded before."""
+        try:
+            self._link.require()
+        except StoreUnavailableError:
+            return False
+        return self._journal.acked >= self._last or self._courier.flush(_PATIENCE, give_up_when_cut=True)
 
     def _keep(self, path: Path, folder: str | None, owner: str, kind: Kind) -> None:
         self._count += 1
@@ -81,7 +89,7 @@ class _Patient(StandIn):
         super().__init__(repository)
         self._room = room
         self._owner = owner
-        self._kind = kind
+        self._kind: Kind = kind
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
         """Bring a file there, now or later."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
 import orjson
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from autogen_team.io._redact import mask
@@ -29,6 +31,10 @@ class Delivery:
 
     def __init__(self, destination: Destination, attach: Attach, state: Path) -> None:
         """Note what the destination refuses in a file below `state`."""
+        self.ids: dict[str, str] = {}
+        """The ids of runs that were begun without the store, and what it calls them."""
+        self.on_created: Callable[[str, str], None] = lambda _local, _real: None
+        """Called when the store has made such a run."""
         self._destination = destination
         self._attach = attach
         self._state = state
@@ -44,7 +50,7 @@ class Delivery:
         """
         for request in _requests(found):
             if isinstance(request, Batch):
-                self._log(request)
+                self._log(self._as_known_there(request))
             else:
                 self._do(request)
 
@@ -63,18 +69,38 @@ class Delivery:
 
     def _do(self, entry: Entry) -> None:
         destination = self._destination
+        run_id: str = entry.get("run", "")
+        run_id = self.ids.get(run_id, run_id)
         try:
             match entry["op"]:
+                case "create":
+                    self._create(entry)
                 case "info":
-                    destination.update(entry["run"], entry.get("status"), entry.get("end"), entry.get("name"))
+                    destination.update(run_id, entry.get("status"), entry.get("end"), entry.get("name"))
                 case "untag":
-                    destination.remove_tag(entry["run"], entry["key"])
+                    destination.remove_tag(run_id, entry["key"])
                 case "inputs":
-                    destination.log_inputs(entry["run"], entry.get("datasets", ()), entry.get("models", ()))
+                    destination.log_inputs(run_id, entry.get("datasets", ()), entry.get("models", ()))
                 case "artifact":
-                    self._attach(entry)
+                    self._attach({**entry, "run": run_id} if run_id else entry)
         except Refused as refusal:
             self._note(entry, refusal)
+
+    def _create(self, entry: Entry) -> None:
+        local = entry["run"]
+        if local not in self.ids:
+            self.ids[local] = self._destination.create({**entry, "tags": self._with_parent(entry["tags"])})
+            self.on_created(local, self.ids[local])
+
+    def _as_known_there(self, batch: Batch) -> Batch:
+        if not self.ids:
+            return batch
+        run_id = self.ids.get(batch.run_id, batch.run_id)
+        return replace(batch, run_id=run_id, tags=self._with_parent(batch.tags))
+
+    def _with_parent(self, tags: dict[str, str]) -> dict[str, str]:
+        parent = self.ids.get(tags.get(MLFLOW_PARENT_RUN_ID, ""))
+        return tags if parent is None else {**tags, MLFLOW_PARENT_RUN_ID: parent}
 
     def _note(self, what: Entry, refusal: Refused) -> None:
         reason = mask(str(refusal))

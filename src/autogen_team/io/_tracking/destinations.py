@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
-from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunStatus, RunTag
+from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.protos import service_pb2
 from mlflow.protos.databricks_pb2 import (
@@ -23,14 +23,15 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
-from requests import Response
 
 from autogen_team.io._tracking import seam
 
 _report = logging.getLogger("autogen_team")
-ask: Callable[..., Response] = http_request
+ask: Callable[..., Any] = http_request
 read_proto: Callable[..., None] = parse_dict
 
+OPENED_BY = "autogen_team.opened_by"
+"""The tag by which a run is found whose id could not be noted."""
 PATIENCE = 30.0
 """Seconds that a server may take to answer one request."""
 _REFUSALS = frozenset(
@@ -76,6 +77,17 @@ class Destination:
 
     def __init__(self, store: Any) -> None:
         self.store = store
+
+    def create(self, entry: Mapping[str, Any]) -> str:
+        """Make the run that an entry describes, unless it is there already, and return its id."""
+        with _translated():
+            filter_string = f"tags.`{OPENED_BY}` = '{entry['tags'][OPENED_BY]}'"
+            found = self.store.search_runs([entry["experiment"]], filter_string, ViewType.ALL, max_results=1)
+            if found:
+                return str(found[0].info.run_id)
+            tags = [RunTag(*tag) for tag in entry["tags"].items()]
+            run = self.store.create_run(entry["experiment"], entry["user"], entry["start"], tags, entry["name"])
+            return str(run.info.run_id)
 
     def log(self, batch: Batch) -> None:
         """Log metrics, parameters and tags."""
@@ -136,6 +148,22 @@ class Database(Destination):
 class Server(Destination):
     """An MLflow server, through its REST API, with MLflow's own credentials, certificates and headers."""
 
+    def create(self, entry: Mapping[str, Any]) -> str:
+        """Make the run that an entry describes, unless it is there already, and return its id."""
+        filter_string = f"tags.`{OPENED_BY}` = '{entry['tags'][OPENED_BY]}'"
+        found = self._post("runs/search", experiment_ids=[entry["experiment"]], filter=filter_string, max_results=1)
+        if found.get("runs"):
+            return str(found["runs"][0]["info"]["run_id"])
+        made = self._post(
+            "runs/create",
+            experiment_id=entry["experiment"],
+            user_id=entry["user"],
+            start_time=entry["start"],
+            run_name=entry["name"],
+            tags=[{"key": key, "value": value} for key, value in entry["tags"].items()],
+        )
+        return str(made["run"]["info"]["run_id"])
+
     def log(self, batch: Batch) -> None:
         """Log metrics, parameters and tags."""
         self._post(
@@ -159,7 +187,7 @@ class Server(Destination):
         named = [{"model_id": model_id} for model_id in models]
         self._post("runs/log-inputs", run_id=run_id, datasets=list(datasets), models=named)
 
-    def _post(self, endpoint: str, **body: Any) -> None:
+    def _post(self, endpoint: str, **body: Any) -> dict[str, Any]:
         try:
             response = ask(
                 self.store.get_host_creds(),
@@ -177,6 +205,11 @@ class Server(Destination):
             raise Refused(_answer(response.text))
         if response.status_code != 200:
             raise Unreachable(f"it answers {response.status_code} {_answer(response.text)[:200]}".rstrip())
+        try:
+            found: dict[str, Any] = orjson.loads(response.content or b"{}")
+        except orjson.JSONDecodeError:  # a proxy's page, say
+            raise Unreachable(f"it answers with something else than JSON: {response.text[:80]!r}") from None
+        return found
 
 
 def of(store: Any, uri: str) -> Destination:

@@ -15,7 +15,7 @@ from zlib import crc32
 import orjson
 
 VERSION = 1
-NOTES = frozenset({"journal", "opening", "open", "closed"})
+NOTES = frozenset({"journal", "opening", "open", "created", "closed"})
 """Operations that are no business of the store's: they are for whoever recovers the journal."""
 
 Entry: TypeAlias = dict[str, Any]

@@ -93,6 +93,7 @@ class Journal:
         self._interrupting: deque[str] = deque()
         self.folder: Path | None = None
         self._opening: dict[str, str] = {}
+        self._created: dict[str, str] = {}
         self._open: dict[str, dict[str, Any]] = {}
         self.number = 0
         """The number of the last entry."""
@@ -154,6 +155,11 @@ class Journal:
         self._open[run_id] = {"name": name, "experiment": experiment}
         self.append(entries.body("open", run=run_id, mark=mark, name=name, experiment=experiment))
 
+    def run_created(self, local: str, real: str) -> None:
+        """Note what the store calls a run that was begun without it."""
+        self._created[local] = real
+        self.append(entries.body("created", run=local, id=real))
+
     def run_closed(self, run_id: str) -> None:
         """Note that the run needs no closing by others; call after the entry that closes it."""
         self._open.pop(run_id, None)
@@ -188,9 +194,12 @@ class Journal:
 
     def sync(self) -> None:
         """Let the present segment survive the death of the machine too."""
-        with self._lock, suppress(OSError, ValueError):
-            descriptor = None if self._map is None else os.open(self.path(self._segment), os.O_RDONLY)
-        if descriptor is not None:
+        with self._lock:
+            path = None if self._map is None else self.path(self._segment)
+        if path is None:
+            return
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
             try:
                 os.fsync(descriptor)  # outside of the lock: it may take long
             finally:
@@ -285,6 +294,7 @@ class Journal:
             uri=self._uri,
             at=int(time.time() * 1000),
             open=[{"run": run_id, **facts} for run_id, facts in self._open.items()],
+            created=self._created,
             opening=[{"mark": mark, "experiment": experiment_id} for mark, experiment_id in self._opening.items()],
         )
 

@@ -17,10 +17,9 @@ from autogen_team.io import _job
 from autogen_team.io._redact import MASK, mask, mask_url
 from autogen_team.io._tracking import artifacts, destinations, inventory, journal, reading, seam
 from autogen_team.io._tracking.delivery import Delivery
-from autogen_team.io._tracking.destinations import Destination, Unreachable
+from autogen_team.io._tracking.destinations import OPENED_BY, Destination, Unreachable
 from autogen_team.io._tracking.entries import VERSION, Entry
 from autogen_team.io._tracking.inventory import Found
-from autogen_team.io._tracking.store import OPENED_BY
 
 REASON_TAG = "autogen_team.exception"
 
@@ -118,13 +117,19 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, reason: str
     delivery = Delivery(destination, lambda entry: artifacts.bring(client, found.folder, entry), state)
     acked = reading.acked(found.folder)
     left = [entry for entry in entries if entry["n"] > acked]
+    for entry in entries:
+        if entry["op"] == "journal":
+            delivery.ids |= entry.get("created", {})
+        elif entry["op"] == "created":
+            delivery.ids[entry["run"]] = entry["id"]
     delivery.deliver(left)
     result.delivered, result.refused = found.waiting, delivery.refused
     end = int(found.last_write * 1000)
     for run_id in [*inventory.open_runs(entries), *_half_open(entries, client)]:
-        if _close(client, destination, run_id, end, reason):
-            result.closed.append(run_id)
-        _attach_log(client, run_id, state)
+        real = delivery.ids.get(run_id, run_id)
+        if _close(client, destination, real, end, reason):
+            result.closed.append(real)
+        _attach_log(client, real, _job.log_folder(state, run_id))
     journal.remove(found.folder)
 
 
@@ -156,8 +161,7 @@ def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, e
     return True
 
 
-def _attach_log(client: mlflow.MlflowClient, run_id: str, state: Path) -> None:
-    folder = _job.log_folder(state, run_id)
+def _attach_log(client: mlflow.MlflowClient, run_id: str, folder: Path) -> None:
     paths = sorted(folder.glob("*.log"))
     for path in paths:
         client.log_artifact(run_id, str(path), _job.LOG_ARTIFACTS)

@@ -40,6 +40,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import mlflow
@@ -266,19 +267,22 @@ def plain_store(uri: str) -> Any:
 
 _registry: Any = tracking._tracking_store_registry
 _stand_ins: dict[str, Any] = {}
-_wrappers: dict[str, Callable[[Any, str, Kind], Any]] = {}
+_artifact_doors: dict[str, Callable[[Callable[[], Any], str, Kind], Any]] = {}
 _client_class: Any = TrackingServiceClient
 _plain_artifact_repo: Any = _client_class._get_artifact_repo
 
 
-def stand_in(uri: str, store: Any, wrap_artifacts: Callable[[Any, str, Kind], Any]) -> Undo:
-    """Let `store` stand in for MLflow's store of `uri`, and `wrap_artifacts` change its artifact repositories."""
-    _stand_ins[uri], _wrappers[uri] = store, wrap_artifacts
+def stand_in(uri: str, store: Any, find_artifacts: Callable[[Callable[[], Any], str, Kind], Any]) -> Undo:
+    """Let `store` stand in for MLflow's store of `uri`, and `find_artifacts` answer for its artifact repositories.
+
+    The latter is given a function that returns MLflow's own.
+    """
+    _stand_ins[uri], _artifact_doors[uri] = store, find_artifacts
     _registry._get_store_with_resolved_uri = _find_store
     _client_class._get_artifact_repo = _find_artifact_repo
 
     def undo() -> None:
-        del _stand_ins[uri], _wrappers[uri]
+        del _stand_ins[uri], _artifact_doors[uri]
         if not _stand_ins:
             del _registry._get_store_with_resolved_uri
             _client_class._get_artifact_repo = _plain_artifact_repo
@@ -298,9 +302,9 @@ def _plain_store_of(uri: str, artifact_uri: str | None) -> Any:
 
 
 def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: Kind = "run") -> Any:
-    found = _plain_artifact_repo(client, owner, resource=resource)
-    wrap = _wrappers.get(client.tracking_uri)
-    return found if wrap is None else wrap(found, owner, resource)
+    find = partial(_plain_artifact_repo, client, owner, resource=resource)
+    door = _artifact_doors.get(client.tracking_uri)
+    return find() if door is None else door(find, owner, resource)
 
 
 def artifact_repository(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:

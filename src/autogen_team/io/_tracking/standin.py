@@ -12,7 +12,7 @@ class StandIn:
         self._inner = inner
 
     @property  # type: ignore[misc]  # a property is what makes isinstance believe it
-    def __class__(self) -> type:
+    def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride] - the same
         return type(self._inner)
 
     def __getattr__(self, name: str) -> Any:

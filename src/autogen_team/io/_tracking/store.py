@@ -11,27 +11,30 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunStatus, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
 from autogen_team.io._redact import mask
 from autogen_team.io._tracking import entries, links, seam
 from autogen_team.io._tracking.courier import Courier
+from autogen_team.io._tracking.destinations import OPENED_BY
 from autogen_team.io._tracking.journal import Journal, JournalError
 from autogen_team.io._tracking.link import Link, StoreUnavailableError
 from autogen_team.io._tracking.standin import StandIn
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput, LoggedModelInput, RunInfo
+    from mlflow.entities import DatasetInput, LoggedModelInput
     from mlflow.utils.async_logging.run_operations import RunOperations
 
-OPENED_BY = "autogen_team.opened_by"
-"""The tag by which a run is found whose process died before it could note the id."""
+LOCAL_ID = "autogen_team.local_run_id"
+"""The tag that says what a run was called while its store was out of reach."""
 _MOST_KEYS = 10_000
 _READ_SOON, _READ_PATIENCE = 1.0, 20.0
 """Seconds that a read waits for what was written before it: of any store, and of one that answers."""
@@ -73,8 +76,10 @@ class Known:
 class DurableStore(StandIn):
     """Stands in for a store."""
 
-    def __init__(self, inner: Any, journal: Journal, courier: Courier, link: Link) -> None:
+    def __init__(self, inner: Any, journal: Journal, courier: Courier, link: Link, ids: dict[str, str]) -> None:
+        """Write to the journal; `ids` says what the store calls runs that were begun without it."""
         super().__init__(inner)
+        self._ids = ids
         self._journal = journal
         self._courier = courier
         self._link = link
@@ -92,6 +97,9 @@ class DurableStore(StandIn):
             if name in _ABOUT_RUNS:
                 self.flush()
             self._link.require()
+            if self._ids:
+                arguments = tuple(map(self._real, arguments))
+                fields = {name: self._real(value) for name, value in fields.items()}
             return found(*arguments, **fields)
 
         return call
@@ -147,7 +155,7 @@ class DurableStore(StandIn):
         param = _masked(seam.check_param(param.key, param.value))
         before = None if known is None else known.params.get(param.key)
         if before is not None and before != param.value:
-            self._refuse_change(run_id, param, before, lambda: self._inner.log_param(run_id, param))
+            self._refuse_change(run_id, param, before, partial(self._inner.log_param, self._real(run_id), param))
         self._write_params(run_id, known, [param])
 
     def set_tag(self, run_id: str, tag: RunTag) -> None:
@@ -157,7 +165,7 @@ class DurableStore(StandIn):
             checked = seam.check_tag(tag.key, tag.value)
         except TypeError:  # a key that is no text, at which each store has words of its own
             self._link.require()
-            self._inner.set_tag(run_id, tag)
+            self._inner.set_tag(self._real(run_id), tag)
             raise
         self._write_tags(run_id, known, [_masked(checked)])
 
@@ -173,11 +181,12 @@ class DurableStore(StandIn):
         params = [_masked(seam.check_param(p.key, p.value, path=f"params[{at}]")) for at, p in enumerate(params)]
         tags = [_masked(seam.check_tag(t.key, t.value, path=f"tags[{at}]")) for at, t in enumerate(tags)]
         seam.check_unique(params)
-        before_now = {} if known is None else known.params
+        before_now: dict[str, str] = {} if known is None else known.params
         for param in params:
-            before = before_now.get(param.key, param.value)
-            if before != param.value:
-                self._refuse_change(run_id, param, before, lambda: self._inner.log_batch(run_id, [], params, []))
+            before = before_now.get(param.key)
+            if before is not None and before != param.value:
+                ask = partial(self._inner.log_batch, self._real(run_id), [], params, [])
+                self._refuse_change(run_id, param, before, ask)
         if params:
             self._write_params(run_id, known, params)
         if tags:
@@ -206,7 +215,7 @@ class DurableStore(StandIn):
         if known is None or key not in known.tags:
             self.flush()
             self._link.require()
-            self._inner.delete_tag(run_id, key)
+            self._inner.delete_tag(self._real(run_id), key)
             return
         del known.tags[key]
         self._write(entries.body("untag", run=run_id, key=key))
@@ -248,16 +257,61 @@ class DurableStore(StandIn):
     def create_run(
         self, experiment_id: str, user_id: str, start_time: int, tags: Sequence[RunTag], run_name: str | None
     ) -> Run:
-        """Let the store make the run; should this process die meanwhile, it can be found by its tag."""
-        self._link.require()
+        """Let the store make the run; should this process die meanwhile, it can be found by its tag.
+
+        If the store is out of reach it makes the run later, under another id; until then, and in this process also
+        after that, the id that is returned here means that run.
+        """
         mark = uuid.uuid4().hex
         tags = [*map(_masked, tags), RunTag(OPENED_BY, mark)]
+        try:
+            self._link.require()
+        except StoreUnavailableError:
+            return self._create_later(str(experiment_id), user_id, start_time, tags, run_name)
         with self._past_the_journal_if_need_be():
             self._journal.run_opening(mark, str(experiment_id))
-        run: Run = self._inner.create_run(experiment_id, user_id, start_time, tags, run_name)
+        try:
+            run: Run = self._inner.create_run(experiment_id, user_id, start_time, tags, run_name)
+        except Exception:
+            if not self._link.is_remote or self._link.answers():
+                raise
+            # Should it have made the run after all, the mark is how that is found instead of making another.
+            return self._create_later(str(experiment_id), user_id, start_time, tags, run_name)
         self._note_open(run.info, mark)
         self._known[run.info.run_id] = Known(run)
         return run
+
+    def _create_later(
+        self, experiment_id: str, user_id: str, start_time: int, tags: Sequence[RunTag], run_name: str | None
+    ) -> Run:
+        local = uuid.uuid4().hex
+        name = run_name or f"run-{local[:8]}"
+        given = {tag.key: tag.value for tag in tags}
+        values = {**given, LOCAL_ID: local, MLFLOW_RUN_NAME: name}
+        described = {"experiment": experiment_id, "user": user_id, "start": start_time, "name": name}
+        self._journal.append(entries.body("create", run=local, tags=values, **described))
+        info = RunInfo(local, experiment_id, user_id, "RUNNING", start_time, None, LifecycleStage.ACTIVE, None, name)
+        run = Run(info, RunData([], [], [RunTag(*pair) for pair in values.items()]))
+        self._known[local] = Known(run)
+        self._note_open(info, given[OPENED_BY])
+        return run
+
+    def is_to_be_made(self, run_id: str) -> bool:
+        """Tell whether this is a run that the store has not made yet."""
+        return self._to_be_made(run_id) is not None
+
+    def _to_be_made(self, run_id: str) -> Known | None:
+        known = self._known.get(run_id)
+        return known if known is not None and LOCAL_ID in known.tags and run_id not in self._ids else None
+
+    def info_of(self, run_id: str) -> RunInfo | None:
+        """Return what this process knows of a run that it has logged to."""
+        known = self._known.get(run_id)
+        return None if known is None else known.info
+
+    def _real(self, value: Any) -> Any:
+        """Return what the store calls a run; whatever else it is given, as it is."""
+        return self._ids.get(value, value) if isinstance(value, str) else value
 
     def update_run_info(
         self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None
@@ -291,7 +345,9 @@ class DurableStore(StandIn):
             if known is None:
                 raise
             return _as_known(known)
-        run: Run = self._inner.get_run(run_id)
+        if (known := self._to_be_made(run_id)) is not None:  # the store answers again, and will have it in a moment
+            return _as_known(known)
+        run: Run = self._inner.get_run(self._real(run_id))
         if delivered:
             self._known[run_id] = Known(run)
         return run

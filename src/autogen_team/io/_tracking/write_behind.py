@@ -11,7 +11,7 @@ import mlflow
 
 from autogen_team.io import _job
 from autogen_team.io._redact import mask_url
-from autogen_team.io._tracking import artifacts, destinations, seam
+from autogen_team.io._tracking import artifacts, destinations, links, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.delivery import Delivery
 from autogen_team.io._tracking.entries import Entry
@@ -66,12 +66,13 @@ class WriteBehind:
         self.journal = Journal(state, uri=mask_url(uri))
         delivery = Delivery(destinations.of(inner, uri), self._attach, state)
         self.courier = Courier(self.journal, delivery, link)
-        self.store = DurableStore(inner, self.journal, self.courier, link)
+        self.store = DurableStore(inner, self.journal, self.courier, link, delivery.ids)
+        delivery.on_created = self._created
         self._watchdog = Watchdog(uri, registry_uri)
         self.journal.on_begin = self._begin
-        room = artifacts.WaitingRoom(self.journal, self.courier, link)
+        room = artifacts.WaitingRoom(self.journal, self.courier, link, self.store.is_to_be_made)
         self._undo = ExitStack()
-        self._undo.callback(seam.stand_in(uri, self.store, room.wrap))
+        self._undo.callback(seam.stand_in(uri, self.store, room.find))
         self._undo.callback(seam.close_at_exit(self.close))
         start_afresh_after_fork(self)
 
@@ -102,6 +103,14 @@ class WriteBehind:
     def _begin(self, folder: Path) -> None:
         self._watchdog.watch(folder)
         self.courier.start()
+
+    def _created(self, local: str, real: str) -> None:
+        self.journal.run_created(local, real)
+        info = self.store.info_of(local)
+        if info is not None:
+            link = links.of_run(self._uri, info.experiment_id, real)
+            text = "the run %s, begun as %s while its store was out of reach, is %s there: %s"
+            _report.warning(text, info.run_name, local, real, link)
 
     def _attach(self, entry: Entry) -> None:
         assert self.journal.folder is not None

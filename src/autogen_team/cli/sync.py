@@ -1,0 +1,131 @@
+"""`autogen-team sync`: what waits on this machine, brought to its server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autogen_team.cli import _context, _look
+from autogen_team.errors import ConfigurationError
+from autogen_team.io._redact import mask_url
+from autogen_team.io._settings import state_dir
+from autogen_team.io.services import MlflowService
+
+if TYPE_CHECKING:
+    from autogen_team.io._tracking.copying import Outcome, Progress
+    from autogen_team.io._tracking.inventory import Found
+    from autogen_team.io._tracking.recovery import Recovered
+
+_FAILED = 1
+
+
+def sync(
+    source: str | None,
+    overrides: Mapping[str, str],
+    *,
+    to: str | None,
+    dry_run: bool,
+    delete: bool,
+    as_json: bool,
+) -> None:
+    """Deliver the journals of dead processes and copy the runs of a local store, or only tell what would be done."""
+    with _look.plain_warnings(), _look.plain_errors():
+        service = _context.build({**overrides, **({"mlflow.tracking_uri": to} if to else {})}).mlflow_service
+        recovered = [] if source else list(_journals(service, dry_run=dry_run))
+        outcomes: list[Outcome] = []
+        with _progress() as show:
+            for store in _stores(source, service):
+                outcomes += service.copy_from(store, dry_run=dry_run, delete=delete, progress=show)
+    if as_json:
+        _look.as_json({"journals": recovered, "runs": [asdict(outcome) for outcome in outcomes]})
+    else:
+        _print(recovered, outcomes, service)
+    failures = [one for one in recovered if one["problem"]] + [one for one in outcomes if one.happened == "failed"]
+    if failures:
+        raise SystemExit(_FAILED)
+
+
+def _journals(service: MlflowService, *, dry_run: bool) -> Iterator[dict[str, object]]:
+    if dry_run:
+        from autogen_team.io._tracking import inventory
+
+        for found in inventory.find(state_dir()):
+            if found.state == "dead":
+                yield _row(found, None)
+        return
+    for found, result in service.recover():
+        yield _row(found, result)
+
+
+def _row(found: Found, result: Recovered | None) -> dict[str, object]:
+    return {
+        "journal": found.folder.name,
+        "store": found.uri,
+        "entries": found.waiting if result is None else result.delivered,
+        "happened": "would be delivered" if result is None else "failed" if result.problem else "delivered",
+        "problem": "" if result is None else result.problem,
+    }
+
+
+def _stores(source: str | None, service: MlflowService) -> list[str]:
+    """Return the source as a URI; without one, the store of offline runs that are meant for this destination."""
+    from autogen_team.io._tracking import offline
+
+    if source is None:
+        store = offline.store_uri(state_dir(), service.tracking_uri)
+        return [store] if Path(store.partition(":///")[2]).exists() else []
+    if "://" in source or source.startswith("file:"):
+        return [source]
+    path = Path(source).expanduser().absolute()
+    if not path.exists():
+        raise ConfigurationError(
+            f"there is no store {source!r} in {Path.cwd()}: name a database, or a folder such as mlruns"
+        )
+    return [path.as_uri() if path.is_dir() else f"sqlite:///{path}"]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[Progress], None]]:
+    """Draw a bar on a terminal; elsewhere nobody would see it move."""
+    console = _look.console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TextColumn("runs"))
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("looking", total=None)
+
+        def show(now: Progress) -> None:
+            bar.update(task, completed=now.done, total=now.total, description=f"{now.run_name} {now.part}".strip())
+
+        yield show
+
+
+def _print(recovered: list[dict[str, object]], outcomes: list[Outcome], service: MlflowService) -> None:
+    if recovered:
+        _look.table(tuple(recovered[0]), [tuple(str(cell) for cell in row.values()) for row in recovered])
+    if outcomes:
+        columns = ("experiment", "run", "what happened", "points", "params", "tags", "artifacts", "models", "as", "why")
+        _look.table(columns, map(_cells, outcomes))
+    if not recovered and not outcomes:
+        _look.say("sync", f"nothing waits for {mask_url(service.tracking_uri)}", "bold")
+
+
+def _cells(outcome: Outcome) -> tuple[str, ...]:
+    counts = outcome.counts
+    numbers = (counts.metrics, counts.params, counts.tags, counts.artifacts, counts.models)
+    happened = f"{outcome.happened}, deleted here" if outcome.is_deleted else outcome.happened
+    return (
+        outcome.experiment or "-",
+        outcome.run_name or "-",
+        happened,
+        *(str(number) if number else "-" for number in numbers),
+        outcome.target_id or "-",
+        outcome.reason or "-",
+    )

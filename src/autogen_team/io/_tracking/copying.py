@@ -1,0 +1,447 @@
+"""Runs copied from one MLflow store to another: work offline, then sync.
+
+A copy is known by two tags. `autogen_team.copied_from`, there from the first moment, is the id of the run in the
+source. `autogen_team.copied`, set last, is the end of that run: a copy without it is not complete and is continued the
+next time; one whose source ends otherwise by now, because it was resumed, is brought up to date. Until then a copy is
+RUNNING.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Literal, TypeAlias
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from mlflow import MlflowClient
+from mlflow.entities import Experiment, LifecycleStage, Run, RunInfo, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.utils import mlflow_tags
+
+from autogen_team.errors import ConfigurationError, TrackingUnavailableError
+from autogen_team.io._redact import mask_url
+from autogen_team.io._tracking import probe, seam, session
+from autogen_team.io._tracking.copying_contents import COPIED, Contents, Counts
+from autogen_team.io._tracking.copying_models import COPIED_FROM, Findings, Models, Store, Tell, pages, why
+
+__all__ = ["COPIED", "COPIED_FROM", "Counts", "Happened", "Outcome", "Progress", "copy"]
+
+Happened: TypeAlias = Literal["copied", "continued", "unchanged", "would copy", "skipped", "failed"]
+
+_ENDED = frozenset({"FINISHED", "FAILED", "KILLED"})
+_EXPERIMENT_ELSEWHERE = frozenset({mlflow_tags.MLFLOW_ARTIFACT_LOCATION})
+_ENVIRONMENT = {
+    "MLFLOW_ALLOW_FILE_STORE": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one run; without a `source_id`, what of an experiment is never copied."""
+
+    experiment: str
+    run_name: str
+    source_id: str
+    target_id: str | None
+    """None if there is no copy."""
+    happened: Happened
+    counts: Counts = field(default_factory=Counts)
+    reason: str | None = None
+    """Why it was not copied, or what of it; without secrets."""
+    is_deleted: bool = False
+    """Whether the run was deleted in the source, as MLflow deletes: for good only by `mlflow gc`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the copying is."""
+
+    done: int
+    """Runs."""
+    total: int
+    """Runs."""
+    run_name: str
+    part: str
+    """What of the run is on its way, such as the path of an artifact; empty when the run begins."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    dry_run: bool
+    delete: bool
+    timeout: float
+    progress: Callable[[Progress], None]
+
+
+def copy(
+    source: str,
+    target: str,
+    *,
+    dry_run: bool = False,
+    delete: bool = False,
+    timeout: float = 5.0,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> Iterator[Outcome]:
+    """Copy the runs of one store to another; yield what became of each, as it happens.
+
+    It may be stopped at any moment and called again: it goes on where it was, and sends nothing twice. With `dry_run`
+    nothing is written to the target; with `delete` each run is deleted in the source as soon as it and everything in it
+    has arrived. The stores must answer within `timeout` seconds at the start, and when something was refused.
+
+    Raises:
+        ConfigurationError: a store cannot be used, or both are one. Like the next, raised when the first outcome is
+            asked for.
+        TrackingUnavailableError: a store does not answer; also later, when the target is suddenly gone.
+
+    """
+    source, target = session.absolute(source), session.absolute(target)
+    if _identity(source) == _identity(target):
+        raise ConfigurationError(f"the source and the target are the same store, {mask_url(source)}: name another one")
+    _require_store(source, "source")
+    is_missing = _is_store(target) is None
+    if not is_missing:
+        _require_store(target, "target")
+    for uri in (source, target):
+        probe.check(uri, timeout)
+    with _environment():
+        options = _Options(dry_run, delete and not dry_run, timeout, progress)
+        to = Store(target, None) if dry_run and is_missing else _open(target)
+        yield from _Copying(_open(source), to, options, is_missing=is_missing).outcomes()
+
+
+def _identity(uri: str) -> Path | str:
+    return _place(uri) or uri.rstrip("/")
+
+
+def _place(uri: str) -> Path | None:
+    """Return the file or the folder of a local store."""
+    if session.is_folder(uri):
+        return Path(url2pathname(urlsplit(uri).path) if uri.startswith("file:") else uri).resolve()
+    scheme, _, path = uri.partition(":///")
+    return Path(path.partition("?")[0].removeprefix("file:")).resolve() if scheme.startswith("sqlite") else None
+
+
+def _is_store(uri: str) -> bool | None:
+    """Tell whether this is a store of MLflow's; None if nothing is there, which MLflow would make one of."""
+    place = _place(uri)
+    if place is None:
+        return True
+    if not place.exists():
+        return None
+    if session.is_folder(uri):
+        return place.is_dir() and (any(place.glob("*/meta.yaml")) or (False if any(place.iterdir()) else None))
+    try:
+        with closing(sqlite3.connect(place)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error:
+        return False
+    return "experiments" in tables if tables else None
+
+
+def _require_store(uri: str, role: str) -> None:
+    if not (found := _is_store(uri)):
+        fault = "does not exist" if found is None else "is no MLflow store"
+        raise ConfigurationError(
+            f"the {role} {mask_url(uri)} {fault}: name a database, as in sqlite:///mlflow.db, or a folder, as in mlruns"
+        )
+
+
+def _open(uri: str) -> Store:
+    place = _place(uri)
+    store = Store(uri, place.parent if place and not session.is_folder(uri) else place)
+    try:
+        with seam.quiet("alembic"):
+            store.client.search_experiments(max_results=1)
+    except Exception as error:  # not chained: the causes show the address with its password
+        raise ConfigurationError(f"the store {mask_url(uri)} cannot be opened: {why(error)}") from None
+    return store
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    with ExitStack() as undo:
+        undo.callback(seam.keep_environment(*_ENVIRONMENT))
+        os.environ.update(_ENVIRONMENT)
+        yield
+
+
+class _LeftError(Exception):
+    """A run is not copied; the message says why."""
+
+
+class _HeldError(_LeftError):
+    """The target has this very run, and not as a copy."""
+
+    def __init__(self, run_id: str) -> None:
+        super().__init__(
+            f"the target itself has the run {run_id}: it is where this one came from, the same store behind another "
+            "address, or a copy of its database"
+        )
+        self.run_id = run_id
+
+
+class _Copying:
+    """One way, from a source to a target."""
+
+    def __init__(self, source: Store, target: Store, options: _Options, *, is_missing: bool) -> None:
+        self._source = source
+        self._target = target
+        self._options = options
+        self._is_missing = is_missing and options.dry_run
+        """Whether there is no target that could be asked."""
+        self._experiments: dict[str, Experiment] = {}
+        """Of the source, by id."""
+        self._infos: dict[str, RunInfo] = {}
+        """Of the source's runs."""
+        self._versions: Counter[str | None] = Counter()
+        """Registered model versions, by run."""
+        self._experiment_ids: dict[str, str] = {}
+        """The target's, by those of the source."""
+        self._copy_ids: dict[str, str] = {}
+        """The same of runs."""
+        self._begun: set[str] = set()
+        """Copies begun just now."""
+        self._models = Models(source, target, self._make_experiment)
+        self._contents = Contents(
+            source, target, self._models, owner=self._copy_id, runs=self._infos, begun=self._begun
+        )
+
+    def outcomes(self) -> Iterator[Outcome]:
+        """Copy, and yield what becomes of each run, and what cannot be copied."""
+        self._learn()
+        for done, info in enumerate(self._infos.values()):
+            yield self._outcome(info, partial(self._tell, done, info))
+        yield from self._never_copied()
+
+    def _learn(self) -> None:
+        client = self._source.client
+        for experiment in pages(client.search_experiments, order_by=["name"]):
+            self._experiments[experiment.experiment_id] = experiment
+            # A parent begins before its children do.
+            for run in pages(client.search_runs, [experiment.experiment_id], order_by=["attributes.start_time ASC"]):
+                self._infos[run.info.run_id] = run.info
+        self._models.learn(list(self._experiments))
+        self._versions.update(version.run_id for version in pages(client.search_model_versions))
+
+    def _tell(self, done: int, info: RunInfo, part: str) -> None:
+        self._options.progress(Progress(done, len(self._infos), info.run_name or "", part))
+
+    def _check(self) -> None:
+        probe.check(self._target.uri, self._options.timeout)
+
+    def _outcome(self, info: RunInfo, tell: Tell) -> Outcome:
+        experiment = self._experiments[info.experiment_id].name
+        findings = Findings(self._check)
+        copy_id, counts = None, Counts()
+        happened: Happened = "skipped"
+        tell("")
+        try:
+            copy_id, happened, counts = self._bring(info.run_id, findings, tell)
+        except _LeftError as left:
+            findings.notes.append(str(left))
+        except TrackingUnavailableError:
+            raise
+        except Exception as error:
+            self._check()
+            happened = "failed"
+            findings.faults.append(why(error))
+        is_deleted = happened in {"copied", "continued", "unchanged"} and self._options.delete
+        is_deleted = is_deleted and self._delete(info, findings)
+        name = info.run_name or ""
+        return Outcome(experiment, name, info.run_id, copy_id, happened, counts, findings.reason(), is_deleted)
+
+    def _bring(self, run_id: str, findings: Findings, tell: Tell) -> tuple[str | None, Happened, Counts]:
+        run = self._source.client.get_run(run_id)
+        _require_end(run)
+        found = self._find(run)
+        if found and found.data.tags.get(COPIED) == _stamp(run):
+            return found.info.run_id, "unchanged", Counts()
+        if self._options.dry_run:
+            if found is None:
+                self._parent_id(run, findings)  # only to see whether that would be in the way
+            return found.info.run_id if found else None, "would copy", self._contents.count(run, findings)
+        copy = self._reopen(run, found) if found else self._begin(run, findings)
+        copy_id = self._copy_ids[run_id] = copy.info.run_id
+        counts = self._contents.send(run, copy, findings, tell)
+        if findings.faults:
+            return copy_id, "failed", counts
+        self._end(run, copy_id)
+        return copy_id, "copied" if copy_id in self._begun else "continued", counts
+
+    # The copy of a run: found, begun, ended.
+
+    def _find(self, run: Run) -> Run | None:
+        """Return the copy that is there."""
+        if self._is_missing:
+            return None
+        client, run_id = self._target.client, run.info.run_id
+        experiment_id = self._find_experiment(run.info.experiment_id)
+        wanted = f"tags.`{COPIED_FROM}` = '{run_id}'"
+        found = client.search_runs([experiment_id], wanted, ViewType.ALL) if experiment_id else []
+        active = [copy for copy in found if copy.info.lifecycle_stage == LifecycleStage.ACTIVE]
+        if active:
+            return max(active, key=lambda copy: COPIED in copy.data.tags)
+        if found:
+            raise _LeftError(
+                f"its copy {found[0].info.run_id} was deleted on the target: restore it there, or remove it for good "
+                "with mlflow gc to have it copied anew"
+            )
+        for same in filter(None, (run_id, run.data.tags.get(COPIED_FROM))):
+            if _get(client, same):
+                raise _HeldError(same)
+        return None
+
+    def _begin(self, run: Run, findings: Findings) -> Run:
+        parent_id = self._parent_id(run, findings)
+        tags = {COPIED_FROM: run.info.run_id}
+        if mlflow_tags.MLFLOW_USER in run.data.tags:  # which the user of the run is taken from
+            tags[mlflow_tags.MLFLOW_USER] = run.data.tags[mlflow_tags.MLFLOW_USER]
+        if parent_id:
+            tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent_id
+        experiment_id = self._make_experiment(run.info.experiment_id)
+        copy = self._target.client.create_run(experiment_id, run.info.start_time, tags, run.info.run_name)
+        self._begun.add(copy.info.run_id)
+        return copy
+
+    def _reopen(self, run: Run, copy: Run) -> Run:
+        client, copy_id = self._target.client, copy.info.run_id
+        if copy.info.status != "RUNNING" or copy.info.run_name != run.info.run_name:
+            client.update_run(copy_id, "RUNNING", run.info.run_name)
+        return client.get_run(copy_id)  # a search does not tell the models that went in
+
+    def _end(self, run: Run, copy_id: str) -> None:
+        client = self._target.client
+        if run.info.end_time:
+            client.set_terminated(copy_id, run.info.status, run.info.end_time)
+        else:
+            client.update_run(copy_id, run.info.status)
+        client.set_tag(copy_id, COPIED, _stamp(run))
+
+    def _parent_id(self, run: Run, findings: Findings) -> str | None:
+        parent_id = run.data.tags.get(mlflow_tags.MLFLOW_PARENT_RUN_ID)
+        if not parent_id:
+            return None
+        try:
+            copy_id = self._copy_id(parent_id)
+        except _LeftError as left:
+            raise _LeftError(f"its parent {parent_id} is not copied: {left}") from None
+        if copy_id is None and not self._options.dry_run:
+            findings.notes.append(f"its parent {parent_id} is gone, so the copy has none")
+        return copy_id
+
+    def _copy_id(self, run_id: str) -> str | None:
+        """Return the copy of another run, begun if need be; None if the run is gone and has none."""
+        if run_id not in self._copy_ids:
+            run = _get(self._source.client, run_id)
+            if run is None:
+                return None
+            try:
+                found = self._find(run)
+            except _HeldError as held:
+                return held.run_id
+            if found is None:
+                if run_id not in self._infos:
+                    return None
+                _require_end(run)
+                if self._options.dry_run:
+                    return None
+            copy = found or self._begin(run, Findings(self._check))
+            self._copy_ids[run_id] = copy.info.run_id
+        return self._copy_ids[run_id]
+
+    def _find_experiment(self, experiment_id: str) -> str | None:
+        if experiment_id not in self._experiment_ids:
+            name = self._named(experiment_id).name
+            found = self._target.client.get_experiment_by_name(name)
+            if found is None:
+                return None
+            if found.lifecycle_stage != LifecycleStage.ACTIVE:
+                raise _LeftError(
+                    f"the experiment {name!r} was deleted on the target: restore it there (mlflow experiments restore)"
+                )
+            self._experiment_ids[experiment_id] = found.experiment_id
+        return self._experiment_ids[experiment_id]
+
+    def _make_experiment(self, experiment_id: str) -> str:
+        found = self._find_experiment(experiment_id)
+        if found is None:
+            experiment = self._named(experiment_id)
+            tags = {key: value for key, value in experiment.tags.items() if key not in _EXPERIMENT_ELSEWHERE}
+            found = self._target.client.create_experiment(experiment.name, tags=tags)
+            self._experiment_ids[experiment_id] = found
+        return found
+
+    def _named(self, experiment_id: str) -> Experiment:
+        return self._experiments.get(experiment_id) or self._source.client.get_experiment(experiment_id)
+
+    # What happens in the source.
+
+    def _delete(self, info: RunInfo, findings: Findings) -> bool:
+        client, run_id = self._source.client, info.run_id
+        try:
+            kept = _several(self._versions[run_id], "registered model version")
+            if client.search_traces(locations=[info.experiment_id], run_id=run_id, max_results=1, include_spans=False):
+                kept.append("traces")
+            if kept:
+                findings.notes.append(f"not deleted, because it has what is never copied: {', '.join(kept)}")
+                return False
+            client.delete_run(run_id)
+        except Exception as error:
+            findings.notes.append(f"not deleted: {why(error)}")
+            return False
+        return True
+
+    def _never_copied(self) -> Iterator[Outcome]:
+        versions: Counter[str] = Counter()
+        for run_id, count in self._versions.items():
+            versions[self._infos[run_id].experiment_id if run_id in self._infos else ""] += count
+        for experiment_id, experiment in self._experiments.items():
+            findings = Findings(self._check)
+            left = _several(versions.pop(experiment_id, 0), "registered model version")
+            with findings.of("traces"):
+                search = self._source.client.search_traces
+                traces = pages(search, locations=[experiment_id], max_results=500, include_spans=False)
+                left += _several(sum(1 for _ in traces), "trace")
+            yield from _rest(experiment.name, left, findings)
+        yield from _rest("", _several(versions.total(), "registered model version"), Findings(self._check))
+
+
+def _rest(experiment: str, left: list[str], findings: Findings) -> Iterator[Outcome]:
+    if left:
+        findings.notes.append(f"never copied: {', '.join(left)}")
+    if reason := findings.reason():
+        yield Outcome(experiment, "", "", None, "skipped", reason=reason)
+
+
+def _get(client: MlflowClient, run_id: str) -> Run | None:
+    try:
+        return client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
+
+
+def _require_end(run: Run) -> None:
+    if run.info.status not in _ENDED:
+        raise _LeftError(
+            f"it is {run.info.status}: still being written, or left behind by a process that died, in which case "
+            "autogen-team recover closes it"
+        )
+
+
+def _stamp(run: Run) -> str:
+    return str(run.info.end_time or "unknown")
+
+
+def _several(count: int, noun: str) -> list[str]:
+    return [f"{count} {noun}{'' if count == 1 else 's'}"] if count else []

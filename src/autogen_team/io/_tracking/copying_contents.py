@@ -1,0 +1,219 @@
+"""What is in a run, on its way from one MLflow store to another."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+from mlflow.entities import DatasetInput, LoggedModelInput, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.utils import mlflow_tags, validation
+
+from autogen_team.io._tracking.copying_models import (
+    COPIED_FROM,
+    Findings,
+    Models,
+    Owner,
+    Point,
+    Store,
+    Tell,
+    as_point,
+    count_files,
+    links,
+    send_files,
+)
+
+COPIED = "autogen_team.copied"
+"""The tag that says that a copy is complete: the end of the run in the source, in milliseconds since the epoch."""
+
+_NOT_AS_THEY_ARE = frozenset({COPIED_FROM, COPIED, mlflow_tags.MLFLOW_PARENT_RUN_ID, mlflow_tags.MLFLOW_RUN_NAME})
+"""Tags that the copy is given by whoever begins and ends it; the source may be a target itself, and have its own."""
+_LARGEST_REQUEST = int(0.9 * validation.MAX_BATCH_LOG_REQUEST_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How much was sent; of a dry run, how much the source holds."""
+
+    metrics: int = 0
+    """Points, not names."""
+    params: int = 0
+    tags: int = 0
+    datasets: int = 0
+    artifacts: int = 0
+    """Files, those of models included."""
+    models: int = 0
+    """Those that the run has made, whether anything of them had to be sent or not."""
+
+
+class Contents:
+    """What is in the runs of the source, and in their copies."""
+
+    def __init__(
+        self,
+        source: Store,
+        target: Store,
+        models: Models,
+        *,
+        owner: Owner,
+        runs: Container[str | None],
+        begun: Container[str],
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._models = models
+        self._owner = owner
+        self._runs = runs
+        """The ids of all runs that are copied."""
+        self._begun = begun
+        """The ids of copies that were begun just now, so that there is nothing in them that one could ask for."""
+
+    def count(self, run: Run, findings: Findings) -> Counts:
+        """Return how much there is in a run."""
+        client, run_id = self._source.client, run.info.run_id
+        models = self._models.made_by(run_id)
+        places = [run.info.artifact_uri or "", *(model.artifact_location for model in models)]
+        return Counts(
+            metrics=sum(len(client.get_metric_history(run_id, key)) for key in run.data.metrics),
+            params=len(run.data.params),
+            tags=len(run.data.tags),
+            datasets=len(_datasets(run)),
+            artifacts=sum(count_files(self._source.files(place), findings) for place in places),
+            models=len(models),
+        )
+
+    def send(self, run: Run, copy: Run, findings: Findings, tell: Tell) -> Counts:
+        """Send what is not in the copy yet."""
+        copy_id, there = copy.info.run_id, copy.data
+        send = partial(self._send, copy_id, findings)
+        params = send("params", (Param(*item) for item in run.data.params.items() if item[0] not in there.params))
+        tags = send("tags", (RunTag(*item) for item in _tags(run, copy_id) if there.tags.get(item[0]) != item[1]))
+        datasets = self._send_datasets(run, copy, findings)
+        tell("metrics")
+        metrics = send("metrics", self._metrics(run, copy_id, findings))
+        artifacts = self._send_files(run, copy, findings, tell) + self._send_models(run, findings, tell)
+        self._link_models(run, copy, findings)
+        return Counts(metrics, params, tags, datasets, artifacts, len(self._models.made_by(run.info.run_id)))
+
+    def _send(
+        self,
+        copy_id: str,
+        findings: Findings,
+        kind: Literal["metrics", "params", "tags"],
+        entities: Iterable[Metric | Param | RunTag],
+    ) -> int:
+        sent = 0
+        most = validation.MAX_METRICS_PER_BATCH if kind == "metrics" else validation.MAX_PARAMS_TAGS_PER_BATCH
+        for batch in _batches(entities, most):
+            with findings.of(kind):
+                self._target.client.log_batch(copy_id, **dict[str, Any]({kind: batch}))
+                sent += len(batch)
+        return sent
+
+    def _metrics(self, run: Run, copy_id: str, findings: Findings) -> Iterator[Metric]:
+        """Yield the points that the copy, or the copy of the model that they are about, does not have."""
+        run_id = run.info.run_id
+        about_models = self._models.measured_by(run_id, self._owner, findings)
+        for key in run.data.metrics:
+            points: list[Metric] = []
+            there: set[Point] = set()
+            with findings.of(f"metric {key}"):
+                if copy_id not in self._begun:
+                    there.update(map(as_point, self._target.client.get_metric_history(copy_id, key)))
+                points = self._source.client.get_metric_history(run_id, key)
+            for point in points:
+                known = about_models.pop(as_point(point, nan=0.0)[:3], [])
+                for model_id, metric in known:
+                    dataset = metric.dataset_name, metric.dataset_digest
+                    about = Metric(key, point.value, point.timestamp, metric.step, model_id, *dataset)
+                    there.add(as_point(about))
+                    yield about
+                # Of a metric with a dataset, a folder tells the step to the model, and to the run always 0.
+                is_the_same = known and point.dataset_name is not None
+                if not is_the_same and as_point(point) not in there:
+                    there.add(as_point(point))
+                    yield point
+
+    def _send_datasets(self, run: Run, copy: Run, findings: Findings) -> int:
+        sent = 0
+        there = {(used.dataset.name, used.dataset.digest) for used in _datasets(copy)}
+        for used in _datasets(run):
+            if (used.dataset.name, used.dataset.digest) not in there:
+                with findings.of(f"dataset {used.dataset.name}"):
+                    self._target.client.log_inputs(copy.info.run_id, [used])
+                    sent += 1
+        return sent
+
+    def _send_files(self, run: Run, copy: Run, findings: Findings, tell: Tell) -> int:
+        here, there = run.info.artifact_uri or "", copy.info.artifact_uri or ""
+        with findings.of("artifacts"):
+            return send_files(
+                self._source.files(here),
+                self._target.files(there),
+                renamed={here: there, run.info.run_id: copy.info.run_id},
+                since=_since(copy),
+                findings=findings,
+                tell=tell,
+            )
+        return 0
+
+    def _send_models(self, run: Run, findings: Findings, tell: Tell) -> int:
+        sent = 0
+        for model in self._models.used_by(run):
+            # Those that were made by no run, or by one that is gone, come with the runs that use them.
+            if model.source_run_id == run.info.run_id or model.source_run_id not in self._runs:
+                with findings.of(f"model {model.name}"):
+                    sent += self._models.send(model, self._owner, findings, tell)
+        return sent
+
+    def _link_models(self, run: Run, copy: Run, findings: Findings) -> None:
+        client, copy_id = self._target.client, copy.info.run_id
+        # What is linked already, MLflow refuses to link again.
+        there = {(type(link), link.model_id) for link in links(copy)}
+        for link in links(run):
+            model = self._models.get(link.model_id)
+            if model is None:
+                findings.notes.append(f"the model {link.model_id}, which it is linked to, is gone")
+                continue
+            with findings.of(f"link to the model {model.name}"):
+                model_id = self._models.copy(model, self._owner).model_id
+                if (type(link), model_id) in there:
+                    continue
+                if isinstance(link, LoggedModelOutput):
+                    client.log_outputs(copy_id, [LoggedModelOutput(model_id, link.step)])
+                else:
+                    client.log_inputs(copy_id, models=[LoggedModelInput(model_id)])
+
+
+def _since(copy: Run) -> float | None:
+    """Return the end of the run as it was when it was copied, in seconds since the epoch; None if it was not yet."""
+    stamp = copy.data.tags.get(COPIED, "")
+    return int(stamp) / 1000 if stamp.isdecimal() else None
+
+
+def _tags(run: Run, copy_id: str) -> Iterator[tuple[str, str]]:
+    for key, value in run.data.tags.items():
+        if key not in _NOT_AS_THEY_ARE:
+            is_about_files = key == mlflow_tags.MLFLOW_LOGGED_MODELS
+            yield key, value.replace(run.info.run_id, copy_id) if is_about_files else value
+
+
+def _datasets(run: Run) -> list[DatasetInput]:
+    return run.inputs.dataset_inputs if run.inputs else []
+
+
+def _batches(entities: Iterable[Metric | Param | RunTag], most: int) -> Iterator[list[Any]]:
+    """Yield them in the portions that MLflow's servers take: so many, and so many bytes, of them."""
+    batch: list[Any] = []
+    size = 0
+    for entity in entities:
+        weight = len(json.dumps(dict(entity)))
+        if batch and (len(batch) == most or size + weight > _LARGEST_REQUEST):
+            yield batch
+            batch, size = [], 0
+        batch.append(entity)
+        size += weight
+    if batch:
+        yield batch

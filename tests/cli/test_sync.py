@@ -1,0 +1,151 @@
+"""What waits on this machine gets to its server, by one command."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from autogen_team.io.services import MlflowService
+
+SYNC = ("-m", "autogen_team", "sync")
+
+
+@pytest.fixture
+def offline_run(mlflow_server, tmp_path, monkeypatch):
+    """Return the id of a run that was made offline, for a server that is there by now."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    service = MlflowService(mode="offline", experiment_name=tmp_path.name, autolog_disable=True)
+    with service, service.run_context(service.RunConfig(name="train", log_system_metrics=False)) as run:
+        for step in range(1500):
+            mlflow.log_metric("loss", step, step=step)
+        mlflow.log_param("depth", 3)
+        mlflow.log_text("artifact", "notes.txt")
+    return run.info.run_id
+
+
+def copies(server: str, experiment: str) -> list[mlflow.entities.Run]:
+    """Return the runs that the server has in an experiment."""
+    client = mlflow.MlflowClient(server)
+    found = client.get_experiment_by_name(experiment)
+    return client.search_runs([found.experiment_id]) if found else []
+
+
+def test_offline_runs_are_brought_to_their_server_once(offline_run, mlflow_server, run_python, tmp_path):
+    """With nothing to say but the command; the second time there is nothing to do."""
+    status, out, err = run_python(*SYNC, "--json")
+    assert status == 0, err
+    (row,) = json.loads(out)["runs"]
+    assert (row["happened"], row["source_id"], row["counts"]["metrics"]) == ("copied", offline_run, 1500)
+
+    (copy,) = copies(mlflow_server, tmp_path.name)
+    client = mlflow.MlflowClient(mlflow_server)
+    assert (copy.info.run_name, copy.info.status, copy.data.params) == ("train", "FINISHED", {"depth": "3"})
+    assert len(client.get_metric_history(copy.info.run_id, "loss")) == 1500
+    assert [found.path for found in client.list_artifacts(copy.info.run_id)] == ["notes.txt"]
+
+    status, out, err = run_python(*SYNC, "--json")
+    assert [one["happened"] for one in json.loads(out)["runs"]] == ["unchanged"], err
+    assert len(copies(mlflow_server, tmp_path.name)) == 1
+
+
+def test_a_dry_run_writes_nothing(offline_run, mlflow_server, run_python, tmp_path):
+    """And says what would be copied, in a table."""
+    status, out, err = run_python(*SYNC, "--dry-run")
+
+    assert status == 0, err
+    (line,) = [line for line in out.splitlines() if "train" in line]
+    assert "would copy" in line
+    assert copies(mlflow_server, tmp_path.name) == []
+
+
+def test_what_was_copied_can_be_deleted_here(offline_run, mlflow_server, run_python, tmp_path):
+    """As MLflow deletes, so it can be restored."""
+    status, out, err = run_python(*SYNC, "--delete")
+
+    assert status == 0, err
+    assert "copied, deleted here" in out
+    assert "nothing waits" in run_python(*SYNC)[2]
+    assert len(copies(mlflow_server, tmp_path.name)) == 1
+
+
+def test_any_local_store_can_be_a_source(store_uri, mlflow_server, run_python, tmp_path):
+    """By the name of its file, and to wherever the option says."""
+    client = mlflow.MlflowClient(store_uri)
+    experiment_id = client.create_experiment(tmp_path.name)
+    run = client.create_run(experiment_id, run_name="old")
+    client.log_metric(run.info.run_id, "loss", 1.0)
+    client.set_terminated(run.info.run_id)
+    status, out, err = run_python(*SYNC, "mlflow.db", "--to", mlflow_server)
+
+    assert status == 0, err
+    assert "copied" in out
+    assert [copy.info.run_name for copy in copies(mlflow_server, tmp_path.name)] == ["old"]
+
+
+def test_journals_are_delivered_too(mlflow_server, start_python, run_python, tmp_path, monkeypatch):
+    """Those of jobs that ended, or died, while their server was away."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+    code = (
+        "import mlflow, os; from autogen_team.io.services import MlflowService\n"
+        "from autogen_team.io._tracking import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
+        f"service = MlflowService(experiment_name={tmp_path.name!r}, autolog_disable=True)\n"
+        "with service, service.run_context(service.RunConfig(name='killed', log_system_metrics=False)):\n"
+        "    for n in range(100): mlflow.log_metric('loss', n, step=n)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    assert start_python("-c", code).finish()[0] == -signal.SIGKILL
+    status, out, err = run_python(*SYNC, "--dry-run")
+    assert "would be delivered" in out, err
+    status, out, err = run_python(*SYNC)
+
+    assert (status, "delivered" in out) == (0, True), err
+    (run,) = copies(mlflow_server, tmp_path.name)
+    assert run.info.status == "KILLED"
+    assert len(mlflow.MlflowClient(mlflow_server).get_metric_history(run.info.run_id, "loss")) == 100
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.db"], "there is no store 'nowhere.db'"),
+        (["sqlite:///nowhere.db"], "nowhere.db"),
+        (["mlflow.db", "--to", "sqlite:///mlflow.db"], "the same store"),
+    ],
+)
+def test_a_wrong_store_is_said(store_uri, run_python, arguments, message):
+    """Before anything is made where none was."""
+    status, out, err = run_python(*SYNC, *arguments)
+
+    assert (status, out) == (2, ""), err
+    assert message in err
+    assert "Traceback" not in err
+    assert not Path("nowhere.db").exists()
+
+
+def test_a_server_that_is_away_is_said(store_uri, free_port, run_python):
+    """In a line, soon, and without a traceback."""
+    status, _, err = run_python(*SYNC, "mlflow.db", "--to", f"http://127.0.0.1:{free_port()}")
+
+    assert status == 1
+    assert "Connection refused" in err
+    assert "Traceback" not in err
+
+
+def test_a_run_that_cannot_be_copied_is_named_and_counts(store_uri, run_python, tmp_path):
+    """A failure is a failure of the command."""
+    client = mlflow.MlflowClient(store_uri)
+    run = client.create_run("0", run_name="broken")
+    client.set_terminated(run.info.run_id)
+    artifacts = Path(run.info.artifact_uri.removeprefix("file://"))
+    artifacts.mkdir(parents=True)
+    (artifacts / "gone").symlink_to("nowhere")
+    status, out, _ = run_python(*SYNC, "mlflow.db", "--to", f"sqlite:///{tmp_path}/other.db")
+
+    assert status == 1
+    (line,) = [line for line in out.splitlines() if "broken" in line]
+    assert "failed" in line
+    assert "gone" in line
