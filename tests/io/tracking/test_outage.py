@@ -86,7 +86,7 @@ def test_a_server_on_postgresql_that_is_killed_and_comes_back(postgres_server, s
 
 def test_a_server_that_is_stopped_and_goes_on(server, start_session):
     """It accepts connections and answers nobody: a call does not wait for it, and a read not for long."""
-    started = start_session(server.uri, connect_timeout=1.0)
+    started = start_session(server.uri, connect_timeout=5.0)
     with runs.open_run(name="train") as run:
         mlflow.log_param("p", 1)
         server.send(signal.SIGSTOP)
@@ -94,7 +94,7 @@ def test_a_server_that_is_stopped_and_goes_on(server, start_session):
             assert longest(300, lambda n: mlflow.log_metric("loss", n, step=n)) < SLOWEST
             begun = time.monotonic()
             assert mlflow.get_run(run.info.run_id).data.params == {"p": "1"}
-            assert time.monotonic() - begun < 15
+            assert time.monotonic() - begun < 30
         finally:
             server.send(signal.SIGCONT)
     started.stop()

@@ -111,11 +111,8 @@ class DurableStore(StandIn):
         """
         if self._courier.flush(_READ_SOON, give_up_when_cut=True):
             return True
-        return (
-            not self._link.is_cut
-            and (not self._link.is_remote or self._link.answers())
-            and self._courier.flush(_READ_PATIENCE, give_up_when_cut=True)
-        )
+        is_there = not self._link.is_remote or self._link.answers()
+        return is_there and self._courier.flush(_READ_PATIENCE, give_up_when_cut=True)
 
     # What is logged
 
