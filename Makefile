@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 READY := $(VENV)/.ready
+OLDEST := .venv-oldest
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core
 
 .DEFAULT_GOAL := help
@@ -34,6 +35,17 @@ test: $(READY) system-deps ## Run the whole test suite, with coverage
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= $(PYTEST_ARGS)
 	@$(BIN)/python -m coverage report --fail-under=95
+
+$(OLDEST)/.ready: requirements/oldest.txt
+	@$(PYTHON) -m venv --clear $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+.PHONY: test-oldest
+test-oldest: $(OLDEST)/.ready ## Run the contract tests on the oldest MLflow that we support
+	@PYTHONPATH=$(CURDIR)/src $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider \
+	  $(wildcard tests/io/tracking/test_seam.py tests/io/tracking/test_isolation*.py) \
+	  tests/io/tracking/test_write_behind.py tests/io/tracking/test_nesting.py -k "not server and not postgres and not uri_stays" $(PYTEST_ARGS)
 
 .PHONY: check
 check: format-check lint types layers examples ## Check format, lint, types, import layers and documented examples
@@ -76,6 +88,8 @@ bench: $(READY) ## Measure ourselves beside our peers
 lock: ## Resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file $(LOCK)
+	uv pip compile pyproject.toml requirements/oldest.in --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/oldest.txt
 
 .PHONY: system-deps
 system-deps: ## Install the Debian packages of the desktop tests, where that may be done
@@ -89,4 +103,4 @@ system-deps: ## Install the Debian packages of the desktop tests, where that may
 
 .PHONY: clean
 clean: ## Remove what the other targets make
-	@rm -rf $(VENV) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
+	@rm -rf $(VENV) $(OLDEST) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache

@@ -6,10 +6,7 @@ Each is configuration first - immutable fields, from arguments, environment vari
 
 from __future__ import annotations
 
-import logging
 import os
-import threading
-from abc import ABC, abstractmethod
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -17,13 +14,13 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from autogen_team.errors import ConfigurationError, NotStartedError
-from autogen_team.io._settings import Settings, Variable, state_dir
+from autogen_team.io._service import Service
+from autogen_team.io._settings import Variable, state_dir
 from autogen_team.io.osvariables import Env
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
     from types import ModuleType, TracebackType
-    from typing import Self
 
     import loguru
     import mlflow
@@ -42,17 +39,6 @@ __all__ = ["AlertsService", "LoggerService", "MlflowService", "Service"]
 
 _DAY = 86_400.0  # seconds; whoever wants to wait longer has mistaken the unit
 
-_report = logging.getLogger("autogen_team")
-_locks: dict[type, threading.RLock] = {}
-
-
-def _renew_locks() -> None:
-    _locks.clear()  # in a forked child, where nobody would release what another thread of the parent held
-
-
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_renew_locks)
-
 
 def _as_path(value: object) -> object:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
@@ -60,60 +46,6 @@ def _as_path(value: object) -> object:
 
 def _split(value: object) -> object:
     return tuple(value.split()) if isinstance(value, str) else value
-
-
-class Service(ABC, Settings):
-    """Something that a job starts before its work and stops after it.
-
-    A service is a value: equal to another with the same fields; pickled, copied and sent to a worker as its fields.
-    Whether it runs is no part of that value, so a copy of a running service does not run. Starting twice does nothing,
-    nor does stopping what does not run. `stop` undoes exactly what `start` did, and a failed `start` leaves the process
-    as it was.
-
-    >>> with LoggerService(sink="stdout", format="{level} {message}") as service:
-    ...     service.logger().info("ready")
-    INFO ready
-    """
-
-    __slots__ = ("_undo",)
-
-    @abstractmethod
-    def start(self) -> None:
-        """Make the service available to the job."""
-
-    def stop(self) -> None:
-        """Undo what `start` did; a fault in that is reported, never raised."""
-        with self._lock:
-            undo: Callable[[], None] | None = getattr(self, "_undo", None)
-            self._on_stop(None)
-        if undo is not None:
-            try:
-                undo()
-            except Exception:
-                _report.warning("%s did not stop cleanly", type(self).__name__, exc_info=True)
-
-    @property
-    def is_started(self) -> bool:
-        """Tell whether the service runs."""
-        return getattr(self, "_undo", None) is not None
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    @property
-    def _lock(self) -> threading.RLock:
-        # One for each class of services, so that an alert does not wait for a server that tracking waits for.
-        return _locks.setdefault(type(self), threading.RLock())
-
-    def _on_stop(self, undo: Callable[[], None] | None) -> None:
-        """Note what `stop` has to do; having noted something is what makes a service a started one."""
-        object.__setattr__(self, "_undo", undo)
 
 
 class LoggerService(Service):

@@ -7,6 +7,8 @@ import shutil
 
 import mlflow
 import pytest
+from mlflow.entities import Param, RunStatus
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
 from mlflow.utils import autologging_utils, import_hooks
@@ -202,3 +204,84 @@ def test_without_a_host_runs_are_runs_again(host):
 
     assert mlflow.start_run is not replaced
     assert fluent.start_run is mlflow.start_run
+
+
+def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
+    """At every call, also of a client that was made before; and at what it found before when we have gone."""
+    client = mlflow.MlflowClient(store_uri)
+    plain = seam.plain_store(store_uri)
+    assert client._tracking_client.store is plain
+    ours = object()
+    undo = seam.stand_in(store_uri, ours, lambda find, *_: find())
+    try:
+        assert client._tracking_client.store is ours
+        assert mlflow.MlflowClient(f"{store_uri}.other")._tracking_client.store is not ours
+        assert seam.plain_store(store_uri) is plain
+    finally:
+        undo()
+
+    assert client._tracking_client.store is plain
+
+
+def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):
+    """For runs and for logged models, each with the function that finds MLflow's own."""
+    client = mlflow.MlflowClient(store_uri)
+    run = client.create_run("0")
+    asked = []
+
+    def find_artifacts(find, owner, kind):
+        asked.append((owner, kind))
+        return find()
+
+    (tmp_path / "file.txt").write_text("text")
+    undo = seam.stand_in(store_uri, seam.plain_store(store_uri), find_artifacts)
+    try:
+        client.log_artifact(run.info.run_id, str(tmp_path / "file.txt"))
+        model = client.create_logged_model("0", "model")
+        client.log_model_artifacts(model.model_id, str(tmp_path))
+    finally:
+        undo()
+    client.log_artifact(run.info.run_id, str(tmp_path / "file.txt"), "again")
+
+    assert asked == [(run.info.run_id, "run"), (model.model_id, "logged_model")]
+
+
+def test_mlflow_can_say_what_a_run_will_be(store_uri):
+    """With what is not None changed, and the rest as it is."""
+    info = mlflow.MlflowClient(store_uri).create_run("0", run_name="before").info
+    changed = seam.changed(info, RunStatus.FAILED, 7, None)
+
+    assert (changed.status, changed.end_time, changed.run_name) == ("FAILED", 7, "before")
+    assert (changed.run_id, changed.start_time) == (info.run_id, info.start_time)
+    assert info.status == "RUNNING"
+
+
+def test_the_end_of_the_process_comes_after_the_end_of_its_run(run_python):
+    """MLflow ends the run that is open then; what closes the journal is called behind that."""
+    code = (
+        "import mlflow; from autogen_team.io._tracking import seam\n"
+        "from mlflow.tracking import fluent\n"
+        "assert callable(fluent._safe_end_run)\n"
+        "seam.close_at_exit(lambda: print('closed', mlflow.active_run()))\n"
+        "mlflow.set_tracking_uri('sqlite:///exit.db')\n"
+        "mlflow.start_run()\n"
+    )
+    status, out, err = run_python("-c", code)
+
+    assert (status, out) == (0, "closed None\n"), err
+
+
+def test_mlflow_s_rules_are_where_we_ask_for_them():
+    """Each raises MLflow's own exception for what it is about."""
+    for check, bad in (
+        (seam.check_metric, ("a(b", 1.0, 0, 0)),
+        (seam.check_param, ("a(b", "x")),
+        (seam.check_tag, ("a(b", "x")),
+        (seam.check_run_id, ("../x",)),
+        (seam.check_limits, ([0] * 1001, [], [])),
+        (seam.check_unique, ([Param("a", "1"), Param("a", "2")],)),
+    ):
+        with pytest.raises(MlflowException):
+            check(*bad)
+    assert seam.as_float(1) == 1.0
+    assert seam.done().wait() is None

@@ -450,9 +450,11 @@ def test_the_table_gets_what_log_batch_would_write(request, database):
         for number, value in enumerate([1.0, math.nan, math.inf, -1.5, 0.0, math.nan] * 20)
     ]
     ids = [store.create_run("0", "me", 0, [], None).info.run_id for _ in range(2)]
-    for _ in range(2):
-        assert seam.insert_metrics(store, ids[0], metrics)
-        store.log_batch(ids[1], [Metric(**metric) for metric in metrics], [], [])
+    again = [metric for metric in metrics if not math.isnan(metric["value"])]  # at which MLflow 3.10 fails itself
+    for some in (metrics, again):
+        assert seam.insert_metrics(store, ids[0], some)
+        store.log_batch(ids[1], [Metric(**metric) for metric in some], [], [])
+    assert seam.insert_metrics(store, ids[0], metrics)
 
     def rows(table: str, run_id: str) -> list[tuple[object, ...]]:
         with store.engine.connect() as connection:

@@ -1,0 +1,82 @@
+"""What every service is: configuration that starts, and gives back what it has changed when it stops."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+from autogen_team.io._settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+_report = logging.getLogger("autogen_team")
+_locks: dict[type, threading.RLock] = {}
+
+
+def _renew_locks() -> None:
+    _locks.clear()  # in a forked child, where nobody would release what another thread of the parent held
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
+class Service(ABC, Settings):
+    """Something that a job starts before its work and stops after it.
+
+    A service is a value: equal to another with the same fields; pickled, copied and sent to a worker as its fields.
+    Whether it runs is no part of that value, so a copy of a running service does not run. Starting twice does nothing,
+    nor does stopping what does not run. `stop` undoes exactly what `start` did, and a failed `start` leaves the process
+    as it was.
+
+    >>> from autogen_team.io.services import LoggerService
+    >>> with LoggerService(sink="stdout", format="{level} {message}") as service:
+    ...     service.logger().info("ready")
+    INFO ready
+    """
+
+    __slots__ = ("_undo",)
+
+    @abstractmethod
+    def start(self) -> None:
+        """Make the service available to the job."""
+
+    def stop(self) -> None:
+        """Undo what `start` did; a fault in that is reported, never raised."""
+        with self._lock:
+            undo: Callable[[], None] | None = getattr(self, "_undo", None)
+            self._on_stop(None)
+        if undo is not None:
+            try:
+                undo()
+            except Exception:
+                _report.warning("%s did not stop cleanly", type(self).__name__, exc_info=True)
+
+    @property
+    def is_started(self) -> bool:
+        """Tell whether the service runs."""
+        return getattr(self, "_undo", None) is not None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def _lock(self) -> threading.RLock:
+        # One for each class of services, so that an alert does not wait for a server that tracking waits for.
+        return _locks.setdefault(type(self), threading.RLock())
+
+    def _on_stop(self, undo: Callable[[], None] | None) -> None:
+        """Note what `stop` has to do; having noted something is what makes a service a started one."""
+        object.__setattr__(self, "_undo", undo)

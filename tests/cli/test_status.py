@@ -1,0 +1,69 @@
+"""What waits on this machine, told in a table and as JSON."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import mlflow
+
+from autogen_team.io.services import MlflowService
+
+STATUS = ("-m", "autogen_team", "status")
+JOB = (
+    "from autogen_team.io.services import MlflowService; import mlflow\n"
+    "service = MlflowService(autolog_disable=True)\n"
+    "with service, service.run_context(service.RunConfig(name='train', log_system_metrics=False)):\n"
+    "    mlflow.log_metric('loss', 1.0)\n"
+    "    print('ready', flush=True); input()\n"
+)
+
+
+def test_nothing_waits_at_first(run_python):
+    """And that is said, with the folder that was looked into, on stderr, because it is no table."""
+    status, out, err = run_python(*STATUS)
+
+    assert (status, out) == (0, "")
+    assert "none wait in" in err
+    assert json.loads(run_python(*STATUS, "--json")[1]) == {"journals": [], "offline": []}
+
+
+def test_a_running_job_is_alive(store_uri, start_python, run_python):
+    """With the run that it has open, its host, its process and its store."""
+    job = start_python("-c", JOB, stdin=subprocess.PIPE)
+    job.wait_for("ready")
+    _, out, err = run_python(*STATUS)
+    (found,) = json.loads(run_python(*STATUS, "--json")[1])["journals"]
+    job.finish("go on\n")
+
+    (line,) = [line for line in out.splitlines() if "train (open)" in line]
+    assert f"{job.popen.pid}" in line, err
+    assert "alive" in line
+    assert store_uri in line
+    assert (found["state"], found["open_runs"][0]["name"]) == ("alive", "train")
+    assert run_python(*STATUS)[1] == ""
+
+
+def test_offline_runs_are_listed_with_where_they_are_meant_for(free_port, run_python):
+    """Without a password."""
+    uri = f"http://bob:hunter2-hunter2@127.0.0.1:{free_port()}"
+    service = MlflowService(tracking_uri=uri, mode="offline", autolog_disable=True)
+    with service, service.run_context(service.RunConfig(name="train", log_system_metrics=False)):
+        mlflow.log_metric("loss", 1.0)
+    _, out, _ = run_python(*STATUS)
+
+    assert "bob:***@" in out
+    assert "hunter2" not in out
+
+
+def test_nothing_of_mlflow_s_is_loaded(run_python):
+    """The answer is there in a blink."""
+    code = (
+        "import sys; sys.argv = ['autogen-team', 'status']\n"
+        "from autogen_team.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print([name for name in ('mlflow', 'sqlalchemy', 'apprise') if name in sys.modules])"
+    )
+
+    assert run_python("-c", code)[1] == "[]\n"
