@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
 READY := $(VENV)/.ready
+PEERS := .venv-peers
 OLDEST := .venv-oldest
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core
 
@@ -80,8 +81,17 @@ examples: $(READY)
 readme: $(READY) ## Write the table of settings into the README
 	@$(BIN)/python docs/settings_table.py
 
+$(PEERS)/.ready: requirements/peers.txt
+	@echo "installing the peers of the benchmarks into $(PEERS)"
+	@if $(PYTHON) -m venv --clear $(PEERS) \
+	  && $(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check -r $<; then touch $@; \
+	else echo "could not install them: their rows will say so"; fi
+
+.PHONY: bench-peers
+bench-peers: $(PEERS)/.ready ## Make .venv-peers with what the benchmarks compare us with
+
 .PHONY: bench
-bench: $(READY) ## Measure ourselves beside our peers
+bench: $(READY) bench-peers ## Measure ourselves beside our peers
 	@for script in benchmarks/bench_*.py; do echo; echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
 .PHONY: lock
@@ -103,4 +113,4 @@ system-deps: ## Install the Debian packages of the desktop tests, where that may
 
 .PHONY: clean
 clean: ## Remove what the other targets make
-	@rm -rf $(VENV) $(OLDEST) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
+	@rm -rf $(VENV) $(OLDEST) $(PEERS) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache

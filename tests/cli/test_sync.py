@@ -52,6 +52,16 @@ def test_offline_runs_are_brought_to_their_server_once(offline_run, mlflow_serve
     assert len(copies(mlflow_server, tmp_path.name)) == 1
 
 
+def test_offline_runs_can_be_brought_elsewhere(offline_run, run_python, tmp_path):
+    """`--to` says where; what is brought are the runs that were meant for the usual server."""
+    uri = f"sqlite:///{tmp_path}/other.db"
+    status, out, err = run_python(*SYNC, "--to", uri, "--json")
+
+    assert status == 0, err
+    assert [row["source_id"] for row in json.loads(out)["runs"]] == [offline_run]
+    assert [copy.info.run_name for copy in copies(uri, tmp_path.name)] == ["train"]
+
+
 def test_a_dry_run_writes_nothing(offline_run, mlflow_server, run_python, tmp_path):
     """And says what would be copied, in a table."""
     status, out, err = run_python(*SYNC, "--dry-run")

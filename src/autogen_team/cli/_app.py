@@ -50,7 +50,7 @@ def run(
         list[str],
         typer.Argument(metavar="TARGET ARGS", help="A Python script, or -m and a module; then its own arguments."),
     ],
-    name: Annotated[str | None, typer.Option("--name", "-n", help="The name of the run. [default: the target]")] = None,
+    name: Annotated[str | None, typer.Option("--name", "-n", help="The name of the run. (default: the target)")] = None,
     description: Annotated[str | None, typer.Option("--description", help="Shown on the run's page.")] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", "-t", metavar="KEY=VALUE", help="Repeatable.")] = None,
     experiment: Experiment = None,

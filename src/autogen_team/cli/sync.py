@@ -33,11 +33,12 @@ def sync(
 ) -> None:
     """Deliver the journals of dead processes and copy the runs of a local store, or only tell what would be done."""
     with _look.plain_warnings(), _look.plain_errors():
-        service = _context.build({**overrides, **({"mlflow.tracking_uri": to} if to else {})}).mlflow_service
+        usual = _context.build(overrides).mlflow_service
+        service = usual if to is None else usual.model_copy(update={"tracking_uri": to, "registry_uri": to})
         recovered = [] if source else list(_journals(service, dry_run=dry_run))
         outcomes: list[Outcome] = []
         with _progress() as show:
-            for store in _stores(source, service):
+            for store in _stores(source, usual):
                 outcomes += service.copy_from(store, dry_run=dry_run, delete=delete, progress=show)
     if as_json:
         _look.as_json({"journals": recovered, "runs": [asdict(outcome) for outcome in outcomes]})
@@ -71,7 +72,7 @@ def _row(found: Found, result: Recovered | None) -> dict[str, object]:
 
 
 def _stores(source: str | None, service: MlflowService) -> list[str]:
-    """Return the source as a URI; without one, the store of offline runs that are meant for this destination."""
+    """Return the source as a URI; without one, the store of offline runs that are meant for the service's."""
     from autogen_team.io._tracking import offline
 
     if source is None:

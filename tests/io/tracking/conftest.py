@@ -1,7 +1,8 @@
-"""A server that can be killed, stopped and started again, and MLflow set up for it."""
+"""A server that can be killed, stores to copy between, and MLflow set up for them and put back."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -10,12 +11,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import mlflow
 import pytest
+from mlflow.tracking import fluent
 
-from autogen_team.io._tracking import session
+from autogen_team.io._tracking import isolation, seam, session
 
 PATIENCE = 60.0
 """Seconds after which waiting is given up."""
@@ -130,3 +133,80 @@ def start_session(tmp_path: Path) -> Iterator[Callable[..., session.Session]]:
     yield start
     for one in reversed(started):
         one.stop()
+
+
+@pytest.fixture
+def make_database(migrated_database: Path, tmp_path: Path) -> Callable[..., str]:
+    """Return a function that makes a store of this name with these experiments, whose artifacts lie beside it."""
+
+    def make(name: str, *experiments: str) -> str:
+        folder = tmp_path / name
+        folder.mkdir()
+        uri = f"sqlite:///{shutil.copy(migrated_database, folder / 'mlflow.db')}"
+        for experiment in experiments:
+            mlflow.MlflowClient(uri, uri).create_experiment(experiment, str(folder / "artifacts" / experiment))
+        return uri
+
+    return make
+
+
+@pytest.fixture
+def source(make_database: Callable[..., str]) -> str:
+    """Return a store with an empty experiment."""
+    return make_database("source", "fraud")
+
+
+@pytest.fixture
+def target(make_database: Callable[..., str]) -> str:
+    """Return a store to copy to."""
+    return make_database("target", "fraud")
+
+
+@pytest.fixture
+def make_run() -> Callable[..., str]:
+    """Return a function that makes a run, later than the last one, lets `fill` fill it, ends it, and returns its id."""
+    begins = itertools.count(1_700_000_000_000, 1000)
+
+    def make(uri, name="train", *, experiment="fraud", parent=None, end="FINISHED", fill=None, **tags) -> str:
+        client = mlflow.MlflowClient(uri, uri)
+        experiment_id = client.get_experiment_by_name(experiment).experiment_id
+        tags = {"mlflow.user": "ada", **tags, **({"mlflow.parentRunId": parent} if parent else {})}
+        run_id = client.create_run(experiment_id, next(begins), tags, name).info.run_id
+        if fill:
+            fill(client, run_id)
+        if end:
+            client.set_terminated(run_id, end, 1_700_000_900_000)
+        return run_id
+
+    return make
+
+
+@pytest.fixture
+def mlflow_as_it_was(store_uri: str) -> Iterator[None]:
+    """Use the store of the test, and give MLflow back to the next one as this one found it."""
+    restore = seam.keep_uris()
+    mlflow.set_tracking_uri(store_uri)
+    yield
+    while mlflow.active_run() is not None:
+        mlflow.end_run()
+    fluent._active_run_stack.reset()
+    restore()
+
+
+@pytest.fixture
+def isolated() -> Iterator[None]:
+    """Isolate until the end of the test."""
+    undo = isolation.isolate()
+    yield
+    undo()
+
+
+def _living_thread() -> Iterator[Callable[..., object]]:
+    """Yield a function that does things in one thread, one after the other, and end the runs that it leaves open."""
+    with ThreadPoolExecutor(1) as executor:
+        yield lambda work, **fields: executor.submit(work, **fields).result(PATIENCE)
+        executor.submit(lambda: [mlflow.end_run() for _ in seam.open_run_ids()]).result(PATIENCE)
+
+
+helper = pytest.fixture(_living_thread, name="helper")
+other_helper = pytest.fixture(_living_thread, name="other_helper")

@@ -11,8 +11,8 @@ without a run makes MLflow open one that nobody ends. While `isolate` is in forc
 - what is logged where no run is open goes to the job's run, see `job_run`.
 
 Replaced in `mlflow.tracking.fluent`, and wherever else in MLflow they were imported by value: ``_active_run_stack``,
-``_get_or_start_run``, ``_get_latest_active_run`` and ``start_run``; `tests/io/tracking/test_isolation.py` holds the
-contract. A forked child has MLflow's own again, and no run, as it always had.
+``_get_or_start_run``, ``_get_latest_active_run`` and ``start_run``; `tests/io/tracking/test_isolation_undo.py` holds
+the contract. A forked child has MLflow's own again, and no run, as it always had.
 """
 
 from __future__ import annotations

@@ -81,7 +81,8 @@ def unavailable(uri: str, fault: str) -> str:
     """Say that the store of `uri` cannot be used, why, and what to do."""
     remedy = "Correct MLFLOW_TRACKING_URI (or MLFLOW_REGISTRY_URI)"
     if is_server(uri):
-        remedy += ", start the server, or raise AUTOGEN_TEAM_MLFLOW_CONNECT_TIMEOUT if it is only slow"
+        remedy += ", start the server, raise AUTOGEN_TEAM_MLFLOW_CONNECT_TIMEOUT if it is only slow, or work without it"
+        remedy += " (AUTOGEN_TEAM_MLFLOW_MODE=auto)"
     return f"the MLflow store at {mask_url(uri)} cannot be used: {mask(fault).rstrip('. ')}. {remedy}."
 
 

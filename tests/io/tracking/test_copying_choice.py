@@ -1,0 +1,291 @@
+"""Which runs are copied, and which of them are deleted in the source."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from pathlib import Path
+
+import mlflow
+from mlflow.entities import ViewType
+
+from autogen_team.io._tracking import copying, seam
+
+EXPERIMENT = "fraud"
+
+
+def client_of(uri):
+    """Return a client of the store."""
+    return mlflow.MlflowClient(uri, uri)
+
+
+@contextlib.contextmanager
+def current(uri):
+    """Let MLflow's fluent functions work on this store inside the block."""
+    restore = seam.keep_uris()
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    try:
+        yield
+    finally:
+        restore()
+
+
+def make_experiment(uri, name=EXPERIMENT, **tags):
+    """Make an experiment whose artifacts lie beside the database, and return its id."""
+    place = Path(uri.partition(":///")[2]).parent / "artifacts" / name
+    return client_of(uri).create_experiment(name, str(place), tags)
+
+
+def write(files):
+    """Return what fills a run with these artifacts."""
+    return lambda client, run_id: [client.log_text(run_id, text, path) for path, text in files.items()]
+
+
+def break_artifact(uri, run_id, path):
+    """Let an artifact be a link that leads nowhere, and return its path."""
+    broken = Path(client_of(uri).get_run(run_id).info.artifact_uri, path)
+    broken.unlink()
+    broken.symlink_to("/nowhere")
+    return broken
+
+
+def copy(source, target, **options):
+    """Copy, and return what became of all runs."""
+    return list(copying.copy(source, target, **options))
+
+
+def happened(outcomes):
+    """Return what happened to the runs of these names."""
+    return {outcome.run_name: outcome.happened for outcome in outcomes if outcome.source_id}
+
+
+def runs_of(uri, experiment=EXPERIMENT, view=ViewType.ACTIVE_ONLY):
+    """Return the runs of an experiment by their names; no name may be there twice."""
+    client = client_of(uri)
+    found = client.get_experiment_by_name(experiment)
+    runs = client.search_runs([found.experiment_id], run_view_type=view) if found else []
+    by_name = {run.info.run_name: client.get_run(run.info.run_id) for run in runs}
+    assert len(by_name) == len(runs)
+    return by_name
+
+
+def test_nested_runs_stay_nested(source, target, make_run):
+    """Under the new ids of their parents, also if the parent comes later or is in another experiment."""
+    make_experiment(source, "another")
+    outer = make_run(source, "outer", experiment="another")
+    inner = make_run(source, "inner", parent=outer)
+    make_run(source, "innermost", parent=inner)
+
+    outcomes = copy(source, target)
+
+    assert set(happened(outcomes).values()) == {"copied"}
+    runs = {**runs_of(target), **runs_of(target, "another")}
+    parents = {name: run.data.tags.get("mlflow.parentRunId") for name, run in runs.items()}
+    ids = {name: run.info.run_id for name, run in runs.items()}
+    assert parents == {"outer": None, "inner": ids["outer"], "innermost": ids["inner"]}
+
+
+def test_a_run_whose_parent_is_gone_comes_without(source, target, make_run):
+    """And it is said."""
+    parent = make_run(source, "parent")
+    make_run(source, "child", parent=parent)
+    client_of(source).delete_run(parent)
+
+    (outcome,) = copy(source, target)
+
+    assert outcome.happened == "copied"
+    assert f"its parent {parent} is gone" in outcome.reason
+    assert "mlflow.parentRunId" not in runs_of(target)["child"].data.tags
+
+
+def test_a_run_whose_parent_never_was_comes_without(source, target, make_run):
+    """Its tag leads nowhere, in the source as well."""
+    make_run(source, parent="f" * 32)
+
+    (outcome,) = copy(source, target)
+
+    assert outcome.happened == "copied"
+    assert "is gone, so the copy has none" in outcome.reason
+
+
+def test_a_run_that_has_not_ended_is_skipped(source, target, make_run):
+    """It is said why, and what to do if nobody writes it any more."""
+    make_run(source, "running", end=None)
+
+    (outcome,) = copy(source, target)
+
+    assert (outcome.happened, outcome.target_id) == ("skipped", None)
+    assert "it is RUNNING" in outcome.reason
+    assert "autogen-team recover" in outcome.reason
+    assert runs_of(target) == {}
+
+
+def test_a_child_waits_for_its_parent_to_end(source, target, make_run):
+    """Without it, the nesting would be lost for ever."""
+    parent = make_run(source, "parent", end=None)
+    make_run(source, "child", parent=parent)
+
+    reasons = {outcome.run_name: outcome.reason for outcome in copy(source, target)}
+
+    assert f"its parent {parent} is not copied: it is RUNNING" in reasons["child"]
+    assert runs_of(target) == {}
+    client_of(source).set_terminated(parent)
+    assert happened(copy(source, target)) == {"parent": "copied", "child": "copied"}
+
+
+def test_a_run_without_an_end_has_none_in_the_copy(source, target, make_run):
+    """As when somebody has set its status by hand; MLflow would put the time of the copying there."""
+    run_id = make_run(source, end=None)
+    client_of(source).update_run(run_id, "FAILED")
+
+    outcomes = [copy(source, target), copy(source, target)]
+
+    assert [happened(each) for each in outcomes] == [{"train": "copied"}, {"train": "unchanged"}]
+    assert runs_of(target)["train"].info.end_time is None
+
+
+def test_a_dry_run_sees_what_is_in_the_way(source, target, make_run):
+    """A parent that has not ended, for one."""
+    ended, running = make_run(source, "ended"), make_run(source, "running", end=None)
+    make_run(source, "one", parent=ended)
+    make_run(source, "two", parent=running)
+
+    outcomes = copy(source, target, dry_run=True)
+
+    assert happened(outcomes) == {"ended": "would copy", "running": "skipped", "one": "would copy", "two": "skipped"}
+
+
+def test_a_store_behind_another_address_is_not_copied_onto_itself(source, make_database, make_run):
+    """As when the target is a server on the very database: every copy would be copied the next time."""
+    make_run(source)
+    twin = make_database("twin")
+    shutil.copy(source.removeprefix("sqlite:///"), twin.removeprefix("sqlite:///"))
+
+    (outcome,) = copy(source, twin, delete=True)
+
+    assert (outcome.happened, outcome.is_deleted) == ("skipped", False)
+    assert "the target itself has the run" in outcome.reason
+    assert list(runs_of(twin)) == ["train"]
+
+
+def test_new_runs_of_a_twin_are_copied(source, make_database, make_run):
+    """The target began as a copy of the database; a child finds its parent, which both have."""
+    parent = make_run(source, "parent")
+    twin = make_database("twin")
+    shutil.copy(source.removeprefix("sqlite:///"), twin.removeprefix("sqlite:///"))
+    make_run(source, "child", parent=parent)
+
+    assert happened(copy(source, twin)) == {"parent": "skipped", "child": "copied"}
+    assert runs_of(twin)["child"].data.tags["mlflow.parentRunId"] == parent
+
+
+def test_a_copy_is_not_copied_back(source, target, make_run):
+    """The original is there."""
+    make_run(source)
+    copy(source, target)
+
+    assert happened(copy(target, source)) == {"train": "skipped"}
+    assert list(runs_of(source)) == ["train"]
+
+
+def test_a_copy_that_was_deleted_on_the_target_stays_deleted(source, target, make_run):
+    """Somebody did not want it there."""
+    make_run(source)
+    (copied,) = copy(source, target)
+    client_of(target).delete_run(copied.target_id)
+
+    (outcome,) = copy(source, target)
+
+    assert outcome.happened == "skipped"
+    assert f"its copy {copied.target_id} was deleted" in outcome.reason
+    assert runs_of(target) == {}
+    client_of(target).restore_run(copied.target_id)
+    assert happened(copy(source, target)) == {"train": "unchanged"}
+
+
+def test_an_experiment_that_was_deleted_on_the_target_is_not_written_to(source, target, make_run):
+    """Nor can one of that name be made."""
+    make_run(source)
+    client_of(target).delete_experiment(client_of(target).get_experiment_by_name(EXPERIMENT).experiment_id)
+
+    (outcome,) = copy(source, target)
+
+    assert outcome.happened == "skipped"
+    assert "mlflow experiments restore" in outcome.reason
+
+
+def test_what_is_never_copied_is_counted(source, target, make_run):
+    """Registered model versions and traces, per experiment; a run that has some is not deleted."""
+    client = client_of(source)
+    run_id = make_run(source, fill=write({"model/MLmodel": "run_id: x"}))
+    client.create_registered_model("fraud")
+    client.create_model_version("fraud", f"runs:/{run_id}/model", run_id)
+    client.create_model_version("fraud", "/somewhere")
+    with current(source):
+        mlflow.set_experiment(EXPERIMENT)
+        with mlflow.start_span("call"):
+            pass
+        with mlflow.start_run(run_name="traced"), mlflow.start_span("call"):
+            pass
+        mlflow.flush_trace_async_logging()
+    deadline = time.monotonic() + 30
+    while len(client.search_traces(locations=[client.get_run(run_id).info.experiment_id])) < 2:
+        assert time.monotonic() < deadline
+
+    registered, traced, *rest = copy(source, target, delete=True)
+
+    assert {run.happened for run in (registered, traced)} == {"copied"}
+    assert {run.is_deleted for run in (registered, traced)} == {False}
+    assert "not deleted, because it has what is never copied: 1 registered model version" in registered.reason
+    assert "not deleted, because it has what is never copied: traces" in traced.reason
+    assert [(other.experiment, other.source_id, other.happened, other.reason) for other in rest] == [
+        (EXPERIMENT, "", "skipped", "never copied: 1 registered model version, 2 traces"),
+        ("", "", "skipped", "never copied: 1 registered model version"),
+    ]
+
+
+def test_a_run_is_deleted_in_the_source_once_it_has_arrived(source, target, make_run):
+    """One that has not, stays; one that had arrived before goes as well."""
+    make_run(source, "before")
+    copy(source, target)
+    parent = make_run(source, "parent")
+    make_run(source, "child", parent=parent)
+    broken = make_run(source, "broken", fill=write({"a.txt": "a"}))
+    break_artifact(source, broken, "a.txt")
+
+    outcomes = copy(source, target, delete=True)
+
+    assert {outcome.run_name: outcome.is_deleted for outcome in outcomes} == {
+        "before": True,
+        "parent": True,
+        "child": True,
+        "broken": False,
+    }
+    assert list(runs_of(source)) == ["broken"]
+    assert set(runs_of(source, view=ViewType.DELETED_ONLY)) == {"before", "parent", "child"}
+
+
+def test_a_run_that_cannot_be_deleted_is_named(source, target, make_run):
+    """It has been copied all the same."""
+    make_run(source)
+    with contextlib.closing(copying.sqlite3.connect(source.removeprefix("sqlite:///"))) as database:
+        database.execute("CREATE TRIGGER no BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'read only'); END")
+
+    (outcome,) = copy(source, target, delete=True)
+
+    assert (outcome.happened, outcome.is_deleted) == ("copied", False)
+    assert "not deleted: (sqlite3.IntegrityError) read only" in outcome.reason
+
+
+def test_children_find_the_copy_of_a_parent_that_was_deleted(source, target, make_run):
+    """As when a sweep goes on after a sync."""
+    parent = make_run(source, "parent")
+    (copied,) = copy(source, target, delete=True)
+    make_run(source, "child", parent=parent)
+
+    (outcome,) = copy(source, target)
+
+    assert outcome.reason is None
+    assert runs_of(target)["child"].data.tags["mlflow.parentRunId"] == copied.target_id

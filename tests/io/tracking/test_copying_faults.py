@@ -1,0 +1,230 @@
+"""Stores that are refused, made, or fail on the way, and the process that is left as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from autogen_team.errors import ConfigurationError, TrackingUnavailableError
+from autogen_team.io._tracking import copying
+
+EXPERIMENT = "fraud"
+
+
+def make_experiment(uri, name=EXPERIMENT, **tags):
+    """Make an experiment whose artifacts lie beside the database, and return its id."""
+    place = Path(uri.partition(":///")[2]).parent / "artifacts" / name
+    return mlflow.MlflowClient(uri, uri).create_experiment(name, str(place), tags)
+
+
+def write(files):
+    """Return what fills a run with these artifacts."""
+    return lambda client, run_id: [client.log_text(run_id, text, path) for path, text in files.items()]
+
+
+def copy(source, target, **options):
+    """Copy, and return what became of all runs."""
+    return list(copying.copy(source, target, **options))
+
+
+def happened(outcomes):
+    """Return what happened to the runs of these names."""
+    return {outcome.run_name: outcome.happened for outcome in outcomes if outcome.source_id}
+
+
+@pytest.mark.parametrize(
+    ("uri", "fault"),
+    [
+        ("sqlite:///nothing.db", "does not exist"),
+        ("sqlite:///empty.db", "does not exist"),
+        ("sqlite:///other.db", "is no MLflow store"),
+        ("sqlite:///text", "is no MLflow store"),
+        ("nothing", "does not exist"),
+        ("file:nothing", "does not exist"),
+        ("folder", "is no MLflow store"),
+        ("text", "is no MLflow store"),
+    ],
+)
+def test_a_source_that_is_no_store_is_refused(target, uri, fault):
+    """And stays as it is: MLflow would make a store of it."""
+    Path("folder").mkdir()
+    Path("folder", "file").touch()
+    Path("empty.db").touch()
+    Path("text").write_text("text" * 1000)
+    with contextlib.closing(copying.sqlite3.connect("other.db")) as database:
+        database.execute("CREATE TABLE mine (id INTEGER)")
+    before = {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")}
+
+    with pytest.raises(ConfigurationError, match=fault):
+        copy(uri, target)
+
+    assert {path: path.is_file() and path.read_bytes() for path in Path().rglob("*")} == before
+
+
+def test_a_source_that_mlflow_cannot_open_is_refused_with_the_remedy(migrated_database, target):
+    """Its schema may be newer than the MLflow that is installed."""
+    with contextlib.closing(copying.sqlite3.connect(shutil.copy(migrated_database, "newer.db"))) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'f00'")
+        database.commit()
+
+    with pytest.raises(ConfigurationError, match=r"cannot be opened: .* schema .*mlflow db upgrade"):
+        copy("sqlite:///newer.db", target)
+
+
+def test_somebody_else_s_database_is_no_target(source):
+    """MLflow would put fifty tables into it."""
+    with contextlib.closing(copying.sqlite3.connect("other.db")) as database:
+        database.execute("CREATE TABLE mine (id INTEGER)")
+
+    with pytest.raises(ConfigurationError, match=r"the target sqlite:.* is no MLflow store"):
+        copy(source, "sqlite:///other.db")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("sqlite:///mlflow.db", "sqlite:///{}/mlflow.db"),
+        ("sqlite:///mlflow.db", "sqlite+pysqlite:///../work/mlflow.db?timeout=5"),
+        ("mlruns", "file://{}/mlruns"),
+        ("http://localhost:5000", "http://localhost:5000/"),
+    ],
+)
+def test_a_store_is_not_copied_onto_itself(store_uri, one, other):
+    """However it is written."""
+    with pytest.raises(ConfigurationError, match="same store"):
+        copy(one, other.format(Path.cwd()))
+
+
+def test_a_dry_run_does_not_make_the_target(source, tmp_path, make_run):
+    """MLflow would make a database of any address."""
+    make_run(source)
+
+    outcomes = copy(source, f"sqlite:///{tmp_path}/new.db", dry_run=True)
+
+    assert happened(outcomes) == {"train": "would copy"}
+    assert not (tmp_path / "new.db").exists()
+
+
+def test_a_target_that_is_not_there_is_made(source, tmp_path, make_run):
+    """As MLflow always does."""
+    make_run(source)
+
+    outcomes = copy(source, f"sqlite:///{tmp_path}/new.db")
+
+    assert happened(outcomes) == {"train": "copied"}
+    assert happened(copy(source, f"sqlite:///{tmp_path}/new.db")) == {"train": "unchanged"}
+
+
+def test_what_the_target_refuses_is_named_without_secrets(source, target, make_run):
+    """A parameter does not keep the artifacts, nor a run the other runs."""
+
+    def fill(client, run_id):
+        client.log_param(run_id, "bad", "1")
+        client.log_text(run_id, "a", "a.txt")
+        client.log_metric(run_id, "loss", 1)
+
+    make_run(source, "partly", fill=fill)
+    make_run(source, "not at all")
+    make_run(source, "fine")
+    forbid = "CREATE TRIGGER {0} BEFORE INSERT ON {0} WHEN NEW.{1} BEGIN SELECT RAISE(ABORT, '{2}'); END"
+    with contextlib.closing(copying.sqlite3.connect(target.removeprefix("sqlite:///"))) as database:
+        database.execute(forbid.format("params", "key = 'bad'", "no, password=hunter2hunter2"))
+        database.execute(forbid.format("runs", "name = 'not at all'", "no such run"))
+        database.commit()
+
+    outcomes = {outcome.run_name: outcome for outcome in copy(source, target)}
+
+    assert {name: outcome.happened for name, outcome in outcomes.items()} == {
+        "partly": "failed",
+        "not at all": "failed",
+        "fine": "copied",
+    }
+    assert "params: " in outcomes["partly"].reason
+    assert "no such run" in outcomes["not at all"].reason
+    assert "hunter2" not in str(outcomes)
+    assert (outcomes["partly"].counts.artifacts, outcomes["partly"].counts.metrics) == (1, 1)
+
+
+def test_a_target_that_does_not_answer_is_named_without_its_password(source, free_port):
+    """At once; MLflow would try for four minutes."""
+    with pytest.raises(TrackingUnavailableError) as raised:
+        copy(source, f"http://bob:hunter2hunter2@127.0.0.1:{free_port()}")
+
+    assert "hunter2" not in str(raised.value)
+
+
+FORWARDER = """
+import socket, sys, threading
+
+def pump(here, there):
+    while data := here.recv(65536):
+        there.sendall(data)
+    there.shutdown(socket.SHUT_WR)
+
+def address(text):
+    host, _, port = text.partition(":")
+    return host, int(port)
+
+with socket.create_server(address(sys.argv[1])) as server:
+    print("listening", flush=True)
+    while True:
+        here, _ = server.accept()
+        there = socket.create_connection(address(sys.argv[2]))
+        for ends in ((here, there), (there, here)):
+            threading.Thread(target=pump, args=ends, daemon=True).start()
+"""
+
+
+def test_a_target_that_is_suddenly_gone_ends_the_copying(
+    source, mlflow_server, free_port, start_python, monkeypatch, make_run
+):
+    """It is no fault of the runs; the next time goes on."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    make_experiment(source, "gone")
+    make_run(source, "one", experiment="gone", fill=write({"a.txt": "a"}))
+    make_run(source, "two", experiment="gone")
+    address = f"127.0.0.1:{free_port()}"
+    forwarder = start_python("-c", FORWARDER, address, mlflow_server.partition("://")[2])
+    forwarder.wait_for("listening")
+
+    def cut(progress):
+        if progress.part == "a.txt":
+            forwarder.send(signal.SIGKILL)
+            forwarder.finish()
+
+    outcomes = []
+    with pytest.raises(TrackingUnavailableError):
+        outcomes.extend(copying.copy(source, f"http://{address}", progress=cut))
+
+    assert outcomes == []
+    assert happened(copy(source, mlflow_server)) == {"one": "continued", "two": "copied"}
+
+
+def test_progress_is_told_by_run_and_part(source, target, make_run):
+    """Enough for a bar, and for what stands beside it."""
+    make_run(source, "one", fill=write({"a.txt": "a"}))
+    make_run(source, "two")
+    told = []
+
+    copy(source, target, progress=told.append)
+
+    assert [(step.done, step.total, step.run_name) for step in told if not step.part] == [(0, 2, "one"), (1, 2, "two")]
+    assert copying.Progress(0, 2, "one", "a.txt") in told
+
+
+def test_nothing_of_the_process_is_changed(source, mlflow_server, capsys, make_run):
+    """Neither MLflow's store, nor the environment, nor what is on stdout."""
+    make_experiment(source, "quiet")
+    make_run(source, experiment="quiet")
+    before = dict(os.environ), mlflow.is_tracking_uri_set()
+
+    copy(source, mlflow_server)
+
+    assert (dict(os.environ), mlflow.is_tracking_uri_set()) == before
+    assert capsys.readouterr().out == ""

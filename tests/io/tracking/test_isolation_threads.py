@@ -1,0 +1,328 @@
+"""Each thread and each process has its own open runs, and what has none goes to the job's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from concurrent.futures import ThreadPoolExecutor
+
+import mlflow
+import pytest
+from mlflow.tracking import fluent
+
+from autogen_team.io._tracking import isolation
+
+PATIENCE = 60
+
+pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
+
+
+def in_thread(work, *arguments):
+    """Call it in a thread of its own, which has none of the caller's context, and return what it returns."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(work, *arguments).result(PATIENCE)
+
+
+def metrics(run):
+    """Return the metrics of the run as they are stored."""
+    return mlflow.get_run(run.info.run_id).data.metrics
+
+
+def status(run):
+    """Return the status of the run as it is stored."""
+    return mlflow.get_run(run.info.run_id).info.status
+
+
+def parent(run):
+    """Return the id of the run that this one is nested in."""
+    return run.data.tags.get("mlflow.parentRunId")
+
+
+def active_id():
+    """Return the id of the innermost run that the caller sees, None if it sees none."""
+    run = mlflow.active_run()
+    return run and run.info.run_id
+
+
+def stored_runs():
+    """Return all runs of the store."""
+    return mlflow.MlflowClient().search_runs(["0"])
+
+
+def test_what_a_thread_logs_goes_to_the_run_of_the_main_thread(isolated):
+    """The innermost one, and no stray run is made."""
+    with mlflow.start_run(), mlflow.start_run(nested=True) as inner:
+        in_thread(mlflow.log_metric, "threaded", 1)
+        assert in_thread(active_id) is None
+
+    assert metrics(inner) == {"threaded": 1}
+    assert len(stored_runs()) == 2
+
+
+def test_what_a_thread_logs_goes_to_the_only_outermost_run(isolated):
+    """Wherever that was opened: here in a task."""
+
+    async def main():
+        with mlflow.start_run(), mlflow.start_run(nested=True) as inner:
+            await asyncio.get_running_loop().run_in_executor(None, mlflow.log_metric, "threaded", 1)
+        return inner
+
+    assert metrics(asyncio.run(main())) == {"threaded": 1}
+
+
+def test_tasks_with_children_of_one_run_share_that_run(isolated):
+    """What a thread logs might belong to any of the children, so it goes to their parent."""
+
+    async def work(ready, done):
+        with mlflow.start_run(nested=True):
+            ready.release()
+            await done.wait()
+
+    async def main():
+        ready, done = asyncio.Semaphore(0), asyncio.Event()
+        with mlflow.start_run() as outer:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(2):
+                    group.create_task(work(ready, done))
+                    await ready.acquire()
+                in_thread(mlflow.log_metric, "threaded", 1)
+                done.set()
+        return outer
+
+    assert metrics(asyncio.run(main())) == {"threaded": 1}
+
+
+def test_the_run_of_a_waiting_main_thread_counts_less_than_those_of_its_tasks(isolated):
+    """The child of a task is the innermost run then."""
+
+    async def main():
+        with mlflow.start_run(nested=True) as inner:
+            in_thread(mlflow.log_metric, "threaded", 1)
+        return inner
+
+    with mlflow.start_run():
+        assert metrics(asyncio.run(main())) == {"threaded": 1}
+
+
+def test_a_thread_that_opens_a_run_keeps_it(isolated):
+    """As in plain MLflow: it is not nested, and neither thread logs into the other's."""
+
+    def work():
+        with mlflow.start_run() as run:
+            mlflow.log_metric("threaded", 1)
+        return run
+
+    with mlflow.start_run() as main:
+        own = in_thread(work)
+        mlflow.log_metric("main", 1)
+
+    assert parent(own) is None
+    assert (metrics(own), metrics(main)) == ({"threaded": 1}, {"main": 1})
+
+
+def test_a_run_with_a_parent_elsewhere_does_not_count_as_independent(isolated, helper, other_helper):
+    """A worker that names its parent leaves it clear which run is the job's."""
+    job = helper(mlflow.start_run)
+    other_helper(mlflow.start_run, nested=True, parent_run_id=job.info.run_id)
+
+    mlflow.log_metric("main", 1)
+
+    assert metrics(job) == {"main": 1}
+
+
+def test_among_independent_runs_the_main_thread_s_is_the_job_s(isolated, helper):
+    """It is where the job began."""
+    helper(mlflow.start_run)
+
+    with mlflow.start_run() as main:
+        in_thread(mlflow.log_metric, "threaded", 1)
+
+    assert metrics(main) == {"threaded": 1}
+
+
+def test_what_could_belong_to_several_runs_gets_its_own(isolated, helper, other_helper, caplog):
+    """As in plain MLflow; it is said once what to do about it."""
+    runs = [helper(mlflow.start_run), other_helper(mlflow.start_run)]
+
+    def work():
+        mlflow.log_metric("threaded", 1)
+        mlflow.log_metric("threaded", 2)
+        stray = mlflow.active_run()
+        mlflow.end_run()
+        return stray
+
+    assert isolation.job_run() is None
+    strays = [in_thread(work), in_thread(work)]
+
+    assert [metrics(run) for run in (*runs, *strays)] == [{}, {}, {"threaded": 2}, {"threaded": 2}]
+    (record,) = [record for record in caplog.records if record.name == "autogen_team"]
+    assert record.levelname == "WARNING"
+    assert "while 2 are open elsewhere" in record.message
+    assert "pass run_id" in record.message
+
+
+def test_without_any_run_mlflow_opens_one(isolated, caplog):
+    """Nothing is different then, and nothing is said."""
+    assert isolation.job_run() is None
+
+    mlflow.log_metric("plain", 1)
+
+    assert metrics(mlflow.active_run()) == {"plain": 1}
+    assert "autogen_team" not in {record.name for record in caplog.records}
+
+
+def test_to_thread_sees_the_run_of_its_task(isolated):
+    """Also when there are others; and so does any thread that runs in a copy of the context."""
+
+    def nested():
+        with mlflow.start_run(nested=True) as run:
+            return parent(run)
+
+    async def work():
+        with mlflow.start_run() as run:
+            context = contextvars.copy_context()
+            return (
+                run.info.run_id,
+                await asyncio.to_thread(active_id),
+                await asyncio.to_thread(nested),
+                await asyncio.get_running_loop().run_in_executor(None, context.run, active_id),
+            )
+
+    async def main():
+        return await asyncio.gather(work(), work())
+
+    first, second = asyncio.run(main())
+
+    assert len(set(first)) == len(set(second)) == 1
+    assert first[0] != second[0]
+
+
+def test_a_thread_that_sees_a_task_s_run_may_open_an_independent_one(isolated):
+    """As in plain MLflow; when that has ended it sees the task's again."""
+
+    def work():
+        with mlflow.start_run() as own:
+            assert active_id() == own.info.run_id
+        return own, contextvars.copy_context().run(active_id)
+
+    async def main():
+        with mlflow.start_run() as run:
+            own, after = await asyncio.to_thread(work)
+            assert active_id() == run.info.run_id
+        return run, own, after
+
+    run, own, after = asyncio.run(main())
+
+    assert parent(own) is None
+    assert after == run.info.run_id
+    assert [status(one) for one in (run, own)] == ["FINISHED"] * 2
+
+
+def test_a_thread_that_sees_a_task_s_run_may_name_another_parent(isolated, helper):
+    """As in plain MLflow, which refuses it only to who has a run open itself."""
+    other = helper(mlflow.start_run)
+
+    def work():
+        with mlflow.start_run(nested=True, parent_run_id=other.info.run_id) as run:
+            return parent(run)
+
+    async def main():
+        with mlflow.start_run():
+            return await asyncio.to_thread(work)
+
+    assert asyncio.run(main()) == other.info.run_id
+
+
+def test_a_run_that_cannot_be_opened_changes_nothing(isolated):
+    """The thread still sees the run of its task."""
+
+    def work():
+        with pytest.raises(Exception, match="no-such-run"):
+            mlflow.start_run("no-such-run")
+        return active_id()
+
+    async def main():
+        with mlflow.start_run() as run:
+            return run.info.run_id, await asyncio.to_thread(work)
+
+    run_id, seen = asyncio.run(main())
+
+    assert seen == run_id
+
+
+def test_the_job_s_run_is_known_everywhere(isolated):
+    """The caller's own first."""
+    assert isolation.job_run() is None
+    with mlflow.start_run() as run:
+        assert isolation.job_run() is run
+        assert in_thread(isolation.job_run) is run
+        with mlflow.start_run(nested=True) as inner:
+            assert isolation.job_run() is inner
+    assert in_thread(isolation.job_run) is None
+
+
+def test_without_isolation_the_job_s_run_is_the_thread_s():
+    """It can be asked for at any time."""
+    with mlflow.start_run() as run:
+        assert isolation.job_run() is run
+        assert in_thread(isolation.job_run) is None
+
+
+@pytest.mark.parametrize("is_isolated", [True, False])
+def test_a_run_that_another_thread_has_left_open_is_forgotten(is_isolated, helper):
+    """As when a generator is begun in one thread and closed in another."""
+    undo = isolation.isolate() if is_isolated else lambda: None
+    runs = [helper(mlflow.start_run), helper(mlflow.start_run, nested=True), helper(mlflow.start_run, nested=True)]
+    outer, middle, inner = [run.info.run_id for run in runs]
+
+    assert isolation.forget(middle) == [inner, middle]
+    assert helper(active_id) == outer
+    assert isolation.forget(outer) == [outer]
+    assert helper(active_id) is None
+    assert isolation.forget(outer) == []
+    undo()
+
+
+def test_a_run_of_a_thread_that_is_gone_is_still_known(isolated):
+    """Somebody may still want to close it."""
+    run = in_thread(mlflow.start_run)
+
+    assert list(fluent._active_run_stack.get_all_thread_values().values()) == [[run]]
+    assert isolation.forget(run.info.run_id) == [run.info.run_id]
+    assert fluent._active_run_stack.get_all_thread_values() == {}
+
+
+def test_a_forked_child_has_no_run(store_uri, run_python):
+    """What it logs gets a run of its own, as in plain MLflow; the parent's goes on, and may isolate again."""
+    code = f"""if True:
+        import os, sys, mlflow
+        from mlflow.tracking import fluent
+        from autogen_team.io._tracking import isolation
+        mlflow.set_tracking_uri({store_uri!r})
+        plain = fluent._active_run_stack
+        if os.fork() == 0:  # nothing is isolated yet
+            sys.exit(0 if fluent._active_run_stack is plain else 1)
+        assert os.wait()[1] == 0
+        undo = isolation.isolate()
+        with mlflow.start_run() as run:
+            if os.fork() == 0:
+                assert mlflow.active_run() is None and isolation.job_run() is None
+                assert fluent._active_run_stack is plain
+                mlflow.log_metric("child", 1)
+                assert mlflow.active_run().info.run_id != run.info.run_id
+                undo()
+                mlflow.end_run()
+                again = isolation.isolate()
+                assert mlflow.active_run() is None and isolation.job_run() is None
+                again()
+                sys.exit(0)
+            assert os.wait()[1] == 0
+            mlflow.log_metric("parent", 1)
+        undo()
+        assert fluent._active_run_stack is plain
+    """
+    exit_status, _, err = run_python("-W", "ignore", "-c", code)
+
+    assert exit_status == 0, err
+    found = [(run.info.status, run.data.metrics) for run in stored_runs()]
+    assert sorted(found, key=str) == [("FINISHED", {"child": 1}), ("FINISHED", {"parent": 1})]

@@ -1,0 +1,271 @@
+"""What isolation replaces is given back, runs and all, and nothing else is kept."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import inspect
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
+import mlflow
+import pytest
+from mlflow.evaluation import fluent as evaluation
+from mlflow.tracing.processor import base_mlflow
+from mlflow.tracking import fluent
+from mlflow.tracking._model_registry import fluent as registry
+
+from autogen_team.io._tracking import isolation, seam
+
+PATIENCE = 60
+
+pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
+
+
+def in_thread(work, *arguments):
+    """Call it in a thread of its own, which has none of the caller's context, and return what it returns."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(work, *arguments).result(PATIENCE)
+
+
+def status(run):
+    """Return the status of the run as it is stored."""
+    return mlflow.get_run(run.info.run_id).info.status
+
+
+def parent(run):
+    """Return the id of the run that this one is nested in."""
+    return run.data.tags.get("mlflow.parentRunId")
+
+
+def active_id():
+    """Return the id of the innermost run that the caller sees, None if it sees none."""
+    run = mlflow.active_run()
+    return run and run.info.run_id
+
+
+def replaced():
+    """Return the identities of all that is replaced, also where it was imported by value."""
+    return [
+        id(vars(module)[name])
+        for module, names in (
+            (mlflow, ["start_run"]),
+            (fluent, ["_active_run_stack", "_get_or_start_run", "_get_latest_active_run", "start_run"]),
+            (evaluation, ["_get_or_start_run"]),
+            (base_mlflow, ["_get_latest_active_run"]),
+            (registry, ["_get_latest_active_run"]),
+        )
+        for name in names
+    ]
+
+
+def test_all_that_was_replaced_is_given_back():
+    """The very objects, also in the modules that had imported them by value."""
+    before = replaced()
+    undo = isolation.isolate()
+    during = replaced()
+    undo()
+
+    assert not set(during) & set(before)
+    assert replaced() == before
+
+
+def test_what_was_imported_meanwhile_is_as_good_as_mlflow_s_own(helper):
+    """A function that somebody keeps by value does what MLflow's does."""
+    undo = isolation.isolate()
+    log, start = fluent._get_or_start_run, mlflow.start_run
+    undo()
+
+    with start() as run:
+        assert helper(log) is not run
+        assert fluent._get_latest_active_run() is helper(mlflow.active_run)
+
+
+def test_runs_that_were_open_before_stay_open(helper):
+    """Each in its thread, and they are the job's."""
+    main, other = mlflow.start_run(), helper(mlflow.start_run)
+
+    undo = isolation.isolate()
+    assert in_thread(contextvars.copy_context().run, active_id) == main.info.run_id
+    assert isolation.job_run() is main
+    assert list(fluent._active_run_stack.get_all_thread_values().values()) == [[main], [other]]
+    assert (active_id(), helper(active_id)) == (main.info.run_id, other.info.run_id)
+    mlflow.end_run()
+    helper(mlflow.end_run)
+    undo()
+
+    assert (active_id(), helper(active_id)) == (None, None)
+    assert [status(run) for run in (main, other)] == ["FINISHED"] * 2
+
+
+def test_runs_that_are_open_after_go_back_to_their_threads(helper):
+    """`mlflow.end_run` ends the right one, also in a thread that MLflow did not know before."""
+    before = mlflow.start_run()
+    undo = isolation.isolate()
+    main, other = mlflow.start_run(nested=True), helper(mlflow.start_run)
+    undo()
+
+    assert seam.open_run_ids() == [before.info.run_id, main.info.run_id]
+    assert helper(seam.open_run_ids) == [other.info.run_id]
+    helper(mlflow.end_run)
+    mlflow.end_run()
+    assert [status(run) for run in (before, main, other)] == ["RUNNING", "FINISHED", "FINISHED"]
+
+
+def test_a_task_gets_its_own_run_back():
+    """When tasks share a thread again, the run of the one that undoes it is the innermost."""
+
+    async def work(ready, done):
+        with mlflow.start_run():
+            ready.set()
+            await done.wait()
+
+    async def main():
+        ready, done = asyncio.Event(), asyncio.Event()
+        undo = isolation.isolate()
+        mine = mlflow.start_run()
+        task = asyncio.create_task(work(ready, done), context=contextvars.Context())
+        await ready.wait()
+        undo()
+        assert active_id() == mine.info.run_id
+        mlflow.end_run()
+        done.set()
+        await task
+        return mine
+
+    mine = asyncio.run(main())
+
+    assert status(mine) == "FINISHED"
+    assert active_id() is None
+
+
+def test_a_run_that_is_being_opened_when_isolation_ends_is_not_lost(helper, monkeypatch):
+    """Its thread has it open afterwards."""
+    undo = isolation.isolate()
+    create = mlflow.MlflowClient.create_run
+
+    def slow(*args, **fields):
+        undo()
+        return create(*args, **fields)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "create_run", slow)
+    run = helper(mlflow.start_run)
+
+    assert helper(active_id) == run.info.run_id
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_two_services_may_leave_in_any_order(order):
+    """The last one gives back what the first one found."""
+    before = replaced()
+    undo = [isolation.isolate(), isolation.isolate()]
+
+    undo[order[0]]()
+    undo[order[0]]()
+    with mlflow.start_run() as run:
+        assert in_thread(isolation.job_run) is run
+    undo[order[1]]()
+
+    assert replaced() == before
+
+
+def test_a_second_isolation_knows_nothing_of_the_first():
+    """Also in a context that was there before."""
+    first = isolation.isolate()
+    mlflow.start_run()
+    context = contextvars.copy_context()
+    first()
+    mlflow.end_run()
+
+    second = isolation.isolate()
+    assert active_id() is None
+    assert context.run(active_id) is None
+    assert in_thread(context.run, active_id) is None
+    second()
+
+
+def stacks():
+    """Return the stacks that are alive."""
+    gc.collect()
+    return [one for one in gc.get_objects() if type(one) is isolation._Stack]
+
+
+def test_nothing_is_kept_of_tasks_and_threads_that_are_gone(isolated):
+    """A job may have millions of them."""
+
+    async def work():
+        with mlflow.start_run(nested=True):
+            await asyncio.to_thread(mlflow.active_run)
+
+    async def main():
+        await asyncio.gather(*[work() for _ in range(5)])
+        in_thread(mlflow.active_run)
+
+    with mlflow.start_run():
+        before = len(stacks())
+        asyncio.run(main())
+        assert len(stacks()) == before
+
+
+def test_nothing_is_kept_after_the_end():
+    """Neither runs nor stacks, save the last one of each context."""
+    undo = isolation.isolate()
+    with mlflow.start_run() as run:
+        gone = weakref.ref(run)
+    undo()
+
+    del run
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_variable_has_the_methods_of_mlflow_s(isolated):
+    """Though nobody in MLflow calls these two."""
+    runs = [mlflow.start_run(), mlflow.start_run(nested=True)]
+
+    fluent._active_run_stack.set(runs[:1])
+    assert mlflow.active_run() is runs[0]
+    fluent._active_run_stack.set(runs)
+    assert mlflow.active_run() is runs[1]
+    fluent._active_run_stack.reset()
+    assert mlflow.active_run() is None
+    assert isolation.job_run() is None
+
+
+def test_mlflow_changes_its_list_of_open_runs_by_append_and_pop_only():
+    """And it does so in place: the contract that a list of ours relies on."""
+    heard = []
+
+    class Spy(list):
+        def __getattribute__(self, name):
+            heard.append(name)
+            return super().__getattribute__(name)
+
+    fluent._active_run_stack.set(spy := Spy())
+    with mlflow.start_run(), mlflow.start_run(nested=True):
+        assert len(spy) == 2
+    assert spy == []
+
+    assert set(heard) == {"append", "pop"}
+    assert list(fluent._active_run_stack.get_all_thread_values().values()) == [spy]
+    assert fluent._active_run_stack.get() is spy
+
+
+def test_mlflow_s_names_are_what_they_are_taken_for():
+    """Those that are replaced, their class, and their arguments."""
+    assert type(fluent._active_run_stack).__name__ == "ThreadLocalVariable"
+    public = {name for name in vars(type(fluent._active_run_stack)) if not name.startswith("_")}
+    assert public == {"get", "set", "get_all_thread_values", "reset"}
+    assert not inspect.signature(fluent._get_or_start_run).parameters
+    assert not inspect.signature(fluent._get_latest_active_run).parameters
+    parameters = list(inspect.signature(fluent.start_run).parameters)
+    assert parameters[:5] == ["run_id", "experiment_id", "run_name", "nested", "parent_run_id"]
+
+
+def test_a_run_knows_its_parent_and_is_equal_to_itself_only():
+    """Runs are compared by identity, and found by the tag that MLflow gives a nested one."""
+    with mlflow.start_run() as outer, mlflow.start_run(nested=True) as inner:
+        assert parent(inner) == outer.info.run_id
+    assert mlflow.ActiveRun.__eq__ is object.__eq__
+    assert mlflow.ActiveRun.__hash__ is object.__hash__
