@@ -46,7 +46,7 @@ $(OLDEST)/.ready: requirements/oldest.txt
 test-oldest: $(OLDEST)/.ready ## Run the contract tests on the oldest MLflow that we support
 	@PYTHONPATH=$(CURDIR)/src $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider \
 	  $(wildcard tests/io/tracking/test_seam.py tests/io/tracking/test_isolation*.py) \
-	  tests/io/tracking/test_write_behind.py tests/io/tracking/test_nesting.py -k "not server and not postgres and not uri_stays" $(PYTEST_ARGS)
+	  tests/io/tracking/test_write_behind.py tests/io/tracking/test_values.py tests/io/tracking/test_nesting.py -k "not server and not postgres and not uri_stays" $(PYTEST_ARGS)
 
 .PHONY: check
 check: format-check lint types layers examples ## Check format, lint, types, import layers and documented examples

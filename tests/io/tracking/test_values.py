@@ -1,0 +1,106 @@
+"""A bad value harms only itself: it is refused at the call, as plain MLflow refuses it, and nothing else is lost."""
+
+from __future__ import annotations
+
+import re
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow.exceptions import MlflowException
+
+from autogen_team.io._tracking import runs
+
+
+def start_plain(uri: str, experiment: str) -> None:
+    """Point plain MLflow at the store."""
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    mlflow.set_experiment(experiment)
+
+
+def without_numbers(error: Exception) -> str:
+    """Return what an exception says, but for the times in it."""
+    return re.sub(r"\d+", "", str(error))
+
+
+BAD_METRICS = [None, "abc", [1.0], {}, np.array([1.0, 2.0]), 1 + 2j, 10**400, object()]
+
+
+@pytest.mark.parametrize("value", BAD_METRICS, ids=lambda value: repr(value)[:20])
+def test_a_bad_value_is_refused_as_plain_mlflow_refuses_it(store_uri, start_session, value):
+    """By the same class of exception, at the same call; the metrics around it are stored."""
+    start_plain(store_uri, "tests")
+    with mlflow.start_run(), pytest.raises(Exception) as plain:
+        mlflow.log_metric("loss", value)
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        for step in range(100):
+            mlflow.log_metric("loss", step, step=step)
+            if step == 50:
+                with pytest.raises(type(plain.value)) as durable:
+                    mlflow.log_metric("loss", value)
+                assert type(durable.value) is type(plain.value)
+                assert without_numbers(durable.value) == without_numbers(plain.value)
+    started.stop()
+
+    client = mlflow.MlflowClient(store_uri)
+    assert [one.value for one in client.get_metric_history(run.info.run_id, "loss")] == list(range(100))
+    assert client.get_run(run.info.run_id).info.status == "FINISHED"
+
+
+@pytest.mark.parametrize("key", ["a(b)", "", "../x", ".", "a//b", "x" * 251, "line\nbreak", None, 7])
+@pytest.mark.parametrize("log", [lambda key: mlflow.log_metric(key, 1), lambda key: mlflow.log_param(key, 1),
+                                 lambda key: mlflow.set_tag(key, 1), lambda key: mlflow.log_metrics({key: 1.0})],
+                         ids=["metric", "param", "tag", "metrics"])  # fmt: skip
+def test_a_bad_key_is_refused_as_plain_mlflow_refuses_it(store_uri, start_session, log, key):
+    """For metrics, parameters and tags alike."""
+
+    def outcome() -> str:
+        try:
+            log(key)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return "accepted"
+
+    start_plain(store_uri, "tests")
+    with mlflow.start_run():
+        plain = outcome()
+    start_session(store_uri)
+    with runs.open_run(name="train"):
+        assert outcome() == plain
+
+
+def test_the_good_metrics_of_a_bad_call_are_stored(store_uri, start_session):
+    """One diverged value does not take its neighbours with it."""
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        with pytest.raises(MlflowException):
+            mlflow.log_metrics({"good": 1.0, "bad": None, "good too": 2.0})
+        with pytest.raises(MlflowException):
+            started.log_metrics({"fast": 1.0, "fast and bad": None, "fast(": 1.0, "fast too": np.float64(2)}, 1)
+    started.stop()
+
+    stored = mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.metrics
+    assert stored == {"good": 1.0, "good too": 2.0, "fast": 1.0, "fast too": 2.0}
+
+
+@pytest.mark.parametrize("log", [lambda: mlflow.log_param("depth", 5), lambda: mlflow.log_params({"depth": 5, "x": 1})])
+def test_a_changed_parameter_is_refused_as_plain_mlflow_refuses_it(store_uri, start_session, log):
+    """By its own words, at the call, whoever has set it first."""
+    start_plain(store_uri, "tests")
+    with mlflow.start_run() as before:
+        mlflow.log_param("depth", 3)
+        with pytest.raises(MlflowException) as plain:
+            log()
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        mlflow.log_param("depth", 3)
+        with pytest.raises(MlflowException) as durable:
+            log()
+        assert durable.value.message == plain.value.message.replace(before.info.run_id, run.info.run_id)
+    with runs.open_run(name="resumed", run_id=run.info.run_id), pytest.raises(MlflowException, match="Changing param"):
+        log()
+    started.stop()
+
+    assert mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.params == {"depth": "3"}
