@@ -148,6 +148,9 @@ def sync(
 @app.command()
 def recover(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done, and why.")] = False,
+    host: Annotated[
+        list[str] | None, typer.Option("--host", metavar="NAME", help="A machine that is gone, a pod say. Repeatable.")
+    ] = None,
     tracking_uri: TrackingUri = None,
     set_: Set = None,
     json: Json = False,
@@ -161,7 +164,7 @@ def recover(
     from autogen_team.cli import recover as room
 
     overrides = _overrides(set_, experiment=None, tracking_uri=tracking_uri, log_level=None)
-    room.recover(overrides, dry_run=dry_run, as_json=json)
+    room.recover(overrides, hosts=host or (), dry_run=dry_run, as_json=json)
 
 
 def _overrides(

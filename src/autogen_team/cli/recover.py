@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 _FAILED = 1
 
 
-def recover(overrides: Mapping[str, str], *, dry_run: bool, as_json: bool) -> None:
+def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bool, as_json: bool) -> None:
     """Recover every dead journal of this machine, or only tell which and why."""
     from autogen_team.io._tracking import inventory
 
     if dry_run:
-        found = inventory.find(state_dir())
+        found = inventory.find(state_dir(), hosts)
         if as_json:
             _look.as_json([asdict(one) for one in found])
         elif found:
@@ -31,7 +31,7 @@ def recover(overrides: Mapping[str, str], *, dry_run: bool, as_json: bool) -> No
         return
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
-        results = [result for _, result in service.recover()]
+        results = [result for _, result in service.recover(hosts)]
     if as_json:
         _look.as_json([asdict(result) for result in results])
     elif results:

@@ -19,7 +19,7 @@ from autogen_team.io._settings import Variable, state_dir
 from autogen_team.io.osvariables import Env
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Collection, Generator, Iterator, Mapping
     from types import ModuleType, TracebackType
 
     import loguru
@@ -448,15 +448,16 @@ class MlflowService(Service):
 
         return links.of_run(self._effective_stores()[0], experiment_id, run_id)
 
-    def recover(self) -> Iterator[tuple[Found, Recovered]]:
+    def recover(self, hosts: Collection[str] = ()) -> Iterator[tuple[Found, Recovered]]:
         """Deliver what dead processes of this machine have left in their journals, and close their runs as KILLED.
 
-        Yields each journal with what has become of it. The journal of a living process is never touched.
+        Yields each journal with what has become of it. The journal of a living process is never touched. `hosts` names
+        other machines that share the state folder and are gone for good, such as pods.
         """
         from autogen_team.io._tracking import recovery, session
 
         stores = session.absolute(self.tracking_uri), session.absolute(self.registry_uri)
-        yield from recovery.recover_all(*stores, state_dir(), others=True)
+        yield from recovery.recover_all(*stores, state_dir(), others=True, hosts=hosts)
 
     def copy_from(
         self,

@@ -6,8 +6,10 @@ import json
 import os
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -233,30 +235,73 @@ def test_a_living_process_is_never_touched(start_job, store_uri, state, run_pyth
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "state_of_it", "evidence"),
+    ("changed", "state_of_it", "evidence"),
     [
-        ("boot", "another", "dead", "the machine has been started anew"),
-        ("host", "elsewhere.example", "elsewhere", "it was written on elsewhere.example"),
-        ("started", 1.0, "dead", "is another one by now"),
+        ({"boot": "another"}, "dead", "the machine has been started anew"),
+        ({"host": "elsewhere.example", "boot": "another"}, "elsewhere", "it was written on elsewhere.example"),
+        ({"host": "pod-1"}, "dead", "on pod-1 holds no lock"),
+        ({"started": 1.0}, "dead", "is another one by now"),
     ],
+    ids=["another boot", "another machine", "a container of this machine", "another process"],
 )
-def test_what_a_journal_says_of_its_process(tmp_path, field, value, state_of_it, evidence, monkeypatch, run_python):
+def test_what_a_journal_says_of_its_process(tmp_path, changed, state_of_it, evidence, monkeypatch):
     """The id of a process alone proves nothing: machines start anew, ids come again, folders are shared."""
-    facts = {"boot": journal.boot_id(), "host": None, "started": journal.started_at(os.getpid()), field: value}
+    facts = {"boot": journal.boot_id(), "host": socket.gethostname(), "started": 7.0, **changed}
     monkeypatch.setattr(journal, "boot_id", lambda: facts["boot"])
     monkeypatch.setattr(journal, "started_at", lambda _: facts["started"])
-    if facts["host"]:
-        monkeypatch.setattr(journal.socket, "gethostname", lambda: facts["host"])
+    monkeypatch.setattr(journal.socket, "gethostname", lambda: facts["host"])
     written = journal.Journal(tmp_path / "state", uri="x")
     written.append('"op":"params","run":"r","values":{}}')
     folder = written.folder
-    os.close(written._lock_file)
-    written._lock_file = None
+    written.after_fork()  # lets go of the lock, as the death of the process would
     monkeypatch.undo()
 
     found = inventory.look(folder)
     assert found.state == state_of_it
     assert evidence in found.evidence
+    assert inventory.look(folder, ["elsewhere.example"]).state == "dead"
+
+
+def test_a_process_never_takes_itself_for_dead(tmp_path):
+    """Looking must not cost it its lock either, which a process loses by closing any descriptor of the file."""
+    written = journal.Journal(tmp_path / "state", uri="x")
+    written.append('"op":"params","run":"r","values":{}}')
+
+    assert inventory.look(written.folder).evidence == f"process {os.getpid()} runs"
+    code = "from autogen_team.io._tracking import journal, inventory; from pathlib import Path; import os\n"
+    code += f"print(journal.take_lock(Path({str(written.folder)!r})))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
+    written.close()
+
+
+def test_what_a_stop_has_left_is_delivered_though_its_process_lives(server, start_session, tmp_path):
+    """As in a notebook: by the next start in the same process, or by `sync` beside it."""
+    started = start_session(server.uri, flush_timeout=0.2)
+    with runs.open_run(name="train") as run:
+        server.kill()
+        mlflow.log_metric("loss", 1.0)
+    started.stop()
+    (found,) = inventory.find(tmp_path / "state")
+    assert (found.state, "in good order" in found.evidence) == ("dead", True)
+    server.start()
+    assert recovery.recover(found, server.uri, server.uri, tmp_path / "state").problem == ""
+
+    stored = server.client().get_run(run.info.run_id)
+    assert (stored.data.metrics, stored.info.status) == ({"loss": 1.0}, "FINISHED")
+
+
+@pytest.mark.parametrize("gone", ["deleted", "for good"])
+def test_a_run_that_is_gone_does_not_keep_its_journal(kill_unwatched, store_uri, state, gone):
+    """What cannot be delivered any more is noted in `refused.jsonl`, and that is that."""
+    _, run_id = kill_unwatched()
+    client = mlflow.MlflowClient(store_uri)
+    client.delete_run(run_id)
+    if gone == "for good":
+        client._tracking_client.store._hard_delete_run(run_id)
+    (found,) = inventory.find(state)
+
+    assert recovery.recover(found, store_uri, store_uri, state).problem == ""
+    assert are_recovered(state)
 
 
 def test_the_next_start_recovers(kill_unwatched, start_job, store_uri, wait_until):

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import threading
 from itertools import count
@@ -288,13 +289,44 @@ def test_a_follower_reads_while_the_writer_writes(written, monkeypatch):
     for number in range(1000):
         written.append(metric(number))
         if number % 7 == 0:
-            found += follower.read(1000)
+            found += follower.read(1000) or []
             written.ack(found[-1]["n"])
-    while more := follower.read(1000):
+    while (more := follower.read(1000)) is not None:
         found += more
 
     assert steps(found) == list(range(1000))
-    assert follower.read(1000) == []
+    assert follower.number == written.number
+
+
+def test_a_line_that_is_no_entry_holds_up_nothing(written):
+    """It is counted as read, and what comes behind it is delivered."""
+    written.append(metric(1))
+    written.append('"op":"metrics","step":True}')
+    written.append(metric(3))
+    follower = reading.Follower(written)
+
+    assert steps(follower.read(10_000)) == [1, 3]
+    assert follower.number == written.number
+
+
+def test_a_follower_reads_on_when_the_folder_is_cleaned_up(written):
+    """By somebody who thought that it was rubbish: what the process had written is not lost with it."""
+    written.append(metric(1))
+    follower = reading.Follower(written)
+    follower.read(10_000)
+    shutil.rmtree(written.folder)
+    written.append(metric(2))
+
+    assert steps(follower.read(10_000)) == [2]
+
+
+def test_nothing_is_written_once_it_is_closed(written):
+    """It would be delivered by nobody."""
+    written.append(metric(1))
+    written.close()
+
+    with pytest.raises(JournalError, match="closed"):
+        written.append(metric(2))
 
 
 values = st.floats(allow_nan=True, allow_infinity=True)

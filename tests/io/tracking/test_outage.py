@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
@@ -153,6 +154,7 @@ def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
         with runs.open_run(name="outer", nested=True, tags={"fold": 1}) as outer:
             mlflow.log_metric("loss", 0.5)
             mlflow.log_text("text", "notes.txt")
+            mlflow.log_image(np.zeros((8, 8, 3), dtype=np.uint8), key="image", step=1)
             assert mlflow.get_run(outer.info.run_id).info.run_name == "outer"
             with pytest.raises(ValueError, match="x"), runs.open_run(name="inner", nested=True) as inner:
                 mlflow.log_param("depth", 3)
@@ -286,6 +288,21 @@ def proxy(mlflow_server, free_port):
     found.uri = f"http://127.0.0.1:{port}"
     yield found
     found.close()
+
+
+def test_a_proxy_that_knows_no_such_page_refuses_nothing(proxy, mlflow_server, start_session, tmp_path):
+    """That is what some say while their server is away; only MLflow itself can refuse an item."""
+    started = start_session(proxy.uri)
+    with runs.open_run(name="train") as run:
+        proxy.status = 404
+        for step in range(50):
+            mlflow.log_metric("loss", step, step=step)
+        assert not write_behind.of(proxy.uri).courier.flush(1.0, give_up_when_cut=True)
+        proxy.status = 200
+    started.stop()
+
+    assert history(mlflow.MlflowClient(mlflow_server), run.info.run_id) == list(range(50))
+    assert not (tmp_path / "state" / "refused.jsonl").exists()
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])

@@ -71,6 +71,45 @@ def test_a_bad_key_is_refused_as_plain_mlflow_refuses_it(store_uri, start_sessio
         assert outcome() == plain
 
 
+@pytest.mark.parametrize("fields", [{"step": 2**63}, {"step": -(2**64)}, {"timestamp": 2**63}, {"timestamp": -5}])
+def test_a_number_that_no_database_has_room_for_is_refused(store_uri, start_session, fields):
+    """At the call, also for a metric that was logged before; it does not hold up what comes behind it."""
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        mlflow.log_metric("loss", 1.0)
+        with pytest.raises(MlflowException):
+            mlflow.log_metric("loss", 2.0, **fields)
+        mlflow.log_metric("after", 3.0)
+    started.stop()
+
+    assert mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.metrics == {"loss": 1.0, "after": 3.0}
+
+
+def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
+    """As a database has it."""
+    start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        mlflow.log_metric("loss", 1.0, step=True)
+        (found,) = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
+
+    assert found.step == 1
+
+
+def test_what_a_database_refuses_later_is_set_aside(store_uri, start_session, tmp_path):
+    """A model that is not there, say: noted with the reason, and everything else arrives."""
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        mlflow.log_metric("before", 1.0)
+        mlflow.log_metric("lost", 2.0, model_id="m-none")
+        mlflow.log_metric("after", 3.0)
+    started.stop()
+
+    stored = mlflow.MlflowClient(store_uri).get_run(run.info.run_id)
+    assert stored.info.status == "FINISHED"
+    assert {"before", "after"} <= stored.data.metrics.keys()
+    assert "m-none" in (tmp_path / "state" / "refused.jsonl").read_text()
+
+
 def test_the_good_metrics_of_a_bad_call_are_stored(store_uri, start_session):
     """One diverged value does not take its neighbours with it."""
     started = start_session(store_uri)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 import os
 import resource
 import signal
@@ -276,6 +277,56 @@ def test_many_threads_log_at_once(store_uri, start_session):
     for number in range(8):
         history = client.get_metric_history(run.info.run_id, f"m{number}")
         assert [one.value for one in history] == list(range(500))
+
+
+def test_what_threads_log_while_the_service_stops_is_not_lost(store_uri, start_session, wait_until):
+    """It goes through the journal as long as there is one, and to the store itself after that."""
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        client, logged, go_on = mlflow.MlflowClient(store_uri), [], [True]
+
+        def log() -> None:
+            while go_on:
+                client.log_metric(run.info.run_id, "loss", len(logged), step=len(logged))
+                logged.append(1)
+
+        thread = threading.Thread(target=log)
+        thread.start()
+        wait_until(lambda: len(logged) > 200)
+        started.stop()
+        count = len(logged)
+        wait_until(lambda: len(logged) > count + 5)
+        go_on.clear()
+        thread.join()
+
+    history = mlflow.MlflowClient(store_uri).get_metric_history(run.info.run_id, "loss")
+    assert sorted(one.value for one in history) == list(range(len(logged)))
+
+
+def test_a_worker_of_multiprocessing_delivers_before_it_leaves(store_uri, start_session):
+    """Though it leaves without any exit handler: whoever has joined it sees what it has logged."""
+    started = start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        client = mlflow.MlflowClient(store_uri)
+        worker = multiprocessing.get_context("fork").Process(
+            target=client.log_metric, args=(run.info.run_id, "worker", 1.0)
+        )
+        worker.start()
+        worker.join()
+        assert seam.plain_store(store_uri).get_run(run.info.run_id).data.metrics == {"worker": 1.0}
+    started.stop()
+
+
+def test_a_job_may_wait_for_all_its_children(store_uri, run_python):
+    """The process that watches over it is none of them."""
+    code = (
+        "import mlflow, os; from autogen_team.io.services import MlflowService\n"
+        "service = MlflowService(autolog_disable=True)\n"
+        "with service, service.run_context(service.RunConfig(name='x', log_system_metrics=False)):\n"
+        "    try: os.wait()\n"
+        "    except ChildProcessError: print('none')"
+    )
+    assert run_python("-c", code)[1] == "none\n"
 
 
 def test_the_fast_lane_writes_what_mlflow_writes(any_uri, start_session):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mlflow
 
 from autogen_team.io._tracking import entries, seam
 from autogen_team.io._tracking.courier import Courier
-from autogen_team.io._tracking.destinations import Refused, Unreachable
+from autogen_team.io._tracking.destinations import Unreachable
 from autogen_team.io._tracking.entries import Entry
 from autogen_team.io._tracking.journal import Journal
 from autogen_team.io._tracking.link import Link, StoreUnavailableError
@@ -34,14 +36,14 @@ class WaitingRoom:
         self._is_to_be_made = is_to_be_made
         self._courier = courier
         self._link = link
-        self._count = 0
+        self._numbers = itertools.count(1)
         self._last = 0
         """The number of the last entry that has something waiting."""
 
     def find(self, find: Callable[[], Any], owner: str, kind: Kind) -> Any:
         """Return a repository that does not fail while the server is gone; one elsewhere is returned as it is."""
         if kind == "run" and self._is_to_be_made(owner):
-            return _Patient(None, self, owner, kind)
+            return _Patient(_Nowhere(owner), self, owner, kind)
         repository = find()
         if not str(repository.artifact_uri).startswith(_THROUGH_THE_SERVER):
             return repository
@@ -68,8 +70,7 @@ class WaitingRoom:
         return self._journal.acked >= self._last or self._courier.flush(_PATIENCE, give_up_when_cut=True)
 
     def _keep(self, path: Path, folder: str | None, owner: str, kind: Kind) -> None:
-        self._count += 1
-        place = self._journal.begin() / _FILES / f"{self._count:06d}"
+        place = self._journal.begin() / _FILES / f"{next(self._numbers):06d}"
         place.parent.mkdir(mode=0o700, exist_ok=True)
         if path.is_dir():
             shutil.copytree(path, place)
@@ -80,6 +81,21 @@ class WaitingRoom:
         self._last = self._journal.append(
             entries.body("artifact", place=f"{_FILES}/{place.name}", path=folder, **owned)
         )
+
+
+class _Nowhere:
+    """The artifacts of a run that the store has not made yet: things can be brought there, and nothing can be got."""
+
+    artifact_uri = ""
+
+    def __init__(self, owner: str) -> None:
+        self._owner = owner
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*_: Any, **__: Any) -> NoReturn:
+            raise StoreUnavailableError(f"{name}: the run {self._owner} is made when its store is back")
+
+        return fail
 
 
 class _Patient(StandIn):
@@ -99,6 +115,17 @@ class _Patient(StandIn):
         """Bring what is in a folder there, now or later."""
         self._bring("log_artifacts", local_dir, artifact_path)
 
+    def _log_artifact_async(self, filename: str, artifact_path: str | None = None, artifact: Any = None) -> Any:
+        """Bring an image there, as MLflow has it done on a thread of its own."""
+        if not isinstance(self._inner, _Nowhere):
+            return self._inner._log_artifact_async(filename, artifact_path, artifact)  # noqa: SLF001 - MLflow's own call
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, filename)
+            if artifact is not None:
+                artifact.save(path)
+            self.log_artifact(str(path), artifact_path)
+        return seam.done()
+
     def _bring(self, method: str, path: str, folder: str | None) -> None:
         def upload() -> None:
             getattr(self._inner, method)(path, folder)
@@ -110,13 +137,12 @@ def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> No
     """Bring what an entry has waiting to its run or model, and remove the copy.
 
     Raises:
-        Refused: it waits no more.
         Unreachable: it could not be brought there.
 
     """
     place = journal_folder / entry["place"]
-    if not place.is_dir():
-        raise Refused("the file is not beside the journal")
+    if not place.is_dir():  # it has arrived before, and what came after it in the journal had not
+        return
     kind: Kind = "run" if "run" in entry else "logged_model"
     try:
         repository = seam.artifact_repository(client, entry.get("run") or entry["model"], kind)

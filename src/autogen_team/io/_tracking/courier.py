@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 import weakref
 
 import orjson
@@ -27,6 +28,10 @@ _CHUNK = 128 * 2**10
 """Bytes of the journal that are delivered before they are acknowledged; some thousand metrics."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while the store is out of reach."""
+_LAST_PATIENCE = 1.0
+"""Seconds that the end of the thread, and an entry that could not be written, wait for what is under way."""
+_TRIES = (0.1, 0.3, 0.0)
+"""Seconds to wait after each attempt to bring an entry that is nowhere else."""
 _FORK_PATIENCE = 1.0
 """Seconds that a fork waits for a delivery under way, whose locks the child would find held for ever."""
 
@@ -41,6 +46,7 @@ class Courier:
         self._journal = journal
         self._delivery = delivery
         self._link = link
+        self._follower = Follower(journal)
         self.lost = 0
         """Entries that neither the journal nor the store has taken."""
         self.after_fork()
@@ -48,6 +54,7 @@ class Courier:
 
     def after_fork(self) -> None:
         """Begin anew, without a thread."""
+        self._follower.close()
         self._follower = Follower(self._journal)
         self._delivering = threading.Lock()
         self._lock = threading.RLock()
@@ -77,7 +84,7 @@ class Courier:
         if self._journal.acked >= until:
             return True
         with self._lock:
-            if threading.current_thread() is self._thread:  # it cannot wait for itself
+            if self.is_asking:  # it cannot wait for itself
                 return False
             self._wanted = max(self._wanted, until)
             self._urgent.set()
@@ -93,25 +100,45 @@ class Courier:
 
     def deliver_now(self, body: str) -> None:
         """Bring an entry that could not be written to the store, behind what was written; it is lost if that fails."""
-        self.flush(_FORK_PATIENCE, give_up_when_cut=True)
-        try:
-            with self._delivering:
-                self._delivery.deliver([orjson.loads("{" + body)])
-        except Unreachable as error:
-            self._link.failed(str(error))
-            self.lost += 1
+        self.flush(_LAST_PATIENCE, give_up_when_cut=True)
+        fault = ""
+        for pause in _TRIES:
+            try:
+                with self._delivering:
+                    self._delivery.deliver([orjson.loads("{" + body)])
+            except Unreachable as error:
+                fault = str(error)
+                time.sleep(pause)
+            else:
+                return
+        self._link.failed(fault)
+        self.lost += 1
 
     def stop(self, timeout: float) -> bool:
         """Deliver what is left, at most for `timeout` seconds, and end the thread; tell whether all was taken."""
-        delivered = self.flush(timeout)
+        deadline = time.monotonic() + timeout
+        while not (delivered := self.flush(max(0.0, deadline - time.monotonic()))) or self.has_more:
+            if time.monotonic() >= deadline:
+                break
         with self._lock:
             self._stopping = True
             thread = self._thread
         self._urgent.set()
         self._journal.wake()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(_FORK_PATIENCE)
+            thread.join(_LAST_PATIENCE)
+        self._follower.close()
         return delivered
+
+    @property
+    def is_asking(self) -> bool:
+        """Whether the caller is the thread that delivers."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def has_more(self) -> bool:
+        """Whether something was written that the store has not taken."""
+        return self._journal.acked < self._journal.number
 
     def pause(self, timeout: float) -> bool:
         """Keep deliveries from beginning, once the one under way is done; False if that takes too long."""
@@ -139,16 +166,16 @@ class Courier:
 
     def _deliver(self, until: int) -> None:
         """Deliver what is there now; what comes meanwhile is gathered for the next time."""
-        while self._journal.acked < until and (chunk := self._follower.read(_CHUNK)):
+        while self._journal.acked < until and (chunk := self._follower.read(_CHUNK)) is not None:
             pause = _FIRST_PAUSE
-            while not self._attempt(chunk):
+            while not self._attempt(chunk, self._follower.number):
                 self._journal.sync()
                 self._urgent.wait(pause)
                 if self._stopping:
                     return
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _attempt(self, chunk: list[Entry]) -> bool:
+    def _attempt(self, chunk: list[Entry], number: int) -> bool:
         self._urgent.clear()  # whoever wants to hurry from now on gets another attempt at once
         try:
             with self._delivering:
@@ -159,7 +186,6 @@ class Courier:
             self._link.failed(mask(f"{type(error).__name__}: {error}"))
             _report.debug("a delivery failed", exc_info=True)
         else:
-            number = chunk[-1]["n"]
             self._journal.ack(number)
             self._link.answered(f"; {self._journal.number - number} entries wait" if self._link.is_cut else "")
             with self._lock:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunSt
 from mlflow.exceptions import MlflowException
 from mlflow.protos import service_pb2
 from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
     INVALID_PARAMETER_VALUE,
     INVALID_STATE,
     RESOURCE_ALREADY_EXISTS,
@@ -36,10 +38,11 @@ PATIENCE = 30.0
 """Seconds that a server may take to answer one request."""
 _REFUSALS = frozenset(
     ErrorCode.Name(code)
-    for code in (INVALID_PARAMETER_VALUE, INVALID_STATE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST)
+    for code in (BAD_REQUEST, INVALID_PARAMETER_VALUE, INVALID_STATE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST)
 )
-_FINAL = frozenset({400, 404, 409, 413, 422})
-"""The answers of a server that another attempt would not change."""
+_BAD_VALUES = (OverflowError, TypeError, ValueError)
+_FINAL = frozenset({400, 403, 404, 409, 413, 422})
+"""The answers of an MLflow server that another attempt would not change."""
 
 
 class Unreachable(Exception):  # noqa: N818 - what happened, not whose fault it is
@@ -102,7 +105,7 @@ class Destination:
 
     def remove_tag(self, run_id: str, key: str) -> None:
         """Remove a tag; one that is not there is as good as removed."""
-        with _translated():
+        with suppress(Refused), _translated():
             self.store.delete_tag(run_id, key)
 
     def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
@@ -180,7 +183,8 @@ class Server(Destination):
 
     def remove_tag(self, run_id: str, key: str) -> None:
         """Remove a tag; one that is not there is as good as removed."""
-        self._post("runs/delete-tag", run_id=run_id, key=key)
+        with suppress(Refused):
+            self._post("runs/delete-tag", run_id=run_id, key=key)
 
     def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
         """Note what a run has been given: datasets as MLflow's REST API writes them, and ids of models."""
@@ -201,10 +205,12 @@ class Server(Destination):
             )
         except Exception as error:
             raise Unreachable(_root(error)) from None
-        if response.status_code in _FINAL:
-            raise Refused(_answer(response.text))
+        # Only MLflow itself can refuse something: a proxy whose server is away says 404 of everything.
+        if response.status_code in _FINAL and (refusal := _refusal(response.text)) is not None:
+            raise Refused(refusal)
         if response.status_code != 200:
-            raise Unreachable(f"it answers {response.status_code} {_answer(response.text)[:200]}".rstrip())
+            answer = _refusal(response.text) or response.text.partition("\n")[0]
+            raise Unreachable(f"it answers {response.status_code} {answer[:200]}".rstrip())
         try:
             found: dict[str, Any] = orjson.loads(response.content or b"{}")
         except orjson.JSONDecodeError:  # a proxy's page, say
@@ -228,6 +234,8 @@ class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
             raise Refused(_words(error)) from error
+        if isinstance(error, Exception) and isinstance(_root_of(error), _BAD_VALUES):  # it does not fit the database
+            raise Refused(_words(error)) from error
         if isinstance(error, Exception):
             raise Unreachable(_words(error)) from error
 
@@ -242,18 +250,25 @@ def _as_json(value: float) -> float | str:
     return value if value - value == 0 else {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[repr(value)]
 
 
-def _answer(text: str) -> str:
+def _refusal(text: str) -> str | None:
+    """Return the message of an error of MLflow's; None if the text is none."""
     try:
-        return str(orjson.loads(text)["message"])
-    except (orjson.JSONDecodeError, KeyError, TypeError):
-        return text.partition("\n")[0]
+        found = orjson.loads(text)
+        return f"{found['error_code']}: {found.get('message', '')}"
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return None
 
 
 def _root(error: BaseException) -> str:
     """Return what it began with; MLflow, requests and urllib3 each wrap it in words of their own."""
+    found = _root_of(error)
+    return str(found).partition("\n")[0] or type(found).__name__
+
+
+def _root_of(error: BaseException) -> BaseException:
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
-    return str(error).partition("\n")[0] or type(error).__name__
+    return error
 
 
 def _words(error: BaseException) -> str:

@@ -1,13 +1,16 @@
 """Which journals there are, of whom, and what waits in them; loads nothing of MLflow's.
 
-A process lives if it has the id and the start that its journal names, or holds its lock. A journal of another machine
-that shares the state folder is that machine's to judge.
+A process lives if it has the id and the start that its journal names, or holds its lock. The same boot means the same
+machine, whatever a container is called. A journal of another machine that shares the state folder is that machine's to
+judge, unless somebody says that it is gone.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -47,14 +50,14 @@ class Found:
     """Seconds since 1970."""
 
 
-def find(state: Path) -> list[Found]:
-    """Return the journals of all processes, the oldest first."""
+def find(state: Path, hosts: Collection[str] = ()) -> list[Found]:
+    """Return the journals of all processes, the oldest first; those of `hosts` are judged here too."""
     folders = [path for path in journal.folder_of(state).glob("*") if path.is_dir()]
-    found = [look(folder) for folder in folders]
+    found = [look(folder, hosts) for folder in folders]
     return sorted((one for one in found if one is not None), key=lambda one: one.last_write)
 
 
-def look(folder: Path) -> Found | None:
+def look(folder: Path, hosts: Collection[str] = ()) -> Found | None:
     """Return what is known of a journal; None if it has no beginning, so nothing at all."""
     entries = reading.read(folder)
     header = next((entry for entry in entries if entry["op"] == "journal"), None)
@@ -62,7 +65,8 @@ def look(folder: Path) -> Found | None:
         return None
     acked = reading.acked(folder)
     waiting = [entry for entry in entries if entry["n"] > acked and entry["op"] not in NOTES]
-    state, evidence = _state(folder, header)
+    is_closed = any(entry["op"] == "closed" for entry in entries)
+    state, evidence = _state(folder, header, hosts, is_closed=is_closed)
     return Found(
         folder=folder,
         host=header["host"],
@@ -77,19 +81,25 @@ def look(folder: Path) -> Found | None:
     )
 
 
-def _state(folder: Path, header: Entry) -> tuple[State, str]:
-    if header["host"] != socket.gethostname():
-        return "elsewhere", f"it was written on {header['host']}"
+def _state(folder: Path, header: Entry, hosts: Collection[str], *, is_closed: bool) -> tuple[State, str]:
     pid = header["pid"]
-    if header["boot"] and header["boot"] != journal.boot_id():
+    is_same_boot = header["boot"] == journal.boot_id()
+    is_here = header["host"] == socket.gethostname()
+    if not is_here and not (header["boot"] and is_same_boot) and header["host"] not in hosts:
+        return "elsewhere", f"it was written on {header['host']}"
+    if is_here and header["boot"] and not is_same_boot:
         return "dead", "the machine has been started anew since"
-    started = journal.started_at(pid)
-    if started is not None and header["started"] is not None and abs(started - header["started"]) < 1.0:
+    started = journal.started_at(pid) if is_here else None
+    if not is_closed and started is not None and started == header["started"]:
         return "alive", f"process {pid} runs"
     lock = journal.take_lock(folder)
     if lock is None:
         return "alive", "its lock is held"
     os.close(lock)
+    if is_closed:
+        return "dead", f"process {pid} has ended it in good order, with a rest"
+    if not is_here:
+        return "dead", f"process {pid} on {header['host']} holds no lock"
     return "dead", f"there is no process {pid}" if started is None else f"process {pid} is another one by now"
 
 
@@ -114,4 +124,5 @@ def open_runs(entries: list[Entry]) -> dict[str, Entry]:
 def _last_write(folder: Path, entries: list[Entry]) -> float:
     times = [entry.get("t") or entry.get("at") or entry.get("end") or 0 for entry in entries]
     files = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
-    return max([time / 1000 for time in times if isinstance(time, int)] + files)
+    latest = max([one / 1000 for one in times if isinstance(one, int)] + files)
+    return min(latest, time.time())  # the times of metrics are whatever the job says

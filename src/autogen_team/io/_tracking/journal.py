@@ -56,8 +56,14 @@ def boot_id() -> str:
 def started_at(pid: int) -> float | None:
     """Return when the process began, which tells it from a later one with the same id; None if there is none.
 
-    One that has died and that its parent has not asked about yet, a zombie, is none.
+    In a unit of the system's own, on Linux ticks since its boot, which no change of the clock touches. A process that
+    has died and that its parent has not asked about yet, a zombie, is none.
     """
+    with suppress(OSError, IndexError, ValueError):
+        state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else float(fields[18])
+    if Path("/proc/self/stat").exists():
+        return None
     try:
         import psutil
     except ImportError:  # then the lock alone tells
@@ -85,6 +91,10 @@ class Journal:
 
     def after_fork(self) -> None:
         """Leave the parent's folder to the parent."""
+        for descriptor in (getattr(self, "_lock_file", None), getattr(self, "_acked_file", None)):
+            if descriptor is not None:
+                os.close(descriptor)
+        self._is_closed = False
         # Reentrant, because a signal handler may log in the midst of a write.
         self._lock = threading.RLock()
         self._more = threading.Event()
@@ -125,6 +135,8 @@ class Journal:
                 number = self.number
             finally:
                 self._writing = False
+        if self._interrupting:  # it came in the very last moment
+            self.append(self._interrupting.popleft())
         if self._is_read:
             self._is_read = False
             self._more.set()
@@ -209,10 +221,12 @@ class Journal:
         """Write no more; return the folder if it holds entries that the store has not taken, else remove it."""
         with self._lock:
             if self.folder is None:
+                self._is_closed = True
                 return None
             if self.acked < self.number:
                 with suppress(JournalError):
                     self.append(entries.body("closed", at=int(time.time() * 1000)))
+            self._is_closed = True
             self._seal()
             folder, is_empty = self.folder, self.acked == self.number
             if is_empty:
@@ -242,6 +256,8 @@ class Journal:
         self._end = (self._segment, end)
 
     def _begin_segment(self, length: int) -> None:
+        if self._is_closed:
+            raise JournalError("the journal is closed")
         now = time.monotonic()
         if now < self._retry_at:
             raise JournalError("the journal cannot be written")
@@ -261,15 +277,15 @@ class Journal:
         self._lock_file = take_lock(folder)
         self._acked_file = os.open(folder / "acked", os.O_CREAT | os.O_RDWR, 0o600)
         os.pwrite(self._acked_file, acked_line(0), 0)
-        self.folder = folder
         if self.on_begin is not None:
             self.on_begin(folder)
+        self.folder = folder  # last: what is interrupted before is begun anew
 
     def _map_segment(self, length: int) -> None:
         header = self._header()
         size = max(SEGMENT, len(entries.line(self.number + 1, header)) + length + 32)
         path = self.path(self._segment + 1)
-        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+        descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600)
         try:
             _allocate(descriptor, size)
             mapped = mmap.mmap(descriptor, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from typing import NoReturn
 
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
@@ -34,11 +35,15 @@ class Link:
         self.uri = uri
         self.is_remote = probe.is_server(uri)
         self._timeout = timeout
-        self._lock = threading.Lock()
+        self.after_fork()
         self._answered = time.monotonic()
         self._cut: float | None = None
         self._asked = 0.0
         self._fault = ""
+
+    def after_fork(self) -> None:
+        """Make a lock that nobody holds."""
+        self._lock = threading.RLock()  # a signal handler may log in the midst of this
 
     @property
     def is_cut(self) -> bool:
@@ -56,6 +61,7 @@ class Link:
 
     def failed(self, reason: str) -> None:
         """Note that the store has not answered, and warn if it did before."""
+        self._fault = reason
         with self._lock:
             is_first = self._cut is None
             if is_first:
@@ -81,8 +87,13 @@ class Link:
         if not self.is_cut and now - self._answered < _FRESH and probe.takes_connections(self.uri, self._timeout):
             return
         if self.is_cut and now - self._asked < _FRESH:
-            raise StoreUnavailableError(probe.unavailable(self.uri, self._fault))
+            self.refuse()
         self._check()
+        self.answered()
+
+    def refuse(self) -> NoReturn:
+        """Raise for what was found out last."""
+        raise StoreUnavailableError(probe.unavailable(self.uri, self._fault))
 
     def answers(self) -> bool:
         """Ask the store now, and tell whether it answers."""
@@ -95,8 +106,8 @@ class Link:
     def _check(self) -> None:
         fault = probe.find_fault(self.uri, self._timeout)
         if fault is not None:
-            self._asked, self._fault = time.monotonic(), fault
+            self._asked = time.monotonic()
             self.failed(fault)
-            raise StoreUnavailableError(probe.unavailable(self.uri, fault))
+            self.refuse()
         with self._lock:
             self._answered = time.monotonic()

@@ -37,8 +37,9 @@ def takes_connections(uri: str, timeout: float) -> bool:
     """Tell whether somebody listens where the server of `uri` should be; a proxy in between may say no for a yes."""
     parts = urlsplit(uri)
     default = {"http": 80, "https": 443}.get(parts.scheme) or _DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
+    connect = partial(_connect, parts.hostname or "", parts.port or default, timeout)
     try:
-        _connect(parts.hostname or "", parts.port or default, timeout)
+        within(timeout, connect, name="autogen-team-probe")  # for finding the address has no timeout of its own
     except OSError:
         return False
     return True

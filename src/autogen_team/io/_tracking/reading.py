@@ -52,16 +52,22 @@ def _whole(data: bytes) -> Iterator[Entry]:
 
 
 class Follower:
-    """Reads the journal of this process while it is written."""
+    """Reads the journal of this process while it is written.
+
+    It holds the segment open that it reads, so that whoever cleans up the folder takes nothing from it.
+    """
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
         self._segment = 1
+        self._descriptor: int | None = None
         self._offset = 0
         self._rest = b""
+        self.number = 0
+        """The number of the last line that was read, whether there was an entry in it or not."""
 
-    def read(self, limit: int) -> list[Entry]:
-        """Return the next entries, about `limit` bytes of them; none if there are no more."""
+    def read(self, limit: int) -> list[Entry] | None:
+        """Return the next entries, about `limit` bytes of them; None if there are no more."""
         while True:
             segment, position = self._journal.end()
             is_current = segment == self._segment
@@ -69,25 +75,28 @@ class Follower:
             if data:
                 whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
                 if newline:
-                    return [entry for line in whole.split(b"\n") if (entry := entries.parse(line)) is not None]
+                    lines = whole.split(b"\n")
+                    self.number += len(lines)
+                    return [entry for line in lines if (entry := entries.parse(line)) is not None]
             elif is_current:
-                return []
+                return None
             else:
+                self.close()
                 self._segment, self._offset, self._rest = self._segment + 1, 0, b""
 
-    def _next(self, limit: int, position: int | None) -> bytes:
-        if self._journal.folder is None:
-            return b""
-        length = limit if position is None else min(limit, position - self._offset)
-        if length <= 0:
-            return b""
-        try:
-            descriptor = os.open(self._journal.path(self._segment), os.O_RDONLY)
-        except FileNotFoundError:  # it was read to its end, and has been removed since
-            return b""
-        try:
-            data = os.pread(descriptor, length, self._offset)
-        finally:
+    def close(self) -> None:
+        """Let go of the segment."""
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
             os.close(descriptor)
+
+    def _next(self, limit: int, position: int | None) -> bytes:
+        length = limit if position is None else min(limit, position - self._offset)
+        if self._descriptor is None and self._journal.folder is not None:
+            with suppress(FileNotFoundError):  # it was read to its end, and has been removed since
+                self._descriptor = os.open(self._journal.path(self._segment), os.O_RDONLY)
+        if length <= 0 or self._descriptor is None:
+            return b""
+        data = os.pread(self._descriptor, length, self._offset)
         self._offset += len(data)
         return data

@@ -6,12 +6,15 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities import LifecycleStage
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team.io import _job
 from autogen_team.io._redact import MASK, mask, mask_url
@@ -21,6 +24,8 @@ from autogen_team.io._tracking.destinations import OPENED_BY, Destination, Unrea
 from autogen_team.io._tracking.entries import VERSION, Entry
 from autogen_team.io._tracking.inventory import Found
 
+_PATIENCE, _PAUSE = 900.0, 10.0
+"""Seconds for which whoever recovers a journal tries again while its server is away, and in between."""
 REASON_TAG = "autogen_team.exception"
 
 _report = logging.getLogger("autogen_team")
@@ -60,9 +65,14 @@ def recover(found: Found, uri: str, registry_uri: str, state: Path, *, reason: s
     return result
 
 
-def recover_all(uri: str, registry_uri: str, state: Path, *, others: bool = False) -> Iterator[tuple[Found, Recovered]]:
-    """Recover every dead journal of this machine that belongs to the store of `uri`, and with `others` the rest too."""
-    for found in inventory.find(state):
+def recover_all(
+    uri: str, registry_uri: str, state: Path, *, others: bool = False, hosts: Collection[str] = ()
+) -> Iterator[tuple[Found, Recovered]]:
+    """Recover every dead journal of this machine that belongs to the store of `uri`, and with `others` the rest too.
+
+    `hosts` names machines that are gone, whose journals are treated as this one's.
+    """
+    for found in inventory.find(state, hosts):
         if found.state != "dead":
             continue
         if found.uri == mask_url(uri):
@@ -94,13 +104,17 @@ def after_death(folder: str) -> None:
     """Recover the journal of the process whose watchdog this was; the stores are those of the environment."""
     path = Path(folder)
     state = path.parent.parent
+    give_up = time.monotonic() + _PATIENCE
     deadline = time.monotonic() + 2.0  # a process that has lost its pipe may yet hold its lock for a moment
     while (found := inventory.look(path)) is not None:
         if found.state == "dead":
             uri = os.environ["MLFLOW_TRACKING_URI"]
             reason = f"process {found.pid} on {found.host} died without closing its run"
-            recover(found, uri, os.environ.get("MLFLOW_REGISTRY_URI") or uri, state, reason=reason)
-            return
+            registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+            if not recover(found, uri, registry_uri, state, reason=reason).problem or time.monotonic() > give_up:
+                return
+            time.sleep(_PAUSE)  # the server is away too
+            continue
         if time.monotonic() > deadline:
             return
         time.sleep(0.05)
@@ -127,6 +141,8 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, reason: str
     end = int(found.last_write * 1000)
     for run_id in [*inventory.open_runs(entries), *_half_open(entries, client)]:
         real = delivery.ids.get(run_id, run_id)
+        if not _is_there(client, real):
+            continue
         if _close(client, destination, real, end, reason):
             result.closed.append(real)
         _attach_log(client, real, _job.log_folder(state, run_id))
@@ -148,6 +164,16 @@ def _half_open(entries: list[Entry], client: mlflow.MlflowClient) -> Iterator[st
     for mark, experiment_id in opening.items():
         for run in client.search_runs([experiment_id], f"tags.`{OPENED_BY}` = '{mark}'"):
             yield run.info.run_id
+
+
+def _is_there(client: mlflow.MlflowClient, run_id: str) -> bool:
+    """Tell whether the run can still be closed; somebody may have deleted it, for good even."""
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
+    except MlflowException as error:
+        if error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            return False
+        raise
 
 
 def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, end: int, reason: str) -> bool:

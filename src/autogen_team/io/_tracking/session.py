@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _report = logging.getLogger("autogen_team")
 _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
 _SAMPLER = "mlflow.system_metrics"  # tells four times in each run that it is there
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _QUIET_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 
@@ -96,7 +97,7 @@ def _start(settings: Settings, *, is_offline: bool = False) -> Session:
         undo.enter_context(ending.signals_raise())
         if not logging.getLogger(_SAMPLER).level:  # else the job has said how much it wants to hear
             undo.enter_context(seam.quiet(_SAMPLER))
-        undo.callback(seam.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS, _RETRIES))
+        undo.callback(seam.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS, _RETRIES, _TIMEOUT))
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
         undo.callback(seam.keep_uris())
@@ -104,6 +105,7 @@ def _start(settings: Settings, *, is_offline: bool = False) -> Session:
         mlflow.set_registry_uri(settings.registry_uri)
         _set_experiment(settings, is_offline=is_offline)
         os.environ.setdefault(_RETRIES, "2")  # which MLflow spreads over 6 seconds, its own 7 over 4 minutes
+        os.environ.setdefault(_TIMEOUT, "30")  # for each of them; MLflow waits 120
         if settings.durable:
             recovery.recover_behind(settings.tracking_uri, settings.registry_uri, settings.state_dir)
             undo.callback(
@@ -180,7 +182,7 @@ def _impatient(timeout: float) -> Iterator[None]:
 
     bounds = {
         _RETRIES: "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(max(1, math.ceil(timeout))),
+        _TIMEOUT: str(max(1, math.ceil(timeout))),
     }
     with ExitStack() as undo:
         undo.callback(seam.keep_environment(*bounds))

@@ -16,4 +16,6 @@ class StandIn:
         return type(self._inner)
 
     def __getattr__(self, name: str) -> Any:
+        if name == "_inner":  # of a copy that is being made
+            raise AttributeError(name)
         return getattr(self._inner, name)

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 LOCAL_ID = "autogen_team.local_run_id"
 """The tag that says what a run was called while its store was out of reach."""
 _MOST_KEYS = 10_000
+_LARGEST = 2**63 - 1
+"""What a database and a server have room for, of steps and times."""
 _READ_SOON, _READ_PATIENCE = 1.0, 20.0
 """Seconds that a read waits for what was written before it: of any store, and of one that answers."""
 _ABOUT_RUNS = frozenset(
@@ -96,7 +98,7 @@ class DurableStore(StandIn):
         def call(*arguments: Any, **fields: Any) -> Any:
             if name in _ABOUT_RUNS:
                 self.flush()
-            self._link.require()
+            self._require()
             if self._ids:
                 arguments = tuple(map(self._real, arguments))
                 fields = {name: self._real(value) for name, value in fields.items()}
@@ -119,24 +121,31 @@ class DurableStore(StandIn):
     def log_metric(self, run_id: str, metric: Metric) -> None:
         """Write a metric to the journal."""
         self._knows(run_id)
-        value, timestamp, step = metric.value, metric.timestamp, metric.step
+        value, timestamp = metric.value, metric.timestamp
+        step: float = metric.step
         quoted = self._keys.get(metric.key)
-        if quoted is None or type(value) is not float or type(step) is not int or type(timestamp) is not int:
-            quoted, value = self._checked(metric.key, value, timestamp, step)
+        if quoted is None or not (
+            type(value) is float
+            and type(step) is type(timestamp) is int
+            and 0 <= timestamp <= _LARGEST
+            and -_LARGEST <= step <= _LARGEST
+        ):
+            quoted, value, step = self._checked(metric.key, value, timestamp, step)
         extras = entries.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
         self._write(entries.metrics_body(run_id, timestamp, step, entries.pair(quoted, value), extras))
 
-    def log_floats(self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: int) -> None:
+    def log_floats(self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: float) -> None:
         """Write metrics that are not wrapped in objects of MLflow's; a bad one is raised once the others are safe."""
         self._knows(run_id)
         pairs = []
         fault: Exception | None = None
+        is_fine = type(step) is int and -_LARGEST <= step <= _LARGEST
         for key, given in metrics.items():
             value = given
             quoted = self._keys.get(key)
-            if quoted is None or type(value) is not float or type(step) is not int:
+            if quoted is None or type(value) is not float or not is_fine:
                 try:
-                    quoted, value = self._checked(key, seam.as_float(given), timestamp, step)
+                    quoted, value, step = self._checked(key, seam.as_float(given), timestamp, step)
                 except Exception as error:
                     fault = fault or error
                     continue
@@ -161,7 +170,7 @@ class DurableStore(StandIn):
         try:
             checked = seam.check_tag(tag.key, tag.value)
         except TypeError:  # a key that is no text, at which each store has words of its own
-            self._link.require()
+            self._require()
             self._inner.set_tag(self._real(run_id), tag)
             raise
         self._write_tags(run_id, known, [_masked(checked)])
@@ -211,7 +220,7 @@ class DurableStore(StandIn):
         known = self._knows(run_id)
         if known is None or key not in known.tags:
             self.flush()
-            self._link.require()
+            self._require()
             self._inner.delete_tag(self._real(run_id), key)
             return
         del known.tags[key]
@@ -262,7 +271,7 @@ class DurableStore(StandIn):
         mark = uuid.uuid4().hex
         tags = [*map(_masked, tags), RunTag(OPENED_BY, mark)]
         try:
-            self._link.require()
+            self._require()
         except StoreUnavailableError:
             return self._create_later(str(experiment_id), user_id, start_time, tags, run_name)
         with self._past_the_journal_if_need_be():
@@ -287,7 +296,8 @@ class DurableStore(StandIn):
         values = {**given, LOCAL_ID: local, MLFLOW_RUN_NAME: name}
         described = {"experiment": experiment_id, "user": user_id, "start": start_time, "name": name}
         self._journal.append(entries.body("create", run=local, tags=values, **described))
-        info = RunInfo(local, experiment_id, user_id, "RUNNING", start_time, None, LifecycleStage.ACTIVE, None, name)
+        place = f"pending:/{local}"  # no kind of place that MLflow knows, so asking for it fails at once
+        info = RunInfo(local, experiment_id, user_id, "RUNNING", start_time, None, LifecycleStage.ACTIVE, place, name)
         run = Run(info, RunData([], [], [RunTag(*pair) for pair in values.items()]))
         self._known[local] = Known(run)
         self._note_open(info, given[OPENED_BY])
@@ -306,6 +316,25 @@ class DurableStore(StandIn):
         known = self._known.get(run_id)
         return None if known is None else known.info
 
+    @property
+    def _is_stuck(self) -> bool:
+        return self._link.is_cut and self._courier.has_more
+
+    def _require(self) -> None:
+        """Return if the store can be asked now.
+
+        Raises:
+            StoreUnavailableError: it does not answer, or it answers but takes nothing that is delivered to it.
+
+        """
+        if self._courier.is_asking:  # it finds out itself
+            return
+        if self._is_stuck:
+            self._courier.flush(_READ_SOON, give_up_when_cut=True)
+        if self._is_stuck:
+            self._link.refuse()
+        self._link.require()
+
     def _real(self, value: Any) -> Any:
         """Return what the store calls a run; whatever else it is given, as it is."""
         return self._ids.get(value, value) if isinstance(value, str) else value
@@ -318,7 +347,7 @@ class DurableStore(StandIn):
         status = None if run_status is None else RunStatus.to_string(run_status)
         if known is None:
             self.flush()
-            self._link.require()
+            self._require()
             info: RunInfo = self._inner.update_run_info(run_id, run_status, end_time, run_name)
             return info
         if status == "RUNNING":  # resumed: from now on it is ours to close
@@ -336,7 +365,7 @@ class DurableStore(StandIn):
         """Return the run as the store has it after what was written here; as it is known here, if the store is gone."""
         delivered = self.flush()
         try:
-            self._link.require()
+            self._require()
         except StoreUnavailableError:
             known = self._known.get(run_id)
             if known is None:
@@ -382,14 +411,15 @@ class DurableStore(StandIn):
             known = self._known[run_id]
         except KeyError:
             seam.check_run_id(run_id)
+            if self._link.is_cut:
+                return None  # it will be asked when it is back: what is logged does not wait for that
             try:
-                self._link.require()
+                self._require()
             except StoreUnavailableError:
-                known = None  # it will be asked when it is back
-            else:
-                known = self._known[run_id] = Known(self._inner.get_run(run_id))
+                return None
+            known = self._known[run_id] = Known(self._inner.get_run(run_id))
         if known is not None and known.is_deleted:
-            self._link.require()
+            self._require()
             self._inner.log_batch(run_id, [], [], [])  # raises what MLflow raises
         return known
 
@@ -397,22 +427,26 @@ class DurableStore(StandIn):
         """Let the store refuse it in its own words; it is refused even if it cannot be asked."""
         self.flush()
         try:
-            self._link.require()
+            self._require()
         except StoreUnavailableError:
             text = f"the parameter {param.key!r} of run {run_id} is {before!r} and cannot be changed to {param.value!r}"
             raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE) from None
         ask()
 
-    def _checked(self, key: str, value: Any, timestamp: Any, step: Any, path: str = "") -> tuple[str, float]:
-        """Return the key as the journal wants it and the value as the store does, or raise what MLflow raises."""
+    def _checked(self, key: Any, value: Any, timestamp: Any, step: Any, path: str = "") -> tuple[str, float, float]:
+        """Return the key as the journal wants it, value and step as the store does, or raise what MLflow raises."""
         seam.check_metric(key, value, timestamp, step, path=path)
         number = float(value)
         if self._link.is_remote:
             Metric(key, number, timestamp, step).to_proto()  # a server takes whole numbers only, and says so here
+        step = int(step) if step == int(step) else float(step)  # True is 1, as a database has it
+        if not (timestamp <= _LARGEST and -_LARGEST <= step <= _LARGEST):
+            text = f"the step {step} or the timestamp {timestamp} of the metric {key!r} has more than 64 bits"
+            raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
         quoted = entries.quote(key)
         if len(self._keys) < _MOST_KEYS:
             self._keys[key] = quoted
-        return quoted, number
+        return quoted, number, step
 
     def _write_metrics(self, run_id: str, metrics: Sequence[Metric]) -> Exception | None:
         """Write the good ones, those that share time and step in one entry; return what is wrong with the first bad."""
@@ -421,16 +455,18 @@ class DurableStore(StandIn):
         shared: tuple[Any, ...] = ()
         for at, metric in enumerate(metrics):
             try:
-                checked = self._checked(metric.key, metric.value, metric.timestamp, metric.step, f"metrics[{at}]")
+                quoted, value, step = self._checked(
+                    metric.key, metric.value, metric.timestamp, metric.step, f"metrics[{at}]"
+                )
             except Exception as error:
                 fault = fault or error
                 continue
-            about = (metric.timestamp, metric.step, metric.model_id, metric.dataset_name, metric.dataset_digest)
+            about = (metric.timestamp, step, metric.model_id, metric.dataset_name, metric.dataset_digest)
             if group and (about != shared or metric.key in group):
                 self._write_group(run_id, shared, group)
                 group = {}
             shared = about
-            group[metric.key] = entries.pair(*checked)
+            group[metric.key] = entries.pair(quoted, value)
         if group:
             self._write_group(run_id, shared, group)
         return fault

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from contextlib import ExitStack
+from multiprocessing import util
 from pathlib import Path
 
 import mlflow
@@ -62,7 +63,7 @@ class WriteBehind:
         self._uri = uri
         self._client = mlflow.MlflowClient(uri, registry_uri)
         inner = seam.plain_store(uri)
-        link = Link(uri, connect_timeout)
+        link = self._link = Link(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
         delivery = Delivery(destinations.of(inner, uri), self._attach, state)
         self.courier = Courier(self.journal, delivery, link)
@@ -75,21 +76,25 @@ class WriteBehind:
         self._undo.callback(seam.stand_in(uri, self.store, room.find))
         self._undo.callback(seam.close_at_exit(self.close))
         start_afresh_after_fork(self)
+        util.register_after_fork(self, WriteBehind._close_with_child)
 
     def after_fork(self) -> None:
         """Leave the parent's journal to the parent; this process has its own from its first entry on."""
+        self._link.after_fork()
         self._watchdog.after_fork()
         self.journal.after_fork()
         self.courier.after_fork()
         self.store.after_fork()
 
     def close(self) -> None:
-        """Deliver, at most for `flush_timeout` seconds, and stand in for the store no longer."""
-        self.courier.stop(self._flush_timeout)
-        self._undo.close()
-        waiting = self.journal.number - self.journal.acked
-        left = self.journal.close()
-        self._watchdog.dismiss()
+        """Stand in for the store no longer, and deliver what is left, at most for `flush_timeout` seconds."""
+        try:
+            self._undo.close()  # first, so that other threads of the job write to the store itself from now on
+            self.courier.stop(self._flush_timeout)
+        finally:
+            waiting = self.journal.number - self.journal.acked
+            left = self.journal.close()
+            self._watchdog.dismiss()
         if left is not None:
             _report.error(
                 "%d entries for the MLflow store at %s were not delivered within %g s; they wait in %s. "
@@ -99,6 +104,16 @@ class WriteBehind:
                 self._flush_timeout,
                 left,
             )
+        if self.courier.lost:
+            text = "%d entries for the MLflow store at %s are lost: neither the journal nor the store could take them"
+            _report.error(text, self.courier.lost, mask_url(self._uri))
+
+    def _close_with_child(self) -> None:
+        """Let a child of multiprocessing deliver before it leaves, which it does without any exit handler."""
+        util.Finalize(self, self._finish, exitpriority=0)
+
+    def _finish(self) -> None:
+        self.courier.flush(self._flush_timeout, give_up_when_cut=True)
 
     def _begin(self, folder: Path) -> None:
         self._watchdog.watch(folder)
