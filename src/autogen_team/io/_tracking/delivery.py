@@ -21,6 +21,8 @@ from autogen_team.io._tracking.entries import NOTES, Entry
 Attach: TypeAlias = Callable[[Entry], None]
 """Brings a file that waits beside a journal to where its entry says."""
 
+_EXTRAS = (("model_id", "model"), ("dataset_name", "dataset"), ("dataset_digest", "digest"))
+_PLAIN = len(("crc", "n", "op", "run", "t", "step", "values"))
 REFUSED_FILE = "refused.jsonl"
 
 _report = logging.getLogger("autogen_team")
@@ -132,6 +134,9 @@ def _requests(found: Iterable[Entry]) -> Iterator[Batch | Entry]:
                 yield batches.pop(run_id)
             yield entry
             continue
+        if batch is not None and operation == "metrics" and len(batch) + len(entry["values"]) <= MAX_METRICS_PER_BATCH:
+            batch.metrics += _metrics(entry)  # what nearly all entries are, without a detour
+            continue
         for part in _parts(entry):
             if batch is not None and not _fits(batch, part):
                 yield batch
@@ -147,15 +152,7 @@ def _requests(found: Iterable[Entry]) -> Iterator[Batch | Entry]:
 def _parts(entry: Entry) -> Iterator[Batch]:
     run_id = entry["run"]
     if entry["op"] == "metrics":
-        extras = {
-            name: entry[short]
-            for name, short in (("model_id", "model"), ("dataset_name", "dataset"), ("dataset_digest", "digest"))
-            if short in entry
-        }
-        metrics = [
-            {"key": key, "value": value, "timestamp": entry["t"], "step": entry["step"], **extras}
-            for key, value in entries.values_of(entry)
-        ]
+        metrics = _metrics(entry)
         for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
             yield Batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_BATCH])
         return
@@ -163,6 +160,18 @@ def _parts(entry: Entry) -> Iterator[Batch]:
     for start in range(0, len(items), MAX_PARAMS_TAGS_PER_BATCH):
         some = dict(items[start : start + MAX_PARAMS_TAGS_PER_BATCH])
         yield Batch(run_id, params=some) if entry["op"] == "params" else Batch(run_id, tags=some)
+
+
+def _metrics(entry: Entry) -> list[dict[str, object]]:
+    timestamp, step = entry["t"], entry["step"]
+    found: list[dict[str, object]] = [
+        {"key": key, "value": value, "timestamp": timestamp, "step": step} for key, value in entries.values_of(entry)
+    ]
+    for name, short in _EXTRAS if len(entry) > _PLAIN else ():
+        if short in entry:
+            for metric in found:
+                metric[name] = entry[short]
+    return found
 
 
 def _fits(batch: Batch, part: Batch) -> bool:

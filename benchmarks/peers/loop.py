@@ -1,0 +1,166 @@
+"""The loops in which everybody is measured, and how a contender's process takes orders; needs no package but numpy.
+
+A contender says how it opens a run; what it yields logs a metric at a step. Orders are JSON lines on stdin, answers on
+stdout; what the contender itself prints goes to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+WARM = 20
+"""Calls before the clock starts."""
+PART = 500
+"""Steps of a loop that are timed together; half a second."""
+_IS_BUSY = "BENCH_BUSY" in os.environ
+
+Log = Callable[[int], object]
+Open = Callable[..., AbstractContextManager[Log]]
+Order = Callable[..., Any]
+
+_answers = os.fdopen(os.dup(1), "w", buffering=1)
+os.dup2(2, 1)
+
+
+def serve(runs: Mapping[str, Open], **orders: Order) -> None:
+    """Do what is ordered until stdin ends."""
+    orders = {"calls": calls, "total": total, "steps": steps, **orders}
+    for line in sys.stdin:
+        order: dict[str, Any] = json.loads(line)
+        say(orders[order.pop("order")](runs, **order))
+
+
+def say(answer: object) -> None:
+    """Answer an order."""
+    _answers.write(json.dumps(answer) + "\n")
+
+
+def calls(runs: Mapping[str, Open], *, run: str, seconds: float, block: int = 100) -> dict[str, float]:
+    """Log for so many seconds without a pause; return mean and median of a call, in us.
+
+    The mean is that of all calls, the median that of one after each block.
+    """
+    clock, singles, step = time.perf_counter, [], WARM
+    with runs[run](delivers=False) as log:
+        _warm_up(log)
+        taken = stopwatch()
+        begun = now = clock()
+        while now < begun + seconds:
+            for number in range(step, step + block):
+                log(number)
+            last = clock()
+            log(step + block)
+            now = clock()
+            singles.append(now - last)
+            step += block + 1
+        seconds = taken()
+    return {"mean": seconds / (step - WARM) * 1e6, "median": statistics.median(singles) * 1e6}
+
+
+def total(runs: Mapping[str, Open], *, run: str, steps: int) -> dict[str, Any]:
+    """Log so many metrics and close the run; return the time of a metric, in us, from the first call to the end."""
+    with runs[run](delivers=True) as log:
+        _warm_up(log)
+        taken = stopwatch()
+        for step in range(WARM, WARM + steps):
+            log(step)
+    return {"mean": taken() / steps * 1e6}
+
+
+def steps(
+    runs: Mapping[str, Open], *, names: list[str], work: str, steps: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Do a millisecond of work in each step, log a metric after it; return what a step takes, in ms, and would without.
+
+    Loops with and without metrics take turns. Each is told by the median of its parts, which bear a burst of something
+    else on the machine; a part of `PART` steps has deliveries in it, as the whole has. A loop with metrics is compared
+    with those without on either side of it.
+    """
+    do = WORK[work]()
+    found: dict[str, list[float]] = {name: [] for name in names}
+    bare = [_loop(do, _nothing, steps)]
+    for _ in range(rounds):
+        logging = {}
+        for name in names:
+            with runs[name](delivers=True) as log:
+                _warm_up(log)
+                logging[name] = statistics.median(_loop(do, log, steps))
+        bare.append(_loop(do, _nothing, steps))
+        beside = statistics.median(bare[-2] + bare[-1])
+        for name, took in logging.items():
+            found[name].append(took / beside)
+    without = statistics.median(sum(bare, [])) * 1e3  # noqa: RUF017 - they are few
+    return {name: {"with": without * statistics.median(ratios), "without": without} for name, ratios in found.items()}
+
+
+def _loop(do: Callable[[], object], log: Log, steps: int) -> list[float]:
+    found = []
+    for begin in range(WARM, WARM + steps, PART):
+        taken = stopwatch()
+        for step in range(begin, begin + PART):
+            do()
+            log(step)
+        found.append(taken() / PART)
+    return found
+
+
+def stopwatch() -> Callable[[], float]:
+    """Return what tells the seconds since; on a busy machine without those that this thread has waited for a core."""
+    begun = time.perf_counter() - _waited()
+    return lambda: time.perf_counter() - _waited() - begun
+
+
+def _waited() -> float:
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9 if _IS_BUSY else 0.0
+
+
+def _nothing(step: int) -> None:
+    pass
+
+
+def _warm_up(log: Log) -> None:
+    for step in range(WARM):
+        log(step)
+
+
+def python_work() -> Callable[[], object]:
+    """Return about a millisecond of Python's own work, which holds the interpreter lock."""
+
+    def work(size: int) -> int:
+        found = 0
+        for number in range(size):
+            found += number * number % 7
+        return found
+
+    size = _calibrated(work)
+    return lambda: work(size)
+
+
+def numpy_work() -> Callable[[], object]:
+    """Return about a millisecond of numpy's work, which releases the interpreter lock."""
+    import numpy as np
+
+    values = np.linspace(0.0, 1.0, 2**20)
+    result = np.empty_like(values)
+    size = _calibrated(lambda size: np.sin(values[:size], out=result[:size]))
+    return lambda: np.sin(values[:size], out=result[:size])
+
+
+WORK = {"python": python_work, "numpy": numpy_work}
+
+
+def _calibrated(work: Callable[[int], object], size: int = 10_000) -> int:
+    def seconds() -> float:
+        begun = time.perf_counter()
+        work(size)
+        return time.perf_counter() - begun
+
+    return int(size * 1e-3 / min(seconds() for _ in range(200)))
