@@ -119,6 +119,14 @@ def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     database.cleanup()
 
 
+@pytest.fixture(autouse=True)
+def uris_as_they_were() -> Iterator[None]:
+    """Give MLflow back its URIs and its experiment, which plain MLflow keeps for the whole process."""
+    restore = seam.keep_uris()
+    yield
+    restore()
+
+
 @pytest.fixture
 def start_session(tmp_path: Path) -> Iterator[Callable[..., session.Session]]:
     """Return a function that starts tracking on a store, without autologging; it is stopped after the test."""

@@ -90,7 +90,7 @@ def test_somebody_else_s_database_is_no_target(source):
     ("one", "other"),
     [
         ("sqlite:///mlflow.db", "sqlite:///{}/mlflow.db"),
-        ("sqlite:///mlflow.db", "sqlite+pysqlite:///../work/mlflow.db?timeout=5"),
+        ("sqlite:///mlflow.db", "sqlite+pysqlite:///./mlflow.db?timeout=5"),
         ("mlruns", "file://{}/mlruns"),
         ("http://localhost:5000", "http://localhost:5000/"),
     ],

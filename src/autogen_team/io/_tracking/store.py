@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo, RunStatus, RunTag
+from mlflow.entities import Metric, Param, Run, RunInfo, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
@@ -26,6 +26,7 @@ from autogen_team.io._tracking import entries, links, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.destinations import OPENED_BY
 from autogen_team.io._tracking.journal import Journal, JournalError
+from autogen_team.io._tracking.known import Known, run_to_be_made
 from autogen_team.io._tracking.link import Link, StoreUnavailableError
 from autogen_team.io._tracking.standin import StandIn
 
@@ -61,18 +62,6 @@ _ABOUT_RUNS = frozenset(
 """Methods whose result depends on what was logged."""
 
 _report = logging.getLogger("autogen_team")
-
-
-class Known:
-    """What this process knows of a run that it logs to."""
-
-    __slots__ = ("info", "is_deleted", "params", "tags")
-
-    def __init__(self, run: Run) -> None:
-        self.info: RunInfo = run.info
-        self.params: dict[str, str] = dict(run.data.params)
-        self.tags: dict[str, str] = dict(run.data.tags)
-        self.is_deleted = run.info.lifecycle_stage == LifecycleStage.DELETED
 
 
 class DurableStore(StandIn):
@@ -296,11 +285,9 @@ class DurableStore(StandIn):
         values = {**given, LOCAL_ID: local, MLFLOW_RUN_NAME: name}
         described = {"experiment": experiment_id, "user": user_id, "start": start_time, "name": name}
         self._journal.append(entries.body("create", run=local, tags=values, **described))
-        place = f"pending:/{local}"  # no kind of place that MLflow knows, so asking for it fails at once
-        info = RunInfo(local, experiment_id, user_id, "RUNNING", start_time, None, LifecycleStage.ACTIVE, place, name)
-        run = Run(info, RunData([], [], [RunTag(*pair) for pair in values.items()]))
+        run = run_to_be_made(local, experiment_id, user_id, start_time, name, values)
         self._known[local] = Known(run)
-        self._note_open(info, given[OPENED_BY])
+        self._note_open(run.info, given[OPENED_BY])
         return run
 
     def is_to_be_made(self, run_id: str) -> bool:
@@ -370,9 +357,9 @@ class DurableStore(StandIn):
             known = self._known.get(run_id)
             if known is None:
                 raise
-            return _as_known(known)
+            return known.as_run()
         if (known := self._to_be_made(run_id)) is not None:  # the store answers again, and will have it in a moment
-            return _as_known(known)
+            return known.as_run()
         run: Run = self._inner.get_run(self._real(run_id))
         if delivered:
             self._known[run_id] = Known(run)
@@ -516,8 +503,3 @@ def _masked(item: Any) -> Any:
     """Return a parameter or tag without secrets: the same object, if it holds none."""
     value = mask(item.value) if isinstance(item.value, str) else item.value
     return item if value == item.value else type(item)(item.key, value)
-
-
-def _as_known(known: Known) -> Run:
-    params = [Param(*pair) for pair in known.params.items()]
-    return Run(known.info, RunData([], params, [RunTag(*pair) for pair in known.tags.items()]))
