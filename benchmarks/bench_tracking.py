@@ -30,7 +30,7 @@ from report import Row, show
 
 HERE = Path(__file__).parent
 PEERS = {"trackio": "trackio_local.py", "tensorboardX": "tensorboardx_files.py", "wandb offline": "wandb_offline.py"}
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds after which a contender or a server that does not answer is killed."""
 SUSTAINED = 2.0
 """Seconds of a loop of ours; the journal is delivered four times a second."""
@@ -257,7 +257,8 @@ def of_a_loop(bench: Bench) -> Iterator[Row]:
             return
         details = {"steps": STEPS, "rounds": bench.rounds, **details}
         for run, found in contender.ask("steps", names=list(promises), **details).items():
-            yield Row(what.format(run), found["with"], found["without"], "the same without", "ms", promises[run])
+            without = f"the same without (noise {found['noise']:.1%})"
+            yield Row(what.format(run), found["with"], found["without"], without, "ms", promises[run])
 
     for work in ("python", "numpy"):
         for store, contender in ours.items():

@@ -6,6 +6,7 @@ stdout; what the contender itself prints goes to stderr.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -80,9 +81,9 @@ def steps(
 ) -> dict[str, dict[str, float]]:
     """Do a millisecond of work in each step, log a metric after it; return what a step takes, in ms, and would without.
 
-    Loops with and without metrics take turns. Each is told by the median of its parts, which bear a burst of something
-    else on the machine; a part of `PART` steps has deliveries in it, as the whole has. A loop with metrics is compared
-    with those without on either side of it.
+    Loops with and without metrics take turns, and are timed in parts of `PART` steps, each with deliveries in it as the
+    whole has them. A part with metrics is compared with those without on either side. `noise` is by what share two
+    neighbouring loops without metrics differ.
     """
     do = WORK[work]()
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -92,13 +93,23 @@ def steps(
         for name in names:
             with runs[name](delivers=True) as log:
                 _warm_up(log)
-                logging[name] = statistics.median(_loop(do, log, steps))
+                logging[name] = _loop(do, log, steps)
         bare.append(_loop(do, _nothing, steps))
-        beside = statistics.median(bare[-2] + bare[-1])
-        for name, took in logging.items():
-            found[name].append(took / beside)
-    without = statistics.median(sum(bare, [])) * 1e3  # noqa: RUF017 - they are few
-    return {name: {"with": without * statistics.median(ratios), "without": without} for name, ratios in found.items()}
+        beside = _middle(bare[-2] + bare[-1])
+        for name, parts in logging.items():
+            found[name] += [part / beside for part in parts]
+    levels = [_middle(parts) for parts in bare]
+    noise = statistics.mean(abs(after / before - 1) for before, after in itertools.pairwise(levels))
+    without = statistics.mean(levels) * 1e3
+    return {
+        name: {"with": without * _middle(ratios), "without": without, "noise": noise} for name, ratios in found.items()
+    }
+
+
+def _middle(values: list[float]) -> float:
+    """Return the mean of the middle half: as good as the mean, and a burst of something else does not move it."""
+    aside = len(values) // 4
+    return statistics.mean(sorted(values)[aside : len(values) - aside])
 
 
 def _loop(do: Callable[[], object], log: Log, steps: int) -> list[float]:

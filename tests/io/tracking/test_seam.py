@@ -188,6 +188,18 @@ def test_who_leaves_first_hands_down_what_it_found(store_uri):
     assert not mlflow.is_tracking_uri_set()
 
 
+def test_a_uri_that_only_the_environment_had_is_not_set_afterwards(store_uri, monkeypatch):
+    """Whoever changes the variable later is heard."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///first.db")
+    restore = seam.keep_uris()
+    mlflow.set_tracking_uri(store_uri)
+
+    restore()
+    assert mlflow.get_tracking_uri() == "sqlite:///first.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///second.db")
+    assert mlflow.get_tracking_uri() == "sqlite:///second.db"
+
+
 def test_who_asks_for_a_nested_run_gets_one(host):
     """Only a run that would be the outermost joins."""
     with mlflow.start_run(nested=True) as child:

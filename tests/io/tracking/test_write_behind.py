@@ -20,7 +20,7 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _get_store
 
 from autogen_team.errors import NotStartedError
-from autogen_team.io._tracking import destinations, journal, reading, runs, seam, write_behind
+from autogen_team.io._tracking import destinations, journal, reading, runs, seam, tables, write_behind
 from autogen_team.io._tracking.delivery import _requests
 from autogen_team.io.services import MlflowService
 
@@ -438,9 +438,9 @@ def test_the_table_gets_what_log_batch_would_write(request, database):
     ids = [store.create_run("0", "me", 0, [], None).info.run_id for _ in range(2)]
     again = [metric for metric in metrics if not math.isnan(metric["value"])]  # at which MLflow 3.10 fails itself
     for some in (metrics, again):
-        assert seam.insert_metrics(store, ids[0], some)
+        assert tables.insert_metrics(store, ids[0], some)
         store.log_batch(ids[1], [Metric(**metric) for metric in some], [], [])
-    assert seam.insert_metrics(store, ids[0], metrics)
+    assert tables.insert_metrics(store, ids[0], metrics)
 
     def rows(table: str, run_id: str) -> list[tuple[object, ...]]:
         with store.engine.connect() as connection:
@@ -458,7 +458,7 @@ def test_another_mlflow_is_written_in_its_own_way(store_uri, start_session, monk
     def changed(*_):
         raise AttributeError("_update_latest_metrics_if_necessary")
 
-    monkeypatch.setattr(seam, "insert_metrics", changed)
+    monkeypatch.setattr(tables, "insert_metrics", changed)
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0)

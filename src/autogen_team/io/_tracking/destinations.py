@@ -26,7 +26,7 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
 
-from autogen_team.io._tracking import seam
+from autogen_team.io._tracking import tables
 
 _report = logging.getLogger("autogen_team")
 ask: Callable[..., Any] = http_request
@@ -141,7 +141,7 @@ class Database(Destination):
     def _insert(self, batch: Batch) -> bool:
         if self._is_as_expected:
             try:
-                return seam.insert_metrics(self.store, batch.run_id, batch.metrics)
+                return tables.insert_metrics(self.store, batch.run_id, batch.metrics)
             except (AttributeError, ImportError, TypeError):  # another MLflow: its own way is slower, but its own
                 _report.info("MLflow's tables are not as expected; metrics take its own way", exc_info=True)
                 self._is_as_expected = False

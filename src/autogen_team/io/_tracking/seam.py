@@ -5,6 +5,7 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
 - ``mlflow.tracking.fluent._active_experiment_id`` and ``_get_experiment_id``: `mlflow.set_experiment` can set it,
   nothing can unset it;
 - ``mlflow.tracking._model_registry.utils._registry_uri``: the same for `mlflow.set_registry_uri`;
+- ``mlflow.tracking._tracking_service.utils._tracking_uri``: what a call set, apart from what the environment says;
 - ``mlflow.utils.autologging_utils.AUTOLOGGING_INTEGRATIONS``, ``revert_patches`` in ``safety`` beside it, and
   ``mlflow.utils.import_hooks._post_import_hooks``: what `mlflow.autolog` has switched on, and will switch on when a
   library is imported;
@@ -22,10 +23,8 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
   what MLflow says of the scheme.);
 - ``TrackingServiceClient._get_artifact_repo``: the same for artifacts;
 - ``RunInfo._copy_with_overrides``: a run as it will be;
-- ``ManagedSessionMaker``, ``_get_run``, ``_check_run_is_active`` and ``_update_latest_metrics_if_necessary`` of
-  MLflow's SqlAlchemyStore with its tables ``metrics`` and ``latest_metrics``: a thousand metrics by one statement cost
-  6 us each, by `log_batch`, which makes an object of each, 43 (SQLite, MLflow 3.17), in the interpreter that the job
-  needs itself;
+- ``ManagedSessionMaker``, ``sanitize_metric_value``, ``_get_run`` and ``_check_run_is_active`` of MLflow's
+  SqlAlchemyStore with its tables ``runs``, ``metrics`` and ``latest_metrics``, in `tables`;
 - ``_validate_metric`` and its siblings in ``mlflow.utils.validation``, and the conversion of a metric's value to a
   float: MLflow's own rules, asked at the call instead of by the store;
 - ``mlflow.tracking.fluent._safe_end_run``: ends a run at the exit of the process, and has to do so before the journal
@@ -117,9 +116,8 @@ _environments = _Holders(_restore_environment)
 def keep_uris() -> Undo:
     """Remember the tracking URI, the registry URI and the experiment; the returned function gives them back."""
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
-    tracking_uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None
     environment = {name: os.environ.get(name) for name in names}
-    return _uris.hold((tracking_uri, registry._registry_uri, fluent._active_experiment_id, environment))
+    return _uris.hold((tracking._tracking_uri, registry._registry_uri, fluent._active_experiment_id, environment))
 
 
 def _restore_uris(found: tuple[str | None, str | None, str | None, dict[str, str | None]]) -> None:
@@ -321,54 +319,6 @@ def changed(info: RunInfo, status: int | None, end_time: int | None, name: str |
 def done() -> RunOperations:
     """Return what MLflow returns for something that it does in the background, done."""
     return RunOperations([])
-
-
-def insert_metrics(store: Any, run_id: str, metrics: list[dict[str, Any]]) -> bool:
-    """Write plain metrics to the tables of a database, in one transaction; False if this database is not written so.
-
-    Each has `key`, `value`, `timestamp` and `step`. What is there already stays, as MLflow itself sees to.
-    """
-    from mlflow.store.tracking.dbmodels.models import SqlMetric
-
-    dialect = store.engine.dialect.name
-    if dialect == "sqlite":
-        from sqlalchemy.dialects.sqlite import insert
-    elif dialect == "postgresql":
-        from sqlalchemy.dialects.postgresql import insert  # type: ignore[assignment]  # the same, for another database
-    else:
-        return False
-    rows: list[dict[str, Any]] = []
-    latest: dict[str, dict[str, Any]] = {}
-    for metric in metrics:
-        is_nan, value = store.sanitize_metric_value(metric["value"])
-        row = {
-            "run_uuid": run_id,
-            "key": metric["key"],
-            "value": value,
-            "timestamp": metric["timestamp"],
-            "step": metric["step"],
-            "is_nan": is_nan,
-        }
-        rows.append(row)
-        before = latest.get(row["key"])
-        if before is None or _age(row) > _age(before):
-            latest[row["key"]] = row
-    with _writing_session(store) as session:
-        store._check_run_is_active(store._get_run(run_uuid=run_id, session=session))
-        session.execute(insert(SqlMetric.__table__).on_conflict_do_nothing(), rows)
-        store._update_latest_metrics_if_necessary([SqlMetric(**row) for row in latest.values()], session)
-    return True
-
-
-def _writing_session(store: Any) -> Any:
-    try:
-        return store.ManagedSessionMaker(read_only=False)
-    except TypeError:  # in older MLflows every session may write
-        return store.ManagedSessionMaker()
-
-
-def _age(row: dict[str, Any]) -> tuple[int, int, float]:
-    return row["step"], row["timestamp"], row["value"]
 
 
 def close_at_exit(close: Callable[[], None]) -> Undo:
