@@ -5,9 +5,10 @@ Each command's work is a room of its own, imported when it is called.
 
 from __future__ import annotations
 
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+import typer.core
 
 app = typer.Typer(
     name="autogen-team",
@@ -44,30 +45,85 @@ def root(
     """The global context of an ML or LLM job: logging, alerts and MLflow tracking."""
 
 
-@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
+class _Target(typer.core.TyperCommand):
+    """A command whose arguments may be any command's, behind `--`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Note whether a `--` stands before what the options have left over."""
+        words = list(args)
+        left = super().parse_args(ctx, args)
+        target = ctx.params.get("command") or []
+        ctx.meta[_SEPARATED] = words[: len(words) - len(target)][-1:] == ["--"]
+        return left
+
+
+_SEPARATED = "autogen_team.separated"
+
+
+@app.command(cls=_Target, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": True})
 def run(
+    context: typer.Context,
     command: Annotated[
         list[str],
-        typer.Argument(metavar="TARGET ARGS", help="A Python script, or -m and a module; then its own arguments."),
+        typer.Argument(
+            metavar="TARGET ARGS",
+            help="A Python script, -m and a module, or -- and any command; then its arguments.",
+        ),
     ],
-    name: Annotated[str | None, typer.Option("--name", "-n", help="The name of the run. (default: the target)")] = None,
-    description: Annotated[str | None, typer.Option("--description", help="Shown on the run's page.")] = None,
-    tag: Annotated[list[str] | None, typer.Option("--tag", "-t", metavar="KEY=VALUE", help="Repeatable.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", "-n", envvar="AUTOGEN_TEAM_RUN_NAME", help="The name of the run. (default: the target)"),
+    ] = None,
+    description: Annotated[
+        str | None,
+        typer.Option("--description", envvar="AUTOGEN_TEAM_RUN_DESCRIPTION", help="Shown on the run's page."),
+    ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", "-t", metavar="KEY=VALUE", envvar="AUTOGEN_TEAM_RUN_TAGS", help="Repeatable."),
+    ] = None,
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,
+    mode: Annotated[
+        str | None, typer.Option("--mode", help="If the server does not answer: online (an error), auto or offline.")
+    ] = None,
     log_level: LogLevel = None,
+    alert_on: Annotated[
+        str | None, typer.Option("--alert-on", help="Which ends are alerted: failure, always or never.")
+    ] = None,
+    output: Annotated[
+        bool,
+        typer.Option(
+            "--keep-output/--no-keep-output",
+            envvar="AUTOGEN_TEAM_RUN_KEEP_OUTPUT",
+            help="Keep stdout and stderr with the run's log.",
+        ),
+    ] = True,
     set_: Set = None,
 ) -> NoReturn:
-    """Run a Python script or module inside the global context and one MLflow run.
+    """Run any job inside the global context and one MLflow run, supervised.
 
-    Exits with the target's own status; 2 if the command or a setting is wrong, 125 if the context cannot be started.
+    What the job prints is passed on as it is, and kept with the log of the run. Signals are passed on too. If it dies
+    without closing its run, even by SIGKILL, the run is closed in its place, with the reason, and the alert is sent.
+
+    Exits with the job's own status, or 128 and the number of the signal that killed it; with 2 if the command or a
+    setting is wrong, 125 if the context cannot be started, 126 if the command cannot be executed, 127 if there is none.
 
     Example: autogen-team run --experiment digits --tag fold=1 train.py --epochs 3
     """
     from autogen_team.cli import run as room
 
     overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=log_level)
-    room.run(command, name=name, description=description, tags=tag or [], overrides=overrides)
+    more = {"mlflow.mode": mode, "alert_on": alert_on}
+    room.run(
+        command,
+        is_command=context.meta[_SEPARATED],
+        name=name,
+        description=description,
+        tags=tag or [],
+        keep_output=output,
+        overrides={**overrides, **{path: value for path, value in more.items() if value is not None}},
+    )
 
 
 @app.command()

@@ -7,7 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from rich import box
@@ -24,7 +24,15 @@ NOT_STARTED = 125  # as env, nohup and timeout say that they, not the command, h
 def console(*, stderr: bool = False) -> Console:
     """Return a console that never guesses at markup, and colours only a terminal; a stream that is gone is nowhere."""
     stream = sys.stderr if stderr else sys.stdout
-    return Console(file=io.StringIO() if stream is None else stream, highlight=False, markup=False, emoji=False)
+    return _Console(file=io.StringIO() if stream is None else stream, highlight=False, markup=False, emoji=False)
+
+
+class _Console(Console):
+    """A console that leaves it to the caller what the end of its reader means."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that rich has caught, where rich would exit."""
+        raise  # noqa: PLE0704 - called while it is handled
 
 
 def rows(rows: Sequence[tuple[str, str]]) -> None:
@@ -74,7 +82,8 @@ def fail(message: str, status: int) -> NoReturn:
 
 def say(kind: str, message: str, style: str) -> None:
     """Print a line on stderr that begins with its kind."""
-    console(stderr=True).print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True)
+    with suppress(OSError):  # nobody hears it: no reason to end anything
+        console(stderr=True).print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True)
 
 
 @contextmanager

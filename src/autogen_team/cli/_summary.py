@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from autogen_team.cli import _look
 from autogen_team.context import GlobalContext
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask_url
 from autogen_team.io.services import MlflowService
+
+if TYPE_CHECKING:
+    from mlflow.entities import RunInfo
 
 _SHOWN = 5
 _PATIENCE = 5.0
@@ -73,7 +77,7 @@ def _rows(service: MlflowService, summary: Summary) -> list[tuple[str, str]]:
         ("metrics", _count(metrics)),
         ("models", _count(models)),
         ("registered", _count([_version(service, version.name, version.version) for version in versions])),
-        ("look at it", how_to_look(service, run.info.experiment_id, run_id, summary.folder)),
+        ("look at it", where(service, run.info, summary.folder)),
     ]
     return [(label, text) for label, text in rows if text]
 
@@ -90,16 +94,23 @@ def _count(items: list[str]) -> str:
     return f"{len(items)}: {', '.join(items[:_SHOWN])}{more}"
 
 
-def how_to_look(service: MlflowService, experiment_id: str, run_id: str, folder: Path) -> str:
+def where(service: MlflowService, info: RunInfo, folder: Path | None = None) -> str:
     """Return the run's page on its server, or the command that, typed in `folder`, shows a local store."""
-    link = service.link(experiment_id, run_id)
-    if link is not None:
-        return link
-    program = Path(sys.executable).with_name("mlflow")
-    shown = os.path.relpath(program, folder) if program.is_relative_to(folder) else str(program)
-    uri = service.tracking_uri
-    if mask_url(uri) == uri:
-        command = f"{shlex.quote(shown)} ui --backend-store-uri {shlex.quote(uri)}"
-    else:  # a password, which does not belong on a screen
-        command = f'{shlex.quote(shown)} ui --backend-store-uri "$MLFLOW_TRACKING_URI"'
-    return command if importlib.util.find_spec("flask") else f"pip install 'autogen-team[ui]' && {command}"
+    return service.link(info.experiment_id, info.run_id) or command_to_look(service, folder)
+
+
+def command_to_look(service: MlflowService, folder: Path | None = None) -> str:
+    """Return the command that shows the store in a browser, as it is typed in `folder`, or here."""
+    folder = folder or Path.cwd()
+    program = Path(sys.executable).with_name("autogen-team")
+    if shutil.which("autogen-team") == str(program):
+        words = ["autogen-team", "ui"]
+    else:
+        known = program if program.exists() else Path(sys.executable)
+        shown = os.path.relpath(known, folder) if known.is_relative_to(folder) else str(known)
+        words = [shlex.quote(shown), *([] if known == program else ["-m", "autogen_team"]), "ui"]
+    uri = service.stores()[0]
+    if uri != MlflowService().stores()[0]:
+        # A password does not belong on a screen.
+        words += ["--tracking-uri", shlex.quote(uri) if mask_url(uri) == uri else '"$MLFLOW_TRACKING_URI"']
+    return " ".join(words)

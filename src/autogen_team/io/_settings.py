@@ -36,7 +36,9 @@ STATE_DIR = PREFIX + "STATE_DIR"
 Place: TypeAlias = Literal["argument", "environment", ".env", "default"]
 
 _MACHINERY = ("autogen_team.", "pydantic")
-_variables = {STATE_DIR}
+OF_RUN = frozenset(f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT"))
+"""The variables of the options of `autogen-team run` that are no settings of a service."""
+_variables = {STATE_DIR, *OF_RUN}
 """Every variable that some class of settings reads."""
 _reported: set[str] = set()
 """Every variable that nothing reads, and that somebody has been told of."""

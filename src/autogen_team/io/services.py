@@ -446,7 +446,7 @@ class MlflowService(Service):
         """Return the page of a run on the tracking server; None for a store that is not one, or for an offline run."""
         from autogen_team.io._tracking import links
 
-        return links.of_run(self._effective_stores()[0], experiment_id, run_id)
+        return links.of_run(self.stores()[0], experiment_id, run_id)
 
     def recover(self, hosts: Collection[str] = ()) -> Iterator[tuple[Found, Recovered]]:
         """Deliver what dead processes of this machine have left in their journals, and close their runs as KILLED.
@@ -493,9 +493,10 @@ class MlflowService(Service):
         """
         from autogen_team.io._tracking import session
 
-        return session.client(*self._effective_stores())
+        return session.client(*self.stores())
 
-    def _effective_stores(self) -> tuple[str, str]:
+    def stores(self) -> tuple[str, str]:
+        """Return the tracking and the registry URI in use: those of offline runs, if that is how it was started."""
         from autogen_team.io._tracking import session
 
         stores: tuple[str, str] | None = getattr(self, "_stores", None)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import mlflow
 from mlflow.entities import LifecycleStage
@@ -44,18 +43,31 @@ class Recovered:
     """Why it could not be recovered, or not all of it; empty if it was."""
 
 
-def recover(found: Found, uri: str, registry_uri: str, state: Path, *, reason: str = "") -> Recovered:
-    """Deliver a dead process's journal to `uri`, close the runs it had open as KILLED, attach their logs, remove it."""
+@dataclass(frozen=True, slots=True)
+class End:
+    """How runs have ended that nobody has closed."""
+
+    reason: str
+    status: _job.Status = "KILLED"
+
+
+def recover(
+    found: Found, uri: str, registry_uri: str, state: Path, *, end: End | None = None, lock: int | None = None
+) -> Recovered:
+    """Deliver a dead process's journal to `uri`, close the runs it had open, attach their logs, remove it.
+
+    Unless `end` says better, the runs were KILLED. `lock` is that of the journal, if the caller has taken it.
+    """
     result = Recovered(found.folder)
     if found.state != "dead":
         result.problem = f"its process is {found.state}: {found.evidence}"
         return result
-    lock = journal.take_lock(found.folder)
+    lock = journal.take_lock(found.folder) if lock is None else lock
     if lock is None:
         result.problem = "somebody else is at it"
         return result
     try:
-        _recover(found, uri, registry_uri, state, reason or found.evidence, result)
+        _recover(found, uri, registry_uri, state, end or End(found.evidence), result)
     except Unreachable as error:
         result.problem = mask(str(error))
     except Exception as error:
@@ -111,7 +123,7 @@ def after_death(folder: str) -> None:
             uri = os.environ["MLFLOW_TRACKING_URI"]
             reason = f"process {found.pid} on {found.host} died without closing its run"
             registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
-            if not recover(found, uri, registry_uri, state, reason=reason).problem or time.monotonic() > give_up:
+            if not recover(found, uri, registry_uri, state, end=End(reason)).problem or time.monotonic() > give_up:
                 return
             time.sleep(_PAUSE)  # the server is away too
             continue
@@ -120,7 +132,7 @@ def after_death(folder: str) -> None:
         time.sleep(0.05)
 
 
-def _recover(found: Found, uri: str, registry_uri: str, state: Path, reason: str, result: Recovered) -> None:
+def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: End, result: Recovered) -> None:
     entries = reading.read(found.folder)
     version = next(entry["version"] for entry in entries if entry["op"] == "journal")
     if version > VERSION:
@@ -143,10 +155,20 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, reason: str
         real = delivery.ids.get(run_id, run_id)
         if not _is_there(client, real):
             continue
-        if _close(client, destination, real, end, reason):
+        if _close(client, destination, real, end, how):
             result.closed.append(real)
         _attach_log(client, real, _job.log_folder(state, run_id))
     journal.remove(found.folder)
+
+
+def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: End) -> bool:
+    """Close a run whose process is dead and has left no journal, and attach its log; tell whether it was open."""
+    client = mlflow.MlflowClient(uri, registry_uri)
+    destination = destinations.of(seam.plain_store(uri), uri)
+    is_open = _is_there(client, run_id) and _close(client, destination, run_id, int(time.time() * 1000), end)
+    if is_open:
+        _attach_log(client, run_id, _job.log_folder(state, run_id))
+    return is_open
 
 
 def _half_open(entries: list[Entry], client: mlflow.MlflowClient) -> Iterator[str]:
@@ -176,14 +198,13 @@ def _is_there(client: mlflow.MlflowClient, run_id: str) -> bool:
         raise
 
 
-def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, end: int, reason: str) -> bool:
+def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, end: int, how: End) -> bool:
     run = client.get_run(run_id)
     if run.info.status != "RUNNING":
         return False
-    tags: dict[str, Any] = {} if REASON_TAG in run.data.tags else {REASON_TAG: mask(reason)}
-    if tags:
-        destination.log(destinations.Batch(run_id, tags=tags))
-    destination.update(run_id, "KILLED", max(end, run.info.start_time), None)
+    if REASON_TAG not in run.data.tags and how.status != "FINISHED":
+        destination.log(destinations.Batch(run_id, tags={REASON_TAG: mask(how.reason)}))
+    destination.update(run_id, how.status, max(end, run.info.start_time), None)
     return True
 
 

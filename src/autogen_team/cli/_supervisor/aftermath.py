@@ -1,0 +1,134 @@
+"""What the supervisor does when its child has died without closing its run: does it in its place, and tells people."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autogen_team.cli import _look
+
+if TYPE_CHECKING:
+    from autogen_team.cli._supervisor.wire import OpenRun, Order
+    from autogen_team.io._job import Status
+
+_PATIENCE = 60.0
+"""Seconds that closing the run may take; a server that is away has the watchdog of the job to wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """How the child has ended."""
+
+    status: int
+    """Its exit status, or less than 0 for the signal that killed it."""
+    run: OpenRun | None
+    """The run that it had open."""
+    at: float
+    """Seconds since 1970."""
+    pid: int
+    order: Order
+    lacked_memory: bool
+    """Whether the kernel has killed somebody meanwhile because memory was used up."""
+
+    @property
+    def reason(self) -> str:
+        """Why it has ended, in a few words."""
+        if self.status >= 0:
+            return f"exit status {self.status} without closing its run"
+        name = _signal_name(-self.status)
+        is_for_memory = self.lacked_memory and -self.status == signal.SIGKILL
+        return f"{name}: the kernel ran out of memory" if is_for_memory else name
+
+    @property
+    def verdict(self) -> Status:
+        """The status that the run deserves."""
+        if self.status < 0:
+            return "KILLED"
+        return "FAILED" if self.status else "FINISHED"
+
+
+def kills_for_memory() -> int:
+    """Return how many processes the kernel has killed so far because memory was used up; 0 if it does not count."""
+    with suppress(OSError, ValueError, StopIteration), Path("/proc/vmstat").open() as counters:
+        return int(next(line for line in counters if line.startswith("oom_kill ")).split()[1])
+    return 0
+
+
+def settle(death: Death) -> None:
+    """Deliver what the child has left behind, close its run, send the alert; prints what it has done."""
+    if death.order.is_command and death.status < 0:
+        with suppress(ProcessLookupError):  # the command, which has lost its parent
+            os.killpg(death.pid, signal.SIGTERM)
+    run = death.run
+    if run is None:
+        if death.status < 0:
+            _look.say("error", f"the job was killed by {death.reason} before it had a run", "bold red")
+        return
+    if death.status < 0:
+        _look.say("error", f"the job was killed by {death.reason}", "bold red")
+    from autogen_team.io._deadline import within
+
+    try:
+        has_closed = within(_PATIENCE, partial(_close, death, run), name="autogen-team-aftermath")
+    except Exception as error:
+        hint = "its journal waits for its server: see autogen-team status, and autogen-team recover"
+        _look.say("error", f"run {run.run_id} could not be closed: {error}; {hint}", "bold red")
+        has_closed = True  # as far as it can be: people have to know
+    if has_closed:
+        _look.say("run", f"{run.name} {death.verdict}: {death.reason}", "bold")
+        with _look.plain_warnings(), suppress(Exception):
+            _alert(death, run)
+    _look.say("run", f"{run.name} {run.shown}", "bold")
+
+
+def _close(death: Death, run: OpenRun) -> bool:
+    """Close the run, and tell whether it was open."""
+    from autogen_team.io._tracking import inventory, journal
+
+    state = Path(run.state)
+    # With the lock at once, the job's own watchdog sees that somebody is at it: it knows less of the reason.
+    journals = journal.folder_of(state).glob(f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{death.pid}-*")
+    folders = {folder: found for folder in journals if (found := inventory.look(folder)) and found.state == "dead"}
+    locks = {folder: journal.take_lock(folder) for folder in folders}
+    # MLflow would try for four minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    from autogen_team.io._tracking import recovery
+
+    end = recovery.End(death.reason, death.verdict)
+    stores = run.tracking_uri, run.registry_uri
+    for folder, found in folders.items():
+        result = recovery.recover(found, *stores, state, end=end, lock=locks[folder])
+        if result.problem:
+            raise RuntimeError(result.problem)
+        if run.run_id in result.closed:
+            return True
+    return recovery.close_run(*stores, state, run.run_id, end)
+
+
+def _alert(death: Death, run: OpenRun) -> None:
+    from autogen_team.cli import _context
+    from autogen_team.io import _job
+
+    context = _context.build(death.order.overrides)
+    if context.alert_on == "never":
+        return
+    told = _job.Run(run.run_id, run.name, run.experiment, run.link, lambda *_: None, run.parent_id)
+    with context.alerts_service as alerts:
+        unsubscribe = alerts.report_runs(context.alert_on)
+        _job.run_ended(told, _job.End(death.verdict, death.reason, None, death.at - run.started))
+        unsubscribe()
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"

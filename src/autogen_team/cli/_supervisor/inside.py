@@ -1,0 +1,169 @@
+"""The child of the supervisor: the global context, one run, and in it the target."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn
+
+from autogen_team.cli import _context, _look, _summary
+from autogen_team.cli._supervisor import target as targets
+from autogen_team.cli._supervisor.wire import ChildEnd, OpenRun, Order
+from autogen_team.context import GlobalContext
+from autogen_team.io import _job
+from autogen_team.io._settings import state_dir
+
+if TYPE_CHECKING:
+    import mlflow
+
+_INTERRUPTED = 130
+
+
+def main() -> NoReturn:
+    """Do what the supervisor orders, which is at the other end of the descriptor that the arguments name."""
+    wire = ChildEnd(int(sys.argv[1]))
+    execute(wire.order, wire)
+
+
+def execute(order: Order, wire: ChildEnd | None = None) -> NoReturn:
+    """Run the target of the order, and exit as it does."""
+    target = targets.parse(order.command, is_command=order.is_command)
+    overrides = order.overrides
+    config = {"description": order.description, "tags": _context.assignments(order.tags, "--tag") or None}
+    sys.excepthook = sys.__excepthook__  # Typer has one of its own, which is not for the target's exceptions
+    with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
+        context = _context.build(overrides)
+        if _is_default(context, "logger.backtrace"):
+            # The stack above the target is ours, and of no interest to anybody who reads the log.
+            overrides = {**overrides, "logger.backtrace": "false"}
+            logger_service = context.logger_service.model_copy(update={"backtrace": False})
+            context = context.model_copy(update={"logger_service": logger_service})
+    status = 0
+    with ExitStack() as undo:
+        if wire is not None:
+            # before the log of the run listens, so that its end has the output up to there
+            undo.callback(_job.subscribe(_Told(wire, context)))
+        with _look.plain_errors(_look.NOT_STARTED):
+            context.start()
+        undo.callback(context.stop)
+        try:
+            with (
+                _environment(_context.variables_of(overrides)),
+                targets.as_main(target),
+                _summary.of_run(context) as summary,
+                context.run(order.name or target.name, host=True, **config) as active,
+            ):
+                summary.run_id = active.info.run_id
+                _look.say(
+                    "run", f"{active.info.run_name} {_summary.where(context.mlflow_service, active.info)}", "bold"
+                )
+                with _reported():
+                    targets.execute(target, _run_variables(active))
+        except SystemExit as error:
+            status = _status(error.code)
+        except KeyboardInterrupt:
+            status = _INTERRUPTED
+        except Exception:  # has been reported
+            status = 1
+    raise SystemExit(status)
+
+
+class _Told:
+    """Tells the supervisor of the run of the job, as a listener of `_job`."""
+
+    def __init__(self, wire: ChildEnd, context: GlobalContext) -> None:
+        self._wire = wire
+        self._context = context
+        self._run_id: str | None = None
+
+    def run_started(self, run: _job.Run) -> None:
+        """Tell of the first run, which is that of the whole job."""
+        if self._run_id is not None:
+            return
+        self._run_id = run.run_id
+        service, logger = self._context.mlflow_service, self._context.logger_service
+        tracking_uri, registry_uri = service.stores()
+        opened = OpenRun(
+            run_id=run.run_id,
+            name=run.name,
+            experiment=run.experiment,
+            link=run.link,
+            parent_id=run.parent_id,
+            tracking_uri=tracking_uri,
+            registry_uri=registry_uri,
+            state=str(state_dir()),
+            started=time.time(),
+            keeps_log=logger.run_log,
+            masks=logger.redact,
+            shown=run.link or _summary.command_to_look(service),
+        )
+        self._wire.opened(opened)
+
+    def run_ending(self, run: _job.Run, end: _job.End) -> None:  # noqa: ARG002 - a listener's
+        """Have the transcript complete before the log of the run goes to its artifacts."""
+        if run.run_id == self._run_id:
+            self._wire.flush()
+
+    def run_ended(self, run: _job.Run, end: _job.End) -> None:  # noqa: ARG002 - a listener's
+        """Tell that nobody else needs to close it."""
+        if run.run_id == self._run_id:
+            self._wire.closed(run.run_id)
+
+
+def _run_variables(active: mlflow.ActiveRun) -> dict[str, str]:
+    """Return the variables by which any process with MLflow joins the run; the rest of them MLflow has set itself."""
+    return {"MLFLOW_RUN_ID": active.info.run_id, "MLFLOW_EXPERIMENT_ID": active.info.experiment_id}
+
+
+def _is_default(context: GlobalContext, name: str) -> bool:
+    return any(setting.name == name and setting.source == "default" for setting in context.settings())
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Let a context that the target makes itself see the options of the command line."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """Report an uncaught exception while the run is open, so that its log has it, without our own frames."""
+    try:
+        yield
+    except Exception as error:
+        error.__traceback__ = _from_target(error.__traceback__)
+        sys.excepthook(type(error), error, error.__traceback__)
+        raise
+
+
+def _from_target(traceback: TracebackType | None) -> TracebackType | None:
+    while traceback is not None and traceback.tb_frame.f_code.co_filename in _OURS:
+        traceback = traceback.tb_next
+    return traceback
+
+
+_OURS = {__file__, targets.__file__, runpy.__file__, "<frozen runpy>"}
+
+
+def _status(code: object) -> int:
+    """Return the status with which Python would exit."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code
+    print(code, file=sys.stderr)  # noqa: T201 - as Python does
+    return 1

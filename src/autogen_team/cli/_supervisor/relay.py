@@ -1,0 +1,87 @@
+"""Bytes from one descriptor to another, as they are, while somebody watches."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+_SIZE = 2**16
+_GRACE = 0.5
+"""Seconds of silence after which nobody waits any more for processes that a job has left behind."""
+
+
+class Relay:
+    """A thread that reads from one descriptor and writes to another, until there is no more to come.
+
+    When nobody reads at the other end any more, it stops reading too, so that the writer learns of it as without us.
+    """
+
+    def __init__(self, name: str, source: int, target: int, show: Callable[[bytes], None]) -> None:
+        self._source = source
+        self._target = target
+        self._show = show
+        self._is_idle = False
+        self._over, self._no_more = os.pipe()
+        self._thread = threading.Thread(target=self._run, name=f"autogen_team-{name}", daemon=True)
+        self._thread.start()
+
+    def has_caught_up(self) -> bool:
+        """Tell whether all that was written up to now has been passed on."""
+        try:
+            waiting = bool(select.select([self._source], [], [], 0)[0])
+        except (OSError, ValueError):  # it is closed: there is no more to come
+            return True
+        return (not waiting and self._is_idle) or not self._thread.is_alive()
+
+    def finish(self) -> None:
+        """Pass on what is there, and wait for it; the writer has ended, but may have left children behind."""
+        os.close(self._no_more)
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while data := self._next():
+                if not self._pass_on(data):
+                    break
+                self._show(data)
+        finally:
+            with suppress(OSError):
+                os.close(self._source)
+            os.close(self._over)
+
+    def _next(self) -> bytes:
+        self._is_idle = True
+        ready = select.select([self._source, self._over], [], [])[0]
+        if self._source not in ready:
+            ready = select.select([self._source], [], [], _GRACE)[0]
+        self._is_idle = False
+        try:
+            return os.read(self._source, _SIZE) if self._source in ready else b""
+        except OSError:  # a terminal whose other side is closed
+            return b""
+
+    def _pass_on(self, data: bytes) -> bool:
+        view = memoryview(data)
+        while view:
+            try:
+                view = view[os.write(self._target, view) :]
+            except BlockingIOError:  # somebody has made our output non-blocking
+                select.select([], [self._target], [])
+            except BrokenPipeError:
+                return False
+            except OSError:  # a full disk: the job goes on
+                return True
+        return True
+
+
+def wait_for(relays: Sequence[Relay], timeout: float) -> None:
+    """Wait until all have caught up, at most `timeout` seconds: whoever reads what we pass on may be slow."""
+    deadline = time.monotonic() + timeout
+    quiet = 0
+    while quiet < 2 and time.monotonic() < deadline:  # a terminal takes a moment from one of its sides to the other
+        quiet = quiet + 1 if all(relay.has_caught_up() for relay in relays) else 0
+        time.sleep(0.005)

@@ -1,0 +1,171 @@
+"""What is run: a Python script, a module, or any command."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import io
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures.thread import _threads_queues
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, ModuleType
+
+from autogen_team.cli import _look
+from autogen_team.io._tracking.ending import Terminated
+
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # as a shell says it
+_FORWARDED = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is run."""
+
+    name: str
+    arguments: list[str]
+    """What the target finds in `sys.argv`, itself first."""
+    folder: str | None
+    """What the target finds first on `sys.path`; None if it is not of Python's."""
+    execute: Callable[[Mapping[str, str]], object]
+    """Called with the variables that tell a command of the run."""
+
+
+def parse(words: Sequence[str], *, is_command: bool) -> Target:
+    """Return the target that the words of the command line name, or exit saying what is wrong with them."""
+    first, *rest = words
+    if is_command:
+        return _command(first, rest)
+    if first == "-m":
+        if not rest:
+            _look.fail("-m takes the name of a module", _look.WRONG_USAGE)
+        return _module(rest[0], rest[1:])
+    if first == "-":
+        _look.fail("a script on standard input cannot be run: save it to a file", _look.WRONG_USAGE)
+    if first.startswith("-"):
+        _look.fail(f"there is no option {first!r}; see autogen-team run --help", _look.WRONG_USAGE)
+    path = Path(first)
+    if not path.exists():
+        hint = f"; to run a command, put -- before it: autogen-team run -- {first}" if shutil.which(first) else ""
+        _look.fail(f"there is no script {first!r} in {Path.cwd()}{hint}", _look.WRONG_USAGE)
+    if path.is_dir() or zipfile.is_zipfile(path):
+        return Target(path.name, [first, *rest], first, lambda _: runpy.run_path(first, run_name="__main__"))
+    script = str(path.absolute())
+    return Target(path.name, [first, *rest], str(path.resolve().parent), lambda _: _execute(script))
+
+
+def _execute(script: str) -> None:
+    """Execute a script as Python does: by its full name, in a module that stays, for what is pickled or still runs."""
+    main = ModuleType("__main__")
+    main.__dict__.update(__file__=script, __builtins__=builtins, __cached__=None)
+    sys.modules["__main__"] = main
+    with io.open_code(script) as file:
+        code = compile(file.read(), script, "exec")
+    exec(code, main.__dict__)  # noqa: S102 - the user's own script
+
+
+def execute(target: Target, run: Mapping[str, str]) -> None:
+    """Execute the target and wait for its threads, as Python does before it exits: they still belong to the run."""
+    try:
+        target.execute(run)
+    except SystemExit as error:
+        if type(error) is SystemExit:  # not by a signal, which wants an end now
+            _wait_for_threads()
+        raise
+    _wait_for_threads()
+
+
+def _wait_for_threads() -> None:
+    for thread in threading.enumerate():
+        is_its_own = not thread.daemon and thread is not threading.current_thread()
+        if is_its_own and thread not in _threads_queues:  # those of executors wait for work until the very end
+            thread.join()
+
+
+def _module(name: str, arguments: Sequence[str]) -> Target:
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.util.find_spec(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            _look.fail(f"the module {name!r} cannot be imported: {error}", _look.WRONG_USAGE)
+        found = None
+    except Exception as error:
+        _look.fail(f"the module {name!r} cannot be imported: {type(error).__name__}: {error}", _look.WRONG_USAGE)
+    finally:
+        del sys.path[0]
+    if found is None:
+        _look.fail(f"there is no module {name!r}", _look.WRONG_USAGE)
+    return Target(
+        name,
+        [found.origin or name, *arguments],
+        str(Path.cwd()),
+        lambda _: runpy.run_module(name, run_name="__main__", alter_sys=True),
+    )
+
+
+@contextmanager
+def as_main(target: Target) -> Iterator[None]:
+    """Show the target the interpreter as if Python itself had started it."""
+    arguments, path = sys.argv, sys.path[:]
+    sys.argv = target.arguments
+    if target.folder is not None:
+        sys.path.insert(0, target.folder)
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        sys.path[:] = path
+
+
+def _command(first: str, rest: Sequence[str]) -> Target:
+    program = shutil.which(first)
+    if program is None:
+        if Path(first).is_file():
+            _look.fail(f"{first!r} is not executable", _NOT_EXECUTABLE)
+        _look.fail(f"there is no command {first!r}", _NOT_FOUND)
+    command = _Command([first, *rest])
+    return Target(Path(first).name, [first, *rest], None, command.execute)
+
+
+class _Command:
+    """A program of its own; signals that reach us are for it, and its end is ours."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self._words = list(words)
+        self._process: subprocess.Popen[bytes] | None = None
+        for name in _FORWARDED:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._forward)
+        signal.signal(signal.SIGINT, lambda *_: None)  # who sends it sends it to both of us
+
+    def execute(self, run: Mapping[str, str]) -> None:
+        """Run the program; raises what the end of its process means for the run.
+
+        Raises:
+            Terminated: a signal has ended it.
+            SystemExit: its status is not 0.
+
+        """
+        self._process = subprocess.Popen(self._words, env={**os.environ, **run})  # noqa: S603 - the user's own command
+        status = self._process.wait()
+        if status < 0:
+            raise Terminated(signal.Signals(-status))
+        if status:
+            raise SystemExit(status)
+
+    def _forward(self, number: int, _frame: FrameType | None) -> None:
+        if self._process is None:
+            raise Terminated(signal.Signals(number))
+        with suppress(ProcessLookupError):
+            self._process.send_signal(number)

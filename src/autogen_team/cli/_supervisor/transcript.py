@@ -1,0 +1,143 @@
+"""The output of a job as it would stand on paper: lines of text without colours, of a progress bar its last state."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+import socket
+import threading
+from pathlib import Path
+
+from autogen_team.io import _job
+from autogen_team.io._redact import Redactor
+
+_SEGMENT = 16 * 2**20
+"""Bytes after which a new file is begun, so that a long transcript is never brought to the run as a whole again."""
+_WAITING = 1000
+"""Lines that wait for a run; there are few before it, because the job begins inside of it."""
+_LONGEST = 64 * 2**10
+"""Characters after which a line without an end is written as it is."""
+_CONTROLS = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, movements
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
+    r"|\x1b[ -/]*[0-~]"
+    r"|[\x00-\x08\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f]"
+)
+
+
+class Transcript:
+    """Lines that wait until somebody says which run they belong to, and go to a file of that run from then on.
+
+    Whatever fails here, the output itself is passed on.
+    """
+
+    def __init__(self) -> None:
+        self._name = f"output-{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{os.getpid()}"
+        self._number = 1
+        self._size = 0
+        self._mask: Redactor | None = Redactor(os.environ)
+        self._pending: dict[str, _Line] = {}
+        self._waiting: list[str] = []
+        self._lock = threading.Lock()
+        self._folder: Path | None = None
+        self._descriptor: int | None = None
+        self._is_wanted = True
+
+    def add(self, stream: str, data: bytes) -> None:
+        """Take what came from a stream; what is no whole line yet waits."""
+        with self._lock:
+            if self._is_wanted:
+                line = self._pending.setdefault(stream, _Line())
+                self._write(line.complete(data))
+
+    def flush(self) -> None:
+        """Write what waits for the end of its line."""
+        with self._lock:
+            if self._is_wanted:
+                self._write([rest for line in self._pending.values() if (rest := line.take_rest())])
+
+    def belongs_to(self, run_id: str, state: Path, *, masked: bool) -> None:
+        """Write to the folder of this run, first of all what there is."""
+        with self._lock:
+            self._folder = _job.log_folder(state, run_id)
+            if not masked:
+                self._mask = None
+            lines, self._waiting = self._waiting, []
+            self._write(lines)
+
+    def discard(self) -> None:
+        """Keep nothing from now on: nobody wants it."""
+        with self._lock:
+            self._is_wanted = False
+
+    def close(self) -> None:
+        """End it."""
+        self.flush()
+        with self._lock:
+            self._close()
+
+    def _write(self, lines: list[str]) -> None:
+        if self._folder is None:
+            self._waiting = [*self._waiting, *lines][-_WAITING:]
+            return
+        if not lines:
+            return
+        text = "".join(f"{line}\n" for line in lines)
+        data = (self._mask(text) if self._mask else text).encode("utf-8", "replace")
+        try:
+            if self._descriptor is None:
+                for each in (self._folder.parent.parent, self._folder.parent, self._folder):
+                    each.mkdir(mode=0o700, parents=True, exist_ok=True)
+                path = self._folder / (self._name + (f"_{self._number:04d}" if self._number > 1 else "") + ".log")
+                self._descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
+            os.write(self._descriptor, data)
+        except OSError:  # a full disk, say: the job matters more than what it printed
+            return
+        self._size += len(data)
+        if self._size >= _SEGMENT:
+            self._close()
+            self._number += 1
+            self._size = 0
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class _Line:
+    """The line that a stream is in the middle of."""
+
+    def __init__(self) -> None:
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._text = ""
+
+    def complete(self, data: bytes) -> list[str]:
+        """Add what has come, and return the lines that are whole by now."""
+        *whole, rest = (self._text + self._decode(data)).split("\n")
+        if len(rest) > _LONGEST:
+            before, bar, now = rest.rstrip("\r").rpartition("\r")
+            if bar:
+                rest = f"\r{now}"
+            else:
+                whole.append(before or rest)
+                rest = ""
+        self._text = rest
+        return [line for line in map(_as_shown, whole) if line is not None]
+
+    def take_rest(self) -> str | None:
+        """Return what there is of it, and begin anew."""
+        rest, self._text = self._text, ""
+        return _as_shown(rest) or None
+
+
+def _as_shown(line: str) -> str | None:
+    r"""Return a line as it stands at its end, what was overwritten gone; None if that was all there was.
+
+    >>> _as_shown("10%|#   |\r100%|####|\x1b[0m\r")
+    '100%|####|'
+    """
+    states = [_CONTROLS.sub("", state) for state in line.split("\r")]
+    shown = next((state for state in reversed(states) if state.strip()), None)
+    return shown if shown is not None else (None if len(states) > 2 else "")

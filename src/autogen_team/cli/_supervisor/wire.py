@@ -1,0 +1,141 @@
+"""What the supervisor and the child say to each other: a line of JSON each, over a pair of sockets."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+_PATIENCE = 2.0
+"""Seconds that the child waits for its output to be on disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the child is to do."""
+
+    command: list[str]
+    is_command: bool
+    """Any command, not a target of Python's."""
+    name: str | None
+    description: str | None
+    tags: list[str]
+    overrides: dict[str, str]
+    """`service.field` and text."""
+    is_kept: bool = False
+    """The output goes to a transcript."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRun:
+    """The run of the child, for whoever has to close it in its place."""
+
+    run_id: str
+    name: str
+    experiment: str
+    link: str | None
+    parent_id: str | None
+    tracking_uri: str
+    registry_uri: str
+    state: str
+    """The folder."""
+    started: float
+    """Seconds since 1970."""
+    keeps_log: bool
+    masks: bool
+    shown: str
+    """Where a person can look at it."""
+
+
+@dataclass(slots=True)
+class SupervisorEnd:
+    """The supervisor's side."""
+
+    socket: socket.socket
+    run: OpenRun | None = field(default=None)
+    """The run that the child has open, or had."""
+    is_closed: bool = False
+    """The child has closed its run itself."""
+
+    def send(self, order: Order) -> None:
+        """Tell the child what to do."""
+        self.socket.sendall(_line(asdict(order)))
+
+    def listen(self, *, on_run: Callable[[OpenRun], None], on_flush: Callable[[], None]) -> threading.Thread:
+        """Hear the child out on a thread of its own, which is returned."""
+        thread = threading.Thread(target=self._listen, args=(on_run, on_flush), name="autogen_team-wire", daemon=True)
+        thread.start()
+        return thread
+
+    def _listen(self, on_run: Callable[[OpenRun], None], on_flush: Callable[[], None]) -> None:
+        for said in _lines(self.socket):
+            match said:
+                case {"run": dict(fields)}:
+                    self.run = OpenRun(**fields)
+                    on_run(self.run)
+                case {"flush": _}:
+                    on_flush()
+                    with suppress(OSError):
+                        self.socket.sendall(_line({"flushed": True}))
+                case {"closed": _}:
+                    self.is_closed = True
+
+
+class ChildEnd:
+    """The child's side."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_inheritable(descriptor, False)
+        self._socket = socket.socket(fileno=descriptor)
+        self._heard = _lines(self._socket)
+        self._flushed = threading.Event()
+        self._owner = os.getpid()
+        self.order = Order(**next(self._heard))
+        threading.Thread(target=self._listen, name="autogen_team-wire", daemon=True).start()
+
+    def opened(self, run: OpenRun) -> None:
+        """Tell of the run."""
+        self._say({"run": asdict(run)})
+
+    def closed(self, run_id: str) -> None:
+        """Tell that the run has its end."""
+        self._say({"closed": run_id})
+
+    def flush(self) -> None:
+        """Wait until what was printed up to now is in the transcript."""
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        if self.order.is_kept and self._owner == os.getpid():
+            self._flushed.clear()
+            self._say({"flush": True})
+            self._flushed.wait(_PATIENCE)
+
+    def _say(self, what: dict[str, Any]) -> None:
+        if self._owner == os.getpid():
+            with suppress(OSError):
+                self._socket.sendall(_line(what))
+
+    def _listen(self) -> None:
+        for _ in self._heard:
+            self._flushed.set()
+        # The supervisor is gone, by SIGKILL perhaps: without it nobody could end the job any more.
+        os.kill(self._owner, signal.SIGTERM)
+
+
+def _line(what: dict[str, Any]) -> bytes:
+    return json.dumps(what).encode() + b"\n"
+
+
+def _lines(sock: socket.socket) -> Iterator[dict[str, Any]]:
+    with suppress(OSError), sock.makefile("rb") as stream:
+        for line in stream:
+            if line.endswith(b"\n"):
+                yield json.loads(line)
