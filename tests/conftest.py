@@ -12,8 +12,12 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import mlflow
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
@@ -74,6 +78,11 @@ class Process:
                 return line
         raise AssertionError(f"the process ended without saying {text!r}: {self.popen.stderr.read()}")
 
+    @property
+    def pid(self) -> int:
+        """The id of its process, and of the group of its workers."""
+        return self._process.pid
+
     def send(self, signum: signal.Signals) -> None:
         """Send it a signal."""
         self.popen.send_signal(signum)
@@ -118,34 +127,101 @@ def free_port() -> Callable[[], int]:
     return find
 
 
+def _wait_until(condition: Callable[[], object], *, timeout: float = PATIENCE) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., None]:
+    """Return a function that polls until a condition holds."""
+    return _wait_until
+
+
+class Server:
+    """A real MLflow server of the test's own, with a store that outlives it."""
+
+    def __init__(self, folder: Path, database: str, port: int) -> None:
+        self.folder = folder
+        self.database = database
+        self.port = port
+        self.uri = f"http://127.0.0.1:{port}"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        stores = ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "log").open("a") as log:
+            self._process = subprocess.Popen(
+                [*command, *stores, "--workers", "1"], stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+            )
+        _wait_until(self.answers)
+
+    def answers(self) -> bool:
+        """Tell whether it does."""
+        assert self._process.poll() is None, (self.folder / "log").read_text()
+        try:
+            urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
+        except OSError:
+            return False
+        return True
+
+    @property
+    def pid(self) -> int:
+        """The id of its process, and of the group of its workers."""
+        return self._process.pid
+
+    def send(self, signum: signal.Signals) -> None:
+        """Send a signal to the server and its workers."""
+        os.killpg(self._process.pid, signum)
+
+    def kill(self) -> None:
+        """Kill it, if it runs."""
+        if self._process is not None:
+            self.send(signal.SIGKILL)
+            self._process.wait(PATIENCE)
+            self._process = None
+
+    def client(self) -> mlflow.MlflowClient:
+        """Return a client of the store itself, past the server."""
+        import mlflow
+
+        return mlflow.MlflowClient(self.database)
+
+
+@pytest.fixture
+def make_server(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Callable[[str], Server]]:
+    """Return a function that starts a server of the test's own on a store; it is killed after the test."""
+    started: list[Server] = []
+
+    def make(database: str) -> Server:
+        folder = tmp_path / f"server{len(started)}"
+        folder.mkdir()
+        started.append(Server(folder, database, free_port()))
+        started[-1].start()
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.kill()
+
+
+@pytest.fixture
+def server(make_server: Callable[[str], Server], migrated_database: Path, tmp_path: Path) -> Server:
+    """Return a server that runs, on a SQLite store of its own."""
+    return make_server(f"sqlite:///{shutil.copy(migrated_database, tmp_path / 'server.db')}")
+
+
 @pytest.fixture(scope="session")
 def mlflow_server(
     tmp_path_factory: pytest.TempPathFactory, migrated_database: Path, free_port: Callable[[], int]
 ) -> Iterator[str]:
-    """Return the address of a real MLflow server with a store of its own."""
+    """Return the address of a server that all tests share, with a store of its own."""
     folder = tmp_path_factory.mktemp("server")
-    database = shutil.copy(migrated_database, folder / "mlflow.db")
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]
-    with (folder / "log").open("w") as log:
-        server = subprocess.Popen([*command, *stores], stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        _wait_until_healthy(address, server, folder / "log")
-        yield address
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait(PATIENCE)
-
-
-def _wait_until_healthy(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            urllib.request.urlopen(f"{address}/health", timeout=5).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError(f"no MLflow server: {log.read_text()}")
+    found = Server(folder, f"sqlite:///{shutil.copy(migrated_database, folder / 'mlflow.db')}", free_port())
+    found.start()
+    yield found.uri
+    found.kill()

@@ -1,18 +1,13 @@
-"""A server that can be killed, stores to copy between, and MLflow set up for them and put back."""
+"""Stores to copy between, and MLflow set up for them and put back."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
@@ -20,88 +15,11 @@ from mlflow.tracking import fluent
 
 from autogen_team.io._tracking import isolation, seam, session
 
-PATIENCE = 60.0
-"""Seconds after which waiting is given up."""
-
-
-def _wait_until(condition: Callable[[], object], *, timeout: float = PATIENCE) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
-
-
-@pytest.fixture(scope="session")
-def wait_until() -> Callable[..., None]:
-    """Return a function that polls until a condition holds."""
-    return _wait_until
-
-
-class Server:
-    """A real MLflow server of the test's own, with a store that outlives it."""
-
-    def __init__(self, folder: Path, database: str, port: int) -> None:
-        self.folder = folder
-        self.database = database
-        self.port = port
-        self.uri = f"http://127.0.0.1:{port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it, and return when it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        stores = ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "log").open("a") as log:
-            self._process = subprocess.Popen(
-                [*command, *stores, "--workers", "1"], stdout=log, stderr=log, cwd=self.folder, start_new_session=True
-            )
-        _wait_until(self.answers)
-
-    def answers(self) -> bool:
-        """Tell whether it does."""
-        assert self._process.poll() is None, (self.folder / "log").read_text()
-        try:
-            urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
-        except OSError:
-            return False
-        return True
-
-    def send(self, signum: signal.Signals) -> None:
-        """Send a signal to the server and its workers."""
-        os.killpg(self._process.pid, signum)
-
-    def kill(self) -> None:
-        """Kill it, if it runs."""
-        if self._process is not None:
-            self.send(signal.SIGKILL)
-            self._process.wait(PATIENCE)
-            self._process = None
-
-    def client(self) -> mlflow.MlflowClient:
-        """Return a client of the store itself, past the server."""
-        return mlflow.MlflowClient(self.database)
-
 
 @pytest.fixture
-def server(tmp_path: Path, migrated_database: Path, free_port: Callable[[], int]) -> Iterator[Server]:
-    """Return a server that runs, on a SQLite store of its own."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    found = Server(folder, f"sqlite:///{shutil.copy(migrated_database, folder / 'mlflow.db')}", free_port())
-    found.start()
-    yield found
-    found.kill()
-
-
-@pytest.fixture
-def postgres_server(tmp_path: Path, postgres_uri: str, free_port: Callable[[], int]) -> Iterator[Server]:
+def postgres_server(make_server: Callable[[str], Any], postgres_uri: str) -> Any:
     """Return a server that runs, on PostgreSQL."""
-    folder = tmp_path / "server"
-    folder.mkdir()
-    found = Server(folder, postgres_uri, free_port())
-    found.start()
-    yield found
-    found.kill()
+    return make_server(postgres_uri)
 
 
 @pytest.fixture(scope="session")
@@ -212,8 +130,8 @@ def isolated() -> Iterator[None]:
 def _living_thread() -> Iterator[Callable[..., object]]:
     """Yield a function that does things in one thread, one after the other, and end the runs that it leaves open."""
     with ThreadPoolExecutor(1) as executor:
-        yield lambda work, **fields: executor.submit(work, **fields).result(PATIENCE)
-        executor.submit(lambda: [mlflow.end_run() for _ in seam.open_run_ids()]).result(PATIENCE)
+        yield lambda work, **fields: executor.submit(work, **fields).result(60.0)
+        executor.submit(lambda: [mlflow.end_run() for _ in seam.open_run_ids()]).result(60.0)
 
 
 helper = pytest.fixture(_living_thread, name="helper")

@@ -1,0 +1,126 @@
+"""A store that is ready, scripts to supervise, and the runs that they leave."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pytest
+
+PATIENCE = 60.0
+"""Seconds after which waiting is given up."""
+RUN = (sys.executable, "-m", "autogen_team", "run")
+
+
+@pytest.fixture(autouse=True)
+def ready(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give the command a store that is ready, and keep alerts on the console."""
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_ENABLE", "false")
+
+
+@pytest.fixture
+def script() -> Callable[..., str]:
+    """Return a function that writes a script into the working folder."""
+
+    def write(text: str, path: str = "job.py") -> str:
+        Path(path).write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def supervised() -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """Return a function that supervises a job to its end, without a terminal."""
+
+    def run(*words: str, **options: object) -> subprocess.CompletedProcess[bytes]:
+        given = {"capture_output": True, "timeout": PATIENCE, **options}
+        return subprocess.run([*RUN, *words], check=False, **given)
+
+    return run
+
+
+@pytest.fixture
+def the_run(store_uri: str) -> Callable[[], mlflow.entities.Run]:
+    """Return a function that returns the only run of the store."""
+
+    def find() -> mlflow.entities.Run:
+        client = mlflow.MlflowClient(store_uri)
+        (run,) = client.search_runs([client.get_experiment_by_name("autogen_team").experiment_id])
+        return run
+
+    return find
+
+
+@pytest.fixture
+def the_output(the_run: Callable[[], mlflow.entities.Run], store_uri: str) -> Callable[[], str]:
+    """Return a function that returns the transcript among the artifacts of the run."""
+
+    def read() -> str:
+        client = mlflow.MlflowClient(store_uri)
+        run_id = the_run().info.run_id
+        (path,) = [found.path for found in client.list_artifacts(run_id, "logs") if "output" in found.path]
+        return Path(client.download_artifacts(run_id, path)).read_text()
+
+    return read
+
+
+class Screen:
+    """A terminal of 100 columns and a program in it."""
+
+    def __init__(self, *words: str) -> None:
+        self.pid, self._main = pty.fork()
+        if self.pid == 0:
+            os.execvp(words[0], words)
+        self.shown = b""
+
+    def wait_for(self, text: str) -> None:
+        """Read until the text is shown."""
+        deadline = time.monotonic() + PATIENCE
+        while text.encode() not in self.shown:
+            assert time.monotonic() < deadline, self.shown
+            self._read()
+
+    def type(self, keys: str) -> None:
+        """Press keys."""
+        os.write(self._main, keys.encode())
+
+    def finish(self) -> int:
+        """Read to the end; return the exit status."""
+        while self._read():
+            pass
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    def close(self) -> None:
+        """Hang up."""
+        os.close(self._main)
+
+    def _read(self) -> bool:
+        assert select.select([self._main], [], [], PATIENCE)[0], self.shown
+        try:
+            data = os.read(self._main, 65536)
+        except OSError:
+            return False
+        self.shown += data
+        return bool(data)
+
+
+@pytest.fixture
+def screen() -> Iterator[Callable[..., Screen]]:
+    """Return a function that supervises a job in a terminal."""
+    made: list[Screen] = []
+
+    def start(*words: str) -> Screen:
+        made.append(Screen(*RUN, *words))
+        return made[-1]
+
+    yield start
+    for one in made:
+        one.close()

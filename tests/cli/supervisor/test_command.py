@@ -1,0 +1,81 @@
+"""Any command can be supervised, not only Python's."""
+
+from __future__ import annotations
+
+import signal
+import sys
+
+import pytest
+
+REASON = "autogen_team.exception"
+
+
+def test_a_command_finds_the_run_in_its_environment(supervised, the_run, the_output):
+    """Plain MLflow of any process that it starts goes to that run."""
+    code = "import mlflow; mlflow.start_run(); mlflow.log_metric('loss', 0.5); print(mlflow.active_run().info.run_id)"
+    ended = supervised("--name", "mine", "--", "sh", "-c", f'"{sys.executable}" -c "{code}"; echo words')
+
+    assert ended.returncode == 0, ended.stderr
+    run = the_run()
+    assert ended.stdout.decode().splitlines() == [run.info.run_id, "words"]
+    assert (run.info.run_name, run.info.status, run.data.metrics) == ("mine", "FINISHED", {"loss": 0.5})
+    assert "words" in the_output()
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "recorded", "reason"),
+    [
+        ("exit 0", 0, "FINISHED", None),
+        ("exit 3", 3, "FAILED", "exit status 3"),
+        ("kill -9 $$", 137, "KILLED", "SIGKILL"),
+        ("kill -TERM $$", 143, "KILLED", "SIGTERM"),
+    ],
+)
+def test_the_end_of_a_command_is_the_run_s(supervised, the_run, command, status, recorded, reason):
+    """Its status, or the signal that ended it."""
+    ended = supervised("--", "sh", "-c", command)
+
+    assert ended.returncode == status, ended.stderr
+    assert (the_run().info.status, the_run().data.tags.get(REASON)) == (recorded, reason)
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["--", "no-such-command"], 127, "there is no command 'no-such-command'"),
+        (["--", "./data.txt"], 126, "'./data.txt' is not executable"),
+        (["sh", "-c", "true"], 2, "to run a command, put -- before it: autogen-team run -- sh"),
+    ],
+)
+def test_what_cannot_be_run_is_said_as_a_shell_says_it(supervised, script, words, status, message):
+    """And no run is made."""
+    script("words", "data.txt")
+
+    ended = supervised(*words)
+
+    assert (ended.returncode, ended.stdout) == (status, b"")
+    assert message in ended.stderr.decode()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_reaches_the_command(start_python, the_run, number):
+    """Once; how it ends then is its own decision."""
+    name = number.name.removeprefix("SIG")
+    wait = "while true; do sleep 0.05; done"
+    command = f"n=0; trap 'n=$((n+1)); echo got $n; sleep 0.3; exit 5' {name}; echo ready; {wait}"
+    process = start_python("-m", "autogen_team", "run", "--", "bash", "-c", command)
+    process.wait_for("ready")
+    process.send(number)
+    status, out, err = process.finish()
+
+    assert status == 5, err
+    assert out.splitlines()[0] == "got 1"
+    expected = ("KILLED", "SIGTERM") if number is signal.SIGTERM else ("FAILED", "exit status 5")
+    assert (the_run().info.status, the_run().data.tags[REASON]) == expected
+
+
+def test_a_target_s_own_double_dash_is_its_own(supervised, script):
+    """Only one before the target means a command."""
+    ended = supervised(script("import sys; print(sys.argv[1:])"), "--", "x")
+
+    assert ended.stdout == b"['--', 'x']\n", ended.stderr

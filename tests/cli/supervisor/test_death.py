@@ -1,0 +1,179 @@
+"""A job that dies without closing its run has it closed by its supervisor, with the reason, and people are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from autogen_team.cli._supervisor import aftermath
+from autogen_team.cli._supervisor.wire import Order
+
+REASON = "autogen_team.exception"
+
+
+def left_behind() -> list[str]:
+    """Return what journals and logs wait in the state folder."""
+    state = Path(os.environ["AUTOGEN_TEAM_STATE_DIR"])
+    return [str(path) for folder in ("journals", "logs") for path in (state / folder).glob("*")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_a_signal_that_nobody_can_handle_is_the_reason(supervised, script, the_run, the_output, store_uri, number):
+    """All that was acknowledged is in the run, its log and its output too, and the alert has been sent."""
+    path = script(
+        "import mlflow, os, sys\n"
+        "from loguru import logger\n"
+        "for step in range(500): mlflow.log_metric('loss', step, step=step)\n"
+        "logger.info('a line of log')\n"
+        "print('printed last', flush=True)\n"
+        f"os.kill(os.getpid(), {int(number)})\n"
+    )
+
+    ended = supervised(path)
+
+    assert ended.returncode == 128 + number, ended.stderr
+    run = the_run()
+    assert (run.info.status, run.data.tags[REASON]) == ("KILLED", number.name)
+    assert len(mlflow.MlflowClient(store_uri).get_metric_history(run.info.run_id, "loss")) == 500
+    assert "printed last" in the_output()
+    assert "a line of log" in the_output()
+    assert "[autogen_team] job.py was killed: after" in ended.stdout.decode()
+    assert f"error: the job was killed by {number.name}" in ended.stderr.decode()
+    assert left_behind() == []
+
+
+@pytest.mark.parametrize(("status", "recorded"), [(0, "FINISHED"), (3, "FAILED")])
+def test_an_exit_past_all_handlers_is_told_by_its_status(supervised, script, the_run, status, recorded):
+    """`os._exit` closes nothing."""
+    ended = supervised(script(f"import os; os._exit({status})"))
+
+    assert ended.returncode == status, ended.stderr
+    assert the_run().info.status == recorded
+    assert the_run().data.tags.get(REASON) == (f"exit status {status} without closing its run" if status else None)
+    assert left_behind() == []
+
+
+def test_a_job_without_a_journal_is_closed_too(supervised, script, the_run):
+    """By its id."""
+    ended = supervised("--set", "mlflow.durable=false", script("import os; os.kill(os.getpid(), 9)"))
+
+    assert ended.returncode == 137, ended.stderr
+    assert (the_run().info.status, the_run().data.tags[REASON]) == ("KILLED", "SIGKILL")
+
+
+def test_runs_inside_of_the_run_are_closed_with_it(supervised, script, store_uri):
+    """Each of them was open."""
+    path = script(
+        "import mlflow, os\nmlflow.start_run(nested=True)\nmlflow.log_metric('a', 1)\nos.kill(os.getpid(), 9)"
+    )
+    supervised(path)
+
+    client = mlflow.MlflowClient(store_uri)
+    found = client.search_runs([client.get_experiment_by_name("autogen_team").experiment_id])
+    assert [run.info.status for run in found] == ["KILLED", "KILLED"]
+
+
+def test_death_before_the_run_is_said(supervised, script, tmp_path):
+    """There is nothing to close."""
+    (tmp_path / "patch").mkdir()
+    (tmp_path / "patch" / "sitecustomize.py").write_text(
+        "import os, sys\nif sys.argv[0] == '-c': os.kill(os.getpid(), 9)\n"
+    )
+
+    ended = supervised(script("pass"), env={**os.environ, "PYTHONPATH": str(tmp_path / "patch")})
+
+    assert ended.returncode == 137
+    assert b"killed by SIGKILL before it had a run" in ended.stderr
+
+
+def test_alerts_that_nobody_wants_are_not_sent(supervised, script):
+    """As the job's own would not be."""
+    ended = supervised("--alert-on", "never", script("import os; os.kill(os.getpid(), 9)"))
+
+    assert (ended.returncode, ended.stdout) == (137, b"")
+
+
+def test_a_server_that_is_away_gets_the_end_later(server, supervised, script):
+    """The journal waits for it, and people are told so at once."""
+    path = script(
+        "import mlflow, os, signal\n"
+        f"os.killpg({server.pid}, signal.SIGKILL)\n"
+        "mlflow.log_metric('late', 1)\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    ended = supervised("--tracking-uri", server.uri, path)
+
+    assert ended.returncode == 137
+    assert b"could not be closed" in ended.stderr
+    assert b"was killed" in ended.stdout
+    server.kill()
+    server.start()
+    recover = [sys.executable, "-m", "autogen_team", "recover", "--tracking-uri", server.uri]
+    client = mlflow.MlflowClient(server.uri)
+    deadline = time.monotonic() + 60
+    while True:  # the job's watchdog may be at it, or the command
+        subprocess.run(recover, check=False, capture_output=True, timeout=60)
+        (run,) = client.search_runs([client.get_experiment_by_name("autogen_team").experiment_id])
+        if run.info.status == "KILLED" or time.monotonic() > deadline:
+            break
+    assert (run.info.status, run.data.metrics) == ("KILLED", {"late": 1.0})
+
+
+def test_a_supervisor_that_is_killed_takes_the_job_along(start_python, script, the_run, wait_until):
+    """Nobody could end the job any more; it closes its run itself."""
+    path = script("import os, time; print('pid', os.getpid(), flush=True); time.sleep(600)")
+    process = start_python("-m", "autogen_team", "run", path)
+    pid = int(process.wait_for("pid").split()[1])
+    process.popen.kill()
+
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+    assert (the_run().info.status, the_run().data.tags[REASON]) == ("KILLED", "SIGTERM")
+
+
+def test_a_real_lack_of_memory_is_the_reason(script, the_run):
+    """The kernel's own killer, in a control group of 400 MB."""
+    group = Path(f"/sys/fs/cgroup/memory/autogen-team-{os.getpid()}")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(400 * 2**20))
+    except OSError:
+        pytest.skip("control groups of memory cannot be made here")
+    try:
+        join = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -m autogen_team run job.py"
+        script("held = []\nwhile True: held.append(bytearray(b'x' * 2**24))\n")
+        ended = subprocess.run(["bash", "-c", join], capture_output=True, timeout=120, check=False)
+    finally:
+        for _ in range(100):
+            try:
+                group.rmdir()
+                break
+            except OSError:
+                time.sleep(0.1)
+    assert ended.returncode == 137, ended.stderr
+    assert (the_run().info.status, the_run().data.tags[REASON]) == ("KILLED", "SIGKILL: the kernel ran out of memory")
+
+
+@pytest.mark.parametrize(
+    ("status", "lacked_memory", "reason", "verdict"),
+    [
+        (-9, False, "SIGKILL", "KILLED"),
+        (-9, True, "SIGKILL: the kernel ran out of memory", "KILLED"),
+        (-11, True, "SIGSEGV", "KILLED"),
+        (-40, False, "signal 40", "KILLED"),
+        (3, False, "exit status 3 without closing its run", "FAILED"),
+        (0, False, "exit status 0 without closing its run", "FINISHED"),
+    ],
+)
+def test_the_reason_is_as_exact_as_it_can_be(status, lacked_memory, reason, verdict):
+    """Memory explains SIGKILL, and no other signal."""
+    order = Order([], is_command=False, name=None, description=None, tags=[], overrides={})
+    death = aftermath.Death(status, None, 0.0, 1, order, lacked_memory)
+
+    assert (death.reason, death.verdict) == (reason, verdict)

@@ -1,0 +1,208 @@
+"""What a job prints and reads passes through as it is, and is kept with the log of its run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from autogen_team.cli._supervisor.transcript import Transcript
+
+RUN = (sys.executable, "-m", "autogen_team", "run")
+
+
+def test_every_byte_arrives_as_it_is(supervised, script):
+    """Also what is no text, and megabytes of both streams at once."""
+    path = script(
+        "import sys, threading\n"
+        "data = bytes(range(256)) * 20_000\n"
+        "def write(stream): stream.buffer.write(data); stream.flush()\n"
+        "threads = [threading.Thread(target=write, args=(one,)) for one in (sys.stdout, sys.stderr)]\n"
+        "[one.start() for one in threads]; [one.join() for one in threads]\n"
+    )
+
+    ended = supervised(path)
+
+    data = bytes(range(256)) * 20_000
+    assert ended.stdout == data
+    assert data in ended.stderr
+
+
+def test_input_passes_through(supervised, script):
+    """To its end."""
+    ended = supervised(script("import sys; print(len(sys.stdin.buffer.read()))"), input=b"x" * 1_000_000)
+
+    assert ended.stdout == b"1000000\n", ended.stderr
+
+
+def test_both_streams_are_kept_with_the_run(supervised, script, the_output):
+    """In the order of their lines, without secrets, without colours."""
+    path = script(
+        "import sys, os\n"
+        "print('\\x1b[31mred\\x1b[0m', flush=True)\n"
+        "print('to stderr', file=sys.stderr, flush=True)\n"
+        "print('password=' + os.environ['WORD'], flush=True)\n"
+        "sys.stdout.write('no end')\n"
+    )
+
+    ended = supervised(path, env={**os.environ, "WORD": "correct1horse2battery"})
+
+    assert ended.stdout == b"\x1b[31mred\x1b[0m\npassword=correct1horse2battery\nno end"
+    kept = the_output().splitlines()
+    assert {"red", "to stderr", "password=***", "no end"} <= set(kept)
+
+
+def test_the_traceback_of_the_end_is_kept(supervised, script, the_output):
+    """The run has it when it is looked at for its cause."""
+    supervised(script("raise ValueError('boom')"))
+
+    assert "ValueError: boom" in the_output()
+
+
+@pytest.mark.parametrize("options", [["--no-keep-output"], ["--set", "logger.run_log=false"]])
+def test_output_that_is_not_wanted_is_not_kept(supervised, script, the_run, store_uri, options):
+    """It is passed on all the same."""
+    ended = supervised(*options, script("print('words')"))
+
+    assert ended.stdout == b"words\n", ended.stderr
+    found = mlflow.MlflowClient(store_uri).list_artifacts(the_run().info.run_id, "logs")
+    assert not [one.path for one in found if "output" in one.path]
+
+
+def test_a_reader_that_goes_away_is_the_job_s_business(script):
+    """It gets the broken pipe that it would get without us."""
+    path = script("import sys\ntry:\n    while True: print('x' * 1000)\nexcept BrokenPipeError: sys.exit(7)")
+    with subprocess.Popen([*RUN, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.wait(60) in (7, 1, 120)
+
+
+def test_what_a_job_leaves_behind_does_not_hold_up_its_end(script):
+    """A process in the background that still has its output."""
+    path = script(
+        "import subprocess; child = subprocess.Popen(['sleep', '600']); print('left', child.pid, flush=True)\n"
+    )
+    begun = time.monotonic()
+    ended = subprocess.run([*RUN, path], capture_output=True, timeout=60, check=False)
+    pid = int(ended.stdout.split()[1])
+    os.kill(pid, signal.SIGKILL)
+
+    assert ended.returncode == 0, ended.stderr
+    assert time.monotonic() - begun < 60
+
+
+def test_the_first_and_the_last_line_are_the_link_to_the_run(supervised, script, mlflow_server):
+    """On a server; on stderr, because stdout belongs to the job."""
+    ended = supervised("--tracking-uri", mlflow_server, script("print('words')"))
+
+    lines = ended.stderr.decode().splitlines()
+    first = next(line for line in lines if line.startswith("run: "))
+    link = first.split()[-1]
+    assert link.startswith(f"{mlflow_server}/#/experiments/")
+    assert lines[-1].endswith(link)
+
+
+def test_options_can_come_from_the_environment(supervised, script, the_run):
+    """And are not those of a supervisor inside of the job."""
+    variables = {
+        "AUTOGEN_TEAM_RUN_NAME": "named",
+        "AUTOGEN_TEAM_RUN_DESCRIPTION": "why",
+        "AUTOGEN_TEAM_RUN_TAGS": "fold=1 kind=test",
+        "AUTOGEN_TEAM_ALERT_ON": "never",
+    }
+    path = script("import os; print([name for name in os.environ if name.startswith('AUTOGEN_TEAM_RUN_')])")
+
+    ended = supervised(path, env={**os.environ, **variables})
+
+    assert ended.stdout == b"[]\n", ended.stderr
+    assert b"nothing reads" not in ended.stderr
+    run = the_run()
+    assert (run.info.run_name, run.data.tags["mlflow.note.content"]) == ("named", "why")
+    assert (run.data.tags["fold"], run.data.tags["kind"]) == ("1", "test")
+
+
+def test_the_supervisor_is_small(start_python, script):
+    """It loads nothing of MLflow while the job runs well."""
+    path = script("import os; print('pids', os.getppid(), os.getpid(), flush=True); input()")
+    process = start_python("-m", "autogen_team", "run", path, stdin=subprocess.PIPE)
+    supervisor, job = process.wait_for("pids").split()[1:]
+
+    def resident(pid: str) -> int:
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in status if line.startswith("VmRSS"))
+
+    assert resident(supervisor) < resident(job) / 4
+    assert process.finish("go on\n")[0] == 0
+
+
+@pytest.fixture
+def transcript(tmp_path):
+    """Return a transcript that has its run."""
+    made = Transcript()
+    made.belongs_to("a", tmp_path, masked=True)
+    yield made
+    made.close()
+
+
+def kept(folder: Path) -> str:
+    """Return what all files of the run hold."""
+    return "".join(path.read_text() for path in sorted((folder / "logs" / "a").glob("*.log")))
+
+
+def test_a_progress_bar_is_its_last_state(transcript, tmp_path):
+    """However often it was drawn, and whether or not its line has an end."""
+    for percent in range(1000):
+        transcript.add("stderr", f"\r{percent}|####|".encode())
+    transcript.add("stderr", b"\nnext\n\r50%\r100%\r\n")
+    transcript.close()
+
+    assert kept(tmp_path) == "999|####|\nnext\n100%\n"
+
+
+def test_a_bar_that_never_ends_takes_no_memory(transcript, tmp_path):
+    """Nor does a line without an end: it is cut."""
+    for _ in range(200):
+        transcript.add("stderr", b"\r" + b"#" * 1000)
+    transcript.add("stdout", b"x" * 200_000)
+    assert all(len(line._text) < 70_000 for line in transcript._pending.values())
+    transcript.close()
+
+    text = kept(tmp_path)
+    assert text.count("x") == 200_000
+    assert text.count("#") == 1000
+
+
+def test_characters_that_come_in_pieces_are_whole(transcript, tmp_path):
+    """A read may end in the middle of one."""
+    for byte in "größer 🎉\n".encode():
+        transcript.add("stdout", bytes([byte]))
+    transcript.close()
+
+    assert kept(tmp_path) == "größer 🎉\n"
+
+
+def test_titles_links_and_movements_are_no_text(transcript, tmp_path):
+    """They are for a terminal."""
+    transcript.add("stdout", b"\x1b]0;title\x07\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\ \x1b[2K\x1b[1Aup\x07\n\n")
+    transcript.close()
+
+    assert kept(tmp_path) == "link up\n\n"
+
+
+def test_lines_before_the_run_is_known_are_kept_too(tmp_path):
+    """They wait for it; if none comes, they are nowhere."""
+    waiting = Transcript()
+    waiting.add("stderr", b"early\n")
+    assert not (tmp_path / "logs").exists()
+    waiting.belongs_to("a", tmp_path, masked=False)
+    waiting.add("stderr", b"token=abcdefgh12345678\n")
+    waiting.close()
+
+    assert kept(tmp_path) == "early\ntoken=abcdefgh12345678\n"

@@ -1,0 +1,118 @@
+"""In a terminal a job has a terminal, whose keys mean what they always mean."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REASON = "autogen_team.exception"
+
+
+def test_a_terminal_stays_a_terminal(screen, script, the_output):
+    """All three streams, of the same size, and one that can be opened by its name."""
+    path = script(
+        "import os, sys\n"
+        "print([stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)])\n"
+        "print(os.get_terminal_size().columns, open('/dev/tty').isatty())\n"
+        "print(input('name? ').upper())\n"
+    )
+    job = screen("--name", "x", path)
+    job.wait_for("name? ")
+    job.type("anna\r")
+
+    assert job.finish() == 0
+    assert b"[True, True, True]\r\n" in job.shown
+    assert b"ANNA\r\n" in job.shown
+    assert b"name? anna\r\n" in job.shown  # the echo, once
+    assert "ANNA" in the_output()
+
+
+def test_a_stream_that_is_redirected_is_no_terminal(script, the_output):
+    """Each keeps what it is: `2> errors` leaves a terminal for stdout only."""
+    path = script("import sys; print(sys.stdout.isatty(), sys.stderr.isatty()); print('words', file=sys.stderr)")
+    command = f"{sys.executable} -m autogen_team run {path} 2> errors"
+    shown = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], capture_output=True, timeout=60, stdin=subprocess.DEVNULL, check=False
+    )
+
+    assert b"True False\r\n" in shown.stdout
+    assert "words\n" in Path("errors").read_text()
+    assert "words" in the_output()
+
+
+def test_ctrl_c_interrupts_the_job_once(screen, script, the_run):
+    """The key goes to the job's terminal, and to nobody else."""
+    path = script(
+        "import time\n"
+        "try: print('go' + '!', flush=True); time.sleep(600)\n"
+        "except KeyboardInterrupt: print('once', flush=True); time.sleep(0.5); raise\n"
+    )
+    job = screen(path)
+    job.wait_for("go!")
+    job.type("\x03")
+
+    assert job.finish() == 130
+    assert job.shown.count(b"once") == 1
+    assert (the_run().info.status, the_run().data.tags[REASON]) == ("KILLED", "SIGINT")
+
+
+def test_ctrl_c_interrupts_a_command_too(screen, the_run):
+    """With the status that a shell would show."""
+    job = screen("--", "sh", "-c", "echo ready; sleep 600")
+    job.wait_for("ready")
+    job.type("\x03")
+
+    assert job.finish() == 130
+    assert the_run().info.status == "KILLED"
+
+
+def test_ctrl_z_stops_the_job_and_us(screen, script, wait_until):
+    """And whoever continues us continues the job."""
+    path = script("import os\nprint('pid', os.getpid(), 'ready', flush=True)\nprint('got', input())\n")
+    job = screen(path)
+    job.wait_for("ready")
+    pid = int(job.shown.split(b"pid ")[1].split()[0])
+    job.type("\x1a")
+    assert os.WIFSTOPPED(os.waitpid(job.pid, os.WUNTRACED)[1])
+    wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+
+    os.kill(job.pid, signal.SIGCONT)
+    job.type("words\r")
+    assert job.finish() == 0
+    assert b"got words" in job.shown
+
+
+def test_the_size_follows_the_window(screen, script):
+    """Bars and tables are redrawn for it."""
+    path = script(
+        "import os, signal, time\n"
+        "def show(*_): print('columns', os.get_terminal_size().columns, flush=True)\n"
+        "signal.signal(signal.SIGWINCH, show)\n"
+        "print('ready', flush=True)\n"
+        "input()\n"
+    )
+    job = screen(path)
+    job.wait_for("ready")
+    subprocess.run(["stty", "-F", f"/proc/{job.pid}/fd/0", "cols", "77"], check=True)
+    os.kill(job.pid, signal.SIGWINCH)
+    job.wait_for("columns 77")
+    job.type("\r")
+
+    assert job.finish() == 0
+
+
+@pytest.mark.parametrize("end", ["exit 0", "kill -9 $$"])
+def test_the_terminal_is_given_back(end):
+    """Whatever the job has done to it."""
+    command = f"stty -g; {sys.executable} -m autogen_team run -- sh -c 'stty raw -echo; {end}'; echo; stty -g"
+    shown = subprocess.run(
+        ["script", "-qec", command, "/dev/null"], capture_output=True, timeout=60, stdin=subprocess.DEVNULL, check=False
+    ).stdout.decode()
+    states = [line.strip() for line in shown.splitlines() if line.count(":") > 20]
+    assert len(states) == 2
+    assert states[0] == states[1]

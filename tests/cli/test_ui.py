@@ -1,0 +1,307 @@
+"""`autogen-team ui`: MLflow's own pages on a store, and the link to the last run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import mlflow
+import psutil
+import pytest
+
+from autogen_team.errors import ConfigurationWarning
+from autogen_team.io.services import MlflowService
+
+UI = ("-m", "autogen_team", "ui")
+PATIENCE = 60.0
+"""Seconds until something must have happened; a bound on hangs."""
+
+pytestmark = pytest.mark.timeout(300)  # a server takes seconds to start, and many on a busy machine
+
+
+class Pages:
+    """A command that serves, with what it has printed as JSON."""
+
+    def __init__(self, process):
+        self.process = process
+        text = ""
+        for line in process.stdout:
+            text += line
+            if line == "}\n":
+                break
+        assert text, process.stderr.read()
+        self.printed = json.loads(text)
+        self.url = self.printed["url"]
+
+    def get(self, path):
+        """Return what is there."""
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=PATIENCE) as answer:
+            return answer.read().decode()
+
+    def servers(self):
+        """Return the processes that it has started."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def end(self, signum):
+        """Send it the signal; return its status, and what it has said on stderr."""
+        self.process.send_signal(signum)
+        _, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, err
+
+
+@contextmanager
+def serving(*arguments):
+    """Run the command until the end of the block."""
+    command = [sys.executable, *UI, "--json", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield Pages(process)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def record(name, experiment="autogen_team", **settings):
+    """Record a run with an artifact, and return its link as it ends in any link."""
+    service = MlflowService(experiment_name=experiment, autolog_disable=True, **settings)
+    with service, service.run_context(service.RunConfig(name=name, log_system_metrics=False)) as run:
+        mlflow.log_text("as it was written", "notes/today.txt")
+    return f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+
+
+def artifact(link):
+    """Return the path under which the pages get the artifact of such a run."""
+    return f"/get-artifact?path=notes/today.txt&run_uuid={link.rpartition('/')[2]}"
+
+
+def wait_until(condition):
+    """Poll until it holds."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def links():
+    """Return the links of the runs of the store that `pages` shows, in their order."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory, migrated_database, links):
+    """Return the pages of a database with runs of two experiments."""
+    folder = tmp_path_factory.mktemp("pages")
+    shutil.copy(migrated_database, folder / "mlflow.db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AUTOGEN_TEAM_STATE_DIR", str(folder / "state"))
+        patch.chdir(folder)
+        uri = f"sqlite:///{folder}/mlflow.db"
+        links += [record("first", tracking_uri=uri), record("second", tracking_uri=uri)]
+        links.append(record("third", "another", tracking_uri=uri))
+        with serving() as found:
+            yield found
+
+
+def test_the_pages_are_mlflow_s(pages):
+    """And its scripts are there too."""
+    page = pages.get("/")
+
+    script = page.partition('src="')[2].partition('"')[0]
+    assert "<title>MLflow</title>" in page
+    assert len(pages.get(f"/{script}")) > 1000
+
+
+def test_the_link_is_that_of_the_run_of_the_experiment_that_was_started_last(pages, links):
+    """Not of the whole store, nor the first one."""
+    assert pages.printed == {"url": pages.url, "last_run": f"{pages.url}{links[1]}"}
+
+
+def test_the_api_that_the_pages_ask_knows_the_run(pages, links):
+    """It is the store of the job."""
+    run = json.loads(pages.get(f"/api/2.0/mlflow/runs/get?run_id={links[1].rpartition('/')[2]}"))["run"]
+
+    assert (run["info"]["run_name"], run["info"]["status"]) == ("second", "FINISHED")
+
+
+def test_artifacts_in_a_folder_are_shown(pages, links):
+    """As the job has written them, without a server."""
+    assert pages.get(artifact(links[1])) == "as it was written"
+
+
+def test_it_listens_on_the_loopback_interface_only(pages):
+    """Other addresses of this machine refuse, even the others of the same interface."""
+    port = urlsplit(pages.url).port
+    listening = [each.laddr for server in pages.servers() for each in server.net_connections() if each.status]
+
+    assert set(listening) >= {("127.0.0.1", port)}
+    with socket.socket() as other:
+        other.settimeout(PATIENCE)
+        assert other.connect_ex(("127.0.0.2", port)) != 0
+
+
+def test_the_store_is_not_on_the_command_line_of_the_server(pages):
+    """Which everybody on the machine can read, and which may hold a password."""
+    lines = [" ".join(server.cmdline()) for server in pages.servers()]
+
+    assert any("mlflow.server" in line for line in lines)
+    assert not any("mlflow.db" in line for line in lines)
+
+
+def test_a_port_that_is_taken_is_an_error(pages, run_python):
+    """At once, and it says what to do."""
+    status, out, err = run_python(*UI, "--port", str(urlsplit(pages.url).port))
+
+    assert (status, out) == (2, "")
+    assert "Address already in use; leave --port out for a free one" in err
+
+
+@pytest.mark.parametrize(
+    ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
+)
+def test_no_process_is_left_behind(store_uri, signum, status):
+    """However it is ended; and the port that was asked for is free again."""
+    with serving() as pages:
+        servers = pages.servers()
+        ended, err = pages.end(signum)
+
+    assert (ended, "Traceback" in err) == (status, False)
+    assert len(servers) >= 2
+    wait_until(lambda: not any(server.is_running() and server.status() != "zombie" for server in servers))
+    with pytest.raises(urllib.error.URLError):
+        pages.get("/")
+
+
+def test_runs_in_a_folder_are_shown():
+    """MLflow refuses such a store unless it is told otherwise."""
+    with pytest.warns(ConfigurationWarning, match="is a folder"):
+        link = record("train", tracking_uri="runs")
+    with serving("--tracking-uri", "runs") as pages:
+        assert pages.printed["last_run"] == f"{pages.url}{link}"
+        assert pages.get(artifact(link)) == "as it was written"
+
+
+def test_runs_that_are_offline_are_shown(free_port, monkeypatch):
+    """Before they have been brought to their server, which is not asked."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    link = record("train", mode="offline")
+    with serving("--set", "mlflow.mode=offline") as pages:
+        assert pages.printed["last_run"] == f"{pages.url}{link}"
+        assert pages.get(artifact(link)) == "as it was written"
+
+
+def test_offline_runs_that_do_not_exist_are_an_error(run_python):
+    """Nothing is made in the state folder."""
+    status, _, err = run_python(*UI, "--tracking-uri", "http://bob:hunter2@127.0.0.1", "--set", "mlflow.mode=offline")
+
+    assert status == 2
+    assert "no run that is meant for http://bob:***@127.0.0.1 has been recorded offline" in err
+
+
+def test_a_store_without_runs_has_pages_too(free_port, store_uri, monkeypatch):
+    """On the port that was asked for; with `--open`, the browser is sent there."""
+    browser = Path("browser")
+    browser.write_text('#!/bin/sh\necho "$1" > opened\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{browser.absolute()} %s")
+    port = free_port()
+    with serving("--port", str(port), "--open") as pages:
+        assert pages.printed == {"url": f"http://127.0.0.1:{port}", "last_run": None}
+        wait_until(lambda: Path("opened").exists() and Path("opened").read_text())
+        assert Path("opened").read_text() == f"{pages.url}\n"
+
+
+def test_without_the_extra_it_says_so(run_python):
+    """The MLflow that the library itself needs has no pages."""
+    package = Path("without_pages/mlflow/__init__.py")
+    package.parent.mkdir(parents=True)
+    package.write_text("raise AssertionError('it is not to be loaded')")
+
+    status, out, err = run_python(*UI, PYTHONPATH=str(package.parent.parent.absolute()))
+
+    assert (status, out) == (2, "")
+    assert "the extra `ui`, which is not installed: pip install 'autogen-team[ui]'" in err
+    assert not Path("mlflow.db").exists()
+
+
+def test_a_store_that_is_none_is_an_error_in_the_words_of_the_server(run_python):
+    """Of which the last ones are shown."""
+    Path("mlflow.db").write_text("no database " * 1000)
+
+    status, out, err = run_python(*UI)
+
+    assert (status, out) == (1, "")
+    assert "error: MLflow's UI has ended with status 1 before it answered. The last that it said:" in err
+    assert "file is not a database" in err
+
+
+def test_of_a_server_the_links_are_printed(mlflow_server, run_python):
+    """And nothing is started; a password is for the server alone."""
+    link = record("train", tracking_uri=mlflow_server)
+    uri = mlflow_server.replace("://", "://bob:hunter2@")
+
+    status, out, err = run_python(*UI, "--tracking-uri", uri)
+
+    assert status == 0, err
+    assert out.splitlines()[0] == f"ui        {mlflow_server}"
+    assert out.splitlines()[1].startswith(f"last run  {mlflow_server}{link} (train, FINISHED, started ")
+    assert "hunter2" not in out + err
+    assert "Ctrl-C" not in err
+
+
+def test_without_the_experiment_the_last_run_is_that_of_all(mlflow_server, run_python):
+    """So that a person sees something."""
+    link = record("train", "some experiment", tracking_uri=mlflow_server)
+
+    _, out, err = run_python(*UI, "--tracking-uri", mlflow_server, "--experiment", "no such experiment", "--json")
+
+    assert json.loads(out)["last_run"] == f"{mlflow_server}{link}", err
+
+
+def test_a_server_that_does_not_answer_is_an_error(free_port, run_python):
+    """A link to it would be of no use."""
+    status, out, err = run_python(*UI, "--tracking-uri", f"http://127.0.0.1:{free_port()}")
+
+    assert (status, out) == (1, "")
+    assert "cannot be used" in err
+
+
+def test_a_server_that_does_not_tell_of_its_runs_still_has_pages(run_python, start_python):
+    """It may want a password."""
+    code = (
+        "import http.server\n"
+        "class Closed(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self): self.send_error(401)\n"
+        "    do_POST = do_GET\n"
+        "server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Closed)\n"
+        "print('port', server.server_port, flush=True)\n"
+        "server.serve_forever()\n"
+    )
+    port = start_python("-c", code).wait_for("port").split()[1]
+
+    status, out, err = run_python(*UI, "--tracking-uri", f"http://127.0.0.1:{port}", "--json")
+
+    assert (status, json.loads(out)) == (0, {"url": f"http://127.0.0.1:{port}", "last_run": None})
+    assert "the last run cannot be found" in err
+
+
+def test_a_store_that_is_not_there_yet_is_made_and_said_so():
+    """A misspelt name is seen; the experiments of such a store keep artifacts where jobs do."""
+    with serving() as pages:
+        assert pages.printed["last_run"] is None
+        found = json.loads(pages.get("/api/2.0/mlflow/experiments/get?experiment_id=0"))["experiment"]
+        _, err = pages.end(signal.SIGTERM)
+
+    assert f"there is no store at sqlite:///{Path.cwd()}/mlflow.db yet: an empty one is made" in err
+    assert found["artifact_location"] == str(Path.cwd() / "mlruns" / "0")
