@@ -1,4 +1,4 @@
-"""What importing costs, beside the libraries that it is made of.
+"""What importing costs, beside the libraries that it is made of, and what the first answer of the command does.
 
 Each import runs in a fresh interpreter; the peers take turns, and the figure is the median of the rounds.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 from report import Row, show
 
@@ -22,18 +24,32 @@ def seconds(modules: str) -> float:
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
+def seconds_of(*words: str) -> float:
+    """Return what a command of this environment takes, from its start to its end."""
+    program = Path(sys.executable).with_name(words[0])
+    begun = time.perf_counter()
+    subprocess.run([program, *words[1:]], capture_output=True, check=True)
+    return time.perf_counter() - begun
+
+
 def main() -> None:
     """Measure and print."""
     found: dict[str, list[float]] = {modules: [] for modules in MODULES}
     for _ in range(ROUNDS + 1):  # the first round warms the caches of the file system
         for modules in MODULES:
             found[modules].append(seconds(modules))
+    commands = {("autogen-team", "--help"): [], ("mlflow", "--version"): []}
+    for _ in range(ROUNDS + 1):
+        for words, times in commands.items():
+            times.append(seconds_of(*words))
+    ours, theirs = (statistics.median(times[1:]) * 1000 for times in commands.values())
     package, services, floor, mlflow = (statistics.median(times[1:]) * 1000 for times in found.values())
     show(
         [
             Row("import autogen_team.io.services", services, floor, "import loguru, pydantic_settings", "ms", 1.25),
             Row("import autogen_team.io.services", services, mlflow, "import mlflow", "ms", 0.25),
             Row("import autogen_team", package, mlflow, "import mlflow", "ms", 0.05),
+            Row("autogen-team --help", ours, theirs, "mlflow --version", "ms", 1 / 3),
         ]
     )
 

@@ -33,7 +33,7 @@ sys.path[:] = {path!r}
 from autogen_team.cli._supervisor.inside import main
 main()
 """
-_FORWARDED = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 _SLOW_READER = 1.0
 """Seconds that the end of a run waits for whoever reads our output, so that the run has it too."""
 
@@ -61,15 +61,15 @@ class _Child:
         """Seconds since 1970."""
         ours, theirs = socket.socketpair()
         self.wire = SupervisorEnd(ours)
-        for name in _FORWARDED:
-            number = getattr(signal, name)
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's decision, for the child too
-                signal.signal(number, self._forward)
+        # One that is ignored is so by somebody's decision (nohup), for the child too.
+        self._forwarded = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+        for number in self._forwarded:
+            signal.signal(number, self._forward)
         with theirs:
             self._process, sources = self._start(order, theirs.fileno())
         self.pid = self._process.pid
-        for number in self._early:
-            self._forward(number, None)
+        for early in self._early:
+            self._forward(early, None)
         self.wire.send(order)
         with _without_signals():  # they wake only the main thread, which waits for the child
             self._relays = [self._relay(*source) for source in sources]
@@ -122,6 +122,8 @@ class _Child:
         with self._terminal.feed(self.pid) if self._terminal else nullcontext():
             status = self._process.wait()
             self.ended_at = time.time()
+            for number in self._forwarded:  # from now on they are for us
+                signal.signal(number, signal.SIG_DFL)
             for one in self._relays:
                 one.finish()
         with suppress(OSError):
@@ -144,7 +146,7 @@ class _Child:
             if number == signal.SIGINT and self._is_command:
                 os.killpg(self.pid, number)  # as a terminal would send it
             else:
-                os.kill(self.pid, number)
+                self._process.send_signal(number)
 
     def _run_opened(self, run: OpenRun) -> None:
         if self._transcript is None:
@@ -163,7 +165,7 @@ class _Child:
 @contextmanager
 def _without_signals() -> Iterator[None]:
     """Let threads that are started inside the block leave signals to others."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {getattr(signal, name) for name in _FORWARDED})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
     try:
         yield
     finally:

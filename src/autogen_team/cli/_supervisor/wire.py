@@ -66,7 +66,8 @@ class SupervisorEnd:
 
     def send(self, order: Order) -> None:
         """Tell the child what to do."""
-        self.socket.sendall(_line(asdict(order)))
+        with suppress(OSError):  # it is dead already, as its status will tell
+            self.socket.sendall(_line(asdict(order)))
 
     def listen(self, *, on_run: Callable[[OpenRun], None], on_flush: Callable[[], None]) -> threading.Thread:
         """Hear the child out on a thread of its own, which is returned."""
