@@ -7,7 +7,7 @@ LOCK := requirements/dev.txt
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 OLDEST := .venv-oldest
-DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core
+DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core chromium
 
 .DEFAULT_GOAL := help
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+
+import mlflow
+import pytest
 
 from autogen_team.io.services import MlflowService
 
@@ -31,3 +35,40 @@ def test_a_model_is_tuned_trained_and_registered():
     assert run.data.tags["mlflow.note.content"] == "A classifier of handwritten digits."
     assert {"cross_validation_accuracy", "training_accuracy_score"} <= set(run.data.metrics)
     assert "svc__C" in run.data.params
+
+
+@pytest.mark.parametrize("how", [["-m", "autogen_team", "run"], []], ids=["under the supervisor", "alone"])
+def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_path):
+    """Its log says which trace each line belongs to; neither the key nor the header is in any file."""
+    command = [sys.executable, *how, str(EXAMPLES / "llm_traces.py")]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+
+    assert ended.returncode == 0, ended.stderr
+    answer = "after 2 steps: It is 24 degrees in Lisbon and 9 in Oslo: 15 degrees apart."
+    assert f"[autogen_team] agent has answered: {answer}" in ended.stdout
+    assert "stored: CHAT_MODEL Completions, headers {'Authorization': '***'}" in ended.stderr
+    service = MlflowService()
+    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # of which MLflow keeps one for each test
+    runs = mlflow.search_runs(experiment_names=[service.experiment_name], output_format="list")
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    run_id = runs[0].info.run_id
+    assert {"tokens": 180, "steps": 2}.items() <= runs[0].data.metrics.items()
+    assert runs[0].data.metrics["latency_seconds"] > 0
+    traces = mlflow.search_traces(locations=[runs[0].info.experiment_id], run_id=run_id, return_type="list")
+    assert [trace.info.trace_metadata["mlflow.sourceRun"] for trace in traces] == [run_id]
+    spans = [(span.span_type, span.name) for span in traces[0].data.spans]
+    thinking, acting = ("CHAT_MODEL", "Completions"), ("TOOL", "temperature")
+    assert sorted(spans) == sorted([("AGENT", "ask"), thinking, acting, acting, thinking])
+    first = next(span for span in traces[0].data.spans if span.name == "Completions")
+    assert first.inputs["extra_headers"] == {"Authorization": "***"}
+    assert first.outputs["usage"]["total_tokens"] == 60
+
+    logs = [path for path in tmp_path.rglob("*.log") if run_id in str(path) and not path.name.startswith("output")]
+    lines = [line for path in logs for line in path.read_text().splitlines()]
+    trace_ids = {match[1] for line in lines if (match := re.search(r"temperature of .* trace=(\S+)", line))}
+    assert trace_ids == {traces[0].info.trace_id}
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"mlflow.db"} <= {path.name for path in files}
+    assert [path for path in files if b"example-secret" in path.read_bytes()] == []
+    assert "example-secret" not in ended.stdout + ended.stderr

@@ -5,6 +5,8 @@ Each command's work is a room of its own, imported when it is called.
 
 from __future__ import annotations
 
+import inspect
+import re
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -66,7 +68,7 @@ def run(
     command: Annotated[
         list[str],
         typer.Argument(
-            metavar="TARGET ARGS",
+            metavar="TARGET",
             help="A Python script, -m and a module, or -- and any command; then its arguments.",
         ),
     ],
@@ -145,6 +147,31 @@ def config(
 
 
 @app.command()
+def doctor(
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    log_level: LogLevel = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Check that everything a job needs really works, and print it for an issue: nothing secret is in it.
+
+    Versions, settings, and what the tracking store, the registry, the artifacts, the clocks, the desktop, each alert
+    channel, the state folder and the log sink answer. No alert is sent. Nothing is made that was not there, but a run
+    with a metric and a file, in the experiment if there is one, else in MLflow's own; both are deleted at once, and on
+    a server the deleted run remains.
+
+    Exits with 1 if something fails, 2 if a setting is wrong.
+
+    Example: autogen-team doctor --tracking-uri http://localhost:5000
+    """
+    from autogen_team.cli import doctor as room
+
+    overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=log_level)
+    room.diagnose(overrides, as_json=json)
+
+
+@app.command()
 def notify(
     title: Annotated[str, typer.Argument(help="What it is about.")],
     message: Annotated[str, typer.Argument(help="What there is to say.")],
@@ -179,10 +206,10 @@ def status(json: Json = False) -> None:
 def sync(
     source: Annotated[
         str | None,
-        typer.Argument(help="A local store: mlflow.db, mlruns/, a URI. [default: what waits on this machine]"),
+        typer.Argument(help="A local store: mlflow.db, mlruns/, a URI. (default: what waits here)"),
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="URI", help="The store to copy to. [default: yours]")
+        str | None, typer.Option("--to", metavar="URI", help="The store to copy to. (default: yours)")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
     delete: Annotated[bool, typer.Option("--delete", help="Delete in the source what has been copied.")] = False,
@@ -221,6 +248,41 @@ def recover(
 
     overrides = _overrides(set_, experiment=None, tracking_uri=tracking_uri, log_level=None)
     room.recover(overrides, hosts=host or (), dry_run=dry_run, as_json=json)
+
+
+@app.command()
+def ui(
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    port: Annotated[
+        int | None, typer.Option("--port", "-p", min=1, max=65535, help="Where to listen. (default: a free port)")
+    ] = None,
+    opens_browser: Annotated[bool, typer.Option("--open", help="Open the last run in the browser.")] = False,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
+    """Serve MLflow's own pages on the configured store, and print the link to the run that was started last.
+
+    They are served to this machine only (127.0.0.1), until Ctrl-C. Of a remote server only the links are printed. The
+    last run is that of the experiment, or of the whole store if it has no experiment of that name.
+
+    Exits with 128 and the number of the signal that ended it: 130 after Ctrl-C, 143 after SIGTERM; with 0 for a remote
+    server; with 1 if the store does not answer or the pages cannot be served; with 2 if a setting is wrong, the port is
+    taken or the extra `ui` is not installed.
+
+    Example: autogen-team ui --set mlflow.mode=offline --open
+    """
+    from autogen_team.cli import ui as room
+
+    overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=None)
+    room.show(overrides, port=port, opens_browser=opens_browser, as_json=json)
+
+
+for _command in app.registered_commands:
+    # Typer keeps the ends of lines of a docstring, which are where the source wants them.
+    _command.help = re.sub(
+        r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc((_command.callback and _command.callback.__doc__) or "")
+    )
 
 
 def _overrides(

@@ -340,6 +340,8 @@ class MlflowService(Service):
     """Write what is logged to a journal on disk and deliver it behind the job's back; else each call waits."""
     flush_timeout: Annotated[float, Field(gt=0, le=_DAY)] = 30.0
     """Seconds that `stop` and the exit of the process wait for the delivery of the journal; the rest stays on disk."""
+    mask_traces: bool = True
+    """Mask secrets in traces before they are stored: headers and keys by their names, tokens, values of variables."""
 
     def start(self) -> None:
         """Set tracking and registry URI, the experiment and autologging.
@@ -369,6 +371,7 @@ class MlflowService(Service):
                     mode=self.mode,
                     durable=self.durable,
                     flush_timeout=self.flush_timeout,
+                    mask_traces=self.mask_traces,
                 )
                 started = session.start(settings)
                 self._on_stop(started.stop)

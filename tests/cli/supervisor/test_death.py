@@ -80,6 +80,14 @@ def test_runs_inside_of_the_run_are_closed_with_it(supervised, script, store_uri
     assert [run.info.status for run in found] == ["KILLED", "KILLED"]
 
 
+def test_the_run_ends_when_the_job_does(supervised, script, the_run):
+    """However long it had been silent before."""
+    supervised(script("import os, time; time.sleep(2); os.kill(os.getpid(), 9)"))
+
+    info = the_run().info
+    assert info.end_time - info.start_time >= 2000
+
+
 def test_death_before_the_run_is_said(supervised, script, tmp_path):
     """There is nothing to close."""
     (tmp_path / "patch").mkdir()

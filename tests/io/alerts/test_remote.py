@@ -19,7 +19,7 @@ TOKEN = "s3cr3t" * 4
 def open_one(url, **options):
     """Return the channel of a URL, with short pauses."""
     [channel] = open_channels([url], "my job")
-    return RemoteChannel(channel._plugin, channel.name, channel.levels, **{"pauses": QUICK, **options})
+    return RemoteChannel(channel.plugin, channel.name, channel.levels, **{"pauses": QUICK, **options})
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_behind_an_outage_each_alert_has_one_attempt(endpoint):
 def test_alerts_are_not_held_back_between_each_other(endpoint):
     """Apprise's own pause of seconds between two requests is off."""
     [ntfy] = open_channels([f"ntfy://127.0.0.1:{endpoint().port}/topic"], "my job")
-    assert ntfy._plugin.request_rate_per_sec == 0
+    assert ntfy.plugin.request_rate_per_sec == 0
     started = time.monotonic()
     for number in range(3):
         ntfy.deliver(Alert(str(number), ""))

@@ -9,6 +9,7 @@ import mlflow
 import pytest
 from mlflow.entities import Param, RunStatus
 from mlflow.exceptions import MlflowException
+from mlflow.tracing.client import TracingClient
 from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
 from mlflow.utils import autologging_utils, import_hooks
@@ -200,6 +201,18 @@ def test_a_uri_that_only_the_environment_had_is_not_set_afterwards(store_uri, mo
     assert mlflow.get_tracking_uri() == "sqlite:///second.db"
 
 
+def test_a_run_can_be_deleted_for_good(store_uri):
+    """As `mlflow gc` does it."""
+    client = mlflow.MlflowClient(store_uri)
+    run_id = client.create_run("0").info.run_id
+    client.delete_run(run_id)
+
+    seam.gc_of(store_uri)(run_id)
+
+    with pytest.raises(Exception, match="not found"):
+        client.get_run(run_id)
+
+
 def test_who_asks_for_a_nested_run_gets_one(host):
     """Only a run that would be the outermost joins."""
     with mlflow.start_run(nested=True) as child:
@@ -297,3 +310,91 @@ def test_mlflow_s_rules_are_where_we_ask_for_them():
             check(*bad)
     assert seam.as_float(1) == 1.0
     assert seam.done().wait() is None
+
+
+def test_what_a_trace_passes_can_be_tapped(store_uri):
+    """Its spans and itself, with the client and MLflow's own method; afterwards MLflow's client is as it was."""
+    mlflow.set_tracking_uri(store_uri)
+    names = ("start_trace", "log_spans", "set_trace_tag", "_upload_trace_data", "link_prompt_versions_to_trace")
+    before = [getattr(TracingClient, name) for name in names]
+    passed = []
+
+    def tap(client, method, *arguments, **fields):
+        passed.append((method.__name__, client.tracking_uri))
+        return method(client, *arguments, **fields)
+
+    undo = seam.tap_traces({**dict.fromkeys(names, tap), "not_there": tap})
+    with mlflow.start_span("ask") as span:
+        pass
+    seam.wait_for_traces()
+    mlflow.set_trace_tag(span.trace_id, "stage", "final")
+    undo()
+
+    # MLflow uploads a trace as well if that is stored before its spans are: both are on their way at the same time.
+    assert set(passed) >= {("start_trace", store_uri), ("log_spans", store_uri), ("set_trace_tag", store_uri)}
+    assert [getattr(TracingClient, name) for name in names] == before
+    assert mlflow.MlflowClient().get_trace(span.trace_id).info.tags["stage"] == "final"
+
+
+def test_traces_that_are_to_be_stored_are_waited_for(store_uri, monkeypatch):
+    """Once that has happened, the store has all of them."""
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
+    mlflow.set_tracking_uri(store_uri)
+    for _ in range(5):
+        with mlflow.start_span("ask"):
+            pass
+    seam.wait_for_traces()
+
+    assert len(mlflow.MlflowClient().search_traces(locations=["0"])) == 5
+
+
+def test_a_span_can_be_made_of_what_it_says_of_itself(store_uri):
+    """All of it, with the description of its process, which it leaves out."""
+    mlflow.set_tracking_uri(store_uri)
+    with pytest.raises(ValueError), mlflow.start_span("ask") as span:
+        span.set_inputs({"a": 1})
+        raise ValueError("bad")
+
+    found = seam.span_of({**span.to_dict(), "name": "other"}, like=span)
+
+    assert {**found.to_dict(), "name": "ask"} == span.to_dict()
+    assert found.name == "other"
+    assert found._span.resource is span._span.resource
+    assert getattr(found, "_attachments", None) is getattr(span, "_attachments", None)
+
+
+def test_a_trace_that_counts_as_stored_is_not_uploaded(store_uri):
+    """MLflow looks at a tag of what the store returns."""
+    mlflow.set_tracking_uri(store_uri)
+    uploads = []
+
+    def tap_upload(*_):
+        uploads.append(1)
+
+    undo = seam.tap_traces(
+        {
+            "start_trace": lambda client, method, trace_info: seam.as_stored(trace_info),
+            "log_spans": lambda client, method, location, spans: spans,
+            "_upload_trace_data": tap_upload,
+        }
+    )
+    with mlflow.start_span("ask"):
+        pass
+    seam.wait_for_traces()
+    undo()
+
+    assert uploads == []
+
+
+def test_processors_of_spans_outlive_a_change_of_the_tracking_uri(store_uri):
+    """MLflow forgets them otherwise."""
+
+    def processor(span):
+        """Do nothing."""
+
+    mlflow.tracing.configure(span_processors=[processor])
+    with seam.keeping_span_processors():
+        mlflow.set_tracking_uri(store_uri)
+
+    assert mlflow.tracing.config.get_config().span_processors == [processor]
+    mlflow.tracing.reset()

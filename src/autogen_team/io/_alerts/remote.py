@@ -52,7 +52,8 @@ class RemoteChannel:
         self.name = name
         self.levels = levels
         """Those it takes; empty for all."""
-        self._plugin = plugin
+        self.plugin = plugin
+        """Apprise's own object for this channel."""
         self._deadline = deadline
         self._pauses = pauses
         self._sender: Worker[Callable[[], None]] = Worker(lambda attempts: attempts[0](), name=name, capacity=1)
@@ -115,7 +116,7 @@ class RemoteChannel:
         kinds = {"success": NotifyType.SUCCESS, "warning": NotifyType.WARNING, "error": NotifyType.FAILURE}
         with hushed() as said:
             try:
-                taken = self._plugin.notify(
+                taken = self.plugin.notify(
                     body=alert.message or alert.title,  # many services refuse an empty one
                     title=alert.title,
                     notify_type=kinds.get(alert.level, NotifyType.INFO),

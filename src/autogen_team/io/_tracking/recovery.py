@@ -49,6 +49,8 @@ class End:
 
     reason: str
     status: _job.Status = "KILLED"
+    at: float | None = None
+    """Seconds since 1970, if somebody has seen it; else the last write to the journal is the end."""
 
 
 def recover(
@@ -150,7 +152,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: End, r
             delivery.ids[entry["run"]] = entry["id"]
     delivery.deliver(left)
     result.delivered, result.refused = found.waiting, delivery.refused
-    end = int(found.last_write * 1000)
+    end = int((how.at or found.last_write) * 1000)
     for run_id in [*inventory.open_runs(entries), *_half_open(entries, client)]:
         real = delivery.ids.get(run_id, run_id)
         if not _is_there(client, real):
@@ -165,7 +167,9 @@ def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: End) -
     """Close a run whose process is dead and has left no journal, and attach its log; tell whether it was open."""
     client = mlflow.MlflowClient(uri, registry_uri)
     destination = destinations.of(seam.plain_store(uri), uri)
-    is_open = _is_there(client, run_id) and _close(client, destination, run_id, int(time.time() * 1000), end)
+    is_open = _is_there(client, run_id) and _close(
+        client, destination, run_id, int((end.at or time.time()) * 1000), end
+    )
     if is_open:
         _attach_log(client, run_id, _job.log_folder(state, run_id))
     return is_open

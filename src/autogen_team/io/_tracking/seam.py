@@ -25,8 +25,17 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
 - ``RunInfo._copy_with_overrides``: a run as it will be;
 - ``ManagedSessionMaker``, ``sanitize_metric_value``, ``_get_run`` and ``_check_run_is_active`` of MLflow's
   SqlAlchemyStore with its tables ``runs``, ``metrics`` and ``latest_metrics``, in `tables`;
+- ``_hard_delete_run`` of MLflow's stores: what `mlflow gc` calls;
 - ``_validate_metric`` and its siblings in ``mlflow.utils.validation``, and the conversion of a metric's value to a
   float: MLflow's own rules, asked at the call instead of by the store;
+- ``start_trace``, ``log_spans``, ``set_trace_tag``, ``_upload_trace_data``, ``_upload_attachments`` and
+  ``link_prompt_versions_to_trace`` of ``mlflow.tracing.client.TracingClient``: what a trace passes on its way to any
+  store; and ``Span._span``, whose resource `Span.to_dict` leaves out;
+- ``mlflow.tracing.config.get_config``: the processors of spans that the job has configured, which
+  `mlflow.set_tracking_uri` forgets;
+- ``_batch_processor_registry`` of ``mlflow.tracing.processor.base_mlflow``, ``mlflow.tracing.provider``'s
+  ``_get_trace_exporter``, and the ``_queue`` of its ``_async_queue``: `mlflow.flush_trace_async_logging` waits for the
+  same, but starts MLflow's threads anew, which takes a second; and MLflow 3.10 logs an error if there are none;
 - ``mlflow.tracking.fluent._safe_end_run``: ends a run at the exit of the process, and has to do so before the journal
   is closed there.
 """
@@ -35,15 +44,21 @@ from __future__ import annotations
 
 import atexit
 import copy
+import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import mlflow
-from mlflow.entities import Param, RunInfo, RunTag
+from mlflow.entities import Param, RunInfo, RunTag, Span, TraceInfo
+from mlflow.tracing import provider
+from mlflow.tracing.client import TracingClient
+from mlflow.tracing.config import configure, get_config
+from mlflow.tracing.constant import SpansLocation, TraceTagKey
 from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
 from mlflow.tracking._tracking_service import utils as tracking
@@ -122,13 +137,23 @@ def keep_uris() -> Undo:
 
 def _restore_uris(found: tuple[str | None, str | None, str | None, dict[str, str | None]]) -> None:
     tracking_uri, registry_uri, experiment_id, environment = found
-    mlflow.set_tracking_uri(tracking_uri)  # type: ignore[arg-type]  # None unsets it, as MLflow's own tests do
+    with keeping_span_processors():
+        mlflow.set_tracking_uri(tracking_uri)  # type: ignore[arg-type]  # None unsets it, as MLflow's own tests do
     registry._registry_uri = registry_uri  # type: ignore[assignment]  # it begins as None, and is given no type
     fluent._active_experiment_id = experiment_id  # type: ignore[assignment]  # the same
     _restore_environment(environment)
 
 
 _uris = _Holders(_restore_uris)
+
+
+@contextmanager
+def keeping_span_processors() -> Iterator[None]:
+    """Let what the job has given to `mlflow.tracing.configure` outlive the block."""
+    found = get_config().span_processors
+    yield
+    if found:
+        configure(span_processors=found)
 
 
 @contextmanager
@@ -263,6 +288,12 @@ def plain_store(uri: str) -> Any:
     return _plain_store_of(uri, None)
 
 
+def gc_of(uri: str) -> Callable[[str], object] | None:
+    """Return what deletes a run of this store for good, by its id; None for a server."""
+    found: Callable[[str], object] | None = getattr(plain_store(uri), "_hard_delete_run", None)
+    return found
+
+
 _registry: Any = tracking._tracking_store_registry
 _stand_ins: dict[str, Any] = {}
 _artifact_doors: dict[str, Callable[[Callable[[], Any], str, Kind], Any]] = {}
@@ -308,6 +339,59 @@ def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: 
 def artifact_repository(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
     """Return MLflow's own repository of a run or a logged model."""
     return _plain_artifact_repo(client._tracking_client, owner, resource=kind)
+
+
+def tap_traces(taps: Mapping[str, Callable[..., Any]]) -> Undo:
+    """Let each tap answer for a method of MLflow's client of traces, if this MLflow has it.
+
+    A tap is given the client, MLflow's own method, and what that was called with.
+    """
+    client_class: Any = TracingClient
+    plain = {name: getattr(client_class, name) for name in taps if hasattr(client_class, name)}
+    for name, method in plain.items():
+        setattr(client_class, name, _tapped(method, taps[name]))
+
+    def undo() -> None:
+        for name, method in plain.items():
+            setattr(client_class, name, method)
+
+    return undo
+
+
+def _tapped(method: Callable[..., Any], tap: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def tapped(client: TracingClient, *arguments: Any, **fields: Any) -> Any:
+        return tap(client, method, *arguments, **fields)
+
+    return tapped
+
+
+def wait_for_traces() -> None:
+    """Return when MLflow has brought every span that has ended to its store, or has failed to."""
+    base = sys.modules.get("mlflow.tracing.processor.base_mlflow")
+    if base is None:  # nothing has been traced
+        return
+    for processor in list(getattr(base, "_batch_processor_registry", ())):
+        processor.force_flush()
+    pending = getattr(provider._get_trace_exporter(), "_async_queue", None)
+    if pending is not None:
+        pending._queue.join()
+
+
+def span_of(data: dict[str, Any], *, like: Span) -> Span:
+    """Return the span that is described as `Span.to_dict` does, of the same process as another one."""
+    found: Span = Span.from_dict(data)
+    found._span._resource = like._span.resource
+    if hasattr(like, "_attachments"):  # which MLflow 3.10 does not have
+        found._attachments = like._attachments
+    return found
+
+
+def as_stored(info: TraceInfo) -> TraceInfo:
+    """Return what a store returns for a trace whose spans it has, too, so that MLflow does not upload them."""
+    found = copy.copy(info)
+    found.tags = {**info.tags, TraceTagKey.SPANS_LOCATION: SpansLocation.TRACKING_STORE.value}
+    return found
 
 
 def changed(info: RunInfo, status: int | None, end_time: int | None, name: str | None) -> RunInfo:

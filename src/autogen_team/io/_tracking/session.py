@@ -50,6 +50,7 @@ class Settings:
     durable: bool = True
     flush_timeout: float = 30.0
     """Seconds."""
+    mask_traces: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ def start(settings: Settings) -> Session:
 def _start(settings: Settings, *, is_offline: bool = False) -> Session:
     import mlflow
 
-    from autogen_team.io._tracking import ending, isolation, lane, recovery, runs, seam, write_behind
+    from autogen_team.io._tracking import ending, isolation, lane, recovery, runs, seam, traces, write_behind
 
     with ExitStack() as undo:
         undo.enter_context(ending.signals_raise())
@@ -101,7 +102,8 @@ def _start(settings: Settings, *, is_offline: bool = False) -> Session:
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
         undo.callback(seam.keep_uris())
-        mlflow.set_tracking_uri(settings.tracking_uri)
+        with seam.keeping_span_processors():
+            mlflow.set_tracking_uri(settings.tracking_uri)
         mlflow.set_registry_uri(settings.registry_uri)
         _set_experiment(settings, is_offline=is_offline)
         os.environ.setdefault(_RETRIES, "2")  # which MLflow spreads over 6 seconds, its own 7 over 4 minutes
@@ -117,6 +119,7 @@ def _start(settings: Settings, *, is_offline: bool = False) -> Session:
                     flush_timeout=settings.flush_timeout,
                 )
             )
+        undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
         undo.callback(isolation.isolate())
         undo.callback(seam.keep_autolog())
         mlflow.autolog(**dict[str, Any](settings.autolog))

@@ -1,0 +1,211 @@
+"""What `doctor` finds on this machine: versions, settings, the state folder, the log sink and the ways of alerts."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+from autogen_team import __version__
+from autogen_team.errors import ConfigurationError, MissingExtraError
+from autogen_team.io._settings import STATE_DIR, state_dir
+from autogen_team.io.services import AlertsService, LoggerService
+
+if TYPE_CHECKING:
+    from autogen_team.io._alerts.remote import RemoteChannel
+    from autogen_team.io._logs import validation
+
+Outcome: TypeAlias = Literal["ok", "note", "fail"]
+
+LIMIT = 5.0
+"""Seconds for each connection."""
+
+_LIBRARIES = ("mlflow-skinny", "sqlalchemy", "loguru", "pydantic", "pydantic-settings", "orjson", "psutil", "jeepney")
+_EXTRAS = {"alerts": "apprise", "gpu": "nvidia-ml-py", "ui": "mlflow"}
+_URLS = "AUTOGEN_TEAM_ALERTS_URLS"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One thing that was looked at."""
+
+    name: str
+    outcome: Outcome
+    found: str
+    remedy: str = ""
+    """What to do about it; there is one for each failure."""
+
+
+def versions() -> dict[str, str]:
+    """Return what is installed, and on what it runs."""
+    found = {
+        "autogen-team": __version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+    }
+    found |= {name: _version(name) for name in _LIBRARIES}
+    return found | {f"extra {extra}": f"{name} {_version(name)}" for extra, name in _EXTRAS.items()}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def state_folder() -> list[Check]:
+    """Look at the state folder, and at what waits in it."""
+    folder = state_dir()
+    remedy = f"make {folder} a folder that you can write to, or name another one in {STATE_DIR}"
+    fault, is_there = unwritable(folder)
+    if fault:
+        return [Check("state folder", "fail", f"{folder}: {fault}", remedy)]
+    if not is_there:
+        return [Check("state folder", "ok", f"{folder} is not there yet, and can be made")]
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    found = f"{folder} can be written to, mode {mode:04o}"
+    if os.name == "posix" and mode & 0o077:
+        first = Check("state folder", "note", f"{found}: others can look into it", f"chmod 700 '{folder}'")
+    else:
+        first = Check("state folder", "ok", found)
+    return [first, _waiting(folder, remedy)]
+
+
+def _waiting(folder: Path, remedy: str) -> Check:
+    from autogen_team.io._tracking import inventory, offline
+
+    try:
+        journals, stores = inventory.find(folder), offline.find(folder)
+    except (OSError, ValueError, KeyError) as error:
+        return Check("waiting", "fail", f"what waits in {folder} cannot be read: {error}", remedy)
+    counts = {state: sum(one.state == state for one in journals) for state in ("alive", "dead", "elsewhere")}
+    words = {"alive": "of living processes", "dead": "of dead ones", "elsewhere": "of other machines"}
+    parts = [f"{counts[state]} {words[state]}" for state in words if counts[state]]
+    entries = sum(one.waiting for one in journals)
+    found = [f"journals: {', '.join(parts)}, with {entries} entries that are not delivered"] if journals else []
+    found += [f"stores of offline runs: {len(stores)}"] if stores else []
+    if counts["dead"] or stores:
+        return Check("waiting", "note", "; ".join(found), "autogen-team status shows it, autogen-team sync delivers it")
+    return Check("waiting", "ok", "; ".join(found) or "nothing")
+
+
+def unwritable(folder: Path) -> tuple[str, bool]:
+    """Return why nothing can be written in the folder, or nothing if it can, and whether the folder is there.
+
+    A folder that is not there is judged by the nearest one above it. What is written for the trial has no name where
+    the system knows such files, and is gone at once.
+    """
+    place = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"doctor")
+            file.flush()
+    except OSError as error:
+        where = "" if place == folder else f"{place}: "
+        return f"{where}{error.strerror or error}", place == folder
+    return "", place == folder
+
+
+def log_sink(service: LoggerService) -> list[Check]:
+    """Look at where log lines go, without making the file or its folders."""
+    from autogen_team.io._logs import validation
+
+    fields = {name: getattr(service, name) for name in type(service).model_fields}
+    settings = validation.Settings(**fields, state_dir=state_dir())
+    try:
+        validation.level(settings.level)
+        validation.template(settings.format)
+        found = _sink(settings)
+    except ConfigurationError as error:
+        return [Check("log sink", "fail", str(error), "correct it: autogen-team config shows where the value is from")]
+    except OSError as error:
+        name = settings.sink
+        remedy = "name another file in AUTOGEN_TEAM_LOGGER_SINK, or stderr"
+        return [Check("log sink", "fail", f"{name} cannot be written: {error.strerror or error}", remedy)]
+    return [Check("log sink", "ok", found)]
+
+
+def _sink(settings: validation.Settings) -> str:
+    from autogen_team.io._logs import validation
+
+    text = settings.sink.strip()
+    if text.lower() in ("stderr", "stdout"):
+        validation.destination(settings)
+        return text.lower()
+    path = Path(text).expanduser().absolute()
+    if not text or text.endswith(("/", os.sep)) or path.is_dir():
+        validation.destination(settings)  # which says what is wrong, and makes nothing
+    with tempfile.TemporaryDirectory() as folder:  # rotation and its siblings are tried out where they harm nothing
+        trial = f"{folder}/{path.name}"
+        try:
+            file, _ = validation.destination(replace(settings, sink=trial))
+        except ConfigurationError as error:
+            raise ConfigurationError(str(error).replace(trial, text)) from None
+        file.close()
+    if path.exists():
+        os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
+        return f"{path} can be written to"
+    fault, _ = unwritable(path.parent)
+    if fault:
+        raise OSError(fault)
+    return f"{path} is not there yet, and can be made"
+
+
+def alert_probes(service: AlertsService) -> Iterator[Callable[[], Check]]:
+    """Return what is to be done to know whether alerts can get through; each waits for somebody of its own."""
+    if not service.enable:
+        yield partial(Check, "alerts", "ok", "disabled: they are printed on stdout")
+        return
+    yield partial(_desktop, has_urls=bool(service.urls))
+    if not service.urls:
+        return
+    from autogen_team.io._alerts import remote
+
+    try:
+        channels = remote.open_channels([url.get_secret_value() for url in service.urls], service.app_name)
+    except MissingExtraError as error:
+        yield partial(Check, "alerts", "fail", str(error), "pip install 'autogen-team[alerts]'")
+    except ConfigurationError as error:
+        yield partial(Check, "alerts", "fail", str(error), f"correct {_URLS}")
+    else:
+        for channel in channels:
+            yield partial(_channel, channel)
+
+
+def _desktop(*, has_urls: bool) -> Check:
+    from autogen_team.io._alerts import reach
+    from autogen_team.io._alerts.channel import NoAnswerError, UndeliveredError
+
+    try:
+        return Check("desktop", "ok", reach.desktop())
+    except NoAnswerError as error:
+        return Check("desktop", "fail", str(error), "restart the notification daemon of your desktop")
+    except UndeliveredError as error:
+        instead = "alerts go to the remote channels" if has_urls else "alerts are printed on stdout"
+        remedy = "" if has_urls else f"to be told elsewhere, name a channel in {_URLS}"
+        return Check("desktop", "note", f"{error}; {instead}", remedy)
+
+
+def _channel(channel: RemoteChannel) -> Check:
+    from autogen_team.io._alerts import reach
+
+    name = f"alerts to {channel.name}"
+    only = f", for {', '.join(sorted(channel.levels))} only" if channel.levels else ""
+    target = reach.endpoint(channel)
+    if target is None:
+        remedy = "autogen-team notify sends an alert through it"
+        return Check(name, "note", f"not checked: where it connects to is not known without sending{only}", remedy)
+    try:
+        reach.connect(target, LIMIT)
+    except OSError as error:
+        remedy = f"look at the network, or correct the URL in {_URLS}"
+        return Check(name, "fail", f"{target} takes no connection: {error}{only}", remedy)
+    return Check(name, "ok", f"{target} takes connections; nothing was sent{only}")

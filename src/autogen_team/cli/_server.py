@@ -1,0 +1,158 @@
+"""MLflow's server as a child of this process, on the loopback interface, which never outlives it."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from autogen_team.errors import ConfigurationError, TrackingUnavailableError
+from autogen_team.io._redact import Redactor
+
+HOST = "127.0.0.1"
+_PATIENCE = 120.0
+"""Seconds until it must answer: it loads 200 MB of code, and may have the tables of a database to make."""
+_GRACE = 5.0
+"""Seconds from asking it to end until it is killed."""
+_KEPT_LINES = 20
+
+# The thread makes an end of the whole group when the other side of the pipe is gone: even if we are killed.
+_CHILD = """\
+import os, runpy, signal, sys, threading
+def end_with_parent(pipe):
+    os.read(pipe, 1)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+threading.Thread(target=end_with_parent, args=[int(sys.argv.pop(1))], daemon=True).start()
+runpy.run_module("mlflow", run_name="__main__", alter_sys=True)
+"""
+
+
+def find_port() -> int:
+    """Return a port that nobody listens on."""
+    return _bind(0)
+
+
+def check_port(port: int) -> int:
+    """Return the port if a server can have it.
+
+    Raises:
+        ConfigurationError: somebody has it already, or it is not for us.
+
+    """
+    try:
+        return _bind(port)
+    except OSError as error:
+        raise ConfigurationError(
+            f"port {port} of {HOST} cannot be had: {error.strerror}; leave --port out for a free one, or name another"
+        ) from None
+
+
+@contextmanager
+def serving(port: int, variables: Mapping[str, str]) -> Iterator[Server]:
+    """Have MLflow's server answer inside the block, with these variables as its environment; at its end it is gone.
+
+    Raises:
+        TrackingUnavailableError: it ended before it answered, or did not answer in time; its last lines say why.
+
+    """
+    server = Server(port, variables)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()
+
+
+class Server:
+    """The process that was started, and those that it starts: one group."""
+
+    def __init__(self, port: int, variables: Mapping[str, str]) -> None:
+        self._port = port
+        self._mask = Redactor({**os.environ, **variables})
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        options = ["server", "--host", HOST, "--port", str(port), "--workers", "1"]
+        theirs, self._lifeline = os.pipe()
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
+                [sys.executable, "-c", _CHILD, str(theirs), *options],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                pass_fds=[theirs],
+                # The user's folder may have a `flask.py` of its own.
+                env={**variables, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
+                start_new_session=True,  # a key pressed in a terminal is for us, and one signal ends them all
+            )
+        finally:
+            os.close(theirs)
+        self._listener = threading.Thread(target=self._listen, name="autogen-team-ui", daemon=True)
+        self._listener.start()
+
+    def wait_until_ready(self) -> None:
+        """Return when it answers."""
+        deadline = time.monotonic() + _PATIENCE
+        while not self._answers():
+            if self._process.poll() is not None:
+                self._raise(f"MLflow's UI has ended with status {self._process.returncode} before it answered")
+            if time.monotonic() > deadline:
+                self._raise(f"MLflow's UI does not answer after {_PATIENCE:.0f} s")
+            time.sleep(0.1)
+
+    def wait(self) -> None:
+        """Wait for its end, which is always an error: nobody has asked for it."""
+        self._process.wait()
+        self._raise(f"MLflow's UI has ended by itself, with status {self._process.returncode}")
+
+    def stop(self) -> None:
+        """End all its processes: first by asking, then by force."""
+        if self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_GRACE)
+        self._signal(signal.SIGKILL)  # it may have left its workers behind
+        self._process.wait()
+        os.close(self._lifeline)
+
+    def _answers(self) -> bool:
+        # Not urllib, which would ask a proxy.
+        connection = http.client.HTTPConnection(HOST, self._port, timeout=5)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _listen(self) -> None:
+        assert self._process.stdout is not None
+        with self._process.stdout as output:
+            self._lines.extend(output)
+
+    def _raise(self, what: str) -> None:
+        if self._process.poll() is not None:
+            self._listener.join(_GRACE)
+        lines = "".join(f"\n  {self._mask(line.rstrip())}" for line in list(self._lines))
+        raise TrackingUnavailableError(f"{what}. The last that it said:{lines or ' nothing'}")
+
+    def _signal(self, number: int) -> None:
+        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of processes that have ended
+            os.killpg(self._process.pid, number)
+
+
+def _bind(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+        probe.bind((HOST, port))
+        found: int = probe.getsockname()[1]
+        return found

@@ -1,0 +1,275 @@
+"""What `doctor` finds out about the tracking store and the registry, by asking them and by a run made for the purpose.
+
+Nothing is made that was not there: not a database, not a table, not an experiment. Where there is none yet, the row
+says so. A store that does not answer is waited for once, and what depends on it is skipped.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import urlsplit
+
+from autogen_team.cli._probes import Check, unwritable
+from autogen_team.errors import ConfigurationError
+from autogen_team.io._redact import mask_url
+from autogen_team.io._tracking import probe, session
+from autogen_team.io.services import MlflowService
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Experiment
+
+    from autogen_team.io._tracking import checks
+
+LIMIT = 10.0
+"""Seconds for all that a trial run takes; each question before it gets as long as a server at the start of a job."""
+SKEW = 5.0
+"""Seconds that clocks may differ before anybody should care: runs are sorted and compared by their times."""
+
+_TRACKING, _REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
+
+
+class _StopError(Exception):
+    """A store of which nothing more can be asked: the last row of it, and why the others are skipped."""
+
+    def __init__(self, check: Check, why: str) -> None:
+        super().__init__(why)
+        self.check = check
+        self.why = why
+
+
+class Probing:
+    """The questions to the store and the registry of a service."""
+
+    def __init__(self, service: MlflowService) -> None:
+        self._uri = session.absolute(service.tracking_uri)
+        self._registry_uri = session.absolute(service.registry_uri)
+        self._experiment_name = service.experiment_name
+        self._limit = service.connect_timeout
+        self._works_offline = service.mode != "online"
+
+    def run(self) -> list[Check]:
+        """Ask everything, and return what was found."""
+        is_same = self._registry_uri == self._uri
+        try:
+            self._reach("tracking", self._uri, _TRACKING)
+            from autogen_team.io._tracking import checks
+
+            with checks.in_brief(self._limit):
+                client = session.client(self._uri, self._registry_uri)
+                tracking, server = self._tracking()
+                registry = self._answer_of_registry(client) if is_same else self._registry()
+                return [tracking, registry, *self._runs(client), self._clock(server)]
+        except _StopError as stop:
+            names = ("registry", "experiment", "runs", "artifacts", "clock")
+            skipped = {name: Check(name, "note", f"skipped: {stop.why}") for name in names}
+            if not is_same:
+                skipped["registry"] = self._registry()
+            return [stop.check, *skipped.values()]
+
+    def _reach(self, name: str, uri: str, variable: str) -> None:
+        """Return if there is somebody to ask."""
+        shown = mask_url(uri)
+        try:
+            fault = probe.find_fault(uri, self._limit)
+        except ConfigurationError as error:
+            self._stop(Check(name, "fail", str(error), f"correct {variable}"), f"the {name} URI is none")
+        if fault is not None:
+            why = f"the {name} server does not answer"
+            found = f"{shown} does not answer: {fault}"
+            if self._works_offline:
+                check = Check(name, "note", f"{found}; jobs work offline", "autogen-team sync, when it is back")
+            else:
+                remedy = f"start the server, correct {variable}, or work without it: AUTOGEN_TEAM_MLFLOW_MODE=auto"
+                check = Check(name, "fail", found, remedy)
+            self._stop(check, why)
+        place = _local_place(uri)
+        if place is not None and not _is_begun(place):
+            fault, _ = unwritable(place.parent)
+            if fault:
+                check = Check(name, "fail", f"{shown} cannot be made: {fault}", f"name another place in {variable}")
+            else:
+                check = Check(name, "note", f"{shown} is not there yet; the first run makes it")
+            self._stop(check, f"there is no {name} store yet")
+        if _is_database(uri):
+            self._read_schema(name, uri)
+
+    def _read_schema(self, name: str, uri: str) -> None:
+        """Return if the tables of a database are those that this MLflow expects."""
+        from autogen_team.io._deadline import within
+        from autogen_team.io._tracking import checks
+
+        shown = mask_url(uri)
+        try:
+            schema, expected = within(self._limit, lambda: checks.schema(uri), name="autogen-team-schema")
+        except Exception as error:
+            remedy = "name another store, or have a look at this one: it is no database that can be read"
+            self._stop(Check(name, "fail", f"{shown}: {checks.first_line(error)}", remedy), f"see {name}")
+        if schema is None:
+            check = Check(name, "note", f"{shown} has no tables of MLflow's yet; the first run makes them")
+            self._stop(check, f"there are no tables in the {name} store yet")
+        if schema != expected:
+            found = f"{shown} has the schema {schema}, and this MLflow expects {expected}"
+            remedy = f"make a backup, then mlflow db upgrade '{shown}'; or install the MLflow that has written it"
+            self._stop(Check(name, "fail", found, remedy), f"see {name}")
+
+    def _stop(self, check: Check, why: str) -> NoReturn:
+        raise _StopError(check, why) from None
+
+    def _tracking(self) -> tuple[Check, checks.Server | None]:
+        """Say what kind of store it is, and what a server says of itself."""
+        from autogen_team.io._tracking import checks
+
+        shown = mask_url(self._uri)
+        if session.is_folder(self._uri):
+            remedy = "move to sqlite:///mlflow.db: mlflow migrate-filestore"
+            return Check("tracking", "note", f"{shown} is a folder, which MLflow is giving up", remedy), None
+        ours = importlib.metadata.version("mlflow-skinny")
+        if not self._uri.startswith(("http://", "https://")):
+            return Check("tracking", "ok", f"{shown}, opened by MLflow {ours}"), None
+        try:
+            server = checks.ask_server(self._uri, self._limit)
+        except Exception as error:
+            remedy = f"look at the log of the server, or correct {_TRACKING}"
+            check = Check("tracking", "fail", f"{shown}: {checks.first_line(error)}", remedy)
+            self._stop(check, "the tracking server does not answer")
+        found = f"{shown} answers in {server.milliseconds:.0f} ms"
+        if server.status in (401, 403):
+            remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+            check = Check("tracking", "fail", f"{shown} does not let you in (status {server.status})", remedy)
+            self._stop(check, "the tracking server does not let you in")
+        if server.version is None:
+            found += f", and does not tell its version (status {server.status} at /version)"
+            return Check("tracking", "note", found, "make sure that it is an MLflow server"), server
+        if server.version.partition(".")[0] != ours.partition(".")[0]:
+            found += f": MLflow {server.version}, and here it is {ours}"
+            return Check("tracking", "note", found, "install the same major version on both sides"), server
+        return Check("tracking", "ok", f"{found}: MLflow {server.version}"), server
+
+    def _registry(self) -> Check:
+        """Ask a registry that is somewhere else than the runs."""
+        try:
+            self._reach("registry", self._registry_uri, _REGISTRY)
+        except _StopError as stop:
+            return stop.check
+        from autogen_team.io._tracking import checks
+
+        with checks.in_brief(self._limit):
+            return self._answer_of_registry(session.client(self._registry_uri, self._registry_uri))
+
+    def _answer_of_registry(self, client: MlflowClient) -> Check:
+        from autogen_team.io._tracking import checks
+
+        shown = "the same store" if self._registry_uri == self._uri else mask_url(self._registry_uri)
+        place = _local_place(self._registry_uri)
+        if place is not None and place.is_dir() and not (place / "models").exists():  # it would be made by the question
+            return Check("registry", "ok", f"{shown} has no models yet")
+        try:
+            checks.ask_registry(client, self._limit)
+        except Exception as error:
+            remedy = f"correct {_REGISTRY}, or ask for the permission to read there"
+            return Check("registry", "fail", f"{shown}: {checks.first_line(error)}", remedy)
+        return Check("registry", "ok", f"{shown} answers")
+
+    def _runs(self, client: MlflowClient) -> Iterator[Check]:
+        """Find the experiment, and try out a run in it; where there is none, in MLflow's own."""
+        from autogen_team.io._tracking import checks
+
+        name = self._experiment_name
+        experiment: Experiment | None = None
+        try:
+            experiment = checks.find_experiment(client, name, self._limit)
+        except Exception as error:
+            why, remedy = "skipped: see experiment", "name another one in MLFLOW_EXPERIMENT_NAME"
+            yield Check("experiment", "fail", f"{name!r} cannot be looked up: {checks.first_line(error)}", remedy)
+        else:
+            why = "skipped: there is no experiment to try it in"
+            if experiment is None:
+                yield Check("experiment", "note", f"{name!r} is not there yet; the first run makes it")
+                experiment = checks.get_default_experiment(client, self._limit)
+            elif experiment.lifecycle_stage != "active":
+                restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+                remedy = f"{restore}, or name another one in MLFLOW_EXPERIMENT_NAME"
+                yield Check("experiment", "fail", f"{name!r} is deleted", remedy)
+                experiment, why = None, "skipped: the experiment is deleted"
+            else:
+                yield Check("experiment", "ok", f"{name!r}, id {experiment.experiment_id}")
+        if experiment is None:
+            yield from (Check("runs", "note", why), Check("artifacts", "note", why))
+            return
+        trial = checks.try_out(client, experiment, LIMIT)
+        is_other = experiment.name != name
+        yield self._of_store(trial, f" in the experiment {experiment.name!r}" if is_other else "", is_other=is_other)
+        yield self._of_artifacts(trial, mask_url(str(experiment.artifact_location)))
+
+    def _of_store(self, trial: checks.Trial, where: str, *, is_other: bool) -> Check:
+        left = trial.remains or "nothing of it remains"
+        if trial.store:
+            found = f"a run could not be written{where}: {trial.store}"
+            if is_other and "PERMISSION_DENIED" in trial.store:  # which says nothing about the job's own experiment
+                return Check("runs", "note", found)
+            remains = f"; {trial.remains}" if trial.remains else ""
+            return Check("runs", "fail", found + remains, "ask for the permission to write, or look at the store's log")
+        found = f"a metric was written and read back{where}; {left}"
+        if trial.remains and not trial.is_deleted:
+            return Check("runs", "note", found, f"mlflow runs delete --run-id {trial.run_id}")
+        return Check("runs", "ok", found)
+
+    def _of_artifacts(self, trial: checks.Trial, location: str) -> Check:
+        if trial.artifacts is None:
+            return Check("artifacts", "note", "skipped: see runs")
+        if trial.artifacts:
+            remedy = "check the credentials for it, and that what it needs is installed (boto3 for S3, say)"
+            return Check("artifacts", "fail", f"{location}: {trial.artifacts}", remedy)
+        found = f"a file was written and read back at {location}"
+        if trial.is_local and urlsplit(self._uri).hostname not in (None, "localhost", "127.0.0.1", "::1"):
+            found += ", a folder of this machine, which others do not see"
+            if self._uri.startswith("http"):
+                remedy = "start the server with --artifacts-destination, so that it passes artifacts on"
+            else:
+                remedy = "make an experiment with an artifact location that everybody reaches"
+            return Check("artifacts", "note", found, remedy)
+        return Check("artifacts", "ok", found)
+
+    def _clock(self, server: checks.Server | None) -> Check:
+        if server is None:
+            if probe.is_server(self._uri):
+                return Check("clock", "note", "not checked: a database is not asked for its time")
+            return Check("clock", "ok", "the store is on this machine")
+        if server.ahead is None:
+            return Check("clock", "note", "not checked: the answer of the server has no date")
+        least, most = server.ahead
+        middle, doubt = (least + most) / 2, (most - least) / 2
+        word = "ahead of" if middle > 0 else "behind"
+        found = f"the server's is {abs(middle):.1f} s {word} this one, give or take {doubt:.1f} s"
+        if least > SKEW or most < -SKEW:
+            return Check("clock", "note", found, "set both by NTP (timedatectl): runs are sorted by their times")
+        return Check("clock", "ok", found)
+
+
+def _local_place(uri: str) -> Path | None:
+    """Return the file or folder of a store that is one."""
+    if session.is_folder(uri):
+        return Path(uri.removeprefix("file://").removeprefix("file:")).absolute()
+    path = uri.partition(":///")[2].partition("?")[0]
+    is_file = uri.startswith("sqlite") and path and not path.startswith((":memory:", "file:"))
+    return Path(path) if is_file else None
+
+
+def _is_database(uri: str) -> bool:
+    return uri.partition(":")[0].partition("+")[0] in ("sqlite", "postgresql", "mysql", "mssql")
+
+
+def _is_begun(place: Path) -> bool:
+    """Tell whether MLflow has put something there; it would as soon as it is pointed at it."""
+    try:
+        return (
+            any(place.glob("*/meta.yaml")) or (place / "models").is_dir()
+            if place.is_dir()
+            else place.stat().st_size > 0
+        )
+    except OSError:
+        return False

@@ -1,0 +1,201 @@
+"""`autogen-team ui`: MLflow's own pages on the store in use, and the way to the last run."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import signal
+import time
+import webbrowser
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from rich.text import Text
+
+from autogen_team.cli import _context, _look, _server
+from autogen_team.errors import ConfigurationError, MissingExtraError
+from autogen_team.io._deadline import within
+from autogen_team.io._redact import mask, mask_url
+from autogen_team.io._settings import state_dir
+from autogen_team.io.services import MlflowService
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+_PATIENCE = 10.0
+"""Seconds that finding the last run may take."""
+_ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
+_OTHER_SERVERS = (
+    "MLFLOW_ARTIFACTS_ONLY",
+    "MLFLOW_EXPOSE_PROMETHEUS",
+    "MLFLOW_GUNICORN_OPTS",
+    "MLFLOW_READ_REPLICA_BACKEND_STORE_URI",
+    "MLFLOW_SERVER_ALLOWED_HOSTS",
+    "MLFLOW_STATIC_PREFIX",
+    "MLFLOW_UVICORN_OPTS",
+)
+"""Variables by which a server of the team is set up, on the machine where it runs; this one is for one person."""
+
+
+def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool, as_json: bool) -> None:
+    """Print the address of the pages and of the last run; unless a server has them, serve them until a signal comes."""
+    with _look.plain_warnings(), _look.plain_errors():
+        service = _context.build(overrides).mlflow_service
+        stores = _stores(service)
+        tell = partial(_tell, service.experiment_name, stores, opens_browser=opens_browser, as_json=as_json)
+        if _is_server(stores[0]):
+            tell(_without_password(stores[0]))
+            return
+        _require_pages()
+        _prepare(stores[0])
+        place = _server.find_port() if port is None else _server.check_port(port)
+        with _signals_exit(), _server.serving(place, _variables(*stores)) as server:
+            tell(f"http://{_server.HOST}:{place}")
+            _look.say("ui", "Ctrl-C ends it", "bold")
+            server.wait()
+
+
+def _stores(service: MlflowService) -> tuple[str, str]:
+    """Return the stores whose runs a job would add to, with these settings, at this moment.
+
+    Raises:
+        TrackingUnavailableError: one of them does not answer.
+
+    """
+    from autogen_team.io._tracking import offline, probe
+
+    tracking, registry = service.stores()
+    if service.mode == "offline" or (service.mode == "auto" and probe.find_fault(tracking, service.connect_timeout)):
+        store = offline.store_uri(state_dir(), tracking)
+        if not _file(store).exists():
+            raise ConfigurationError(f"no run that is meant for {mask_url(tracking)} has been recorded offline")
+        return store, store
+    for uri in dict.fromkeys((tracking, registry)):
+        probe.check(uri, service.connect_timeout)
+    if _is_server(registry) and not _is_server(tracking):
+        _look.say("warning", f"registered models are on {mask_url(registry)}, and shown only there", "yellow")
+        registry = tracking
+    return tracking, registry
+
+
+def _is_server(uri: str) -> bool:
+    return urlsplit(uri).scheme in ("http", "https")
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
+
+
+def _file(uri: str) -> Path:
+    """Return the file or the folder in which a local store is kept."""
+    if urlsplit(uri).scheme == "file":
+        return Path(url2pathname(urlsplit(uri).path))
+    return Path(uri.partition(":///")[2].partition("?")[0] or uri)
+
+
+def _require_pages() -> None:
+    """Raise if this MLflow is the one without pages, which is all that the library itself needs."""
+    found = importlib.util.find_spec("mlflow")  # finds it, does not load it
+    folders = (found.submodule_search_locations if found else None) or []
+    if not any(Path(folder, "server", "js", "build", "index.html").exists() for folder in folders):
+        raise MissingExtraError(
+            "MLflow's pages come with the extra `ui`, which is not installed: pip install 'autogen-team[ui]'"
+        )
+
+
+def _prepare(store: str) -> None:
+    from autogen_team.io._tracking import session
+
+    if session.is_folder(store):
+        os.environ[_ALLOW_FILE_STORE] = "true"  # for us and for the server
+    if (session.is_folder(store) or store.startswith("sqlite")) and not _file(store).exists():
+        _look.say("warning", f"there is no store at {mask_url(store)} yet: an empty one is made", "yellow")
+
+
+def _variables(tracking: str, registry: str) -> dict[str, str]:
+    """Return the environment of the server; not arguments, because those may be read by everybody on the machine."""
+    from autogen_team.io._tracking import session
+
+    variables = {name: value for name, value in os.environ.items() if name not in _OTHER_SERVERS}
+    variables |= {
+        "MLFLOW_BACKEND_STORE_URI": tracking,
+        "MLFLOW_REGISTRY_STORE_URI": registry,
+        "MLFLOW_TRACKING_URI": tracking,
+        "MLFLOW_REGISTRY_URI": registry,
+    }
+    # Where a job without a server keeps artifacts: experiments that are made in the pages are to be of use to jobs too.
+    root = tracking if session.is_folder(tracking) else str(Path.cwd() / "mlruns")
+    variables.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", root)
+    # For evaluations by language models, which nobody has asked for: four more processes, 200 MB each.
+    variables.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
+    return variables
+
+
+@contextmanager
+def _signals_exit() -> Iterator[None]:
+    """Make of SIGTERM, SIGHUP and Ctrl-C the exit of this process, with 128 and the number of the signal."""
+
+    def leave(number: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup's decision
+            signal.signal(number, leave)
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _tell(experiment: str, stores: tuple[str, str], address: str, *, opens_browser: bool, as_json: bool) -> None:
+    """Print the address of the pages, and of the last run if there is one; open the browser there."""
+    from autogen_team.io._tracking import links
+
+    run = _find_last_run(experiment, stores)
+    link = links.of_run(address, run.info.experiment_id, run.info.run_id) if run else None
+    if as_json:
+        _look.as_json({"url": address, "last_run": link})
+    else:
+        rows = [("ui", address)]
+        if run and link:
+            ago = _look.age(time.time() - run.info.start_time / 1000)
+            rows.append(("last run", f"{link} ({run.info.run_name}, {run.info.status}, started {ago} ago)"))
+        for label, text in rows:
+            _look.console().print(Text.assemble((f"{label:8}", "bold"), "  ", text), soft_wrap=True)
+    _flush()
+    if opens_browser and not webbrowser.open(link or address):
+        _look.say("warning", "there is no browser that can be opened here", "yellow")
+
+
+def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
+    """Return the run of the experiment that was started last; of all experiments, if there is none of that name."""
+    try:
+        return within(_PATIENCE, partial(_last_run, experiment, stores), name="autogen-team-last-run")
+    except Exception as error:  # a server that wants to know who asks, say: it still has pages
+        _look.say("warning", f"the last run cannot be found: {mask(str(error))}", "yellow")
+        return None
+
+
+def _last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
+    from autogen_team.io._tracking import session
+
+    client = session.client(*stores)
+    named = client.get_experiment_by_name(experiment)
+    if named is not None and named.lifecycle_stage == "active":
+        experiments = [named.experiment_id]
+    else:
+        experiments = [each.experiment_id for each in client.search_experiments()]
+    return next(iter(client.search_runs(experiments, order_by=["attributes.start_time DESC"], max_results=1)), None)
+
+
+def _flush() -> None:
+    """Let the addresses be read now: a pipe would keep them until the end."""
+    _look.console().file.flush()

@@ -1,0 +1,80 @@
+"""A store that is tried out, and what is left of that when it hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow.entities import ViewType
+
+from autogen_team.io._tracking import checks
+
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def experiment(store_uri):
+    """Return an experiment of the default store, with its artifacts in the working folder."""
+    client = mlflow.MlflowClient(store_uri)
+    location = Path("artifacts").absolute().as_uri()
+    return client.get_experiment(client.create_experiment("tests", artifact_location=location))
+
+
+class HangingClient(mlflow.MlflowClient):
+    """A client whose uploads wait for a word."""
+
+    go_on = threading.Event()
+
+    def log_artifact(self, *arguments, **fields):
+        self.go_on.wait(PATIENCE)
+        super().log_artifact(*arguments, **fields)
+
+
+def test_a_trial_that_hangs_says_what_is_left_and_cleans_up_when_it_can(store_uri, experiment, monkeypatch):
+    """The metric was taken, the artifact was not, and the run is named."""
+    monkeypatch.setattr(checks, "_GRACE", 0.1)
+    client = HangingClient(store_uri)
+
+    trial = checks.try_out(client, experiment, 3.0)
+
+    assert (trial.store, trial.artifacts) == ("", "no answer within 3 s")
+    assert trial.remains == f"the run {trial.run_id} could not be deleted in time, and remains"
+    assert client.get_run(trial.run_id).data.tags[checks.TAG] == "true"
+
+    client.go_on.set()
+    deadline = time.monotonic() + PATIENCE
+    while not trial.is_over and time.monotonic() < deadline:
+        threading.Event().wait(0.01)
+    assert client.search_runs([experiment.experiment_id], run_view_type=ViewType.ALL) == []
+    assert not Path("artifacts").exists()
+
+
+def test_what_was_set_before_is_given_back(monkeypatch):
+    """Variables that were there, and variables that were not."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
+
+    with checks.in_brief(5.0):
+        assert checks.os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
+
+    assert checks.os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in checks.os.environ
+
+
+def test_an_empty_database_has_no_schema_and_gets_none(tmp_path):
+    """It is looked at, and left as it is."""
+    path = tmp_path / "empty.db"
+    path.touch()
+
+    found, expected = checks.schema(f"sqlite:///{path}")
+
+    assert (found, bool(expected), path.stat().st_size) == (None, True, 0)
+
+
+def test_the_schema_of_this_mlflow_is_the_expected_one(store_uri):
+    """So that a new MLflow that keeps it elsewhere is noticed."""
+    found, expected = checks.schema(store_uri)
+
+    assert found == expected

@@ -1,0 +1,330 @@
+"""Traces on their way to a store: secrets are masked, a dead store does not hold the process up."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import mlflow
+import pytest
+from mlflow.tracing.client import TracingClient
+from mlflow.tracing.provider import provider
+
+from autogen_team.errors import ConfigurationWarning
+from autogen_team.io._tracking import masking, traces
+
+HEADER = "Bearer example-secret-header"
+INPUTS = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+KNOWN = "correct-horse-battery"
+
+
+@pytest.fixture(autouse=True)
+def tracing_as_it_was(monkeypatch):
+    """Give the next test a tracing that nothing has been done to."""
+    monkeypatch.setenv("SOME_API_TOKEN", KNOWN)
+    yield
+    mlflow.tracing.reset()
+
+
+def trace(*, name: str = "ask") -> str:
+    """Make a trace that holds a secret in each of its parts, and return its id."""
+    with pytest.raises(ValueError), mlflow.start_span(f"{name} {KNOWN}") as span:
+        span.set_inputs(
+            {**INPUTS, "extra_headers": {"Authorization": HEADER, "X-Other": HEADER}, "cookie": "example-secret"}
+        )
+        span.set_attribute("api_key", "example-secret")
+        mlflow.update_current_trace(
+            tags={"password": "example-secret", "note": f"with {KNOWN}"}, metadata={"api_key": "example-secret"}
+        )
+        span.set_outputs({"echo": '{"api_key": "example-secret"}', "total_tokens": 7})
+        raise ValueError(f"refused: {{'Authorization': '{HEADER}'}} {KNOWN}")
+    return span.trace_id
+
+
+def stored(uri: str, trace_id: str) -> mlflow.entities.Trace:
+    """Return a trace as the store has it."""
+    mlflow.set_tracking_uri(uri)
+    return mlflow.MlflowClient(uri).get_trace(trace_id)
+
+
+def files_with_secrets(folder: Path) -> list[Path]:
+    """Return the files in which one of the secrets stands."""
+    secrets = (b"example-secret", KNOWN.encode())
+    return [path for path in folder.rglob("*") if path.is_file() and any(s in path.read_bytes() for s in secrets)]
+
+
+def test_no_part_of_a_trace_is_stored_with_a_secret(start_session, store_uri, tmp_path):
+    """Inputs, outputs, attributes, events, status, names, tags, metadata and previews; the rest is as it was."""
+    session = start_session(store_uri)
+    with mlflow.start_run() as run:
+        trace_id = trace()
+    session.stop()
+
+    assert files_with_secrets(tmp_path) == []
+    found = stored(store_uri, trace_id)
+    span = found.data.spans[0]
+    headers = {"Authorization": "***", "X-Other": "***"}
+    assert span.inputs == {**INPUTS, "extra_headers": headers, "cookie": "***"}
+    assert span.outputs == {"echo": '{"api_key": "***"}', "total_tokens": 7}
+    assert span.get_attribute("api_key") == "***"
+    assert span.name == "ask ***"
+    assert span.events[0].attributes["exception.type"] == "ValueError"
+    assert "refused" in span.events[0].attributes["exception.stacktrace"]
+    assert found.info.tags["note"] == "with ***"
+    assert found.info.trace_metadata["mlflow.sourceRun"] == run.info.run_id
+    assert found.info.request_preview == "hello"
+
+
+def test_a_real_server_gets_no_secret(start_session, mlflow_server):
+    """Spans go to it as protocol buffers of OpenTelemetry."""
+    session = start_session(mlflow_server)
+    trace_id = trace()
+    session.stop()
+
+    found = stored(mlflow_server, trace_id)
+    text = found.to_json()
+    assert "example-secret" not in text
+    assert KNOWN not in text
+    assert found.data.spans[0].inputs["max_tokens"] == 5
+
+
+def test_a_store_that_keeps_spans_as_files_gets_no_secret(start_session, tmp_path):
+    """As MLflow's folders do."""
+    folder = tmp_path / "store"
+    with pytest.warns(ConfigurationWarning):
+        session = start_session(folder.as_uri())
+    trace()
+    session.stop()
+
+    assert list(folder.rglob("traces.json"))
+    assert files_with_secrets(folder) == []
+
+
+def test_a_span_of_opentelemetry_is_masked(start_session, store_uri, tmp_path):
+    """Libraries with instrumentation of their own do not go through MLflow's spans."""
+    session = start_session(store_uri)
+    with provider.get_or_init_tracer("other").start_as_current_span("call") as span:
+        span.set_attribute("http.request.header.authorization", [HEADER])
+        span.set_attribute("url", "https://bob:example-secret@host/")
+    session.stop()
+
+    assert files_with_secrets(tmp_path) == []
+    mlflow.set_tracking_uri(store_uri)
+    experiment = mlflow.get_experiment_by_name("tests")
+    assert (
+        mlflow.search_traces(locations=[experiment.experiment_id], return_type="list")[0].data.spans[0].name == "call"
+    )
+
+
+def test_a_tag_that_is_set_later_is_masked(start_session, store_uri, tmp_path):
+    """It goes to the store by itself."""
+    session = start_session(store_uri)
+    with mlflow.start_span("ask") as span:
+        pass
+    traces.seam.wait_for_traces()
+    mlflow.set_trace_tag(span.trace_id, "note", f"with {KNOWN}")
+    mlflow.set_trace_tag(span.trace_id, "stage", "final")
+    session.stop()
+
+    assert files_with_secrets(tmp_path) == []
+    tags = stored(store_uri, span.trace_id).info.tags
+    assert (tags["note"], tags["stage"]) == ("with ***", "final")
+
+
+def test_a_span_without_secrets_is_passed_on_as_it_is(start_session, store_uri, monkeypatch):
+    """No copy is made of it."""
+    session = start_session(store_uri)
+    monkeypatch.setattr(traces.seam, "span_of", None)
+    with mlflow.start_span("ask") as span:
+        span.set_inputs(INPUTS)
+    session.stop()
+
+    assert stored(store_uri, span.trace_id).data.spans[0].inputs == INPUTS
+
+
+def test_processors_of_the_job_work_and_stay(start_session, store_uri):
+    """Those from before the start and those from after it, and they see what the job has put in."""
+    seen = []
+
+    def first(span):
+        seen.append(("first", span.inputs["extra_headers"]["Authorization"]))
+
+    def second(span):
+        seen.append(("second", span.inputs["extra_headers"]["Authorization"]))
+        span.set_attribute("mine", "yes")
+
+    mlflow.tracing.configure(span_processors=[first])
+    session = start_session(store_uri)
+    trace()
+    mlflow.tracing.configure(span_processors=[second])
+    trace_id = trace()
+    session.stop()
+
+    assert seen == [("first", HEADER), ("second", HEADER)]
+    assert mlflow.tracing.config.get_config().span_processors == [second]
+    span = stored(store_uri, trace_id).data.spans[0]
+    assert span.get_attribute("mine") == "yes"
+    assert span.inputs["extra_headers"]["Authorization"] == "***"
+
+
+def test_what_cannot_be_masked_is_withheld(start_session, store_uri, tmp_path, monkeypatch, caplog):
+    """The trace is there, with its times and its run, and nothing of what the job put into it; one warning says so."""
+    session = start_session(store_uri)
+
+    def fail(*_):
+        raise RuntimeError(f"broken by {KNOWN}")
+
+    for name in ("span", "tag", "excerpt"):
+        monkeypatch.setattr(masking.Masker, name, fail)
+    with mlflow.start_run() as run:
+        trace()
+        trace_id = trace()
+    session.stop()
+    monkeypatch.undo()
+
+    assert files_with_secrets(tmp_path / "work") == []
+    found = stored(store_uri, trace_id)
+    span = found.data.spans[0]
+    assert span.inputs == span.outputs == found.info.request_preview == traces.WITHHELD
+    assert found.info.trace_metadata["mlflow.sourceRun"] == run.info.run_id
+    assert span.end_time_ns > span.start_time_ns
+    warnings = [record.getMessage() for record in caplog.records if "withheld" in record.getMessage()]
+    assert warnings == [
+        "what a trace holds could not be searched for secrets, and is withheld: RuntimeError: broken by ***"
+    ]
+
+
+def test_a_span_that_cannot_even_be_read_is_left_out(start_session, store_uri, monkeypatch):
+    """Rather than stored as it is; the trace without it is there."""
+    session = start_session(store_uri)
+
+    def fail(_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(traces, "_masked_span", fail)
+    monkeypatch.setattr(traces, "_bare_span", fail)
+    trace_id = trace()
+    session.stop()
+
+    assert stored(store_uri, trace_id).data.spans == []
+
+
+def test_masking_can_be_switched_off(start_session, store_uri):
+    """Then a trace holds what the job has put into it."""
+    session = start_session(store_uri, mask_traces=False)
+    trace_id = trace()
+    session.stop()
+
+    assert stored(store_uri, trace_id).data.spans[0].inputs["extra_headers"]["Authorization"] == HEADER
+
+
+def test_the_last_one_to_leave_ends_it(start_session, store_uri, tmp_path):
+    """One that is stopped takes nothing from another; after the last, MLflow is as it was."""
+    before = TracingClient.start_trace, TracingClient.log_spans
+    first = start_session(store_uri)
+    second = start_session(store_uri, mask_traces=False)
+    first_id = trace()
+    assert TracingClient.start_trace is not before[0]
+    second.stop()
+    trace()
+    first.stop()
+
+    assert (TracingClient.start_trace, TracingClient.log_spans) == before
+    assert files_with_secrets(tmp_path) == []
+    assert stored(store_uri, first_id).data.spans
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_server_that_is_silent_does_not_hold_the_stop_up(start_session, server, durable, caplog):
+    """MLflow would wait for minutes for each ten traces; what is given up is counted, and said once."""
+    session = start_session(server.uri, durable=durable, flush_timeout=2.0)
+    trace()
+    traces.seam.wait_for_traces()
+    server.send(signal.SIGSTOP)
+    for _ in range(30):
+        trace()
+    begun = time.monotonic()
+    session.stop()
+    seconds = time.monotonic() - begun
+    server.send(signal.SIGCONT)
+
+    assert seconds < 20
+    lost = [record.getMessage() for record in caplog.records if "traces are lost" in record.getMessage()]
+    assert lost == [f"30 traces are lost: the MLflow store at {server.uri} did not take them"]
+    assert not [one for one in threading.enumerate() if one.name == "autogen-team-traces"]
+
+
+def test_a_process_whose_server_is_gone_ends_in_time(start_python, server, tmp_path):
+    """It has traced, its service is stopped, and nothing is left that would keep it alive."""
+    code = (
+        "import sys, mlflow\n"
+        "from autogen_team.io.services import MlflowService\n"
+        "service = MlflowService(tracking_uri=sys.argv[1], autolog_disable=True, flush_timeout=1, connect_timeout=20)\n"
+        "service.start()\n"
+        "mlflow.start_span('first').__enter__()\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "for _ in range(30):\n"
+        "    with mlflow.start_span('ask'): pass\n"
+        "service.stop()\n"
+    )
+    process = start_python("-c", code, server.uri, stdin=-1)
+    process.wait_for("ready")
+    server.send(signal.SIGSTOP)
+    begun = time.monotonic()
+    status, _, err = process.finish("go\n")
+    server.send(signal.SIGCONT)
+
+    assert status == 0, err
+    assert time.monotonic() - begun < 30
+
+
+def test_after_a_stop_that_gave_up_tracing_goes_on(start_session, server, store_uri):
+    """What is traced then is stored by plain MLflow."""
+    session = start_session(server.uri, durable=False, flush_timeout=0.5)
+    server.send(signal.SIGSTOP)
+    trace()
+    session.stop()
+    server.send(signal.SIGCONT)
+    mlflow.set_tracking_uri(store_uri)
+    with mlflow.start_span("later") as span:
+        pass
+    mlflow.flush_trace_async_logging()
+
+    assert stored(store_uri, span.trace_id).data.spans[0].name == "later"
+
+
+def test_what_the_store_refuses_is_refused_and_counted(start_session, mlflow_server, caplog):
+    """The error passes the thread on which the store is asked, and the loss is said at the end."""
+    session = start_session(mlflow_server)
+    trace_id = trace()
+    traces.seam.wait_for_traces()
+    info = TracingClient(mlflow_server).get_trace_info(trace_id)
+    info.trace_location.mlflow_experiment.experiment_id = "987654321"
+    with pytest.raises(mlflow.exceptions.MlflowException, match="987654321"):
+        TracingClient(mlflow_server).start_trace(info)
+    session.stop()
+
+    assert f"1 traces are lost: the MLflow store at {mlflow_server} did not take them" in caplog.messages
+
+
+def test_at_the_end_of_the_interpreter_the_store_is_asked_directly(start_session, mlflow_server, monkeypatch):
+    """Python starts no threads then."""
+    session = start_session(mlflow_server)
+    trace_id = trace()
+    traces.seam.wait_for_traces()
+
+    class NoThread:
+        def __init__(self, **_: object) -> None:
+            pass
+
+        def start(self) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(traces, "threading", SimpleNamespace(Thread=NoThread))
+    info = TracingClient(mlflow_server).get_trace_info(trace_id)
+    assert TracingClient(mlflow_server).start_trace(info).trace_id == trace_id
+    monkeypatch.undo()
+    session.stop()
