@@ -156,7 +156,12 @@ class Server:
         stores = ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "log").open("a") as log:
             self._process = subprocess.Popen(
-                [*command, *stores, "--workers", "1"], stdout=log, stderr=log, cwd=self.folder, start_new_session=True
+                [*command, *stores, "--workers", "1"],
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that nobody needs
+                start_new_session=True,
             )
         _wait_until(self.answers)
 
