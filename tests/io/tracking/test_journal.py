@@ -180,7 +180,8 @@ def test_a_signal_handler_may_write_in_the_midst_of_a_write(written):
 
     found = steps(reading.read(written.folder))
     assert [step for step in found if step < 1_000_000] == list(range(20_000))
-    assert [step for step in found if step >= 1_000_000] == list(range(1_000_000, next(numbers)))
+    # A handler may be interrupted by the next one before it writes.
+    assert sorted(step for step in found if step >= 1_000_000) == list(range(1_000_000, next(numbers)))
 
 
 def test_a_forked_child_has_a_journal_of_its_own(written):

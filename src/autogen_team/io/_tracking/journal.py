@@ -135,8 +135,9 @@ class Journal:
                 number = self.number
             finally:
                 self._writing = False
-        if self._interrupting:  # it came in the very last moment
-            self.append(self._interrupting.popleft())
+        while self._interrupting:  # it came in the very last moment
+            with suppress(IndexError):  # and a signal handler that came still later has written it
+                self.append(self._interrupting.popleft())
         if self._is_read:
             self._is_read = False
             self._more.set()
