@@ -73,7 +73,7 @@ def the_output(the_run: Callable[[], mlflow.entities.Run], store_uri: str) -> Ca
 
 
 class Screen:
-    """A terminal of 100 columns and a program in it."""
+    """A terminal, and a program in it."""
 
     def __init__(self, *words: str) -> None:
         self.pid, self._main = pty.fork()
@@ -113,14 +113,20 @@ class Screen:
 
 
 @pytest.fixture
-def screen() -> Iterator[Callable[..., Screen]]:
-    """Return a function that supervises a job in a terminal."""
+def terminal_of() -> Iterator[Callable[..., Screen]]:
+    """Return a function that runs a program in a terminal."""
     made: list[Screen] = []
 
     def start(*words: str) -> Screen:
-        made.append(Screen(*RUN, *words))
+        made.append(Screen(*words))
         return made[-1]
 
     yield start
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def screen(terminal_of: Callable[..., Screen]) -> Callable[..., Screen]:
+    """Return a function that supervises a job in a terminal."""
+    return lambda *words: terminal_of(*RUN, *words)

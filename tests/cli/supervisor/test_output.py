@@ -98,6 +98,34 @@ def test_what_a_job_leaves_behind_does_not_hold_up_its_end(script):
     assert time.monotonic() - begun < 60
 
 
+def test_what_a_job_leaves_behind_may_go_on_talking(supervised):
+    """It is heard for a moment, and then no more."""
+    ended = supervised("--", "sh", "-c", "(while sleep 0.1; do echo x; done) & exit 3")
+
+    assert ended.returncode == 3, ended.stderr
+
+
+def test_output_that_nobody_takes_is_said(script, the_run):
+    """A full disk does not end the job, and is not kept from people."""
+    path = script("print('words')")
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([*RUN, path], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+
+    assert ended.returncode == 0
+    assert b"output of the job is lost: 6 bytes could not be written: No space left on device" in ended.stderr
+    assert the_run().info.status == "FINISHED"
+
+
+def test_a_stream_that_is_closed_is_nowhere(script):
+    """As if it were /dev/null."""
+    path = script("print('words')")
+    command = f"exec {sys.executable} -m autogen_team run {path} 1>&-"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
+
+    assert (ended.returncode, ended.stdout) == (0, b""), ended.stderr
+    assert b"exception" not in ended.stderr
+
+
 def test_the_first_and_the_last_line_are_the_link_to_the_run(supervised, script, mlflow_server):
     """On a server; on stderr, because stdout belongs to the job."""
     ended = supervised("--tracking-uri", mlflow_server, script("print('words')"))

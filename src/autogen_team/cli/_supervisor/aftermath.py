@@ -44,7 +44,9 @@ class Death:
             return f"exit status {self.status} without closing its run"
         name = _signal_name(-self.status)
         is_for_memory = self.lacked_memory and -self.status == signal.SIGKILL
-        return f"{name}: the kernel ran out of memory" if is_for_memory else name
+        return (
+            f"{name}, perhaps for lack of memory, for which the kernel has killed meanwhile" if is_for_memory else name
+        )
 
     @property
     def verdict(self) -> Status:
@@ -76,13 +78,16 @@ def settle(death: Death) -> None:
     from autogen_team.io._deadline import within
 
     try:
-        has_closed = within(_PATIENCE, partial(_close, death, run), name="autogen-team-aftermath")
+        has_closed: bool | None = within(_PATIENCE, partial(_close, death, run), name="autogen-team-aftermath")
     except Exception as error:
-        hint = "its journal waits for its server: see autogen-team status, and autogen-team recover"
-        _look.say("error", f"run {run.run_id} could not be closed: {error}; {hint}", "bold red")
-        has_closed = True  # as far as it can be: people have to know
+        from autogen_team.io._redact import mask
+
+        hint = "if its journal waits (autogen-team status), autogen-team recover closes it"
+        _look.say("error", f"run {run.run_id} could not be closed: {mask(str(error))}; {hint}", "bold red")
+        has_closed = None
     if has_closed:
         _look.say("run", f"{run.name} {death.verdict}: {death.reason}", "bold")
+    if has_closed or has_closed is None:  # people have to know
         with _look.plain_warnings(), suppress(Exception):
             _alert(death, run)
     _look.say("run", f"{run.name} {run.shown}", "bold")

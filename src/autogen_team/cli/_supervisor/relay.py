@@ -11,7 +11,9 @@ from contextlib import suppress
 
 _SIZE = 2**16
 _GRACE = 0.5
-"""Seconds of silence after which nobody waits any more for processes that a job has left behind."""
+"""Seconds for which processes that a job has left behind are listened to."""
+_REST = 2**20
+"""Bytes that a job may have left in a pipe, which come before what those say; the most that Linux gives a pipe."""
 
 
 class Relay:
@@ -25,6 +27,11 @@ class Relay:
         self._target = target
         self._show = show
         self._is_idle = False
+        self._until: float | None = None
+        self._rest = 0
+        self.fault = ""
+        """Why something could not be passed on, and how much."""
+        self._lost = 0
         self._over, self._no_more = os.pipe()
         self._thread = threading.Thread(target=self._run, name=f"autogen_team-{name}", daemon=True)
         self._thread.start()
@@ -56,13 +63,20 @@ class Relay:
     def _next(self) -> bytes:
         self._is_idle = True
         ready = select.select([self._source, self._over], [], [])[0]
-        if self._source not in ready:
-            ready = select.select([self._source], [], [], _GRACE)[0]
+        if self._over in ready:
+            # What the writer has left is there by now; what its own children go on to say has an end.
+            now = time.monotonic()
+            self._until = now + _GRACE if self._until is None else self._until
+            left = max(0.0, self._until - now)
+            ready = select.select([self._source], [], [], left)[0] if left or self._rest < _REST else []
         self._is_idle = False
         try:
-            return os.read(self._source, _SIZE) if self._source in ready else b""
+            data = os.read(self._source, _SIZE) if self._source in ready else b""
         except OSError:  # a terminal whose other side is closed
             return b""
+        if self._until is not None:
+            self._rest += len(data)
+        return data
 
     def _pass_on(self, data: bytes) -> bool:
         view = memoryview(data)
@@ -73,7 +87,9 @@ class Relay:
                 select.select([], [self._target], [])
             except BrokenPipeError:
                 return False
-            except OSError:  # a full disk: the job goes on
+            except OSError as error:  # a full disk: the job goes on
+                self._lost += len(view)
+                self.fault = f"{self._lost} bytes could not be written: {error.strerror}"
                 return True
         return True
 

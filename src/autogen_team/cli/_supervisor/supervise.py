@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
+from autogen_team.cli import _look
 from autogen_team.cli._supervisor import aftermath, relay
 from autogen_team.cli._supervisor.relay import Relay
 from autogen_team.cli._supervisor.transcript import Transcript
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 _CHILD = """\
 import sys
-import time
 sys.path[:] = {path!r}
 from autogen_team.cli._supervisor.inside import main
 main()
@@ -44,6 +44,10 @@ def supervise(order: Order, *, keep_output: bool) -> NoReturn:
     status = child.wait()
     if not child.wire.is_closed:
         aftermath.settle(aftermath.Death(status, child.wire.run, child.ended_at, child.pid, order, child.lacked_memory))
+    if child.was_interrupted and status in (128 + signal.SIGINT, -signal.SIGINT):
+        # As the key would have without us: a script of a shell that runs us ends too, and what reads our output.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.killpg(os.getpgrp(), signal.SIGINT)
     raise SystemExit(status if status >= 0 else 128 - status)
 
 
@@ -59,6 +63,9 @@ class _Child:
         self.pid = 0
         self.ended_at = 0.0
         """Seconds since 1970."""
+        for number in (0, 1, 2):  # closed ones would be given to our own sockets
+            if not _is_open(number):
+                os.open(os.devnull, os.O_RDWR)
         ours, theirs = socket.socketpair()
         self.wire = SupervisorEnd(ours)
         # One that is ignored is so by somebody's decision (nohup), for the child too.
@@ -70,6 +77,8 @@ class _Child:
         self.pid = self._process.pid
         for early in self._early:
             self._forward(early, None)
+        if self._terminal is None or not self._terminal.is_fed:  # else its key does it
+            signal.signal(signal.SIGTSTP, self._stop)
         self.wire.send(order)
         with _without_signals():  # they wake only the main thread, which waits for the child
             self._relays = [self._relay(*source) for source in sources]
@@ -92,7 +101,7 @@ class _Child:
         for number, name in ((1, "stdout"), (2, "stderr")) if order.is_kept else ():
             if number in terminals and self._terminal is not None:
                 streams[name] = self._terminal.child
-            elif _is_open(number):
+            else:
                 source, streams[name] = os.pipe()
                 sources.append((name, source, number))
         try:
@@ -122,16 +131,23 @@ class _Child:
         with self._terminal.feed(self.pid) if self._terminal else nullcontext():
             status = self._process.wait()
             self.ended_at = time.time()
-            for number in self._forwarded:  # from now on they are for us
+            for number in [*self._forwarded, signal.SIGTSTP]:  # from now on they are for us
                 signal.signal(number, signal.SIG_DFL)
             for one in self._relays:
                 one.finish()
+        for fault in [one.fault for one in self._relays if one.fault]:
+            _look.say("warning", f"output of the job is lost: {fault}", "yellow")
         with suppress(OSError):
             self.wire.socket.shutdown(socket.SHUT_RD)  # a process that it has forked may hold the other end
         self._listener.join()
         if self._transcript is not None:
             self._transcript.close()
         return status
+
+    @property
+    def was_interrupted(self) -> bool:
+        """Whether the key that interrupts was pressed in the child's terminal."""
+        return self._terminal is not None and self._terminal.was_interrupted
 
     @property
     def lacked_memory(self) -> bool:
@@ -147,6 +163,15 @@ class _Child:
                 os.killpg(self.pid, number)  # as a terminal would send it
             else:
                 self._process.send_signal(number)
+
+    def _stop(self, number: int, _frame: FrameType | None) -> None:
+        """Stop the child, which is in another session, and ourselves; go on together."""
+        os.killpg(self.pid, signal.SIGSTOP)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, self._stop)
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGCONT)
 
     def _run_opened(self, run: OpenRun) -> None:
         if self._transcript is None:

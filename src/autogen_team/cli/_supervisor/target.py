@@ -143,11 +143,13 @@ class _Command:
     def __init__(self, words: Sequence[str]) -> None:
         self._words = list(words)
         self._process: subprocess.Popen[bytes] | None = None
+        self._early: list[int] | None = None
+        """Signals that have come while the program was being started."""
         for name in _FORWARDED:
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._forward)
-        signal.signal(signal.SIGINT, lambda *_: None)  # who sends it sends it to both of us
+        signal.signal(signal.SIGINT, self._interrupt)
 
     def execute(self, run: Mapping[str, str]) -> None:
         """Run the program; raises what the end of its process means for the run.
@@ -157,15 +159,25 @@ class _Command:
             SystemExit: its status is not 0.
 
         """
+        self._early = []
         self._process = subprocess.Popen(self._words, env={**os.environ, **run})  # noqa: S603 - the user's own command
+        for number in self._early:
+            self._forward(number, None)
         status = self._process.wait()
         if status < 0:
             raise Terminated(signal.Signals(-status))
         if status:
             raise SystemExit(status)
 
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        if self._early is None:  # else who sends it sends it to both of us
+            raise KeyboardInterrupt
+
     def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if self._process is None:
+        if self._early is None:
             raise Terminated(signal.Signals(number))
+        if self._process is None:
+            self._early.append(number)
+            return
         with suppress(ProcessLookupError):
             self._process.send_signal(number)

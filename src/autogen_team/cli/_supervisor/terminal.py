@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 _STDIN = 0
+_STOPPING = 0.1
 _GLANCE = 0.2
 """Seconds between two looks at whether we are in the foreground again."""
 
@@ -36,6 +37,8 @@ class Terminal:
         termios.tcsetattr(self.child, termios.TCSANOW, attributes)
         self.resize()
         self._attributes = termios.tcgetattr(_STDIN) if self.is_fed else None
+        self.was_interrupted = False
+        """Whether the key that interrupts was pressed."""
 
     def become_controlling(self) -> None:
         """Make it the terminal of the calling process's session; called in the child."""
@@ -88,16 +91,18 @@ class Terminal:
                 keys = os.read(_STDIN, 1024)
                 if not keys:
                     return
-                if self._stop_key() in keys:
+                if self._key(termios.VINTR) in keys:
+                    self.was_interrupted = True
+                if self._key(termios.VSUSP) in keys:
+                    keys = keys.replace(self._key(termios.VSUSP), b"")
                     self._stop(pid)
-                    keys = keys.replace(self._stop_key(), b"")
                 while keys:
                     keys = keys[os.write(self.main, keys) :]
 
-    def _stop_key(self) -> bytes:
-        """Return the key that stops a job, or what is no key if the child has switched it off."""
+    def _key(self, name: int) -> bytes:
+        """Return the key that stops or interrupts a job, or what is no key if the child has switched it off."""
         attributes = termios.tcgetattr(self.main)
-        key: bytes = attributes[6][termios.VSUSP]
+        key: bytes = attributes[6][name]
         return key if attributes[3] & termios.ISIG and key != b"\0" else b"\xff\xff"
 
     def _stop(self, pid: int) -> None:
@@ -110,7 +115,10 @@ class Terminal:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGSTOP)
         self._give_back()
-        os.kill(os.getpid(), signal.SIGSTOP)
+        # With whoever shares our pipe, as the key would have; where no shell could continue us the kernel ignores it.
+        os.killpg(os.getpgrp(), signal.SIGTSTP)
+        time.sleep(_STOPPING)  # this thread may run on for a moment before it is stopped with the others
+        self._take()
         for group in groups:
             with suppress(ProcessLookupError):
                 os.killpg(group, signal.SIGCONT)
