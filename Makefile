@@ -96,7 +96,7 @@ bench: $(READY) bench-peers ## Measure ourselves beside our peers
 
 .PHONY: lock
 lock: ## Resolve the requirements anew (needs uv)
-	uv pip compile pyproject.toml --all-extras --group dev --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra alerts --extra dask --extra gpu --extra ray --extra ui --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file $(LOCK)
 	uv pip compile pyproject.toml requirements/oldest.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/oldest.txt

@@ -78,11 +78,6 @@ class Process:
                 return line
         raise AssertionError(f"the process ended without saying {text!r}: {self.popen.stderr.read()}")
 
-    @property
-    def pid(self) -> int:
-        """The id of its process, and of the group of its workers."""
-        return self._process.pid
-
     def send(self, signum: signal.Signals) -> None:
         """Send it a signal."""
         self.popen.send_signal(signum)

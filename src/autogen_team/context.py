@@ -3,31 +3,66 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar
 
 from pydantic import Field
 
+from autogen_team import _carrying
 from autogen_team.errors import NotStartedError
-from autogen_team.io._settings import Setting, state_dir_setting
+from autogen_team.io import _job
+from autogen_team.io._settings import STATE_DIR, Setting, state_dir_setting
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Mapping
+    from collections.abc import Callable, Generator, Mapping
     from types import TracebackType
+    from typing import Self
 
     import loguru
     import mlflow
 
 __all__ = ["GlobalContext"]
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
 _report = logging.getLogger("autogen_team")
 _lock = threading.RLock()
 _running: list[GlobalContext] = []
 _reporting: list[GlobalContext] = []
 """The one that alerts when a run ends, if any does."""
+_inherited: list[GlobalContext] = []
+"""Those that a forked child has from its parent."""
+
+
+def _note_inherited() -> None:
+    global _lock
+    _lock = threading.RLock()  # another thread of the parent may have held it
+    _inherited[:] = _running
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_note_inherited)
+
+
+def _leave_inherited_logs() -> None:
+    """Write no more to where the parent of this forked worker writes."""
+    for context in _inherited:
+        context.logger_service.stop()
+    _inherited.clear()
+
+
+def _child(nested: bool | str | MlflowService.RunConfig, name: str) -> MlflowService.RunConfig | None:
+    if isinstance(nested, MlflowService.RunConfig):
+        return nested
+    if not nested:
+        return None
+    # Sampling the machine once is the job's; every child would have the same.
+    return MlflowService.RunConfig(name=nested if isinstance(nested, str) else name, log_system_metrics=None)
 
 
 class GlobalContext(Service):
@@ -71,6 +106,13 @@ class GlobalContext(Service):
         with _lock, ExitStack() as undo:
             if self.is_started:
                 return
+            run = _carrying.run_of_environment(self.mlflow_service)
+            if run is not None:
+                _job.become_worker()
+                undo.callback(_job.forget_worker)
+                self.mlflow_service.begin_work(run)
+            if _job.worker() is not None:
+                _leave_inherited_logs()
             for service in (self.logger_service, self.alerts_service, self.mlflow_service):
                 if not service.is_started:  # one that the job has started itself is the job's to stop
                     service.start()
@@ -79,6 +121,9 @@ class GlobalContext(Service):
                 _reporting.append(self)
                 undo.callback(_reporting.clear)
                 undo.callback(self.alerts_service.report_runs(self.alert_on))
+            if run is not None:
+                undo.enter_context(self.mlflow_service.contribute_log(run))
+                undo.enter_context(self.mlflow_service.work_for(run))
             _running.append(self)
             undo.callback(self._forget)
             self._on_stop(undo.pop_all().close)
@@ -101,6 +146,88 @@ class GlobalContext(Service):
             for name, annotation in annotations.items()
             if isinstance(annotation, type) and issubclass(annotation, Service)
         }
+
+    def for_worker(self) -> Self:
+        """Return the context as a worker is to start it: with addresses that hold in every process."""
+        services = {name: getattr(self, name).for_worker() for name in self.argument_only}
+        return self.model_copy(update=services)
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables of the context and its services; see `Settings.environment`."""
+        found = super().environment()
+        for name in self.argument_only:
+            found |= getattr(self, name).environment()
+        if os.environ.get(STATE_DIR) or state_dir_setting().source != "default":
+            found[STATE_DIR] = state_dir_setting().value
+        return found
+
+    def bind(
+        self, fn: Callable[Parameters, Result], *, nested: bool | str | MlflowService.RunConfig = False
+    ) -> Callable[Parameters, Result]:
+        """Return a function that enters this context, calls `fn`, and leaves: in a thread, or in any worker process.
+
+        In another process the services start with the first call, with these very settings, and stop when that process
+        exits. There `mlflow.log_...` goes to the run that is open here now, through a journal of the process's own;
+        with `nested`, each call gets a child run of that, named after the function unless `nested` is a name or a
+        configuration. Autologging works in child runs, not in a run that many share. A log file is one per process,
+        `train-<host>-<pid>.log` beside `train.log`; lines carry the same `run_id`, and `worker`. Alerts are sent for
+        failures only. A call returns when the store has what it has logged, unless the store is out of reach.
+
+        The result can be pickled wherever `fn` can; coroutine functions and generators are entered while they run.
+
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> def fold(number):
+        ...     mlflow.log_metric("accuracy", 0.9, step=number)
+        >>> with GlobalContext() as context, context.run("train") as run, ThreadPoolExecutor() as pool:
+        ...     _ = list(pool.map(context.bind(fold), range(3)))
+        >>> len(context.mlflow_service.client().get_metric_history(run.info.run_id, "accuracy"))
+        3
+
+        Raises:
+            NotStartedError: the context does not run.
+
+        """
+        name: str = getattr(
+            getattr(fn, "func", fn), "__name__", type(fn).__name__
+        )  # of a partial, that of its function
+        return _carrying.Bound(self, fn, _child(nested, name))
+
+    def initializer(self, *, nested: bool | str | MlflowService.RunConfig = False) -> Callable[[], None]:
+        """Return what puts a worker process inside this context until it exits: the initializer of a pool.
+
+        What holds there is described at `bind`; with `nested`, each process has one child run. Make it while the run
+        is open that the workers are to log to.
+
+        >>> from concurrent.futures import ProcessPoolExecutor
+        >>> from math import sqrt
+        >>> with GlobalContext() as context, context.run("train"):
+        ...     with ProcessPoolExecutor(2, initializer=context.initializer()) as pool:
+        ...         list(pool.map(sqrt, [1.0, 4.0]))
+        [1.0, 2.0]
+
+        Raises:
+            NotStartedError: the context does not run.
+
+        """
+        return _carrying.Initializer(self, _child(nested, ""))
+
+    def worker_env(self) -> dict[str, str]:
+        """Return the variables that put a child process inside this context, to be added to its environment.
+
+        A `GlobalContext` that is started there has these settings, and joins the run that is open here now, as
+        described at `bind`; runs that it opens become children, and so do those of a program that only knows MLflow.
+        Secrets are left out: the URLs of alerts that were given as an argument, but not the password in a tracking URI.
+
+        >>> import os, subprocess
+        >>> with GlobalContext() as context, context.run("train"):
+        ...     environment = {**os.environ, **context.worker_env()}
+        ...     done = subprocess.run(["true"], env=environment)
+
+        Raises:
+            NotStartedError: the context does not run.
+
+        """
+        return _carrying.environment(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

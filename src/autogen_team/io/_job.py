@@ -7,11 +7,14 @@ Logs and alerts listen. A listener that fails is reported and skipped: it never 
 from __future__ import annotations
 
 import logging
+import os
+import re
+import socket
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, TypeAlias
+from typing import Literal, TypeAlias
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 Undo: TypeAlias = Callable[[], None]
@@ -21,6 +24,32 @@ LOG_ARTIFACTS = "logs"
 """The folder of a run's artifacts that holds its log."""
 
 _report = logging.getLogger("autogen_team")
+_worker: str | None = None
+
+
+def process_name(pid: int | None = None) -> str:
+    """Return what tells a process, by default this one, from all others, fit for the name of a file: `<host>-<pid>`."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{os.getpid() if pid is None else pid}"
+
+
+def become_worker() -> None:
+    """Note that this process works for the job of another one, as `worker` of which it is known from now on."""
+    global _worker
+    _worker = process_name()
+
+
+def worker() -> str | None:
+    """Return what this process is called among the workers of its job; None in the process of the job itself.
+
+    A process that a worker forks is a worker only once it says so itself.
+    """
+    return _worker if _worker is not None and _worker.endswith(f"-{os.getpid()}") else None
+
+
+def forget_worker() -> None:
+    """Let this process be as it was before `become_worker`."""
+    global _worker
+    _worker = None
 
 
 def log_folder(state: Path, run_id: str) -> Path:
@@ -41,6 +70,8 @@ class Run:
     """Copy a local file into the run's artifacts, into the folder named second; blocks, and raises on failure."""
     parent_id: str | None = None
     """The run that this one is nested in; None for the run of a whole job."""
+    is_outermost: bool = True
+    """Whether this process has opened no other run around it; a worker's may well have a parent in another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +86,11 @@ class End:
     """Seconds from the start of the run."""
 
 
-class Listener(Protocol):
-    """Whoever wants to know about runs; called on the job's own thread, so be quick and bounded."""
+class Listener:
+    """Whoever wants to know about runs; called on the job's own thread, so be quick and bounded.
+
+    A subclass has what it wants to know; the rest does nothing.
+    """
 
     def run_started(self, run: Run) -> None:
         """Take note that the run is open."""
@@ -66,6 +100,15 @@ class Listener(Protocol):
 
     def run_ended(self, run: Run, end: End) -> None:
         """Take note that the run is closed."""
+
+    def run_joined(self, run: Run, *, brings_log: bool) -> None:
+        """Take note that this process works for a run that another one has opened, and closes.
+
+        With `brings_log` this process has to bring its own log to the run, because the other one cannot see it.
+        """
+
+    def run_left(self, run: Run) -> None:
+        """Take note that this process has done its work for the run."""
 
 
 def _no_facts() -> Facts:
@@ -106,10 +149,20 @@ def run_ended(run: Run, end: End) -> None:
     _tell("run_ended", run, end)
 
 
-def _tell(moment: str, run: Run, *end: End) -> None:
+def run_joined(run: Run, *, brings_log: bool) -> None:
+    """Tell the listeners, in the order in which they subscribed."""
+    _tell("run_joined", run, brings_log=brings_log)
+
+
+def run_left(run: Run) -> None:
+    """Tell the listeners, in the order in which they subscribed."""
+    _tell("run_left", run)
+
+
+def _tell(moment: str, run: Run, *end: End, **how: bool) -> None:
     for listener in _listeners:
         try:
-            getattr(listener, moment)(run, *end)
+            getattr(listener, moment)(run, *end, **how)
         except Exception:
             _report.warning("%r failed in %s of run %s", listener, moment, run.run_id, exc_info=True)
 

@@ -58,6 +58,10 @@ class Service(ABC, Settings):
             except Exception:
                 _report.warning("%s did not stop cleanly", type(self).__name__, exc_info=True)
 
+    def for_worker(self) -> Self:
+        """Return the service as a worker of this job is to start it."""
+        return self.model_copy()
+
     @property
     def is_started(self) -> bool:
         """Tell whether the service runs."""

@@ -38,7 +38,9 @@ Place: TypeAlias = Literal["argument", "environment", ".env", "default"]
 _MACHINERY = ("autogen_team.", "pydantic")
 OF_RUN = frozenset(f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT"))
 """The variables of the options of `autogen-team run` that are no settings of a service."""
-_variables = {STATE_DIR, *OF_RUN}
+WORKER_OF = PREFIX + "WORKER_OF"
+"""The variable that makes a process a worker: which run it works for."""
+_variables = {STATE_DIR, WORKER_OF, *OF_RUN}
 """Every variable that some class of settings reads."""
 _reported: set[str] = set()
 """Every variable that nothing reads, and that somebody has been told of."""
@@ -142,11 +144,38 @@ class Settings(BaseSettings):
             for name, variable in cls.variables().items()
         ]
 
+    def environment(self) -> dict[str, str]:
+        """Return the variables by which another process that inherits this environment gets the same settings.
+
+        Those whose fields are as they would be without are left out, and secrets: an environment is shown in too many
+        places. Who has put a secret into the environment finds it in that of the child.
+        """
+        cls = type(self)
+        found = _found(cls)
+        texts = {}
+        for name, variable in cls.variables().items():
+            value = getattr(self, name)
+            text = _as_text(value)
+            default = cls.model_fields[name].get_default(call_default_factory=False)
+            if text is not None and (value != default or variable in found):
+                texts[variable] = text
+        return texts
+
     def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
         """Mask secrets, so that a service can be logged."""
         for name in type(self).model_fields:
             value = getattr(self, name)
             yield name, value if not isinstance(value, str) else show(name, value)
+
+
+def _as_text(value: object) -> str | None:
+    """Return what a variable has to say for a field to have this value; None for a secret."""
+    if isinstance(value, tuple):
+        texts = [_as_text(item) for item in value]
+        return None if None in texts else " ".join(filter(None, texts))
+    if isinstance(value, SecretStr):
+        return None
+    return "none" if value is None else str(value)
 
 
 def show(name: str, value: object) -> str:

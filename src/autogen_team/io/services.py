@@ -6,14 +6,17 @@ Each is configuration first - immutable fields, from arguments, environment vari
 
 from __future__ import annotations
 
+import logging
 import os
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError
 
 from autogen_team.errors import ConfigurationError, NotStartedError
+from autogen_team.io import _job
 from autogen_team.io._service import Service
 from autogen_team.io._settings import Variable, state_dir
 from autogen_team.io.osvariables import Env
@@ -21,6 +24,7 @@ from autogen_team.io.osvariables import Env
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator, Mapping
     from types import ModuleType, TracebackType
+    from typing import Self
 
     import loguru
     import mlflow
@@ -33,10 +37,12 @@ if TYPE_CHECKING:
     from autogen_team.io._tracking.copying import Outcome as Copied
     from autogen_team.io._tracking.copying import Progress
     from autogen_team.io._tracking.inventory import Found
+    from autogen_team.io._tracking.joining import Shared
     from autogen_team.io._tracking.recovery import Recovered
 
 __all__ = ["AlertsService", "LoggerService", "MlflowService", "Service"]
 
+_report = logging.getLogger("autogen_team")
 _DAY = 86_400.0  # seconds; whoever wants to wait longer has mistaken the unit
 
 
@@ -111,6 +117,11 @@ class LoggerService(Service):
                 fields = {name: getattr(self, name) for name in type(self).model_fields}
                 self._on_stop(pipeline.start(pipeline.Settings(**fields, state_dir=state_dir())))
 
+    def for_worker(self) -> Self:
+        """Return the service with a sink that is the same one in every folder; a worker writes a file of its own there."""
+        is_file = self.sink.strip().lower() not in ("stderr", "stdout")
+        return self.model_copy(update={"sink": str(Path(self.sink).expanduser().absolute())} if is_file else {})
+
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
@@ -182,13 +193,18 @@ class AlertsService(Service):
     ) -> None:
         """Send an alert; works before `start` too, from any thread, in an event loop and after a fork.
 
-        Waits at most a second, and raises nothing about the delivery: what nobody confirms is printed on stdout.
+        Waits at most a second, and raises nothing about the delivery: what nobody confirms is printed on stdout. In a
+        worker of a job only errors are sent; of the others there may be as many as there are workers, so they are
+        logged.
 
         Raises:
             ConfigurationError: `level` is none of the four.
 
         """
-        self._deliverer().notify(title, message, level)
+        if level in ("info", "success", "warning") and _job.worker() is not None:
+            _report.info("alert of a worker, not sent: %s: %s", title, message)
+        else:
+            self._deliverer().notify(title, message, level)
 
     def deliver_now(
         self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
@@ -294,7 +310,7 @@ class MlflowService(Service):
                 faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
                 raise ConfigurationError(f"a run cannot be configured so: {'; '.join(faults)}") from None
 
-    __slots__ = ("_lane", "_stores")
+    __slots__ = ("_lane", "_stores", "_works_for")
 
     variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_MLFLOW_"
     env: ClassVar[_CurrentEnv] = _CurrentEnv()
@@ -372,6 +388,7 @@ class MlflowService(Service):
                     durable=self.durable,
                     flush_timeout=self.flush_timeout,
                     mask_traces=self.mask_traces,
+                    works_for=getattr(self, "_works_for", None),
                 )
                 started = session.start(settings)
                 self._on_stop(started.stop)
@@ -430,6 +447,66 @@ class MlflowService(Service):
         """
         with self._runs().host_run(**run_config.model_dump()) as run:
             yield run
+
+    def shared_run(self) -> Shared | None:
+        """Return the run that the caller has open, as others need to know it who work for it; None if there is none.
+
+        Raises:
+            NotStartedError: the service does not run.
+
+        """
+        self._runs()
+        from autogen_team.io._tracking import joining
+
+        return joining.shared_run(self.stores()[0], state_dir())
+
+    def for_worker(self) -> Self:
+        """Return the service with the stores that are in use here, which need not be asked for again."""
+        tracking_uri, registry_uri = self.stores()
+        stores = {"tracking_uri": tracking_uri, "registry_uri": registry_uri, "mode": "online"}
+        return self.model_copy(update=stores)
+
+    def begin_work(self, run: Shared) -> None:
+        """Let the next `start` set up what is known from the run of another process, without asking for it."""
+        object.__setattr__(self, "_works_for", run)
+
+    @contextmanager
+    def work_for(self, run: Shared, child: RunConfig | None = None) -> Generator[mlflow.ActiveRun, None, None]:
+        """Let this thread log to a run that another process has open, or to a child of it that is made for the block.
+
+        The run stays open; the child is closed as `run_context` closes one.
+
+        Raises:
+            NotStartedError: the service does not run.
+
+        """
+        runs = self._runs()
+        from autogen_team.io._tracking import joining
+
+        with joining.work_for(run) as active:
+            if child is None:
+                yield active
+            else:
+                with runs.open_run(**child.model_dump()) as opened:
+                    yield opened
+
+    def contribute_log(self, run: Shared) -> AbstractContextManager[None]:
+        """Let what this process logs inside the block be part of the log of a run that another one has open."""
+        from autogen_team.io._tracking import joining
+
+        return joining.contribute_log(run, state_dir())
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until the store has what was logged up to now, at most `timeout` seconds (`flush_timeout` if None).
+
+        Tells whether it has. A store that is out of reach is not waited for; what was logged stays in the journal.
+        """
+        if not (self.is_started and self.durable):
+            return True
+        from autogen_team.io._tracking import write_behind
+
+        working = write_behind.of(self.stores()[0])
+        return working is None or working.flush(self.flush_timeout if timeout is None else timeout)
 
     def _runs(self) -> ModuleType:
         if not self.is_started:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-import socket
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autogen_team.cli import _look
+from autogen_team.io import _job
 
 if TYPE_CHECKING:
     from autogen_team.cli._supervisor.wire import OpenRun, Order
@@ -99,7 +98,7 @@ def _close(death: Death, run: OpenRun) -> bool:
 
     state = Path(run.state)
     # With the lock at once, the job's own watchdog sees that somebody is at it: it knows less of the reason.
-    journals = journal.folder_of(state).glob(f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{death.pid}-*")
+    journals = journal.folder_of(state).glob(f"{_job.process_name(death.pid)}-*")
     folders = {folder: found for folder in journals if (found := inventory.look(folder)) and found.state == "dead"}
     locks = {folder: journal.take_lock(folder) for folder in folders}
     # MLflow would try for four minutes.

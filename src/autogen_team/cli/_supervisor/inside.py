@@ -73,7 +73,7 @@ def execute(order: Order, wire: ChildEnd | None = None) -> NoReturn:
     raise SystemExit(status)
 
 
-class _Told:
+class _Told(_job.Listener):
     """Tells the supervisor of the run of the job, as a listener of `_job`."""
 
     def __init__(self, wire: ChildEnd, context: GlobalContext) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import os
 import re
-import socket
 import threading
 from pathlib import Path
 
@@ -33,7 +32,7 @@ class Transcript:
     """
 
     def __init__(self) -> None:
-        self._name = f"output-{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{os.getpid()}"
+        self._name = f"output-{_job.process_name()}"
         self._number = 1
         self._size = 0
         self._mask: Redactor | None = Redactor(os.environ)

@@ -9,12 +9,9 @@ import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from autogen_team.io import _redact
-
-if TYPE_CHECKING:
-    from autogen_team.io import _job
+from autogen_team.io import _job, _redact
 
 _TRACEBACK_LINES: Final = 10
 _ENDINGS: Final = {
@@ -24,8 +21,11 @@ _ENDINGS: Final = {
 }
 
 
-class Reporter:
-    """Sends one alert for each job that ends, as a listener of `_job`; not for runs inside of another run."""
+class Reporter(_job.Listener):
+    """Sends one alert for each job that ends, as a listener of `_job`; not for runs inside of another run.
+
+    A worker tells of the failures of its own runs only, which are inside of the job's.
+    """
 
     def __init__(self, notify: Callable[..., None], *, always: bool) -> None:
         self._notify = notify
@@ -33,16 +33,14 @@ class Reporter:
         rank = os.environ.get("RANK", "")
         self._rank = int(rank) if rank.isdecimal() else 0
 
-    def run_started(self, run: _job.Run) -> None:
-        """Do nothing: nobody wants to be told that a job has begun as it should."""
-
-    def run_ending(self, run: _job.Run, end: _job.End) -> None:
-        """Wait until the run is closed, so that its page shows what the alert says."""
-
     def run_ended(self, run: _job.Run, end: _job.End) -> None:
-        """Alert if the end is worth it; of many ranks, each tells of its failure and the first of a success."""
+        """Alert if the end is worth it; of many ranks, each tells of its failure and the first of a success.
+
+        Not before the run is closed, so that its page shows what the alert says.
+        """
         is_success = end.status == "FINISHED"
-        if run.parent_id is None and (not is_success or (self._always and self._rank == 0)):
+        is_ours = run.parent_id is None or (run.is_outermost and _job.worker() is not None)
+        if is_ours and (not is_success or (self._always and self._rank == 0 and _job.worker() is None)):
             title, message, level = job_ended(run, end, host=socket.gethostname(), rank=self._rank)
             self._notify(title, message, level=level)
 

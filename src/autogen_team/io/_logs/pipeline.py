@@ -63,6 +63,7 @@ def start(settings: Settings) -> Undo:
             redact=Redactor(os.environ) if settings.redact else None,
             catch=settings.catch,
             rank=os.environ.get("RANK") or None,
+            worker=_job.worker(),
         )
         handler = loguru.logger.add(
             sink,
@@ -154,6 +155,7 @@ def _take_over(_: Settings) -> Undo:
         undo.callback(seam.set_default_handler_aside())
         undo.callback(seam.mark_raw())
         undo.callback(braces.forgive())
+        undo.callback(seam.let_travel())
         return undo.pop_all().close
 
 

@@ -8,11 +8,8 @@ that made it are removed when the run ends.
 from __future__ import annotations
 
 import logging
-import os
-import re
-import socket
 import threading
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from autogen_team.io import _job
 from autogen_team.io._logs.faults import Faults
@@ -39,7 +36,7 @@ class Words(Protocol):
         ...
 
 
-class RunLogs:
+class RunLogs(_job.Listener):
     """The logs of all runs that this process has open; listens to `_job`."""
 
     def __init__(self, state: Path, words: Words) -> None:
@@ -83,8 +80,17 @@ class RunLogs:
                 log.write(self._words("ERROR", text, end.exception))
             log.finish(PATIENCE)
 
-    def run_ended(self, run: _job.Run, end: _job.End) -> None:
-        """Do nothing: the run has its log."""
+    def run_joined(self, run: _job.Run, *, brings_log: bool) -> None:
+        """Begin a log for what this process has to say; the process that opened the run brings it, if it can."""
+        log = RunLog(run, _job.log_folder(self._state, run.run_id), self._words, brings="own" if brings_log else None)
+        log.is_everybodys = True
+        with self._lock:
+            self._open = (*self._open, log)
+
+    def run_left(self, run: _job.Run) -> None:
+        """End that log, and wait a while for it to arrive."""
+        for log in self._forget(run):
+            log.finish(PATIENCE)
 
     def close(self) -> None:
         """End the logs of runs that are still open."""
@@ -101,23 +107,29 @@ class RunLogs:
 class RunLog:
     """The log of one run in this process."""
 
-    def __init__(self, run: _job.Run, folder: Path, words: Words) -> None:
+    def __init__(
+        self, run: _job.Run, folder: Path, words: Words, *, brings: Literal["all", "own"] | None = "all"
+    ) -> None:
+        """Write below `folder`, and bring to the run what stands there: of all processes, of this one, or nothing."""
         self.run = run
         self._words = words
         self.thread = threading.get_ident()
         self.is_everybodys = threading.current_thread() is threading.main_thread()
         self._folder = folder
         self._faults = Faults(str(folder))
-        self._owner = True
         self._file: File | None = None
         self._begin()
-        self._upload = Upload(folder, attach=lambda path: run.attach(path, _job.LOG_ARTIFACTS), writer=self)
-        self._upload.start()
+        self._upload: Upload | None = None
+        if brings is not None:
+            self._upload = Upload(
+                folder, lambda path: run.attach(path, _job.LOG_ARTIFACTS), writer=self, only_own=brings == "own"
+            )
+            self._upload.start()
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
         """Write a file of the child's own; its parent brings it to the run."""
-        self._owner = False
+        self._upload = None
         if self._file is not None:
             self._file.close()
             self._file = None
@@ -125,7 +137,7 @@ class RunLog:
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # a signal handler may log in the midst of a write
-        self.stem = f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{os.getpid()}"
+        self.stem = _job.process_name()
         self._number = 1
         self._size = 0
 
@@ -167,7 +179,7 @@ class RunLog:
             if self._file is not None:
                 self._file.close()
         self._faults.close()
-        if self._owner and not self._upload.finish(timeout):
+        if self._upload is not None and not self._upload.finish(timeout):
             _report.warning(
                 "the log of run %s has not arrived in its artifacts after %g s; it is in %s",
                 self.run.run_id,

@@ -8,7 +8,8 @@ suite and not by a job. What is touched:
 - `loguru._colorizer.Colorizer`: from markup such as `<green>` to escape sequences.
 - `loguru._file_sink.FileSink`: what `rotation`, `retention` and `compression` mean, and how a rotated file is called.
 - `loguru._recattrs`: the parts of a record.
-- `loguru._logger.Logger`: `opt`, to know raw messages; `_log`, `_options` (see `braces`).
+- `loguru._logger.Logger`: `opt`, to know raw messages; `_log`, `_options` (see `braces`); its constructor and
+  `__reduce__`, to pickle a logger without its handlers.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import functools
 import math
 import os
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC
 from types import SimpleNamespace
@@ -118,6 +120,25 @@ def mark_raw() -> Undo:
 
 def _mark(record: Any) -> None:
     record[RAW] = True
+
+
+def let_travel() -> Undo:
+    """Let a logger be pickled as what was bound to it; the returned function stops it.
+
+    Where it arrives it writes to whatever the handlers there are. Loguru pickles the handlers too, which fails for
+    most; and functions of `__main__` take the global `logger` along when joblib, Dask or Ray send them to a worker.
+    """
+    _logger.__reduce__ = lambda self: (_arrive, (self._options,))
+
+    def undo() -> None:
+        with suppress(AttributeError):
+            del _logger.__reduce__
+
+    return undo
+
+
+def _arrive(options: tuple[Any, ...]) -> Any:
+    return _logger(_core(), *options)
 
 
 def without_markup(template: str) -> str:

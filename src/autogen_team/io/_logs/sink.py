@@ -48,6 +48,7 @@ class Sink:
         redact: Redact | None,
         catch: bool,
         rank: str | None,
+        worker: str | None = None,
     ) -> None:
         """Make a sink; without `template` its lines are JSON."""
         self._destination = destination
@@ -56,8 +57,8 @@ class Sink:
         self._json = JsonLines(redact) if template is None else None
         self._redact = redact
         self._catch = catch
-        self._rank = {"rank": rank} if rank is not None else {}
-        self._ranked: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, self._rank)
+        self._process = {name: value for name, value in (("rank", rank), ("worker", worker)) if value is not None}
+        self._joined: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, self._process)
         # One process of a distributed job speaks on the console, the others only if something is wrong.
         self._least_level = _WARNING if self._console is not None and rank not in (None, "0") else 0
         self._faults = Faults(name)
@@ -206,12 +207,12 @@ class Sink:
         try:
             facts = _job.facts()
         except Exception:  # whatever a run is, a line is not lost for it
-            return self._rank
-        if not self._rank:
+            return self._process
+        if not self._process:
             return facts
-        if facts is not self._ranked[0]:
-            self._ranked = facts, {**self._rank, **facts}
-        return self._ranked[1]
+        if facts is not self._joined[0]:
+            self._joined = facts, {**self._process, **facts}
+        return self._joined[1]
 
 
 def _in_spite_of(error: Exception, record: Record, trace: str) -> str:

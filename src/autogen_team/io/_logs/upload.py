@@ -59,8 +59,10 @@ class Upload:
     may have `SLACK` bytes and half of the length of the log; beyond that the file is closed and another begun.
     """
 
-    def __init__(self, folder: Path, attach: Callable[[Path], None], writer: Writer) -> None:
+    def __init__(self, folder: Path, attach: Callable[[Path], None], writer: Writer, *, only_own: bool = False) -> None:
+        """Bring the files of the folder; with `only_own` no others than those of `writer`."""
         self._folder = folder
+        self._only_own = only_own
         self._attach = attach
         self._writer = writer
         self._brought: dict[str, int] = {}
@@ -94,7 +96,7 @@ class Upload:
 
     def _look(self, *, final: bool) -> None:
         try:
-            sizes = {path: path.stat().st_size for path in sorted(self._folder.glob("*.log"))}
+            sizes = {path: path.stat().st_size for path in self._files()}
             for path, size in sizes.items():
                 if size != self._brought.get(path.name, 0):
                     self._bring(path, size, total=sum(sizes.values()), final=final)
@@ -104,9 +106,15 @@ class Upload:
                 _report.warning("the log of the run cannot be attached to it: %s", mask(str(error)))
             self._failing = True
 
+    def _files(self) -> list[Path]:
+        return [path for path in sorted(self._folder.glob("*.log")) if not self._only_own or self._is_own(path)]
+
+    def _is_own(self, path: Path) -> bool:
+        return path.name.startswith((self._writer.stem + ".", self._writer.stem + "_"))
+
     def _bring(self, path: Path, size: int, *, total: int, final: bool) -> None:
         current = self._writer.path
-        is_own = path.name.startswith((self._writer.stem + ".", self._writer.stem + "_"))
+        is_own = self._is_own(path)
         if final or (is_own and path != current):  # it grows no more
             self._attach(path)
             self._brought[path.name] = size
@@ -131,7 +139,7 @@ class Upload:
     def _clean_up(self) -> None:
         """Remove what has arrived in full."""
         with contextlib.suppress(OSError):
-            for path in self._folder.glob("*.log"):
+            for path in self._files():
                 if path.stat().st_size == self._brought.get(path.name):
                     path.unlink()
             self._folder.rmdir()

@@ -10,6 +10,7 @@ from pathlib import Path
 import loguru
 
 from autogen_team.errors import ConfigurationError
+from autogen_team.io import _job
 from autogen_team.io._logs import seam
 from autogen_team.io._logs.console import Console
 from autogen_team.io._logs.file import File
@@ -100,6 +101,7 @@ def destination(settings: Settings) -> tuple[Console | File, str]:
         raise ConfigurationError(
             f"the log sink {text!r} is a folder; name a file in it, such as {text.rstrip('/')}/job.log"
         )
+    path = _of_this_process(path)
     try:
         if "{" in path or any(value is not None for value in (rotation, retention, compression)):
             file: File = RotatingFile(path, rotation, retention, None if compression is None else str(compression))
@@ -116,3 +118,12 @@ def destination(settings: Settings) -> tuple[Console | File, str]:
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"the log file {text!r} cannot be kept as asked: {error}") from error
     return file, os.path.realpath(path)
+
+
+def _of_this_process(path: str) -> str:
+    """Return the path of a worker's own file, `train-<host>-<pid>.log` beside `train.log`; the job's is as it is."""
+    worker = _job.worker()
+    if worker is None or (Path(path).exists() and not Path(path).is_file()):  # /dev/null is for everybody
+        return path
+    stem, extension = os.path.splitext(path)  # noqa: PTH122 - as loguru does with what it sets aside
+    return f"{stem}-{worker}{extension}"

@@ -23,7 +23,10 @@ from autogen_team.io._tracking.link import Link
 from autogen_team.io._tracking.reading import Follower
 
 GATHER = 0.25
-"""Seconds between the first entry of a batch and its delivery."""
+"""Seconds between the first entry of a batch and its delivery, of a store that is quick."""
+_SHARE, _LONGEST_GATHER = 4.0, 5.0
+"""How much longer than it takes to deliver entries are gathered, and at most how long: a store that many processes
+deliver to gets larger batches instead of more of them."""
 _CHUNK = 128 * 2**10
 """Bytes of the journal that are delivered before they are acknowledged; some thousand metrics."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
@@ -63,6 +66,7 @@ class Courier:
         self._wanted = 0
         self._stopping = False
         self._attempts = 0
+        self._gather = GATHER
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -154,9 +158,11 @@ class Courier:
             while self._goes_on() and self._journal.acked < self._journal.number:
                 self._urgent.clear()
                 if self._wanted <= self._journal.acked:
-                    self._urgent.wait(GATHER)
+                    self._urgent.wait(self._gather)
                 try:
+                    began = time.monotonic()
                     self._deliver(self._journal.number)
+                    self._gather = min(max(GATHER, _SHARE * (time.monotonic() - began)), _LONGEST_GATHER)
                 except Exception:
                     _report.exception("the journal cannot be read; what is in it stays there")
                     self._urgent.wait(_LONGEST_PAUSE)

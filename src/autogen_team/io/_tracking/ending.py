@@ -21,6 +21,8 @@ from autogen_team.io._redact import mask
 _NAMES = ("SIGTERM", "SIGHUP")  # Ctrl-C already is an exception: KeyboardInterrupt
 _CANCELLED = frozenset({"CancelledError", "Cancelled"})  # asyncio's, and trio's
 _LONGEST_REASON = 500
+_REPLACED = "_autogen_team_replaced"
+"""Of a handler of ours: what was there before."""
 
 _received: signal.Signals | None = None
 _guards = 0
@@ -53,6 +55,7 @@ def signals_raise() -> Iterator[None]:
     previous = {}
     for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
         handler = signal.getsignal(signum)
+        handler = getattr(handler, _REPLACED, handler)  # ours, of the process that has forked this one
         # SIG_IGN is somebody's decision (nohup), None is a handler that Python does not know.
         if handler in (signal.SIG_IGN, None):
             continue
@@ -86,7 +89,17 @@ def _handler(previous: object, owner: int) -> Callable[[int, FrameType | None], 
         else:
             raise Terminated(signum)
 
+    setattr(handle, _REPLACED, previous)
     return handle
+
+
+def _after_fork() -> None:
+    global _guards, _received
+    _guards, _received = 0, None  # what the parent has installed does not raise in a child
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def hold() -> None:

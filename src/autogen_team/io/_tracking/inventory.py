@@ -11,6 +11,7 @@ import os
 import socket
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -58,7 +59,13 @@ def find(state: Path, hosts: Collection[str] = ()) -> list[Found]:
 
 
 def look(folder: Path, hosts: Collection[str] = ()) -> Found | None:
-    """Return what is known of a journal; None if it has no beginning, so nothing at all."""
+    """Return what is known of a journal; None if it has no beginning, so nothing at all, or is gone by now."""
+    with suppress(FileNotFoundError):  # its process, or somebody who has recovered it, removes it at this moment
+        return _look(folder, hosts)
+    return None
+
+
+def _look(folder: Path, hosts: Collection[str]) -> Found | None:
     entries = reading.read(folder)
     header = next((entry for entry in entries if entry["op"] == "journal"), None)
     if header is None:
@@ -124,5 +131,5 @@ def open_runs(entries: list[Entry]) -> dict[str, Entry]:
 def _last_write(folder: Path, entries: list[Entry]) -> float:
     times = [entry.get("t") or entry.get("at") or entry.get("end") or 0 for entry in entries]
     files = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
-    latest = max([one / 1000 for one in times if isinstance(one, int)] + files)
+    latest = max([one / 1000 for one in times if isinstance(one, int)] + files, default=0.0)
     return min(latest, time.time())  # the times of metrics are whatever the job says

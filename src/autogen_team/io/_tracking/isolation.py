@@ -98,6 +98,24 @@ def forget(run_id: str) -> list[str]:
     return []
 
 
+def leave(run: mlflow.ActiveRun) -> list[mlflow.ActiveRun]:
+    """Take this very object, and what is open inside of it, off the stack of whoever has it open.
+
+    Returns what was open inside, the innermost first. The same run may be open elsewhere as another object, as a run is
+    that several threads work for; there it stays.
+    """
+    stacks = _stacks
+    if stacks is not None:
+        return stacks.leave(run)[:-1]
+    for stack in vars(fluent)["_active_run_stack"].get_all_thread_values().values():
+        place = next((number for number, other in enumerate(stack) if other is run), None)
+        if place is not None:
+            inside: list[mlflow.ActiveRun] = stack[place + 1 :][::-1]
+            del stack[place:]
+            return inside
+    return []
+
+
 class _Stack(list[mlflow.ActiveRun]):
     """The runs that one task, or one thread outside of its tasks, has open or has inherited; the innermost last.
 
@@ -248,17 +266,22 @@ class _Stacks:
 
     def forget(self, run_id: str) -> list[str]:
         """Do what the function of this name says."""
+        with _lock:
+            found = next((run for run, _ in self._owners.values() if run.info.run_id == run_id), None)
+            return [] if found is None else [run.info.run_id for run in self.leave(found)]
+
+    def leave(self, run: mlflow.ActiveRun) -> list[mlflow.ActiveRun]:
+        """End the run and what is open inside of it; return them, the innermost first."""
         mine = self.get()
         with _lock:
-            found = next((entry for entry in self._owners.values() if entry[0].info.run_id == run_id), None)
-            if found is None:
+            if id(run) not in self._owners:
                 return []
-            run, owner = found
+            owner = self._owners[id(run)][1]
             # Whoever leaves the block may be another task than the one that entered it, and have the inner runs.
             inside = [inner for stack in (mine, owner) if run in stack for inner in stack[: stack.index(run) : -1]]
             leaving = [*self._still_open(dict.fromkeys(inside)), run]
             self.end(leaving)
-        return [one.info.run_id for one in leaving]
+        return leaving
 
     def hand_down(self, stack: _Stack) -> None:
         """Let the thread have what its task has left open; to be called in that thread."""
@@ -317,7 +340,7 @@ class _Stacks:
         chains = [chain for chain in chains if chain[0].data.tags.get(MLFLOW_PARENT_RUN_ID) not in ids]
         shared = None
         for level in zip(*chains, strict=False):
-            if any(run is not level[0] for run in level):
+            if any(run.info.run_id != level[0].info.run_id for run in level):
                 break
             shared = level[0]
         return shared

@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import mmap
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -26,6 +25,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from autogen_team.io import _job
 from autogen_team.io._tracking import entries
 
 SEGMENT = 2**20
@@ -271,8 +271,7 @@ class Journal:
             raise JournalError(error.errno, f"the journal cannot be written: {error.strerror}") from error
 
     def _begin_folder(self) -> None:
-        host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname())
-        folder = folder_of(self._state) / f"{host}-{os.getpid()}-{secrets.token_hex(4)}"
+        folder = folder_of(self._state) / f"{_job.process_name()}-{secrets.token_hex(4)}"
         for each in (self._state, folder.parent, folder):  # one by one, or `parents` would leave one open to others
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock_file = take_lock(folder)

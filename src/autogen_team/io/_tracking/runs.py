@@ -162,6 +162,7 @@ def _note(active: mlflow.ActiveRun) -> _Open:
         link=links.of_run(uri, info.experiment_id, info.run_id),
         attach=lambda path, folder: client.log_artifact(info.run_id, str(path), folder),
         parent_id=active.data.tags.get(MLFLOW_PARENT_RUN_ID),
+        is_outermost=not seam.has_own_run_around(active),
     )
     opened = _Open(run, client, time.monotonic(), os.getpid())
     with _lock:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.tracking import MlflowClient
 
+    from autogen_team.io._tracking import joining
+
 _report = logging.getLogger("autogen_team")
 _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
 _SAMPLER = "mlflow.system_metrics"  # tells four times in each run that it is there
@@ -51,6 +53,8 @@ class Settings:
     flush_timeout: float = 30.0
     """Seconds."""
     mask_traces: bool = True
+    works_for: joining.Shared | None = None
+    """The run of another process that this one works for: its store and its experiment are known to be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ def start(settings: Settings) -> Session:
         ConfigurationError: the experiment cannot be used.
 
     """
+    if settings.works_for is not None:  # whatever it logs waits for a store that is out of reach, as in the job itself
+        return _start(settings)
     if settings.mode != "offline":
         try:
             for uri in dict.fromkeys((settings.tracking_uri, settings.registry_uri)):
@@ -92,7 +98,7 @@ def start(settings: Settings) -> Session:
 def _start(settings: Settings, *, is_offline: bool = False) -> Session:
     import mlflow
 
-    from autogen_team.io._tracking import ending, isolation, lane, recovery, runs, seam, traces, write_behind
+    from autogen_team.io._tracking import ending, isolation, joining, lane, recovery, runs, seam, traces, write_behind
 
     with ExitStack() as undo:
         undo.enter_context(ending.signals_raise())
@@ -105,7 +111,10 @@ def _start(settings: Settings, *, is_offline: bool = False) -> Session:
         with seam.keeping_span_processors():
             mlflow.set_tracking_uri(settings.tracking_uri)
         mlflow.set_registry_uri(settings.registry_uri)
-        _set_experiment(settings, is_offline=is_offline)
+        if settings.works_for is not None:
+            joining.remember(settings.works_for)
+        else:
+            _set_experiment(settings, is_offline=is_offline)
         os.environ.setdefault(_RETRIES, "2")  # which MLflow spreads over 6 seconds, its own 7 over 4 minutes
         os.environ.setdefault(_TIMEOUT, "30")  # for each of them; MLflow waits 120
         if settings.durable:

@@ -324,7 +324,11 @@ class DurableStore(StandIn):
 
     def _real(self, value: Any) -> Any:
         """Return what the store calls a run; whatever else it is given, as it is."""
-        return self._ids.get(value, value) if isinstance(value, str) else value
+        return self.real_id(value) if isinstance(value, str) else value
+
+    def real_id(self, run_id: str) -> str:
+        """Return what the store calls a run, which may have been begun under another id while it was out of reach."""
+        return self._ids.get(run_id, run_id)
 
     def update_run_info(
         self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from contextlib import ExitStack
 from multiprocessing import util
@@ -59,6 +60,7 @@ class WriteBehind:
 
     def __init__(self, uri: str, registry_uri: str, state: Path, connect_timeout: float, flush_timeout: float) -> None:
         self.users = 0
+        self._owner = os.getpid()
         self._flush_timeout = flush_timeout
         self._uri = uri
         self._client = mlflow.MlflowClient(uri, registry_uri)
@@ -86,11 +88,20 @@ class WriteBehind:
         self.courier.after_fork()
         self.store.after_fork()
 
+    def flush(self, timeout: float) -> bool:
+        """Deliver what was written up to now, and tell whether the store has it; an attempt that fails is the last."""
+        return self.courier.flush(timeout, give_up_when_cut=True)
+
     def close(self) -> None:
         """Stand in for the store no longer, and deliver what is left, at most for `flush_timeout` seconds."""
         try:
             self._undo.close()  # first, so that other threads of the job write to the store itself from now on
-            self.courier.stop(self._flush_timeout)
+        finally:
+            self._end(self._flush_timeout)
+
+    def _end(self, timeout: float) -> None:
+        try:
+            self.courier.stop(timeout)
         finally:
             waiting = self.journal.number - self.journal.acked
             left = self.journal.close()
@@ -101,7 +112,7 @@ class WriteBehind:
                 "`autogen-team sync` delivers them, and so does the next start on this machine",
                 waiting,
                 mask_url(self._uri),
-                self._flush_timeout,
+                timeout,
                 left,
             )
         if self.courier.lost:
@@ -113,7 +124,10 @@ class WriteBehind:
         util.Finalize(self, self._finish, exitpriority=0)
 
     def _finish(self) -> None:
-        self.courier.flush(self._flush_timeout, give_up_when_cut=True)
+        if self.journal.folder is not None and os.getpid() != self._owner:
+            # A store that is out of reach is not waited for: whoever started the child may wait for that.
+            is_there = self.flush(self._flush_timeout)
+            self._end(self._flush_timeout if is_there else 0.0)
 
     def _begin(self, folder: Path) -> None:
         self._watchdog.watch(folder)

@@ -1,0 +1,175 @@
+"""Work for a run that another process, or another thread, has opened and will close."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.entities import LifecycleStage, Run, RunData, RunInfo
+
+from autogen_team.io import _job
+from autogen_team.io._deadline import within
+from autogen_team.io._redact import mask
+from autogen_team.io._tracking import ending, isolation, links, runs, seam, write_behind
+
+_report = logging.getLogger("autogen_team")
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """A run, as those who work for it need to know it; travels as text or as a pickle."""
+
+    run_id: str
+    name: str
+    experiment_id: str
+    experiment: str
+    """The name of the experiment."""
+    user: str
+    start: int
+    """Milliseconds since 1970."""
+    host: str
+    """Where it was opened, and where the logs of runs are there: who can see these brings them to the run."""
+    state: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the fields, for JSON."""
+        return asdict(self)
+
+
+def shared_run(uri: str, state: Path) -> Shared | None:
+    """Return the run that the caller has open, for others to join; None if there is none, or none that they could find.
+
+    A run that was begun while its store was out of reach has no place there yet.
+    """
+    active = isolation.job_run()
+    if active is None:
+        return None
+    working = write_behind.of(uri)
+    run_id = active.info.run_id
+    if working is not None:
+        if working.store.is_to_be_made(run_id):
+            text = "the run %s has no place in its store yet, which is out of reach: workers cannot log to it"
+            _report.warning(text, active.info.run_name)
+            return None
+        run_id = working.store.real_id(run_id)
+    experiment = runs.facts().get("experiment", "")
+    info = active.info
+    return Shared(
+        run_id,
+        info.run_name or "",
+        info.experiment_id,
+        experiment,
+        info.user_id or "",
+        info.start_time,
+        socket.gethostname(),
+        str(state),
+    )
+
+
+def remember(shared: Shared) -> None:
+    """Let runs of this process be made in the experiment of that run, which need not be asked for."""
+    seam.use_experiment(shared.experiment_id)
+    runs.remember_experiment(shared.experiment_id, shared.experiment)
+
+
+@contextmanager
+def work_for(shared: Shared) -> Iterator[mlflow.ActiveRun]:
+    """Let this thread have the run open inside the block; what the block leaves open inside of it ends with it."""
+    info = RunInfo(
+        shared.run_id,
+        shared.experiment_id,
+        shared.user,
+        "RUNNING",
+        shared.start,
+        None,
+        LifecycleStage.ACTIVE,
+        run_name=shared.name,
+    )
+    runs.remember_experiment(shared.experiment_id, shared.experiment)
+    active, leave = seam.work_for(Run(info, RunData()))
+    failure: BaseException | None = None
+    try:
+        yield active
+    except BaseException as error:
+        failure = error
+        raise
+    finally:
+        runs.close_what_is_left()  # if a signal has ended the process
+        left = leave()
+        if left:
+            status, _ = ending.verdict(failure)
+            try:
+                within(runs.PATIENCE, partial(_end, left, status), name="autogen-team-end-of-run")
+            except Exception as error:
+                _report.error("the end of runs %s could not be recorded: %s", ", ".join(left), mask(str(error)))
+
+
+def _end(run_ids: list[str], status: _job.Status) -> None:
+    client = mlflow.MlflowClient()
+    for run_id in run_ids:
+        client.set_terminated(run_id, status)
+        seam.stop_system_metrics(run_id)
+
+
+_lock = threading.Lock()
+_published: dict[tuple[int, str], _Published] = {}
+"""By process and run; a forked child publishes anew."""
+
+
+@dataclass(slots=True)
+class _Published:
+    run: _job.Run
+    users: int = 0
+
+
+@contextmanager
+def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
+    """Let what this process logs inside the block be part of the log of the run; blocks may overlap."""
+    key = os.getpid(), shared.run_id
+    with _lock:
+        found = _published.get(key)
+        if found is None:
+            found = _published[key] = _Published(_published_run(shared))
+            is_seen = (shared.host, shared.state) == (socket.gethostname(), str(state))
+            _job.run_joined(found.run, brings_log=not is_seen)
+        found.users += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            found.users -= 1
+            if not found.users:
+                del _published[key]
+                _job.run_left(found.run)
+
+
+def _published_run(shared: Shared) -> _job.Run:
+    uri = mlflow.get_tracking_uri()
+    client = mlflow.MlflowClient(uri, mlflow.get_registry_uri())
+    return _job.Run(
+        run_id=shared.run_id,
+        name=shared.name,
+        experiment=shared.experiment,
+        link=links.of_run(uri, shared.experiment_id, shared.run_id),
+        attach=lambda path, folder: client.log_artifact(shared.run_id, str(path), folder),
+    )
+
+
+def after_fork() -> None:
+    """Forget what the parent has published."""
+    global _lock
+    _lock = threading.Lock()
+    _published.clear()
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=after_fork)
