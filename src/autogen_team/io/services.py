@@ -118,7 +118,7 @@ class LoggerService(Service):
                 self._on_stop(pipeline.start(pipeline.Settings(**fields, state_dir=state_dir())))
 
     def for_worker(self) -> Self:
-        """Return the service with a sink that is the same one in every folder; a worker writes a file of its own there."""
+        """Return the service with a sink that is the same in every folder; a worker has a file of its own there."""
         is_file = self.sink.strip().lower() not in ("stderr", "stdout")
         return self.model_copy(update={"sink": str(Path(self.sink).expanduser().absolute())} if is_file else {})
 

@@ -281,8 +281,8 @@ def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
 
     The returned function takes it away again, and returns the ids of the runs that were left open inside of it, the
     innermost first. Meanwhile, wherever such a run is the innermost one, `mlflow.start_run` opens a child of it,
-    `mlflow.end_run` does nothing, and autologging waits for a run of the job's own: several workers would contradict each
-    other, with parameters that cannot be changed.
+    `mlflow.end_run` does nothing, and autologging waits for a run of the job's own: several workers would contradict
+    each other, with parameters that cannot be changed.
     """
     joined = JoinedRun(run)
     undo = _joined.take()
