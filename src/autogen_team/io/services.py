@@ -202,7 +202,7 @@ class AlertsService(Service):
 
         """
         if level in ("info", "success", "warning") and _job.worker() is not None:
-            _report.info("alert of a worker, not sent: %s: %s", title, message)
+            _report.warning("alert of a worker, not sent: %s: %s", title, message)
         else:
             self._deliverer().notify(title, message, level)
 

@@ -15,7 +15,7 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
 - ``mlflow.tracking.fluent._last_active_run_id``: the run that was ended last;
 - ``mlflow.start_run`` and ``mlflow.end_run``, replaced while a supervised job runs, so that the job's own first run
   joins the supervisor's; and while a worker has the run of its job open, so that it opens children and never ends that;
-- ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, by which autologging asks whether it is disabled;
+- ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which is what ``autologging_is_disabled`` there asks;
 - ``mlflow.store.db.utils.MAX_RETRY_COUNT``: a database that refuses is asked ten times in 100 seconds;
 - ``mlflow.tracking.fluent.run_id_to_system_metrics_monitor``: the threads that MLflow forgets when it cannot end a run;
 - ``_get_store_with_resolved_uri`` of ``_tracking_store_registry`` in ``mlflow.tracking._tracking_service.utils``: where
@@ -297,8 +297,10 @@ def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
 
 
 def has_own_run_around(active: mlflow.ActiveRun) -> bool:
-    """Tell whether this thread had a run of its own open when it opened this one."""
-    return any(run is not active and not isinstance(run, JoinedRun) for run in fluent._active_run_stack.get())
+    """Tell whether this thread had a run of its own open when it opened this one, in its own process or its job."""
+    around = [run for run in fluent._active_run_stack.get() if run is not active]
+    # What is around a joined run is inherited from the process, or the thread, that has opened that.
+    return bool(around) and not isinstance(around[-1], JoinedRun)
 
 
 def _is_at_work() -> bool:
@@ -308,6 +310,7 @@ def _is_at_work() -> bool:
 def _let_children() -> Undo:
     plain_start, plain_end = mlflow.start_run, mlflow.end_run
     plain_config: Callable[..., Any] = autologging_utils.get_autologging_config
+    is_disabled = autologging_utils.autologging_is_disabled.__code__
 
     @functools.wraps(plain_start)
     def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
@@ -325,7 +328,9 @@ def _let_children() -> Undo:
 
     @functools.wraps(plain_config)
     def get_autologging_config(flavor: str, key: str, default: Any = None) -> Any:
-        return True if key == "disable" and _is_at_work() else plain_config(flavor, key, default)
+        # Whoever sets it up asks too, perhaps at the first import of a library, and is to get the plain answer.
+        asks_whether_to_log = sys._getframe(1).f_code is is_disabled and key == "disable"
+        return True if asks_whether_to_log and _is_at_work() else plain_config(flavor, key, default)
 
     mlflow.start_run = fluent.start_run = start_run
     mlflow.end_run = fluent.end_run = end_run

@@ -1,0 +1,129 @@
+"""A job with workers: a script of its own, because workers import what they are sent."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import pytest
+
+BEGINNING = '''\
+import asyncio, logging, multiprocessing, os, pickle, signal, subprocess, sys, threading, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+
+import mlflow
+from autogen_team import GlobalContext
+from loguru import logger
+from autogen_team.io.services import AlertsService, LoggerService, MlflowService
+
+
+def make_context(**fields):
+    return GlobalContext(
+        logger_service=LoggerService(sink="logs/job.log", serialize=True, level="DEBUG"),
+        alerts_service=AlertsService(enable=False, app_name="job"),
+        mlflow_service=MlflowService(autolog_silent=True, **fields),
+    )
+
+
+def fold(number):
+    logger.info("fold {}", number)
+    mlflow.log_metric("accuracy", number / 10, step=number)
+    return os.getpid()
+
+
+def pool(method, **fields):
+    return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method), **fields)
+
+'''
+MAIN = '\n\nif __name__ == "__main__":\n'
+
+
+@dataclass(frozen=True)
+class Store:
+    """What a job has left behind."""
+
+    uri: str
+
+    def client(self) -> mlflow.MlflowClient:
+        """Return a client of it."""
+        return mlflow.MlflowClient(self.uri, self.uri)
+
+    def runs(self, **tags: str) -> list[mlflow.entities.Run]:
+        """Return the runs, the first one first; with tags only those that have them."""
+        client = self.client()
+        ids = [one.experiment_id for one in client.search_experiments()]
+        found = client.search_runs(ids, order_by=["attributes.start_time ASC"])
+        return [run for run in found if tags.items() <= run.data.tags.items()]
+
+    def run(self, name: str) -> mlflow.entities.Run:
+        """Return the only run of that name."""
+        [run] = [run for run in self.runs() if run.info.run_name == name]
+        return run
+
+    def children(self, parent: str = "train") -> list[mlflow.entities.Run]:
+        """Return the children of the run of that name."""
+        return self.runs(**{"mlflow.parentRunId": self.run(parent).info.run_id})
+
+    def steps(self, run: mlflow.entities.Run, key: str = "accuracy") -> list[int]:
+        """Return the steps at which the metric was logged."""
+        return sorted(metric.step for metric in self.client().get_metric_history(run.info.run_id, key))
+
+    def logs(self, run: mlflow.entities.Run) -> list[str]:
+        """Return the names of the logs among its artifacts."""
+        return sorted(Path(one.path).name for one in self.client().list_artifacts(run.info.run_id, "logs"))
+
+
+@pytest.fixture
+def store(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Return the store of the test's jobs."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    return Store(store_uri)
+
+
+@pytest.fixture
+def write_job(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that writes a job: what to do, and before it what its workers need; its path is returned."""
+
+    def write(main: str, functions: str = "") -> str:
+        path = tmp_path / "job.py"
+        main = textwrap.indent(textwrap.dedent(main), "    ")
+        path.write_text(BEGINNING + textwrap.dedent(functions) + MAIN + main)
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def run_job(
+    write_job: Callable[..., str], run_python: Callable[..., tuple[int, str, str]]
+) -> Callable[..., tuple[str, str]]:
+    """Return a function that runs a job to its end, which must be a good one; stdout and stderr are returned."""
+
+    def run(main: str, functions: str = "", *, argument: str = "", **environment: str) -> tuple[str, str]:
+        status, out, err = run_python(write_job(main, functions), argument, **environment)
+        assert status == 0, err
+        return out, err
+
+    return run
+
+
+@pytest.fixture
+def log_lines() -> Callable[[str], list[dict[str, object]]]:
+    """Return a function that reads the JSON lines of the log files that match."""
+
+    def read(pattern: str) -> list[dict[str, object]]:
+        files = sorted(Path("logs").glob(pattern))
+        return [json.loads(line) for path in files for line in path.read_text().splitlines()]
+
+    return read
+
+
+@pytest.fixture
+def journals(tmp_path: Path) -> Callable[[], list[Path]]:
+    """Return a function that lists what has not been delivered."""
+    return lambda: sorted((tmp_path / "state" / "journals").glob("*"))
