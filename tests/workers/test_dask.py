@@ -4,16 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from shutil import copy
 from typing import Any
 
-import mlflow
 import pytest
 from distributed import Client
 
@@ -23,47 +16,29 @@ from autogen_team.workers.dask import workers
 
 pytestmark = pytest.mark.timeout(360)  # clusters take seconds to start, and many times that on a busy machine
 
-BEGINNING = '''\
-import asyncio, json, os, signal, sys
+FUNCTIONS = '''
 from pathlib import Path
 
-import mlflow
 from distributed import Client, LocalCluster
-from loguru import logger
 
-from autogen_team import GlobalContext
-from autogen_team.io.services import AlertsService, LoggerService
 from autogen_team.workers.dask import workers
 
 
-def make_context():
-    return GlobalContext(
-        logger_service=LoggerService(sink="logs/job.log", serialize=True, level="DEBUG"),
-        alerts_service=AlertsService(enable=False, app_name="job"),
-    )
-
-
-def make_cluster(size, threads=2, **fields):
+def make_cluster(size, **fields):
     pages = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
-    return LocalCluster(n_workers=size, threads_per_worker=threads, **pages, **fields)
-
-
-def fold(number):
-    logger.info("fold {}", number)
-    logger.debug("the password is hunter2: https://bob:hunter2@host")
-    mlflow.log_metric("accuracy", number / 10, step=number)
-    return os.getpid()
+    return LocalCluster(n_workers=size, threads_per_worker=2, **pages, **fields)
 
 
 def fail(number):
+    logger.debug("look at https://bob:hunter2@host")
     raise ValueError(f"bad fold {number}")
 
 
 def die_once(number):
     """Be killed in the middle, and do the rest the second time."""
     marker = Path(f"died-{number}")
-    steps = range(number, number + 100) if not marker.exists() else range(number + 100, number + 200)
-    for step in steps:
+    first = number if not marker.exists() else number + 100
+    for step in range(first, first + 100):
         mlflow.log_metric("accuracy", 0.5, step=step)
     if not marker.exists():
         marker.write_text(str(os.getpid()))
@@ -71,7 +46,7 @@ def die_once(number):
     return os.getpid()
 
 
-def state_of_worker():
+def what_runs():
     from autogen_team.io import _job
 
     try:
@@ -84,232 +59,195 @@ def state_of_worker():
 def steps_of(context, run):
     history = context.mlflow_service.client().get_metric_history(run.info.run_id, "accuracy")
     return sorted(metric.step for metric in history)
-
-
 '''
-FINISHED = """
-if __name__ == "__main__":
-    said = {}
-    with make_cluster(2, host="127.0.0.1") as cluster, cluster.get_client() as client, make_context() as context:
-        def do(fn, numbers):
-            return client.gather(client.map(fn, numbers, pure=False))
-
-        with context.run("train", log_system_metrics=False) as run:
-            with workers(client, context):
-                said["pids"] = do(fold, range(8))
-                do(context.bind(fold, nested=True), range(10, 14))
-                assert isinstance(client.submit(fail, 1).exception(), ValueError)
-                assert isinstance(client.submit(context.bind(fail, nested="doomed"), 2).exception(), ValueError)
-                before = set(client.scheduler_info()["workers"])
-                cluster.scale(3)
-                client.wait_for_workers(3, timeout=60)
-                [new] = set(client.scheduler_info()["workers"]) - before
-                said["new"] = client.submit(fold, 20, workers=[new]).result()
-            said["steps after the block"] = steps_of(context, run)
-            said["states after the block"] = list(client.run(state_of_worker).values())
-            do(context.bind(fold, nested="late"), range(30, 32))
-        with context.run("second", log_system_metrics=False) as run, workers(client, context, nested=True):
-            said["pids of the second"] = do(fold, range(40, 46))
-    print(json.dumps(said))
-"""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a job has left behind."""
-
-    folder: Path
-    said: dict[str, Any]
-    alerts: list[str]
-
-    def client(self) -> mlflow.MlflowClient:
-        """Return a client of its store."""
-        uri = f"sqlite:///{self.folder / 'mlflow.db'}"
-        return mlflow.MlflowClient(uri, uri)
-
-    def runs(self, **tags: str) -> list[mlflow.entities.Run]:
-        """Return the runs, the first one first; with tags only those that have them."""
-        client = self.client()
-        ids = [one.experiment_id for one in client.search_experiments()]
-        found = client.search_runs(ids, order_by=["attributes.start_time ASC"])
-        return [run for run in found if tags.items() <= run.data.tags.items()]
-
-    def run(self, name: str) -> mlflow.entities.Run:
-        """Return the only run of that name."""
-        [run] = [run for run in self.runs() if run.info.run_name == name]
-        return run
-
-    def children(self, parent: str = "train") -> list[mlflow.entities.Run]:
-        """Return the children of the run of that name."""
-        return self.runs(**{"mlflow.parentRunId": self.run(parent).info.run_id})
-
-    def steps(self, run: mlflow.entities.Run) -> list[int]:
-        """Return the steps at which the metric was logged."""
-        return sorted(metric.step for metric in self.client().get_metric_history(run.info.run_id, "accuracy"))
-
-    def log_lines(self) -> list[dict[str, Any]]:
-        """Return the lines of the files of all workers, each with the name of its file."""
-        files = sorted((self.folder / "logs").glob("job-*.log"))
-        return [{"file": path.stem, **json.loads(line)} for path in files for line in path.read_text().splitlines()]
-
-
-def run_job(folder: Path, database: Path, main: str) -> Job:
-    """Run a job to its end, which must be a good one, in that folder."""
-    copy(database, folder / "mlflow.db")
-    (folder / "job.py").write_text(BEGINNING + main)
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith(("AUTOGEN_TEAM_", "MLFLOW_"))
-    }
-    environment |= {"AUTOGEN_TEAM_STATE_DIR": str(folder / "state"), "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "job.py"]
-    ended = subprocess.run(
-        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert ended.returncode == 0, ended.stderr
-    *alerts, said = ended.stdout.splitlines()
-    return Job(folder, json.loads(said), alerts)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Job:
-    """Return a job that has used a cluster of two worker processes in all ways; see above."""
-    return run_job(tmp_path_factory.mktemp("dask"), migrated_database, FINISHED)
+def said() -> dict[str, Any]:
+    """Return what the job has said; filled when it has run."""
+    return {}
 
 
-def test_what_tasks_log_is_the_runs(finished):
+@pytest.fixture(scope="module")
+def job(run_shared_job: Callable[[str, str], Any], said: dict[str, Any]) -> Any:
+    """Return a job that has used a cluster of two worker processes in all ways."""
+    found = run_shared_job(
+        """
+        import json
+        said = {}
+        with make_cluster(2, host="127.0.0.1") as cluster, cluster.get_client() as client, make_context() as context:
+            def do(fn, numbers):
+                return client.gather(client.map(fn, numbers, pure=False))
+
+            with context.run("train", log_system_metrics=False) as run:
+                with workers(client, context):
+                    said["pids"] = do(fold, range(8))
+                    do(context.bind(fold, nested=True), range(10, 14))
+                    assert isinstance(client.submit(fail, 1).exception(), ValueError)
+                    assert isinstance(client.submit(context.bind(fail, nested="doomed"), 2).exception(), ValueError)
+                    before = set(client.scheduler_info()["workers"])
+                    cluster.scale(3)
+                    client.wait_for_workers(3, timeout=60)
+                    [new] = set(client.scheduler_info()["workers"]) - before
+                    said["new"] = client.submit(fold, 20, workers=[new]).result()
+                said["steps after the block"] = steps_of(context, run)
+                said["what runs after the block"] = list(client.run(what_runs).values())
+                do(context.bind(fold, nested="late"), range(30, 32))
+            with context.run("second", log_system_metrics=False), workers(client, context, nested=True):
+                said["pids of the second"] = do(fold, range(40, 46))
+        print(json.dumps(said))
+        """,
+        FUNCTIONS,
+    )
+    said.update(json.loads(found.out[-1]))
+    return found
+
+
+def test_what_tasks_log_is_the_runs(job, said):
     """All threads of all workers, without a change to the functions; it has arrived when the block ends."""
-    assert finished.said["steps after the block"] == [*range(8), 20]
-    assert finished.run("train").info.status == "FINISHED"
-    assert finished.steps(finished.run("train")) == [*range(8), 20]
+    train = job.store.run("train")
+
+    assert said["steps after the block"] == [*range(8), 20]
+    assert (train.info.status, job.store.steps(train)) == ("FINISHED", [*range(8), 20])
 
 
-def test_lines_are_in_a_file_for_each_worker(finished):
-    """They carry the id of the run and the name of the worker; secrets are masked, the level is the job's."""
-    run_id = finished.run("train").info.run_id
-    lines = [line for line in finished.log_lines() if line["run_id"] == run_id and line["function"] == "fold"]
-    said = sorted(line["message"] for line in lines if line["level"] == "INFO")
-    assert said == sorted(f"fold {number}" for number in [*range(8), 20])
+def test_lines_are_in_a_file_for_each_worker(job, said):
+    """They carry the id of the run and the name of the worker; the level is the job's, and secrets are masked."""
+    run_id = job.store.run("train").info.run_id
+    lines = [line for line in job.lines if line["run_id"] == run_id and line["function"] == "fold"]
+
+    assert sorted(line["message"] for line in lines) == sorted(f"fold {number}" for number in [*range(8), 20])
     assert [line for line in lines if line["file"] != f"job-{line['worker']}"] == []
-    pids = {*finished.said["pids"], finished.said["new"]}
-    assert {int(line["worker"].rpartition("-")[2]) for line in lines} == pids
-    assert "hunter2@" not in json.dumps(lines)
-    assert "DEBUG" in {line["level"] for line in lines}
+    assert {int(line["worker"].rpartition("-")[2]) for line in lines} == {*said["pids"], said["new"]}
+    debug = [line["message"] for line in job.lines if line["level"] == "DEBUG" and line["function"] == "fail"]
+    assert debug == ["look at https://bob:***@host"] * 2
 
 
-def test_a_worker_that_joins_later_is_inside(finished):
+def test_a_worker_that_joins_later_is_inside(job, said):
     """Of a cluster that grows; it has a process, so a file, of its own."""
-    assert finished.said["new"] not in finished.said["pids"]
-    [line] = [line for line in finished.log_lines() if line["message"] == "fold 20"]
-    assert line["worker"].endswith(f"-{finished.said['new']}")
+    [line] = [line for line in job.lines if line["message"] == "fold 20"]
+
+    assert said["new"] not in said["pids"]
+    assert line["worker"].endswith(f"-{said['new']}")
 
 
-def test_bound_tasks_have_runs_of_their_own(finished):
-    """Children of the run, in the plugin's workers as in those without it."""
-    children = finished.children()
-    found = sorted((run.info.run_name, finished.steps(run)) for run in children if run.info.run_name != "doomed")
+def test_bound_tasks_have_runs_of_their_own(job, said):
+    """Children of the run, in the workers that are inside as in those that are not."""
+    children = [run for run in job.store.children() if run.info.run_name != "doomed"]
+
+    found = sorted((run.info.run_name, job.store.steps(run)) for run in children)
     assert found == [*(("fold", [step]) for step in range(10, 14)), ("late", [30]), ("late", [31])]
-    assert {run.info.status for run in children if run.info.run_name != "doomed"} == {"FINISHED"}
-
-
-def test_a_failing_task_alerts_if_it_has_a_run(finished):
-    """A task of the run itself fails where its result is asked for; nobody else alerts."""
-    doomed = finished.run("doomed")
-    assert (doomed.info.status, doomed.data.tags["autogen_team.exception"]) == ("FAILED", "ValueError: bad fold 2")
-    [alert] = finished.alerts
-    assert alert.startswith("[job] doomed failed: ")
-    run_id = finished.run("train").info.run_id
-    [line] = [line for line in finished.log_lines() if "bad fold 1" in line["message"]]  # it is Dask's own line
-    assert (line["level"], line["run_id"]) == ("ERROR", run_id)
-
-
-def test_workers_are_outside_after_the_block(finished):
-    """No context runs there, no run is open, and nothing is left to deliver when all have gone."""
-    assert finished.said["states after the block"] == [[None, None]] * 3
-    assert list((finished.folder / "state" / "journals").glob("*")) == []
-
-
-def test_each_worker_can_have_a_run(finished):
-    """A child of the job's, with what all tasks of that worker log; it ends with the block."""
-    children = finished.children("second")
-    pids = [int(run.data.tags["autogen_team.worker"].rpartition("-")[2]) for run in children]
-    assert len(set(pids)) == len(pids) == 3
-    assert set(pids) >= set(finished.said["pids of the second"])
-    assert sorted(step for run in children for step in finished.steps(run)) == list(range(40, 46))
     assert {run.info.status for run in children} == {"FINISHED"}
-    assert finished.steps(finished.run("second")) == []
 
 
-def test_the_death_of_a_worker_is_recovered(tmp_path, migrated_database, wait_until):
+def test_a_failing_task_alerts_if_it_has_a_run(job, said):
+    """A task of the run itself fails where its result is asked for; nobody else alerts."""
+    doomed = job.store.run("doomed")
+    [line] = [line for line in job.lines if "bad fold 1" in line["message"]]  # Dask says it
+
+    assert (doomed.info.status, doomed.data.tags["autogen_team.exception"]) == ("FAILED", "ValueError: bad fold 2")
+    [alert] = job.out[:-1]
+    assert alert.startswith("[job] doomed failed: ")
+    assert (line["level"], line["run_id"]) == ("ERROR", job.store.run("train").info.run_id)
+
+
+def test_workers_are_outside_after_the_block(job, said):
+    """No context runs there, no run is open, and nothing is left to deliver when all have gone."""
+    assert said["what runs after the block"] == [[None, None]] * 3
+    assert job.journals == []
+
+
+def test_each_worker_can_have_a_run(job, said):
+    """A child of the job's, with what all tasks of that worker log; it ends with the block."""
+    children = job.store.children("second")
+    pids = [int(run.data.tags["autogen_team.worker"].rpartition("-")[2]) for run in children]
+
+    assert len(set(pids)) == len(pids) == 3
+    assert set(pids) >= set(said["pids of the second"])
+    assert sorted(step for run in children for step in job.store.steps(run)) == list(range(40, 46))
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert job.store.steps(job.store.run("second")) == []
+
+
+def test_the_death_of_a_worker_is_recovered(run_job, store, journals, wait_until):
     """The nanny's next one is inside again and does the task; what the dead one logged arrives, its child is KILLED."""
-    job = run_job(
-        tmp_path,
-        migrated_database,
+    out, _ = run_job(
         """
-if __name__ == "__main__":
-    said = {}
-    with make_cluster(1, host="127.0.0.1") as cluster, cluster.get_client() as client, make_context() as context:
-        with context.run("train", log_system_metrics=False), workers(client, context):
-            said["pids"] = [client.submit(die_once, 0).result()]
-            said["pids"].append(client.submit(context.bind(die_once, nested="child"), 1000).result())
-    said["dead"] = [int(path.read_text()) for path in sorted(Path().glob("died-*"))]
-    print(json.dumps(said))
-""",
+        with make_cluster(1, host="127.0.0.1") as cluster, cluster.get_client() as client, make_context() as context:
+            with context.run("train", log_system_metrics=False), workers(client, context):
+                pids = [client.submit(die_once, 0).result()]
+                pids.append(client.submit(context.bind(die_once, nested="child"), 1000).result())
+            print(*pids, *(path.read_text() for path in Path().glob("died-*")))
+        """,
+        FUNCTIONS,
     )
 
-    assert len({*job.said["pids"], *job.said["dead"]}) == 3  # the second task dies in the successor of the first's
-    train = job.run("train")
-    wait_until(lambda: "RUNNING" not in {run.info.status for run in job.runs()})
-    wait_until(lambda: list((tmp_path / "state" / "journals").glob("*")) == [])
-    assert (train.info.status, job.steps(train)) == ("FINISHED", list(range(200)))
-    dead, alive = job.children()
-    assert (dead.info.status, job.steps(dead)) == ("KILLED", list(range(1000, 1100)))
-    assert (alive.info.status, job.steps(alive)) == ("FINISHED", list(range(1100, 1200)))
+    assert len(set(out.split())) == 3  # the second task kills the worker that has taken over the first
+    wait_until(lambda: journals() == [])  # which the watchdogs of the dead see to
+    train = store.run("train")
+    assert (train.info.status, store.steps(train)) == ("FINISHED", list(range(200)))
+    dead, alive = store.children()
+    assert (dead.info.status, store.steps(dead)) == ("KILLED", list(range(1000, 1100)))
+    assert (alive.info.status, store.steps(alive)) == ("FINISHED", list(range(1100, 1200)))
 
 
-def test_threads_of_a_cluster_without_processes_are_inside(tmp_path, migrated_database):
+def test_threads_of_a_cluster_without_processes_are_inside(run_job, store, log_lines):
     """Nothing is started in the process that has it all, and all of it runs on after the block."""
-    job = run_job(
-        tmp_path,
-        migrated_database,
+    run_job(
         """
-if __name__ == "__main__":
-    with make_cluster(1, processes=False) as cluster, cluster.get_client() as client, make_context() as context:
-        with context.run("train", log_system_metrics=False) as run:
-            with workers(client, context):
-                client.gather(client.map(fold, range(6), pure=False))
-                client.gather(client.map(context.bind(fold, nested=True), range(10, 13), pure=False))
-            mlflow.log_metric("accuracy", 1.0, step=6)
-            assert state_of_worker() == "inside"
-    print("{}")
-""",
+        with make_cluster(1, processes=False) as cluster, cluster.get_client() as client, make_context() as context:
+            with context.run("train", log_system_metrics=False):
+                with workers(client, context):
+                    client.gather(client.map(fold, range(6), pure=False))
+                    client.gather(client.map(context.bind(fold, nested=True), range(10, 13), pure=False))
+                mlflow.log_metric("accuracy", 1.0, step=6)
+                assert what_runs() == "inside"
+        """,
+        FUNCTIONS,
     )
 
-    assert job.steps(job.run("train")) == list(range(7))
-    assert sorted(job.steps(run) for run in job.children()) == [[10], [11], [12]]
-    assert job.log_lines() == []  # no worker has a file: there is none but the job's
-    assert len(job.runs()) == 4
+    assert store.steps(store.run("train")) == list(range(7))
+    assert sorted(store.steps(run) for run in store.children()) == [[10], [11], [12]]
+    assert len(store.runs()) == 4
+    assert log_lines("job-*.log") == []
+    assert {line.get("worker") for line in log_lines("job.log")} == {None}
 
 
-def test_a_cluster_may_be_gone_before_the_block(tmp_path, migrated_database):
+def test_what_is_bound_in_a_process_can_be_late_there(run_job, store):
+    """A thread of a cluster may come to it when the context has gone: an error, not a second context."""
+    run_job(
+        """
+        with make_cluster(1, processes=False) as cluster, cluster.get_client() as client:
+            with make_context() as context, context.run("train", log_system_metrics=False):
+                late = context.bind(fold)
+                sent = pickle.loads(pickle.dumps(late))
+            del context, late
+            assert "GlobalContext does not run" in str(client.submit(sent, 1).exception())
+        """,
+        FUNCTIONS,
+    )
+
+    assert store.steps(store.run("train")) == []
+
+
+def test_a_cluster_may_be_gone_before_the_block(run_job, store, log_lines):
     """Its workers have delivered when they were closed; leaving the block says so, and raises nothing."""
-    job = run_job(
-        tmp_path,
-        migrated_database,
+    run_job(
         """
-if __name__ == "__main__":
-    cluster = make_cluster(1, host="127.0.0.1")
-    client = cluster.get_client()
-    with make_context() as context, context.run("train", log_system_metrics=False):
-        with workers(client, context):
-            client.submit(fold, 3).result()
-            cluster.close()
-        client.close()
-    print("{}")
-""",
+        cluster = make_cluster(1, host="127.0.0.1")
+        client = cluster.get_client()
+        with make_context() as context, context.run("train", log_system_metrics=False):
+            with workers(client, context):
+                client.submit(fold, 3).result()
+                cluster.close()
+            client.close()
+        """,
+        FUNCTIONS,
     )
 
-    assert (job.run("train").info.status, job.steps(job.run("train"))) == ("FINISHED", [3])
-    assert "could not be told that they are done" in (tmp_path / "logs" / "job.log").read_text()
+    assert (store.run("train").info.status, store.steps(store.run("train"))) == ("FINISHED", [3])
+    warnings = [line["message"] for line in log_lines("job.log") if line["logger"] == "autogen_team"]
+    assert [text.partition("> ")[2].partition(":")[0] for text in warnings] == ["could not be told that they are done"]
 
 
 @pytest.fixture
