@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import ray
 
 from autogen_team.errors import ConfigurationError
 from autogen_team.io._settings import STATE_DIR
+from autogen_team.workers._function import function_of
 
 if TYPE_CHECKING:
     from autogen_team.context import GlobalContext
@@ -35,6 +34,12 @@ def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
 
     `own` is what else Ray is to be told, such as `env_vars`, `pip` or `working_dir`. The packages of the workers must
     include this one.
+
+    >>> from autogen_team import GlobalContext
+    >>> with GlobalContext() as context, context.run("train"):
+    ...     environment = runtime_env(context, pip=["tqdm"])  # for ray.init(runtime_env=environment)
+    >>> sorted(environment)
+    ['env_vars', 'pip', 'worker_process_setup_hook']
 
     Raises:
         NotStartedError: the context does not run.
@@ -69,23 +74,17 @@ def remote(
     Each task is inside the context, and returns when the store has what it has logged; with `nested`, it has a child
     run of its own, and so has each attempt of a task that Ray tries again. No `runtime_env` is needed for that.
 
+    >>> from autogen_team import GlobalContext
+    >>> def fold(number):
+    ...     mlflow.log_metric("accuracy", 0.9, step=number)
+    >>> with GlobalContext() as context, context.run("train"):
+    ...     train = remote(context, fold, nested=True, num_cpus=0.5)  # for train.remote(1)
+
     Raises:
         NotStartedError: the context does not run.
 
     """
-    bound = context.bind(fn, nested=nested)
-    if inspect.isgeneratorfunction(fn):
-
-        @functools.wraps(fn)
-        def task(*arguments: Any, **fields: Any) -> Iterator[Any]:
-            yield from bound(*arguments, **fields)
-
-    else:
-
-        @functools.wraps(fn)
-        def task(*arguments: Any, **fields: Any) -> Any:
-            return bound(*arguments, **fields)
-
+    task = function_of(context.bind(fn, nested=nested), fn)
     return ray.remote(**options)(task) if options else ray.remote(task)
 
 
