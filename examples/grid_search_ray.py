@@ -29,12 +29,12 @@ def main() -> None:
     """Let Ray's workers evaluate the candidates, and note the best one in the parent run."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     service = MlflowService(autolog_disable=True)  # what matters of a candidate are its parameters and its score
-    with GlobalContext(mlflow_service=service) as context, context.run("grid search"):
-        with ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1"):
-            digits = load_digits()
-            images, labels = ray.put(digits.data), ray.put(digits.target)
-            candidate = remote(context, evaluate, nested="candidate")
-            scores = ray.get([candidate.remote(parameters, images, labels) for parameters in GRID])
+    local = ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
+    with local, GlobalContext(mlflow_service=service) as context, context.run("grid search"):
+        digits = load_digits()
+        images, labels = ray.put(digits.data), ray.put(digits.target)
+        candidate = remote(context, evaluate, nested="candidate")
+        scores = ray.get([candidate.remote(parameters, images, labels) for parameters in GRID])
 
         best = int(np.argmax(scores))
         mlflow.log_params(GRID[best])
