@@ -107,9 +107,10 @@ class GlobalContext(Service):
             if self.is_started:
                 return
             run = _carrying.run_of_environment(self.mlflow_service)
-            if run is not None:
+            if _job.worker() is None and (run is not None or _job.rank()):  # the first rank is the job itself
                 _job.become_worker()
                 undo.callback(_job.forget_worker)
+            if run is not None:
                 self.mlflow_service.begin_work(run)
             if _job.worker() is not None:
                 _leave_inherited_logs()

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-BEGINNING = '''\
+BEGINNING = """\
 import asyncio, logging, multiprocessing, os, pickle, signal, subprocess, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
@@ -39,7 +39,7 @@ def fold(number):
 def pool(method, **fields):
     return ProcessPoolExecutor(2, mp_context=multiprocessing.get_context(method), **fields)
 
-'''
+"""
 MAIN = '\n\nif __name__ == "__main__":\n'
 
 

@@ -15,7 +15,7 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
 - ``mlflow.tracking.fluent._last_active_run_id``: the run that was ended last;
 - ``mlflow.start_run`` and ``mlflow.end_run``, replaced while a supervised job runs, so that the job's own first run
   joins the supervisor's; and while a worker has the run of its job open, so that it opens children and never ends that;
-- ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which is what ``autologging_is_disabled`` there asks;
+- ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which ``autologging_is_disabled`` of it asks;
 - ``mlflow.store.db.utils.MAX_RETRY_COUNT``: a database that refuses is asked ten times in 100 seconds;
 - ``mlflow.tracking.fluent.run_id_to_system_metrics_monitor``: the threads that MLflow forgets when it cannot end a run;
 - ``_get_store_with_resolved_uri`` of ``_tracking_store_registry`` in ``mlflow.tracking._tracking_service.utils``: where
