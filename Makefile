@@ -68,6 +68,9 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/mypy
 	@$(BIN)/pyright
+	@# pyright does not look into an editable install by itself.
+	@found=$$(PYTHONPATH=$(CURDIR)/src $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes autogen_team --ignoreexternal) \
+	  && grep completeness <<<"$$found" || { echo "$$found"; exit 1; }
 
 .PHONY: layers
 layers: $(READY)

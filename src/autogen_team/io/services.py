@@ -286,7 +286,9 @@ class MlflowService(Service):
     class RunConfig(BaseModel):
         """What a run is called and described by."""
 
-        model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+        model_config: ClassVar[ConfigDict] = ConfigDict(
+            frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+        )
 
         name: str
         """The name of the run; need not be unique."""
