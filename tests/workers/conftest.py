@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copy
 
 import mlflow
 import pytest
@@ -91,11 +95,14 @@ def write_job(tmp_path: Path) -> Callable[..., str]:
 
     def write(main: str, functions: str = "") -> str:
         path = tmp_path / "job.py"
-        main = textwrap.indent(textwrap.dedent(main), "    ")
-        path.write_text(BEGINNING + textwrap.dedent(functions) + MAIN + main)
+        path.write_text(_script(main, functions))
         return str(path)
 
     return write
+
+
+def _script(main: str, functions: str) -> str:
+    return BEGINNING + textwrap.dedent(functions) + MAIN + textwrap.indent(textwrap.dedent(main), "    ")
 
 
 @pytest.fixture
@@ -127,3 +134,48 @@ def log_lines() -> Callable[[str], list[dict[str, object]]]:
 def journals(tmp_path: Path) -> Callable[[], list[Path]]:
     """Return a function that lists what has not been delivered."""
     return lambda: sorted((tmp_path / "state" / "journals").glob("*"))
+
+
+@dataclass(frozen=True)
+class SharedJob:
+    """A job that has run to its end, for all tests of a module to look at."""
+
+    store: Store
+    out: list[str]
+    """The lines of its stdout."""
+    lines: list[dict[str, object]]
+    """The lines of the logs of its workers, and the name of the `file` of each."""
+    journals: list[Path]
+    """What it has not delivered."""
+
+
+@pytest.fixture(scope="module")
+def run_shared_job(
+    tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
+) -> Callable[[str, str], SharedJob]:
+    """Return a function that runs a job to its end, which must be a good one: for engines that are slow to start."""
+
+    def run(main: str, functions: str) -> SharedJob:
+        folder = tmp_path_factory.mktemp("job")
+        store = Store(f"sqlite:///{copy(migrated_database, folder / 'mlflow.db')}")
+        (folder / "job.py").write_text(_script(main, functions))
+        ended = subprocess.run(
+            [sys.executable, "job.py"],
+            cwd=folder,
+            env={
+                **{name: os.environ[name] for name in os.environ if not name.startswith(("AUTOGEN_TEAM_", "MLFLOW_"))},
+                "AUTOGEN_TEAM_STATE_DIR": str(folder / "state"),
+                "MLFLOW_TRACKING_URI": store.uri,
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+            },
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr
+        files = sorted((folder / "logs").glob("job-*.log"))
+        lines = [{"file": path.stem, **json.loads(line)} for path in files for line in path.read_text().splitlines()]
+        return SharedJob(store, ended.stdout.splitlines(), lines, sorted((folder / "state" / "journals").glob("*")))
+
+    return run
