@@ -14,7 +14,7 @@ from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
 from mlflow.utils import autologging_utils, import_hooks
 
-from autogen_team.io._tracking import seam
+from autogen_team.io._tracking import guests, seam
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def host(store_uri):
     """Return a run that others may join."""
     mlflow.set_tracking_uri(store_uri)
     with mlflow.start_run(run_name="host") as run:
-        restore = seam.let_join(run)
+        restore = guests.let_join(run)
         yield run
         restore()
 
@@ -223,7 +223,7 @@ def test_who_asks_for_a_nested_run_gets_one(host):
 
 def test_without_a_host_runs_are_runs_again(host):
     """The replacement of `mlflow.start_run` is undone."""
-    restore = seam.let_join(host)
+    restore = guests.let_join(host)
     replaced = mlflow.start_run
     restore()
 
@@ -405,7 +405,7 @@ def joined(store_uri):
     """Return a run that is open elsewhere, and is worked for here."""
     mlflow.set_tracking_uri(store_uri)
     run = mlflow.MlflowClient().create_run("0", run_name="elsewhere")
-    active, leave = seam.work_for(run)
+    active, leave = guests.work_for(run)
     yield active
     leave()
 
@@ -423,12 +423,12 @@ def test_a_run_that_is_open_elsewhere_can_be_worked_for(joined):
 def test_runs_inside_of_it_are_children(joined):
     """Also of a program that does not say `nested`; what is left open is told."""
     with mlflow.start_run(run_name="child") as child:
-        assert not seam.has_own_run_around(child)
+        assert not guests.has_own_run_around(child)
         with mlflow.start_run(nested=True) as inner:
-            assert seam.has_own_run_around(inner)
+            assert guests.has_own_run_around(inner)
     assert child.data.tags["mlflow.parentRunId"] == joined.info.run_id
 
-    active, leave = seam.work_for(joined)
+    _, leave = guests.work_for(joined)
     left = mlflow.start_run()
     assert leave() == [left.info.run_id]
     assert mlflow.active_run() is joined
@@ -451,7 +451,7 @@ def test_without_such_a_run_mlflow_is_as_it_was(store_uri):
     mlflow.set_tracking_uri(store_uri)
     before = mlflow.start_run, mlflow.end_run, autologging_utils.get_autologging_config
     run = mlflow.MlflowClient().create_run("0")
-    first, second = seam.work_for(run)[1], seam.work_for(run)[1]
+    first, second = guests.work_for(run)[1], guests.work_for(run)[1]
     second()
     assert mlflow.start_run is not before[0]
     first()

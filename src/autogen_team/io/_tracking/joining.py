@@ -20,7 +20,7 @@ from mlflow.entities import LifecycleStage, Run, RunData, RunInfo
 from autogen_team.io import _job
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask
-from autogen_team.io._tracking import ending, isolation, links, runs, seam, write_behind
+from autogen_team.io._tracking import ending, guests, isolation, links, runs, seam, write_behind
 
 _report = logging.getLogger("autogen_team")
 
@@ -135,7 +135,7 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
         run_name=shared.name,
     )
     runs.remember_experiment(shared.experiment_id, shared.experiment)
-    active, leave = seam.work_for(Run(info, RunData()))
+    active, leave = guests.work_for(Run(info, RunData()))
     failure: BaseException | None = None
     began = time.monotonic()
     try:
