@@ -7,6 +7,7 @@ LOCK := requirements/dev.txt
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 OLDEST := .venv-oldest
+SPARK := .spark
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core chromium
 
 .DEFAULT_GOAL := help
@@ -47,6 +48,22 @@ test-oldest: $(OLDEST)/.ready ## Run the contract tests on the oldest MLflow tha
 	@PYTHONPATH=$(CURDIR)/src $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider \
 	  $(wildcard tests/io/tracking/test_seam.py tests/io/tracking/test_isolation*.py) \
 	  tests/io/tracking/test_write_behind.py tests/io/tracking/test_values.py tests/io/tracking/test_nesting.py -k "not server and not postgres and not uri_stays" $(PYTEST_ARGS)
+
+# Beside .venv, where MLflow would load it.
+$(SPARK)/.ready: requirements/spark.txt $(READY)
+	@echo "installing Spark into $(SPARK): 450 MB to download, some minutes"
+	@rm -rf $(SPARK)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes --target $(SPARK) -r $<
+	@touch $@
+
+.PHONY: java
+java:
+	@"$${JAVA_HOME:+$$JAVA_HOME/bin/}java" -version >/dev/null 2>&1 \
+	  || { echo "no Java: Spark 4 needs Java 17 or newer, on the PATH or at JAVA_HOME"; exit 1; }
+
+.PHONY: test-spark
+test-spark: java $(SPARK)/.ready ## Run the tests on a local Spark, which needs Java
+	@PYTHONPATH=$(CURDIR)/$(SPARK) $(BIN)/python -m pytest tests/workers/test_spark.py $(PYTEST_ARGS)
 
 .PHONY: check
 check: format-check lint types layers examples ## Check format, lint, types, import layers and documented examples
@@ -103,6 +120,8 @@ lock: ## Resolve the requirements anew (needs uv)
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file $(LOCK)
 	uv pip compile pyproject.toml requirements/oldest.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/oldest.txt
+	echo "pyspark>=4" | uv pip compile - --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/spark.txt
 
 .PHONY: system-deps
 system-deps: ## Install the Debian packages of the desktop tests, where that may be done
@@ -116,4 +135,4 @@ system-deps: ## Install the Debian packages of the desktop tests, where that may
 
 .PHONY: clean
 clean: ## Remove what the other targets make
-	@rm -rf $(VENV) $(OLDEST) $(PEERS) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
+	@rm -rf $(VENV) $(OLDEST) $(PEERS) $(SPARK) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
