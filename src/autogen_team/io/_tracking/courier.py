@@ -24,9 +24,10 @@ from autogen_team.io._tracking.reading import Follower
 
 GATHER = 0.25
 """Seconds between the first entry of a batch and its delivery, of a store that is quick."""
-_SHARE, _LONGEST_GATHER = 4.0, 5.0
+_SHARE, _LONGEST_GATHER = 4.0, 4.0
 """How much longer than it takes to deliver entries are gathered, and at most how long: a store that many processes
-deliver to gets larger batches instead of more of them."""
+deliver to gets larger batches instead of more of them. A server of uvicorn's closes a connection after 5 s of silence;
+a request that is sent at that moment is lost."""
 _CHUNK = 128 * 2**10
 """Bytes of the journal that are delivered before they are acknowledged; some thousand metrics."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
