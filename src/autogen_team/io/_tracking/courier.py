@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 import weakref
@@ -32,6 +33,9 @@ _CHUNK = 128 * 2**10
 """Bytes of the journal that are delivered before they are acknowledged; some thousand metrics."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while the store is out of reach."""
+_SPREAD = 0.5, 1.5
+"""The shares of a pause that are really waited, at random: many workers that a server has failed at one moment would
+come back at one moment, and fail it again."""
 _LAST_PATIENCE = 1.0
 """Seconds that the end of the thread, and an entry that could not be written, wait for what is under way."""
 _TRIES = (0.1, 0.3, 0.0)
@@ -177,7 +181,7 @@ class Courier:
             pause = _FIRST_PAUSE
             while not self._attempt(chunk, self._follower.number):
                 self._journal.sync()
-                self._urgent.wait(pause)
+                self._urgent.wait(pause * random.uniform(*_SPREAD))  # noqa: S311 - nobody is to be kept from guessing it
                 if self._stopping:
                     return
                 pause = min(2 * pause, _LONGEST_PAUSE)
