@@ -14,6 +14,7 @@ OLDEST_TESTS := $(wildcard $(addprefix tests/, test_import.py test_user_story.py
   io/tracking/test_isolation*.py io/tracking/test_nesting.py io/tracking/test_seam.py io/tracking/test_values.py \
   io/tracking/test_write_behind.py workers/test_processes.py))
 PYTHONS := 3.11 3.12 3.13
+FUZZ_SECONDS ?= 600
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core chromium
 
 .DEFAULT_GOAL := help
@@ -85,8 +86,16 @@ test-python: $(ON)/.ready
 	@$(call install-wheel,$(ON))
 	@$(ON)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider --ignore tests/browser -m "not desktop" $(PYTEST_ARGS)
 
+.PHONY: fuzz
+fuzz: $(READY) ## Try random input on settings, journals and the redactor for FUZZ_SECONDS (600)
+	@end=$$(($$(date +%s) + $(FUZZ_SECONDS))); rounds=0; \
+	while [ $$(date +%s) -lt $$end ]; do \
+	  $(BIN)/python -m pytest -q --no-header -p no:cacheprovider --hypothesis-profile fuzz --override-ini timeout=0 tests/fuzz $(PYTEST_ARGS) || exit 1; \
+	  rounds=$$((rounds + 1)); \
+	done; echo "$$rounds rounds of 1000 examples for each property"
+
 .PHONY: check
-check: format-check lint types layers examples ## Check format, lint, types, import layers and documented examples
+check: format-check lint types layers security examples ## Check format, lint, types, import layers, security and documented examples
 
 .PHONY: format
 format: $(READY) ## Format the code
@@ -112,6 +121,14 @@ types: $(READY)
 .PHONY: layers
 layers: $(READY)
 	@$(BIN)/lint-imports
+
+.PHONY: security
+security: $(READY)
+	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src
+
+.PHONY: audit
+audit: $(READY) ## Ask the vulnerability service of PyPI about the locked requirements (needs the network)
+	@$(BIN)/python .ci/audit.py $(LOCK)
 
 .PHONY: examples
 examples: $(READY)
