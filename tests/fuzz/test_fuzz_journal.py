@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,10 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autogen_team.io._tracking import entries, inventory, reading
+from autogen_team.io._tracking import entries, inventory, journal, reading
 from autogen_team.io._tracking.journal import Journal
 
 RUN = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_segments() -> Iterator[None]:
+    """Spare each example a file of a megabyte."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "SEGMENT", 8192)
+        yield
 
 
 def write(folder: Path, count: int) -> tuple[Path, Journal]:
@@ -27,9 +36,9 @@ def write(folder: Path, count: int) -> tuple[Path, Journal]:
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """Return the bytes of a real segment, with some of the zeros that follow the last line."""
-    path, journal = write(tmp_path_factory.mktemp("journal"), 20)
+    path, its = write(tmp_path_factory.mktemp("journal"), 20)
     data = path.read_bytes()
-    journal.close()
+    its.close()
     return data.rstrip(b"\0") + b"\0" * 50
 
 
@@ -108,17 +117,17 @@ def test_a_cut_takes_the_lines_behind_it(written, place):
 def test_the_delivery_of_a_living_process_survives_damage_of_its_own_file(data):
     """What it reads are entries that were written, or nothing, and it comes to an end."""
     with TemporaryDirectory() as state:
-        path, journal = write(Path(state), 5)
+        path, its = write(Path(state), 5)
         whole = reading.read(path.parent)
         size = len(path.read_bytes().rstrip(b"\0"))
         with path.open("r+b") as file:
             file.seek(data.draw(st.integers(0, size - 1)))
             file.write(data.draw(st.binary(min_size=1, max_size=40)))
-        follower = reading.Follower(journal)
+        follower = reading.Follower(its)
         found: list[entries.Entry] = []
         while (more := follower.read(data.draw(st.integers(1, 400)))) is not None:
             found += more
         follower.close()
-        journal.close()
+        its.close()
 
     assert all(entry in whole for entry in found)
