@@ -7,6 +7,7 @@ LOCK := requirements/dev.txt
 READY := $(VENV)/.ready
 PEERS := .venv-peers
 OLDEST := .venv-oldest
+DOCS := .venv-docs
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core chromium
 
 .DEFAULT_GOAL := help
@@ -78,8 +79,20 @@ examples: $(READY)
 	@$(BIN)/python -m pytest -q README.md docs src
 
 .PHONY: readme
-readme: $(READY) ## Write the table of settings into the README
+readme: $(READY) ## Write the settings and the command line into the README and the reference
 	@$(BIN)/python docs/settings_table.py
+	@$(BIN)/python docs/cli_reference.py
+
+$(DOCS)/.ready: requirements/docs.txt
+	@$(PYTHON) -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+.PHONY: docs
+docs: $(DOCS)/.ready ## Build the documentation site into site/, and check its links
+	@rm -rf site
+	@$(DOCS)/bin/zensical build --strict --clean -f mkdocs.yml
+	@$(DOCS)/bin/python docs/check_site.py site
 
 $(PEERS)/.ready: requirements/peers.txt
 	@echo "installing the peers of the benchmarks into $(PEERS)"
@@ -100,6 +113,8 @@ lock: ## Resolve the requirements anew (needs uv)
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file $(LOCK)
 	uv pip compile pyproject.toml requirements/oldest.in --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/oldest.txt
+	uv pip compile --group docs --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/docs.txt
 
 .PHONY: system-deps
 system-deps: ## Install the Debian packages of the desktop tests, where that may be done
@@ -113,4 +128,4 @@ system-deps: ## Install the Debian packages of the desktop tests, where that may
 
 .PHONY: clean
 clean: ## Remove what the other targets make
-	@rm -rf $(VENV) $(OLDEST) $(PEERS) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
+	@rm -rf $(VENV) $(OLDEST) $(PEERS) $(DOCS) .cache artifacts build dist site mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
