@@ -16,6 +16,7 @@ OLDEST_TESTS := $(wildcard $(addprefix tests/, test_import.py test_user_story.py
   io/tracking/test_write_behind.py workers/test_processes.py))
 PYTHONS := 3.11 3.12 3.13
 FUZZ_SECONDS ?= 600
+DOCS := .venv-docs
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core chromium
 
 .DEFAULT_GOAL := help
@@ -152,8 +153,20 @@ examples: $(READY)
 	@$(BIN)/python -m pytest -q README.md docs src
 
 .PHONY: readme
-readme: $(READY) ## Write the table of settings into the README
+readme: $(READY) ## Write the settings and the command line into the README and the reference
 	@$(BIN)/python docs/settings_table.py
+	@$(BIN)/python docs/cli_reference.py
+
+$(DOCS)/.ready: requirements/docs.txt
+	@$(PYTHON) -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+.PHONY: docs
+docs: $(DOCS)/.ready ## Build the documentation site into site/, and check its links
+	@rm -rf site
+	@$(DOCS)/bin/zensical build --strict --clean -f mkdocs.yml
+	@$(DOCS)/bin/python docs/check_site.py site
 
 $(PEERS)/.ready: requirements/peers.txt
 	@echo "installing the peers of the benchmarks into $(PEERS)"
@@ -177,6 +190,8 @@ lock: ## Resolve the requirements anew (needs uv)
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/oldest.txt
 	echo "pyspark>=4" | uv pip compile - --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/spark.txt
+	uv pip compile --group docs --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/docs.txt
 
 .PHONY: system-deps
 system-deps: ## Install the Debian packages of the desktop tests, where that may be done
@@ -190,4 +205,4 @@ system-deps: ## Install the Debian packages of the desktop tests, where that may
 
 .PHONY: clean
 clean: ## Remove what the other targets make
-	@rm -rf $(VENV) $(VENV)-* $(SPARK) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
+	@rm -rf $(VENV) $(VENV)-* $(SPARK) .cache artifacts build dist site mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
