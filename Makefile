@@ -92,7 +92,7 @@ fuzz: $(READY) ## Try random input on settings, journals and the redactor for FU
 	while [ $$(date +%s) -lt $$end ]; do \
 	  $(BIN)/python -m pytest -q --no-header -p no:cacheprovider --hypothesis-profile fuzz --override-ini timeout=0 tests/fuzz $(PYTEST_ARGS) || exit 1; \
 	  rounds=$$((rounds + 1)); \
-	done; echo "$$rounds rounds of 1000 examples for each property"
+	done; echo "$$rounds rounds of 500 examples for each property"
 
 .PHONY: check
 check: format-check lint types layers security examples ## Check format, lint, types, import layers, security and documented examples
