@@ -11,9 +11,11 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -100,6 +102,9 @@ def start_python() -> Iterator[Callable[..., Process]]:
     yield start
     for process in started:
         if process.popen.poll() is None:
+            for child in psutil.Process(process.popen.pid).children(recursive=True):  # they would hold its output open
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
             process.popen.kill()
         process.popen.communicate()
 

@@ -2,7 +2,8 @@
 
 A context is captured with the run that is open at that moment. Where it arrives it is started once, and kept: what each
 call does is to join that run, or to open a child of it, and to wait until the store has what was logged. In the process
-that it was captured in, in threads, there is nothing to start. The context of a worker stops when its process exits.
+that it was captured in, in threads, there is nothing to start. The context of a worker stops when its process exits, or
+when an engine says that the process works for the job no more.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import logging
 import os
 import threading
 import uuid
+import weakref
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -62,21 +64,33 @@ class _Carrier:
             raise NotStartedError(
                 "the GlobalContext does not run, so no worker can be inside of it: call start() first"
             )
-        self._context: GlobalContext | None = context
-        self._home = _Process.here().token
+        process = _Process.here()
+        self._home = process.token
+        self._key = process.capture(context)
         self._carried = Carried(context.for_worker(), context.mlflow_service.shared_run(), child)
 
     @property
     def _running(self) -> GlobalContext | None:
-        """The context that was captured, if this is its process; a forked child is another one."""
-        return self._context if self._home == _Process.here().token else None
+        """The context that was captured, if this is its process; a forked child is another one.
+
+        Raises:
+            NotStartedError: this is its process, and the context is gone.
+
+        """
+        process = _Process.here()
+        if self._home != process.token:
+            return None
+        context = process.captured.get(self._key)  # by a key: engines with threads pickle what they send, too
+        if context is None:
+            raise NotStartedError("the GlobalContext does not run any more: wait for its workers before it stops")
+        return context
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the running context where it is; a run that has been opened meanwhile is the one to join."""
-        context, carried = self._running, self._carried
+        context, carried = _Process.here().captured.get(self._key), self._carried
         if carried.run is None and context is not None and context.is_started:
             carried = Carried(carried.context, context.mlflow_service.shared_run(), carried.child)
-        return {**self.__dict__, "_context": None, "_carried": carried}
+        return {**self.__dict__, "_carried": carried}
 
 
 class Bound(_Carrier, Generic[Parameters, Result]):
@@ -143,8 +157,11 @@ class Initializer(_Carrier):
 
     def __call__(self) -> None:
         """Start the context, unless this process has it already."""
-        if self._running is None:
-            _Process.here().stay(self._carried)
+        self.enter()
+
+    def enter(self) -> Callable[[], None]:
+        """Do the same, and return what leaves again once the store has what was logged; in the job itself, nothing."""
+        return (lambda: None) if self._running is not None else _Process.here().stay(self._carried)
 
 
 @contextmanager
@@ -184,8 +201,10 @@ class _Process:
 
     def __init__(self) -> None:
         self.token = uuid.uuid4().hex
+        self.captured: weakref.WeakValueDictionary[str, GlobalContext] = weakref.WeakValueDictionary()
+        """The contexts of this process that have been sent to workers."""
         self._lock = threading.RLock()
-        self._stays = ExitStack()
+        self._stays: list[ExitStack] = []
         self._started: list[_Started] = []
         self._is_watching = False
 
@@ -201,6 +220,12 @@ class _Process:
         """Let a forked child have one of its own."""
         cls._here = None
 
+    def capture(self, context: GlobalContext) -> str:
+        """Return a key by which the context is found in this process again, as long as it is there."""
+        key = uuid.uuid4().hex
+        self.captured[key] = context
+        return key
+
     @contextmanager
     def using(self, carried: Carried) -> Iterator[GlobalContext]:
         """Have the context run for the block at least; it is kept until another one is wanted, or the process exits."""
@@ -213,19 +238,38 @@ class _Process:
             with self._lock:
                 started.users -= 1
 
-    def stay(self, carried: Carried) -> None:
-        """Have the context and its run until the process exits."""
-        with self._lock:
+    def stay(self, carried: Carried) -> Callable[[], None]:
+        """Have the context and its run until the process exits, or until the returned function is called."""
+        with self._lock, ExitStack() as run:
             started = self._find(carried)
+            run.enter_context(_run_of(started.context.mlflow_service, carried.run, carried.child))
             started.users += 1
-            self._stays.enter_context(_run_of(started.context.mlflow_service, carried.run, carried.child))
+            stay = run.pop_all()
+            self._stays.append(stay)
+
+        def leave() -> None:
+            if self is not _Process._here:  # a forked child is not what stays
+                return
+            with self._lock:
+                if stay not in self._stays:
+                    return
+                self._stays.remove(stay)
+            stay.close()
+            started.context.mlflow_service.flush()  # others may begin and end their work meanwhile
+            with self._lock:
+                started.users -= 1
+                if not started.users and started in self._started:
+                    self._stop(started)
+
+        return leave
 
     def close(self) -> None:
         """Stop what runs here."""
         if self is not _Process._here:  # a forked child leaves what its parent has started to that
             return
         with self._lock:
-            self._stays.close()
+            while self._stays:
+                self._stays.pop().close()
             for started in self._started[::-1]:
                 self._stop(started)
 
@@ -262,6 +306,8 @@ class _Process:
         self._started.remove(started)
         started.logs.close()
         started.context.stop()
+        if not self._started:
+            _job.forget_worker()
 
 
 if hasattr(os, "register_at_fork"):  # Windows cannot fork

@@ -202,7 +202,7 @@ class AlertsService(Service):
 
         """
         if level in ("info", "success", "warning") and _job.worker() is not None:
-            _report.info("alert of a worker, not sent: %s: %s", title, message)
+            _report.warning("alert of a worker, not sent: %s: %s", title, message)
         else:
             self._deliverer().notify(title, message, level)
 
@@ -286,7 +286,9 @@ class MlflowService(Service):
     class RunConfig(BaseModel):
         """What a run is called and described by."""
 
-        model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True)
+        model_config: ClassVar[ConfigDict] = ConfigDict(
+            frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+        )
 
         name: str
         """The name of the run; need not be unique."""
@@ -470,11 +472,35 @@ class MlflowService(Service):
         """Let the next `start` set up what is known from the run of another process, without asking for it."""
         object.__setattr__(self, "_works_for", run)
 
+    def find_shared_run(self, tags: Mapping[str, str], *, since: float, place_tag: str) -> Shared | None:
+        """Return the newest open run with these tags, begun after `since` (seconds since 1970); None if there is none.
+
+        `place_tag` is the one that holds what `place` says where the run was opened.
+
+        Raises:
+            NotStartedError: the service does not run.
+            Exception: whatever the store has to say.
+
+        """
+        self._runs()
+        from autogen_team.io._tracking import joining
+
+        return joining.find(self.experiment_name, tags, since, place_tag)
+
+    def place(self) -> str:
+        """Return where logs of runs are kept here, as other processes compare it with theirs."""
+        from autogen_team.io._tracking import joining
+
+        return joining.place(state_dir())
+
     @contextmanager
-    def work_for(self, run: Shared, child: RunConfig | None = None) -> Generator[mlflow.ActiveRun, None, None]:
+    def work_for(
+        self, run: Shared, child: RunConfig | None = None, *, failure_tag: str | None = None
+    ) -> Generator[mlflow.ActiveRun, None, None]:
         """Let this thread log to a run that another process has open, or to a child of it that is made for the block.
 
-        The run stays open; the child is closed as `run_context` closes one.
+        The run stays open; the child is closed as `run_context` closes one. With `failure_tag` a failure is told like
+        that of a run: in a tag of this name of the run that stays open, and by an alert.
 
         Raises:
             NotStartedError: the service does not run.
@@ -483,7 +509,7 @@ class MlflowService(Service):
         runs = self._runs()
         from autogen_team.io._tracking import joining
 
-        with joining.work_for(run) as active:
+        with joining.work_for(run, failure_tag) as active:
             if child is None:
                 yield active
             else:

@@ -103,6 +103,21 @@ def test_a_handler_installed_meanwhile_stays(handler_of_the_job):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
 
 
+def test_an_exit_by_a_handler_installed_meanwhile_is_a_kill(handler_of_the_job):
+    """`ray.init` installs one, and nobody of ours hears of the signal."""
+
+    def handle(number, frame):
+        raise SystemExit(number)
+
+    with pytest.raises(SystemExit) as raised, ending.signals_raise():
+        signal.signal(signal.SIGTERM, handle)
+        signal.raise_signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, handle)  # as it is while the run is closed
+    assert ending.verdict(raised.value) == ("KILLED", "SIGTERM")
+    assert ending.verdict(SystemExit(15)) == ("FAILED", "exit status 15")
+
+
 def test_an_ignored_signal_stays_ignored():
     """`nohup` keeps its meaning."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

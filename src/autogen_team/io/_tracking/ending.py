@@ -11,6 +11,7 @@ import contextlib
 import os
 import signal
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -153,14 +154,24 @@ def verdict(error: BaseException | None) -> tuple[Status, str | None]:
     if type(error).__name__ in _CANCELLED:
         return "KILLED", _received.name if _received else type(error).__name__
     if isinstance(error, SystemExit):
-        if _received is not None:
-            return "KILLED", _received.name
+        signum = _received or _raised_by(error)
+        if signum is not None:
+            return "KILLED", signum.name
         if error.code is None or error.code == 0:
             return "FINISHED", None
         text = f"exit status {error.code}" if isinstance(error.code, int) else f"exit: {error.code}"
         return "FAILED", mask(text)[:_LONGEST_REASON]
     text = f"{type(error).__name__}: {_text(error)}"
     return "FAILED", mask(text)[:_LONGEST_REASON].removesuffix(": ")
+
+
+def _raised_by(error: BaseException) -> signal.Signals | None:
+    """Return the signal whose handler has raised this: one that took the place of ours, such as that of `ray.init`."""
+    raised = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
+    for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+        if getattr(signal.getsignal(signum), "__code__", None) in raised:
+            return signal.Signals(signum)
+    return None
 
 
 def _text(error: BaseException) -> str:

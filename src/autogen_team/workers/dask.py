@@ -1,0 +1,96 @@
+"""The context in the workers of a Dask cluster; needs `distributed` (extra `dask`)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+from distributed import Client, Worker, WorkerPlugin
+
+from autogen_team.errors import ConfigurationError
+from autogen_team.io._redact import mask
+
+if TYPE_CHECKING:
+    from autogen_team._carrying import Initializer
+    from autogen_team.context import GlobalContext
+    from autogen_team.io.services import MlflowService
+
+__all__ = ["workers"]
+
+_report = logging.getLogger("autogen_team")
+
+
+@contextmanager
+def workers(
+    client: Client, context: GlobalContext, *, nested: bool | str | MlflowService.RunConfig = False
+) -> Iterator[None]:
+    """Put every worker of the client's cluster inside the context for the block, those too that join or restart later.
+
+    Enter it while the run is open that the tasks are to log to, and gather their results before the block ends: then
+    each worker has delivered what was logged, and is outside again. What holds in a worker is described at
+    `GlobalContext.bind`; with `nested`, each worker process has one child run. For a child per task, submit
+    `context.bind(fn, nested=True)`, inside of the block or without it. The threads of a cluster without processes
+    are inside anyway, without a child.
+
+    >>> from autogen_team import GlobalContext
+    >>> from distributed import Client
+    >>> def fold(number):
+    ...     mlflow.log_metric("accuracy", 0.9, step=number)
+    >>> pages = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    >>> with Client(processes=False, **pages) as client, GlobalContext() as context:
+    ...     with context.run("train") as run, workers(client, context):
+    ...         _ = client.gather(client.map(fold, range(3)))
+    >>> len(context.mlflow_service.client().get_metric_history(run.info.run_id, "accuracy"))
+    3
+
+    Raises:
+        NotStartedError: the context does not run.
+        ConfigurationError: the client is none, is closed, or is asynchronous.
+
+    """
+    _check(client)
+    plugin = _Inside(context, nested=nested)
+    try:
+        client.register_plugin(plugin)
+        yield
+    finally:
+        try:
+            client.unregister_worker_plugin(plugin.name)  # type: ignore[no-untyped-call]  # Dask gives it no types
+        except Exception as error:  # the cluster may be gone before the block; its workers have delivered then
+            _report.warning("the workers of %r could not be told that they are done: %s", client, mask(str(error)))
+
+
+def _check(client: Client) -> None:
+    if not isinstance(client, Client):
+        raise ConfigurationError(
+            f"client is {client!r}; it must be a distributed.Client: pass `cluster.get_client()`, or `Client(address)`"
+        )
+    if client.asynchronous:
+        raise ConfigurationError(
+            f"client is {client!r}, an asynchronous one; pass a Client made without asynchronous=True and outside of "
+            "the event loop, or submit `context.bind(fn)`, which works with any client"
+        )
+    if client.status != "running":
+        raise ConfigurationError(f"client is {client!r}, which is {client.status}; make a new one: Client(address)")
+
+
+class _Inside(WorkerPlugin):
+    """Keeps a worker inside of the context from its setup to its teardown."""
+
+    def __init__(self, context: GlobalContext, *, nested: bool | str | MlflowService.RunConfig) -> None:
+        self.name = f"autogen_team-{uuid.uuid4().hex}"
+        self._initializer = cast("Initializer", context.initializer(nested=nested))
+        self._leave: Callable[[], None] | None = None
+
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - Dask names it
+        """Start the context and open the run, in the thread of the event loop, which is the worker's main one."""
+        self._leave = self._initializer.enter()
+
+    async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask names it
+        """Leave, and wait for the store meanwhile without keeping the event loop."""
+        if self._leave is not None:
+            await asyncio.to_thread(self._leave)

@@ -1,0 +1,104 @@
+"""The context in the workers of Ray; needs `ray` (extra `ray`)."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import ray
+
+from autogen_team.errors import ConfigurationError
+from autogen_team.io._settings import STATE_DIR
+from autogen_team.workers._function import function_of
+
+if TYPE_CHECKING:
+    from autogen_team.context import GlobalContext
+    from autogen_team.io.services import MlflowService
+
+__all__ = ["remote", "runtime_env"]
+
+_HOOK = "worker_process_setup_hook"
+
+_report = logging.getLogger("autogen_team")
+
+
+def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
+    """Return the `runtime_env` for `ray.init` that puts every worker process of the job inside the context.
+
+    So plain tasks and actors are inside, in all threads, and log to the run that is open at `ray.init`. What holds in a
+    worker is described at `GlobalContext.bind`, with one difference: a call does not wait for the store. What was
+    logged is delivered behind it; Ray kills its workers at `ray.shutdown()`, and what is left then is delivered from
+    the journal by its watchdog, some seconds later. A worker that cannot be inside says so, and works all the same.
+
+    `own` is what else Ray is to be told, such as `env_vars`, `pip` or `working_dir`. The packages of the workers must
+    include this one.
+
+    >>> from autogen_team import GlobalContext
+    >>> with GlobalContext() as context, context.run("train"):
+    ...     environment = runtime_env(context, pip=["tqdm"])  # for ray.init(runtime_env=environment)
+    >>> sorted(environment)
+    ['env_vars', 'pip', 'worker_process_setup_hook']
+
+    Raises:
+        NotStartedError: the context does not run.
+        ConfigurationError: `own` has a `worker_process_setup_hook`, of which Ray takes one only, or another state
+            folder.
+
+    """
+    if own.get(_HOOK) is not None:
+        raise ConfigurationError(
+            f"{_HOOK} is {own[_HOOK]!r}, and Ray takes one only, which puts the workers inside the context: call yours "
+            "in the tasks, or bind each of them instead: autogen_team.workers.ray.remote(context, fn)"
+        )
+    variables = dict(own.get("env_vars") or {})
+    folder = context.environment().get(STATE_DIR)  # Ray may run already, with another environment than this one
+    if folder is not None and variables.setdefault(STATE_DIR, folder) != folder:
+        raise ConfigurationError(
+            f"{STATE_DIR} is {variables[STATE_DIR]!r} in env_vars, but {folder!r} in this process: set it there, "
+            "before the context is made"
+        )
+    return {**own, "env_vars": variables, _HOOK: _Hook(context.initializer())}
+
+
+def remote(
+    context: GlobalContext,
+    fn: Callable[..., Any],
+    *,
+    nested: bool | str | MlflowService.RunConfig = False,
+    **options: Any,
+) -> Any:
+    """Return `ray.remote(**options)(context.bind(fn, nested=nested))`, which Ray refuses because it wants a function.
+
+    Each task is inside the context, and returns when the store has what it has logged; with `nested`, it has a child
+    run of its own, and so has each attempt of a task that Ray tries again. No `runtime_env` is needed for that.
+
+    >>> from autogen_team import GlobalContext
+    >>> def fold(number):
+    ...     mlflow.log_metric("accuracy", 0.9, step=number)
+    >>> with GlobalContext() as context, context.run("train"):
+    ...     train = remote(context, fold, nested=True, num_cpus=0.5)  # for train.remote(1)
+
+    Raises:
+        NotStartedError: the context does not run.
+
+    """
+    task = function_of(context.bind(fn, nested=nested), fn)
+    return ray.remote(**options)(task) if options else ray.remote(task)
+
+
+class _Hook:
+    """What Ray calls in a worker before its first task; if it raises, Ray ends the worker."""
+
+    __name__ = "autogen_team"
+    """Ray shows it."""
+
+    def __init__(self, enter: Callable[[], None]) -> None:
+        self._enter = enter
+
+    def __call__(self) -> None:
+        try:
+            self._enter()
+        except Exception:
+            _report.exception("this worker, process %d, is not inside of the job's context", os.getpid())

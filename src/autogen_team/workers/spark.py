@@ -1,0 +1,49 @@
+"""The context in the Python workers of Spark; needs `pyspark` (extra `spark`)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from autogen_team.workers._function import function_of
+
+if TYPE_CHECKING:
+    from autogen_team.context import GlobalContext
+    from autogen_team.io.services import MlflowService
+
+__all__ = ["partitions"]
+
+
+def partitions(
+    context: GlobalContext,
+    fn: Callable[..., Iterable[Any]],
+    *,
+    nested: bool | str | MlflowService.RunConfig = False,
+) -> Callable[..., Iterator[Any]]:
+    """Return `fn` for `DataFrame.mapInPandas`, `mapInArrow` or `RDD.mapPartitions`: each partition inside the context.
+
+    `fn` takes an iterator and returns one; a worker is inside as long as Spark reads from it, and the partition is done
+    when the store has what was logged. What holds there is described at `GlobalContext.bind`; with `nested`, each
+    partition has one child run. The run is the one that is open at this call, whenever Spark computes.
+
+    >>> from autogen_team import GlobalContext
+    >>> def count(rows):
+    ...     number = sum(1 for row in rows)
+    ...     mlflow.log_metric("rows", number)
+    ...     yield number
+    >>> with GlobalContext() as context, context.run("train"):
+    ...     counted = partitions(context, count)  # for rdd.mapPartitions(counted)
+    ...     list(counted(iter("abc")))
+    [3]
+
+    Raises:
+        NotStartedError: the context does not run.
+
+    """
+
+    @functools.wraps(fn)
+    def consume(*arguments: Any) -> Iterator[Any]:
+        yield from fn(*arguments)  # what only returns an iterator is to be inside as long, too
+
+    return function_of(context.bind(consume, nested=nested), consume)

@@ -1,0 +1,308 @@
+"""The context in the workers of a real Dask cluster, on the loopback interface."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from distributed import Client
+
+from autogen_team import GlobalContext
+from autogen_team.errors import ConfigurationError, NotStartedError
+from autogen_team.workers.dask import workers
+
+pytestmark = pytest.mark.timeout(360)  # clusters take seconds to start, and many times that on a busy machine
+
+FUNCTIONS = '''
+from pathlib import Path
+
+from distributed import Client, LocalCluster
+
+from autogen_team.workers.dask import workers
+
+
+def make_cluster(size, **fields):
+    pages = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    return LocalCluster(n_workers=size, threads_per_worker=2, **pages, **fields)
+
+
+def fail(number):
+    logger.debug("look at https://bob:hunter2@host")
+    raise ValueError(f"bad fold {number}")
+
+
+def die_once(number):
+    """Be killed in the middle, and do the rest the second time."""
+    marker = Path(f"died-{number}")
+    first = number if not marker.exists() else number + 100
+    for step in range(first, first + 100):
+        mlflow.log_metric("accuracy", 0.5, step=step)
+    if not marker.exists():
+        marker.write_text(str(os.getpid()))
+        os.kill(os.getpid(), signal.SIGKILL)
+    return os.getpid()
+
+
+def what_runs():
+    from autogen_team.io import _job
+
+    try:
+        GlobalContext.current()
+    except RuntimeError:
+        return [_job.worker(), mlflow.active_run()]
+    return "inside"
+
+
+def steps_of(context, run):
+    history = context.mlflow_service.client().get_metric_history(run.info.run_id, "accuracy")
+    return sorted(metric.step for metric in history)
+'''
+
+
+@pytest.fixture(scope="module")
+def said() -> dict[str, Any]:
+    """Return what the job has said; filled when it has run."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def job(run_shared_job: Callable[[str, str], Any], said: dict[str, Any]) -> Any:
+    """Return a job that has used a cluster of two worker processes in all ways."""
+    found = run_shared_job(
+        """
+        import json
+        said = {}
+        with make_cluster(2, host="127.0.0.1") as cluster, cluster.get_client() as client, make_context() as context:
+            def do(fn, numbers):
+                return client.gather(client.map(fn, numbers, pure=False))
+
+            with context.run("train", log_system_metrics=False) as run:
+                with workers(client, context):
+                    said["pids"] = do(fold, range(8))
+                    do(context.bind(fold, nested=True), range(10, 14))
+                    assert isinstance(client.submit(fail, 1).exception(), ValueError)
+                    assert isinstance(client.submit(context.bind(fail, nested="doomed"), 2).exception(), ValueError)
+                    before = set(client.scheduler_info()["workers"])
+                    cluster.scale(3)
+                    client.wait_for_workers(3, timeout=60)
+                    [new] = set(client.scheduler_info()["workers"]) - before
+                    said["new"] = client.submit(fold, 20, workers=[new]).result()
+                said["steps after the block"] = steps_of(context, run)
+                said["what runs after the block"] = list(client.run(what_runs).values())
+                do(context.bind(fold, nested="late"), range(30, 32))
+            with context.run("second", log_system_metrics=False), workers(client, context, nested=True):
+                said["pids of the second"] = do(fold, range(40, 46))
+        print(json.dumps(said))
+        """,
+        FUNCTIONS,
+    )
+    said.update(json.loads(found.out[-1]))
+    return found
+
+
+def test_what_tasks_log_is_the_runs(job, said):
+    """All threads of all workers, without a change to the functions; it has arrived when the block ends."""
+    train = job.store.run("train")
+
+    assert said["steps after the block"] == [*range(8), 20]
+    assert (train.info.status, job.store.steps(train)) == ("FINISHED", [*range(8), 20])
+
+
+def test_lines_are_in_a_file_for_each_worker(job, said):
+    """They carry the id of the run and the name of the worker; the level is the job's, and secrets are masked."""
+    run_id = job.store.run("train").info.run_id
+    lines = [line for line in job.lines if line["run_id"] == run_id and line["function"] == "fold"]
+
+    assert sorted(line["message"] for line in lines) == sorted(f"fold {number}" for number in [*range(8), 20])
+    assert [line for line in lines if line["file"] != f"job-{line['worker']}"] == []
+    assert {int(line["worker"].rpartition("-")[2]) for line in lines} == {*said["pids"], said["new"]}
+    debug = [line["message"] for line in job.lines if line["level"] == "DEBUG" and line["function"] == "fail"]
+    assert debug == ["look at https://bob:***@host"] * 2
+
+
+def test_a_worker_that_joins_later_is_inside(job, said):
+    """Of a cluster that grows; it has a process, so a file, of its own."""
+    [line] = [line for line in job.lines if line["message"] == "fold 20"]
+
+    assert said["new"] not in said["pids"]
+    assert line["worker"].endswith(f"-{said['new']}")
+
+
+def test_bound_tasks_have_runs_of_their_own(job, said):
+    """Children of the run, in the workers that are inside as in those that are not."""
+    children = [run for run in job.store.children() if run.info.run_name != "doomed"]
+
+    found = sorted((run.info.run_name, job.store.steps(run)) for run in children)
+    assert found == [*(("fold", [step]) for step in range(10, 14)), ("late", [30]), ("late", [31])]
+    assert {run.info.status for run in children} == {"FINISHED"}
+
+
+def test_a_failing_task_alerts_if_it_has_a_run(job, said):
+    """A task of the run itself fails where its result is asked for; nobody else alerts."""
+    doomed = job.store.run("doomed")
+    [line] = [line for line in job.lines if "bad fold 1" in line["message"]]  # Dask says it
+
+    assert (doomed.info.status, doomed.data.tags["autogen_team.exception"]) == ("FAILED", "ValueError: bad fold 2")
+    [alert] = job.out[:-1]
+    assert alert.startswith("[job] doomed failed: ")
+    assert (line["level"], line["run_id"]) == ("ERROR", job.store.run("train").info.run_id)
+
+
+def test_workers_are_outside_after_the_block(job, said):
+    """No context runs there, no run is open, and nothing is left to deliver when all have gone."""
+    assert said["what runs after the block"] == [[None, None]] * 3
+    assert job.journals == []
+
+
+def test_each_worker_can_have_a_run(job, said):
+    """A child of the job's, with what all tasks of that worker log; it ends with the block."""
+    children = job.store.children("second")
+    pids = [int(run.data.tags["autogen_team.worker"].rpartition("-")[2]) for run in children]
+
+    assert len(set(pids)) == len(pids) == 3
+    assert set(pids) >= set(said["pids of the second"])
+    assert sorted(step for run in children for step in job.store.steps(run)) == list(range(40, 46))
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert job.store.steps(job.store.run("second")) == []
+
+
+def test_the_death_of_a_worker_is_recovered(run_job, store, journals, wait_until):
+    """The nanny's next one is inside again and does the task; what the dead one logged arrives, its child is KILLED."""
+    out, _ = run_job(
+        """
+        with make_cluster(1, host="127.0.0.1") as cluster, cluster.get_client() as client, make_context() as context:
+            with context.run("train", log_system_metrics=False), workers(client, context):
+                pids = [client.submit(die_once, 0).result()]
+                pids.append(client.submit(context.bind(die_once, nested="child"), 1000).result())
+            print(*pids, *(path.read_text() for path in Path().glob("died-*")))
+        """,
+        FUNCTIONS,
+    )
+
+    assert len(set(out.split())) == 3  # the second task kills the worker that has taken over the first
+    wait_until(lambda: journals() == [])  # which the watchdogs of the dead see to
+    train = store.run("train")
+    assert (train.info.status, store.steps(train)) == ("FINISHED", list(range(200)))
+    dead, alive = store.children()
+    assert (dead.info.status, store.steps(dead)) == ("KILLED", list(range(1000, 1100)))
+    assert (alive.info.status, store.steps(alive)) == ("FINISHED", list(range(1100, 1200)))
+
+
+def test_threads_of_a_cluster_without_processes_are_inside(run_job, store, log_lines):
+    """Nothing is started in the process that has it all, and all of it runs on after the block."""
+    run_job(
+        """
+        with make_cluster(1, processes=False) as cluster, cluster.get_client() as client, make_context() as context:
+            with context.run("train", log_system_metrics=False):
+                with workers(client, context):
+                    client.gather(client.map(fold, range(6), pure=False))
+                    client.gather(client.map(context.bind(fold, nested=True), range(10, 13), pure=False))
+                mlflow.log_metric("accuracy", 1.0, step=6)
+                assert what_runs() == "inside"
+        """,
+        FUNCTIONS,
+    )
+
+    assert store.steps(store.run("train")) == list(range(7))
+    assert sorted(store.steps(run) for run in store.children()) == [[10], [11], [12]]
+    assert len(store.runs()) == 4
+    assert log_lines("job-*.log") == []
+    assert {line.get("worker") for line in log_lines("job.log")} == {None}
+
+
+def test_what_is_bound_in_a_process_can_be_late_there(run_job, store):
+    """A thread of a cluster may come to it when the context has gone: an error, not a second context."""
+    run_job(
+        """
+        with make_cluster(1, processes=False) as cluster, cluster.get_client() as client:
+            with make_context() as context, context.run("train", log_system_metrics=False):
+                late = context.bind(fold)
+                sent = pickle.loads(pickle.dumps(late))
+            del context, late
+            assert "GlobalContext does not run" in str(client.submit(sent, 1).exception())
+        """,
+        FUNCTIONS,
+    )
+
+    assert store.steps(store.run("train")) == []
+
+
+def test_a_cluster_may_be_gone_before_the_block(run_job, store, log_lines):
+    """Its workers have delivered when they were closed; leaving the block says so, and raises nothing."""
+    run_job(
+        """
+        cluster = make_cluster(1, host="127.0.0.1")
+        client = cluster.get_client()
+        with make_context() as context, context.run("train", log_system_metrics=False):
+            with workers(client, context):
+                client.submit(fold, 3).result()
+                cluster.close()
+            client.close()
+        """,
+        FUNCTIONS,
+    )
+
+    assert (store.run("train").info.status, store.steps(store.run("train"))) == ("FINISHED", [3])
+    warnings = [line["message"] for line in log_lines("job.log") if line["logger"] == "autogen_team"]
+    assert [text.partition("> ")[2].partition(":")[0] for text in warnings] == ["could not be told that they are done"]
+
+
+@pytest.fixture
+def client() -> Iterator[Client]:
+    """Return a client of a cluster that is this process."""
+    pages = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
+    with Client(processes=False, n_workers=1, threads_per_worker=1, **pages) as client:
+        yield client
+
+
+def enter(*arguments: Any) -> Callable[[], None]:
+    """Return a function that enters the block."""
+
+    def enter() -> None:
+        with workers(*arguments):
+            raise AssertionError("it was entered")
+
+    return enter
+
+
+def test_what_is_no_client_is_an_error():
+    """It says what was given, and what to give."""
+    with pytest.raises(ConfigurationError, match=r"client is 'tcp://.*'; it must be a distributed.Client: pass"):
+        enter("tcp://127.0.0.1:8786", GlobalContext())()
+
+
+def test_an_asynchronous_client_is_an_error(client):
+    """The event loop that it belongs to cannot wait for itself; functions can be bound all the same."""
+
+    async def use() -> None:
+        async with Client(client.cluster.scheduler_address, asynchronous=True) as other:
+            enter(other, GlobalContext())()
+
+    with pytest.raises(ConfigurationError, match=r"an asynchronous one; pass .* or submit `context.bind\(fn\)`"):
+        asyncio.run(use())
+
+
+def test_a_closed_client_is_an_error(client):
+    """It knows no workers any more."""
+    client.close()
+
+    with pytest.raises(ConfigurationError, match=r"which is closed; make a new one"):
+        enter(client, GlobalContext())()
+
+
+def test_a_context_that_does_not_run_is_an_error(client):
+    """And the cluster is left alone."""
+    with pytest.raises(NotStartedError, match=r"call start\(\) first"):
+        enter(client, GlobalContext())()
+    assert client.submit(abs, -1).result() == 1
+
+
+def test_the_engine_is_loaded_only_when_it_is_asked_for(run_python):
+    """A job without Dask does not pay for it."""
+    code = "import sys, autogen_team.workers; sys.exit(sum(name in sys.modules for name in ('distributed', 'joblib')))"
+    status, _, err = run_python("-c", code)
+
+    assert status == 0, err
