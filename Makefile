@@ -94,7 +94,7 @@ fuzz: $(READY) ## Try random input on settings, journals and the redactor for FU
 	while [ $$(date +%s) -lt $$end ]; do \
 	  $(BIN)/python -m pytest -q --no-header -p no:cacheprovider --hypothesis-profile fuzz --override-ini timeout=0 tests/fuzz $(PYTEST_ARGS) || exit 1; \
 	  rounds=$$((rounds + 1)); \
-	done; echo "$$rounds rounds of 1000 examples for each property"
+	done; echo "$$rounds rounds of 500 examples for each property"
 
 # Beside .venv, where MLflow would load it.
 $(SPARK)/.ready: requirements/spark.txt $(READY)

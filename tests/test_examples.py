@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -100,3 +102,28 @@ def test_each_candidate_of_a_grid_search_has_a_run(engine, how):
     scores = [run.data.metrics["cross_validation_accuracy"] for run in candidates]
     assert search.data.metrics["cross_validation_accuracy"] == max(scores)
     assert len({run.data.tags["autogen_team.worker"] for run in candidates}) <= 2
+
+
+@pytest.mark.timeout(360)  # Ray takes seconds to start, and many times that on a busy machine
+@pytest.mark.parametrize("how", [["-m", "autogen_team", "run"], []], ids=["under the supervisor", "alone"])
+def test_the_candidates_of_a_search_on_ray_are_children_of_one_run(how):
+    """Each with its parameters and its accuracy; the parent has the best of them."""
+    command = [sys.executable, *how, str(EXAMPLES / "grid_search_ray.py")]
+
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # Ray's sockets want a short path
+        environment = {**os.environ, "RAY_TMPDIR": folder}
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+
+    assert ended.returncode == 0, ended.stderr
+    [best] = re.findall(r"^the best of 6: .*'C': 10.0.*, accuracy (0\.9\d\d)$", ended.stdout, re.MULTILINE)
+    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # of which MLflow keeps one for each test
+    runs = mlflow.search_runs(experiment_names=[MlflowService().experiment_name], output_format="list")
+    [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert [run.info.status for run in [parent, *children]] == ["FINISHED"] * 7
+    assert {(run.data.params["C"], run.data.params["gamma"]) for run in children} == {
+        (c, gamma) for c in ("0.1", "1.0", "10.0") for gamma in ("scale", "0.001")
+    }
+    scores = [run.data.metrics["cross_validation_accuracy"] for run in children]
+    assert parent.data.metrics["cross_validation_accuracy"] == max(scores)
+    assert f"{max(scores):.3f}" == best

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from autogen_team.errors import ConfigurationError
+from autogen_team.io._redact import mask
 from autogen_team.io._settings import STATE_DIR
 from autogen_team.workers._function import function_of
 
@@ -27,10 +28,11 @@ _report = logging.getLogger("autogen_team")
 def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
     """Return the `runtime_env` for `ray.init` that puts every worker process of the job inside the context.
 
-    So plain tasks and actors are inside, in all threads, and log to the run that is open at `ray.init`. What holds in a
-    worker is described at `GlobalContext.bind`, with one difference: a call does not wait for the store. What was
-    logged is delivered behind it; Ray kills its workers at `ray.shutdown()`, and what is left then is delivered from
-    the journal by its watchdog, some seconds later. A worker that cannot be inside says so, and works all the same.
+    So plain tasks and actors are inside, in all threads, and log to the run that is open at this call, or else at
+    `ray.init`. What holds in a worker is described at `GlobalContext.bind`, with one difference: a call does not wait
+    for the store. What was logged is delivered behind it; Ray kills its workers at `ray.shutdown()`, and what is left
+    then is delivered from their journals, some seconds later. A worker that cannot be inside says so, and works all
+    the same.
 
     `own` is what else Ray is to be told, such as `env_vars`, `pip` or `working_dir`. The packages of the workers must
     include this one.
@@ -100,5 +102,5 @@ class _Hook:
     def __call__(self) -> None:
         try:
             self._enter()
-        except Exception:
-            _report.exception("this worker, process %d, is not inside of the job's context", os.getpid())
+        except Exception as error:
+            _report.error("worker process %d is not inside of the job's context: %s", os.getpid(), mask(str(error)))

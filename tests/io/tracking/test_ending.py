@@ -104,7 +104,7 @@ def test_a_handler_installed_meanwhile_stays(handler_of_the_job):
 
 
 def test_an_exit_by_a_handler_installed_meanwhile_is_a_kill(handler_of_the_job):
-    """`ray.init` installs one, and nobody of ours hears of the signal."""
+    """Ours is not called any more, but the traceback leads to it."""
 
     def handle(number, frame):
         raise SystemExit(number)

@@ -166,7 +166,7 @@ def verdict(error: BaseException | None) -> tuple[Status, str | None]:
 
 
 def _raised_by(error: BaseException) -> signal.Signals | None:
-    """Return the signal whose handler has raised this: one that took the place of ours, such as that of `ray.init`."""
+    """Return the signal whose handler has raised this: one that the job has installed later than ours."""
     raised = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
         if getattr(signal.getsignal(signum), "__code__", None) in raised:
