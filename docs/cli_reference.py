@@ -52,7 +52,7 @@ def _usage(argument: Any) -> str:
 
 def _flags(option: Any) -> str:
     value = "" if option.is_flag else f" {option.metavar or 'VALUE'}"
-    return ", ".join(f"`{flag}{value}`" for flag in [*option.opts, *option.secondary_opts])
+    return ", ".join(f"`{flag}`" for flag in [*option.opts, *option.secondary_opts]) + value
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGES = ["tutorial.md", "how-to/offline.md", "how-to/recover.md"]
+PAGES = ["tutorial.md", "logging.md", "how-to/offline.md", "how-to/recover.md"]
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<body>.*?)```\n", re.DOTALL)
 FILE = re.compile(r"[Ss]ave this as `([\w.]+)`")
 SERVER = "http://localhost:5000"
