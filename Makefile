@@ -8,6 +8,15 @@ READY := $(VENV)/.ready
 PEERS := .venv-peers
 OLDEST := .venv-oldest
 SPARK := .spark
+OLDEST_TESTS := $(wildcard $(addprefix tests/, test_import.py test_user_story.py test_drop_in.py test_context.py test_testing.py \
+  cli/test_config.py cli/test_help.py cli/test_notify.py cli/test_run.py cli/test_status.py \
+  io/test_settings.py io/test_service.py io/test_services.py io/alerts/test_dbus.py io/alerts/test_remote.py \
+  io/logs/test_jsonl.py io/logs/test_pipeline.py io/logs/test_seam.py \
+  io/tracking/test_isolation*.py io/tracking/test_nesting.py io/tracking/test_seam.py io/tracking/test_values.py \
+  io/tracking/test_write_behind.py workers/test_processes.py))
+PYTHONS := 3.11 3.12 3.13
+FUZZ_SECONDS ?= 600
+DOCS := .venv-docs
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core chromium
 
 .DEFAULT_GOAL := help
@@ -38,16 +47,54 @@ test: $(READY) system-deps ## Run the whole test suite, with coverage
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= $(PYTEST_ARGS)
 	@$(BIN)/python -m coverage report --fail-under=95
 
+.PHONY: wheel
+wheel: $(READY) ## Build the wheel into dist/
+	@rm -rf dist
+	@$(BIN)/hatchling build --target wheel
+
+# What a venv tests is the wheel, not the tree: $(call install-wheel,VENV)
+install-wheel = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index --force-reinstall dist/*.whl \
+  && $(1)/bin/python -c 'import autogen_team; print("testing", autogen_team.__file__)'
+
 $(OLDEST)/.ready: requirements/oldest.txt
 	@$(PYTHON) -m venv --clear $(OLDEST)
 	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@
 
 .PHONY: test-oldest
-test-oldest: $(OLDEST)/.ready ## Run the contract tests on the oldest MLflow that we support
-	@PYTHONPATH=$(CURDIR)/src $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider \
-	  $(wildcard tests/io/tracking/test_seam.py tests/io/tracking/test_isolation*.py) \
-	  tests/io/tracking/test_write_behind.py tests/io/tracking/test_values.py tests/io/tracking/test_nesting.py -k "not server and not postgres and not uri_stays" $(PYTEST_ARGS)
+test-oldest: $(OLDEST)/.ready wheel ## Test the wheel with the oldest version of each dependency that we support
+	@$(call install-wheel,$(OLDEST))
+	@# The help looks different with each typer; the oldest venv has no server and no PostgreSQL.
+	@$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider $(OLDEST_TESTS) \
+	  -k "not server and not postgres and not uri_stays and not agreed_on" $(PYTEST_ARGS)
+
+.venv-3.%/.ready: $(LOCK)
+	@$(PYTHON) -m venv --clear $(@D)
+	@echo "installing the locked requirements into $(@D)"
+	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+.PHONY: test-all
+test-all: wheel ## Test the wheel on every Python that we support, as far as they are installed
+	@for version in $(PYTHONS); do \
+	  python=$$(for each in python$$version "$$(pyenv root 2>/dev/null)"/versions/$$version.*/bin/python; do \
+	    "$$each" -c '' 2>/dev/null && echo "$$each" && break; done); \
+	  if [ -z "$$python" ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
+	  $(MAKE) --no-print-directory test-python PYTHON="$$python" ON=.venv-$$version || exit 1; \
+	done
+
+.PHONY: test-python
+test-python: $(ON)/.ready
+	@$(call install-wheel,$(ON))
+	@$(ON)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider --ignore tests/browser -m "not desktop" $(PYTEST_ARGS)
+
+.PHONY: fuzz
+fuzz: $(READY) ## Try random input on settings, journals and the redactor for FUZZ_SECONDS (600)
+	@end=$$(($$(date +%s) + $(FUZZ_SECONDS))); rounds=0; \
+	while [ $$(date +%s) -lt $$end ]; do \
+	  $(BIN)/python -m pytest -q --no-header -p no:cacheprovider --hypothesis-profile fuzz --override-ini timeout=0 tests/fuzz $(PYTEST_ARGS) || exit 1; \
+	  rounds=$$((rounds + 1)); \
+	done; echo "$$rounds rounds of 500 examples for each property"
 
 # Beside .venv, where MLflow would load it.
 $(SPARK)/.ready: requirements/spark.txt $(READY)
@@ -66,7 +113,7 @@ test-spark: java $(SPARK)/.ready ## Run the tests on a local Spark, which needs 
 	@PYTHONPATH=$(CURDIR)/$(SPARK) $(BIN)/python -m pytest tests/workers/test_spark.py $(PYTEST_ARGS)
 
 .PHONY: check
-check: format-check lint types layers examples ## Check format, lint, types, import layers and documented examples
+check: format-check lint types layers security examples ## Check format, lint, types, import layers, security and documented examples
 
 .PHONY: format
 format: $(READY) ## Format the code
@@ -85,18 +132,41 @@ lint: $(READY)
 types: $(READY)
 	@$(BIN)/mypy
 	@$(BIN)/pyright
+	@# pyright does not look into an editable install by itself.
+	@found=$$(PYTHONPATH=$(CURDIR)/src $(BIN)/pyright --pythonpath $(BIN)/python --verifytypes autogen_team --ignoreexternal) \
+	  && grep completeness <<<"$$found" || { echo "$$found"; exit 1; }
 
 .PHONY: layers
 layers: $(READY)
 	@$(BIN)/lint-imports
+
+.PHONY: security
+security: $(READY)
+	@$(BIN)/bandit --quiet --recursive --configfile pyproject.toml src
+
+.PHONY: audit
+audit: $(READY) ## Ask the vulnerability service of PyPI about the locked requirements (needs the network)
+	@$(BIN)/python .ci/audit.py $(LOCK)
 
 .PHONY: examples
 examples: $(READY)
 	@$(BIN)/python -m pytest -q README.md docs src
 
 .PHONY: readme
-readme: $(READY) ## Write the table of settings into the README
+readme: $(READY) ## Write the settings and the command line into the README and the reference
 	@$(BIN)/python docs/settings_table.py
+	@$(BIN)/python docs/cli_reference.py
+
+$(DOCS)/.ready: requirements/docs.txt
+	@$(PYTHON) -m venv --clear $(DOCS)
+	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+.PHONY: docs
+docs: $(DOCS)/.ready ## Build the documentation site into site/, and check its links
+	@rm -rf site
+	@$(DOCS)/bin/zensical build --strict --clean -f mkdocs.yml
+	@$(DOCS)/bin/python docs/check_site.py site
 
 $(PEERS)/.ready: requirements/peers.txt
 	@echo "installing the peers of the benchmarks into $(PEERS)"
@@ -115,10 +185,13 @@ bench: $(READY) bench-peers ## Measure ourselves beside our peers
 lock: ## Resolve the requirements anew (needs uv)
 	uv pip compile pyproject.toml --extra alerts --extra dask --extra gpu --extra ray --extra ui --group dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file $(LOCK)
-	uv pip compile pyproject.toml requirements/oldest.in --universal --python-version 3.11 \
+	uv pip compile pyproject.toml --extra alerts --extra dask --extra gpu --extra ray requirements/oldest.in \
+	  --resolution lowest-direct --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/oldest.txt
 	echo "pyspark>=4" | uv pip compile - --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/spark.txt
+	uv pip compile --group docs --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/docs.txt
 
 .PHONY: system-deps
 system-deps: ## Install the Debian packages of the desktop tests, where that may be done
@@ -132,4 +205,4 @@ system-deps: ## Install the Debian packages of the desktop tests, where that may
 
 .PHONY: clean
 clean: ## Remove what the other targets make
-	@rm -rf $(VENV) $(OLDEST) $(PEERS) $(SPARK) artifacts build dist mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache
+	@rm -rf $(VENV) $(VENV)-* $(SPARK) .cache artifacts build dist site mlruns mlartifacts mlflow.db .coverage .coverage.* .hypothesis .*_cache

@@ -37,7 +37,7 @@ def _leave_scratch_folder(namespace: dict[str, object]) -> None:
 
 _markdown = Sybil(
     parsers=[PythonCodeBlockParser()],
-    patterns=["README.md", "docs/*.md"],
+    patterns=["README.md", "docs/*.md", "docs/**/*.md"],
     setup=_enter_scratch_folder,
     teardown=_leave_scratch_folder,
 )

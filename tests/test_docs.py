@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
+from types import ModuleType
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_readme_lists_the_settings_as_they_are():
-    """`make readme` writes them."""
-    path = ROOT / "docs" / "settings_table.py"
-    spec = importlib.util.spec_from_file_location("settings_table", path)
+def load(name: str) -> ModuleType:
+    """Return a script of the documentation."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_readme_lists_the_settings_as_they_are():
+    """`make readme` writes them."""
     readme = (ROOT / "README.md").read_text()
 
-    assert module.with_table(readme) == readme
+    assert load("settings_table").with_table(readme) == readme
 
 
 def test_every_module_of_the_errors_is_documented():
@@ -25,3 +33,49 @@ def test_every_module_of_the_errors_is_documented():
 
     for name in errors.__all__:
         assert name in errors.__doc__
+
+
+@pytest.mark.parametrize("name", ["settings", "cli"])
+def test_the_reference_is_as_the_code_is(name):
+    """`make readme` writes it."""
+    module = load("settings_table" if name == "settings" else "cli_reference")
+
+    assert module.PAGE.read_text() == module.page()
+
+
+def test_the_tests_that_prove_a_guarantee_exist():
+    """Each line of its tables names at least one."""
+    page = (ROOT / "docs" / "explanation" / "guarantees.md").read_text()
+    lines = [
+        line for line in page.splitlines() if line.startswith("|") and "---" not in line and "tested by" not in line
+    ]
+    named = [re.findall(r"`([\w/]+\.py)`", line.split("|")[-2]) for line in lines]
+
+    assert [line for line, files in zip(lines, named, strict=True) if not files] == []
+    assert [file for files in named for file in files if len([*(ROOT / "tests").rglob(file)]) != 1] == []
+
+
+def test_a_link_that_leads_nowhere_is_found(tmp_path):
+    """A page, an anchor, an image, and what is loaded from elsewhere; `make docs` fails then."""
+    (tmp_path / "good.html").write_text('<h1 id="top">Good</h1><a href="https://example.com/a">out</a>')
+    (tmp_path / "bad.html").write_text(
+        '<a href="good.html#top">1</a><a href="good.html#no">2</a><a href="no.html">3</a><img src="no.png">'
+        '<a href="/good.html">4</a><script src="https://example.com/a.js"></script><a href="https:/example">5</a>'
+    )
+
+    assert list(load("check_site").faults(tmp_path)) == [
+        "bad.html: good.html#no (there is no such anchor)",
+        "bad.html: no.html (there is no such file)",
+        "bad.html: no.png (there is no such file)",
+        "bad.html: /good.html (does not work from a folder)",
+        "bad.html: https://example.com/a.js (is loaded from elsewhere)",
+        "bad.html: https:/example (is no address)",
+    ]
+
+
+def test_every_page_is_in_the_navigation():
+    """One that is not is found by nobody."""
+    navigation = (ROOT / "mkdocs.yml").read_text()
+
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert f": {page.relative_to(ROOT / 'docs')}\n" in navigation

@@ -76,6 +76,34 @@ def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_pa
     assert "example-secret" not in ended.stdout + ended.stderr
 
 
+@pytest.mark.parametrize("how", [["-m", "autogen_team", "run"], []], ids=["under the supervisor", "alone"])
+@pytest.mark.parametrize("engine", ["joblib", "dask"])
+@pytest.mark.timeout(360)  # worker processes load MLflow, which takes long on a busy machine
+def test_each_candidate_of_a_grid_search_has_a_run(engine, how):
+    """A child of the search's run, with its parameters and accuracies, made in one of the worker processes."""
+    command = [sys.executable, *how, str(EXAMPLES / f"grid_search_{engine}.py")]
+
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+    assert ended.returncode == 0, ended.stderr
+    assert "best: C=10 gamma=0.001, accuracy 0.97" in ended.stdout
+    assert "see: autogen-team ui --open" in ended.stdout
+    assert ended.stderr.count("__main__:evaluate:") == 9
+    service = MlflowService()
+    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # of which MLflow keeps one for each test
+    runs = mlflow.search_runs(experiment_names=[service.experiment_name], output_format="list")
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    [search] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    candidates = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == search.info.run_id]
+    assert len(candidates) == len(runs) - 1 == 9
+    assert sorted((float(run.data.params["C"]), float(run.data.params["gamma"])) for run in candidates) == [
+        (c, gamma) for c in (0.1, 1.0, 10.0) for gamma in (0.0001, 0.001, 0.01)
+    ]
+    scores = [run.data.metrics["cross_validation_accuracy"] for run in candidates]
+    assert search.data.metrics["cross_validation_accuracy"] == max(scores)
+    assert len({run.data.tags["autogen_team.worker"] for run in candidates}) <= 2
+
+
 @pytest.mark.timeout(360)  # Ray takes seconds to start, and many times that on a busy machine
 @pytest.mark.parametrize("how", [["-m", "autogen_team", "run"], []], ids=["under the supervisor", "alone"])
 def test_the_candidates_of_a_search_on_ray_are_children_of_one_run(how):

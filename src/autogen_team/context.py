@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GlobalContext"]
 
-Parameters = ParamSpec("Parameters")
-Result = TypeVar("Result")
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
 
 _report = logging.getLogger("autogen_team")
 _lock = threading.RLock()
@@ -107,9 +107,10 @@ class GlobalContext(Service):
             if self.is_started:
                 return
             run = _carrying.run_of_environment(self.mlflow_service)
-            if run is not None:
+            if _job.worker() is None and (run is not None or _job.rank()):  # the first rank is the job itself
                 _job.become_worker()
                 undo.callback(_job.forget_worker)
+            if run is not None:
                 self.mlflow_service.begin_work(run)
             if _job.worker() is not None:
                 _leave_inherited_logs()
@@ -162,8 +163,8 @@ class GlobalContext(Service):
         return found
 
     def bind(
-        self, fn: Callable[Parameters, Result], *, nested: bool | str | MlflowService.RunConfig = False
-    ) -> Callable[Parameters, Result]:
+        self, fn: Callable[_Parameters, _Result], *, nested: bool | str | MlflowService.RunConfig = False
+    ) -> Callable[_Parameters, _Result]:
         """Return a function that enters this context, calls `fn`, and leaves: in a thread, or in any worker process.
 
         In another process the services start with the first call, with these very settings, and stop when that process

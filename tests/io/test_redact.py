@@ -43,6 +43,8 @@ SENTENCES = {
     "json": '{"client_secret":"hunter2"}',
     "json in json": r'{"message": "{\"api_key\": \"hunter2\"}"}',
     "yaml": "db_password: hunter2",
+    "letters after a colon": "db_password: CorrecthunterBattery",
+    "many letters after a colon": "db_password: correcthunterbatterystaple",
     "several words": '{"password": "correct hunter battery"}',
     "odd characters": "password='p&ss(hunter)w,rd'",
     "url with a slash in the password": "postgresql://bob:hun/ter hunter@db".replace("hun/ter hunter", "x/hunter"),
@@ -61,6 +63,8 @@ SENTENCES = {
     "slack webhook": "https://hooks.slack.com/services/T000/B000/hunter2",
     "discord webhook": "https://discord.com/api/webhooks/123/hunter2",
     "private key": "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
+    "private key in json": r'{"key": "-----BEGIN PRIVATE KEY-----\nhunter2\nhunter\n-----END PRIVATE KEY-----\n"}',
+    "private key in json in json": r'"{\"key\": \"-----BEGIN PRIVATE KEY-----\\nhunter2\\nhunter\\n-----"',
     "private key cut short": "-----BEGIN PRIVATE KEY-----\nhunter2",
     "end of sentence": "I set password=hunter2.",
 }
@@ -74,6 +78,7 @@ HARMLESS = [
     "authenticated as bob, session 3 started",
     "secret santa",
     "the secret: never overfit",
+    "Password: REQUIRED, secret: Never tell",
     "the password was wrong, forgotten password: reset",
     "password=None token: null api_key=True",
     "def connect(password: str, token: str) -> None:",
@@ -215,6 +220,23 @@ def test_masked_json_is_json(value):
     line = json.dumps(value)
 
     assert set(json.loads(mask(line))) == set(value)
+
+
+def test_a_quote_behind_the_beginning_of_a_key_stays_a_quote():
+    """The backslash before it is no part of the key."""
+    line = json.dumps({"text": '-----BEGIN RSA PRIVATE KEY-----"', "more": "-----BEGIN PRIVATE KEY-----\\"})
+
+    assert json.loads(mask(line)) == {
+        "text": f'-----BEGIN RSA PRIVATE KEY-----{MASK}"',
+        "more": f"-----BEGIN PRIVATE KEY-----{MASK}\\",
+    }
+
+
+def test_what_follows_a_masked_key_is_left_when_it_is_masked_again():
+    """A text passes through several of our places, and what comes after the key is no secret."""
+    once = mask("-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\nloss is 5")
+
+    assert mask(once) == once == f"-----BEGIN PRIVATE KEY-----{MASK}\nloss is 5"
 
 
 @given(st.text(max_size=300))

@@ -44,6 +44,22 @@ def test_a_service_of_one_s_own_needs_only_start():
     assert started == ["localhost"]
 
 
+def test_without_a_prefix_nothing_is_read_from_variables_of_others():
+    """A field that is called `path` is not the variable PATH."""
+
+    class Lock(Service):
+        """Is held."""
+
+        path: str = "train.lock"
+        """Where."""
+
+        def start(self) -> None:
+            """Do nothing."""
+
+    assert Lock().path == "train.lock"
+    assert [setting.name for setting in Lock().settings()] == []
+
+
 def test_a_copy_of_a_running_service_does_not_run():
     """Running is no part of the value."""
     with LoggerService(sink="job.log") as service:

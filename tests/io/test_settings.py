@@ -295,3 +295,23 @@ def test_a_run_that_cannot_be_configured_shows_no_secret():
         MlflowService.RunConfig(name=b"\xff hunter2")
 
     assert "hunter2" not in str(raised.value)
+
+
+def test_the_environment_of_a_service_makes_an_equal_one(monkeypatch):
+    """In a process that has no more than these variables."""
+    logger = LoggerService(sink="job.log", level="DEBUG", serialize=True, retention="3 days", redact=False)
+    mlflow = MlflowService(tracking_uri="http://127.0.0.1:5000", experiment_name="digits", connect_timeout=1.5)
+    for name, value in {**logger.environment(), **mlflow.environment()}.items():
+        monkeypatch.setenv(name, value)
+
+    assert LoggerService() == logger
+    assert MlflowService() == mlflow
+
+
+def test_the_environment_of_a_service_is_short_and_holds_no_secret(monkeypatch):
+    """A default is left out, unless it is there to overrule what is inherited."""
+    assert LoggerService().environment() == {}
+    assert AlertsService(urls=["json://bob:hunter2@127.0.0.1"]).environment() == {}
+
+    monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LEVEL", "DEBUG")
+    assert LoggerService(level="INFO").environment() == {"AUTOGEN_TEAM_LOGGER_LEVEL": "INFO"}

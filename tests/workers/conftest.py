@@ -137,45 +137,48 @@ def journals(tmp_path: Path) -> Callable[[], list[Path]]:
 
 
 @dataclass(frozen=True)
-class SharedJob:
-    """A job that has run to its end, for all tests of a module to look at."""
+class Finished:
+    """A job that has run to its end."""
 
+    folder: Path
     store: Store
     out: list[str]
     """The lines of its stdout."""
-    lines: list[dict[str, object]]
-    """The lines of the logs of its workers, and the name of the `file` of each."""
-    journals: list[Path]
-    """What it has not delivered."""
+    err: str
+
+    def log_lines(self, pattern: str = "job-*.log") -> list[dict[str, object]]:
+        """Return the JSON lines of the log files that match, by default those of workers, with the name of each."""
+        files = sorted((self.folder / "logs").glob(pattern))
+        return [{"file": path.stem, **json.loads(line)} for path in files for line in path.read_text().splitlines()]
+
+    def journals(self) -> list[Path]:
+        """Return what has not been delivered."""
+        return sorted((self.folder / "state" / "journals").glob("*"))
 
 
 @pytest.fixture(scope="module")
-def run_shared_job(
-    tmp_path_factory: pytest.TempPathFactory, migrated_database: Path
-) -> Callable[[str, str], SharedJob]:
-    """Return a function that runs a job to its end, which must be a good one: for engines that are slow to start."""
+def run_slow_job(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Callable[[str, str], Finished]:
+    """Return a function that runs a job to its end, which must be a good one.
 
-    def run(main: str, functions: str) -> SharedJob:
+    It waits for five minutes, for engines that start many processes; and many tests can look at one job.
+    """
+
+    def run(main: str, functions: str) -> Finished:
         folder = tmp_path_factory.mktemp("job")
         store = Store(f"sqlite:///{copy(migrated_database, folder / 'mlflow.db')}")
         (folder / "job.py").write_text(_script(main, functions))
+        own = {name: os.environ[name] for name in os.environ if not name.startswith(("AUTOGEN_TEAM_", "MLFLOW_"))}
+        state = {"AUTOGEN_TEAM_STATE_DIR": str(folder / "state"), "MLFLOW_TRACKING_URI": store.uri}
         ended = subprocess.run(
             [sys.executable, "job.py"],
             cwd=folder,
-            env={
-                **{name: os.environ[name] for name in os.environ if not name.startswith(("AUTOGEN_TEAM_", "MLFLOW_"))},
-                "AUTOGEN_TEAM_STATE_DIR": str(folder / "state"),
-                "MLFLOW_TRACKING_URI": store.uri,
-                "MLFLOW_DISABLE_TELEMETRY": "true",
-            },
+            env={**own, **state, "MLFLOW_DISABLE_TELEMETRY": "true"},
             capture_output=True,
             text=True,
             timeout=300,
             check=False,
         )
         assert ended.returncode == 0, ended.stderr
-        files = sorted((folder / "logs").glob("job-*.log"))
-        lines = [{"file": path.stem, **json.loads(line)} for path in files for line in path.read_text().splitlines()]
-        return SharedJob(store, ended.stdout.splitlines(), lines, sorted((folder / "state" / "journals").glob("*")))
+        return Finished(folder, store, ended.stdout.splitlines(), ended.stderr)
 
     return run

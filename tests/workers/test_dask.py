@@ -69,9 +69,9 @@ def said() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def job(run_shared_job: Callable[[str, str], Any], said: dict[str, Any]) -> Any:
+def job(run_slow_job: Callable[[str, str], Any], said: dict[str, Any]) -> Any:
     """Return a job that has used a cluster of two worker processes in all ways."""
-    found = run_shared_job(
+    found = run_slow_job(
         """
         import json
         said = {}
@@ -114,18 +114,18 @@ def test_what_tasks_log_is_the_runs(job, said):
 def test_lines_are_in_a_file_for_each_worker(job, said):
     """They carry the id of the run and the name of the worker; the level is the job's, and secrets are masked."""
     run_id = job.store.run("train").info.run_id
-    lines = [line for line in job.lines if line["run_id"] == run_id and line["function"] == "fold"]
+    lines = [line for line in job.log_lines() if line["run_id"] == run_id and line["function"] == "fold"]
 
     assert sorted(line["message"] for line in lines) == sorted(f"fold {number}" for number in [*range(8), 20])
     assert [line for line in lines if line["file"] != f"job-{line['worker']}"] == []
     assert {int(line["worker"].rpartition("-")[2]) for line in lines} == {*said["pids"], said["new"]}
-    debug = [line["message"] for line in job.lines if line["level"] == "DEBUG" and line["function"] == "fail"]
+    debug = [line["message"] for line in job.log_lines() if line["level"] == "DEBUG" and line["function"] == "fail"]
     assert debug == ["look at https://bob:***@host"] * 2
 
 
 def test_a_worker_that_joins_later_is_inside(job, said):
     """Of a cluster that grows; it has a process, so a file, of its own."""
-    [line] = [line for line in job.lines if line["message"] == "fold 20"]
+    [line] = [line for line in job.log_lines() if line["message"] == "fold 20"]
 
     assert said["new"] not in said["pids"]
     assert line["worker"].endswith(f"-{said['new']}")
@@ -143,7 +143,7 @@ def test_bound_tasks_have_runs_of_their_own(job, said):
 def test_a_failing_task_alerts_if_it_has_a_run(job, said):
     """A task of the run itself fails where its result is asked for; nobody else alerts."""
     doomed = job.store.run("doomed")
-    [line] = [line for line in job.lines if "bad fold 1" in line["message"]]  # Dask says it
+    [line] = [line for line in job.log_lines() if "bad fold 1" in line["message"]]  # Dask says it
 
     assert (doomed.info.status, doomed.data.tags["autogen_team.exception"]) == ("FAILED", "ValueError: bad fold 2")
     [alert] = job.out[:-1]
@@ -154,7 +154,7 @@ def test_a_failing_task_alerts_if_it_has_a_run(job, said):
 def test_workers_are_outside_after_the_block(job, said):
     """No context runs there, no run is open, and nothing is left to deliver when all have gone."""
     assert said["what runs after the block"] == [[None, None]] * 3
-    assert job.journals == []
+    assert job.journals() == []
 
 
 def test_each_worker_can_have_a_run(job, said):
@@ -169,9 +169,9 @@ def test_each_worker_can_have_a_run(job, said):
     assert job.store.steps(job.store.run("second")) == []
 
 
-def test_the_death_of_a_worker_is_recovered(run_job, store, journals, wait_until):
+def test_the_death_of_a_worker_is_recovered(run_slow_job, wait_until):
     """The nanny's next one is inside again and does the task; what the dead one logged arrives, its child is KILLED."""
-    out, _ = run_job(
+    job = run_slow_job(
         """
         with make_cluster(1, host="127.0.0.1") as cluster, cluster.get_client() as client, make_context() as context:
             with context.run("train", log_system_metrics=False), workers(client, context):
@@ -182,18 +182,18 @@ def test_the_death_of_a_worker_is_recovered(run_job, store, journals, wait_until
         FUNCTIONS,
     )
 
-    assert len(set(out.split())) == 3  # the second task kills the worker that has taken over the first
-    wait_until(lambda: journals() == [])  # which the watchdogs of the dead see to
-    train = store.run("train")
-    assert (train.info.status, store.steps(train)) == ("FINISHED", list(range(200)))
-    dead, alive = store.children()
-    assert (dead.info.status, store.steps(dead)) == ("KILLED", list(range(1000, 1100)))
-    assert (alive.info.status, store.steps(alive)) == ("FINISHED", list(range(1100, 1200)))
+    assert len(set(job.out[-1].split())) == 3  # the second task kills the worker that has taken over the first
+    wait_until(lambda: job.journals() == [])  # which the watchdogs of the dead see to
+    train = job.store.run("train")
+    assert (train.info.status, job.store.steps(train)) == ("FINISHED", list(range(200)))
+    dead, alive = job.store.children()
+    assert (dead.info.status, job.store.steps(dead)) == ("KILLED", list(range(1000, 1100)))
+    assert (alive.info.status, job.store.steps(alive)) == ("FINISHED", list(range(1100, 1200)))
 
 
-def test_threads_of_a_cluster_without_processes_are_inside(run_job, store, log_lines):
+def test_threads_of_a_cluster_without_processes_are_inside(run_slow_job):
     """Nothing is started in the process that has it all, and all of it runs on after the block."""
-    run_job(
+    job = run_slow_job(
         """
         with make_cluster(1, processes=False) as cluster, cluster.get_client() as client, make_context() as context:
             with context.run("train", log_system_metrics=False):
@@ -206,16 +206,16 @@ def test_threads_of_a_cluster_without_processes_are_inside(run_job, store, log_l
         FUNCTIONS,
     )
 
-    assert store.steps(store.run("train")) == list(range(7))
-    assert sorted(store.steps(run) for run in store.children()) == [[10], [11], [12]]
-    assert len(store.runs()) == 4
-    assert log_lines("job-*.log") == []
-    assert {line.get("worker") for line in log_lines("job.log")} == {None}
+    assert job.store.steps(job.store.run("train")) == list(range(7))
+    assert sorted(job.store.steps(run) for run in job.store.children()) == [[10], [11], [12]]
+    assert len(job.store.runs()) == 4
+    assert job.log_lines() == []
+    assert {line.get("worker") for line in job.log_lines("job.log")} == {None}
 
 
-def test_what_is_bound_in_a_process_can_be_late_there(run_job, store):
+def test_what_is_bound_in_a_process_can_be_late_there(run_slow_job):
     """A thread of a cluster may come to it when the context has gone: an error, not a second context."""
-    run_job(
+    job = run_slow_job(
         """
         with make_cluster(1, processes=False) as cluster, cluster.get_client() as client:
             with make_context() as context, context.run("train", log_system_metrics=False):
@@ -227,12 +227,12 @@ def test_what_is_bound_in_a_process_can_be_late_there(run_job, store):
         FUNCTIONS,
     )
 
-    assert store.steps(store.run("train")) == []
+    assert job.store.steps(job.store.run("train")) == []
 
 
-def test_a_cluster_may_be_gone_before_the_block(run_job, store, log_lines):
+def test_a_cluster_may_be_gone_before_the_block(run_slow_job):
     """Its workers have delivered when they were closed; leaving the block says so, and raises nothing."""
-    run_job(
+    job = run_slow_job(
         """
         cluster = make_cluster(1, host="127.0.0.1")
         client = cluster.get_client()
@@ -245,8 +245,8 @@ def test_a_cluster_may_be_gone_before_the_block(run_job, store, log_lines):
         FUNCTIONS,
     )
 
-    assert (store.run("train").info.status, store.steps(store.run("train"))) == ("FINISHED", [3])
-    warnings = [line["message"] for line in log_lines("job.log") if line["logger"] == "autogen_team"]
+    assert (job.store.run("train").info.status, job.store.steps(job.store.run("train"))) == ("FINISHED", [3])
+    warnings = [line["message"] for line in job.log_lines("job.log") if line["logger"] == "autogen_team"]
     assert [text.partition("> ")[2].partition(":")[0] for text in warnings] == ["could not be told that they are done"]
 
 

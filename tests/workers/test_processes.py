@@ -101,9 +101,8 @@ def test_an_initializer_can_give_each_process_a_run(run_job, store):
 
     children = store.children()
     assert children
-    assert {run.info.run_name for run in children} == {
-        f"worker {run.data.tags['autogen_team.worker']}" for run in children
-    }
+    names = {f"worker {run.data.tags['autogen_team.worker']}" for run in children}
+    assert {run.info.run_name for run in children} == names
     assert {run.info.status for run in children} == {"FINISHED"}
     assert sorted(step for run in children for step in store.steps(run)) == list(range(8))
 

@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 from autogen_team.cli import _context, _look
 
+__all__ = ["show"]
+
 
 def show(overrides: Mapping[str, str], *, as_json: bool) -> None:
     """Print every setting of a context that would be made now."""

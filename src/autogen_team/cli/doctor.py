@@ -14,6 +14,8 @@ from autogen_team.context import GlobalContext
 from autogen_team.errors import AutogenTeamWarning
 from autogen_team.io._redact import Redactor
 
+__all__ = ["diagnose"]
+
 _FAILED = 1
 
 

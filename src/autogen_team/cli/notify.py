@@ -8,6 +8,8 @@ from typing import Any
 
 from autogen_team.cli import _context, _look
 
+__all__ = ["send"]
+
 _NONE_DELIVERED = 1
 
 

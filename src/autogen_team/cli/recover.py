@@ -13,6 +13,8 @@ from autogen_team.io._settings import state_dir
 if TYPE_CHECKING:
     from autogen_team.io._tracking import inventory, recovery
 
+__all__ = ["recover"]
+
 _FAILED = 1
 
 

@@ -8,6 +8,8 @@ from typing import NoReturn
 
 from autogen_team.cli._supervisor.wire import Order
 
+__all__ = ["run"]
+
 
 def run(
     command: Sequence[str],

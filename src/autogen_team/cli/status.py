@@ -12,6 +12,8 @@ from autogen_team.io._settings import state_dir
 if TYPE_CHECKING:
     from autogen_team.io._tracking import inventory
 
+__all__ = ["show"]
+
 
 def show(*, as_json: bool) -> None:
     """Print the journals of all processes, and the stores of offline runs."""

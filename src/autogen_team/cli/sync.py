@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from autogen_team.io._tracking.inventory import Found
     from autogen_team.io._tracking.recovery import Recovered
 
+__all__ = ["sync"]
+
 _FAILED = 1
 
 

@@ -28,6 +28,8 @@ from autogen_team.io.services import MlflowService
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+__all__ = ["show"]
+
 _PATIENCE = 10.0
 """Seconds that finding the last run may take."""
 _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"

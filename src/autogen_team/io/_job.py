@@ -52,6 +52,12 @@ def forget_worker() -> None:
     _worker = None
 
 
+def rank() -> int | None:
+    """Return which of the processes this is that a launcher such as torchrun has started; None if it is one alone."""
+    text, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return int(text) if text.isdecimal() and size != "1" else None
+
+
 def log_folder(state: Path, run_id: str) -> Path:
     """Return where the log of a run is kept until it has arrived among the artifacts."""
     return state / "logs" / run_id

@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 MASK = "***"
 
 _SHORTEST_VALUE = 8
+_LONGEST_WORD = 20
 _ORDINARY = frozenset(
     {"password", "changeme", "disabled", "required", "optional", "anonymous", "undefined", "username"}
 )
@@ -52,7 +53,9 @@ _SIGNED = re.compile(
     r"([?&](?:sig|signature|x-amz-signature|x-amz-credential|x-goog-signature)=)[^\s&\"'\\]+", re.IGNORECASE
 )
 _PRIVATE_KEY = re.compile(
-    r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----)(?:(?!-----)[A-Za-z0-9+/=*\s\\:,.-])*"
+    r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----)"
+    r"(?!\*\*\*)"  # it has been masked before, and what follows is no part of it
+    r"(?:(?!-----)(?:[A-Za-z0-9+/=*\s:,.-]|\\+[nrt/]))*"
     r"(?:-----END [A-Z ]{0,30}PRIVATE KEY-----)?"
 )
 _SHAPES = {
@@ -228,7 +231,12 @@ def _is_secret(word: str, lower: str, at: int, found: re.Match[str]) -> bool:
     if not sign:  # `--password hunter2` on a command line, but not "the password was wrong"
         return lower[:at].rpartition(" ")[2].startswith("--")
     # Prose puts a colon too: "the secret: never overfit".
-    return sign == "=" or bool(found["quoted"]) or not value.isalpha() or word == "authorization"
+    return sign == "=" or bool(found["quoted"]) or not _is_word(value) or word == "authorization"
+
+
+def _is_word(value: str) -> bool:
+    """Tell whether it is written as a word of a sentence: in small letters, in capitals, or with the first capital."""
+    return value.isalpha() and len(value) <= _LONGEST_WORD and (value.isupper() or value[1:] == value[1:].lower())
 
 
 def _value(found: re.Match[str]) -> tuple[int, str]:

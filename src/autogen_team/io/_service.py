@@ -58,6 +58,15 @@ class Service(ABC, Settings):
             except Exception:
                 _report.warning("%s did not stop cleanly", type(self).__name__, exc_info=True)
 
+    @classmethod
+    def variables(cls) -> dict[str, str]:
+        """Return the variable of each field that has one; without a `variable_prefix` those that are named, if any.
+
+        Else the field `path` of somebody's service would be read from PATH.
+        """
+        found = super().variables()
+        return found if cls.variable_prefix else {name: one for name, one in found.items() if one != name.upper()}
+
     def for_worker(self) -> Self:
         """Return the service as a worker of this job is to start it."""
         return self.model_copy()

@@ -69,7 +69,7 @@ class Setting:
 class Settings(BaseSettings):
     """Immutable settings: an unknown field is refused and a bad value is a `ConfigurationError`."""
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         frozen=True,
         extra="forbid",
         case_sensitive=True,

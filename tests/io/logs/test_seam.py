@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import pickle
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -228,3 +229,18 @@ def test_the_lines_that_format_the_message_are_known():
     source = inspect.getsource(type(logger)._log)
     for words in ("message.format(*args, **kwargs)", '"message": str(message),', "Colorizer.prepare_message("):
         assert source.count(words) == 1
+
+
+def test_a_logger_travels_without_its_handlers():
+    """`Logger(core, *options)`, `_options`; what was bound comes along, and it logs to whatever is there."""
+    lines = []
+    handler = logger.add(lines.append, format="{extra[fold]} {message}")
+    give_back = seam.let_travel()
+    try:
+        pickle.loads(pickle.dumps(logger.bind(fold=3))).info("here")
+    finally:
+        give_back()
+        logger.remove(handler)
+
+    assert lines == ["3 here\n"]
+    assert "__reduce__" not in vars(type(logger))

@@ -234,6 +234,29 @@ def test_a_living_process_is_never_touched(start_job, store_uri, state, run_pyth
     assert mlflow.MlflowClient(store_uri).get_run(run_id).data.tags[runs.EXCEPTION_TAG] == "SIGTERM"
 
 
+def test_who_looks_for_the_dead_does_not_read_the_living(start_job, state, monkeypatch):
+    """Each worker looks when it starts: 200 of them would read each other's journals 40,000 times."""
+    process, _ = start_job()
+    process.wait_for("acknowledged 50")
+    read = []
+    monkeypatch.setattr(inventory, "look", lambda folder, _: read.append(folder))
+
+    assert inventory.find(state, held=False) == []
+    assert read == []
+    process.send(signal.SIGKILL)
+    process.popen.wait(SOON)
+
+
+def test_two_who_recover_the_same_journal_do_not_trip(kill_unwatched, store_uri, state):
+    """The slower one finds it gone, between its look and its turn."""
+    kill_unwatched()
+    (found,) = inventory.find(state)
+    assert inventory.find(state, held=False) == [found]
+
+    assert recovery.recover(found, store_uri, store_uri, state).problem == ""
+    assert recovery.recover(found, store_uri, store_uri, state).problem == "somebody else has removed it"
+
+
 @pytest.mark.parametrize(
     ("changed", "state_of_it", "evidence"),
     [

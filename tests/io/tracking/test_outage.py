@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import http.server
+import json
+import multiprocessing
 import signal
 import subprocess
 import threading
@@ -12,10 +14,11 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pytest
+import sqlalchemy
 from mlflow.exceptions import MlflowException
 
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import inventory, reading, recovery, runs, write_behind
+from autogen_team.io._tracking import destinations, inventory, reading, recovery, runs, write_behind
 
 SLOWEST = 0.2
 """Seconds that no call may take while the server is gone; microseconds are measured in `benchmarks/`."""
@@ -244,7 +247,10 @@ class Proxy:
 
     def __init__(self, target: str, port: int) -> None:
         self.status = 200
+        self.answer = b"<html>the proxy is sorry</html>"
         self.delay = 0.0
+        self.refused = 0
+        """Requests that the server has not seen."""
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -256,7 +262,8 @@ class Proxy:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 time.sleep(proxy.delay)
                 if proxy.status != 200:
-                    content, status = b"<html>the proxy is sorry</html>", proxy.status
+                    proxy.refused += 1
+                    content, status = proxy.answer, proxy.status
                 else:
                     answer = requests.request(self.command, target + self.path, data=body, headers=dict(self.headers))
                     content, status = answer.content, answer.status_code
@@ -303,6 +310,55 @@ def test_a_proxy_that_knows_no_such_page_refuses_nothing(proxy, mlflow_server, s
 
     assert history(mlflow.MlflowClient(mlflow_server), run.info.run_id) == list(range(50))
     assert not (tmp_path / "state" / "refused.jsonl").exists()
+
+
+def test_a_server_without_a_free_connection_to_its_database_refuses_nothing(
+    proxy, mlflow_server, start_session, tmp_path
+):
+    """MLflow calls that a bad request, in these words; it is what 200 workers bring about that deliver at once."""
+    started = start_session(proxy.uri)
+    with runs.open_run(name="train") as run:
+        said = "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00 (Background on this"
+        proxy.answer = json.dumps({"error_code": "BAD_REQUEST", "message": said}).encode()
+        proxy.status = 400
+        for step in range(50):
+            mlflow.log_metric("loss", step, step=step)
+        assert not write_behind.of(proxy.uri).flush(10.0)
+        proxy.status = 200
+    started.stop()
+
+    assert history(mlflow.MlflowClient(mlflow_server), run.info.run_id) == list(range(50))
+    assert not (tmp_path / "state" / "refused.jsonl").exists()
+
+
+def test_sqlalchemy_still_says_it_in_these_words():
+    """A server is told apart by them from one that refuses an item for good."""
+    engine = sqlalchemy.create_engine(
+        "sqlite://", poolclass=sqlalchemy.pool.QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
+    )
+    with engine.connect(), pytest.raises(sqlalchemy.exc.TimeoutError) as caught:
+        engine.connect()
+
+    assert destinations._BUSY.removeprefix("BAD_REQUEST: ") in str(caught.value)
+
+
+def test_a_worker_waits_for_a_server_that_has_no_time(proxy, mlflow_server, start_session, wait_until, tmp_path):
+    """All workers of a job end at once: what the first attempt could not bring must not stay behind."""
+    started = start_session(proxy.uri)
+    with runs.open_run(name="train") as run:
+        proxy.status = 429  # which is an answer
+        client = mlflow.MlflowClient(proxy.uri)
+        worker = multiprocessing.get_context("fork").Process(
+            target=client.log_metric, args=(run.info.run_id, "worker", 1.0)
+        )
+        worker.start()
+        wait_until(lambda: proxy.refused > 2)  # it has tried, asked whether somebody is there, and tries again
+        proxy.status = 200
+        worker.join()
+    started.stop()
+
+    assert mlflow.MlflowClient(mlflow_server).get_run(run.info.run_id).data.metrics == {"worker": 1.0}
+    assert list((tmp_path / "state" / "journals").iterdir()) == []
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])

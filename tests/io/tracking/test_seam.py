@@ -14,7 +14,7 @@ from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
 from mlflow.utils import autologging_utils, import_hooks
 
-from autogen_team.io._tracking import seam
+from autogen_team.io._tracking import guests, seam
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +111,7 @@ def host(store_uri):
     """Return a run that others may join."""
     mlflow.set_tracking_uri(store_uri)
     with mlflow.start_run(run_name="host") as run:
-        restore = seam.let_join(run)
+        restore = guests.let_join(run)
         yield run
         restore()
 
@@ -223,7 +223,7 @@ def test_who_asks_for_a_nested_run_gets_one(host):
 
 def test_without_a_host_runs_are_runs_again(host):
     """The replacement of `mlflow.start_run` is undone."""
-    restore = seam.let_join(host)
+    restore = guests.let_join(host)
     replaced = mlflow.start_run
     restore()
 
@@ -398,3 +398,75 @@ def test_processors_of_spans_outlive_a_change_of_the_tracking_uri(store_uri):
 
     assert mlflow.tracing.config.get_config().span_processors == [processor]
     mlflow.tracing.reset()
+
+
+@pytest.fixture
+def joined(store_uri):
+    """Return a run that is open elsewhere, and is worked for here."""
+    mlflow.set_tracking_uri(store_uri)
+    run = mlflow.MlflowClient().create_run("0", run_name="elsewhere")
+    active, leave = guests.work_for(run)
+    yield active
+    leave()
+
+
+def test_a_run_that_is_open_elsewhere_can_be_worked_for(joined):
+    """It is the active one, and its end is nobody's business here."""
+    mlflow.log_param("fold", 1)
+    mlflow.end_run()
+
+    assert mlflow.active_run() is joined
+    stored = mlflow.get_run(joined.info.run_id)
+    assert (stored.info.status, stored.data.params) == ("RUNNING", {"fold": "1"})
+
+
+def test_runs_inside_of_it_are_children(joined):
+    """Also of a program that does not say `nested`; what is left open is told."""
+    with mlflow.start_run(run_name="child") as child:
+        assert not guests.has_own_run_around(child)
+        with mlflow.start_run(nested=True) as inner:
+            assert guests.has_own_run_around(inner)
+    assert child.data.tags["mlflow.parentRunId"] == joined.info.run_id
+
+    _, leave = guests.work_for(joined)
+    left = mlflow.start_run()
+    assert leave() == [left.info.run_id]
+    assert mlflow.active_run() is joined
+    mlflow.MlflowClient().set_terminated(left.info.run_id)
+
+
+def test_autologging_waits_for_a_run_of_its_own(joined):
+    """Whether it is asked by the name that others have imported, or set up at this moment."""
+    is_disabled = autologging_utils.autologging_is_disabled
+    mlflow.sklearn.autolog(silent=True)
+    assert is_disabled("sklearn")
+
+    with mlflow.start_run():
+        assert not is_disabled("sklearn")
+    assert autologging_utils.get_autologging_config("sklearn", "disable", True) is False
+
+
+def test_without_such_a_run_mlflow_is_as_it_was(store_uri):
+    """The last one that is left gives everything back."""
+    mlflow.set_tracking_uri(store_uri)
+    before = mlflow.start_run, mlflow.end_run, autologging_utils.get_autologging_config
+    run = mlflow.MlflowClient().create_run("0")
+    first, second = guests.work_for(run)[1], guests.work_for(run)[1]
+    second()
+    assert mlflow.start_run is not before[0]
+    first()
+
+    assert (mlflow.start_run, mlflow.end_run, autologging_utils.get_autologging_config) == before
+    assert mlflow.active_run() is None
+
+
+def test_runs_are_made_in_the_experiment_that_is_used(store_uri):
+    """Nobody asks the store whether it is there."""
+    mlflow.set_tracking_uri(store_uri)
+    experiment_id = mlflow.create_experiment("other")
+    seam.use_experiment(experiment_id)
+
+    with mlflow.start_run() as run:
+        pass
+
+    assert run.info.experiment_id == os.environ["MLFLOW_EXPERIMENT_ID"] == experiment_id

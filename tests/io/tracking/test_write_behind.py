@@ -213,6 +213,23 @@ def test_secrets_in_parameters_and_tags_are_masked(store_uri, start_session):
     assert "hunter2" not in str(mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data)
 
 
+def test_secrets_in_the_name_of_a_run_are_masked(store_uri, start_session):
+    """The run is made all the same, and keeps no secret when it is renamed; by us and by plain MLflow."""
+    started = start_session(store_uri)
+    address = "train on postgresql://bob:hunter2-hunter2@db/runs"
+    with runs.open_run(name=address, tags={"at": address}, description=address) as run:
+        with mlflow.start_run(run_name=address, nested=True) as inner:
+            mlflow.MlflowClient().update_run(inner.info.run_id, name=f"again {address}")
+        text = str(reading.read(write_behind.of(store_uri).journal.folder))
+    started.stop()
+
+    client = mlflow.MlflowClient(store_uri)
+    assert client.get_run(run.info.run_id).info.run_name == "train on postgresql://bob:***@db/runs"
+    assert client.get_run(inner.info.run_id).info.run_name == "again train on postgresql://bob:***@db/runs"
+    found = [text, *(str(client.get_run(each.info.run_id).to_dictionary()) for each in (run, inner))]
+    assert not any("hunter2" in each for each in found)
+
+
 def test_a_process_that_never_stops_its_service_delivers_at_its_exit(store_uri, run_python, tmp_path):
     """Also the end of a run that plain MLflow closes there."""
     code = (

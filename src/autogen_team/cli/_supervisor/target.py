@@ -70,7 +70,7 @@ def _execute(script: str) -> None:
     sys.modules["__main__"] = main
     with io.open_code(script) as file:
         code = compile(file.read(), script, "exec")
-    exec(code, main.__dict__)  # noqa: S102 - the user's own script
+    exec(code, main.__dict__)  # noqa: S102 - the user's own script  # nosec B102
 
 
 def execute(target: Target, run: Mapping[str, str]) -> None:

@@ -18,7 +18,7 @@ def write_line(line: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             _write(stream, line + "\n")
-        except Exception:  # noqa: S112 - there is no place left to report it to but the next stream
+        except Exception:  # noqa: S112 - there is no place left to report it to but the next stream  # nosec B112
             continue
         return
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import runpy
 import socket
 import traceback
@@ -30,8 +29,7 @@ class Reporter(_job.Listener):
     def __init__(self, notify: Callable[..., None], *, always: bool) -> None:
         self._notify = notify
         self._always = always
-        rank = os.environ.get("RANK", "")
-        self._rank = int(rank) if rank.isdecimal() else 0
+        self._rank = _job.rank() or 0
 
     def run_ended(self, run: _job.Run, end: _job.End) -> None:
         """Alert if the end is worth it; of many ranks, each tells of its failure and the first of a success.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import random
 import threading
 import time
 import weakref
@@ -24,13 +25,17 @@ from autogen_team.io._tracking.reading import Follower
 
 GATHER = 0.25
 """Seconds between the first entry of a batch and its delivery, of a store that is quick."""
-_SHARE, _LONGEST_GATHER = 4.0, 5.0
+_SHARE, _LONGEST_GATHER = 4.0, 4.0
 """How much longer than it takes to deliver entries are gathered, and at most how long: a store that many processes
-deliver to gets larger batches instead of more of them."""
+deliver to gets larger batches instead of more of them. A server of uvicorn's closes a connection after 5 s of silence;
+a request that is sent at that moment is lost."""
 _CHUNK = 128 * 2**10
 """Bytes of the journal that are delivered before they are acknowledged; some thousand metrics."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while the store is out of reach."""
+_SPREAD = 0.5, 1.5
+"""The shares of a pause that are really waited, at random: many workers that a server has failed at one moment would
+come back at one moment, and fail it again."""
 _LAST_PATIENCE = 1.0
 """Seconds that the end of the thread, and an entry that could not be written, wait for what is under way."""
 _TRIES = (0.1, 0.3, 0.0)
@@ -176,7 +181,7 @@ class Courier:
             pause = _FIRST_PAUSE
             while not self._attempt(chunk, self._follower.number):
                 self._journal.sync()
-                self._urgent.wait(pause)
+                self._urgent.wait(pause * random.uniform(*_SPREAD))  # noqa: S311 - nobody is to be kept from guessing it
                 if self._stopping:
                     return
                 pause = min(2 * pause, _LONGEST_PAUSE)

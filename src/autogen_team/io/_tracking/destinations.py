@@ -43,6 +43,9 @@ _REFUSALS = frozenset(
 _BAD_VALUES = (OverflowError, TypeError, ValueError)
 _FINAL = frozenset({400, 403, 404, 409, 413, 422})
 """The answers of an MLflow server that another attempt would not change."""
+_BUSY = "BAD_REQUEST: QueuePool limit"
+"""How a server refuses anything that waits for longer than 30 s for a connection to its database: what SQLAlchemy says
+when its pool is empty is a bad request to MLflow. Later it would take the same."""
 
 
 class Unreachable(Exception):  # noqa: N818 - what happened, not whose fault it is
@@ -206,10 +209,11 @@ class Server(Destination):
         except Exception as error:
             raise Unreachable(_root(error)) from None
         # Only MLflow itself can refuse something: a proxy whose server is away says 404 of everything.
-        if response.status_code in _FINAL and (refusal := _refusal(response.text)) is not None:
+        refusal = None if response.status_code == 200 else _refusal(response.text)
+        if refusal is not None and response.status_code in _FINAL and not refusal.startswith(_BUSY):
             raise Refused(refusal)
         if response.status_code != 200:
-            answer = _refusal(response.text) or response.text.partition("\n")[0]
+            answer = refusal or response.text.partition("\n")[0]
             raise Unreachable(f"it answers {response.status_code} {answer[:200]}".rstrip())
         try:
             found: dict[str, Any] = orjson.loads(response.content or b"{}")

@@ -51,11 +51,28 @@ class Found:
     """Seconds since 1970."""
 
 
-def find(state: Path, hosts: Collection[str] = ()) -> list[Found]:
-    """Return the journals of all processes, the oldest first; those of `hosts` are judged here too."""
-    folders = [path for path in journal.folder_of(state).glob("*") if path.is_dir()]
+def find(state: Path, hosts: Collection[str] = (), *, held: bool = True) -> list[Found]:
+    """Return the journals of all processes, the oldest first; those of `hosts` are judged here too.
+
+    Without `held`, a journal whose lock another process holds is left out, and not even read: 200 workers that start,
+    each of which looks for dead ones, would read those of all others.
+    """
+    folders = [path for path in journal.folder_of(state).glob("*") if path.is_dir() and (held or not _is_held(path))]
     found = [look(folder, hosts) for folder in folders]
     return sorted((one for one in found if one is not None), key=lambda one: one.last_write)
+
+
+def _is_held(folder: Path) -> bool:
+    """Tell whether another process is known to hold the lock of a journal."""
+    header = reading.header(folder)
+    if header is None or header["pid"] == os.getpid():  # to try its own lock would cost a process that very lock
+        return False
+    with suppress(FileNotFoundError):
+        lock = journal.take_lock(folder)
+        if lock is not None:
+            os.close(lock)
+        return lock is None
+    return False
 
 
 def look(folder: Path, hosts: Collection[str] = ()) -> Found | None:

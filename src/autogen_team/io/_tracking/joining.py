@@ -6,7 +6,8 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,7 +20,7 @@ from mlflow.entities import LifecycleStage, Run, RunData, RunInfo
 from autogen_team.io import _job
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask
-from autogen_team.io._tracking import ending, isolation, links, runs, seam, write_behind
+from autogen_team.io._tracking import ending, guests, isolation, links, runs, seam, write_behind
 
 _report = logging.getLogger("autogen_team")
 
@@ -75,6 +76,42 @@ def shared_run(uri: str, state: Path) -> Shared | None:
     )
 
 
+def place(state: Path) -> str:
+    """Return where logs of runs are kept here, as other processes compare it with theirs."""
+    return f"{socket.gethostname()}:{state}"
+
+
+def find(experiment: str, tags: Mapping[str, str], since: float, place_tag: str) -> Shared | None:
+    """Return the newest open run with these tags, begun after `since` (seconds since 1970); None if there is none yet.
+
+    Raises:
+        Exception: whatever the store has to say.
+
+    """
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(experiment)
+    if found is None:
+        return None
+    conditions = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
+    conditions += ["attributes.status = 'RUNNING'", f"attributes.start_time >= {round(1000 * since)}"]
+    newest = client.search_runs(
+        [found.experiment_id], " AND ".join(conditions), max_results=1, order_by=["attributes.start_time DESC"]
+    )
+    if not newest:
+        return None
+    info, [host, _, state] = newest[0].info, newest[0].data.tags.get(place_tag, "").partition(":")
+    return Shared(
+        info.run_id,
+        info.run_name or "",
+        info.experiment_id,
+        experiment,
+        info.user_id or "",
+        info.start_time,
+        host,
+        state,
+    )
+
+
 def remember(shared: Shared) -> None:
     """Let runs of this process be made in the experiment of that run, which need not be asked for."""
     seam.use_experiment(shared.experiment_id)
@@ -82,8 +119,11 @@ def remember(shared: Shared) -> None:
 
 
 @contextmanager
-def work_for(shared: Shared) -> Iterator[mlflow.ActiveRun]:
-    """Let this thread have the run open inside the block; what the block leaves open inside of it ends with it."""
+def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.ActiveRun]:
+    """Let this thread have the run open inside the block; what the block leaves open inside of it ends with it.
+
+    With `failure_tag`, a failure of the block is told like that of a run: by a tag of this name, and to the listeners.
+    """
     info = RunInfo(
         shared.run_id,
         shared.experiment_id,
@@ -95,8 +135,9 @@ def work_for(shared: Shared) -> Iterator[mlflow.ActiveRun]:
         run_name=shared.name,
     )
     runs.remember_experiment(shared.experiment_id, shared.experiment)
-    active, leave = seam.work_for(Run(info, RunData()))
+    active, leave = guests.work_for(Run(info, RunData()))
     failure: BaseException | None = None
+    began = time.monotonic()
     try:
         yield active
     except BaseException as error:
@@ -104,6 +145,8 @@ def work_for(shared: Shared) -> Iterator[mlflow.ActiveRun]:
         raise
     finally:
         runs.close_what_is_left()  # if a signal has ended the process
+        if failure is not None and failure_tag is not None:
+            _tell(shared, failure, failure_tag, time.monotonic() - began)
         left = leave()
         if left:
             status, _ = ending.verdict(failure)
@@ -111,6 +154,16 @@ def work_for(shared: Shared) -> Iterator[mlflow.ActiveRun]:
                 within(runs.PATIENCE, partial(_end, left, status), name="autogen-team-end-of-run")
             except Exception as error:
                 _report.error("the end of runs %s could not be recorded: %s", ", ".join(left), mask(str(error)))
+
+
+def _tell(shared: Shared, failure: BaseException, tag: str, duration: float) -> None:
+    status, reason = ending.verdict(failure)
+    if status == "FAILED":
+        try:
+            within(runs.PATIENCE, partial(mlflow.set_tag, tag, reason), name="autogen-team-end-of-run")
+        except Exception as error:
+            _report.error("the failure of a worker could not be noted in run %s: %s", shared.run_id, mask(str(error)))
+        _job.run_ended(_published_run(shared), _job.End(status, reason, failure, duration))
 
 
 def _end(run_ids: list[str], status: _job.Status) -> None:

@@ -13,6 +13,8 @@ from autogen_team.io._tracking import entries
 from autogen_team.io._tracking.entries import Entry
 from autogen_team.io._tracking.journal import Journal
 
+_LONGEST_HEADER = 2**16
+
 
 def acked(folder: Path) -> int:
     """Return the number of the last entry that the store has taken; 0 if that cannot be told."""
@@ -20,6 +22,15 @@ def acked(folder: Path) -> int:
         found = orjson.loads((folder / "acked").read_bytes()).get("acked", 0)
         return found if isinstance(found, int) else 0
     return 0
+
+
+def header(folder: Path) -> Entry | None:
+    """Return the first entry of the first segment, which says whose journal it is; None if it cannot be told."""
+    for path in sorted(folder.glob("*.jsonl"))[:1]:
+        with suppress(OSError), path.open("rb") as file:
+            found = entries.parse(file.readline(_LONGEST_HEADER).rstrip(b"\n"))
+            return found if found is not None and found["op"] == "journal" else None
+    return None
 
 
 def read(folder: Path) -> list[Entry]:

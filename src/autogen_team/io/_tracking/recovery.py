@@ -64,7 +64,11 @@ def recover(
     if found.state != "dead":
         result.problem = f"its process is {found.state}: {found.evidence}"
         return result
-    lock = journal.take_lock(found.folder) if lock is None else lock
+    try:
+        lock = journal.take_lock(found.folder) if lock is None else lock
+    except FileNotFoundError:
+        result.problem = "somebody else has removed it"
+        return result
     if lock is None:
         result.problem = "somebody else is at it"
         return result
@@ -86,7 +90,7 @@ def recover_all(
 
     `hosts` names machines that are gone, whose journals are treated as this one's.
     """
-    for found in inventory.find(state, hosts):
+    for found in inventory.find(state, hosts, held=False):
         if found.state != "dead":
             continue
         if found.uri == mask_url(uri):
@@ -103,9 +107,9 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
 
     def work() -> None:
         for found, result in recover_all(uri, registry_uri, state):
-            if result.problem:
+            if result.problem and found.folder.exists():  # else it needs nobody any more
                 _report.warning("the journal of process %d is left as it is: %s", found.pid, result.problem)
-            else:
+            elif not result.problem:
                 closed = f"; closed as KILLED: {', '.join(result.closed)}" if result.closed else ""
                 text = "recovered the journal of process %d: %d entries delivered%s"
                 _report.warning(text, found.pid, result.delivered, closed)

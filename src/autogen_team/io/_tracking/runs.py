@@ -21,7 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from autogen_team.io import _job
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask
-from autogen_team.io._tracking import ending, isolation, links, seam
+from autogen_team.io._tracking import ending, guests, isolation, links, seam
 
 EXCEPTION_TAG = "autogen_team.exception"
 PATIENCE = 15.0
@@ -68,7 +68,7 @@ def open_run(
         try:
             active = mlflow.start_run(
                 run_id=run_id,
-                run_name=name,
+                run_name=mask(name),
                 nested=nested,
                 parent_run_id=parent_run_id,
                 description=None if description is None else mask(description),
@@ -77,7 +77,7 @@ def open_run(
             )
             if EXCEPTION_TAG in active.data.tags:  # it is gone on with, and has failed before
                 mlflow.MlflowClient().delete_tag(active.info.run_id, EXCEPTION_TAG)
-            opened = None if isinstance(active, seam.JoinedRun) else _note(active)  # else its host closes it
+            opened = None if isinstance(active, guests.JoinedRun) else _note(active)  # else its host closes it
         except BaseException:
             ending.release(leaving=True)
             raise
@@ -101,7 +101,7 @@ def open_run(
 def host_run(**config: Any) -> Iterator[mlflow.ActiveRun]:
     """Open a run as `open_run` does, which the first run that the code inside opens joins instead of being its own."""
     with open_run(**config) as active:
-        restore = seam.let_join(active)
+        restore = guests.let_join(active)
         try:
             yield active
         finally:
@@ -162,7 +162,7 @@ def _note(active: mlflow.ActiveRun) -> _Open:
         link=links.of_run(uri, info.experiment_id, info.run_id),
         attach=lambda path, folder: client.log_artifact(info.run_id, str(path), folder),
         parent_id=active.data.tags.get(MLFLOW_PARENT_RUN_ID),
-        is_outermost=not seam.has_own_run_around(active),
+        is_outermost=not guests.has_own_run_around(active),
     )
     opened = _Open(run, client, time.monotonic(), os.getpid())
     with _lock:

@@ -13,9 +13,10 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
   open runs of each thread, of which MLflow shows only the topmost of the calling one, and ends no other; touched in
   `isolation`, which gives each task its own;
 - ``mlflow.tracking.fluent._last_active_run_id``: the run that was ended last;
-- ``mlflow.start_run`` and ``mlflow.end_run``, replaced while a supervised job runs, so that the job's own first run
-  joins the supervisor's; and while a worker has the run of its job open, so that it opens children and never ends that;
-- ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which is what ``autologging_is_disabled`` there asks;
+- ``mlflow.start_run`` and ``mlflow.end_run``, replaced in `guests` while a supervised job runs, so that the job's own
+  first run joins the supervisor's; and while a worker has the run of its job open, so that it opens children of that;
+- ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which ``autologging_is_disabled`` of it asks, in
+  `guests`;
 - ``mlflow.store.db.utils.MAX_RETRY_COUNT``: a database that refuses is asked ten times in 100 seconds;
 - ``mlflow.tracking.fluent.run_id_to_system_metrics_monitor``: the threads that MLflow forgets when it cannot end a run;
 - ``_get_store_with_resolved_uri`` of ``_tracking_store_registry`` in ``mlflow.tracking._tracking_service.utils``: where
@@ -49,14 +50,13 @@ import functools
 import logging
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import mlflow
-from mlflow.entities import Param, Run, RunInfo, RunTag, Span, TraceInfo
+from mlflow.entities import Param, RunInfo, RunTag, Span, TraceInfo
 from mlflow.tracing import provider
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.config import configure, get_config
@@ -231,159 +231,10 @@ def stop_system_metrics(run_id: str) -> None:
         monitor.finish()
 
 
-class JoinedRun(mlflow.ActiveRun):
-    """Somebody else's run, which stays open when its block ends."""
-
-    def __exit__(self, *_: object) -> Literal[False]:
-        return False
-
-
-def let_join(host: mlflow.ActiveRun) -> Undo:
-    """Let the next `mlflow.start_run` of this thread join `host`, and those after it become its children.
-
-    What asks for something else - a nested run, one by its id, another store - gets that; one of another experiment
-    becomes a child. `mlflow.end_run` ends what the job has opened, never the host.
-    """
-    original_start, original_end = mlflow.start_run, mlflow.end_run
-    host_uri = mlflow.get_tracking_uri()
-    joined = False
-
-    def is_innermost() -> bool:
-        return open_run_ids()[-1:] == [host.info.run_id] and mlflow.get_tracking_uri() == host_uri
-
-    def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
-        nonlocal joined
-        if args or fields.get("run_id") or fields.get("nested") or not is_innermost():
-            return original_start(*args, **fields)
-        experiment = fields.get("experiment_id") or fluent._get_experiment_id()
-        if joined or experiment != host.info.experiment_id:
-            return original_start(**{**fields, "nested": True})
-        joined = True
-        _describe(host.info.run_id, fields)
-        return JoinedRun(host)
-
-    def end_run(*args: Any, **fields: Any) -> None:
-        if open_run_ids()[-1:] != [host.info.run_id]:
-            original_end(*args, **fields)
-
-    mlflow.start_run = fluent.start_run = start_run
-    mlflow.end_run = fluent.end_run = end_run
-
-    def restore() -> None:
-        mlflow.start_run = fluent.start_run = original_start
-        mlflow.end_run = fluent.end_run = original_end
-
-    return restore
-
-
-def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
-    """Let this thread have somebody else's run open, without a word to its store.
-
-    The returned function takes it away again, and returns the ids of the runs that were left open inside of it, the
-    innermost first. Meanwhile, wherever such a run is the innermost one, `mlflow.start_run` opens a child of it,
-    `mlflow.end_run` does nothing, and autologging waits for a run of the job's own: several workers would contradict
-    each other, with parameters that cannot be changed.
-    """
-    joined = JoinedRun(run)
-    undo = _joined.take()
-    fluent._active_run_stack.get().append(joined)
-
-    def leave() -> list[str]:
-        left = [inner.info.run_id for inner in isolation.leave(joined)]
-        undo()
-        return left
-
-    return joined, leave
-
-
-def has_own_run_around(active: mlflow.ActiveRun) -> bool:
-    """Tell whether this thread had a run of its own open when it opened this one, in its own process or its job."""
-    around = [run for run in fluent._active_run_stack.get() if run is not active]
-    # What is around a joined run is inherited from the process, or the thread, that has opened that.
-    return bool(around) and not isinstance(around[-1], JoinedRun)
-
-
-def _is_at_work() -> bool:
-    return isinstance(isolation.job_run(), JoinedRun)
-
-
-def _let_children() -> Undo:
-    plain_start, plain_end = mlflow.start_run, mlflow.end_run
-    plain_config: Callable[..., Any] = autologging_utils.get_autologging_config
-    is_disabled = autologging_utils.autologging_is_disabled.__code__
-
-    @functools.wraps(plain_start)
-    def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
-        innermost = fluent._active_run_stack.get()[-1:]
-        is_plain = not args[3:] and not fields.get("run_id") and not fields.get("parent_run_id")
-        if innermost and isinstance(innermost[0], JoinedRun) and is_plain:
-            fields["nested"] = True
-        return plain_start(*args, **fields)
-
-    @functools.wraps(plain_end)
-    def end_run(*args: Any, **fields: Any) -> None:
-        innermost = fluent._active_run_stack.get()[-1:]
-        if not innermost or not isinstance(innermost[0], JoinedRun):
-            plain_end(*args, **fields)
-
-    @functools.wraps(plain_config)
-    def get_autologging_config(flavor: str, key: str, default: Any = None) -> Any:
-        # Whoever sets it up asks too, perhaps at the first import of a library, and is to get the plain answer.
-        asks_whether_to_log = sys._getframe(1).f_code is is_disabled and key == "disable"
-        return True if asks_whether_to_log and _is_at_work() else plain_config(flavor, key, default)
-
-    mlflow.start_run = fluent.start_run = start_run
-    mlflow.end_run = fluent.end_run = end_run
-    autologging_utils.get_autologging_config = get_autologging_config
-
-    def restore() -> None:
-        mlflow.start_run = fluent.start_run = plain_start
-        mlflow.end_run = fluent.end_run = plain_end
-        autologging_utils.get_autologging_config = plain_config
-
-    return restore
-
-
-class _Shared:
-    """A change that is made for the first who wants it, and undone with the last."""
-
-    def __init__(self, change: Callable[[], Undo]) -> None:
-        self._change = change
-        self._lock = threading.RLock()
-        self._users = 0
-        self._undo: Undo | None = None
-
-    def take(self) -> Undo:
-        with self._lock:
-            if not self._users:
-                self._undo = self._change()
-            self._users += 1
-        return self._leave
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users and self._undo is not None:
-                self._undo()
-                self._undo = None
-
-
-_joined = _Shared(_let_children)
-
-
 def use_experiment(experiment_id: str) -> None:
     """Let runs be made in this experiment, as `mlflow.set_experiment` does, but without asking the store for it."""
     fluent._active_experiment_id = experiment_id  # type: ignore[assignment]  # it begins as None, and is given no type
     os.environ["MLFLOW_EXPERIMENT_ID"] = experiment_id
-
-
-def _describe(run_id: str, fields: dict[str, Any]) -> None:
-    """Give the host the tags and the description that the joining run would have had; it keeps its own name."""
-    tags = dict(fields.get("tags") or {})
-    if fields.get("description"):
-        tags["mlflow.note.content"] = fields["description"]
-    for key, value in tags.items():
-        mlflow.MlflowClient().set_tag(run_id, key, value)
 
 
 def plain_store(uri: str) -> Any:

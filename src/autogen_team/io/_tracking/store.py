@@ -258,6 +258,7 @@ class DurableStore(StandIn):
         after that, the id that is returned here means that run.
         """
         mark = uuid.uuid4().hex
+        run_name = _masked_name(run_name)  # MLflow has put it among the tags too, and refuses two names
         tags = [*map(_masked, tags), RunTag(OPENED_BY, mark)]
         try:
             self._require()
@@ -335,6 +336,7 @@ class DurableStore(StandIn):
     ) -> RunInfo:
         """Write status, end and name to the journal, and return the run as it will be."""
         known = self._knows(run_id)
+        run_name = _masked_name(run_name)
         status = None if run_status is None else RunStatus.to_string(run_status)
         if known is None:
             self.flush()
@@ -507,3 +509,8 @@ def _masked(item: Any) -> Any:
     """Return a parameter or tag without secrets: the same object, if it holds none."""
     value = mask(item.value) if isinstance(item.value, str) else item.value
     return item if value == item.value else type(item)(item.key, value)
+
+
+def _masked_name(name: str | None) -> str | None:
+    """Return the name of a run without secrets."""
+    return None if name is None else mask(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from contextlib import ExitStack
 from multiprocessing import util
 from pathlib import Path
@@ -125,9 +126,11 @@ class WriteBehind:
 
     def _finish(self) -> None:
         if self.journal.folder is not None and os.getpid() != self._owner:
-            # A store that is out of reach is not waited for: whoever started the child may wait for that.
-            is_there = self.flush(self._flush_timeout)
-            self._end(self._flush_timeout if is_there else 0.0)
+            # A store that is out of reach is not waited for: whoever started the child may wait for that. One that has
+            # no time for us now, because all children end at once, is.
+            deadline = time.monotonic() + self._flush_timeout
+            is_there = self.flush(self._flush_timeout) or self._link.answers()
+            self._end(max(0.0, deadline - time.monotonic()) if is_there else 0.0)
 
     def _begin(self, folder: Path) -> None:
         self._watchdog.watch(folder)

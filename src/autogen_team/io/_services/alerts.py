@@ -1,0 +1,153 @@
+"""Alerts as a service."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr
+
+from autogen_team.io import _job
+from autogen_team.io._service import Service
+from autogen_team.io._services.fields import Seconds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from autogen_team.io._alerts.channel import Channel
+    from autogen_team.io._alerts.delivery import Delivery
+    from autogen_team.io._alerts.delivery import Settings as ChannelSettings
+    from autogen_team.io._alerts.trial import Outcome
+
+__all__ = ["AlertsService"]
+
+_report = logging.getLogger("autogen_team")
+
+
+def _split(value: object) -> object:
+    return tuple(value.split()) if isinstance(value, str) else value
+
+
+class AlertsService(Service):
+    """Notifications for people: on the desktop, through remote channels, and on the console if none of them can.
+
+    >>> AlertsService(enable=False, app_name="train").notify("done", "model trained")
+    [train] done: model trained
+    """
+
+    __slots__ = ("_delivery",)
+
+    variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_ALERTS_"
+
+    enable: bool = True
+    """Send; otherwise print `[app_name] title: message` on stdout."""
+    app_name: str = "autogen_team"
+    """Who is speaking, as the desktop and the console show it."""
+    timeout: Annotated[int, Field(ge=0)] | None = None
+    """Seconds that a desktop notification stays; 0 until it is dismissed, None as the desktop likes."""
+    urls: Annotated[tuple[SecretStr, ...], BeforeValidator(_split)] = ()
+    """Remote channels as Apprise URLs, separated by spaces in a variable: Slack, mail, Teams (extra `alerts`)."""
+    cooldown: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Seconds during which the same level and title is counted instead of sent again; 0 sends each."""
+    flush_timeout: Seconds = 2.0
+    """Seconds that `stop` and the exit of the process wait for alerts on their way; what is left is printed."""
+
+    def start(self) -> None:
+        """Check the channels; nothing is sent.
+
+        Raises:
+            ConfigurationError: a URL is none that Apprise knows; the message shows it masked.
+            MissingExtraError: there are URLs and the extra `alerts` is not installed.
+
+        """
+        with self._lock:
+            if not self.is_started:
+                self._on_stop(self._deliverer().stop)
+
+    def stop(self) -> None:
+        """Wait for alerts on their way, at most `flush_timeout` seconds; print those that did not make it."""
+        with self._lock:
+            found: Delivery | None = getattr(self, "_delivery", None)
+            object.__setattr__(self, "_delivery", None)
+        super().stop()
+        if found is not None:  # made by an alert from before `start`
+            found.stop()
+
+    def notify(
+        self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
+    ) -> None:
+        """Send an alert; works before `start` too, from any thread, in an event loop and after a fork.
+
+        Waits at most a second, and raises nothing about the delivery: what nobody confirms is printed on stdout. In a
+        worker of a job only errors are sent; of the others there may be as many as there are workers, so they are
+        logged.
+
+        Raises:
+            ConfigurationError: `level` is none of the four.
+
+        """
+        if level in ("info", "success", "warning") and _job.worker() is not None:
+            _report.warning("alert of a worker, not sent: %s: %s", title, message)
+        else:
+            self._deliverer().notify(title, message, level)
+
+    def deliver_now(
+        self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
+    ) -> list[Outcome]:
+        """Send an alert through every channel while the caller waits, at most 15 s, and tell what became of it in each.
+
+        Raises:
+            ConfigurationError: `level` is none of the four, or a URL is none that Apprise knows.
+            MissingExtraError: there are URLs and the extra `alerts` is not installed.
+
+        """
+        from autogen_team.io._alerts import trial
+
+        return trial.deliver_now(self._channels(), title, message, level)
+
+    def report_runs(self, when: Literal["failure", "always"]) -> Callable[[], None]:
+        """Alert when a run of this process ends, until the returned function is called.
+
+        With `failure` only FAILED and KILLED are told; with `always` FINISHED is too, by rank 0 alone. A run inside
+        another one is the job's own business.
+        """
+        from autogen_team.io import _job
+        from autogen_team.io._alerts.report import Reporter
+
+        return _job.subscribe(Reporter(self.notify, always=when == "always"))
+
+    @contextmanager
+    def delivering_to(self, channel: Channel) -> Generator[None, None, None]:
+        """Send alerts to this channel alone inside the block; for `autogen_team.testing`."""
+        from autogen_team.io._alerts import delivery
+
+        settings = replace(self._channels(), enable=True)
+        mine = delivery.Delivery(settings, channels=[channel])
+        with self._lock:
+            before: Delivery | None = getattr(self, "_delivery", None)
+            object.__setattr__(self, "_delivery", mine)
+        try:
+            yield
+        finally:
+            mine.stop()
+            with self._lock:
+                object.__setattr__(self, "_delivery", before)
+
+    def _deliverer(self) -> Delivery:
+        with self._lock:
+            found: Delivery | None = getattr(self, "_delivery", None)
+            if found is None:
+                from autogen_team.io._alerts import delivery
+
+                found = delivery.Delivery(self._channels())
+                object.__setattr__(self, "_delivery", found)
+            return found
+
+    def _channels(self) -> ChannelSettings:
+        from autogen_team.io._alerts import delivery
+
+        fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        fields["urls"] = tuple(url.get_secret_value() for url in self.urls)
+        return delivery.Settings(**fields)

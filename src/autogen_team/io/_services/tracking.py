@@ -1,0 +1,373 @@
+"""MLflow tracking as a service."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from autogen_team.errors import ConfigurationError, NotStartedError
+from autogen_team.io._service import Service
+from autogen_team.io._services.fields import Place, Seconds
+from autogen_team.io._settings import Variable, state_dir
+from autogen_team.io.osvariables import Env
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Generator, Iterator, Mapping
+    from types import ModuleType
+    from typing import Self
+
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    from autogen_team.io._tracking.copying import Outcome as Copied
+    from autogen_team.io._tracking.copying import Progress
+    from autogen_team.io._tracking.inventory import Found
+    from autogen_team.io._tracking.joining import Shared
+    from autogen_team.io._tracking.recovery import Recovered
+
+__all__ = ["MlflowService"]
+
+
+class _CurrentEnv:
+    """`MlflowService.env`: the variables as they are when it is asked for, not as they were at import."""
+
+    def __get__(self, instance: object, owner: type) -> Env:
+        return Env()
+
+
+class MlflowService(Service):
+    """MLflow tracking and model registry: plain `mlflow.log_...` and autologging, in runs that tell how they ended.
+
+    >>> service = MlflowService(tracking_uri="sqlite:///docs.db", experiment_name="digits")
+    >>> with service, service.run_context(MlflowService.RunConfig(name="train", tags={"fold": 1})) as run:
+    ...     mlflow.log_metric("accuracy", 0.9)
+    >>> service.client().get_run(run.info.run_id).info.status
+    'FINISHED'
+    """
+
+    class RunConfig(BaseModel):
+        """What a run is called and described by."""
+
+        model_config: ClassVar[ConfigDict] = ConfigDict(
+            frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
+        )
+
+        name: str
+        """The name of the run; need not be unique."""
+        description: str | None = None
+        """Shown on the run's page, as Markdown."""
+        tags: dict[str, Any] | None = None
+        """Values that are not text are converted by `str`."""
+        log_system_metrics: bool | None = True
+        """Sample CPU, memory, disk and GPUs; None leaves that to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING."""
+        nested: bool = False
+        """Open it inside of the run that is open already, as its child; else that is an error."""
+        parent_run_id: str | None = None
+        """Make it a child of this run, which may be that of another process."""
+        run_id: str | None = None
+        """Go on with this run instead of making one; it takes the name."""
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+                raise ConfigurationError(f"a run cannot be configured so: {'; '.join(faults)}") from None
+
+    __slots__ = ("_lane", "_stores", "_works_for")
+
+    variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_MLFLOW_"
+    env: ClassVar[_CurrentEnv] = _CurrentEnv()
+    """The MLFLOW_* variables as they are now."""
+
+    tracking_uri: Annotated[Place, Variable("MLFLOW_TRACKING_URI")] = Field(
+        default_factory=lambda: MlflowService.env.mlflow_tracking_uri
+    )
+    """Where runs are kept: a server (`http://...`), a database (`sqlite:///...`) or a folder."""
+    registry_uri: Annotated[Place, Variable("MLFLOW_REGISTRY_URI")] = Field(
+        default_factory=lambda fields: MlflowService.env.mlflow_registry_uri or fields.get("tracking_uri", "")
+    )
+    """Where registered models are kept; unless set, where runs are."""
+    experiment_name: Annotated[str, Variable("MLFLOW_EXPERIMENT_NAME")] = Field(
+        default_factory=lambda: MlflowService.env.mlflow_experiment_name
+    )
+    """The experiment that runs belong to; made if it is not there."""
+    registry_name: Annotated[str, Variable("MLFLOW_REGISTERED_MODEL_NAME")] = Field(
+        default_factory=lambda: MlflowService.env.mlflow_registered_model_name
+    )
+    """The name under which the job registers its model."""
+    autolog_disable: bool = False
+    """Switch MLflow's autologging off."""
+    autolog_disable_for_unsupported_versions: bool = False
+    """Autolog only versions of libraries that this MLflow has been tested with."""
+    autolog_exclusive: bool = False
+    """Keep autologged content out of runs that the job has opened itself."""
+    autolog_log_input_examples: bool = False
+    """Keep some rows of the training data with each model."""
+    autolog_log_model_signatures: bool = True
+    """Keep the types of inputs and outputs with each model."""
+    autolog_log_models: bool = True
+    """Keep trained models as artifacts of the run."""
+    autolog_log_datasets: bool = True
+    """Note which data a run was trained on."""
+    autolog_silent: bool = False
+    """Suppress the log lines and warnings of autologging."""
+    connect_timeout: Seconds = 5.0
+    """Seconds within which a server must answer when the service starts; MLflow itself would try for four minutes."""
+    mode: Literal["online", "auto", "offline"] = "online"
+    """What a server that does not answer at the start means: an error, or working offline; `offline` never asks it."""
+    durable: bool = True
+    """Write what is logged to a journal on disk and deliver it behind the job's back; else each call waits."""
+    flush_timeout: Seconds = 30.0
+    """Seconds that `stop` and the exit of the process wait for the delivery of the journal; the rest stays on disk."""
+    mask_traces: bool = True
+    """Mask secrets in traces before they are stored: headers and keys by their names, tokens, values of variables."""
+
+    def start(self) -> None:
+        """Set tracking and registry URI, the experiment and autologging.
+
+        Raises:
+            TrackingUnavailableError: the server refuses or does not answer within `connect_timeout` seconds, and `mode`
+                is `online`.
+            ConfigurationError: the experiment cannot be used, for example because it is deleted.
+
+        """
+        from autogen_team.io._tracking import session
+
+        with self._lock:
+            if not self.is_started:
+                autolog = {
+                    name.removeprefix("autolog_"): getattr(self, name)
+                    for name in type(self).model_fields
+                    if name.startswith("autolog_")
+                }
+                settings = session.Settings(
+                    tracking_uri=session.absolute(self.tracking_uri),
+                    registry_uri=session.absolute(self.registry_uri),
+                    experiment_name=self.experiment_name,
+                    connect_timeout=self.connect_timeout,
+                    autolog=autolog,
+                    state_dir=state_dir(),
+                    mode=self.mode,
+                    durable=self.durable,
+                    flush_timeout=self.flush_timeout,
+                    mask_traces=self.mask_traces,
+                    works_for=getattr(self, "_works_for", None),
+                )
+                started = session.start(settings)
+                self._on_stop(started.stop)
+                object.__setattr__(self, "_stores", (started.tracking_uri, started.registry_uri))
+                object.__setattr__(self, "_lane", started.log_metrics)
+
+    def stop(self) -> None:
+        """Deliver what waits in the journal, for at most `flush_timeout` seconds, and give MLflow back as it was."""
+        object.__setattr__(self, "_lane", None)
+        super().stop()
+
+    @contextmanager
+    def run_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
+        """Open a run for the block, and close it with the status that the block deserves.
+
+        FINISHED after a normal end or `sys.exit(0)`, KILLED after Ctrl-C, SIGTERM, SIGHUP or the cancelling of a task,
+        otherwise FAILED; unless FINISHED, the tag `autogen_team.exception` says why. The exception itself passes
+        through unchanged. While the service runs, SIGTERM and SIGHUP become `SystemExit` with 128 plus their number in
+        the main thread; a handler that the job has installed is called instead, and what it raises ends the run.
+
+        Raises:
+            NotStartedError: the service does not run, so the run would go who knows where.
+
+        """
+        with self._runs().open_run(**run_config.model_dump()) as run:
+            yield run
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log to the active run as `mlflow.log_metrics` does, at a tenth of its cost: fit for every step of a hot loop.
+
+        Values are checked by the same rules and written to the same journal. In a thread that has no run of its own,
+        the run is the job's. `step` is 0 unless given.
+
+        >>> service = MlflowService(tracking_uri="sqlite:///loop.db")
+        >>> with service, service.run_context(MlflowService.RunConfig(name="loop")) as run:
+        ...     for step in range(3):
+        ...         service.log_metrics({"loss": 1 / (step + 1)}, step)
+        >>> len(service.client().get_metric_history(run.info.run_id, "loss"))
+        3
+
+        Raises:
+            NotStartedError: the service does not run, or no run is open.
+            MlflowException: a value or a key is none that MLflow takes; the others are logged all the same.
+
+        """
+        lane: Callable[[Mapping[str, float], int | None], None] | None = getattr(self, "_lane", None)
+        if lane is None:
+            raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
+        lane(metrics, step)
+
+    @contextmanager
+    def host_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
+        """Open a run as `run_context` does, for code that may well open its own: its first run joins this one.
+
+        Runs that it opens later become children of this one. This is what `autogen-team run` puts around a script.
+        """
+        with self._runs().host_run(**run_config.model_dump()) as run:
+            yield run
+
+    def shared_run(self) -> Shared | None:
+        """Return the run that the caller has open, as others need to know it who work for it; None if there is none.
+
+        Raises:
+            NotStartedError: the service does not run.
+
+        """
+        self._runs()
+        from autogen_team.io._tracking import joining
+
+        return joining.shared_run(self.stores()[0], state_dir())
+
+    def for_worker(self) -> Self:
+        """Return the service with the stores that are in use here, which need not be asked for again."""
+        tracking_uri, registry_uri = self.stores()
+        stores = {"tracking_uri": tracking_uri, "registry_uri": registry_uri, "mode": "online"}
+        return self.model_copy(update=stores)
+
+    def begin_work(self, run: Shared) -> None:
+        """Let the next `start` set up what is known from the run of another process, without asking for it."""
+        object.__setattr__(self, "_works_for", run)
+
+    def find_shared_run(self, tags: Mapping[str, str], *, since: float, place_tag: str) -> Shared | None:
+        """Return the newest open run with these tags, begun after `since` (seconds since 1970); None if there is none.
+
+        `place_tag` is the one that holds what `place` says where the run was opened.
+
+        Raises:
+            NotStartedError: the service does not run.
+            Exception: whatever the store has to say.
+
+        """
+        self._runs()
+        from autogen_team.io._tracking import joining
+
+        return joining.find(self.experiment_name, tags, since, place_tag)
+
+    def place(self) -> str:
+        """Return where logs of runs are kept here, as other processes compare it with theirs."""
+        from autogen_team.io._tracking import joining
+
+        return joining.place(state_dir())
+
+    @contextmanager
+    def work_for(
+        self, run: Shared, child: RunConfig | None = None, *, failure_tag: str | None = None
+    ) -> Generator[mlflow.ActiveRun, None, None]:
+        """Let this thread log to a run that another process has open, or to a child of it that is made for the block.
+
+        The run stays open; the child is closed as `run_context` closes one. With `failure_tag` a failure is told like
+        that of a run: in a tag of this name of the run that stays open, and by an alert.
+
+        Raises:
+            NotStartedError: the service does not run.
+
+        """
+        runs = self._runs()
+        from autogen_team.io._tracking import joining
+
+        with joining.work_for(run, failure_tag) as active:
+            if child is None:
+                yield active
+            else:
+                with runs.open_run(**child.model_dump()) as opened:
+                    yield opened
+
+    def contribute_log(self, run: Shared) -> AbstractContextManager[None]:
+        """Let what this process logs inside the block be part of the log of a run that another one has open."""
+        from autogen_team.io._tracking import joining
+
+        return joining.contribute_log(run, state_dir())
+
+    def flush(self, timeout: float | None = None) -> bool:
+        """Wait until the store has what was logged up to now, at most `timeout` seconds (`flush_timeout` if None).
+
+        Tells whether it has. A store that is out of reach is not waited for; what was logged stays in the journal.
+        """
+        if not (self.is_started and self.durable):
+            return True
+        from autogen_team.io._tracking import write_behind
+
+        working = write_behind.of(self.stores()[0])
+        return working is None or working.flush(self.flush_timeout if timeout is None else timeout)
+
+    def _runs(self) -> ModuleType:
+        if not self.is_started:
+            raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
+        from autogen_team.io._tracking import runs
+
+        return runs
+
+    @property
+    def active_run(self) -> mlflow.ActiveRun | None:
+        """The innermost open run of this thread, by whomever it was opened."""
+        from autogen_team.io._tracking import session
+
+        return session.active_run()
+
+    def link(self, experiment_id: str, run_id: str) -> str | None:
+        """Return the page of a run on the tracking server; None for a store that is not one, or for an offline run."""
+        from autogen_team.io._tracking import links
+
+        return links.of_run(self.stores()[0], experiment_id, run_id)
+
+    def recover(self, hosts: Collection[str] = ()) -> Iterator[tuple[Found, Recovered]]:
+        """Deliver what dead processes of this machine have left in their journals, and close their runs as KILLED.
+
+        Yields each journal with what has become of it. The journal of a living process is never touched. `hosts` names
+        other machines that share the state folder and are gone for good, such as pods.
+        """
+        from autogen_team.io._tracking import recovery, session
+
+        stores = session.absolute(self.tracking_uri), session.absolute(self.registry_uri)
+        yield from recovery.recover_all(*stores, state_dir(), others=True, hosts=hosts)
+
+    def copy_from(
+        self,
+        source: str,
+        *,
+        dry_run: bool = False,
+        delete: bool = False,
+        progress: Callable[[Progress], None] = lambda _: None,
+    ) -> Iterator[Copied]:
+        """Copy the runs of another store to this service's, each once, and tell what became of it.
+
+        `source` is a SQLite database or a folder of MLflow's. Metrics come with their history, and parameters, tags,
+        datasets, artifacts, models, nesting and times are kept. With `dry_run` nothing is written, with `delete` what
+        has been copied completely is deleted in the source. Nothing happens before the first result is asked for.
+
+        Raises:
+            ConfigurationError: the source does not exist, or is the store itself.
+            TrackingUnavailableError: the store does not answer.
+
+        """
+        from autogen_team.io._tracking import copying, session
+
+        target = session.absolute(self.tracking_uri)
+        yield from copying.copy(
+            source, target, dry_run=dry_run, delete=delete, timeout=self.connect_timeout, progress=progress
+        )
+
+    def client(self) -> MlflowClient:
+        """Return a client for this service's stores; works whether the service runs or not.
+
+        The path of a SQLite file is that of the folder in which the service was started last, or else of this one; when
+        it was started offline, the client is for the store of offline runs.
+        """
+        from autogen_team.io._tracking import session
+
+        return session.client(*self.stores())
+
+    def stores(self) -> tuple[str, str]:
+        """Return the tracking and the registry URI in use: those of offline runs, if that is how it was started."""
+        from autogen_team.io._tracking import session
+
+        stores: tuple[str, str] | None = getattr(self, "_stores", None)
+        return stores or (session.absolute(self.tracking_uri), session.absolute(self.registry_uri))

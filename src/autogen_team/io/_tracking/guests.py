@@ -1,0 +1,173 @@
+"""Runs that somebody else has opened: join one, or work for one; what is open there stays open.
+
+What is touched of MLflow for that is named in `seam`, and held by the tests there.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import mlflow
+from mlflow.entities import Run
+from mlflow.tracking import fluent
+from mlflow.utils import autologging_utils
+
+from autogen_team.io._tracking import isolation, seam
+
+Undo: TypeAlias = Callable[[], None]
+
+
+class JoinedRun(mlflow.ActiveRun):
+    """Somebody else's run, which stays open when its block ends."""
+
+    def __exit__(self, *_: object) -> Literal[False]:
+        return False
+
+
+def let_join(host: mlflow.ActiveRun) -> Undo:
+    """Let the next `mlflow.start_run` of this thread join `host`, and those after it become its children.
+
+    What asks for something else - a nested run, one by its id, another store - gets that; one of another experiment
+    becomes a child. `mlflow.end_run` ends what the job has opened, never the host.
+    """
+    original_start, original_end = mlflow.start_run, mlflow.end_run
+    host_uri = mlflow.get_tracking_uri()
+    joined = False
+
+    def is_innermost() -> bool:
+        return seam.open_run_ids()[-1:] == [host.info.run_id] and mlflow.get_tracking_uri() == host_uri
+
+    def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
+        nonlocal joined
+        if args or fields.get("run_id") or fields.get("nested") or not is_innermost():
+            return original_start(*args, **fields)
+        experiment = fields.get("experiment_id") or fluent._get_experiment_id()
+        if joined or experiment != host.info.experiment_id:
+            return original_start(**{**fields, "nested": True})
+        joined = True
+        _describe(host.info.run_id, fields)
+        return JoinedRun(host)
+
+    def end_run(*args: Any, **fields: Any) -> None:
+        if seam.open_run_ids()[-1:] != [host.info.run_id]:
+            original_end(*args, **fields)
+
+    return _replace(start_run, end_run)
+
+
+def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
+    """Let this thread have somebody else's run open, without a word to its store.
+
+    The returned function takes it away again, and returns the ids of the runs that were left open inside of it, the
+    innermost first. Meanwhile, wherever such a run is the innermost one, `mlflow.start_run` opens a child of it,
+    `mlflow.end_run` does nothing, and autologging waits for a run of the job's own: several workers would contradict
+    each other, with parameters that cannot be changed.
+    """
+    joined = JoinedRun(run)
+    undo = _joined.take()
+    fluent._active_run_stack.get().append(joined)
+
+    def leave() -> list[str]:
+        left = [inner.info.run_id for inner in isolation.leave(joined)]
+        undo()
+        return left
+
+    return joined, leave
+
+
+def has_own_run_around(active: mlflow.ActiveRun) -> bool:
+    """Tell whether this thread had a run of its own open when it opened this one, in its own process or its job."""
+    around = [run for run in fluent._active_run_stack.get() if run is not active]
+    # What is around a joined run is inherited from the process, or the thread, that has opened that.
+    return bool(around) and not isinstance(around[-1], JoinedRun)
+
+
+def _let_children() -> Undo:
+    plain_start, plain_end = mlflow.start_run, mlflow.end_run
+    plain_config: Callable[..., Any] = autologging_utils.get_autologging_config
+    is_disabled = autologging_utils.autologging_is_disabled.__code__
+
+    @functools.wraps(plain_start)
+    def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
+        is_plain = not args[3:] and not fields.get("run_id") and not fields.get("parent_run_id")
+        if is_plain and _innermost_is_joined():
+            fields["nested"] = True
+        return plain_start(*args, **fields)
+
+    @functools.wraps(plain_end)
+    def end_run(*args: Any, **fields: Any) -> None:
+        if not _innermost_is_joined():
+            plain_end(*args, **fields)
+
+    @functools.wraps(plain_config)
+    def get_autologging_config(flavor: str, key: str, default: Any = None) -> Any:
+        # Whoever sets it up asks too, perhaps at the first import of a library, and is to get the plain answer.
+        asks_whether_to_log = sys._getframe(1).f_code is is_disabled and key == "disable"
+        is_shared = asks_whether_to_log and isinstance(isolation.job_run(), JoinedRun)
+        return True if is_shared else plain_config(flavor, key, default)
+
+    undo = _replace(start_run, end_run)
+    autologging_utils.get_autologging_config = get_autologging_config
+
+    def restore() -> None:
+        undo()
+        autologging_utils.get_autologging_config = plain_config
+
+    return restore
+
+
+def _innermost_is_joined() -> bool:
+    innermost = fluent._active_run_stack.get()[-1:]
+    return bool(innermost) and isinstance(innermost[0], JoinedRun)
+
+
+def _replace(start_run: Callable[..., Any], end_run: Callable[..., Any]) -> Undo:
+    plain_start, plain_end = mlflow.start_run, mlflow.end_run
+    mlflow.start_run = fluent.start_run = start_run
+    mlflow.end_run = fluent.end_run = end_run
+
+    def restore() -> None:
+        mlflow.start_run = fluent.start_run = plain_start
+        mlflow.end_run = fluent.end_run = plain_end
+
+    return restore
+
+
+class _Shared:
+    """A change that is made for the first who wants it, and undone with the last."""
+
+    def __init__(self, change: Callable[[], Undo]) -> None:
+        self._change = change
+        self._lock = threading.RLock()
+        self._users = 0
+        self._undo: Undo | None = None
+
+    def take(self) -> Undo:
+        with self._lock:
+            if not self._users:
+                self._undo = self._change()
+            self._users += 1
+        return self._leave
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users and self._undo is not None:
+                self._undo()
+                self._undo = None
+
+
+_joined = _Shared(_let_children)
+
+
+def _describe(run_id: str, fields: dict[str, Any]) -> None:
+    """Give the host the tags and the description that the joining run would have had; it keeps its own name."""
+    tags = dict(fields.get("tags") or {})
+    if fields.get("description"):
+        tags["mlflow.note.content"] = fields["description"]
+    for key, value in tags.items():
+        mlflow.MlflowClient().set_tag(run_id, key, value)

@@ -1,0 +1,112 @@
+"""One run for all processes that a launcher such as torchrun starts, which know each other by `RANK` and `WORLD_SIZE`.
+
+The first rank opens the run, with a tag that says which launch it belongs to; the others find it in the store by that,
+so nothing has to travel between them, and no library for that is needed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import random
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from autogen_team.io import _job
+from autogen_team.io.services import MlflowService
+
+if TYPE_CHECKING:
+    import mlflow
+
+    from autogen_team.context import GlobalContext
+    from autogen_team.io._tracking.joining import Shared
+
+__all__ = ["run"]
+
+_LAUNCH_TAG = "autogen_team.launch"
+_PLACE_TAG = "autogen_team.launched_from"
+_LAUNCH = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
+"""What differs between launches, and is the same for all ranks of one."""
+_CLOCKS = 60.0
+"""Seconds by which the clocks of two hosts, and the starts of two ranks, may differ."""
+_LONGEST_PAUSE = 5.0
+
+_report = logging.getLogger("autogen_team")
+
+
+@contextmanager
+def run(
+    context: GlobalContext,
+    run: str | MlflowService.RunConfig,
+    *,
+    nested: bool = False,
+    timeout: float = 60.0,
+    **fields: Any,
+) -> Generator[mlflow.ActiveRun, None, None]:
+    """Open a run for the block in the first rank, as `GlobalContext.run` does; in the others, join that run.
+
+    With `nested` the others have children of it, `rank 1` and so on. A failure of any rank is alerted, and noted in
+    the run as the tag `autogen_team.exception.rank_<rank>`. A rank that does not find the run within `timeout`
+    seconds has a run of its own, and says so. Without those variables this is `GlobalContext.run`.
+
+    >>> from autogen_team import GlobalContext
+    >>> from autogen_team.workers import ranks
+    >>> with GlobalContext() as context, ranks.run(context, "train"):  # doctest: +SKIP
+    ...     mlflow.log_metric("loss", 0.1)
+
+    Raises:
+        NotStartedError: the context does not run.
+
+    """
+    config = MlflowService.RunConfig(**{**({"name": run} if isinstance(run, str) else run.model_dump()), **fields})
+    service, rank = context.mlflow_service, _job.rank()
+    if rank is None:
+        with service.run_context(config) as active:
+            yield active
+        return
+    launch = _launch()
+    if rank == 0:
+        tags = {**(config.tags or {}), _LAUNCH_TAG: launch, _PLACE_TAG: service.place()}
+        with service.run_context(config.model_copy(update={"tags": tags})) as active:
+            yield active
+        return
+    shared = _wait_for(service, launch, timeout)
+    if shared is None:
+        text = "rank %d has not found the run of rank 0 within %g s, and opens one of its own"
+        _report.warning(text, rank, timeout)
+        with service.run_context(config) as active:
+            yield active
+        return
+    child = None
+    if nested:
+        tags = {**(config.tags or {}), "autogen_team.worker": _job.process_name()}
+        child = config.model_copy(update={"name": f"rank {rank}", "tags": tags})
+    failure_tag = None if nested else f"autogen_team.exception.rank_{rank}"
+    with service.contribute_log(shared), service.work_for(shared, child, failure_tag=failure_tag) as active:
+        yield active
+
+
+def _launch() -> str:
+    """Return a name of this launch, fit for a search in the store."""
+    text = "\n".join(os.environ.get(name, "") for name in _LAUNCH)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _wait_for(service: MlflowService, launch: str, timeout: float) -> Shared | None:
+    since = psutil.Process().create_time() - _CLOCKS
+    deadline, pause = time.monotonic() + timeout, 0.1
+    while True:
+        try:
+            shared = service.find_shared_run({_LAUNCH_TAG: launch}, since=since, place_tag=_PLACE_TAG)
+        except Exception as error:
+            _report.warning("the run of rank 0 cannot be looked for: %s", error)
+            shared = None
+        if shared is not None or time.monotonic() >= deadline:
+            return shared
+        time.sleep(min(pause * random.uniform(0.75, 1.25), max(deadline - time.monotonic(), 0.0)))  # noqa: S311 - no secret
+        pause = min(2 * pause, _LONGEST_PAUSE)

@@ -1,0 +1,133 @@
+"""Whatever has happened to the files of a journal, what is whole in them is read, and nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autogen_team.io._tracking import entries, inventory, journal, reading
+from autogen_team.io._tracking.journal import Journal
+
+RUN = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_segments() -> Iterator[None]:
+    """Spare each example a file of a megabyte."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(journal, "SEGMENT", 8192)
+        yield
+
+
+def write(folder: Path, count: int) -> tuple[Path, Journal]:
+    """Write a journal of this many metrics, as a job does that dies before it closes it."""
+    found = Journal(folder, uri="sqlite:////somewhere/mlflow.db")
+    found.run_opened(RUN, mark=None, name="train", experiment="digits")
+    for number in range(count):
+        found.append(entries.metrics_body(RUN, 1_700_000_000_000, number, entries.pair(entries.quote("loss"), 0.5)))
+    return found.path(1), found
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Return the bytes of a real segment, with some of the zeros that follow the last line."""
+    path, its = write(tmp_path_factory.mktemp("journal"), 20)
+    data = path.read_bytes()
+    its.close()
+    return data.rstrip(b"\0") + b"\0" * 50
+
+
+def read(data: bytes, acked: bytes = b"") -> list[entries.Entry]:
+    """Read a journal that has one segment of these bytes, by everything that reads journals."""
+    with TemporaryDirectory() as state:
+        folder = Path(state) / "journals" / "host-1-x"
+        folder.mkdir(parents=True)
+        (folder / "000001.jsonl").write_bytes(data)
+        (folder / "acked").write_bytes(acked)
+        found = reading.read(folder)
+        assert isinstance(reading.acked(folder), int)
+        for one in inventory.find(Path(state)):
+            assert one.waiting <= len(found)
+        return found
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=500), st.binary(max_size=40))
+def test_any_bytes_are_a_journal_of_no_entries(data, acked):
+    """A file that was never ours, or is not any more."""
+    assert read(data, acked) == []
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_damage_takes_what_it_hits_and_nothing_else(written, data):
+    """Flipped bits, overwritten stretches, cuts and insertions: every line before the damage is read, as it was."""
+    lines = written.rstrip(b"\0").split(b"\n")[:-1]
+    whole = [entries.parse(line) for line in lines]
+    assert None not in whole
+    damaged = bytearray(written)
+    places = []
+    for kind in data.draw(st.lists(st.sampled_from(["flip", "overwrite", "cut", "insert"]), min_size=1, max_size=4)):
+        place = data.draw(st.integers(0, max(0, len(damaged) - 1)))
+        places.append(place)
+        if kind == "flip" and damaged:
+            damaged[place] ^= 1 << data.draw(st.integers(0, 7))
+        elif kind == "overwrite":
+            stretch = data.draw(st.binary(max_size=64))
+            damaged[place : place + len(stretch)] = stretch
+        elif kind == "cut":
+            del damaged[place:]
+        else:
+            damaged[place:place] = data.draw(st.binary(max_size=64))
+    found = read(bytes(damaged))
+
+    end, before = 0, []
+    for line, entry in zip(lines, whole, strict=True):
+        end += len(line) + 1
+        if end <= min(places):
+            before.append(entry)
+    assert found[: len(before)] == before
+
+    def bare(entry: entries.Entry) -> entries.Entry:
+        # A flipped bit may change the case of a digit of the checksum, and so nothing of what it says.
+        return {name: value for name, value in entry.items() if name != "crc"}
+
+    assert all(bare(entry) in [bare(one) for one in whole] for entry in found)
+
+
+@settings(deadline=None)
+@given(st.integers(0, 10_000))
+def test_a_cut_takes_the_lines_behind_it(written, place):
+    """As after the death of the machine: the beginning of the file is there, and it is read to its last whole line."""
+    cut = written[:place]
+    whole = cut.rstrip(b"\0").split(b"\n")
+    complete = [entries.parse(line) for line in whole]
+
+    assert read(cut) == [entry for entry in complete if entry is not None]
+    assert None not in complete[:-1]
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_the_delivery_of_a_living_process_survives_damage_of_its_own_file(data):
+    """What it reads are entries that were written, or nothing, and it comes to an end."""
+    with TemporaryDirectory() as state:
+        path, its = write(Path(state), 5)
+        whole = reading.read(path.parent)
+        size = len(path.read_bytes().rstrip(b"\0"))
+        with path.open("r+b") as file:
+            file.seek(data.draw(st.integers(0, size - 1)))
+            file.write(data.draw(st.binary(min_size=1, max_size=40)))
+        follower = reading.Follower(its)
+        found: list[entries.Entry] = []
+        while (more := follower.read(data.draw(st.integers(1, 400)))) is not None:
+            found += more
+        follower.close()
+        its.close()
+
+    assert all(entry in whole for entry in found)

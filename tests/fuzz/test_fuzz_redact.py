@@ -1,0 +1,108 @@
+"""Any text can be masked, in little time, and no secret comes through; see also tests/io/test_redact.py."""
+
+from __future__ import annotations
+
+import json
+import string
+import time
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autogen_team.io._redact import Redactor, mask_url
+
+WORDS = ["password", "pwd", "secret", "credential", "authorization", "api_key", "api-key", "token", "x-auth", "key"]
+SIGNS = [
+    "=",
+    ":",
+    ": ",
+    " = ",
+    " ",
+    "--",
+    "\n",
+    "\t",
+    "\\n",
+    ",",
+    ";",
+    "&",
+    "?",
+    "{",
+    "}",
+    "(",
+    ")",
+    "[",
+    "<",
+    ">",
+    "|",
+]
+QUOTES = ['"', "'", '\\"', "\\'", "\\\\", "`"]
+SCHEMES = ["Bearer ", "basic ", "digest ", "://", "https://", "postgresql://bob:", "@", "@host", ":8080/", "/", "#"]
+VALUES = ["hunter2", "***", "None", "512", "aHVudGVyMjpodW50ZXIy", "abcdefghijklmnopqrstuvwxyz0123", ".", "..."]
+SHAPES = ["sk-", "gh" + "p_", "eyJ", ".eyJ", "AKIA", "xox" + "b-", "hf_", "dapi", "?sig=", "&X-Amz-Signature=", "AIza"]
+BLOCKS = ["-----BEGIN ", "PRIVATE KEY-----", "-----BEGIN RSA PRIVATE KEY-----", "-----END PRIVATE KEY-----", "-----"]
+ODD = ["\u0130", "\u017f", "\u212a", "\U0001f511", "\0", "\x1b[31m", "\r", "\u2028", "\ud800"]
+PARTS = [*WORDS, *SIGNS, *QUOTES, *SCHEMES, *VALUES, *SHAPES, *BLOCKS, *ODD]
+
+masked = Redactor({})
+texts = st.lists(st.one_of(st.sampled_from(PARTS), st.text(max_size=8)), max_size=40).map("".join)
+secrets = st.text(string.ascii_letters + string.digits, min_size=12, max_size=40).map(
+    "ZqX".__add__
+)  # no word of a sentence
+
+
+@settings(deadline=None)
+@given(texts)
+def test_masking_any_text_twice_is_masking_it_once(text):
+    """It never fails, and what is masked stays as it is."""
+    once = masked(text)
+
+    assert masked(once) == once
+    assert mask_url(mask_url(text)) == mask_url(text)
+
+
+@settings(deadline=None)
+@given(secrets, texts, texts)
+def test_a_value_of_the_environment_never_comes_through(secret, before, after):
+    """Wherever it stands, and whatever stands around it."""
+    redactor = Redactor({"SERVICE_PASSWORD": secret, "STORE": f"postgresql://bob:{secret}@db/runs"})
+    line = redactor(f"{before}{secret}{after}")
+
+    assert secret not in line
+    assert redactor(line) == line
+
+
+@settings(deadline=None)
+@given(st.text(string.printable, min_size=12, max_size=40), texts)
+def test_a_value_of_the_environment_does_not_hide_in_json(secret, around):
+    """A password may hold quotes and backslashes, which JSON writes otherwise."""
+    secret = f"Zq{secret}"
+    line = Redactor({"SERVICE_PASSWORD": secret})(json.dumps({"text": f"{around} {secret} "}))
+
+    assert secret not in json.loads(line)["text"]
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["password", "PGPASSWORD", "client_secret", "api_key", "db_passwd", "aws_secret_access_key"]),
+    st.sampled_from(["=", ": ", " = ", '": "', "': '", '\\": \\"']),
+    secrets,
+    texts,
+    st.text(max_size=20),
+)
+def test_what_is_assigned_to_a_secret_name_never_comes_through(name, sign, secret, before, after):
+    """On a line of its own, whatever the other lines are."""
+    end = next((quote for quote in ('\\"', '"', "'") if sign.endswith(quote)), "")
+    begin = end or ""
+
+    assert secret not in masked(f"{before}\n{begin}{name}{sign}{secret}{end}\n{after}")
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("".join))
+def test_the_time_is_in_proportion_to_the_length(part):
+    """A model may write anything, 50 000 characters of the worst too; measured in time of this thread alone."""
+    text = part * (50_000 // len(part))
+    begun = time.thread_time()
+    masked(text)
+
+    assert time.thread_time() - begun < 2.0

@@ -1,0 +1,104 @@
+"""The commands of the documentation do what it says: each page is worked through, in a folder of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = ["tutorial.md", "logging.md", "how-to/offline.md", "how-to/recover.md"]
+BLOCK = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<body>.*?)```\n", re.DOTALL)
+FILE = re.compile(r"[Ss]ave this as `([\w.]+)`")
+SERVER = "http://localhost:5000"
+SERVES = """\
+{command} > served 2>&1 &
+until grep -q http:// served; do kill -0 $! || exit 98; sleep 0.1; done
+kill -INT $!
+wait $!
+"""
+
+
+def _commands(body: str) -> Iterator[tuple[str, int]]:
+    """Return each command with the exit status that the page says it has: that of `echo $?`, or 0."""
+    lines = [line for line in body.splitlines() if line]
+    commands = [number for number, line in enumerate(lines) if line.startswith("$ ")]
+    for number in commands:
+        command = lines[number].removeprefix("$ ")
+        if command == "echo $?":
+            continue
+        asks = lines[number + 1 : number + 2] == ["$ echo $?"]
+        yield command, int(lines[number + 2]) if asks else 0
+
+
+def _answers(body: str) -> list[str]:
+    return [line for line in body.splitlines() if line and not line.startswith("$ ")]
+
+
+def _without_what_varies(text: str) -> str:
+    """Return the text without numbers, ids and paths."""
+    text = re.sub(r"\S+/(autogen-team )", r"\1", text)  # which is said by its path unless a shell finds just that one
+    return re.sub(r"/\S+", "/", re.sub(r"\d+(\.\d+)*(e-\d+)?", "0", re.sub(r"\b[0-9a-f]{32}\b", "ID", text)))
+
+
+def _script(page: str) -> tuple[str, list[str]]:
+    """Return the page as a script for bash, and what it must print."""
+    lines, answers = ["set -m"], []  # -m, because Ctrl-C would not reach a job in the background
+    for block in BLOCK.finditer(page):
+        if block["language"] == "py":
+            name = FILE.findall(page[: block.start("language")])[-1]
+            lines.append(f"cat > {name} <<'END_OF_FILE'\n{block['body']}END_OF_FILE")
+        elif block["language"] == "console" and "not run by the tests" not in block["before"]:
+            answers += _answers(block["body"])
+            for command, status in _commands(block["body"]):
+                serves = command.startswith("autogen-team ui")
+                expected = 130 if serves else status
+                lines.append(SERVES.format(command=command) if serves else command)
+                lines.append(
+                    f"found=$?; [ $found = {expected} ] || {{ echo {shlex.quote(command)}: $found; exit 99; }}"
+                )
+    return "\n".join(lines), answers
+
+
+@pytest.mark.timeout(600)  # a page starts a dozen processes, on a machine that is busy
+@pytest.mark.parametrize("name", PAGES)
+def test_the_commands_of_a_page_do_what_it_says(name, request):
+    """Each has the exit status that the page tells, and prints what is shown there, but for numbers and paths."""
+    page = (DOCS / name).read_text()
+    if SERVER in page:
+        page = page.replace(SERVER, request.getfixturevalue("mlflow_server"))
+    script, answers = _script(page)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "AUTOGEN_TEAM_ALERTS_ENABLE": "false",
+    }
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
+    printed = _without_what_varies(done.stdout)
+    assert [line for line in answers if _without_what_varies(line) not in printed and not line.isdigit()] == [], printed
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: path.stem)
+def test_every_file_of_a_page_is_run(path):
+    """A block of Python that is a file is not run by itself (`py`, not `python`), but by a command of its page."""
+    for block in BLOCK.finditer(path.read_text()):
+        if block["language"] == "py":
+            assert str(path.relative_to(DOCS)) in PAGES
+            assert FILE.findall(path.read_text()[: block.start("language")])[-1] in "".join(
+                other["body"] for other in BLOCK.finditer(path.read_text()) if other["language"] == "console"
+            )

@@ -1,0 +1,142 @@
+"""The variables by which any child process is inside of the context."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from autogen_team import GlobalContext
+from autogen_team.errors import ConfigurationError, NotStartedError
+from autogen_team.io.services import AlertsService, LoggerService, MlflowService
+
+CHILD = '''
+CHILD = """
+import mlflow
+from autogen_team import GlobalContext
+with GlobalContext() as context:
+    context.logger.info("in the child")
+    mlflow.log_metric("accuracy", 0.5, step=7)
+    with context.run("inner"):
+        mlflow.log_metric("accuracy", 0.5, step=8)
+    context.notify("done", "a child")
+"""
+
+OWN = """
+import mlflow
+from autogen_team import GlobalContext
+with GlobalContext() as context, context.run("own"):
+    mlflow.log_metric("accuracy", 0.5, step=5)
+"""
+
+PLAIN = """
+import mlflow
+with mlflow.start_run(run_name="plain"):
+    mlflow.log_metric("accuracy", 0.5, step=9)
+"""
+
+
+def call(context, code):
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, **context.worker_env()}, check=True)
+'''
+
+
+def test_a_child_process_works_for_the_run(run_job, store, log_lines, journals):
+    """With the settings of the parent; runs that it opens are children."""
+    out, err = run_job(
+        """
+        with make_context() as context, context.run("train"):
+            call(context, CHILD)
+        """,
+        CHILD,
+    )
+
+    parent = store.run("train")
+    assert (parent.info.status, store.steps(parent)) == ("FINISHED", [7])
+    [inner] = store.children()
+    assert (inner.info.run_name, inner.info.status, store.steps(inner)) == ("inner", "FINISHED", [8])
+    [line] = [line for line in log_lines("job-*.log") if line["message"] == "in the child"]
+    assert line["run_id"] == parent.info.run_id
+    assert line["worker"].rpartition("-")[2] == str(line["process"])
+    assert out == ""
+    assert err == ""
+    assert journals() == []
+
+
+def test_a_program_that_only_knows_mlflow_has_children_too(run_job, store):
+    """By MLflow's own variables."""
+    run_job(
+        """
+        with make_context() as context, context.run("train"):
+            call(context, PLAIN)
+        """,
+        CHILD,
+    )
+
+    [plain] = store.children()
+    assert (plain.info.run_name, plain.info.status, store.steps(plain)) == ("plain", "FINISHED", [9])
+
+
+def test_the_command_in_a_child_process_is_a_worker_too(run_job, store, tmp_path):
+    """`autogen-team run` there runs its target in a child run."""
+    (tmp_path / "target.py").write_text("import mlflow\nmlflow.log_metric('accuracy', 0.5, step=3)\n")
+    run_job(
+        f"""
+        with make_context() as context, context.run("train"):
+            command = [sys.executable, "-m", "autogen_team", "run", {str(tmp_path / "target.py")!r}]
+            subprocess.run(command, env={{**os.environ, **context.worker_env()}}, check=True)
+        """
+    )
+
+    [child] = store.children()
+    assert (child.info.run_name, store.steps(child)) == ("target.py", [3])
+
+
+def test_secrets_do_not_travel_by_themselves(store_uri, monkeypatch):
+    """The addresses of channels are secrets; what the environment holds already is inherited anyway."""
+    context = GlobalContext(
+        logger_service=LoggerService(sink="job.log"),
+        alerts_service=AlertsService(enable=False, urls=["json://bob:hunter2@127.0.0.1"]),
+        mlflow_service=MlflowService(tracking_uri=store_uri, autolog_disable=True),
+    )
+    with context, context.run("train", log_system_metrics=False) as run:
+        variables = context.worker_env()
+
+    assert "hunter2" not in str(variables)
+    assert run.info.run_id in variables["AUTOGEN_TEAM_WORKER_OF"]
+    assert variables["MLFLOW_TRACKING_URI"] == store_uri
+    assert variables["AUTOGEN_TEAM_LOGGER_SINK"].endswith("/job.log")
+    assert "MLFLOW_RUN_ID" not in variables
+
+
+def test_what_cannot_be_read_is_an_error(store_uri, monkeypatch):
+    """That names the variable, what it is and where it comes from."""
+    monkeypatch.setenv("AUTOGEN_TEAM_WORKER_OF", "yes")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+
+    with pytest.raises(ConfigurationError, match=r"AUTOGEN_TEAM_WORKER_OF is 'yes'.*worker_env"):
+        GlobalContext().start()
+
+
+def test_a_process_with_another_store_is_no_worker(run_job, store, tmp_path, migrated_database):
+    """It was told to log elsewhere, and does."""
+    other = type(store)(f"sqlite:///{shutil.copy(migrated_database, tmp_path / 'other.db')}")
+    run_job(
+        f"""
+        with make_context() as context, context.run("train"):
+            environment = {{**os.environ, **context.worker_env(), "MLFLOW_TRACKING_URI": {other.uri!r}}}
+            subprocess.run([sys.executable, "-c", OWN], env=environment, check=True)
+        """,
+        CHILD,
+    )
+
+    assert [run.info.run_name for run in store.runs()] == ["train"]
+    assert store.steps(store.run("train")) == []
+    assert other.steps(other.run("own")) == [5]
+
+
+@pytest.mark.parametrize("make", [lambda c: c.worker_env(), lambda c: c.bind(print), lambda c: c.initializer()])
+def test_a_context_that_does_not_run_has_no_workers(make):
+    """Nobody could say what they work for."""
+    with pytest.raises(NotStartedError, match="call start"):
+        make(GlobalContext())

@@ -1,0 +1,106 @@
+"""The ranks of one launch, as torchrun starts them: the same script, several times, told apart by variables."""
+
+from __future__ import annotations
+
+import pytest
+
+TRAIN = """
+with make_context() as context, ranks.run(context, "train", nested="nested" in sys.argv, timeout=TIMEOUT):
+    rank = int(os.environ["RANK"])
+    logger.info("rank {}", rank)
+    mlflow.log_metric("accuracy", 0.5, step=rank)
+    context.notify("epoch", "done")
+    if "fail" in sys.argv and rank == 1:
+        raise ValueError("no batch")
+    if rank == 0:
+        sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def launch(start_python, write_job, store):
+    """Return a function that starts all ranks, lets the first one end last; returns what each has printed and how."""
+
+    def start(*arguments: str, size: int = 3, timeout: float = 60.0, **environment: str) -> list[tuple[int, str, str]]:
+        job = write_job(TRAIN, f"from autogen_team.workers import ranks\nTIMEOUT = {timeout}\n")
+        variables = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", **environment}
+        processes = [
+            start_python(job, *arguments, stdin=-1, RANK=str(rank), LOCAL_RANK=str(rank), **variables)
+            for rank in range(size)
+        ]
+        others = [process.finish() for process in processes[1:]]
+        return [processes[0].finish("\n"), *others]
+
+    return start
+
+
+def test_all_ranks_work_for_one_run(launch, store, log_lines):
+    """The first one opens it, the others find it; each has a log of its own, and only the first one sends its alert."""
+    ended = launch()
+
+    assert [status for status, _, _ in ended] == [0, 0, 0], ended
+    [run] = store.runs()
+    assert (run.info.run_name, run.info.status, store.steps(run)) == ("train", "FINISHED", [0, 1, 2])
+    assert [out for _, out, _ in ended] == ["[job] epoch: done\n", "", ""]
+    lines = [line for line in log_lines("job*.log") if line["function"] == "<module>"]
+    assert sorted((line["message"], line["rank"], "worker" in line) for line in lines) == [
+        ("rank 0", "0", False),
+        ("rank 1", "1", True),
+        ("rank 2", "2", True),
+    ]
+    assert {line["run_id"] for line in lines} == {run.info.run_id}
+    assert len(store.logs(run)) == 3
+
+
+def test_ranks_can_have_children(launch, store):
+    """Named after them."""
+    launch("nested", size=2)
+
+    [child] = store.children()
+    assert (child.info.run_name, child.info.status, store.steps(child)) == ("rank 1", "FINISHED", [1])
+    assert store.steps(store.run("train")) == [0]
+
+
+def test_the_failure_of_a_rank_is_told(launch, store):
+    """By its alert, and in the run, which the first rank may well close as if nothing had been."""
+    (status, first, _), (failed, second, _) = launch("fail", size=2)
+
+    assert (status, failed) == (0, 1)
+    assert "failed" not in first
+    assert second.startswith("[job] train failed (rank 1): ")
+    [run] = store.runs()
+    assert run.data.tags["autogen_team.exception.rank_1"] == "ValueError: no batch"
+
+
+def test_a_launch_does_not_join_the_one_before(launch, store):
+    """Whether it is told apart by its id, or only by that the other has ended."""
+    launch(size=2, TORCHELASTIC_RUN_ID="a")
+    launch(size=2, TORCHELASTIC_RUN_ID="b")
+    launch(size=2, TORCHELASTIC_RUN_ID="b")
+
+    assert [store.steps(run) for run in store.runs()] == [[0, 1]] * 3
+
+
+def test_a_rank_that_finds_nothing_has_a_run_of_its_own(run_python, write_job, store):
+    """What it logs is worth more than the order."""
+    job = write_job(TRAIN, "from autogen_team.workers import ranks\nTIMEOUT = 0.5\n")
+    status, _, err = run_python(job, RANK="1", WORLD_SIZE="2")
+
+    assert status == 0, err
+    [run] = store.runs()
+    assert (run.info.run_name, store.steps(run)) == ("train", [1])
+
+
+def test_without_ranks_it_is_a_run_like_any_other(run_job, store):
+    """So that the same script can be started by hand."""
+    run_job(
+        """
+        with make_context() as context, ranks.run(context, "train", tags={"fold": 1}):
+            fold(3)
+        """,
+        "from autogen_team.workers import ranks\n",
+    )
+
+    [run] = store.runs()
+    assert (run.data.tags["fold"], store.steps(run)) == ("1", [3])
+    assert "autogen_team.launch" not in run.data.tags
