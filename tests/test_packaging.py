@@ -20,7 +20,7 @@ import autogen_team
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKS = ["dev.txt", "oldest.txt"]
+LOCKS = ["dev.txt", "docs.txt", "oldest.txt", "spark.txt"]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_lock_has_a_hash_for_everything_and_an_address_for_nothing(lock):
     """So that whoever installs it, from wherever, gets the same or an error."""
     lines = list(requirements_of(lock))
 
-    assert len(lines) > 50
+    assert lines
     assert [line for line in lines if "==" not in line or "--hash=sha256:" not in line] == []
     text = (ROOT / "requirements" / lock).read_text()
     assert [word for word in ("://", "--index", "--extra-index", "--find-links", " @ ") if word in text] == []

@@ -94,9 +94,9 @@ def said() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def job(run_shared_job: Callable[[str, str], Any], wait_until: Callable[..., None], said: dict[str, Any]) -> Any:
+def job(run_slow_job: Callable[[str, str], Any], wait_until: Callable[..., None], said: dict[str, Any]) -> Any:
     """Return a job that has used Ray in all ways, when the watchdogs of its workers have done their work too."""
-    found = run_shared_job(
+    found = run_slow_job(
         """
         said = {}
         with make_context() as context, context.run("train", log_system_metrics=False) as run:
@@ -124,7 +124,7 @@ def job(run_shared_job: Callable[[str, str], Any], wait_until: Callable[..., Non
         FUNCTIONS,
     )
     said.update(json.loads(found.out[-1]))
-    wait_until(lambda: not any(path.exists() for path in found.journals), timeout=200)
+    wait_until(lambda: not found.journals(), timeout=200)
     return found
 
 
@@ -140,12 +140,12 @@ def test_what_tasks_log_is_the_runs(job, said):
 def test_lines_are_in_a_file_for_each_worker(job, said):
     """They carry the id of the run and the name of the worker; the level is the job's, and secrets are masked."""
     run_id = job.store.run("train").info.run_id
-    lines = [line for line in job.lines if line["run_id"] == run_id and line["function"] == "fold"]
+    lines = [line for line in job.log_lines() if line["run_id"] == run_id and line["function"] == "fold"]
 
     assert sorted(line["message"] for line in lines) == [f"fold {number}" for number in range(8)]
     assert [line for line in lines if line["file"] != f"job-{line['worker']}"] == []
     assert {line["worker"].rpartition("-")[2] for line in lines} == {str(pid) for pid in said["pids"]}
-    urls = {line["message"] for line in job.lines if line["message"].startswith("look at ")}
+    urls = {line["message"] for line in job.log_lines() if line["message"].startswith("look at ")}
     assert urls == {"look at https://bob:***@host"}
     logs = {name.rpartition("-")[2].partition(".")[0] for name in job.store.logs(job.store.run("train"))}
     assert logs > {str(pid) for pid in said["pids"]}

@@ -27,7 +27,6 @@ from pyspark.sql import SparkSession
 
 from autogen_team.workers.spark import partitions
 
-os.dup2(1, 2)  # Spark shows on stderr what its workers print on stdout
 os.environ["PYSPARK_PYTHON"] = sys.executable
 
 
@@ -91,12 +90,12 @@ def said() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def job(run_shared_job: Callable[[str, str], Any], wait_until: Callable[..., None], said: dict[str, Any]) -> Any:
+def job(run_slow_job: Callable[[str, str], Any], wait_until: Callable[..., None], said: dict[str, Any]) -> Any:
     """Return a job that has used Spark in all ways, when the watchdogs of its workers have done their work too."""
     pytest.importorskip("pyspark", reason="Spark is not installed here: run `make test-spark`")
     if not (shutil.which("java") or Path(os.environ.get("JAVA_HOME", ""), "bin", "java").is_file()):
         pytest.skip("no Java: Spark 4 needs Java 17 or newer, on the PATH or at JAVA_HOME")
-    found = run_shared_job(
+    found = run_slow_job(
         """
         said = {}
         with local_spark() as spark, make_context() as context, context.run("train", log_system_metrics=False):
@@ -115,13 +114,12 @@ def job(run_shared_job: Callable[[str, str], Any], wait_until: Callable[..., Non
             except Exception as error:
                 said["death"] = str(error)
             said["rows after it"] = numbers.mapPartitions(partitions(context, rows, nested="again")).collect()
-        print()
         print(json.dumps(said))
         """,
         FUNCTIONS,
     )
     said.update(json.loads(found.out[-1]))
-    wait_until(lambda: not any(path.exists() for path in found.journals), timeout=200)
+    wait_until(lambda: not found.journals(), timeout=200)
     return found
 
 
@@ -137,12 +135,12 @@ def test_what_partitions_log_is_the_runs(job, said):
 def test_lines_are_in_a_file_for_each_worker(job, said):
     """They carry the id of the run and the name of the worker; the level is the job's, and secrets are masked."""
     run_id = job.store.run("train").info.run_id
-    lines = [line for line in job.lines if line["run_id"] == run_id and line["function"] == "fold"]
+    lines = [line for line in job.log_lines() if line["run_id"] == run_id and line["function"] == "fold"]
 
     assert sorted(line["message"] for line in lines) == [f"fold {number}" for number in range(8)]
     assert [line for line in lines if line["file"] != f"job-{line['worker']}"] == []
     assert {line["worker"].rpartition("-")[2] for line in lines} == {str(pid) for _, pid in said["rows"]}
-    urls = {line["message"] for line in job.lines if line["message"].startswith("look at ")}
+    urls = {line["message"] for line in job.log_lines() if line["message"].startswith("look at ")}
     assert urls == {"look at https://bob:***@host"}
 
 
@@ -182,7 +180,7 @@ def test_a_failing_partition_alerts_once(job, said):
     assert [run.info.run_name for run in failed] == ["doomed"]
     assert failed[0].data.tags["autogen_team.exception"] == "ValueError: bad row 1"
     assert "ValueError: bad row 1" in said["error"]
-    assert len([line for line in job.out if "[job] doomed failed: " in line]) == 1
+    assert job.err.count("[job] doomed failed: ") == 1  # Spark shows there what its workers print on stdout
 
 
 def test_a_worker_that_is_killed_loses_nothing(job, said):
