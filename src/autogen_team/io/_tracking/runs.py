@@ -68,7 +68,7 @@ def open_run(
         try:
             active = mlflow.start_run(
                 run_id=run_id,
-                run_name=None if name is None else mask(name),
+                run_name=mask(name),
                 nested=nested,
                 parent_run_id=parent_run_id,
                 description=None if description is None else mask(description),
