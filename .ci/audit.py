@@ -21,7 +21,7 @@ def main(locks: list[str]) -> int:
         found = json.loads(done.stdout)["dependencies"]
     except (ValueError, KeyError):
         reason = done.stderr.strip().splitlines()[-1:] or ["it said nothing"]
-        print(f"nothing was audited, the vulnerability service cannot be reached: {reason[0]}")
+        print(f"nothing was audited, pip-audit could not ask the vulnerability service: {reason[0]}")
         return 2
     audited = [each for each in found if "vulns" in each]
     if not audited:
