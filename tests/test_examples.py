@@ -76,12 +76,11 @@ def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_pa
     assert "example-secret" not in ended.stdout + ended.stderr
 
 
-@pytest.mark.parametrize("how", [["-m", "autogen_team", "run"], []], ids=["under the supervisor", "alone"])
 @pytest.mark.parametrize("engine", ["joblib", "dask"])
 @pytest.mark.timeout(360)  # worker processes load MLflow, which takes long on a busy machine
-def test_each_candidate_of_a_grid_search_has_a_run(engine, how):
+def test_each_candidate_of_a_grid_search_has_a_run(engine):
     """A child of the search's run, with its parameters and accuracies, made in one of the worker processes."""
-    command = [sys.executable, *how, str(EXAMPLES / f"grid_search_{engine}.py")]
+    command = [sys.executable, "-m", "autogen_team", "run", str(EXAMPLES / f"grid_search_{engine}.py")]
 
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
@@ -105,10 +104,9 @@ def test_each_candidate_of_a_grid_search_has_a_run(engine, how):
 
 
 @pytest.mark.timeout(360)  # Ray takes seconds to start, and many times that on a busy machine
-@pytest.mark.parametrize("how", [["-m", "autogen_team", "run"], []], ids=["under the supervisor", "alone"])
-def test_the_candidates_of_a_search_on_ray_are_children_of_one_run(how):
+def test_the_candidates_of_a_search_on_ray_are_children_of_one_run():
     """Each with its parameters and its accuracy; the parent has the best of them."""
-    command = [sys.executable, *how, str(EXAMPLES / "grid_search_ray.py")]
+    command = [sys.executable, "-m", "autogen_team", "run", str(EXAMPLES / "grid_search_ray.py")]
 
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # Ray's sockets want a short path
         environment = {**os.environ, "RAY_TMPDIR": folder}

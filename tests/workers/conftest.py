@@ -133,7 +133,7 @@ def log_lines() -> Callable[[str], list[dict[str, object]]]:
 @pytest.fixture
 def journals(tmp_path: Path) -> Callable[[], list[Path]]:
     """Return a function that lists what has not been delivered."""
-    return lambda: sorted((tmp_path / "state" / "journals").glob("*"))
+    return lambda: sorted((tmp_path / "state" / "journals").glob("*/*.jsonl"))
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Finished:
 
     def journals(self) -> list[Path]:
         """Return what has not been delivered."""
-        return sorted((self.folder / "state" / "journals").glob("*"))
+        return sorted((self.folder / "state" / "journals").glob("*/*.jsonl"))
 
 
 @pytest.fixture(scope="module")

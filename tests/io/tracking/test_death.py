@@ -257,6 +257,26 @@ def test_two_who_recover_the_same_journal_do_not_trip(kill_unwatched, store_uri,
     assert recovery.recover(found, store_uri, store_uri, state).problem == "somebody else has removed it"
 
 
+def test_a_journal_that_was_never_begun_is_removed(start_job, state):
+    """Its process was killed between two lines; one that begins at this moment is left alone, and one that lives."""
+    process, _ = start_job()
+    process.wait_for("acknowledged 50")
+    [living] = journal.folder_of(state).iterdir()
+    stillborn, new = living.with_name("host-1-abc"), living.with_name("host-2-def")
+    for folder in (stillborn, new):
+        folder.mkdir()
+        (folder / "lock").touch()
+        (folder / "1.jsonl").write_bytes(bytes(4096))
+    for folder in (stillborn, living):
+        os.utime(folder, (0, 0))
+
+    inventory.sweep(state)
+
+    assert set(journal.folder_of(state).iterdir()) == {living, new}
+    process.send(signal.SIGKILL)
+    process.popen.wait(SOON)
+
+
 @pytest.mark.parametrize(
     ("changed", "state_of_it", "evidence"),
     [

@@ -21,6 +21,9 @@ from autogen_team.io._tracking.entries import NOTES, Entry
 
 State: TypeAlias = Literal["alive", "dead", "elsewhere"]
 
+_BEGINNING = 60.0
+"""Seconds after which a process that began a journal has either written to it or died."""
+
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
@@ -73,6 +76,24 @@ def _is_held(folder: Path) -> bool:
             os.close(lock)
         return lock is None
     return False
+
+
+def sweep(state: Path) -> None:
+    """Remove what processes have left that were killed while they began a journal, before anything was in it."""
+    for folder in journal.folder_of(state).glob("*"):
+        with suppress(OSError):
+            is_new = time.time() - folder.stat().st_mtime < _BEGINNING
+            if is_new or any(map(_is_begun, folder.glob("*.jsonl"))):
+                continue
+            lock = journal.take_lock(folder)
+            if lock is not None:
+                journal.remove(folder)
+                os.close(lock)
+
+
+def _is_begun(segment: Path) -> bool:
+    with segment.open("rb") as file:
+        return file.read(1) not in (b"", b"\0")  # a segment is reserved as zeros, and its header is the first line
 
 
 def look(folder: Path, hosts: Collection[str] = ()) -> Found | None:

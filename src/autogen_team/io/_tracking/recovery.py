@@ -90,6 +90,7 @@ def recover_all(
 
     `hosts` names machines that are gone, whose journals are treated as this one's.
     """
+    inventory.sweep(state)
     for found in inventory.find(state, hosts, held=False):
         if found.state != "dead":
             continue
