@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from autogen_team.cli._probes import Check, unwritable
 from autogen_team.errors import ConfigurationError
 from autogen_team.io._redact import mask_url
-from autogen_team.io._tracking import probe, session
+from autogen_team.io._tracking import places, probe, session
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class Probing:
                 remedy = f"start the server, correct {variable}, or work without it: AUTOGEN_TEAM_MLFLOW_MODE=auto"
                 check = Check(name, "fail", found, remedy)
             self._stop(check, why)
-        place = _local_place(uri)
+        place = places.local_place(uri)
         if place is not None and not _is_begun(place):
             fault, _ = unwritable(place.parent)
             if fault:
@@ -124,7 +124,7 @@ class Probing:
         from autogen_team.io._tracking import checks
 
         shown = mask_url(self._uri)
-        if session.is_folder(self._uri):
+        if places.is_folder(self._uri):
             remedy = "move to sqlite:///mlflow.db: mlflow migrate-filestore"
             return Check("tracking", "note", f"{shown} is a folder, which MLflow is giving up", remedy), None
         ours = importlib.metadata.version("mlflow-skinny")
@@ -164,7 +164,7 @@ class Probing:
         from autogen_team.io._tracking import checks
 
         shown = "the same store" if self._registry_uri == self._uri else mask_url(self._registry_uri)
-        place = _local_place(self._registry_uri)
+        place = places.local_place(self._registry_uri)
         if place is not None and place.is_dir() and not (place / "models").exists():  # it would be made by the question
             return Check("registry", "ok", f"{shown} has no models yet")
         try:
@@ -248,15 +248,6 @@ class Probing:
         if least > SKEW or most < -SKEW:
             return Check("clock", "note", found, "set both by NTP (timedatectl): runs are sorted by their times")
         return Check("clock", "ok", found)
-
-
-def _local_place(uri: str) -> Path | None:
-    """Return the file or folder of a store that is one."""
-    if session.is_folder(uri):
-        return Path(uri.removeprefix("file://").removeprefix("file:")).absolute()
-    path = uri.partition(":///")[2].partition("?")[0]
-    is_file = uri.startswith("sqlite") and path and not path.startswith((":memory:", "file:"))
-    return Path(path) if is_file else None
 
 
 def _is_database(uri: str) -> bool:

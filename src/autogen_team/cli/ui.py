@@ -14,7 +14,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from rich.text import Text
 
@@ -70,12 +69,13 @@ def _stores(service: MlflowService) -> tuple[str, str]:
         TrackingUnavailableError: one of them does not answer.
 
     """
-    from autogen_team.io._tracking import offline, probe
+    from autogen_team.io._tracking import offline, places, probe
 
     tracking, registry = service.stores()
     if service.mode == "offline" or (service.mode == "auto" and probe.find_fault(tracking, service.connect_timeout)):
         store = offline.store_uri(state_dir(), tracking)
-        if not _file(store).exists():
+        place = places.local_place(store)
+        if place is None or not place.exists():
             raise ConfigurationError(f"no run that is meant for {mask_url(tracking)} has been recorded offline")
         return store, store
     for uri in dict.fromkeys((tracking, registry)):
@@ -95,13 +95,6 @@ def _without_password(uri: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
 
 
-def _file(uri: str) -> Path:
-    """Return the file or the folder in which a local store is kept."""
-    if urlsplit(uri).scheme == "file":
-        return Path(url2pathname(urlsplit(uri).path))
-    return Path(uri.partition(":///")[2].partition("?")[0] or uri)
-
-
 def _require_pages() -> None:
     """Raise if this MLflow is the one without pages, which is all that the library itself needs."""
     found = importlib.util.find_spec("mlflow")  # finds it, does not load it
@@ -113,17 +106,18 @@ def _require_pages() -> None:
 
 
 def _prepare(store: str) -> None:
-    from autogen_team.io._tracking import session
+    from autogen_team.io._tracking import places
 
-    if session.is_folder(store):
+    if places.is_folder(store):
         os.environ[_ALLOW_FILE_STORE] = "true"  # for us and for the server
-    if (session.is_folder(store) or store.startswith("sqlite")) and not _file(store).exists():
+    place = places.local_place(store)
+    if place is not None and not place.exists():
         _look.say("warning", f"there is no store at {mask_url(store)} yet: an empty one is made", "yellow")
 
 
 def _variables(tracking: str, registry: str) -> dict[str, str]:
     """Return the environment of the server; not arguments, because those may be read by everybody on the machine."""
-    from autogen_team.io._tracking import session
+    from autogen_team.io._tracking import places
 
     variables = {name: value for name, value in os.environ.items() if name not in _OTHER_SERVERS}
     variables |= {
@@ -133,7 +127,7 @@ def _variables(tracking: str, registry: str) -> dict[str, str]:
         "MLFLOW_REGISTRY_URI": registry,
     }
     # Where a job without a server keeps artifacts: experiments that are made in the pages are to be of use to jobs too.
-    root = tracking if session.is_folder(tracking) else str(Path.cwd() / "mlruns")
+    root = tracking if places.is_folder(tracking) else str(Path.cwd() / "mlruns")
     variables.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", root)
     # For evaluations by language models, which nobody has asked for: four more processes, 200 MB each.
     variables.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

@@ -108,5 +108,6 @@ def _wait_for(service: MlflowService, launch: str, timeout: float) -> Shared | N
             shared = None
         if shared is not None or time.monotonic() >= deadline:
             return shared
-        time.sleep(min(pause * random.uniform(0.75, 1.25), max(deadline - time.monotonic(), 0.0)))  # noqa: S311 - no secret
+        wait = pause * random.uniform(0.75, 1.25)  # noqa: S311 - it is no secret  # nosec B311
+        time.sleep(min(wait, max(deadline - time.monotonic(), 0.0)))
         pause = min(2 * pause, _LONGEST_PAUSE)

@@ -18,8 +18,6 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import mlflow
 from mlflow.entities import Experiment, Run
@@ -27,7 +25,7 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from autogen_team.io._deadline import within
-from autogen_team.io._tracking import seam
+from autogen_team.io._tracking import places, seam
 
 TAG = "autogen_team.doctor"
 DEFAULT_EXPERIMENT = "0"
@@ -196,13 +194,13 @@ def first_line(error: BaseException) -> str:
 
 
 def _try_out(client: mlflow.MlflowClient, experiment: Experiment, trial: Trial) -> None:
-    root = _local_folder(experiment.artifact_location)
+    root = places.local_place(experiment.artifact_location)
     made = [] if root is None else [path for path in (root, *root.parents) if not path.exists()]
     try:
         tags = {TAG: "true", "mlflow.note.content": "Made by `autogen-team doctor`, and deleted by it."}
         run = client.create_run(experiment.experiment_id, run_name="autogen-team doctor", tags=tags)
         trial.run_id = run.info.run_id
-        trial.is_local = _local_folder(str(run.info.artifact_uri)) is not None
+        trial.is_local = places.local_place(str(run.info.artifact_uri)) is not None
         try:
             trial.store = _fault_of(partial(_check_metric, client, run.info.run_id))
             trial.artifacts = _fault_of(partial(_check_artifact, client, run.info.run_id))
@@ -260,16 +258,8 @@ def _delete_run(client: mlflow.MlflowClient, run_id: str) -> str:
 
 def _delete_artifacts(client: mlflow.MlflowClient, run: Run) -> str:
     seam.artifact_repository(client, run.info.run_id, "run").delete_artifacts()
-    folder = _local_folder(str(run.info.artifact_uri))
+    folder = places.local_place(str(run.info.artifact_uri))
     if folder is not None:
         with suppress(OSError):
             folder.parent.rmdir()  # the run's own; MLflow's store of folders has a file in it, and deletes it itself
     return ""
-
-
-def _local_folder(uri: str) -> Path | None:
-    """Return the folder of a URI; None if it is not one of this machine."""
-    parts = urlsplit(uri)
-    if parts.scheme == "file":
-        return Path(url2pathname(parts.path))
-    return Path(uri).absolute() if not parts.scheme else None

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, RunInfo, ViewType
@@ -27,7 +25,7 @@ from mlflow.utils import mlflow_tags
 
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
 from autogen_team.io._redact import mask_url
-from autogen_team.io._tracking import probe, seam, session
+from autogen_team.io._tracking import places, probe, seam, session
 from autogen_team.io._tracking.copying_contents import COPIED, Contents, Counts
 from autogen_team.io._tracking.copying_models import COPIED_FROM, Findings, Models, Store, Tell, pages, why
 
@@ -119,25 +117,18 @@ def copy(
 
 
 def _identity(uri: str) -> Path | str:
-    return _place(uri) or uri.rstrip("/")
-
-
-def _place(uri: str) -> Path | None:
-    """Return the file or the folder of a local store."""
-    if session.is_folder(uri):
-        return Path(url2pathname(urlsplit(uri).path) if uri.startswith("file:") else uri).resolve()
-    scheme, _, path = uri.partition(":///")
-    return Path(path.partition("?")[0].removeprefix("file:")).resolve() if scheme.startswith("sqlite") else None
+    place = places.local_place(uri)
+    return place.resolve() if place else uri.rstrip("/")
 
 
 def _is_store(uri: str) -> bool | None:
     """Tell whether this is a store of MLflow's; None if nothing is there, which MLflow would make one of."""
-    place = _place(uri)
+    place = places.local_place(uri)
     if place is None:
         return True
     if not place.exists():
         return None
-    if session.is_folder(uri):
+    if places.is_folder(uri):
         return place.is_dir() and (any(place.glob("*/meta.yaml")) or (False if any(place.iterdir()) else None))
     try:
         with closing(sqlite3.connect(place)) as database:
@@ -156,8 +147,8 @@ def _require_store(uri: str, role: str) -> None:
 
 
 def _open(uri: str) -> Store:
-    place = _place(uri)
-    store = Store(uri, place.parent if place and not session.is_folder(uri) else place)
+    place = places.local_place(uri)
+    store = Store(uri, place.parent if place and not places.is_folder(uri) else place)
     try:
         with seam.quiet("alembic"):
             store.client.search_experiments(max_results=1)

@@ -181,7 +181,8 @@ class Courier:
             pause = _FIRST_PAUSE
             while not self._attempt(chunk, self._follower.number):
                 self._journal.sync()
-                self._urgent.wait(pause * random.uniform(*_SPREAD))  # noqa: S311 - nobody is to be kept from guessing it
+                spread = random.uniform(*_SPREAD)  # noqa: S311 - it is no secret  # nosec B311
+                self._urgent.wait(pause * spread)
                 if self._stopping:
                     return
                 pause = min(2 * pause, _LONGEST_PAUSE)

@@ -19,7 +19,7 @@ from autogen_team.errors import ConfigurationError, ConfigurationWarning, Tracki
 from autogen_team.io import _job
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask_url
-from autogen_team.io._tracking import probe, turns
+from autogen_team.io._tracking import places, probe, turns
 
 if TYPE_CHECKING:
     import mlflow
@@ -206,7 +206,7 @@ def _impatient(timeout: float) -> Iterator[None]:
 
 def _allow_file_store(*uris: str) -> None:
     for uri in dict.fromkeys(uris):
-        if is_folder(uri):
+        if places.is_folder(uri):
             warnings.warn(
                 f"{mask_url(uri)} is a folder: MLflow keeps its file store in maintenance and will drop it; move to "
                 "sqlite:///mlflow.db (mlflow migrate-filestore)",
@@ -214,9 +214,3 @@ def _allow_file_store(*uris: str) -> None:
                 stacklevel=6,
             )
             os.environ[_ALLOW_FILE_STORE] = "true"
-
-
-def is_folder(uri: str) -> bool:
-    """Tell whether MLflow would keep this store in a folder."""
-    scheme = urlsplit(uri).scheme
-    return scheme in ("", "file") or len(scheme) == 1  # C:\runs
