@@ -155,7 +155,7 @@ def test_a_failing_task_alerts_and_the_others_go_on_later(run_slow_job, wait_unt
         with make_context() as context, context.run("train", log_system_metrics=False), workers(context, 2):
             run_all(fold, range(4))
             try:
-                run_all(context.bind(fail, nested="doomed"), [7, 7], batch_size=2)
+                run_all(context.bind(fail, nested="doomed"), [7])
             except ValueError:
                 run_all(fold, range(4, 6))
         """,
@@ -179,7 +179,7 @@ def test_the_death_of_a_worker_is_recovered(run_slow_job, wait_until):
         with make_context() as context, context.run("train", log_system_metrics=False), workers(context, 2):
             for fn in (die_once, context.bind(die_once, nested="child")):
                 try:
-                    run_all(fn, [1, 1], batch_size=2)
+                    run_all(fn, [1])
                 except TerminatedWorkerError:
                     continue
                 raise AssertionError("it lives")
