@@ -304,7 +304,7 @@ def test_autologging_works_in_runs_of_their_own_only(run_job, store):
     assert sorted(run.data.params["C"] for run in store.children()) == ["0.1", "1.0"]
 
 
-def test_a_store_out_of_reach_does_not_stop_a_worker(start_python, run_python, write_job, server, store, journals):
+def test_a_server_out_of_reach_does_not_stop_a_worker(start_python, run_python, write_job, server, store, journals):
     """What it logs waits on disk, and is delivered when the store is back."""
     job = write_job(
         f"""

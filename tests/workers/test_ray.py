@@ -140,7 +140,7 @@ def test_what_tasks_log_is_the_runs(job, said):
 def test_lines_are_in_a_file_for_each_worker(job, said):
     """They carry the id of the run and the name of the worker; the level is the job's, and secrets are masked."""
     run_id = job.store.run("train").info.run_id
-    lines = [line for line in job.log_lines() if line["run_id"] == run_id and line["function"] == "fold"]
+    lines = [line for line in job.log_lines() if line.get("run_id") == run_id and line["function"] == "fold"]
 
     assert sorted(line["message"] for line in lines) == [f"fold {number}" for number in range(8)]
     assert [line for line in lines if line["file"] != f"job-{line['worker']}"] == []
