@@ -19,9 +19,13 @@ pytestmark = pytest.mark.timeout(360)  # clusters take seconds to start, and man
 FUNCTIONS = '''
 from pathlib import Path
 
+import dask
 from distributed import Client, LocalCluster
 
 from autogen_team.workers.dask import workers
+
+# Else a cluster gives up a dead worker whose next one needs more than 15 s to start, as on a busy machine.
+dask.config.set({"distributed.deploy.lost-worker-timeout": "300s"})
 
 
 def make_cluster(size, **fields):

@@ -104,10 +104,10 @@ class WriteBehind:
         try:
             self.courier.stop(timeout)
         finally:
-            waiting = self.journal.number - self.journal.acked
             left = self.journal.close()
             self._watchdog.dismiss()
         if left is not None:
+            waiting = self.journal.number - self.journal.acked - 1  # the last one says that the journal is closed
             _report.error(
                 "%d entries for the MLflow store at %s were not delivered within %g s; they wait in %s. "
                 "`autogen-team sync` delivers them, and so does the next start on this machine",
