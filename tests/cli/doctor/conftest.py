@@ -42,7 +42,10 @@ def experiment(store_uri):
 
 @pytest.fixture
 def web_server():
-    """Return a function that starts a server with some headers; it answers `/version` and `/health` only."""
+    """Return a function that starts a server with some headers, or what makes them at each answer.
+
+    It answers `/version` and `/health` only.
+    """
     servers = []
 
     def start(version=200, text=b"3.17.2", **headers):
@@ -52,7 +55,7 @@ def web_server():
                 body = text if status == 200 else b"no such page"
                 self.send_response_only(status)
                 for name, value in {"Content-Length": str(len(body)), **headers}.items():
-                    self.send_header(name, value)
+                    self.send_header(name, value() if callable(value) else value)
                 self.end_headers()
                 self.wfile.write(body)
 

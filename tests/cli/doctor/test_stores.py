@@ -159,7 +159,8 @@ def test_a_registry_of_its_own_is_asked_on_its_own(experiment, migrated_database
 @pytest.mark.parametrize(("seconds", "outcome"), [(0, "ok"), (3600, "note"), (-3600, "note")])
 def test_a_clock_that_is_wrong_is_a_note(web_server, examine, seconds, outcome):
     """It is told which one is ahead, by how much."""
-    _, checks = examine("--tracking-uri", web_server(Date=formatdate(time() + seconds, usegmt=True)))
+    uri = web_server(Date=lambda: formatdate(time() + seconds, usegmt=True))
+    _, checks = examine("--tracking-uri", uri)
 
     assert checks["clock"]["outcome"] == outcome
     assert ("ahead of" if seconds > 0 else "behind") in checks["clock"]["found"] or not seconds

@@ -117,6 +117,19 @@ def test_segments_go_once_all_in_them_is_acknowledged(written, monkeypatch):
     assert 0 not in steps(reading.read(written.folder))
 
 
+@pytest.mark.parametrize("damage", [b"", b"\0" * 60, b'{"acked":100}\n', "torn", "higher"])
+def test_a_damaged_acknowledgement_is_none(written, damage):
+    """All is delivered again then, of which a store takes nothing twice; nothing is left out."""
+    written.ack(written.append(metric(1)))
+    path = written.folder / "acked"
+    whole = path.read_bytes()
+    damage = {"torn": whole[:30], "higher": whole.replace(b'"n":2', b'"n":9')}.get(damage, damage)
+    assert (reading.acked(written.folder), damage != whole) == (2, True)
+    path.write_bytes(damage)
+
+    assert reading.acked(written.folder) == 0
+
+
 def test_a_new_segment_still_knows_which_runs_are_open(written, monkeypatch):
     """The entry that opened them may be gone with its segment."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
@@ -364,10 +377,9 @@ def test_a_changed_line_is_no_entry(data):
     line = bytearray(entries.line(17, metric(17))[:-1])
     place = data.draw(st.integers(0, len(line) - 1))
     line[place] ^= 1 << data.draw(st.integers(0, 7))
-    found = entries.parse(bytes(line))
 
-    # Only the case of a digit of the checksum itself may change without changing what it says.
-    assert found is None or bytes(line).lower() == entries.line(17, metric(17))[:-1]
+    # The quote and the comma after the checksum are not proven by it, but no JSON without them.
+    assert entries.parse(bytes(line)) is None
 
 
 @settings(max_examples=60, deadline=None)

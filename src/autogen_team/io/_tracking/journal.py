@@ -325,8 +325,8 @@ class Journal:
 
 
 def acked_line(number: int) -> bytes:
-    """Return the content of `acked`; of one length, so that it is replaced in one piece."""
-    return b'{"acked":%d}' % number + b" " * (24 - len(str(number))) + b"\n"
+    """Return the content of `acked`, a line like that of an entry; of one length, to be replaced in one piece."""
+    return entries.line(number, '"op":"acked"}' + " " * (20 - len(str(number))))
 
 
 def take_lock(folder: Path) -> int | None:

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import orjson
-
 from autogen_team.io._tracking import entries
 from autogen_team.io._tracking.entries import Entry
 from autogen_team.io._tracking.journal import Journal
@@ -17,11 +15,9 @@ _LONGEST_HEADER = 2**16
 
 
 def acked(folder: Path) -> int:
-    """Return the number of the last entry that the store has taken; 0 if that cannot be told."""
-    with suppress(OSError, orjson.JSONDecodeError, AttributeError, TypeError):
-        found = orjson.loads((folder / "acked").read_bytes()).get("acked", 0)
-        return found if isinstance(found, int) else 0
-    return 0
+    """Return the number of the last entry that the store has taken; 0 if that cannot be told, as if it had none."""
+    found = entries.parse(_bytes(folder / "acked").rstrip(b"\n"))
+    return 0 if found is None else int(found["n"])
 
 
 def header(folder: Path) -> Entry | None:

@@ -248,24 +248,33 @@ def gc_of(uri: str) -> Callable[[str], object] | None:
     return found
 
 
+_FindArtifacts: TypeAlias = "Callable[[Callable[[], Any], str, Kind], Any]"
+
 _registry: Any = tracking._tracking_store_registry
-_stand_ins: dict[str, Any] = {}
-_artifact_doors: dict[str, Callable[[Callable[[], Any], str, Kind], Any]] = {}
+_stand_ins: dict[str, list[tuple[Any, _FindArtifacts]]] = {}
+"""Of each store, what stands in for it; the first one does, the others wait for its end."""
 _client_class: Any = TrackingServiceClient
 _plain_artifact_repo: Any = _client_class._get_artifact_repo
 
 
-def stand_in(uri: str, store: Any, find_artifacts: Callable[[Callable[[], Any], str, Kind], Any]) -> Undo:
+def _find_plainly(find: Callable[[], Any], _owner: str, _kind: Kind) -> Any:
+    return find()
+
+
+def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainly, *, yields: bool = False) -> Undo:
     """Let `store` stand in for MLflow's store of `uri`, and `find_artifacts` answer for its artifact repositories.
 
-    The latter is given a function that returns MLflow's own.
+    The latter is given a function that returns MLflow's own. One that `yields` does so as long as no other does.
     """
-    _stand_ins[uri], _artifact_doors[uri] = store, find_artifacts
+    here, found = (store, find_artifacts), _stand_ins.setdefault(uri, [])
+    found.insert(len(found) if yields else 0, here)
     _registry._get_store_with_resolved_uri = _find_store
     _client_class._get_artifact_repo = _find_artifact_repo
 
     def undo() -> None:
-        del _stand_ins[uri], _artifact_doors[uri]
+        del found[next(at for at, one in enumerate(found) if one is here)]
+        if not found:
+            del _stand_ins[uri]
         if not _stand_ins:
             del _registry._get_store_with_resolved_uri
             _client_class._get_artifact_repo = _plain_artifact_repo
@@ -275,8 +284,8 @@ def stand_in(uri: str, store: Any, find_artifacts: Callable[[Callable[[], Any], 
 
 def _find_store(uri: str, artifact_uri: str | None = None) -> Any:
     found = _stand_ins.get(uri)
-    if found is not None and artifact_uri is None:
-        return found
+    if found and artifact_uri is None:
+        return found[0][0]
     return _plain_store_of(uri, artifact_uri)
 
 
@@ -286,8 +295,8 @@ def _plain_store_of(uri: str, artifact_uri: str | None) -> Any:
 
 def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: Kind = "run") -> Any:
     find = partial(_plain_artifact_repo, client, owner, resource=resource)
-    door = _artifact_doors.get(client.tracking_uri)
-    return find() if door is None else door(find, owner, resource)
+    found = _stand_ins.get(client.tracking_uri)
+    return found[0][1](find, owner, resource) if found else find()
 
 
 def artifact_repository(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:

@@ -98,7 +98,18 @@ def start(settings: Settings) -> Session:
 def _start(settings: Settings, *, is_offline: bool = False) -> Session:
     import mlflow
 
-    from autogen_team.io._tracking import ending, isolation, joining, lane, recovery, runs, seam, traces, write_behind
+    from autogen_team.io._tracking import (
+        ending,
+        isolation,
+        joining,
+        lane,
+        masked,
+        recovery,
+        runs,
+        seam,
+        traces,
+        write_behind,
+    )
 
     with ExitStack() as undo:
         undo.enter_context(ending.signals_raise())
@@ -128,6 +139,8 @@ def _start(settings: Settings, *, is_offline: bool = False) -> Session:
                     flush_timeout=settings.flush_timeout,
                 )
             )
+        else:
+            undo.callback(masked.start(settings.tracking_uri))
         undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
         undo.callback(isolation.isolate())
         undo.callback(seam.keep_autolog())

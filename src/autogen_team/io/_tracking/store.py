@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,16 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
-from autogen_team.io._redact import mask
 from autogen_team.io._tracking import entries, links, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.destinations import OPENED_BY
-from autogen_team.io._tracking.journal import Journal, JournalError
+from autogen_team.io._tracking.journal import Journal
 from autogen_team.io._tracking.known import Known, run_to_be_made
 from autogen_team.io._tracking.link import Link, StoreUnavailableError
+from autogen_team.io._tracking.masked import masked, masked_name
+from autogen_team.io._tracking.metrics import MetricEntries
 from autogen_team.io._tracking.standin import StandIn
+from autogen_team.io._tracking.writer import Writer
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, LoggedModelInput
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
 
 LOCAL_ID = "autogen_team.local_run_id"
 """The tag that says what a run was called while its store was out of reach."""
-_MOST_KEYS = 10_000
-_LARGEST = 2**63 - 1
-"""What a database and a server have room for, of steps and times."""
 _READ_SOON, _READ_PATIENCE = 1.0, 20.0
 """Seconds that a read waits for what was written before it: of any store, and of one that answers."""
 _ABOUT_RUNS = frozenset(
@@ -75,9 +73,8 @@ class DurableStore(StandIn):
         self._courier = courier
         self._link = link
         self._known: dict[str, Known | None] = {}
-        self._keys: dict[str, str] = {}
-        """The keys that have passed the checks, as the journal wants them."""
-        self._past = 0
+        self._metrics = MetricEntries(is_remote=link.is_remote)
+        self._writer = Writer(journal, courier)
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._inner, name)
@@ -110,44 +107,17 @@ class DurableStore(StandIn):
     def log_metric(self, run_id: str, metric: Metric) -> None:
         """Write a metric to the journal."""
         self._knows(run_id)
-        value, timestamp = metric.value, metric.timestamp
-        step: float = metric.step
-        quoted = self._keys.get(metric.key)
-        if quoted is None or not (
-            type(value) is float
-            and type(step) is type(timestamp) is int
-            and 0 <= timestamp <= _LARGEST
-            and -_LARGEST <= step <= _LARGEST
-        ):
-            quoted, value, step = self._checked(metric.key, value, timestamp, step)
-        extras = entries.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
-        self._write(entries.metrics_body(run_id, timestamp, step, entries.pair(quoted, value), extras))
+        self._writer.write(self._metrics.of_one(run_id, metric))
 
     def log_floats(self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: float) -> None:
         """Write metrics that are not wrapped in objects of MLflow's; a bad one is raised once the others are safe."""
         self._knows(run_id)
-        pairs = []
-        fault: Exception | None = None
-        is_fine = type(step) is int and -_LARGEST <= step <= _LARGEST
-        for key, given in metrics.items():
-            value = given
-            quoted = self._keys.get(key)
-            if quoted is None or type(value) is not float or not is_fine:
-                try:
-                    quoted, value, step = self._checked(key, seam.as_float(given), timestamp, step)
-                except Exception as error:
-                    fault = fault or error
-                    continue
-            pairs.append(entries.pair(quoted, value))
-        if pairs:
-            self._write(entries.metrics_body(run_id, timestamp, step, ",".join(pairs)))
-        if fault is not None:
-            raise fault
+        self._write_metrics(*self._metrics.of_floats(run_id, metrics, timestamp, step))
 
     def log_param(self, run_id: str, param: Param) -> None:
         """Write a parameter to the journal; one that the run has with another value is the store's to refuse."""
         known = self._knows(run_id)
-        param = _masked(seam.check_param(param.key, param.value))
+        param = masked(seam.check_param(param.key, param.value))
         before = None if known is None else known.params.get(param.key)
         if before is not None and before != param.value:
             self._refuse_change(run_id, param, before, partial(self._inner.log_param, self._real(run_id), param))
@@ -162,7 +132,7 @@ class DurableStore(StandIn):
             self._require()
             self._inner.set_tag(self._real(run_id), tag)
             raise
-        self._write_tags(run_id, known, [_masked(checked)])
+        self._write_tags(run_id, known, [masked(checked)])
 
     def log_batch(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
@@ -170,11 +140,9 @@ class DurableStore(StandIn):
         """Write all of it to the journal; if some of it is bad, the good metrics all the same."""
         seam.check_limits(metrics, params, tags)
         known = self._knows(run_id)
-        fault = self._write_metrics(run_id, metrics)
-        if fault is not None:
-            raise fault
-        params = [_masked(seam.check_param(p.key, p.value, path=f"params[{at}]")) for at, p in enumerate(params)]
-        tags = [_masked(seam.check_tag(t.key, t.value, path=f"tags[{at}]")) for at, t in enumerate(tags)]
+        self._write_metrics(*self._metrics.of_many(run_id, metrics))
+        params = [masked(seam.check_param(p.key, p.value, path=f"params[{at}]")) for at, p in enumerate(params)]
+        tags = [masked(seam.check_tag(t.key, t.value, path=f"tags[{at}]")) for at, t in enumerate(tags)]
         seam.check_unique(params)
         before_now: dict[str, str] = {} if known is None else known.params
         for param in params:
@@ -202,7 +170,7 @@ class DurableStore(StandIn):
             seam.check_datasets(datasets)
         written = [loads(message_to_json(dataset.to_proto())) for dataset in datasets or ()]
         named = [model.model_id for model in models or ()]
-        self._write(entries.body("inputs", run=run_id, datasets=written, models=named))
+        self._writer.write(entries.body("inputs", run=run_id, datasets=written, models=named))
 
     def delete_tag(self, run_id: str, key: str) -> None:
         """Write the removal to the journal; of a tag that is not known to be there, it is the store's to judge."""
@@ -213,7 +181,7 @@ class DurableStore(StandIn):
             self._inner.delete_tag(self._real(run_id), key)
             return
         del known.tags[key]
-        self._write(entries.body("untag", run=run_id, key=key))
+        self._writer.write(entries.body("untag", run=run_id, key=key))
 
     def log_metric_async(self, run_id: str, metric: Metric) -> RunOperations:
         """Write it to the journal, which is as good as done."""
@@ -258,13 +226,13 @@ class DurableStore(StandIn):
         after that, the id that is returned here means that run.
         """
         mark = uuid.uuid4().hex
-        run_name = _masked_name(run_name)  # MLflow has put it among the tags too, and refuses two names
-        tags = [*map(_masked, tags), RunTag(OPENED_BY, mark)]
+        run_name = masked_name(run_name)  # MLflow has put it among the tags too, and refuses two names
+        tags = [*map(masked, tags), RunTag(OPENED_BY, mark)]
         try:
             self._require()
         except StoreUnavailableError:
             return self._create_later(str(experiment_id), user_id, start_time, tags, run_name)
-        with self._past_the_journal_if_need_be():
+        with self._writer.noting():
             self._journal.run_opening(mark, str(experiment_id))
         try:
             run: Run = self._inner.create_run(experiment_id, user_id, start_time, tags, run_name)
@@ -336,7 +304,7 @@ class DurableStore(StandIn):
     ) -> RunInfo:
         """Write status, end and name to the journal, and return the run as it will be."""
         known = self._knows(run_id)
-        run_name = _masked_name(run_name)
+        run_name = masked_name(run_name)
         status = None if run_status is None else RunStatus.to_string(run_status)
         if known is None:
             self.flush()
@@ -345,7 +313,7 @@ class DurableStore(StandIn):
             return info
         if status == "RUNNING":  # resumed: from now on it is ours to close
             self._note_open(known.info, None)
-        self._write(entries.body("info", run=run_id, status=status, end=end_time, name=run_name))
+        self._writer.write(entries.body("info", run=run_id, status=status, end=end_time, name=run_name))
         if status in ("FINISHED", "FAILED", "KILLED"):
             self._journal.run_closed(run_id)
             link = links.of_run(self._link.uri, known.info.experiment_id, run_id)
@@ -390,7 +358,7 @@ class DurableStore(StandIn):
             engine.dispose(close=False)
 
     def _note_open(self, info: RunInfo, mark: str | None) -> None:
-        with self._past_the_journal_if_need_be():
+        with self._writer.noting():
             self._journal.run_opened(info.run_id, mark=mark, name=info.run_name or "", experiment=info.experiment_id)
 
     def _knows(self, run_id: str) -> Known | None:
@@ -426,91 +394,21 @@ class DurableStore(StandIn):
             raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE) from None
         ask()
 
-    def _checked(self, key: Any, value: Any, timestamp: Any, step: Any, path: str = "") -> tuple[str, float, float]:
-        """Return the key as the journal wants it, value and step as the store does, or raise what MLflow raises."""
-        seam.check_metric(key, value, timestamp, step, path=path)
-        number = float(value)
-        if self._link.is_remote:
-            Metric(key, number, timestamp, step).to_proto()  # a server takes whole numbers only, and says so here
-        step = int(step) if step == int(step) else float(step)  # True is 1, as a database has it
-        if not (timestamp <= _LARGEST and -_LARGEST <= step <= _LARGEST):
-            text = f"the step {step} or the timestamp {timestamp} of the metric {key!r} has more than 64 bits"
-            raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
-        quoted = entries.quote(key)
-        if len(self._keys) < _MOST_KEYS:
-            self._keys[key] = quoted
-        return quoted, number, step
-
-    def _write_metrics(self, run_id: str, metrics: Sequence[Metric]) -> Exception | None:
-        """Write the good ones, those that share time and step in one entry; return what is wrong with the first bad."""
-        fault: Exception | None = None
-        group: dict[str, str] = {}
-        shared: tuple[Any, ...] = ()
-        for at, metric in enumerate(metrics):
-            try:
-                quoted, value, step = self._checked(
-                    metric.key, metric.value, metric.timestamp, metric.step, f"metrics[{at}]"
-                )
-            except Exception as error:
-                fault = fault or error
-                continue
-            about = (metric.timestamp, step, metric.model_id, metric.dataset_name, metric.dataset_digest)
-            if group and (about != shared or metric.key in group):
-                self._write_group(run_id, shared, group)
-                group = {}
-            shared = about
-            group[metric.key] = entries.pair(quoted, value)
-        if group:
-            self._write_group(run_id, shared, group)
-        return fault
-
-    def _write_group(self, run_id: str, shared: tuple[Any, ...], group: dict[str, str]) -> None:
-        timestamp, step, *extras = shared
-        pairs = ",".join(group.values())
-        self._write(entries.metrics_body(run_id, timestamp, step, pairs, entries.metric_extras(*extras)))
+    def _write_metrics(self, bodies: list[str], fault: Exception | None) -> None:
+        """Write the good ones, and raise what is wrong with the first bad one."""
+        for body in bodies:
+            self._writer.write(body)
+        if fault is not None:
+            raise fault
 
     def _write_params(self, run_id: str, known: Known | None, params: Sequence[Param]) -> None:
         values = {param.key: param.value for param in params}
-        self._write(entries.body("params", run=run_id, values=values))
+        self._writer.write(entries.body("params", run=run_id, values=values))
         if known is not None:
             known.params |= values
 
     def _write_tags(self, run_id: str, known: Known | None, tags: Sequence[RunTag]) -> None:
         values = {tag.key: tag.value for tag in tags}
-        self._write(entries.body("tags", run=run_id, values=values))
+        self._writer.write(entries.body("tags", run=run_id, values=values))
         if known is not None:
             known.tags |= values
-
-    def _write(self, body: str) -> None:
-        try:
-            self._journal.append(body)
-        except JournalError as error:
-            self._past_the_journal(error)
-            self._courier.deliver_now(body)
-        else:
-            if self._past:
-                _report.warning("the journal can be written again; %d entries went past it", self._past)
-                self._past = 0
-
-    @contextmanager
-    def _past_the_journal_if_need_be(self) -> Iterator[None]:
-        try:
-            yield
-        except JournalError as error:
-            self._past_the_journal(error)
-
-    def _past_the_journal(self, error: JournalError) -> None:
-        self._past += 1
-        if self._past == 1:
-            _report.error("%s; what is logged goes to the store directly, and is lost if that fails", error)
-
-
-def _masked(item: Any) -> Any:
-    """Return a parameter or tag without secrets: the same object, if it holds none."""
-    value = mask(item.value) if isinstance(item.value, str) else item.value
-    return item if value == item.value else type(item)(item.key, value)
-
-
-def _masked_name(name: str | None) -> str | None:
-    """Return the name of a run without secrets."""
-    return None if name is None else mask(name)

@@ -1,0 +1,107 @@
+"""Metrics as entries of the journal: checked by MLflow's own rules, those that share time and step together.
+
+A key that has passed the checks once is remembered as the journal wants it, so that a loop pays for them once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
+
+from autogen_team.io._tracking import entries, seam
+
+_MOST_KEYS = 10_000
+_LARGEST = 2**63 - 1
+"""What a database and a server have room for, of steps and times."""
+
+
+class MetricEntries:
+    """Makes bodies of entries."""
+
+    def __init__(self, *, is_remote: bool) -> None:
+        """For a store behind a server, or for one that is not: they take different numbers."""
+        self._is_remote = is_remote
+        self._keys: dict[str, str] = {}
+        """The keys that have passed the checks, as the journal wants them."""
+
+    def of_one(self, run_id: str, metric: Metric) -> str:
+        """Return the body of a metric, or raise what MLflow raises."""
+        value, timestamp = metric.value, metric.timestamp
+        step: float = metric.step
+        quoted = self._keys.get(metric.key)
+        if quoted is None or not (
+            type(value) is float
+            and type(step) is type(timestamp) is int
+            and 0 <= timestamp <= _LARGEST
+            and -_LARGEST <= step <= _LARGEST
+        ):
+            quoted, value, step = self._checked(metric.key, value, timestamp, step)
+        extras = entries.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
+        return entries.metrics_body(run_id, timestamp, step, entries.pair(quoted, value), extras)
+
+    def of_floats(
+        self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: float
+    ) -> tuple[list[str], Exception | None]:
+        """Return the body of the good ones, if there are any, and what is wrong with the first bad one."""
+        pairs = []
+        fault: Exception | None = None
+        is_fine = type(step) is int and -_LARGEST <= step <= _LARGEST
+        for key, given in metrics.items():
+            value = given
+            quoted = self._keys.get(key)
+            if quoted is None or type(value) is not float or not is_fine:
+                try:
+                    quoted, value, step = self._checked(key, seam.as_float(given), timestamp, step)
+                except Exception as error:
+                    fault = fault or error
+                    continue
+            pairs.append(entries.pair(quoted, value))
+        return [entries.metrics_body(run_id, timestamp, step, ",".join(pairs))] if pairs else [], fault
+
+    def of_many(self, run_id: str, metrics: Sequence[Metric]) -> tuple[list[str], Exception | None]:
+        """Return the bodies of the good ones, and what is wrong with the first bad one."""
+        bodies: list[str] = []
+        fault: Exception | None = None
+        group: dict[str, str] = {}
+        shared: tuple[Any, ...] = ()
+        for at, metric in enumerate(metrics):
+            try:
+                quoted, value, step = self._checked(
+                    metric.key, metric.value, metric.timestamp, metric.step, f"metrics[{at}]"
+                )
+            except Exception as error:
+                fault = fault or error
+                continue
+            about = (metric.timestamp, step, metric.model_id, metric.dataset_name, metric.dataset_digest)
+            if group and (about != shared or metric.key in group):
+                bodies.append(_body_of_group(run_id, shared, group))
+                group = {}
+            shared = about
+            group[metric.key] = entries.pair(quoted, value)
+        if group:
+            bodies.append(_body_of_group(run_id, shared, group))
+        return bodies, fault
+
+    def _checked(self, key: Any, value: Any, timestamp: Any, step: Any, path: str = "") -> tuple[str, float, float]:
+        """Return the key as the journal wants it, value and step as the store does, or raise what MLflow raises."""
+        seam.check_metric(key, value, timestamp, step, path=path)
+        number = float(value)
+        if self._is_remote:
+            Metric(key, number, timestamp, step).to_proto()  # a server takes whole numbers only, and says so here
+        step = int(step) if step == int(step) else float(step)  # True is 1, as a database has it
+        if not (timestamp <= _LARGEST and -_LARGEST <= step <= _LARGEST):
+            text = f"the step {step} or the timestamp {timestamp} of the metric {key!r} has more than 64 bits"
+            raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
+        quoted = entries.quote(key)
+        if len(self._keys) < _MOST_KEYS:
+            self._keys[key] = quoted
+        return quoted, number, step
+
+
+def _body_of_group(run_id: str, shared: tuple[Any, ...], group: dict[str, str]) -> str:
+    timestamp, step, *extras = shared
+    return entries.metrics_body(run_id, timestamp, step, ",".join(group.values()), entries.metric_extras(*extras))

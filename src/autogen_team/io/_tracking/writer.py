@@ -1,0 +1,47 @@
+"""Entries into the journal, or past it: a disk that is full or read-only does not stop a job."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from autogen_team.io._tracking.courier import Courier
+from autogen_team.io._tracking.journal import Journal, JournalError
+
+_report = logging.getLogger("autogen_team")
+
+
+class Writer:
+    """Writes for one store; each turn, away from the journal and back to it, is reported once."""
+
+    def __init__(self, journal: Journal, courier: Courier) -> None:
+        self._journal = journal
+        self._courier = courier
+        self._past = 0
+        """Entries that have gone past the journal since it could be written last."""
+
+    def write(self, body: str) -> None:
+        """Write an entry to the journal; bring it to the store directly if that cannot be."""
+        try:
+            self._journal.append(body)
+        except JournalError as error:
+            self._go_past(error)
+            self._courier.deliver_now(body)
+        else:
+            if self._past:
+                _report.warning("the journal can be written again; %d entries went past it", self._past)
+                self._past = 0
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Let the block go on if what it notes in the journal, for whoever recovers it, cannot be written."""
+        try:
+            yield
+        except JournalError as error:
+            self._go_past(error)
+
+    def _go_past(self, error: JournalError) -> None:
+        self._past += 1
+        if self._past == 1:
+            _report.error("%s; what is logged goes to the store directly, and is lost if that fails", error)
