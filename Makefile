@@ -8,13 +8,14 @@ READY := $(VENV)/.ready
 PEERS := .venv-peers
 OLDEST := .venv-oldest
 SPARK := .spark
-OLDEST_TESTS := $(wildcard $(addprefix tests/, test_import.py test_user_story.py test_drop_in.py test_context.py test_testing.py \
+# What has to hold with every version of Python and of our dependencies.
+CONTRACT_TESTS := $(wildcard $(addprefix tests/, test_import.py test_user_story.py test_drop_in.py test_context.py test_testing.py \
   cli/test_config.py cli/test_help.py cli/test_notify.py cli/test_run.py cli/test_status.py \
   io/test_settings.py io/test_service.py io/test_services.py io/alerts/test_dbus.py io/alerts/test_remote.py \
   io/logs/test_jsonl.py io/logs/test_pipeline.py io/logs/test_seam.py \
   io/tracking/test_isolation*.py io/tracking/test_nesting.py io/tracking/test_seam.py io/tracking/test_values.py \
   io/tracking/test_write_behind.py workers/test_processes.py))
-PYTHONS := 3.11 3.12 3.13
+PYTHONS ?= 3.11 3.12 3.13
 FUZZ_SECONDS ?= 600
 DOCS := .venv-docs
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core chromium
@@ -42,7 +43,11 @@ demo: $(READY) ## Tune, train and register a real model inside the global contex
 	@$(BIN)/autogen-team run examples/train.py
 
 .PHONY: test
-test: $(READY) system-deps ## Run the whole test suite, with coverage
+test: $(READY) system-deps ## Run the whole test suite
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+.PHONY: coverage
+coverage: $(READY) system-deps ## Run it with coverage, of all processes, which takes half as long again
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= $(PYTEST_ARGS)
 	@$(BIN)/python -m coverage report --fail-under=95
@@ -65,28 +70,34 @@ $(OLDEST)/.ready: requirements/oldest.txt
 test-oldest: $(OLDEST)/.ready wheel ## Test the wheel with the oldest version of each dependency that we support
 	@$(call install-wheel,$(OLDEST))
 	@# The help looks different with each typer; the oldest venv has no server and no PostgreSQL.
-	@$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider $(OLDEST_TESTS) \
+	@$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider $(CONTRACT_TESTS) \
 	  -k "not server and not postgres and not uri_stays and not agreed_on" $(PYTEST_ARGS)
 
 .venv-3.%/.ready: $(LOCK)
-	@$(PYTHON) -m venv --clear $(@D)
+	@"$$(.ci/python-of 3.$*)" -m venv --clear $(@D)
 	@echo "installing the locked requirements into $(@D)"
 	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
 	@touch $@
 
-.PHONY: test-all
-test-all: wheel ## Test the wheel on every Python that we support, as far as they are installed
-	@for version in $(PYTHONS); do \
-	  python=$$(for each in python$$version "$$(pyenv root 2>/dev/null)"/versions/$$version.*/bin/python; do \
-	    "$$each" -c '' 2>/dev/null && echo "$$each" && break; done); \
-	  if [ -z "$$python" ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
-	  $(MAKE) --no-print-directory test-python PYTHON="$$python" ON=.venv-$$version || exit 1; \
+# $(call on-each-python,TARGET): make it for each of them that is installed, with $$version in its name
+on-each-python = @for version in $(PYTHONS); do \
+	  if [ -z "$$(.ci/python-of $$version)" ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
+	  $(MAKE) --no-print-directory $(1) || exit 1; \
 	done
 
+.PHONY: test-all
+test-all: wheel ## Test the wheel on every Python that we support and that is installed; TESTS=tests for the whole suite
+	$(call on-each-python,test-python ON=.venv-$$version)
+
+TESTS := $(CONTRACT_TESTS)
 .PHONY: test-python
 test-python: $(ON)/.ready
 	@$(call install-wheel,$(ON))
-	@$(ON)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider --ignore tests/browser -m "not desktop" $(PYTEST_ARGS)
+	@$(ON)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider --ignore tests/browser -m "not desktop" $(TESTS) $(PYTEST_ARGS)
+
+.PHONY: venvs
+venvs: $(OLDEST)/.ready
+	$(call on-each-python,.venv-$$version/.ready)
 
 .PHONY: fuzz
 fuzz: $(READY) ## Try random input on settings, journals and the redactor for FUZZ_SECONDS (600)

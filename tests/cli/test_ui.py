@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,14 +81,6 @@ def record(name, experiment="autogen_team", **settings):
 def artifact(link):
     """Return the path under which the pages get the artifact of such a run."""
     return f"/get-artifact?path=notes/today.txt&run_uuid={link.rpartition('/')[2]}"
-
-
-def wait_until(condition):
-    """Poll until it holds."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def listens(port, host="127.0.0.1"):
@@ -174,7 +165,7 @@ def test_a_port_that_is_taken_is_an_error(pages, run_python):
 @pytest.mark.parametrize(
     ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
-def test_no_process_is_left_behind(store_uri, signum, status):
+def test_no_process_is_left_behind(store_uri, signum, status, wait_until):
     """However it is ended; and the port that was asked for is free again."""
     with serving() as pages:
         servers = pages.servers()
@@ -212,7 +203,7 @@ def test_offline_runs_that_do_not_exist_are_an_error(run_python):
     assert "no run that is meant for http://bob:***@127.0.0.1 has been recorded offline" in err
 
 
-def test_a_store_without_runs_has_pages_too(free_port, store_uri, monkeypatch):
+def test_a_store_without_runs_has_pages_too(free_port, store_uri, monkeypatch, wait_until):
     """On the port that was asked for; with `--open`, the browser is sent there."""
     browser = Path("browser")
     browser.write_text('#!/bin/sh\necho "$1" > opened\n')

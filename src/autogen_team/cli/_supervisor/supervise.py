@@ -19,7 +19,8 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from autogen_team.cli import _look
-from autogen_team.cli._supervisor import aftermath, relay
+from autogen_team.cli._supervisor import aftermath, forwarding, relay
+from autogen_team.cli._supervisor.forwarding import Forwarding
 from autogen_team.cli._supervisor.relay import Relay
 from autogen_team.cli._supervisor.transcript import Transcript
 from autogen_team.cli._supervisor.wire import OpenRun, Order, SupervisorEnd
@@ -33,7 +34,7 @@ sys.path[:] = {path!r}
 from autogen_team.cli._supervisor.inside import main
 main()
 """
-_FORWARDED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
+_FORWARDED = ("SIGINT", *forwarding.NAMES)
 _SLOW_READER = 1.0
 """Seconds that the end of a run waits for whoever reads our output, so that the run has it too."""
 
@@ -59,8 +60,6 @@ class _Child:
         self._transcript = Transcript() if order.is_kept else None
         self._terminal: Terminal | None = None
         self._kills = aftermath.kills_for_memory()
-        self._early: list[int] = []
-        self.pid = 0
         self.ended_at = 0.0
         """Seconds since 1970."""
         for number in (0, 1, 2):  # closed ones would be given to our own sockets
@@ -68,15 +67,12 @@ class _Child:
                 os.open(os.devnull, os.O_RDWR)
         ours, theirs = socket.socketpair()
         self.wire = SupervisorEnd(ours)
-        # One that is ignored is so by somebody's decision (nohup), for the child too.
-        self._forwarded = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
-        for number in self._forwarded:
-            signal.signal(number, self._forward)
+        forward = Forwarding(self._send)
+        self._forwarded = forwarding.install(forward, _FORWARDED)
         with theirs:
             self._process, sources = self._start(order, theirs.fileno())
         self.pid = self._process.pid
-        for early in self._early:
-            self._forward(early, None)
+        forward.to(self._process)
         if self._terminal is None or not self._terminal.is_fed:  # else its key does it
             signal.signal(signal.SIGTSTP, self._stop)
         self.wire.send(order)
@@ -154,15 +150,11 @@ class _Child:
         """Whether the kernel has killed somebody for lack of memory meanwhile."""
         return aftermath.kills_for_memory() > self._kills
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if not self.pid:
-            self._early.append(number)
-            return
-        with suppress(ProcessLookupError):
-            if number == signal.SIGINT and self._is_command:
-                os.killpg(self.pid, number)  # as a terminal would send it
-            else:
-                self._process.send_signal(number)
+    def _send(self, process: subprocess.Popen[bytes], number: int) -> None:
+        if number == signal.SIGINT and self._is_command:
+            os.killpg(process.pid, number)  # as a terminal would send it
+        else:
+            process.send_signal(number)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         """Stop the child, which is in another session, and ourselves; go on together."""
@@ -190,7 +182,7 @@ class _Child:
 @contextmanager
 def _without_signals() -> Iterator[None]:
     """Let threads that are started inside the block leave signals to others."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _FORWARDED])
     try:
         yield
     finally:

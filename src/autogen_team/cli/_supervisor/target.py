@@ -15,16 +15,17 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.thread import _threads_queues
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 
 from autogen_team.cli import _look
+from autogen_team.cli._supervisor import forwarding
+from autogen_team.cli._supervisor.forwarding import Forwarding
 from autogen_team.io._tracking.ending import Terminated
 
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # as a shell says it
-_FORWARDED = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,13 +143,9 @@ class _Command:
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = list(words)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._early: list[int] | None = None
-        """Signals that have come while the program was being started."""
-        for name in _FORWARDED:
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._forward)
+        self._forward: Forwarding | None = None
+        """Set from the moment at which the program is started."""
+        forwarding.install(self._handle)
         signal.signal(signal.SIGINT, self._interrupt)
 
     def execute(self, run: Mapping[str, str]) -> None:
@@ -159,25 +156,20 @@ class _Command:
             SystemExit: its status is not 0.
 
         """
-        self._early = []
-        self._process = subprocess.Popen(self._words, env={**os.environ, **run})  # noqa: S603 - the user's own command
-        for number in self._early:
-            self._forward(number, None)
-        status = self._process.wait()
+        self._forward = Forwarding()
+        process = subprocess.Popen(self._words, env={**os.environ, **run})  # noqa: S603 - the user's own command
+        self._forward.to(process)
+        status = process.wait()
         if status < 0:
             raise Terminated(signal.Signals(-status))
         if status:
             raise SystemExit(status)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self._early is None:  # else who sends it sends it to both of us
+        if self._forward is None:  # else who sends it sends it to both of us
             raise KeyboardInterrupt
 
-    def _forward(self, number: int, _frame: FrameType | None) -> None:
-        if self._early is None:
+    def _handle(self, number: int, _frame: FrameType | None) -> None:
+        if self._forward is None:
             raise Terminated(signal.Signals(number))
-        if self._process is None:
-            self._early.append(number)
-            return
-        with suppress(ProcessLookupError):
-            self._process.send_signal(number)
+        self._forward(number)
