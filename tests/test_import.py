@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 import autogen_team
+from autogen_team.io._settings import descriptions
 
 HEAVY = [
     "mlflow",
@@ -85,7 +86,7 @@ def undocumented(name: str, value: object) -> list[str]:
             if not member.startswith("_") and (inspect.isroutine(what) or isinstance(what, (property, type))):
                 found += undocumented(f"{name}.{member}", what)
         fields = getattr(value, "__pydantic_fields__", {})
-        found += [f"{name}.{field}" for field, info in fields.items() if not info.description]
+        found += [f"{name}.{field}" for field in fields if not descriptions(value).get(field)]
     return found
 
 

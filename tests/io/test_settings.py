@@ -15,6 +15,7 @@ import pytest
 from autogen_team import GlobalContext
 from autogen_team.errors import ConfigurationError, ConfigurationWarning
 from autogen_team.io import _settings
+from autogen_team.io._settings import descriptions
 from autogen_team.io.osvariables import Env
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
@@ -68,9 +69,27 @@ def test_each_field_says_what_it_is_for():
     assert [
         f"{cls.__name__}.{name}"
         for cls in [*SERVICES, Env]
-        for name, field in cls.model_fields.items()
-        if not field.description
+        for name in cls.model_fields
+        if not descriptions(cls).get(name)
     ] == []
+
+
+def test_descriptions_are_inherited_and_may_be_missing():
+    """Those of a subclass come first; a class without a source has those of its bases."""
+
+    class Other(Env):
+        mlflow_experiment_name: str = "other"
+        """Something else."""
+        more: int = 1
+
+    here = descriptions(Other)
+    typed: dict[str, type] = {}
+    exec("class Typed(Env): more: int = 1", {"Env": Env}, typed)
+
+    assert here["mlflow_experiment_name"] == "Something else."
+    assert here["mlflow_registry_uri"] == descriptions(Env)["mlflow_registry_uri"]
+    assert "more" not in here
+    assert descriptions(typed["Typed"]) == descriptions(Env)
 
 
 def test_settings_are_read_when_a_service_is_made(monkeypatch):

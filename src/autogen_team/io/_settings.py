@@ -6,15 +6,20 @@ variable and what it may be, where each value came from, and a word about variab
 
 from __future__ import annotations
 
+import ast
 import difflib
+import inspect
 import sys
+import textwrap
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast, get_args
 
-from pydantic import SecretStr, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -76,7 +81,6 @@ class Settings(BaseSettings):
         env_file=".env",
         env_ignore_empty=True,
         hide_input_in_errors=True,
-        use_attribute_docstrings=True,
         validate_default=True,
     )
 
@@ -131,18 +135,21 @@ class Settings(BaseSettings):
     def settings(self) -> list[Setting]:
         """Return each field that has a variable, with its value and where that came from."""
         cls = type(self)
-        found = _found(cls)
-        given: frozenset[str] = getattr(self, "_arguments", frozenset())
+        found, texts = _found(cls), descriptions(cls)
         return [
-            Setting(
-                name=name,
-                variable=variable,
-                value=show(name, getattr(self, name)),
-                source="argument" if name in given else found[variable][0] if variable in found else "default",
-                description=cls.model_fields[name].description or "",
-            )
+            Setting(name, variable, show(name, getattr(self, name)), self._source(name, found), texts.get(name, ""))
             for name, variable in cls.variables().items()
         ]
+
+    def source(self, name: str) -> Place:
+        """Return where the value of a field came from."""
+        return self._source(name, _found(type(self)))
+
+    def _source(self, name: str, found: Mapping[str, tuple[Place, str]]) -> Place:
+        if name in getattr(self, "_arguments", ()):
+            return "argument"
+        variable = self.variables().get(name, "")
+        return found[variable][0] if variable in found else "default"
 
     def environment(self) -> dict[str, str]:
         """Return the variables by which another process that inherits this environment gets the same settings.
@@ -166,6 +173,26 @@ class Settings(BaseSettings):
         for name in type(self).model_fields:
             value = getattr(self, name)
             yield name, value if not isinstance(value, str) else show(name, value)
+
+
+def descriptions(cls: type[BaseModel]) -> dict[str, str]:
+    """Return what the source says below each field of a class and its bases.
+
+    Pydantic's `use_attribute_docstrings` does this for each class at each import, in 37 ms for our services; hardly any
+    process asks.
+    """
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        if not issubclass(base, BaseModel) or base.__module__.startswith("pydantic"):
+            continue
+        with suppress(OSError, TypeError):  # of a class that was typed at a prompt
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            assert isinstance(definition, ast.ClassDef)
+            for field, text in pairwise(definition.body):
+                match field, text:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(said))):
+                        found[name] = inspect.cleandoc(said)
+    return found
 
 
 def _as_text(value: object) -> str | None:

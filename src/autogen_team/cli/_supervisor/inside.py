@@ -38,7 +38,7 @@ def execute(order: Order, wire: ChildEnd | None = None) -> NoReturn:
     sys.excepthook = sys.__excepthook__  # Typer has one of its own, which is not for the target's exceptions
     with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
         context = _context.build(overrides)
-        if _is_default(context, "logger.backtrace"):
+        if context.logger_service.source("backtrace") == "default":
             # The stack above the target is ours, and of no interest to anybody who reads the log.
             overrides = {**overrides, "logger.backtrace": "false"}
             logger_service = context.logger_service.model_copy(update={"backtrace": False})
@@ -118,10 +118,6 @@ class _Told(_job.Listener):
 def _run_variables(active: mlflow.ActiveRun) -> dict[str, str]:
     """Return the variables by which any process with MLflow joins the run; the rest of them MLflow has set itself."""
     return {"MLFLOW_RUN_ID": active.info.run_id, "MLFLOW_EXPERIMENT_ID": active.info.experiment_id}
-
-
-def _is_default(context: GlobalContext, name: str) -> bool:
-    return any(setting.name == name and setting.source == "default" for setting in context.settings())
 
 
 @contextmanager

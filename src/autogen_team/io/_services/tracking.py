@@ -50,9 +50,7 @@ class MlflowService(Service):
     class RunConfig(BaseModel):
         """What a run is called and described by."""
 
-        model_config: ClassVar[ConfigDict] = ConfigDict(
-            frozen=True, extra="forbid", hide_input_in_errors=True, use_attribute_docstrings=True
-        )
+        model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
         name: str
         """The name of the run; need not be unique."""
