@@ -83,13 +83,19 @@ def test_descriptions_are_inherited_and_may_be_missing():
         more: int = 1
 
     here = descriptions(Other)
+
+    class AtTheMargin(Env):
+        more: str = """
+at the margin
+"""
+
     typed: dict[str, type] = {}
     exec("class Typed(Env): more: int = 1", {"Env": Env}, typed)
 
     assert here["mlflow_experiment_name"] == "Something else."
     assert here["mlflow_registry_uri"] == descriptions(Env)["mlflow_registry_uri"]
     assert "more" not in here
-    assert descriptions(typed["Typed"]) == descriptions(Env)
+    assert descriptions(typed["Typed"]) == descriptions(AtTheMargin) == descriptions(Env)
 
 
 def test_settings_are_read_when_a_service_is_made(monkeypatch):

@@ -183,9 +183,9 @@ def descriptions(cls: type[BaseModel]) -> dict[str, str]:
     """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if not issubclass(base, BaseModel) or base.__module__.startswith("pydantic"):
+        if not issubclass(base, BaseModel) or base in (BaseModel, BaseSettings):
             continue
-        with suppress(OSError, TypeError):  # of a class that was typed at a prompt
+        with suppress(OSError, TypeError, SyntaxError):  # typed at a prompt, or with a text at the margin
             (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
             assert isinstance(definition, ast.ClassDef)
             for field, text in pairwise(definition.body):

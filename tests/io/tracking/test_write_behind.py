@@ -278,6 +278,18 @@ def test_secrets_are_masked_without_a_journal_too(any_uri):
     assert len(found[1].data.params) == 4
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_journal_is_used_whoever_starts_first(store_uri, first):
+    """A second service without one does not take it away."""
+    services = [
+        MlflowService(tracking_uri=store_uri, autolog_disable=True, durable=each) for each in (first, not first)
+    ]
+    with services[0], services[1], mlflow.start_run():
+        before = write_behind.of(store_uri).journal.number
+        mlflow.log_metric("loss", 1.0)
+        assert write_behind.of(store_uri).journal.number == before + 1
+
+
 def test_without_a_journal_everything_waits_for_the_store(store_uri, tmp_path):
     """`durable=False` is plain MLflow, and the fast lane still works."""
     service = MlflowService(tracking_uri=store_uri, autolog_disable=True, durable=False)
