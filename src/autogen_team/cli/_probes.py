@@ -86,8 +86,13 @@ def _waiting(folder: Path, remedy: str) -> Check:
         journals, stores = inventory.find(folder), offline.find(folder)
     except (OSError, ValueError, KeyError) as error:
         return Check("waiting", "fail", f"what waits in {folder} cannot be read: {error}", remedy)
-    counts = {state: sum(one.state == state for one in journals) for state in ("alive", "dead", "elsewhere")}
-    words = {"alive": "of living processes", "dead": "of dead ones", "elsewhere": "of other machines"}
+    words = {
+        "alive": "of living processes",
+        "dead": "of dead ones",
+        "recovering": "of dead ones that are being recovered",
+        "elsewhere": "of other machines",
+    }
+    counts = {state: sum(one.state == state for one in journals) for state in words}
     parts = [f"{counts[state]} {words[state]}" for state in words if counts[state]]
     entries = sum(one.waiting for one in journals)
     found = [f"journals: {', '.join(parts)}, with {entries} entries that are not delivered"] if journals else []

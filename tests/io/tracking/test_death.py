@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from autogen_team.io._tracking import inventory, journal, recovery, runs
+from autogen_team.io._tracking import entries, inventory, journal, reading, recovery, runs
 
 KILLS = 50
 SOON = 30.0
@@ -158,13 +159,19 @@ def test_a_job_that_ends_in_good_order_has_no_watchdog_left(run_python, store_ur
     """Nobody closes what is closed."""
     code = (
         "from autogen_team.io.services import MlflowService\n"
+        "import os, psutil, time\n"
         "service = MlflowService(autolog_disable=True)\n"
-        "with service, service.run_context(service.RunConfig(name='x')): pass\n"
-        "import psutil; print([child.name() for child in psutil.Process().children()])"
+        "def watchdogs():\n"
+        "    lines = [process.info['cmdline'] or [] for process in psutil.process_iter(['cmdline'])]\n"
+        "    return sum(f'autogen-team-watchdog-{os.getpid()}' in line for line in lines)\n"
+        "with service, service.run_context(service.RunConfig(name='x')): print(watchdogs())\n"
+        "deadline = time.monotonic() + 30\n"
+        "while watchdogs() and time.monotonic() < deadline: time.sleep(0.05)\n"
+        "print(watchdogs())"
     )
     status, out, err = run_python("-c", code)
 
-    assert (status, out) == (0, "[]\n"), err
+    assert (status, out) == (0, "1\n0\n"), err
     assert are_recovered(state)
 
 
@@ -255,6 +262,88 @@ def test_two_who_recover_the_same_journal_do_not_trip(kill_unwatched, store_uri,
 
     assert recovery.recover(found, store_uri, store_uri, state).problem == ""
     assert recovery.recover(found, store_uri, store_uri, state).problem == "somebody else has removed it"
+
+
+@pytest.fixture
+def take_over(start_python):
+    """Return a function that has another process take a journal over, as if it recovered it, and returns the process."""
+
+    def take(folder: Path):
+        code = (
+            "import sys; from pathlib import Path; from autogen_team.io._tracking import journal\n"
+            f"print(journal.take_over(Path({str(folder)!r})) is not None, flush=True); sys.stdin.read()"
+        )
+        process = start_python("-c", code, stdin=subprocess.PIPE)
+        process.wait_for("True")
+        return process
+
+    return take
+
+
+def test_what_somebody_recovers_is_neither_alive_nor_done(kill_unwatched, take_over, store_uri, state, run_python):
+    """`status` and `recover` say who is at it, so that nobody takes it for done, or for a job that runs."""
+    kill_unwatched()
+    (found,) = inventory.find(state)
+    other = take_over(found.folder)
+    evidence = f"process {other.popen.pid} on {socket.gethostname()} is recovering it"
+
+    assert [one.state for one in inventory.find(state)] == ["recovering"]
+    assert inventory.find(state, held=False) == []
+    assert " recovering " in run_python("-m", "autogen_team", "status")[1]
+    status, out, _ = run_python("-m", "autogen_team", "recover")
+    assert (status, evidence in out) == (1, True)
+    assert recovery.recover(found, store_uri, store_uri, state).problem == "somebody else is at it"
+
+    other.finish("")
+    assert [one.state for one in inventory.find(state)] == ["dead"]
+    assert run_python("-m", "autogen_team", "recover")[0] == 0
+    assert are_recovered(state)
+
+
+def test_a_watchdog_stays_while_somebody_else_recovers(kill_unwatched, take_over, store_uri, state, monkeypatch):
+    """The supervisor, say, whose server may be away; it is the watchdog that has a quarter of an hour."""
+    kill_unwatched()
+    (found,) = inventory.find(state)
+    other = take_over(found.folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    monkeypatch.setattr(recovery, "_PAUSE", 0.05)
+    watchdog = threading.Thread(target=recovery.after_death, args=[str(found.folder)])
+    watchdog.start()
+    watchdog.join(3.0)  # longer than it waits for a process that is just dying
+    assert watchdog.is_alive()
+
+    other.finish("")
+    watchdog.join(SOON)
+    assert are_recovered(state)
+
+
+def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monkeypatch):
+    """Two versions of the library may share a state folder, and a newer one may write what this one does not know."""
+    monkeypatch.setattr(entries, "VERSION", 2)
+    monkeypatch.setattr(journal, "started_at", lambda _: 1.0)
+    written = journal.Journal(tmp_path / "state", uri=store_uri)
+    written.append('"op":"open","who":"nobody knows"}')
+    folder = written.folder
+    written.after_fork()  # lets go of the lock, as the death of the process would
+    monkeypatch.undo()
+
+    (found,) = inventory.find(tmp_path / "state")
+    assert (found.state, found.uri, found.open_runs, found.waiting) == ("dead", store_uri, (), 0)
+    newer = "its format 2 is of a newer autogen-team than this one"
+    assert found.evidence.endswith(newer)
+    assert recovery.recover(found, store_uri, store_uri, tmp_path / "state").problem == newer
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("body", ['"op":"journal"}', '"op":"journal","version":1,"host":"x","pid":"7"}'])
+def test_a_beginning_that_says_nothing_is_none(tmp_path, body):
+    """It cannot be told whose journal it is."""
+    folder = journal.folder_of(tmp_path) / "x-7-0"
+    folder.mkdir(parents=True)
+    (folder / "000001.jsonl").write_bytes(entries.line(1, body))
+
+    assert reading.header(folder) is None
+    assert inventory.find(tmp_path) == []
 
 
 def test_a_journal_that_was_never_begun_is_removed(start_job, state):

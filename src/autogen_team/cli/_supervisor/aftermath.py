@@ -100,7 +100,7 @@ def _close(death: Death, run: OpenRun) -> bool:
     # With the lock at once, the job's own watchdog sees that somebody is at it: it knows less of the reason.
     journals = journal.folder_of(state).glob(f"{_job.process_name(death.pid)}-*")
     folders = {folder: found for folder in journals if (found := inventory.look(folder)) and found.state == "dead"}
-    locks = {folder: journal.take_lock(folder) for folder in folders}
+    locks = {folder: journal.take_over(folder) for folder in folders}
     # MLflow would try for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")

@@ -2,7 +2,7 @@
 
 A process lives if it has the id and the start that its journal names, or holds its lock. The same boot means the same
 machine, whatever a container is called. A journal of another machine that shares the state folder is that machine's to
-judge, unless somebody says that it is gone.
+judge, unless somebody says that it is gone. Who recovers a journal holds its lock too, and has signed it.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from autogen_team.io._tracking import journal, reading
-from autogen_team.io._tracking.entries import NOTES, Entry
+from autogen_team.io._tracking.entries import NOTES, VERSION, Entry
 
-State: TypeAlias = Literal["alive", "dead", "elsewhere"]
+State: TypeAlias = Literal["alive", "dead", "recovering", "elsewhere"]
 
 _BEGINNING = 60.0
 """Seconds after which a process that began a journal has either written to it or died."""
@@ -70,12 +70,7 @@ def _is_held(folder: Path) -> bool:
     header = reading.header(folder)
     if header is None or header["pid"] == os.getpid():  # to try its own lock would cost a process that very lock
         return False
-    with suppress(FileNotFoundError):
-        lock = journal.take_lock(folder)
-        if lock is not None:
-            os.close(lock)
-        return lock is None
-    return False
+    return journal.is_locked(folder)
 
 
 def sweep(state: Path) -> None:
@@ -105,13 +100,18 @@ def look(folder: Path, hosts: Collection[str] = ()) -> Found | None:
 
 def _look(folder: Path, hosts: Collection[str]) -> Found | None:
     entries = reading.read(folder)
-    header = next((entry for entry in entries if entry["op"] == "journal"), None)
+    header = next(filter(reading.is_header, entries), None)
     if header is None:
         return None
+    is_newer = header["version"] > VERSION
+    if is_newer:  # of its process and its store alone is known how they are written
+        entries = []
     acked = reading.acked(folder)
     waiting = [entry for entry in entries if entry["n"] > acked and entry["op"] not in NOTES]
     is_closed = any(entry["op"] == "closed" for entry in entries)
     state, evidence = _state(folder, header, hosts, is_closed=is_closed)
+    if is_newer:
+        evidence += f"; its format {header['version']} is of a newer autogen-team than this one"
     return Found(
         folder=folder,
         host=header["host"],
@@ -135,12 +135,13 @@ def _state(folder: Path, header: Entry, hosts: Collection[str], *, is_closed: bo
     if is_here and header["boot"] and not is_same_boot:
         return "dead", "the machine has been started anew since"
     started = journal.started_at(pid) if is_here else None
-    if not is_closed and started is not None and started == header["started"]:
+    if not is_closed and started is not None and started == header.get("started"):
         return "alive", f"process {pid} runs"
-    lock = journal.take_lock(folder)
-    if lock is None:
-        return "alive", "its lock is held"
-    os.close(lock)
+    if journal.is_locked(folder):
+        recoverer = journal.recoverer(folder)
+        if recoverer is None:
+            return "alive", "its lock is held"
+        return "recovering", "process {} on {} is recovering it".format(*recoverer)
     if is_closed:
         return "dead", f"process {pid} has ended it in good order, with a rest"
     if not is_here:

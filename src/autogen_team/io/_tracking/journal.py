@@ -336,14 +336,43 @@ def take_lock(folder: Path) -> int | None:
     """
     descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     if os.name == "posix":
-        import fcntl
-
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.lockf(descriptor, os.F_TLOCK, 0)
         except OSError:
             os.close(descriptor)
             return None
     return descriptor
+
+
+def is_locked(folder: Path) -> bool:
+    """Tell whether another process holds the lock of a journal; to ask this process's own would cost it the lock."""
+    with suppress(FileNotFoundError):
+        descriptor = os.open(folder / "lock", os.O_RDWR)
+        try:
+            if os.name == "posix":
+                os.lockf(descriptor, os.F_TEST, 0)
+        except OSError:
+            return True
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def take_over(folder: Path) -> int | None:
+    """Take the lock as `take_lock` does, to recover the journal, and sign it: else its writer is who holds it."""
+    lock = take_lock(folder)
+    if lock is not None:
+        os.truncate(lock, 0)
+        os.write(lock, f"{os.getpid()} {socket.gethostname()}".encode())
+    return lock
+
+
+def recoverer(folder: Path) -> tuple[int, str] | None:
+    """Return the process that has taken the journal over last, and its host."""
+    with suppress(OSError, ValueError):
+        pid, host = (folder / "lock").read_text().split()
+        return int(pid), host
+    return None
 
 
 def remove(folder: Path) -> None:

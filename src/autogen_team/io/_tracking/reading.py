@@ -12,6 +12,8 @@ from autogen_team.io._tracking.entries import Entry
 from autogen_team.io._tracking.journal import Journal
 
 _LONGEST_HEADER = 2**16
+_HEADER = {"version": int, "host": str, "pid": int, "started": (float, int, type(None)), "boot": str, "uri": str}
+"""What every format of the journal has in its header, whatever else a later one has or has not."""
 
 
 def acked(folder: Path) -> int:
@@ -25,8 +27,13 @@ def header(folder: Path) -> Entry | None:
     for path in sorted(folder.glob("*.jsonl"))[:1]:
         with suppress(OSError), path.open("rb") as file:
             found = entries.parse(file.readline(_LONGEST_HEADER).rstrip(b"\n"))
-            return found if found is not None and found["op"] == "journal" else None
+            return found if found is not None and is_header(found) else None
     return None
+
+
+def is_header(entry: Entry) -> bool:
+    """Tell whether the entry says whose journal it is."""
+    return entry["op"] == "journal" and all(isinstance(entry.get(name), kind) for name, kind in _HEADER.items())
 
 
 def read(folder: Path) -> list[Entry]:

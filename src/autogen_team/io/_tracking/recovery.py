@@ -65,7 +65,7 @@ def recover(
         result.problem = f"its process is {found.state}: {found.evidence}"
         return result
     try:
-        lock = journal.take_lock(found.folder) if lock is None else lock
+        lock = journal.take_over(found.folder) if lock is None else lock
     except FileNotFoundError:
         result.problem = "somebody else has removed it"
         return result
@@ -88,13 +88,16 @@ def recover_all(
 ) -> Iterator[tuple[Found, Recovered]]:
     """Recover every dead journal of this machine that belongs to the store of `uri`, and with `others` the rest too.
 
+    With `others`, those that another process is recovering are told as well: they are dealt with, but not done yet.
     `hosts` names machines that are gone, whose journals are treated as this one's.
     """
     inventory.sweep(state)
-    for found in inventory.find(state, hosts, held=False):
-        if found.state != "dead":
+    for found in inventory.find(state, hosts, held=others):
+        if found.state == "recovering":
+            yield found, Recovered(found.folder, problem=found.evidence)
+        elif found.state != "dead":
             continue
-        if found.uri == mask_url(uri):
+        elif found.uri == mask_url(uri):
             yield found, recover(found, uri, registry_uri, state)
         elif others and MASK in found.uri:
             problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"
@@ -126,17 +129,20 @@ def after_death(folder: str) -> None:
     give_up = time.monotonic() + _PATIENCE
     deadline = time.monotonic() + 2.0  # a process that has lost its pipe may yet hold its lock for a moment
     while (found := inventory.look(path)) is not None:
+        if found.state == "alive":
+            if time.monotonic() > deadline:
+                return
+            time.sleep(0.05)
+            continue
         if found.state == "dead":
             uri = os.environ["MLFLOW_TRACKING_URI"]
             reason = f"process {found.pid} on {found.host} died without closing its run"
             registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
-            if not recover(found, uri, registry_uri, state, end=End(reason)).problem or time.monotonic() > give_up:
+            if not recover(found, uri, registry_uri, state, end=End(reason)).problem:
                 return
-            time.sleep(_PAUSE)  # the server is away too
-            continue
-        if time.monotonic() > deadline:
+        if time.monotonic() > give_up:
             return
-        time.sleep(0.05)
+        time.sleep(_PAUSE)  # the server is away too, or somebody else is at it and may fail
 
 
 def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: End, result: Recovered) -> None:

@@ -75,10 +75,11 @@ class Watchdog:
             return
         recover = _RECOVER.format(path=[entry or str(Path.cwd()) for entry in sys.path], folder=str(folder))
         pid = os.getpid()
-        order = {"pid": pid, "started": started_at(pid), "command": [sys.executable, "-c", recover]}
+        name = f"autogen-team-watchdog-{pid}"  # for whoever lists processes
+        order = {"pid": pid, "started": started_at(pid), "command": [sys.executable, "-c", recover, name]}
         with suppress(OSError, subprocess.TimeoutExpired):
             process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
-                [sys.executable, "-I", "-S", "-c", _WATCH],
+                [sys.executable, "-I", "-S", "-c", _WATCH, name],
                 stdin=subprocess.PIPE,
                 # Whoever reads the job's output until its end must not wait for the watchdog's.
                 stdout=subprocess.DEVNULL,
