@@ -18,6 +18,7 @@ CONTRACT_TESTS := $(wildcard $(addprefix tests/, test_import.py test_user_story.
 PYTHONS ?= 3.11 3.12 3.13
 FUZZ_SECONDS ?= 600
 DOCS := .venv-docs
+UV := .venv-uv
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core chromium
 
 .DEFAULT_GOAL := help
@@ -26,12 +27,22 @@ DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core c
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): $(LOCK) pyproject.toml
+$(UV)/.ready: requirements/uv.txt
+	@$(PYTHON) -m venv --clear $(UV)
+	@$(UV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $< \
+	  || echo "no uv for this machine: pip installs, which takes longer"
+	@touch $@
+
+# $(call install-lock,PYTHON,LOCK): by uv within seconds, or by pip within minutes where uv is not to be had or fails.
+# The lock is complete; without --no-deps an old pip looks for a newer coverage for pytest-cov's coverage[toml].
+install-lock = { [ -x $(UV)/bin/uv ] && $(UV)/bin/uv pip install --quiet --python $(1) --no-deps --require-hashes -r $(2); } \
+  || $(1) -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(2)
+
+$(READY): $(LOCK) pyproject.toml | $(UV)/.ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version + "; say which one with make PYTHON=python3.12")'
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	@echo "installing the locked requirements into $(VENV)"
-	@# The lock is complete; without --no-deps an old pip looks for a newer coverage for pytest-cov's coverage[toml].
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(LOCK)
+	@$(call install-lock,$(BIN)/python,$(LOCK))
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
@@ -61,27 +72,27 @@ wheel: $(READY) ## Build the wheel into dist/
 install-wheel = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index --force-reinstall dist/*.whl \
   && $(1)/bin/python -c 'import autogen_team; print("testing", autogen_team.__file__)'
 
-$(OLDEST)/.ready: requirements/oldest.txt
+$(OLDEST)/.ready: requirements/oldest.txt | $(UV)/.ready
 	@$(PYTHON) -m venv --clear $(OLDEST)
-	@$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@$(call install-lock,$(OLDEST)/bin/python,$<)
 	@touch $@
 
 .PHONY: test-oldest
 test-oldest: $(OLDEST)/.ready wheel ## Test the wheel with the oldest version of each dependency that we support
 	@$(call install-wheel,$(OLDEST))
 	@# The help looks different with each typer; the oldest venv has no server and no PostgreSQL.
-	@$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider $(CONTRACT_TESTS) \
+	@$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
 	  -k "not server and not postgres and not uri_stays and not agreed_on" $(PYTEST_ARGS)
 
-.venv-3.%/.ready: $(LOCK)
+.venv-3.%/.ready: $(LOCK) | $(UV)/.ready
 	@"$$(.ci/python-of 3.$*)" -m venv --clear $(@D)
 	@echo "installing the locked requirements into $(@D)"
-	@$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@$(call install-lock,$(@D)/bin/python,$<)
 	@touch $@
 
 # $(call on-each-python,TARGET): make it for each of them that is installed, with $$version in its name
 on-each-python = @for version in $(PYTHONS); do \
-	  if [ -z "$$(.ci/python-of $$version)" ]; then echo "Python $$version is not installed: skipped"; continue; fi; \
+	  if [ -z "$$(.ci/python-of $$version)" ]; then echo "no Python $$version here that we support: skipped"; continue; fi; \
 	  $(MAKE) --no-print-directory $(1) || exit 1; \
 	done
 
@@ -93,7 +104,7 @@ TESTS := $(CONTRACT_TESTS)
 .PHONY: test-python
 test-python: $(ON)/.ready
 	@$(call install-wheel,$(ON))
-	@$(ON)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider --ignore tests/browser -m "not desktop" $(TESTS) $(PYTEST_ARGS)
+	@$(ON)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider --ignore tests/browser -m "not (desktop $(WITHOUT))" $(TESTS) $(PYTEST_ARGS)
 
 .PHONY: venvs
 venvs: $(OLDEST)/.ready
@@ -169,9 +180,9 @@ readme: $(READY) ## Write the settings and the command line into the README and 
 	@$(BIN)/python docs/settings_table.py
 	@$(BIN)/python docs/cli_reference.py
 
-$(DOCS)/.ready: requirements/docs.txt
+$(DOCS)/.ready: requirements/docs.txt | $(UV)/.ready
 	@$(PYTHON) -m venv --clear $(DOCS)
-	@$(DOCS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@$(call install-lock,$(DOCS)/bin/python,$<)
 	@touch $@
 
 .PHONY: docs
@@ -193,17 +204,15 @@ bench-peers: $(PEERS)/.ready ## Make .venv-peers with what the benchmarks compar
 bench: $(READY) bench-peers ## Measure ourselves beside our peers
 	@for script in benchmarks/bench_*.py; do echo; echo "== $$script"; $(BIN)/python $$script || exit 1; done
 
+LOCKED := $(UV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet
 .PHONY: lock
-lock: ## Resolve the requirements anew (needs uv)
-	uv pip compile pyproject.toml --extra alerts --extra dask --extra gpu --extra ray --extra ui --group dev --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file $(LOCK)
-	uv pip compile pyproject.toml --extra alerts --extra dask --extra gpu --extra ray requirements/oldest.in \
-	  --resolution lowest-direct --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/oldest.txt
-	echo "pyspark>=4" | uv pip compile - --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/spark.txt
-	uv pip compile --group docs --universal --python-version 3.11 \
-	  --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet --output-file requirements/docs.txt
+lock: $(UV)/.ready ## Resolve the requirements anew
+	$(LOCKED) pyproject.toml --extra alerts --extra dask --extra gpu --extra ray --extra ui --group dev --output-file $(LOCK)
+	$(LOCKED) pyproject.toml --extra alerts --extra dask --extra gpu --extra ray requirements/oldest.in \
+	  --resolution lowest-direct --output-file requirements/oldest.txt
+	echo "pyspark>=4" | $(LOCKED) - --output-file requirements/spark.txt
+	$(LOCKED) --group docs --output-file requirements/docs.txt
+	echo "uv" | $(LOCKED) - --output-file requirements/uv.txt
 
 .PHONY: system-deps
 system-deps: ## Install the Debian packages of the desktop tests, where that may be done

@@ -65,6 +65,7 @@ def test_a_module_runs_as_python_would_run_it(run_python, script):
     assert runs()[0].info.run_name == "package.train"
 
 
+@pytest.mark.slow
 def test_a_script_sees_itself_as_python_would_show_it(run_python, script):
     """Its name, its arguments, and the modules beside it."""
     script("value = 7", "folder/neighbour.py")
@@ -113,6 +114,7 @@ def test_the_target_s_end_is_the_command_s(run_python, script, body, status, rec
     assert runs()[0].info.status == recorded
 
 
+@pytest.mark.slow
 def test_the_words_of_an_exit_are_printed(run_python, script):
     """As Python does."""
     _, _, err = run_python(*RUN, script("import sys; sys.exit('no data')"))
@@ -131,6 +133,7 @@ def test_a_traceback_begins_with_the_target(run_python, script):
     assert "autogen_team/cli" not in err
 
 
+@pytest.mark.slow
 def test_a_signal_from_outside_kills_the_run(start_python, script):
     """Like a scheduler's."""
     process = start_python(*RUN, script("import time; print('ready', flush=True); time.sleep(600)"))
@@ -169,6 +172,7 @@ def test_plain_mlflow_of_the_target_joins(run_python, script):
     assert (run.info.status, run.data.params) == ("FINISHED", {"a": "1"})
 
 
+@pytest.mark.slow
 def test_the_summary_says_what_was_recorded_and_how_to_look_at_it(run_python, script):
     """On stderr: stdout belongs to the target."""
     path = script("import mlflow; mlflow.log_param('epochs', 3); mlflow.log_metric('loss', 0.5)")
@@ -227,6 +231,7 @@ def test_a_context_that_cannot_start_is_status_125(run_python, script, free_port
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_terminal_stays_a_terminal(script):
     """For colours and progress bars of the target."""
     path = script("import sys; print(sys.stdout.isatty(), sys.stderr.isatty())")
@@ -244,6 +249,7 @@ def test_a_terminal_stays_a_terminal(script):
     assert b"FINISHED" in shown
 
 
+@pytest.mark.slow
 def test_what_the_script_asks_of_logging_and_warnings_is_in_the_log(run_python, script):
     """`basicConfig` keeps its meaning, in our format and once; so do warnings."""
     path = script(
@@ -262,6 +268,7 @@ def test_what_the_script_asks_of_logging_and_warnings_is_in_the_log(run_python, 
     ]
 
 
+@pytest.mark.slow
 def test_a_script_that_changes_folders_keeps_its_store(run_python, script, tmp_path):
     """And can still open itself."""
     path = script("import os, mlflow; os.chdir(os.environ['ELSEWHERE']); mlflow.log_metric('a', 1); open(__file__)")
@@ -275,6 +282,7 @@ def test_a_script_that_changes_folders_keeps_its_store(run_python, script, tmp_p
     assert runs()[0].data.metrics == {"a": 1.0}
 
 
+@pytest.mark.slow
 def test_threads_of_the_script_belong_to_its_run(run_python, script):
     """Python waits for them, and so does the run; what they pickle is found."""
     path = script(
@@ -293,6 +301,7 @@ def test_threads_of_the_script_belong_to_its_run(run_python, script):
     assert run.info.end_time - run.info.start_time >= 500
 
 
+@pytest.mark.slow
 def test_a_summary_that_cannot_be_printed_changes_nothing(script):
     """The exit status is the target's own."""
     path = script("import sys; sys.exit(3)")
@@ -314,6 +323,7 @@ def test_the_password_of_a_database_is_not_shown():
     assert '"$MLFLOW_TRACKING_URI"' in shown
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_meanwhile_does_not_hold_up_the_end(start_python, script, mlflow_server, free_port):
     """The time that it is given, where MLflow alone would try for four minutes, twice; and what waits is said."""
     port = free_port()

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 import weakref
 
 import pytest
@@ -16,16 +15,6 @@ import pytest
 from autogen_team.io._worker import Worker
 
 PATIENCE = 20.0  # seconds: generous, a bound on hangs and not a measure
-
-
-def eventually(condition) -> bool:
-    """Poll `condition` until it holds or patience is over."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        threading.Event().wait(0.005)
-    return True
 
 
 def run_script(code: str, *, covered: bool = True) -> subprocess.CompletedProcess[str]:
@@ -104,22 +93,22 @@ def test_the_thread_is_a_daemon_with_the_name_of_the_worker(worker, deliveries):
     assert thread.daemon
 
 
-def test_a_full_batch_goes_out_at_once(deliveries):
+def test_a_full_batch_goes_out_at_once(deliveries, wait_until):
     """The size trigger does not wait for the interval."""
     worker = Worker(deliveries, name="test", capacity=10, batch=3, interval=3600)
     for number in range(4):
         worker.submit(number)
-    assert eventually(lambda: deliveries.batches == [[0, 1, 2]])
+    wait_until(lambda: deliveries.batches == [[0, 1, 2]])
     assert worker.stop(PATIENCE) == []
     assert deliveries.batches == [[0, 1, 2], [3]]
 
 
-def test_a_partial_batch_goes_out_after_the_interval(deliveries):
+def test_a_partial_batch_goes_out_after_the_interval(deliveries, wait_until):
     """The time trigger does not wait for the size."""
     worker = Worker(deliveries, name="test", capacity=10, batch=3, interval=0.05)
     worker.submit(1)
     worker.submit(2)
-    assert eventually(lambda: deliveries.batches == [[1, 2]])
+    wait_until(lambda: deliveries.batches == [[1, 2]])
 
 
 def test_flush_does_not_wait_for_the_interval(deliveries):
@@ -200,14 +189,14 @@ def test_a_second_stop_returns_nothing(worker, deliveries):
     assert worker.flush(0.0)
 
 
-def test_what_stop_gave_up_on_does_not_confuse_the_count(worker, deliveries):
+def test_what_stop_gave_up_on_does_not_confuse_the_count(worker, deliveries, wait_until):
     """A batch that ends after stop gave up on it is not counted twice."""
     deliveries.gate.clear()
     worker.submit(1)
     assert deliveries.entered.wait(PATIENCE)
     assert worker.stop(0.0) == [1]
     deliveries.gate.set()
-    assert eventually(lambda: "test" not in {thread.name for thread in threading.enumerate()})
+    wait_until(lambda: "test" not in {thread.name for thread in threading.enumerate()})
     assert worker.flush(0.0)
 
 
@@ -255,12 +244,12 @@ def test_a_delivery_that_exits_its_thread_loses_only_its_own_batch(deliveries):
     assert deliveries.items == [1]
 
 
-def test_an_idle_thread_ends_and_comes_back(deliveries):
+def test_an_idle_thread_ends_and_comes_back(deliveries, wait_until):
     """A long job does not keep a sleeping thread for two alerts a week."""
     worker = Worker(deliveries, name="comes-back", capacity=10, idle=0.02)
     for number in range(3):
         worker.submit(number)
-        assert eventually(lambda: "comes-back" not in {thread.name for thread in threading.enumerate()})
+        wait_until(lambda: "comes-back" not in {thread.name for thread in threading.enumerate()})
     assert deliveries.items == [0, 1, 2]
 
 
@@ -274,7 +263,7 @@ def test_items_on_the_edge_of_idleness_are_not_left_behind(deliveries):
     assert deliveries.items == list(range(300))
 
 
-def test_a_forgotten_worker_is_collected(deliveries):
+def test_a_forgotten_worker_is_collected(deliveries, wait_until):
     """Neither the thread nor the fork hook keeps a worker alive that nobody holds."""
     worker = Worker(deliveries, name="test", capacity=10, idle=0.02)
     worker.submit(1)
@@ -286,7 +275,7 @@ def test_a_forgotten_worker_is_collected(deliveries):
         gc.collect()
         return gone() is None
 
-    assert eventually(collected)
+    wait_until(collected)
 
 
 def test_many_threads_lose_nothing(deliveries):

@@ -89,6 +89,7 @@ def test_an_initializer_puts_a_whole_process_inside(run_job, store, journals, me
     assert journals() == []
 
 
+@pytest.mark.slow
 def test_an_initializer_can_give_each_process_a_run(run_job, store):
     """A child of the job's, with what every task of that process logs."""
     run_job(
@@ -107,6 +108,7 @@ def test_an_initializer_can_give_each_process_a_run(run_job, store):
     assert sorted(step for run in children for step in store.steps(run)) == list(range(8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_terminated_worker_leaves_its_child_killed(run_job, store, journals, method):
     """SIGTERM is what `Process.terminate` sends, and schedulers; the job itself goes on."""
@@ -171,6 +173,7 @@ def test_the_death_of_a_worker_is_recovered(run_job, run_python, store, journals
     assert (parent.info.status, store.steps(parent)) == ("FINISHED", list(range(200)))
 
 
+@pytest.mark.slow
 def test_a_worker_alerts_of_errors_only(run_job, store, log_lines):
     """There may be a thousand of them; whatever else they have to say is in the log."""
     out, _ = run_job(
@@ -190,6 +193,7 @@ def test_a_worker_alerts_of_errors_only(run_job, store, log_lines):
     assert "alert of a worker, not sent: done: one of many" in [line["message"] for line in log_lines("job-*.log")]
 
 
+@pytest.mark.slow
 def test_an_exception_in_a_worker_is_in_its_log(run_job, store, log_lines):
     """Where the traceback is that pools leave out or shorten; secrets are masked as in the job."""
     run_job(
@@ -250,6 +254,7 @@ def test_coroutines_and_generators_are_inside_while_they_run(run_job, store):
     assert found == [("count", [0, 1, 2]), ("wait", [1]), ("wait", [2])]
 
 
+@pytest.mark.slow
 def test_a_worker_can_have_workers(run_job, store):
     """Who work for the run that is open there."""
     run_job(
@@ -268,6 +273,7 @@ def test_a_worker_can_have_workers(run_job, store):
     assert [run.info.run_name for run in store.children("train")] == ["search"]
 
 
+@pytest.mark.slow
 def test_a_worker_works_for_one_job_after_another(run_job, store):
     """A pool may outlive a run; what is bound knows which one is meant."""
     run_job(
@@ -285,6 +291,7 @@ def test_a_worker_works_for_one_job_after_another(run_job, store):
     ]
 
 
+@pytest.mark.slow
 def test_autologging_works_in_runs_of_their_own_only(run_job, store):
     """Several workers would contradict each other in one run: a parameter cannot be changed."""
     run_job(
@@ -304,6 +311,7 @@ def test_autologging_works_in_runs_of_their_own_only(run_job, store):
     assert sorted(run.data.params["C"] for run in store.children()) == ["0.1", "1.0"]
 
 
+@pytest.mark.slow
 def test_a_server_out_of_reach_does_not_stop_a_worker(start_python, run_python, write_job, server, store, journals):
     """What it logs waits on disk, and is delivered when the store is back."""
     job = write_job(
@@ -337,6 +345,7 @@ def test_a_server_out_of_reach_does_not_stop_a_worker(start_python, run_python, 
     assert journals() == []
 
 
+@pytest.mark.slow
 def test_signals_of_the_job_reach_nobody_twice(start_python, write_job, store):
     """Ctrl-C on a terminal goes to the workers too; the run ends as KILLED, once, and the job as it would have."""
     job = write_job(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from autogen_team.cli._probes import Check, unwritable
@@ -32,7 +32,7 @@ SKEW = 5.0
 _TRACKING, _REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 
 
-class _StopError(Exception):
+class _UnusableError(Exception):
     """A store of which nothing more can be asked: the last row of it, and why the others are skipped."""
 
     def __init__(self, check: Check, why: str) -> None:
@@ -63,12 +63,12 @@ class Probing:
                 tracking, server = self._tracking()
                 registry = self._answer_of_registry(client) if is_same else self._registry()
                 return [tracking, registry, *self._runs(client), self._clock(server)]
-        except _StopError as stop:
+        except _UnusableError as error:
             names = ("registry", "experiment", "runs", "artifacts", "clock")
-            skipped = {name: Check(name, "note", f"skipped: {stop.why}") for name in names}
+            skipped = {name: Check(name, "note", f"skipped: {error.why}") for name in names}
             if not is_same:
                 skipped["registry"] = self._registry()
-            return [stop.check, *skipped.values()]
+            return [error.check, *skipped.values()]
 
     def _reach(self, name: str, uri: str, variable: str) -> None:
         """Return if there is somebody to ask."""
@@ -76,7 +76,9 @@ class Probing:
         try:
             fault = probe.find_fault(uri, self._limit)
         except ConfigurationError as error:
-            self._stop(Check(name, "fail", str(error), f"correct {variable}"), f"the {name} URI is none")
+            raise _UnusableError(
+                Check(name, "fail", str(error), f"correct {variable}"), f"the {name} URI is none"
+            ) from None
         if fault is not None:
             why = f"the {name} server does not answer"
             found = f"{shown} does not answer: {fault}"
@@ -85,7 +87,7 @@ class Probing:
             else:
                 remedy = f"start the server, correct {variable}, or work without it: AUTOGEN_TEAM_MLFLOW_MODE=auto"
                 check = Check(name, "fail", found, remedy)
-            self._stop(check, why)
+            raise _UnusableError(check, why)
         place = places.local_place(uri)
         if place is not None and not _is_begun(place):
             fault, _ = unwritable(place.parent)
@@ -93,7 +95,7 @@ class Probing:
                 check = Check(name, "fail", f"{shown} cannot be made: {fault}", f"name another place in {variable}")
             else:
                 check = Check(name, "note", f"{shown} is not there yet; the first run makes it")
-            self._stop(check, f"there is no {name} store yet")
+            raise _UnusableError(check, f"there is no {name} store yet")
         if _is_database(uri):
             self._read_schema(name, uri)
 
@@ -107,17 +109,16 @@ class Probing:
             schema, expected = within(self._limit, lambda: checks.schema(uri), name="autogen-team-schema")
         except Exception as error:
             remedy = "name another store, or have a look at this one: it is no database that can be read"
-            self._stop(Check(name, "fail", f"{shown}: {checks.first_line(error)}", remedy), f"see {name}")
+            raise _UnusableError(
+                Check(name, "fail", f"{shown}: {checks.first_line(error)}", remedy), f"see {name}"
+            ) from None
         if schema is None:
             check = Check(name, "note", f"{shown} has no tables of MLflow's yet; the first run makes them")
-            self._stop(check, f"there are no tables in the {name} store yet")
+            raise _UnusableError(check, f"there are no tables in the {name} store yet")
         if schema != expected:
             found = f"{shown} has the schema {schema}, and this MLflow expects {expected}"
             remedy = f"make a backup, then mlflow db upgrade '{shown}'; or install the MLflow that has written it"
-            self._stop(Check(name, "fail", found, remedy), f"see {name}")
-
-    def _stop(self, check: Check, why: str) -> NoReturn:
-        raise _StopError(check, why) from None
+            raise _UnusableError(Check(name, "fail", found, remedy), f"see {name}")
 
     def _tracking(self) -> tuple[Check, checks.Server | None]:
         """Say what kind of store it is, and what a server says of itself."""
@@ -135,12 +136,12 @@ class Probing:
         except Exception as error:
             remedy = f"look at the log of the server, or correct {_TRACKING}"
             check = Check("tracking", "fail", f"{shown}: {checks.first_line(error)}", remedy)
-            self._stop(check, "the tracking server does not answer")
+            raise _UnusableError(check, "the tracking server does not answer") from None
         found = f"{shown} answers in {server.milliseconds:.0f} ms"
         if server.status in (401, 403):
             remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
             check = Check("tracking", "fail", f"{shown} does not let you in (status {server.status})", remedy)
-            self._stop(check, "the tracking server does not let you in")
+            raise _UnusableError(check, "the tracking server does not let you in")
         if server.version is None:
             found += f", and does not tell its version (status {server.status} at /version)"
             return Check("tracking", "note", found, "make sure that it is an MLflow server"), server
@@ -153,8 +154,8 @@ class Probing:
         """Ask a registry that is somewhere else than the runs."""
         try:
             self._reach("registry", self._registry_uri, _REGISTRY)
-        except _StopError as stop:
-            return stop.check
+        except _UnusableError as error:
+            return error.check
         from autogen_team.io._tracking import checks
 
         with checks.in_brief(self._limit):

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,21 +40,6 @@ def isolated(monkeypatch):
     monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(delivery_module, "_reported", set())
-
-
-@pytest.fixture(scope="session")
-def eventually():
-    """Return a function that polls a condition until it holds or patience is over."""
-
-    def eventually(condition, patience=PATIENCE):
-        deadline = time.monotonic() + patience
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            threading.Event().wait(0.005)
-        return True
-
-    return eventually
 
 
 @pytest.fixture(scope="session")

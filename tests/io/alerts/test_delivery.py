@@ -123,18 +123,18 @@ class TestWaiting:
         assert others < 5  # seconds for a thousand: waiting for each would take a thousand
         assert len(capfd.readouterr().out.splitlines()) == 1001
 
-    def test_a_desktop_that_comes_back_is_used_again(self, delivery, gated, capfd, impatient, eventually):
+    def test_a_desktop_that_comes_back_is_used_again(self, delivery, gated, capfd, impatient, wait_until):
         """The answer that was owed ends the hang; the alert that brought it is not waited for."""
         desktop = gated(is_local=True)
         alerts = delivery(channels=[desktop])
         alerts.notify("printed", "")
         desktop.gate.set()
-        assert eventually(lambda: not alerts._lanes[0].hangs)
+        wait_until(lambda: not alerts._lanes[0].hangs)
         alerts.notify("shown", "")
         assert [alert.title for alert in desktop.alerts] == ["printed", "shown"]
         assert capfd.readouterr().out == "[test] printed: \n"
 
-    def test_a_desktop_that_hangs_is_tried_with_one_alert_at_a_time(self, delivery, gated, impatient, eventually):
+    def test_a_desktop_that_hangs_is_tried_with_one_alert_at_a_time(self, delivery, gated, impatient, wait_until):
         """A hang does not pile up alerts that pop up all together when it is over."""
         desktop = gated(is_local=True, error=NoAnswerError("no answer"))
         alerts = delivery(channels=[desktop])
@@ -142,7 +142,7 @@ class TestWaiting:
             alerts.notify(str(number), "")
         desktop.error = None
         desktop.gate.set()
-        assert eventually(lambda: alerts._lanes[0].worker.is_idle)
+        wait_until(lambda: alerts._lanes[0].worker.is_idle)
         assert [alert.title for alert in desktop.alerts] == ["0"]
 
     def test_a_remote_channel_is_not_waited_for(self, delivery, gated, capfd):
@@ -156,13 +156,13 @@ class TestWaiting:
         assert remote.alerts == [Alert("done", "")]
         assert capfd.readouterr().out == ""
 
-    def test_one_slow_channel_does_not_hold_up_another(self, delivery, gated, eventually):
+    def test_one_slow_channel_does_not_hold_up_another(self, delivery, gated, wait_until):
         """Each channel has its own worker."""
         slow, quick = gated(name="slow"), RecordingChannel(is_local=False)
         alerts = delivery(channels=[slow, quick])
         for number in range(5):
             alerts.notify(str(number), "")
-        assert eventually(lambda: len(quick.alerts) == 5)
+        wait_until(lambda: len(quick.alerts) == 5)
         assert slow.alerts == []
 
     def test_flush_gives_up_after_its_timeout(self, delivery, gated):
@@ -175,7 +175,7 @@ class TestWaiting:
         remote.gate.set()
         assert alerts.flush(PATIENCE)
 
-    def test_flush_waits_only_for_what_was_before_it(self, delivery, gated, eventually):
+    def test_flush_waits_only_for_what_was_before_it(self, delivery, gated, wait_until):
         """A job that goes on alerting from other threads does not keep a flush from ending."""
         first, second = gated(name="first"), gated(name="second")
         first.takes = lambda level: level == "info"
@@ -185,7 +185,7 @@ class TestWaiting:
         flushed = []
         flusher = threading.Thread(target=lambda: flushed.append(alerts.flush(PATIENCE)))
         flusher.start()
-        assert eventually(lambda: alerts._changed._waiters)
+        wait_until(lambda: alerts._changed._waiters)
         alerts.notify("after", "", "error")
         first.gate.set()
         flusher.join(PATIENCE)
@@ -305,14 +305,14 @@ class TestStop:
         alerts.stop()
         assert capfd.readouterr().out == "[test] 0: \n[test] 1: \n[test] 2: \n"
 
-    def test_what_stop_printed_is_not_printed_again(self, delivery, gated, capfd, eventually):
+    def test_what_stop_printed_is_not_printed_again(self, delivery, gated, capfd, wait_until):
         """A channel that fails after stop gave up has nothing to add."""
         remote = gated(error=UndeliveredError("no network"))
         alerts = delivery(channels=[remote], flush_timeout=0.1)
         alerts.notify("done", "")
         alerts.stop()
         remote.gate.set()
-        assert eventually(lambda: not any("alerts to gated" in thread.name for thread in threading.enumerate()))
+        wait_until(lambda: not any("alerts to gated" in thread.name for thread in threading.enumerate()))
         assert capfd.readouterr().out == "[test] done: \n"
 
     def test_what_the_desktop_showed_is_not_printed_by_stop(self, delivery, gated, capfd, caplog):
@@ -348,14 +348,14 @@ class TestStop:
         alerts.stop()
         assert capfd.readouterr() == ("", "")
 
-    def test_an_alert_during_stop_is_printed(self, delivery, gated, capfd, eventually):
+    def test_an_alert_during_stop_is_printed(self, delivery, gated, capfd, wait_until):
         """While stop waits for what was before, a late alert goes to the console at once."""
         remote = gated()
         alerts = delivery(channels=[remote], flush_timeout=PATIENCE)
         alerts.notify("before", "")
         stopper = threading.Thread(target=alerts.stop)
         stopper.start()
-        assert eventually(lambda: alerts._stopped)
+        wait_until(lambda: alerts._stopped)
         alerts.notify("late", "but there")
         assert capfd.readouterr().out == "[test] late: but there\n"
         remote.gate.set()

@@ -50,7 +50,7 @@ def screen(monkeypatch):
 
 
 @pytest.fixture
-def dunst(bus, screen, tmp_path, eventually):
+def dunst(bus, screen, tmp_path, wait_until):
     """Run dunst on the bus; return a function that closes what it shows and reads its history, oldest first."""
     (tmp_path / "dunstrc").write_text(DUNSTRC)
     with subprocess.Popen(["dunst", "-conf", tmp_path / "dunstrc"], stderr=subprocess.DEVNULL) as server:
@@ -69,10 +69,10 @@ def dunst(bus, screen, tmp_path, eventually):
                 [entries[:]] = json.loads(control("history").stdout)["data"]
                 return len(entries) == expected
 
-            assert eventually(complete), entries
+            wait_until(complete), entries
             return [{name: fact["data"] for name, fact in entry.items()} for entry in reversed(entries)]
 
-        assert eventually(lambda: control("is-paused").returncode == 0)
+        wait_until(lambda: control("is-paused").returncode == 0)
         history.shown = shown
         yield history
         server.terminate()
@@ -90,14 +90,14 @@ def coloured(path, colour):
         return dict(map(reversed, image.convert("RGB").getcolors(maxcolors=2**24))).get(colour, 0)
 
 
-def test_a_real_daemon_shows_the_alerts(dunst, delivery, artifacts, capfd, eventually):
+def test_a_real_daemon_shows_the_alerts(dunst, delivery, artifacts, capfd, wait_until):
     """Names, texts, urgencies and timeouts are in the daemon's history, and the popups are on the screen."""
     alerts = delivery(app_name="my training", timeout=30)
     alerts.notify("training finished", "loss < 0.1 & acc > 0.9\n<b>no markup of ours</b>")
     alerts.notify("training <b>failed</b> & stopped", "ValueError: bad shape 🚀", "error")
     delivery(app_name="my training", timeout=0).notify("stays", "until it is dismissed", "warning")
-    assert eventually(lambda: dunst.shown() == 3)
-    assert eventually(lambda: coloured(screenshot(artifacts / "desktop.png"), NORMAL) > 10_000)
+    wait_until(lambda: dunst.shown() == 3)
+    wait_until(lambda: coloured(screenshot(artifacts / "desktop.png"), NORMAL) > 10_000)
     first, second, third = dunst(3)
     assert {entry["appname"] for entry in (first, second, third)} == {"my training"}
     assert first["summary"] == "training finished"

@@ -113,14 +113,14 @@ def test_a_server_that_drips_is_left_at_the_deadline(endpoint):
     assert len(server.requests) == 1
 
 
-def test_a_channel_works_again_when_the_drip_is_over(endpoint, eventually):
+def test_a_channel_works_again_when_the_drip_is_over(endpoint, wait_until):
     """What was left behind does not block the channel for ever."""
     server = endpoint("drip")
     channel = open_one(server.url, deadline=0.3)
     with pytest.raises(NoAnswerError):
         channel.deliver(Alert("first", ""))
     server.stop()
-    assert eventually(lambda: not channel._owed.empty())
+    wait_until(lambda: not channel._owed.empty())
     with pytest.raises(UndeliveredError, match=r"[Cc]onnection"):
         channel.deliver(Alert("second", ""))
 

@@ -6,7 +6,6 @@ import json
 import logging
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 
@@ -22,6 +21,24 @@ FORMAT = (
 )
 PATIENCE = 30.0
 """Seconds after which waiting for something is given up."""
+PLAIN = {
+    "sink": "stderr",
+    "level": "INFO",
+    "format": "{level}|{message}",
+    "colorize": True,
+    "serialize": False,
+    "backtrace": True,
+    "diagnose": False,
+    "catch": True,
+    "rotation": None,
+    "retention": None,
+    "compression": None,
+    "intercept": False,
+    "redact": True,
+    "uncaught": False,
+    "run_log": False,
+}
+"""Settings of a pipeline that does what loguru does and little else."""
 
 
 def _state():
@@ -53,46 +70,13 @@ def start(tmp_path):
     undo = []
 
     def start(**fields):
-        settings = {
-            "sink": "stderr",
-            "level": "INFO",
-            "format": "{level}|{message}",
-            "colorize": True,
-            "serialize": False,
-            "backtrace": True,
-            "diagnose": False,
-            "catch": True,
-            "rotation": None,
-            "retention": None,
-            "compression": None,
-            "intercept": False,
-            "redact": True,
-            "uncaught": False,
-            "run_log": False,
-            "state_dir": tmp_path / "state",
-        }
-        stop = pipeline.start(pipeline.Settings(**{**settings, **fields}))
+        stop = pipeline.start(pipeline.Settings(**{**PLAIN, "state_dir": tmp_path / "state", **fields}))
         undo.append(stop)
         return stop
 
     yield start
     for stop in reversed(undo):
         stop()
-
-
-@pytest.fixture
-def eventually():
-    """Return a function that polls a condition until it holds or patience is over."""
-
-    def poll(condition):
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            if time.monotonic() > deadline:
-                return False
-            threading.Event().wait(0.005)
-        return True
-
-    return poll
 
 
 def _unique(pairs):
@@ -123,24 +107,7 @@ def script(tmp_path):
     """Return a function that writes a script which starts logging with the fields given, and returns its path."""
 
     def write(body, **fields):
-        settings = {
-            "sink": "stderr",
-            "level": "INFO",
-            "format": "{level}|{message}",
-            "colorize": True,
-            "serialize": False,
-            "backtrace": True,
-            "diagnose": False,
-            "catch": True,
-            "rotation": None,
-            "retention": None,
-            "compression": None,
-            "intercept": False,
-            "redact": True,
-            "uncaught": False,
-            "run_log": False,
-            **fields,
-        }
+        settings = {**PLAIN, **fields}
         lines = [
             "import os, sys",
             "from pathlib import Path",

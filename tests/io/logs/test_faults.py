@@ -169,14 +169,14 @@ def test_a_file_that_is_moved_away_is_begun_anew(start, tmp_path):
     assert ((tmp_path / "job.log.1").read_text(), path.read_text()) == ("one\n", "two\n")
 
 
-def test_a_file_that_another_has_replaced_is_found(start, tmp_path, eventually):
+def test_a_file_that_another_has_replaced_is_found(start, tmp_path, wait_until):
     """As logrotate does it with `create`, within a second."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}")
     logger.info("one")
     path.rename(tmp_path / "job.log.1")
     path.touch()
-    assert eventually(lambda: logger.info("more") or path.stat().st_size > 0)
+    wait_until(lambda: logger.info("more") or path.stat().st_size > 0)
 
 
 def test_a_burst_into_a_deleted_file_is_written_again(start, tmp_path):

@@ -99,12 +99,12 @@ def test_rotation_by_time_loses_no_line(run_spawned, tmp_path):
     check(tmp_path)
 
 
-def test_rotation_by_time_happens_once(start, tmp_path, eventually):
+def test_rotation_by_time_happens_once(start, tmp_path, wait_until):
     """A file whose time has come is set aside, and the next is not."""
     path = tmp_path / "job.log"
     start(sink=str(path), rotation="1 second", format="{message}")
     began = time.monotonic()
-    assert eventually(lambda: logger.info("tick") or len(list(tmp_path.glob("job.*.log"))) == 1)
+    wait_until(lambda: logger.info("tick") or len(list(tmp_path.glob("job.*.log"))) == 1)
     assert time.monotonic() - began > 0.2
     assert all(line == "tick" for file in tmp_path.glob("job*") for line in file.read_text().splitlines())
 

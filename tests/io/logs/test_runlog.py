@@ -28,13 +28,13 @@ def name_of(pid=None):
     return f"{socket.gethostname()}-{pid or os.getpid()}.log"
 
 
-def test_the_lines_of_a_run_are_in_its_artifacts(start, open_run, eventually):
+def test_the_lines_of_a_run_are_in_its_artifacts(start, open_run, wait_until):
     """Those from its start to its end, and no others; live."""
     start(run_log=True)
     logger.info("before")
     run = open_run()
     logger.info("during")
-    assert eventually(lambda: run.log == "INFO|during\n")
+    wait_until(lambda: run.log == "INFO|during\n")
     logger.info("later")
     run.end()
     logger.info("after")
@@ -220,7 +220,7 @@ def test_a_store_that_hangs_delays_the_end_for_a_bounded_time(start, open_run, f
     assert str(folder) in capsys.readouterr().err
 
 
-def test_a_store_that_fails_is_reported_once_and_tried_again(start, open_run, eventually, capsys, monkeypatch, folder):
+def test_a_store_that_fails_is_reported_once_and_tried_again(start, open_run, wait_until, capsys, monkeypatch, folder):
     """Until it works; the job does not notice."""
     monkeypatch.setattr(upload, "pause", lambda _: 0.01)
     start(run_log=True, intercept=True, level="WARNING")
@@ -236,7 +236,7 @@ def test_a_store_that_fails_is_reported_once_and_tried_again(start, open_run, ev
     run.attach = counted
     object.__setattr__(run.job_run, "attach", counted)
     logger.warning("hello")
-    assert eventually(lambda: len(tries) > 3)
+    wait_until(lambda: len(tries) > 3)
     run.failure = None
     run.end()
     assert "WARNING|hello\n" in run.log

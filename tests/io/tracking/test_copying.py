@@ -9,7 +9,6 @@ import signal
 import uuid
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow.entities import (
     Dataset,
@@ -23,13 +22,7 @@ from mlflow.entities import (
 )
 
 from autogen_team.io._tracking import copying, copying_models
-
-EXPERIMENT = "fraud"
-
-
-def client_of(uri):
-    """Return a client of the store."""
-    return mlflow.MlflowClient(uri, uri)
+from testkit.copies import EXPERIMENT, client_of, copy, files_of, happened, make_experiment, runs_of, write
 
 
 @pytest.fixture
@@ -39,17 +32,6 @@ def folder_source(tmp_path, monkeypatch):
     uri = str(tmp_path / "mlruns")
     client_of(uri).create_experiment(EXPERIMENT)
     return uri
-
-
-def make_experiment(uri, name=EXPERIMENT, **tags):
-    """Make an experiment whose artifacts lie beside the database, and return its id."""
-    place = Path(uri.partition(":///")[2]).parent / "artifacts" / name
-    return client_of(uri).create_experiment(name, str(place), tags)
-
-
-def write(files):
-    """Return what fills a run with these artifacts."""
-    return lambda client, run_id: [client.log_text(run_id, text, path) for path, text in files.items()]
 
 
 def everything(client, run_id):
@@ -80,32 +62,6 @@ def everything(client, run_id):
     client.finalize_logged_model(model.model_id, "READY")
     client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 7)])
     client.log_batch(run_id, [Metric("auc", 0.9, 5, 7, model.model_id, "clients", "0a1b")])
-
-
-def copy(source, target, **options):
-    """Copy, and return what became of all runs."""
-    return list(copying.copy(source, target, **options))
-
-
-def happened(outcomes):
-    """Return what happened to the runs of these names."""
-    return {outcome.run_name: outcome.happened for outcome in outcomes if outcome.source_id}
-
-
-def runs_of(uri, experiment=EXPERIMENT):
-    """Return the runs of an experiment by their names; no name may be there twice."""
-    client = client_of(uri)
-    found = client.get_experiment_by_name(experiment)
-    runs = client.search_runs([found.experiment_id]) if found else []
-    by_name = {run.info.run_name: client.get_run(run.info.run_id) for run in runs}
-    assert len(by_name) == len(runs)
-    return by_name
-
-
-def files_of(uri, address):
-    """Return the artifacts at an address, with their content."""
-    root = mlflow.artifacts.download_artifacts(artifact_uri=address, tracking_uri=uri)
-    return {str(path.relative_to(root)): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
 
 
 def state_of(uri):

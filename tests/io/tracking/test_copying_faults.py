@@ -13,29 +13,7 @@ import pytest
 
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
 from autogen_team.io._tracking import copying
-
-EXPERIMENT = "fraud"
-
-
-def make_experiment(uri, name=EXPERIMENT, **tags):
-    """Make an experiment whose artifacts lie beside the database, and return its id."""
-    place = Path(uri.partition(":///")[2]).parent / "artifacts" / name
-    return mlflow.MlflowClient(uri, uri).create_experiment(name, str(place), tags)
-
-
-def write(files):
-    """Return what fills a run with these artifacts."""
-    return lambda client, run_id: [client.log_text(run_id, text, path) for path, text in files.items()]
-
-
-def copy(source, target, **options):
-    """Copy, and return what became of all runs."""
-    return list(copying.copy(source, target, **options))
-
-
-def happened(outcomes):
-    """Return what happened to the runs of these names."""
-    return {outcome.run_name: outcome.happened for outcome in outcomes if outcome.source_id}
+from testkit.copies import copy, happened, make_experiment, write
 
 
 @pytest.mark.parametrize(

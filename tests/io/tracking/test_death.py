@@ -266,7 +266,7 @@ def test_two_who_recover_the_same_journal_do_not_trip(kill_unwatched, store_uri,
 
 @pytest.fixture
 def take_over(start_python):
-    """Return a function that has another process take a journal over, as if it recovered it, and returns the process."""
+    """Return a function that has another process take a journal over, as if to recover it, and returns that."""
 
     def take(folder: Path):
         code = (

@@ -9,36 +9,11 @@ import mlflow
 import pytest
 
 from autogen_team.io._tracking import isolation, seam
+from testkit.runs import active_id, metrics, parent, status, stored_runs
 
 PATIENCE = 60
 
 pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
-
-
-def metrics(run):
-    """Return the metrics of the run as they are stored."""
-    return mlflow.get_run(run.info.run_id).data.metrics
-
-
-def status(run):
-    """Return the status of the run as it is stored."""
-    return mlflow.get_run(run.info.run_id).info.status
-
-
-def parent(run):
-    """Return the id of the run that this one is nested in."""
-    return run.data.tags.get("mlflow.parentRunId")
-
-
-def active_id():
-    """Return the id of the innermost run that the caller sees, None if it sees none."""
-    run = mlflow.active_run()
-    return run and run.info.run_id
-
-
-def stored_runs():
-    """Return all runs of the store."""
-    return mlflow.MlflowClient().search_runs(["0"])
 
 
 def test_tasks_do_not_see_each_other_s_runs(isolated):

@@ -7,7 +7,6 @@ import contextvars
 import gc
 import inspect
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import mlflow
 import pytest
@@ -17,32 +16,11 @@ from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import fluent as registry
 
 from autogen_team.io._tracking import isolation, seam
+from testkit.runs import active_id, in_thread, parent, status
 
 PATIENCE = 60
 
 pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
-
-
-def in_thread(work, *arguments):
-    """Call it in a thread of its own, which has none of the caller's context, and return what it returns."""
-    with ThreadPoolExecutor(1) as executor:
-        return executor.submit(work, *arguments).result(PATIENCE)
-
-
-def status(run):
-    """Return the status of the run as it is stored."""
-    return mlflow.get_run(run.info.run_id).info.status
-
-
-def parent(run):
-    """Return the id of the run that this one is nested in."""
-    return run.data.tags.get("mlflow.parentRunId")
-
-
-def active_id():
-    """Return the id of the innermost run that the caller sees, None if it sees none."""
-    run = mlflow.active_run()
-    return run and run.info.run_id
 
 
 def replaced():

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 NAMES = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -42,6 +43,22 @@ def install(handler: Callable[[int, FrameType | None], None], names: Iterable[st
     for number in found:
         signal.signal(number, handler)
     return found
+
+
+@contextmanager
+def stopped(groups: Collection[int]) -> Iterator[None]:
+    """Have groups of processes stopped inside of the block, in which we stop as well; they go on with us."""
+    _signal_groups(groups, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        _signal_groups(groups, signal.SIGCONT)
+
+
+def _signal_groups(groups: Collection[int], number: signal.Signals) -> None:
+    for group in groups:
+        with suppress(ProcessLookupError):
+            os.killpg(group, number)
 
 
 def _heeded(names: Iterable[str]) -> Iterator[int]:

@@ -158,12 +158,10 @@ class _Child:
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
         """Stop the child, which is in another session, and ourselves; go on together."""
-        os.killpg(self.pid, signal.SIGSTOP)
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-        signal.signal(number, self._stop)
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGCONT)
+        with forwarding.stopped([self.pid]):
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            signal.signal(number, self._stop)
 
     def _run_opened(self, run: OpenRun) -> None:
         if self._transcript is None:

@@ -17,6 +17,8 @@ import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from autogen_team.cli._supervisor import forwarding
+
 _STDIN = 0
 _STOPPING = 0.1
 _GLANCE = 0.2
@@ -110,18 +112,12 @@ class Terminal:
 
         The kernel stops no job whose parent is in another session, as ours is, by a key.
         """
-        groups = {os.tcgetpgrp(self.main), pid}
-        for group in groups:
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGSTOP)
-        self._give_back()
-        # With whoever shares our pipe, as the key would have; where no shell could continue us the kernel ignores it.
-        os.killpg(os.getpgrp(), signal.SIGTSTP)
-        time.sleep(_STOPPING)  # this thread may run on for a moment before it is stopped with the others
-        self._take()
-        for group in groups:
-            with suppress(ProcessLookupError):
-                os.killpg(group, signal.SIGCONT)
+        with forwarding.stopped({os.tcgetpgrp(self.main), pid}):
+            self._give_back()
+            # Whoever shares our pipe too, as by the key. Where no shell could continue us the kernel ignores it.
+            os.killpg(os.getpgrp(), signal.SIGTSTP)
+            time.sleep(_STOPPING)  # this thread may run on for a moment before it is stopped with the others
+            self._take()
 
 
 def _is_in_foreground(descriptor: int) -> bool:

@@ -1,0 +1,1 @@
+"""What several modules of the tests share and that is no fixture."""
