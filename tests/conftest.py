@@ -84,9 +84,9 @@ class Process:
         """Send it a signal."""
         self.popen.send_signal(signum)
 
-    def finish(self, text: str | None = None) -> tuple[int, str, str]:
+    def finish(self, text: str | None = None, *, timeout: float = PATIENCE) -> tuple[int, str, str]:
         """Write the text to its stdin, wait for its end; return exit status, stdout and stderr."""
-        out, err = self.popen.communicate(text, timeout=PATIENCE)
+        out, err = self.popen.communicate(text, timeout=timeout)
         return self.popen.returncode, out, err
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import pickle
 import threading
@@ -11,7 +12,7 @@ import loguru
 import mlflow
 import pytest
 
-from autogen_team import GlobalContext
+from autogen_team import GlobalContext, _carrying
 from autogen_team.errors import ConfigurationError, NotStartedError, TrackingUnavailableError
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
@@ -210,3 +211,38 @@ def test_an_alert_does_not_wait_for_a_server(context, start_python, free_port, c
 
     assert len(failures) == 1
     assert "done: at once" in capsys.readouterr().out
+
+
+def test_a_bound_asynchronous_generator_that_is_left_early_cleans_up_inside(context):
+    """What it logs last is in its own run; what is sent to it arrives."""
+
+    async def count():
+        try:
+            for number in range(10):
+                got = yield number
+                mlflow.log_metric("got", got or 0, step=number)
+        finally:
+            mlflow.log_param("closed", 1)
+
+    async def use(bound):
+        items = bound()
+        found = [await anext(items), await items.asend(5)]
+        await items.aclose()
+        return found
+
+    with context, context.run("train") as run:
+        assert asyncio.run(use(context.bind(count, nested=True))) == [0, 1]
+        assert mlflow.active_run().info.run_id == run.info.run_id
+
+    client = context.mlflow_service.client()
+    [child] = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'")
+    assert (child.data.metrics, child.data.params, child.info.status) == ({"got": 5.0}, {"closed": "1"}, "FINISHED")
+    assert client.get_run(run.info.run_id).data.params == {}
+
+
+def test_binding_again_keeps_nothing_more(context):
+    """A pool may be given a bound function for each of a million tasks."""
+    with context:
+        for _ in range(3):
+            context.bind(len)
+        assert list(_carrying._Process.here().captured.values()).count(context) == 1

@@ -17,8 +17,8 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import ExitStack, aclosing, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
@@ -127,10 +127,13 @@ class Bound(_Carrier, Generic[Parameters, Result]):
         with self._inside():
             return (yield from cast("Callable[..., Any]", self.__wrapped__)(*arguments, **fields))
 
-    async def _iterate_async(self, *arguments: Any, **fields: Any) -> AsyncIterator[Any]:
+    async def _iterate_async(self, *arguments: Any, **fields: Any) -> AsyncGenerator[Any, Any]:
         with self._inside():
-            async for item in cast("Callable[..., Any]", self.__wrapped__)(*arguments, **fields):
-                yield item
+            async with aclosing(cast("Callable[..., Any]", self.__wrapped__)(*arguments, **fields)) as items:
+                sent = None
+                with suppress(StopAsyncIteration):
+                    while True:
+                        sent = yield await items.asend(sent)
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -222,8 +225,10 @@ class _Process:
 
     def capture(self, context: GlobalContext) -> str:
         """Return a key by which the context is found in this process again, as long as it is there."""
-        key = uuid.uuid4().hex
-        self.captured[key] = context
+        with self._lock:
+            known = next((key for key, other in self.captured.items() if other is context), None)
+            key = known or uuid.uuid4().hex
+            self.captured[key] = context
         return key
 
     @contextmanager

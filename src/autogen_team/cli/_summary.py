@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from autogen_team.cli import _look
 from autogen_team.context import GlobalContext
+from autogen_team.io import _job
 from autogen_team.io._deadline import within
-from autogen_team.io._redact import mask_url
+from autogen_team.io._redact import mask, mask_url
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 _SHOWN = 5
 _PATIENCE = 5.0
 """Seconds that reading the run back may take."""
-_EXCEPTION_TAG = "autogen_team.exception"
 
 
 @dataclass(slots=True)
@@ -55,7 +55,7 @@ def _print(service: MlflowService, summary: Summary) -> None:
     try:
         rows = within(_PATIENCE, partial(_rows, service, summary), name="autogen-team-summary")
     except Exception as error:
-        _look.say("warning", f"run {summary.run_id} cannot be read back: {error}", "yellow")
+        _look.say("warning", f"run {summary.run_id} cannot be read back: {mask(str(error))}", "yellow")
     else:
         _look.rows(rows)
 
@@ -66,7 +66,7 @@ def _rows(service: MlflowService, summary: Summary) -> list[tuple[str, str]]:
     run = client.get_run(run_id)
     seconds = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
     ended = run.info.status if seconds is None else f"{run.info.status} after {seconds:.1f} s"
-    reason = run.data.tags.get(_EXCEPTION_TAG)
+    reason = run.data.tags.get(_job.EXCEPTION_TAG)
     metrics = [f"{key} {value:.4g}" for key, value in sorted(run.data.metrics.items()) if not key.startswith("system/")]
     models = [f"{output.model_id}" for output in (run.outputs.model_outputs if run.outputs else [])]
     versions = client.search_model_versions(f"run_id = '{run_id}'")

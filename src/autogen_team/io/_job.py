@@ -22,6 +22,8 @@ Facts: TypeAlias = Mapping[str, str]
 
 LOG_ARTIFACTS = "logs"
 """The folder of a run's artifacts that holds its log."""
+EXCEPTION_TAG = "autogen_team.exception"
+"""The tag that says why a run has failed or was killed."""
 
 _report = logging.getLogger("autogen_team")
 _worker: str | None = None

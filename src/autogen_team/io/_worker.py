@@ -13,6 +13,7 @@ import os
 import threading
 import weakref
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -176,4 +177,5 @@ class Worker(Generic[Item]):
         self.failed += len(batch)
         if not self._failing:
             self._failing = True
-            _report.warning("%s: could not deliver: %s: %s", self.name, type(error).__name__, error)
+            with suppress(Exception):  # a handler of the job's may raise, and the thread must not end by it
+                _report.warning("%s: could not deliver: %s: %s", self.name, type(error).__name__, error)

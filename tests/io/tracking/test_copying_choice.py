@@ -11,7 +11,7 @@ import mlflow
 from mlflow.entities import ViewType
 
 from autogen_team.io._tracking import copying
-from testkit.copies import EXPERIMENT, client_of, copy, current, happened, make_experiment, runs_of, write
+from testkit.copies import EXPERIMENT, client_of, copy, current, files_of, happened, make_experiment, runs_of, write
 
 
 def break_artifact(uri, run_id, path):
@@ -240,3 +240,19 @@ def test_children_find_the_copy_of_a_parent_that_was_deleted(source, target, mak
 
     assert outcome.reason is None
     assert runs_of(target)["child"].data.tags["mlflow.parentRunId"] == copied.target_id
+
+
+def test_what_was_added_to_a_run_after_its_copy_arrives_before_it_is_deleted(source, target, make_run):
+    """A tag and a file, which change no time of the run."""
+    run_id = make_run(source)
+    copy(source, target)
+    client_of(source).set_tag(run_id, "late", "1")
+    with current(source):
+        client_of(source).log_text(run_id, "late", "late.txt")
+
+    (outcome,) = copy(source, target, delete=True)
+
+    assert outcome.is_deleted
+    [copied] = runs_of(target).values()
+    assert copied.data.tags["late"] == "1"
+    assert files_of(target, copied.info.artifact_uri)["late.txt"] == b"late"

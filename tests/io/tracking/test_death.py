@@ -18,6 +18,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from autogen_team.io import _job
 from autogen_team.io._tracking import entries, inventory, journal, reading, recovery, runs
 
 KILLS = 50
@@ -76,7 +77,7 @@ def test_a_killed_job_is_recovered_by_its_watchdog(start_job, store_uri, state, 
     run = client.get_run(run_id)
     assert run.info.status == "KILLED"
     assert run.info.end_time >= run.info.start_time
-    assert run.data.tags[recovery.REASON_TAG].startswith(f"process {process.popen.pid} on ")
+    assert run.data.tags[_job.EXCEPTION_TAG].startswith(f"process {process.popen.pid} on ")
     for key in ("loss", "lane"):
         steps = [metric.step for metric in client.get_metric_history(run_id, key)]
         assert steps == list(range(len(steps)))
@@ -238,7 +239,7 @@ def test_a_living_process_is_never_touched(start_job, store_uri, state, run_pyth
     assert recovery.recover(found, uri, uri, state).problem.startswith("its process is alive")
     process.send(signal.SIGTERM)
     process.finish()
-    assert mlflow.MlflowClient(store_uri).get_run(run_id).data.tags[runs.EXCEPTION_TAG] == "SIGTERM"
+    assert mlflow.MlflowClient(store_uri).get_run(run_id).data.tags[_job.EXCEPTION_TAG] == "SIGTERM"
 
 
 def test_who_looks_for_the_dead_does_not_read_the_living(start_job, state, monkeypatch):
@@ -506,7 +507,7 @@ def test_fifty_kills_at_random_moments(start_python, store_uri, state, run_pytho
     """Every acknowledged item is in the store after recovery, once, and no run is left RUNNING."""
     delays = [random.uniform(0, 0.4) for _ in range(KILLS)]
     process = start_python("-c", UNWATCHED + FIFTY, stdin=subprocess.PIPE)
-    status, out, err = process.finish("".join(f"{delay}\n" for delay in delays))
+    status, out, err = process.finish("".join(f"{delay}\n" for delay in delays), timeout=500.0)
     assert status == 0, err
     acknowledged = {run_id: int(n) for run_id, n in map(str.split, out.splitlines())}
     assert len(acknowledged) >= KILLS

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -151,7 +152,7 @@ def test_a_signal_that_waited_is_dropped_if_the_job_leaves_anyway():
         signal.raise_signal(signal.SIGTERM)
         ending.release(leaving=True)
 
-        assert ending.received() is signal.SIGTERM
+        assert ending.fatal_signal() is signal.SIGTERM
 
 
 def test_other_threads_hold_nothing():
@@ -186,3 +187,49 @@ def test_threads_leave_handlers_alone():
     thread.join()
 
     assert seen == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_what_a_handler_has_dealt_with_ends_nothing(handler_of_the_job):
+    """Runs of other threads do not, and a later exit is not the doing of a SIGHUP by which a job reloads."""
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        with ending.signals_raise():
+            signal.raise_signal(signal.SIGHUP)
+            assert ending.verdict(SystemExit(0)) == ("FINISHED", None)
+            signal.raise_signal(signal.SIGTERM)
+            assert ending.fatal_signal() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_handler_that_raises_ends_the_process():
+    """As one that we install."""
+
+    def leave(*_):
+        sys.exit(3)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        with ending.signals_raise():
+            with pytest.raises(SystemExit):
+                signal.raise_signal(signal.SIGTERM)
+            assert ending.fatal_signal() is signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_child_that_is_forked_while_signals_are_held_heeds_them():
+    """By another thread, while the main one opens a run: the child is never told to release them."""
+    ending.hold()
+    child = os.fork()
+    if child == 0:
+        is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        try:
+            with ending.signals_raise():
+                signal.raise_signal(signal.SIGTERM)
+        except ending.Terminated:
+            os._exit(0 if is_default else 2)
+        os._exit(1)
+    ending.release()
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

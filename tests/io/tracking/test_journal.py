@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import threading
+import time
 from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 
 from autogen_team.io._tracking import entries, journal, reading
 from autogen_team.io._tracking.journal import Journal, JournalError
+from autogen_team.io._tracking.wakeup import Wakeup
 
 URI = "sqlite:////somewhere/mlflow.db"
 RUN = "0123456789abcdef0123456789abcdef"
@@ -282,6 +284,80 @@ def test_a_file_system_that_cannot_reserve_space_gets_zeros(written, monkeypatch
     written.append(metric(1))
 
     assert steps(reading.read(written.folder)) == [1]
+
+
+def test_a_short_write_is_a_full_disk(written, monkeypatch):
+    """Where space cannot be reserved; a file that is shorter than its map would be another error altogether."""
+
+    def unsupported(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    write = os.write
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:1000]))
+    with pytest.raises(JournalError, match="No space left"):
+        written.append(metric(1))
+
+
+def test_a_beginning_that_fails_leaves_nothing_behind(written, monkeypatch):
+    """A full disk is tried again each second: descriptors would run out in minutes."""
+    monkeypatch.setattr(journal, "_RETRY", 0.0)
+    before = len(list(Path("/dev/fd").iterdir()))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        for number in range(3):
+            with pytest.raises(JournalError):
+                written.append(metric(number))
+    assert len(list(Path("/dev/fd").iterdir())) == before
+    assert list(journal.folder_of(written._state).iterdir()) == []
+    written.append(metric(3))
+
+    assert steps(reading.read(written.folder)) == [3]
+
+
+def test_two_threads_do_not_recover_the_same_journal(tmp_path, run_python):
+    """The lock is the process's: the second would get it too, and lose it for both."""
+    folder = tmp_path / "journals" / "host-1-x"
+    folder.mkdir(parents=True)
+    lock = journal.take_over(folder)
+
+    assert journal.take_over(folder) is None
+    assert journal.is_locked(folder)
+    code = (
+        "from pathlib import Path; from autogen_team.io._tracking import journal\n"
+        f"print(journal.take_lock(Path({str(folder)!r})))"
+    )
+    assert run_python("-c", code)[1] == "None\n"
+    journal.give_back(folder, lock)
+    assert not journal.is_locked(folder)
+    journal.give_back(folder, journal.take_over(folder))
+
+
+def test_a_signal_handler_may_wake_in_the_midst_of_a_wakeup():
+    """A `threading.Event` would wait for itself for ever."""
+    wakeup = Wakeup()
+    calls = count()
+    before = signal.signal(signal.SIGALRM, lambda *_: (next(calls), wakeup.set()))
+    signal.setitimer(signal.ITIMER_REAL, 0.0002, 0.0002)
+    try:
+        while next(calls) < 500_000 and (found := next(calls)):
+            wakeup.set()
+            wakeup.wait(0.0 if found % 2 else None)
+            wakeup.set()
+            wakeup.clear()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+    began = time.monotonic()
+    wakeup.set()
+    wakeup.wait(60.0)
+    wakeup.wait(0.01)  # it was used up
+
+    assert 0.01 <= time.monotonic() - began < 60.0
 
 
 def test_the_lock_tells_the_living_from_the_dead(tmp_path, written, run_python):

@@ -10,7 +10,7 @@ import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team.io import _job
-from autogen_team.io._tracking import runs
+from autogen_team.io._tracking import joining, runs
 
 
 @pytest.fixture
@@ -121,5 +121,19 @@ def test_a_run_can_be_gone_on_with(started):
     assert second.info.run_id == first.info.run_id
     stored = started.get_run(first.info.run_id)
     assert (stored.info.run_name, stored.info.status) == ("second", "FINISHED")
-    assert runs.EXCEPTION_TAG not in stored.data.tags
+    assert _job.EXCEPTION_TAG not in stored.data.tags
     assert len(started.get_metric_history(first.info.run_id, "loss")) == 2
+
+
+def test_the_failure_of_a_worker_is_noted_in_the_run_that_it_works_for(started, tmp_path):
+    """Not in one that the worker had opened in it, and has left open."""
+    run = started.create_run("0", run_name="job")
+    info = run.info
+    fields = info.run_id, "job", info.experiment_id, "Default", info.user_id, info.start_time, "host", str(tmp_path)
+
+    with pytest.raises(ValueError, match="bad fold"), joining.work_for(joining.Shared(*fields), "why"):
+        inner = mlflow.start_run(run_name="inner")
+        raise ValueError("bad fold")
+
+    assert started.get_run(info.run_id).data.tags["why"] == "ValueError: bad fold"
+    assert "why" not in started.get_run(inner.info.run_id).data.tags

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import logging
 import multiprocessing
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import sqlalchemy
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from autogen_team.errors import TrackingUnavailableError
 from autogen_team.io._tracking import destinations, inventory, reading, recovery, runs, write_behind
@@ -341,7 +343,73 @@ def test_sqlalchemy_still_says_it_in_these_words():
     with engine.connect(), pytest.raises(sqlalchemy.exc.TimeoutError) as caught:
         engine.connect()
 
-    assert destinations._BUSY.removeprefix("BAD_REQUEST: ") in str(caught.value)
+    assert destinations._BUSY[0].removeprefix("BAD_REQUEST: ") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (sqlalchemy.exc.TimeoutError("QueuePool limit"), destinations.Unreachable),
+        (sqlalchemy.exc.InternalError("insert", {}, Exception("read-only")), destinations.Unreachable),
+        (sqlalchemy.exc.ProgrammingError("x", {}, Exception(), connection_invalidated=True), destinations.Unreachable),
+        (sqlalchemy.exc.DataError("insert", {}, Exception("too long")), destinations.Refused),
+        (None, destinations.Refused),
+    ],
+    ids=["empty pool", "lost primary", "lost connection", "bad value", "MLflow itself"],
+)
+def test_what_a_database_will_take_later_is_not_refused(cause, kind):
+    """Almost all that SQLAlchemy says is a bad request to MLflow."""
+    with pytest.raises(kind), destinations._translated():
+        raise mlflow.MlflowException("no", error_code=BAD_REQUEST) from cause
+
+
+def test_a_log_handler_that_raises_stops_no_delivery(server, start_session):
+    """Nor does it reach the job; the report of an outage is the first thing that meets it."""
+
+    class Broken(logging.Handler):
+        def handle(self, record):
+            raise OSError("the disk of the log is full")
+
+    handler = Broken()
+    logging.getLogger("autogen_team").addHandler(handler)
+    try:
+        started = start_session(server.uri)
+        with runs.open_run(name="train") as run:
+            mlflow.log_metric("loss", 0.0, step=0)
+            server.kill()
+            for step in range(1, 50):
+                mlflow.log_metric("loss", step, step=step)
+            time.sleep(1.0)  # some attempts
+            server.start()
+            mlflow.log_metric("loss", 50.0, step=50)
+        started.stop()
+    finally:
+        logging.getLogger("autogen_team").removeHandler(handler)
+
+    assert history(server.client(), run.info.run_id) == list(range(51))
+
+
+def test_a_thread_that_could_not_be_started_is_started_later(store_uri, start_session, monkeypatch):
+    """At a limit of processes, say; without one, nobody waits for what cannot be."""
+    started = start_session(store_uri)
+    start = threading.Thread.start
+
+    def limited(thread):
+        if thread.name == "autogen_team-tracking":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", limited)
+        run = mlflow.start_run()
+        mlflow.log_metric("loss", 1.0)
+        began = time.monotonic()
+        assert not write_behind.of(store_uri).flush(20.0)
+        assert time.monotonic() - began < 10.0
+    mlflow.end_run()
+    started.stop()
+
+    assert mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.metrics == {"loss": 1.0}
 
 
 def test_a_worker_waits_for_a_server_that_has_no_time(proxy, mlflow_server, start_session, wait_until, tmp_path):

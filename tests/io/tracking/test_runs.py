@@ -73,7 +73,7 @@ def test_a_run_tells_how_it_ended(started, error, status, reason):
     stored = started.get_run(run.info.run_id)
     assert stored.info.status == status
     assert stored.info.end_time is not None
-    assert stored.data.tags.get(runs.EXCEPTION_TAG) == reason
+    assert stored.data.tags.get(_job.EXCEPTION_TAG) == reason
 
 
 def test_a_run_left_open_inside_is_closed_first(started):
@@ -235,7 +235,7 @@ def test_a_process_that_is_sent_a_signal_closes_its_run_as_killed(store_uri, sta
 
     assert status in (128 + signum, -signum)
     (run,) = session.client(store_uri, store_uri).search_runs(["1"])
-    assert (run.info.status, run.data.tags[runs.EXCEPTION_TAG]) == ("KILLED", signum.name)
+    assert (run.info.status, run.data.tags[_job.EXCEPTION_TAG]) == ("KILLED", signum.name)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_a_forked_child_leaves_its_parent_s_run_alone(store_uri, run_python, end
 
     assert status == 0, err
     (run,) = session.client(store_uri, store_uri).search_runs(["1"])
-    assert (run.info.status, run.data.tags.get(runs.EXCEPTION_TAG)) == ("FINISHED", None)
+    assert (run.info.status, run.data.tags.get(_job.EXCEPTION_TAG)) == ("FINISHED", None)
 
 
 def test_a_run_of_another_thread_is_closed_when_the_job_is_killed(store_uri, start_python):
@@ -351,7 +351,7 @@ def test_a_run_of_another_thread_is_closed_when_the_job_is_killed(store_uri, sta
 
     assert status == 143, err
     (run,) = session.client(store_uri, store_uri).search_runs(["1"])
-    assert (run.info.status, run.data.tags[runs.EXCEPTION_TAG]) == ("KILLED", "SIGTERM")
+    assert (run.info.status, run.data.tags[_job.EXCEPTION_TAG]) == ("KILLED", "SIGTERM")
 
 
 @pytest.mark.parametrize("moment", ["run_started", "run_ending"])
@@ -410,3 +410,16 @@ def test_the_page_of_a_run_on_a_server_is_a_line_of_log(mlflow_server, caplog, c
     (line,) = [record.message for record in caplog.records if "ended as FINISHED" in record.message]
     assert line.endswith(f"{mlflow_server}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}")
     assert capsys.readouterr().out == ""
+
+
+def test_a_signal_that_the_job_has_dealt_with_closes_no_run(store_uri, start_session):
+    """A worker that ends after it, in a thread of the job, does not take it for the end of the job."""
+    start_session(store_uri)
+    before = signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        with runs.open_run(name="train") as run:
+            signal.raise_signal(signal.SIGHUP)
+            runs.close_what_is_left()
+            assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -14,7 +14,7 @@ from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
 from mlflow.utils import autologging_utils, import_hooks
 
-from autogen_team.io._tracking import guests, seam
+from autogen_team.io._tracking import guests, isolation, seam
 
 
 @pytest.fixture(autouse=True)
@@ -470,3 +470,51 @@ def test_runs_are_made_in_the_experiment_that_is_used(store_uri):
         pass
 
     assert run.info.experiment_id == os.environ["MLFLOW_EXPERIMENT_ID"] == experiment_id
+
+
+def _names_it(host, old):
+    """Ask for runs by their ids, and for a child of another, as a program that knows nothing of the run around."""
+    with mlflow.start_run(run_id=host.info.run_id) as same:
+        mlflow.log_param("same", 1)
+    with mlflow.start_run(parent_run_id=host.info.run_id) as child:
+        pass
+    with mlflow.start_run(parent_run_id=old) as grandchild:
+        assert mlflow.active_run() is grandchild
+    with mlflow.start_run(old) as resumed:  # by its place, as MLflow allows
+        mlflow.log_param("resumed", 1)
+
+    assert mlflow.active_run().info.run_id == host.info.run_id
+    assert [same.info.run_id, resumed.info.run_id] == [host.info.run_id, old]
+    parents = [run.data.tags.get("mlflow.parentRunId") for run in (child, grandchild, mlflow.get_run(old))]
+    assert parents == [host.info.run_id, old, None]
+    stored = mlflow.get_run(host.info.run_id)
+    assert (stored.info.status, stored.data.params) == ("RUNNING", {"same": "1"})
+    assert (mlflow.get_run(old).info.status, mlflow.get_run(old).data.params) == ("FINISHED", {"resumed": "1"})
+
+
+def test_runs_that_are_named_inside_of_a_host_are_those(host):
+    """The host itself, another one, and a child of either."""
+    _names_it(host, mlflow.MlflowClient().create_run("0").info.run_id)
+
+
+def test_runs_that_are_named_inside_of_a_joined_run_are_those(joined):
+    """MLflow's documented way for many processes is to name the parent."""
+    undo = isolation.isolate()
+    try:
+        _names_it(joined, mlflow.MlflowClient().create_run("0").info.run_id)
+    finally:
+        undo()
+
+
+def test_the_environment_is_given_back_whoever_leaves_first(monkeypatch):
+    """Each has kept variables of its own."""
+    monkeypatch.setenv("AUTOGEN_TEAM_FIRST", "before")
+    first = seam.keep_environment("AUTOGEN_TEAM_FIRST", "AUTOGEN_TEAM_BOTH")
+    os.environ |= {"AUTOGEN_TEAM_FIRST": "1", "AUTOGEN_TEAM_BOTH": "1"}
+    second = seam.keep_environment("AUTOGEN_TEAM_SECOND", "AUTOGEN_TEAM_BOTH")
+    os.environ |= {"AUTOGEN_TEAM_SECOND": "2", "AUTOGEN_TEAM_BOTH": "2"}
+    first()
+    second()
+
+    found = {name: value for name, value in os.environ.items() if name.startswith("AUTOGEN_TEAM_")}
+    assert found == {"AUTOGEN_TEAM_FIRST": "before", "AUTOGEN_TEAM_STATE_DIR": os.environ["AUTOGEN_TEAM_STATE_DIR"]}

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import mlflow
+import os
 
-from autogen_team.io._tracking import turns
+import mlflow
+import pytest
+
+from autogen_team.io._tracking import session, turns
 
 PROCESSES = 8
 
@@ -40,3 +43,17 @@ def test_the_state_folder_is_for_its_owner_only(tmp_path):
     with turns.in_turn("sqlite:///mlflow.db", tmp_path / "state"):
         assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
         assert (tmp_path / "state" / "locks").stat().st_mode & 0o777 == 0o700
+
+
+def test_whoever_looks_for_the_experiment_sets_nothing(store_uri, monkeypatch):
+    """A start that has given up on a slow server must not be overtaken by its answer."""
+    monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
+    mlflow.set_tracking_uri(store_uri)
+    made = session._find_experiment("digits")
+
+    assert session._find_experiment("digits").experiment_id == made.experiment_id
+    assert mlflow.tracking.fluent._active_experiment_id is None
+    assert "MLFLOW_EXPERIMENT_ID" not in os.environ
+    mlflow.MlflowClient().delete_experiment(made.experiment_id)
+    with pytest.raises(mlflow.MlflowException, match="deleted experiment"):
+        session._find_experiment("digits")

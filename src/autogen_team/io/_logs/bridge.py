@@ -61,6 +61,8 @@ def forward(record: logging.LogRecord) -> None:
         text = f"{record.msg} {record.args!r} [{type(error).__name__}: {error}]"
     try:
         _log(record, text)
+    except Exception:  # with `catch=False` a sink may raise: to whoever logs, not to whatever library says something
+        _say(record)
     finally:
         _state.forwarding = False
 

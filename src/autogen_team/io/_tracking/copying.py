@@ -254,7 +254,8 @@ class _Copying:
         run = self._source.client.get_run(run_id)
         _require_end(run)
         found = self._find(run)
-        if found and found.data.tags.get(COPIED) == _stamp(run):
+        is_there = found is not None and found.data.tags.get(COPIED) == _stamp(run)
+        if found and is_there and not (self._options.delete and not self._options.dry_run):
             return found.info.run_id, "unchanged", Counts()
         if self._options.dry_run:
             if found is None:

@@ -12,6 +12,7 @@ import random
 import threading
 import time
 import weakref
+from contextlib import suppress
 
 import orjson
 
@@ -22,6 +23,7 @@ from autogen_team.io._tracking.entries import Entry
 from autogen_team.io._tracking.journal import Journal
 from autogen_team.io._tracking.link import Link
 from autogen_team.io._tracking.reading import Follower
+from autogen_team.io._tracking.wakeup import Wakeup
 
 GATHER = 0.25
 """Seconds between the first entry of a batch and its delivery, of a store that is quick."""
@@ -67,11 +69,13 @@ class Courier:
         self._delivering = threading.Lock()
         self._lock = threading.RLock()
         self._progress = threading.Condition(self._lock)
-        self._urgent = threading.Event()
+        self._urgent = Wakeup()
         self._wanted = 0
         self._stopping = False
         self._attempts = 0
         self._gather = GATHER
+        self._chunk: list[Entry] | None = None
+        """What was read, and is not delivered yet."""
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -95,6 +99,7 @@ class Courier:
         with self._lock:
             if self.is_asking:  # it cannot wait for itself
                 return False
+            self.start()  # perhaps none could be started before
             self._wanted = max(self._wanted, until)
             self._urgent.set()
             self._journal.wake()
@@ -127,7 +132,7 @@ class Courier:
         """Deliver what is left, at most for `timeout` seconds, and end the thread; tell whether all was taken."""
         deadline = time.monotonic() + timeout
         while not (delivered := self.flush(max(0.0, deadline - time.monotonic()))) or self.has_more:
-            if time.monotonic() >= deadline:
+            if self._thread is None or time.monotonic() >= deadline:
                 break
         with self._lock:
             self._stopping = True
@@ -169,7 +174,8 @@ class Courier:
                     self._deliver(self._journal.number)
                     self._gather = min(max(GATHER, _SHARE * (time.monotonic() - began)), _LONGEST_GATHER)
                 except Exception:
-                    _report.exception("the journal cannot be read; what is in it stays there")
+                    with suppress(Exception):  # a handler of the job's may raise, and this thread must not end by it
+                        _report.exception("the journal could not be delivered; what is in it stays there")
                     self._urgent.wait(_LONGEST_PAUSE)
 
     def _goes_on(self) -> bool:
@@ -177,9 +183,9 @@ class Courier:
 
     def _deliver(self, until: int) -> None:
         """Deliver what is there now; what comes meanwhile is gathered for the next time."""
-        while self._journal.acked < until and (chunk := self._follower.read(_CHUNK)) is not None:
+        while self._journal.acked < until and self._has_chunk():
             pause = _FIRST_PAUSE
-            while not self._attempt(chunk, self._follower.number):
+            while not self._attempt():
                 self._journal.sync()
                 spread = random.uniform(*_SPREAD)  # noqa: S311 - it is no secret  # nosec B311
                 self._urgent.wait(pause * spread)
@@ -187,11 +193,18 @@ class Courier:
                     return
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def _attempt(self, chunk: list[Entry], number: int) -> bool:
+    def _has_chunk(self) -> bool:
+        if self._chunk is None:
+            self._chunk = self._follower.read(_CHUNK)
+        return self._chunk is not None
+
+    def _attempt(self) -> bool:
+        assert self._chunk is not None
+        number = self._follower.number
         self._urgent.clear()  # whoever wants to hurry from now on gets another attempt at once
         try:
             with self._delivering:
-                self._delivery.deliver(chunk)
+                self._delivery.deliver(self._chunk)
         except Unreachable as error:
             self._link.failed(str(error))
         except Exception as error:
@@ -199,6 +212,7 @@ class Courier:
             _report.debug("a delivery failed", exc_info=True)
         else:
             self._journal.ack(number)
+            self._chunk = None
             self._link.answered(f"; {self._journal.number - number} entries wait" if self._link.is_cut else "")
             with self._lock:
                 self._progress.notify_all()

@@ -25,6 +25,8 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
+from sqlalchemy.exc import InternalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from autogen_team.io._tracking import tables
 
@@ -43,9 +45,9 @@ _REFUSALS = frozenset(
 _BAD_VALUES = (OverflowError, TypeError, ValueError)
 _FINAL = frozenset({400, 403, 404, 409, 413, 422})
 """The answers of an MLflow server that another attempt would not change."""
-_BUSY = "BAD_REQUEST: QueuePool limit"
-"""How a server refuses anything that waits for longer than 30 s for a connection to its database: what SQLAlchemy says
-when its pool is empty is a bad request to MLflow. Later it would take the same."""
+_BUSY = ("BAD_REQUEST: QueuePool limit", "BAD_REQUEST: (psycopg2.errors.ReadOnlySqlTransaction)")
+"""How a server refuses anything that waits for longer than 30 s for a connection to its database, or that comes while
+that has lost its primary: almost all that SQLAlchemy says is a bad request to MLflow. Later it would take the same."""
 
 
 class Unreachable(Exception):  # noqa: N818 - what happened, not whose fault it is
@@ -236,12 +238,17 @@ class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+        if isinstance(error, MlflowException) and error.error_code in _REFUSALS and not _is_passing(error.__cause__):
             raise Refused(_words(error)) from error
         if isinstance(error, Exception) and isinstance(_root_of(error), _BAD_VALUES):  # it does not fit the database
             raise Refused(_words(error)) from error
         if isinstance(error, Exception):
             raise Unreachable(_words(error)) from error
+
+
+def _is_passing(cause: BaseException | None) -> bool:
+    """Tell whether a database has refused something for reasons of its own, which SQLAlchemy's error would not tell."""
+    return isinstance(cause, (InternalError, PoolTimeoutError)) or bool(getattr(cause, "connection_invalidated", False))
 
 
 def _dataset_input(found: Mapping[str, Any]) -> DatasetInput:

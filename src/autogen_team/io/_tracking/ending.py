@@ -26,6 +26,8 @@ _REPLACED = "_autogen_team_replaced"
 """Of a handler of ours: what was there before."""
 
 _received: signal.Signals | None = None
+_fatal: signal.Signals | None = None
+"""The one of them that ends this process: what a handler of the job's has dealt with, and returned, does not."""
 _guards = 0
 _held = 0
 _owed: BaseException | None = None
@@ -40,19 +42,19 @@ class Terminated(SystemExit):
         self.signal = signum
 
 
-def received() -> signal.Signals | None:
-    """Return the signal that asked this process to end, if one did."""
-    return _received
+def fatal_signal() -> signal.Signals | None:
+    """Return the signal by which this process is about to end, if one has come."""
+    return _fatal
 
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
     """Let SIGTERM and SIGHUP raise `Terminated` while inside; does nothing off the main thread or inside itself."""
-    global _guards, _received
+    global _guards, _received, _fatal
     if _guards or not _is_main_thread():
         yield
         return
-    _guards, _received = 1, None
+    _guards, _received, _fatal = 1, None, None
     previous = {}
     for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
         handler = signal.getsignal(signum)
@@ -70,12 +72,12 @@ def signals_raise() -> Iterator[None]:
             if signal.getsignal(signum) is ours[signum]:
                 with contextlib.suppress(ValueError):  # stopped by another thread, which may not
                     signal.signal(signum, handler)
-        _guards, _received = 0, None
+        _guards, _received, _fatal = 0, None, None
 
 
 def _handler(previous: object, owner: int) -> Callable[[int, FrameType | None], None]:
     def handle(number: int, frame: FrameType | None) -> None:
-        global _owed, _received
+        global _owed, _received, _fatal
         signum = signal.Signals(number)
         if os.getpid() != owner and not callable(previous):
             # A forked child has no run to close: let it die as it would have.
@@ -84,8 +86,16 @@ def _handler(previous: object, owner: int) -> Callable[[int, FrameType | None], 
             return
         _received = signum
         if callable(previous):
-            previous(number, frame)
-        elif _held:
+            try:
+                previous(number, frame)
+            except BaseException:
+                _fatal = signum
+                raise
+            if signum is not signal.SIGTERM:  # by custom, SIGHUP has a job read its configuration anew
+                _received = None
+            return
+        _fatal = signum
+        if _held:
             _owed = Terminated(signum)
         else:
             raise Terminated(signum)
@@ -95,8 +105,12 @@ def _handler(previous: object, owner: int) -> Callable[[int, FrameType | None], 
 
 
 def _after_fork() -> None:
-    global _guards, _received
-    _guards, _received = 0, None  # what the parent has installed does not raise in a child
+    global _guards, _received, _fatal, _held, _owed, _interrupt_handler
+    _guards, _received, _fatal = 0, None, None  # what the parent has installed does not raise in a child
+    _held, _owed = 0, None  # another thread has forked while the main one, which the child has not, opened a run
+    if _interrupt_handler is not None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _interrupt_handler = None
 
 
 if hasattr(os, "register_at_fork"):  # Windows cannot fork

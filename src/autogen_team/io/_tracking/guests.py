@@ -6,9 +6,10 @@ What is touched of MLflow for that is named in `seam`, and held by the tests the
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import mlflow
@@ -19,6 +20,8 @@ from mlflow.utils import autologging_utils
 from autogen_team.io._tracking import isolation, seam
 
 Undo: TypeAlias = Callable[[], None]
+
+_PARAMETERS = tuple(inspect.signature(mlflow.start_run).parameters)
 
 
 class JoinedRun(mlflow.ActiveRun):
@@ -31,8 +34,8 @@ class JoinedRun(mlflow.ActiveRun):
 def let_join(host: mlflow.ActiveRun) -> Undo:
     """Let the next `mlflow.start_run` of this thread join `host`, and those after it become its children.
 
-    What asks for something else - a nested run, one by its id, another store - gets that; one of another experiment
-    becomes a child. `mlflow.end_run` ends what the job has opened, never the host.
+    What asks for something else - a nested run, one by its id, a child of another one, another store - gets that; one
+    of another experiment becomes a child. `mlflow.end_run` ends what the job has opened, never the host.
     """
     original_start, original_end = mlflow.start_run, mlflow.end_run
     host_uri = mlflow.get_tracking_uri()
@@ -43,11 +46,13 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
 
     def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
         nonlocal joined
-        if args or fields.get("run_id") or fields.get("nested") or not is_innermost():
-            return original_start(*args, **fields)
+        fields |= zip(_PARAMETERS, args, strict=False)
+        if fields.get("nested") or not is_innermost():
+            return original_start(**fields)
         experiment = fields.get("experiment_id") or fluent._get_experiment_id()
-        if joined or experiment != host.info.experiment_id:
-            return original_start(**{**fields, "nested": True})
+        is_particular = fields.get("run_id") or fields.get("parent_run_id")
+        if joined or is_particular or experiment != host.info.experiment_id:
+            return _start_inside(host, original_start, fields)
         joined = True
         _describe(host.info.run_id, fields)
         return JoinedRun(host)
@@ -93,10 +98,10 @@ def _let_children() -> Undo:
 
     @functools.wraps(plain_start)
     def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
-        is_plain = not args[3:] and not fields.get("run_id") and not fields.get("parent_run_id")
-        if is_plain and _innermost_is_joined():
-            fields["nested"] = True
-        return plain_start(*args, **fields)
+        fields |= zip(_PARAMETERS, args, strict=False)
+        if fields.get("nested") or not _innermost_is_joined():
+            return plain_start(**fields)
+        return _start_inside(fluent._active_run_stack.get()[-1], plain_start, fields)
 
     @functools.wraps(plain_end)
     def end_run(*args: Any, **fields: Any) -> None:
@@ -118,6 +123,29 @@ def _let_children() -> Undo:
         autologging_utils.get_autologging_config = plain_config
 
     return restore
+
+
+def _start_inside(
+    innermost: mlflow.ActiveRun, start: Callable[..., mlflow.ActiveRun], fields: Mapping[str, Any]
+) -> mlflow.ActiveRun:
+    """Start a run inside of one that somebody else has opened, of which the code that asks need not know.
+
+    That one itself, by its id, is joined; any other one is gone on with, or made a child of the parent that is named.
+    """
+    outer_id = innermost.info.run_id
+    if fields.get("run_id") == outer_id:
+        _describe(outer_id, fields)
+        return JoinedRun(innermost)
+    if fields.get("parent_run_id") in (None, outer_id):
+        return start(**{**fields, "nested": True})
+    stack = fluent._active_run_stack.get()
+    around = stack[:]
+    stack.clear()  # else MLflow insists on the innermost one as the parent
+    try:
+        return start(**fields)
+    finally:
+        stack[:0] = around
+        fluent._active_run_stack.get()  # what is created from here on inherits all of them
 
 
 def _innermost_is_joined() -> bool:
@@ -164,7 +192,7 @@ class _Shared:
 _joined = _Shared(_let_children)
 
 
-def _describe(run_id: str, fields: dict[str, Any]) -> None:
+def _describe(run_id: str, fields: Mapping[str, Any]) -> None:
     """Give the host the tags and the description that the joining run would have had; it keeps its own name."""
     tags = dict(fields.get("tags") or {})
     if fields.get("description"):

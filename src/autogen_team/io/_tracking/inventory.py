@@ -80,10 +80,10 @@ def sweep(state: Path) -> None:
             is_new = time.time() - folder.stat().st_mtime < _BEGINNING
             if is_new or any(map(_is_begun, folder.glob("*.jsonl"))):
                 continue
-            lock = journal.take_lock(folder)
+            lock = journal.take_over(folder)
             if lock is not None:
                 journal.remove(folder)
-                os.close(lock)
+                journal.give_back(folder, lock)
 
 
 def _is_begun(segment: Path) -> bool:

@@ -160,7 +160,9 @@ def _tell(shared: Shared, failure: BaseException, tag: str, duration: float) -> 
     status, reason = ending.verdict(failure)
     if status == "FAILED":
         try:
-            within(runs.PATIENCE, partial(mlflow.set_tag, tag, reason), name="autogen-team-end-of-run")
+            # Not by the fluent function: the thread that this runs on has a run of its own, or none.
+            note = partial(mlflow.MlflowClient().set_tag, shared.run_id, tag, reason)
+            within(runs.PATIENCE, note, name="autogen-team-end-of-run")
         except Exception as error:
             _report.error("the failure of a worker could not be noted in run %s: %s", shared.run_id, mask(str(error)))
         _job.run_ended(_published_run(shared), _job.End(status, reason, failure, duration))
@@ -201,7 +203,7 @@ def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
         with _lock:
             found.users -= 1
             if not found.users:
-                del _published[key]
+                _published.pop(key, None)  # a forked child that leaves the block has forgotten it
                 _job.run_left(found.run)
 
 

@@ -11,6 +11,7 @@ for which there is none would kill the process.
 
 from __future__ import annotations
 
+import errno
 import logging
 import mmap
 import os
@@ -21,12 +22,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 from autogen_team.io import _job
 from autogen_team.io._tracking import entries
+from autogen_team.io._tracking.wakeup import Wakeup
 
 SEGMENT = 2**20
 """Bytes of a segment; a longer entry gets one of its own size."""
@@ -97,7 +99,7 @@ class Journal:
         self._is_closed = False
         # Reentrant, because a signal handler may log in the midst of a write.
         self._lock = threading.RLock()
-        self._more = threading.Event()
+        self._more = Wakeup()
         self._is_read = True
         self._writing = False
         self._interrupting: deque[str] = deque()
@@ -180,7 +182,6 @@ class Journal:
     def wait(self, timeout: float | None) -> None:
         """Return when there is an entry since the last call, or after `timeout` seconds; for one reader."""
         self._more.wait(timeout)
-        self._more.clear()
         self._is_read = True
 
     def wake(self) -> None:
@@ -274,12 +275,18 @@ class Journal:
         folder = folder_of(self._state) / f"{_job.process_name()}-{secrets.token_hex(4)}"
         for each in (self._state, folder.parent, folder):  # one by one, or `parents` would leave one open to others
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock_file = take_lock(folder)
-        self._acked_file = os.open(folder / "acked", os.O_CREAT | os.O_RDWR, 0o600)
-        os.pwrite(self._acked_file, acked_line(0), 0)
-        if self.on_begin is not None:
-            self.on_begin(folder)
-        self.folder = folder  # last: what is interrupted before is begun anew
+        with ExitStack() as undo:  # what fails, or is interrupted, is begun anew
+            undo.callback(remove, folder)
+            lock = take_lock(folder)
+            if lock is not None:
+                undo.callback(os.close, lock)
+            acked = os.open(folder / "acked", os.O_CREAT | os.O_RDWR, 0o600)
+            undo.callback(os.close, acked)
+            os.pwrite(acked, acked_line(0), 0)
+            if self.on_begin is not None:
+                self.on_begin(folder)
+            undo.pop_all()
+        self._lock_file, self._acked_file, self.folder = lock, acked, folder
 
     def _map_segment(self, length: int) -> None:
         header = self._header()
@@ -332,7 +339,8 @@ def acked_line(number: int) -> bytes:
 def take_lock(folder: Path) -> int | None:
     """Take the lock of a journal and return its descriptor; None if another process holds it.
 
-    The lock is the process's own, so a forked child does not hold it; it ends with the process, however that ends.
+    The lock is the process's own, so a forked child does not hold it; it ends with the process, however that ends. Two
+    threads would both get it, and the first to close any descriptor of the file would lose it for both: `take_over`.
     """
     descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     if os.name == "posix":
@@ -345,7 +353,9 @@ def take_lock(folder: Path) -> int | None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Tell whether another process holds the lock of a journal; to ask this process's own would cost it the lock."""
+    """Tell whether anybody else holds the lock of a journal; to ask for this process's own would cost it the lock."""
+    if folder in _taken_over:
+        return True
     with suppress(FileNotFoundError):
         descriptor = os.open(folder / "lock", os.O_RDWR)
         try:
@@ -359,12 +369,45 @@ def is_locked(folder: Path) -> bool:
 
 
 def take_over(folder: Path) -> int | None:
-    """Take the lock as `take_lock` does, to recover the journal, and sign it: else its writer is who holds it."""
-    lock = take_lock(folder)
-    if lock is not None:
+    """Take the lock to recover the journal, and sign it, else its writer is who holds it; None if somebody else has it.
+
+    Raises:
+        FileNotFoundError: somebody has recovered it, and removed it.
+
+    """
+    with _taking:
+        if folder in _taken_over:
+            return None
+        lock = take_lock(folder)
+        if lock is None:
+            return None
+        _taken_over.add(folder)
+    with suppress(OSError):  # a full disk: then it looks as if the writer had it
         os.truncate(lock, 0)
         os.write(lock, f"{os.getpid()} {socket.gethostname()}".encode())
     return lock
+
+
+def give_back(folder: Path, lock: int) -> None:
+    """Let others recover what is left of a journal that this process has taken over."""
+    with _taking:
+        _taken_over.discard(folder)
+        os.close(lock)
+
+
+_taking = threading.Lock()
+_taken_over: set[Path] = set()
+"""The journals that a thread of this process recovers, whose locks the others must not touch."""
+
+
+def _after_fork() -> None:
+    global _taking
+    _taking = threading.Lock()  # another thread of the parent may have held it
+    _taken_over.clear()  # the locks are the parent's
+
+
+if hasattr(os, "register_at_fork"):  # Windows cannot fork
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def recoverer(folder: Path) -> tuple[int, str] | None:
@@ -393,10 +436,9 @@ def _allocate(descriptor: int, size: int) -> None:
         try:
             os.posix_fallocate(descriptor, 0, size)
         except OSError as error:
-            import errno
-
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
         else:
             return
-    os.write(descriptor, bytes(size))
+    if os.write(descriptor, bytes(size)) < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -6,13 +6,21 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import UnionType
 
 from autogen_team.io._tracking import entries
 from autogen_team.io._tracking.entries import Entry
 from autogen_team.io._tracking.journal import Journal
 
 _LONGEST_HEADER = 2**16
-_HEADER = {"version": int, "host": str, "pid": int, "started": (float, int, type(None)), "boot": str, "uri": str}
+_HEADER: dict[str, type | UnionType] = {
+    "version": int,
+    "host": str,
+    "pid": int,
+    "started": float | None,
+    "boot": str,
+    "uri": str,
+}
 """What every format of the journal has in its header, whatever else a later one has or has not."""
 
 

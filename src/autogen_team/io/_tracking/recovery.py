@@ -25,7 +25,6 @@ from autogen_team.io._tracking.inventory import Found
 
 _PATIENCE, _PAUSE = 900.0, 10.0
 """Seconds for which whoever recovers a journal tries again while its server is away, and in between."""
-REASON_TAG = "autogen_team.exception"
 
 _report = logging.getLogger("autogen_team")
 
@@ -79,7 +78,7 @@ def recover(
     except Exception as error:
         result.problem = mask(f"{type(error).__name__}: {error}".partition("\n")[0])
     finally:
-        os.close(lock)
+        journal.give_back(found.folder, lock)
     return result
 
 
@@ -217,8 +216,8 @@ def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, e
     run = client.get_run(run_id)
     if run.info.status != "RUNNING":
         return False
-    if REASON_TAG not in run.data.tags and how.status != "FINISHED":
-        destination.log(destinations.Batch(run_id, tags={REASON_TAG: mask(how.reason)}))
+    if _job.EXCEPTION_TAG not in run.data.tags and how.status != "FINISHED":
+        destination.log(destinations.Batch(run_id, tags={_job.EXCEPTION_TAG: mask(how.reason)}))
     destination.update(run_id, how.status, max(end, run.info.start_time), None)
     return True
 

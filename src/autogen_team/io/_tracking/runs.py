@@ -23,7 +23,6 @@ from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask
 from autogen_team.io._tracking import ending, guests, isolation, links, seam
 
-EXCEPTION_TAG = "autogen_team.exception"
 PATIENCE = 15.0
 """Seconds that the end of a run may take to be recorded."""
 
@@ -75,8 +74,8 @@ def open_run(
                 tags=as_text(tags),
                 log_system_metrics=_can_sample(log_system_metrics),
             )
-            if EXCEPTION_TAG in active.data.tags:  # it is gone on with, and has failed before
-                mlflow.MlflowClient().delete_tag(active.info.run_id, EXCEPTION_TAG)
+            if _job.EXCEPTION_TAG in active.data.tags:  # it is gone on with, and has failed before
+                mlflow.MlflowClient().delete_tag(active.info.run_id, _job.EXCEPTION_TAG)
             opened = None if isinstance(active, guests.JoinedRun) else _note(active)  # else its host closes it
         except BaseException:
             ending.release(leaving=True)
@@ -109,8 +108,8 @@ def host_run(**config: Any) -> Iterator[mlflow.ActiveRun]:
 
 
 def close_what_is_left() -> None:
-    """Close the runs that other threads of this process have open, if a signal has asked the process to end."""
-    signum = ending.received()
+    """Close the runs that other threads of this process have open, if a signal ends the process."""
+    signum = ending.fatal_signal()
     if signum is not None:
         for opened in reversed(_open):
             _close(opened, ending.Terminated(signum))
@@ -193,7 +192,7 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
 def _record(client: mlflow.MlflowClient, ids: list[str], run_id: str, end: _job.End) -> None:
     actions: list[Callable[[], object]] = [partial(client.set_terminated, one, end.status) for one in ids]
     if end.reason is not None:
-        actions.append(partial(client.set_tag, run_id, EXCEPTION_TAG, end.reason))
+        actions.append(partial(client.set_tag, run_id, _job.EXCEPTION_TAG, end.reason))
     actions += [partial(seam.stop_system_metrics, one) for one in ids]
     errors = []
     for action in actions:

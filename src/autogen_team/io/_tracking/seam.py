@@ -94,8 +94,12 @@ class _Holders:
     Whoever leaves out of order hands what it found down to the next: the last one to leave gives back the first.
     """
 
-    def __init__(self, apply: Callable[[Any], None]) -> None:
+    def __init__(
+        self, apply: Callable[[Any], None], *, add: Callable[[Any, Any], Any] = lambda found, _: found
+    ) -> None:
+        """`add` tells what is to be given back for what one has found and, later, the next one."""
         self._apply = apply
+        self._add = add
         self._found: list[list[Any]] = []
 
     def hold(self, found: Any) -> Undo:
@@ -109,7 +113,7 @@ class _Holders:
             if place == len(self._found):
                 self._apply(mine[0])
             else:
-                self._found[place][0] = mine[0]
+                self._found[place][0] = self._add(mine[0], self._found[place][0])
 
         return leave
 
@@ -127,7 +131,7 @@ def _restore_environment(before: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-_environments = _Holders(_restore_environment)
+_environments = _Holders(_restore_environment, add=lambda found, later: {**later, **found})  # each of its own names
 
 
 def keep_uris() -> Undo:

@@ -23,6 +23,7 @@ from autogen_team.io._tracking import places, probe, turns
 
 if TYPE_CHECKING:
     import mlflow
+    from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
     from autogen_team.io._tracking import joining
@@ -184,9 +185,12 @@ def _set_experiment(settings: Settings, *, is_offline: bool) -> None:
         ):
             if is_offline:
                 offline.make_experiment(settings.tracking_uri, settings.experiment_name)
-            work = partial(mlflow.set_experiment, settings.experiment_name)
-            is_remote = urlsplit(settings.tracking_uri).scheme in ("http", "https")
-            experiment = within(settings.connect_timeout, work, name="autogen-team-experiment") if is_remote else work()
+            if urlsplit(settings.tracking_uri).scheme in ("http", "https"):
+                find = partial(_find_experiment, settings.experiment_name)
+                experiment = within(settings.connect_timeout, find, name="autogen-team-experiment")
+                seam.use_experiment(experiment.experiment_id)
+            else:
+                experiment = mlflow.set_experiment(settings.experiment_name)
         runs.remember_experiment(experiment.experiment_id, experiment.name)
     except Exception as error:
         # MLflow, SQLAlchemy, its drivers and the operating system each have words of their own; the first line says it.
@@ -198,6 +202,25 @@ def _set_experiment(settings: Settings, *, is_offline: bool) -> None:
             ) from None
         # Not chained: the causes show the address with its password.
         raise TrackingUnavailableError(probe.unavailable(settings.tracking_uri, reason)) from None
+
+
+def _find_experiment(name: str) -> Experiment:
+    """Return the experiment of a server, made if it has none; nothing is set, because the caller may have given up."""
+    import mlflow
+    from mlflow.entities import LifecycleStage
+
+    client = mlflow.MlflowClient()
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.get_experiment(client.create_experiment(name))
+        except mlflow.MlflowException as error:
+            found = client.get_experiment_by_name(name)  # made by somebody else at the same moment, perhaps
+            if found is None:
+                raise error from None
+    if found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise mlflow.MlflowException(f"a deleted experiment: {name}")
+    return found
 
 
 @contextmanager

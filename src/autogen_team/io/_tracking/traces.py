@@ -103,8 +103,12 @@ class Door:
     def finish(self, timeout: float) -> bool:
         """Wait for what is under way, then give up the rest; tell whether nothing is left."""
         flushing = threading.Thread(target=seam.wait_for_traces, name="autogen-team-traces", daemon=True)
-        flushing.start()
-        flushing.join(min(timeout, threading.TIMEOUT_MAX))
+        try:
+            flushing.start()
+        except RuntimeError:  # no thread can be started any more: the interpreter is going down
+            seam.wait_for_traces()
+        else:
+            flushing.join(min(timeout, threading.TIMEOUT_MAX))
         if flushing.is_alive():
             self._give_up()
             flushing.join(_GRACE)
