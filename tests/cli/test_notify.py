@@ -83,3 +83,12 @@ def test_a_wrong_command_is_one_line_and_status_2(run_python, options, message):
     assert err.startswith("error: ")
     assert message in err
     assert "secret-token" not in err
+
+
+def test_json_is_json_though_an_alert_is_only_printed(run_python):
+    """That goes to stderr then."""
+    status, out, err = run_python(*NOTIFY, "--set", "alerts.enable=false", "--json")
+
+    assert status == 0
+    assert [outcome["channel"] for outcome in json.loads(out)] == ["console"]
+    assert "[autogen_team] disk full" in err

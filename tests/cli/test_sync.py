@@ -118,6 +118,34 @@ def test_journals_are_delivered_too(mlflow_server, start_python, run_python, tmp
     assert len(mlflow.MlflowClient(mlflow_server).get_metric_history(run.info.run_id, "loss")) == 100
 
 
+def test_offline_runs_of_the_usual_store_are_found(run_python, tmp_path):
+    """Which is a file in the working folder, by a relative path."""
+    code = (
+        "import mlflow; from autogen_team.io.services import MlflowService\n"
+        f"service = MlflowService(mode='offline', experiment_name={tmp_path.name!r}, autolog_disable=True)\n"
+        "with service, service.run_context(service.RunConfig(name='train', log_system_metrics=False)): pass\n"
+    )
+    assert run_python("-c", code)[0] == 0
+    status, out, err = run_python(*SYNC, "--json")
+
+    assert status == 0, err
+    assert [row["happened"] for row in json.loads(out)["runs"]] == ["copied"]
+    assert [copy.info.run_name for copy in copies(f"sqlite:///{Path('mlflow.db').absolute()}", tmp_path.name)] == [
+        "train"
+    ]
+
+
+def test_a_destination_may_be_named_by_its_file(offline_run, run_python, tmp_path):
+    """As a source may."""
+    status, out, err = run_python(*SYNC, "--to", "archive.db", "--json")
+
+    assert status == 0, err
+    assert [row["happened"] for row in json.loads(out)["runs"]] == ["copied"]
+    assert [copy.info.run_name for copy in copies(f"sqlite:///{Path('archive.db').absolute()}", tmp_path.name)] == [
+        "train"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

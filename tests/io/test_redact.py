@@ -171,7 +171,23 @@ def test_passwords_in_the_urls_of_the_environment_are_known():
     assert redactor("correct-horse staple-battery") == f"{MASK} {MASK}"
 
 
-@pytest.mark.parametrize("value", ["", "short", "password", "/etc/secrets/key.json"])
+def test_a_secret_that_begins_as_a_path_does_is_one():
+    """One in 64 does in base64. A path is told by the name of the variable, or by what is there."""
+    redactor = Redactor({"CLOUD_SECRET": "/wJalrX/UtnFEMI", "TOKEN_FILE": "/run/secrets/none", "SECRET": "/x" * 5000})
+
+    assert redactor("/wJalrX/UtnFEMI /run/secrets/none") == f"{MASK} /run/secrets/none"
+
+
+def test_passwords_in_urls_are_known_as_they_are_meant():
+    """Decoded, and behind the tags that a URL of alerts may have."""
+    redactor = Redactor(
+        {"DATABASE": "postgresql://bob:p%40ssw0rd99@db", "URLS": "error, info=mailtos://a:correct-horse@b"}
+    )
+
+    assert redactor("p@ssw0rd99 p%40ssw0rd99 correct-horse") == f"{MASK} {MASK} {MASK}"
+
+
+@pytest.mark.parametrize("value", ["", "short", "password", __file__])
 def test_values_that_would_mask_ordinary_text_are_not_taken(value):
     """Short words, placeholders and the paths of files."""
     assert Redactor({"MY_SECRET": value})(f"a {value} b short password") == f"a {value} b short password"

@@ -340,3 +340,10 @@ def test_the_environment_of_a_service_is_short_and_holds_no_secret(monkeypatch):
 
     monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LEVEL", "DEBUG")
     assert LoggerService(level="INFO").environment() == {"AUTOGEN_TEAM_LOGGER_LEVEL": "INFO"}
+
+
+def test_a_name_alone_in_dotenv_says_nothing():
+    """It is no word, and no file of that name is made."""
+    Path(".env").write_text("AUTOGEN_TEAM_LOGGER_SINK\nAUTOGEN_TEAM_LOGGER_LEVEL=DEBUG\n")
+
+    assert (LoggerService().sink, LoggerService().level) == ("stderr", "DEBUG")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import asdict
 from typing import Any
 
@@ -15,7 +17,9 @@ _NONE_DELIVERED = 1
 
 def send(title: str, message: str, level: Any, overrides: Mapping[str, str], *, as_json: bool) -> None:
     """Send the alert, print what became of it in each channel, and exit with 1 if none has it."""
-    with _look.plain_warnings(), _look.plain_errors():
+    # An alert that is only printed, as none are to be sent, is no JSON.
+    place = redirect_stdout(sys.stderr) if as_json else nullcontext()
+    with _look.plain_warnings(), _look.plain_errors(), place:
         outcomes = _context.build(overrides).alerts_service.deliver_now(title, message, level=level)
     if as_json:
         _look.as_json([asdict(outcome) for outcome in outcomes])

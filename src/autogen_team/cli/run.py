@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
@@ -23,11 +22,6 @@ def run(
 ) -> NoReturn:
     """Run the command, and exit as it does."""
     order = Order(list(command), is_command, name, description, list(tags), dict(overrides))
-    if os.name == "posix":
-        from autogen_team.cli._supervisor.supervise import supervise
+    from autogen_team.cli._supervisor.supervise import supervise
 
-        supervise(order, keep_output=keep_output)
-    # Without descriptors that are handed on and signals that are told apart there is no supervisor.
-    from autogen_team.cli._supervisor.inside import execute
-
-    execute(order)
+    supervise(order, keep_output=keep_output)

@@ -36,8 +36,10 @@ def sync(
     """Deliver the journals of dead processes and copy the runs of a local store, or only tell what would be done."""
     with _look.plain_warnings(), _look.plain_errors():
         usual = _context.build(overrides).mlflow_service
-        service = usual if to is None else usual.model_copy(update={"tracking_uri": to, "registry_uri": to})
-        recovered = [] if source else list(_journals(service, dry_run=dry_run))
+        place = None if to is None else _uri(to)
+        service = usual if place is None else usual.model_copy(update={"tracking_uri": place, "registry_uri": place})
+        # A journal belongs to the store that its process had; `--to` is for the runs of another one.
+        recovered = [] if source else list(_journals(usual, dry_run=dry_run))
         outcomes: list[Outcome] = []
         with _progress() as show:
             for store in _stores(source, usual):
@@ -78,16 +80,25 @@ def _stores(source: str | None, service: MlflowService) -> list[str]:
     from autogen_team.io._tracking import offline
 
     if source is None:
-        store = offline.store_uri(state_dir(), service.tracking_uri)
+        store = offline.store_uri(state_dir(), service.stores()[0])
         return [store] if Path(store.partition(":///")[2]).exists() else []
-    if "://" in source or source.startswith("file:"):
-        return [source]
-    path = Path(source).expanduser().absolute()
-    if not path.exists():
+    if not _is_uri(source) and not Path(source).expanduser().exists():
         raise ConfigurationError(
             f"there is no store {source!r} in {Path.cwd()}: name a database, or a folder such as mlruns"
         )
-    return [path.as_uri() if path.is_dir() else f"sqlite:///{path}"]
+    return [_uri(source)]
+
+
+def _is_uri(store: str) -> bool:
+    return "://" in store or store.startswith("file:")
+
+
+def _uri(store: str) -> str:
+    """Return the URI of a store that may be named by its path: a folder, or the file of a database."""
+    if _is_uri(store):
+        return store
+    path = Path(store).expanduser().absolute()
+    return path.as_uri() if path.is_dir() else f"sqlite:///{path}"
 
 
 @contextmanager

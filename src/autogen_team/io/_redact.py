@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 MASK = "***"
 
@@ -45,6 +45,8 @@ _SECRET_KEY = re.compile(r"(?:api|access|private|signing|secret)[_-]?\Z")
 _TEXT_TOKEN = re.compile(r"(?:bos|eos|pad|unk|sep|cls|mask|next|special|image|max|min|num|n)_\Z")
 _NOT_VALUES = frozenset({"none", "null", "true", "false", "str", "bytes", "int", "secretstr", "optional", "any", MASK})
 
+_PLACES = ("_FILE", "_PATH", "_DIR")
+_TAGS = re.compile(r"^[\w ,-]+=(?=\w+://)")
 _USERINFO = re.compile(r"(://[^\s/:@\"\\]*:)(?!\d{1,5}[/?#])[^\s\"\\?#]+@(?=[\w.\[-])")
 _TOKEN_AS_USER = re.compile(r"(https?://)[^\s/:@\"'\\]{20,}@")
 _BEARER = re.compile(r"(\bbearer\s+)(?=\S*\d|\S{24})[\w.~+/=-]{8,}", re.IGNORECASE)
@@ -125,10 +127,10 @@ def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
 def _secret_values(environment: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
     found: set[str] = set()
     for name, value in environment:
-        if is_secret_name(name) and not Path(value).is_absolute():
+        if is_secret_name(name) and not _is_place(name, value):
             found.add(value)
         for word in value.split() if "://" in value else ():
-            found.update(_password(word))
+            found.update(_passwords(word))
     long_enough = {value for value in found if len(value) >= _SHORTEST_VALUE and value.lower() not in _ORDINARY}
     return tuple(sorted(_as_written(long_enough), key=len, reverse=True))
 
@@ -261,12 +263,21 @@ def _masked_basic(match: re.Match[str]) -> str:
     return match[1] + MASK if b":" in decoded else match[0]
 
 
-def _password(word: str) -> Iterable[str]:
+def _is_place(name: str, value: str) -> bool:
+    """Tell whether the value is where a secret is, not one: a key in base64 may begin with a slash, too."""
     try:
-        password = urlsplit(word).password
+        return Path(value).is_absolute() and (name.upper().endswith(_PLACES) or Path(value).exists())
+    except (OSError, ValueError):  # longer than any path, or with a NUL
+        return False
+
+
+def _passwords(word: str) -> Iterable[str]:
+    """Return the password of a URL as it stands there, and as it is meant; tags may stand before a URL of alerts."""
+    try:
+        password = urlsplit(_TAGS.sub("", word)).password
     except ValueError:
         return []
-    return [password] if password else []
+    return {password, unquote(password)} if password else []
 
 
 def _as_written(values: Iterable[str]) -> set[str]:

@@ -233,7 +233,11 @@ def state_dir_setting() -> Setting:
 
         path = platformdirs.user_state_path("autogen-team")
     return Setting(
-        "state_dir", STATE_DIR, str(path), place, "Where logs of runs wait to be attached, and locks are; for you only."
+        "state_dir",
+        STATE_DIR,
+        str(path),
+        place,
+        "Where journals, offline runs and logs wait for their store, and locks are; for you only.",
     )
 
 
@@ -269,8 +273,9 @@ class _Place(PydanticBaseSettingsSource):
 
     def __call__(self) -> dict[str, Any]:
         """Return the texts found, for pydantic to convert."""
-        found = {name: self._texts[variable] for name, variable in self._variables.items() if variable in self._texts}
-        return {name: none_or_text(self.settings_cls, name, text or "none") for name, text in found.items()}
+        found = {name: self._texts.get(variable) for name, variable in self._variables.items()}
+        # A name alone in `.env`, without a sign of equality, has no text: it says as little as an empty one.
+        return {name: none_or_text(self.settings_cls, name, text) for name, text in found.items() if text is not None}
 
 
 def none_or_text(cls: type[BaseSettings], name: str, text: str) -> str | None:

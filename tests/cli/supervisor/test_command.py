@@ -29,6 +29,7 @@ def test_a_command_finds_the_run_in_its_environment(supervised, the_run, the_out
         ("exit 3", 3, "FAILED", "exit status 3"),
         ("kill -9 $$", 137, "KILLED", "SIGKILL"),
         ("kill -TERM $$", 143, "KILLED", "SIGTERM"),
+        ("kill -35 $$", 163, "KILLED", "signal 35"),
     ],
 )
 def test_the_end_of_a_command_is_the_run_s(supervised, the_run, command, status, recorded, reason):
@@ -79,3 +80,17 @@ def test_a_target_s_own_double_dash_is_its_own(supervised, script):
     ended = supervised(script("import sys; print(sys.argv[1:])"), "--", "x")
 
     assert ended.stdout == b"['--', 'x']\n", ended.stderr
+
+
+def test_a_script_that_the_system_cannot_execute_is_126(supervised, the_run, tmp_path):
+    """It may be executed, but says nowhere by what: a shell would guess."""
+    job = tmp_path / "job.sh"
+    job.write_text("echo hello\n")
+    job.chmod(0o700)
+
+    ended = supervised("--", str(job))
+
+    assert ended.returncode == 126
+    assert b"cannot be executed: Exec format error" in ended.stderr
+    assert b"Traceback" not in ended.stderr
+    assert the_run().info.status == "FAILED"

@@ -147,6 +147,17 @@ def test_behind_an_outage_each_alert_has_one_attempt(endpoint):
     ]  # fmt: skip
 
 
+def test_behind_a_refusal_the_next_alert_has_all_attempts(endpoint):
+    """The service is there; it wants no such alert."""
+    server = endpoint([413, 500, 200])
+    channel = open_one(server.url)
+    with pytest.raises(UndeliveredError, match="error=413"):
+        channel.deliver(Alert("too long", ""))
+    channel.deliver(Alert("done", ""))
+
+    assert len(server.requests) == 3
+
+
 def test_alerts_are_not_held_back_between_each_other(endpoint):
     """Apprise's own pause of seconds between two requests is off."""
     [ntfy] = open_channels([f"ntfy://127.0.0.1:{endpoint().port}/topic"], "my job")

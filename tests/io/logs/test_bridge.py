@@ -365,3 +365,11 @@ logging.getLogger("late").warning("shown")
 logging.getLogger("late").info("not shown")
 """
     assert run_python(script(body, intercept=True)) == (0, "", "shown\n")
+
+
+def test_a_sink_that_raises_is_no_library_s_business(start, capsys):
+    """With `catch=False` it raises to who logs by loguru; what a library had to say is on stderr."""
+    start(sink="/dev/full", catch=False, intercept=True)
+    logging.getLogger("some.library").warning("connection lost")
+
+    assert "some.library" in (err := capsys.readouterr().err) or "connection lost" in err

@@ -387,6 +387,29 @@ def test_a_line_in_the_midst_of_a_write_to_a_stream_comes_after_it(start, monkey
     assert stream.getvalue() == "first\nsecond\n"
 
 
+def test_a_stream_that_is_gone_is_a_fault_like_any_other(start, monkeypatch):
+    """Of a window that was closed, say: it raises the kind of error that a write within a write does."""
+
+    class Gone(io.StringIO):
+        is_there = False
+
+        def write(self, text):
+            if not self.is_there:
+                raise RuntimeError("wrapped C/C++ object of type Console has been deleted")
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stderr", stream := Gone())
+    start(format="{message}")
+    for number in range(2000):
+        logger.info(number)
+    stream.is_there = True
+    logger.info("here again")
+
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "here again"
+    assert lines[1].startswith("2000 lines of log could not be written here: RuntimeError: wrapped")
+
+
 def test_threads_write_whole_lines(start, tmp_path):
     """All of them, each once."""
     path = tmp_path / "job.log"

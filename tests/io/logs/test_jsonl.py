@@ -172,6 +172,17 @@ def test_numbers_of_numpy_are_numbers(log):
     assert log(array=numpy.zeros(3))["array"] == "array([0., 0., 0.])"
 
 
+def test_a_value_that_json_does_not_have_changes_no_other(log):
+    """A field has one type in all lines, whatever is beside it."""
+    numpy = pytest.importorskip("numpy")
+    fields = {"count": numpy.int64(3), "when": datetime(2026, 1, 1, tzinfo=UTC)}
+
+    alone, beside = log(**fields), log(**fields, scores={0: 0.5})
+    assert {name: beside[name] for name in fields} == {name: alone[name] for name in fields}
+    assert beside["count"] == 3
+    assert beside["scores"] == {"0": 0.5}
+
+
 def test_a_value_that_changes_meanwhile_is_no_error(log):
     """A dictionary that grows while it is looked at."""
 

@@ -143,6 +143,22 @@ def test_the_latest_start_writes_the_log_of_the_run(start, open_run, tmp_path):
     assert run.log == "inner 1\nouter 2\n"
 
 
+@pytest.mark.parametrize("fields", [{"level": "ERROR", "run_log": True}, {"run_log": False}], ids=["less", "nothing"])
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_another_service_takes_nothing_from_the_log_of_the_run(start, open_run, tmp_path, fields, is_elsewhere):
+    """A file of errors beside it, or one that is to have the console to itself."""
+    start(run_log=True, format="outer {message}")
+    run = open_run()
+    logger.info("1")
+    stop = start(format="inner {message}", **fields, **({"sink": str(tmp_path / "job.log")} if is_elsewhere else {}))
+    logger.info("2")
+    stop()
+    logger.info("3")
+    run.end()
+
+    assert run.log == "outer 1\nouter 2\nouter 3\n"
+
+
 def test_a_stop_in_the_midst_of_a_run_brings_what_there_is(start, open_run):
     """The service may end before the run does."""
     stop = start(run_log=True)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from autogen_team.cli import _look
 from autogen_team.io import _job
+from autogen_team.io._tracking import ending
 
 if TYPE_CHECKING:
     from autogen_team.cli._supervisor.wire import OpenRun, Order
@@ -41,7 +42,7 @@ class Death:
         """Why it has ended, in a few words."""
         if self.status >= 0:
             return f"exit status {self.status} without closing its run"
-        name = _signal_name(-self.status)
+        name = ending.signal_name(-self.status)
         is_for_memory = self.lacked_memory and -self.status == signal.SIGKILL
         return (
             f"{name}, perhaps for lack of memory, for which the kernel has killed meanwhile" if is_for_memory else name
@@ -129,10 +130,3 @@ def _alert(death: Death, run: OpenRun) -> None:
         unsubscribe = alerts.report_runs(context.alert_on)
         _job.run_ended(told, _job.End(death.verdict, death.reason, None, death.at - run.started))
         unsubscribe()
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"

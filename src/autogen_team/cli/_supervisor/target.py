@@ -157,11 +157,14 @@ class _Command:
 
         """
         self._forward = Forwarding()
-        process = subprocess.Popen(self._words, env={**os.environ, **run})  # noqa: S603 - the user's own command
+        try:
+            process = subprocess.Popen(self._words, env={**os.environ, **run})  # noqa: S603 - the user's own command
+        except OSError as error:  # a script without a first line that says what runs it, say
+            _look.fail(f"{self._words[0]!r} cannot be executed: {error.strerror}", _NOT_EXECUTABLE)
         self._forward.to(process)
         status = process.wait()
         if status < 0:
-            raise Terminated(signal.Signals(-status))
+            raise Terminated(-status)
         if status:
             raise SystemExit(status)
 
@@ -171,5 +174,5 @@ class _Command:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self._forward is None:
-            raise Terminated(signal.Signals(number))
+            raise Terminated(number)
         self._forward(number)

@@ -84,6 +84,7 @@ class RemoteChannel:
                 self._failed = False
                 return
             if pause is None or _is_final(reason) or time.monotonic() + pause >= deadline:
+                self._failed = not _is_final(reason)  # else the service is there, and wants no such alert
                 raise UndeliveredError(reason)
             time.sleep(pause)
 

@@ -86,9 +86,23 @@ class JsonLines:
         try:
             line = self._dumps(fields, other, self._options)
         except Exception:
-            # Something that JSON cannot hold, or whose repr fails: say it as well as it can be said.
-            line = self._dumps(plain(fields), None, self._options)
+            line = self._in_spite_of(fields)
         return line if whole is None else self._masked(line, fields, whole)
+
+    def _in_spite_of(self, fields: Mapping[str, Any]) -> bytes:
+        """Return the line though JSON cannot hold a field, or its repr fails: that one is said as well as it can be."""
+        found: dict[str, Any] = {}
+        for name, value in fields.items():
+            try:
+                self._dumps({name: value}, other, self._options)
+            except Exception:
+                found |= plain({name: value})
+            else:
+                found[name] = value
+        try:
+            return self._dumps(found, other, self._options)
+        except Exception:  # somebody changes a value meanwhile
+            return self._dumps(plain(found), None, self._options)
 
     def _needs_care(self, extra: Mapping[str, Any]) -> bool:
         """Tell whether a name or a value is such that secrets can only be found in the line as a whole."""

@@ -120,12 +120,22 @@ def _remove(handler: int) -> None:
 
 
 def _assign() -> None:
-    """Give each destination, and the logs of runs, to the pipeline that was started last."""
+    """Give each destination to the pipeline that was started last, and the logs of runs to the most talkative one.
+
+    Of two with the same level, the later one that is not muted has the logs of runs.
+    """
     owners = {pipeline.place: pipeline for pipeline in _started}
-    feeder = next((pipeline for pipeline in reversed(_started) if pipeline.settings.run_log), None)
     for pipeline in _started:
         pipeline.sink.is_muted = owners[pipeline.place] is not pipeline
+    willing = [pipeline for pipeline in reversed(_started) if pipeline.settings.run_log]
+    feeder = min(willing, key=lambda it: (_number(it.settings.level), it.sink.is_muted), default=None)
+    for pipeline in _started:
         pipeline.sink.runs = _run_logs if pipeline is feeder else None
+
+
+def _number(level: str) -> int:
+    found = validation.level(level)
+    return found if isinstance(found, int) else int(loguru.logger.level(found).no)
 
 
 class _Shared:

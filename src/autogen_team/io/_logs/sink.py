@@ -62,7 +62,7 @@ class Sink:
         # One process of a distributed job speaks on the console, the others only if something is wrong.
         self._least_level = _WARNING if self._console is not None and rank not in (None, "0") else 0
         self._faults = Faults(name)
-        self._interrupted: deque[bytes] = deque()
+        self._interrupted: deque[tuple[bytes, Record]] = deque()
         self._loguru: threading.local | None = None
         self._is_stopped = False
         self.colours = template is not None and self._console is not None and self._console.may_colour
@@ -97,7 +97,7 @@ class Sink:
 
     def accepts(self, record: Record) -> bool:
         """Deliver the record, or tell loguru to go on with it."""
-        if self.is_muted:
+        if self.is_muted and (self.runs is None or not self.runs.has_any):
             return False
         error = record["exception"]
         if error is None and not self.colours and seam.RAW not in record:
@@ -123,6 +123,8 @@ class Sink:
     def stop(self) -> None:
         """Close the destination; loguru calls it when the handler is removed."""
         with self._lock:
+            while self._interrupted:
+                self._put(*self._interrupted.popleft())
             self._is_stopped = True
             try:
                 self._destination.close()
@@ -132,7 +134,7 @@ class Sink:
 
     def _deliver(self, record: Record, trace: str = "", message: str = "") -> None:
         line = b""
-        if not self._least_level or record["level"].no >= self._least_level:
+        if not self.is_muted and record["level"].no >= self._least_level:
             if self.colours and self._console is not None and self._console.is_coloured():
                 self._put(self._coloured_line(record, message or record["message"], trace), record)
             else:
@@ -145,7 +147,7 @@ class Sink:
         if self._redact is not None:
             text = self._redact(text)
         plain = _encoded(without_colour(text))
-        if record["level"].no >= self._least_level:
+        if not self.is_muted and record["level"].no >= self._least_level:
             is_coloured = self._console is not None and self._console.is_coloured()
             self._put(_encoded(text) if is_coloured else plain, record)
         if self.runs is not None and self.runs.has_any:
@@ -158,9 +160,9 @@ class Sink:
             try:
                 self._destination.write(line, record["time"])
             except Exception as error:
-                if isinstance(error, RuntimeError) and self._console is not None:
+                if isinstance(error, RuntimeError) and "reentrant call" in str(error):
                     # Called by a signal handler in the midst of a write to a stream, which Python refuses.
-                    self._interrupted.append(line)
+                    self._interrupted.append((line, record))
                     return
                 if not self._catch:
                     raise
@@ -171,7 +173,7 @@ class Sink:
                     gap = seam.make_record("WARNING", self._faults.over(), name="autogen_team")
                     self._put(self.line(gap, ""), gap)
                 if self._interrupted:
-                    self._put(self._interrupted.popleft(), record)
+                    self._put(*self._interrupted.popleft())
         if is_first:
             self._faults.report()
 

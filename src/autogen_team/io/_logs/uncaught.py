@@ -37,8 +37,10 @@ def log_uncaught(shown: Callable[[], int]) -> Undo:
     ]
 
     def undo_all() -> None:
+        global _logged
         for one in undo:
             one()
+        _logged = None
 
     return undo_all
 

@@ -34,12 +34,20 @@ _owed: BaseException | None = None
 _interrupt_handler: object = None
 
 
+def signal_name(number: int) -> str:
+    """Return what a signal is called; some have no name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
 class Terminated(SystemExit):
     """A signal asked the process to end; exits with 128 plus its number."""
 
-    def __init__(self, signum: signal.Signals) -> None:
+    def __init__(self, signum: int) -> None:
         super().__init__(128 + signum)
-        self.signal = signum
+        self.signal = signal_name(signum)
 
 
 def fatal_signal() -> signal.Signals | None:
@@ -162,7 +170,7 @@ def verdict(error: BaseException | None) -> tuple[Status, str | None]:
     if error is None or isinstance(error, GeneratorExit):  # whoever consumed the block wanted no more of it
         return "FINISHED", None
     if isinstance(error, Terminated):
-        return "KILLED", error.signal.name
+        return "KILLED", error.signal
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", "SIGINT"
     if type(error).__name__ in _CANCELLED:

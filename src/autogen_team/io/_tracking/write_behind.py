@@ -110,7 +110,7 @@ class WriteBehind:
             waiting = self.journal.number - self.journal.acked - 1  # the last one says that the journal is closed
             _report.error(
                 "%d entries for the MLflow store at %s were not delivered within %g s; they wait in %s. "
-                "`autogen-team sync` delivers them, and so does the next start on this machine",
+                "`autogen-team sync` delivers them, and so does the next start here with this store",
                 waiting,
                 mask_url(self._uri),
                 timeout,
