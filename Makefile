@@ -16,6 +16,7 @@ CONTRACT_TESTS := $(addprefix tests/, test_import.py test_user_story.py test_dro
   io/tracking/test_isolation*.py io/tracking/test_nesting.py io/tracking/test_seam.py io/tracking/test_values.py \
   io/tracking/test_write_behind.py workers/test_processes.py)
 PYTHONS ?= 3.11 3.12 3.13
+# WITHOUT="or slow" leaves out the slow ones of them too.
 FUZZ_SECONDS ?= 600
 DOCS := .venv-docs
 UV := .venv-uv

@@ -16,7 +16,7 @@ HEAD = """\
 
 <!-- written by `make readme` -->
 
-Every command has `--help`; those that answer do so with tables on a terminal, plain lines into a pipe, and JSON by `--json`.
+Every command has `--help`; an answer is a table on a terminal, plain lines into a pipe, and JSON by `--json`.
 `autogen-team --version` prints the version, `autogen-team --install-completion` completes commands in your shell.
 """
 
