@@ -11,6 +11,7 @@ import secrets
 import threading
 import traceback
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from autogen_team.io import _job
@@ -123,8 +124,9 @@ class Sink:
     def stop(self) -> None:
         """Close the destination; loguru calls it when the handler is removed."""
         with self._lock:
-            while self._interrupted:
-                self._put(*self._interrupted.popleft())
+            with suppress(Exception):  # with `catch=False` it raises, and there is more to be closed
+                for _ in range(len(self._interrupted)):
+                    self._put(*self._interrupted.popleft())
             self._is_stopped = True
             try:
                 self._destination.close()

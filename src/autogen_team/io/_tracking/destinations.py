@@ -6,6 +6,7 @@ Each is asked once and in short time, because whoever delivers knows itself when
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -25,8 +26,6 @@ from mlflow.protos.databricks_pb2 import (
 )
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
-from sqlalchemy.exc import InternalError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from autogen_team.io._tracking import tables
 
@@ -247,8 +246,12 @@ class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten
 
 
 def _is_passing(cause: BaseException | None) -> bool:
-    """Tell whether a database has refused something for reasons of its own, which SQLAlchemy's error would not tell."""
-    return isinstance(cause, (InternalError, PoolTimeoutError)) or bool(getattr(cause, "connection_invalidated", False))
+    """Tell whether a database has refused something for reasons of its own: its pool, its primary, the connection."""
+    errors = sys.modules.get("sqlalchemy.exc")  # a job on a server does without
+    if errors is None:
+        return False
+    is_lost = bool(getattr(cause, "connection_invalidated", False))
+    return is_lost or isinstance(cause, (errors.InternalError, errors.TimeoutError))
 
 
 def _dataset_input(found: Mapping[str, Any]) -> DatasetInput:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from typing import NoReturn
 
 from mlflow.exceptions import MlflowException
@@ -25,6 +26,11 @@ class StoreUnavailableError(MlflowException, TrackingUnavailableError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, error_code=TEMPORARILY_UNAVAILABLE)
+
+
+def _say(text: str, *arguments: object) -> None:
+    with suppress(Exception):  # a log handler that raises is no reason to fail, or not to deliver
+        _report.warning(text, *arguments)
 
 
 class Link:
@@ -57,7 +63,7 @@ class Link:
             self._answered = time.monotonic()
         if cut is not None:
             seconds = time.monotonic() - cut
-            _report.warning("the MLflow store at %s answers again after %.0f s%s", mask_url(self.uri), seconds, waiting)
+            _say("the MLflow store at %s answers again after %.0f s%s", mask_url(self.uri), seconds, waiting)
 
     def failed(self, reason: str) -> None:
         """Note that the store has not answered, and warn if it did before."""
@@ -67,7 +73,7 @@ class Link:
             if is_first:
                 self._cut = time.monotonic()
         if is_first:
-            _report.warning(
+            _say(
                 "the MLflow store at %s cannot be reached: %s. The job goes on; what it logs waits in the journal",
                 mask_url(self.uri),
                 mask(reason).partition("\n")[0].rstrip(". "),
