@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 ROOT = Path(__file__).parent.parent
-PATIENCE = 60.0
+PATIENCE = 240.0
 """Seconds after which waiting for something is given up; generous, because the machines are slow at times."""
 
 

@@ -66,7 +66,6 @@ def _script(page: str) -> tuple[str, list[str]]:
     return "\n".join(lines), answers
 
 
-@pytest.mark.timeout(600)  # a page starts a dozen processes, on a machine that is busy
 @pytest.mark.parametrize("name", PAGES)
 def test_the_commands_of_a_page_do_what_it_says(name, request):
     """Each has the exit status that the page tells, and prints what is shown there, but for numbers and paths."""

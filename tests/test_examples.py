@@ -77,7 +77,6 @@ def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_pa
 
 
 @pytest.mark.parametrize("engine", ["joblib", "dask"])
-@pytest.mark.timeout(360)  # worker processes load MLflow, which takes long on a busy machine
 def test_each_candidate_of_a_grid_search_has_a_run(engine):
     """A child of the search's run, with its parameters and accuracies, made in one of the worker processes."""
     command = [sys.executable, "-m", "autogen_team", "run", str(EXAMPLES / f"grid_search_{engine}.py")]
@@ -103,7 +102,6 @@ def test_each_candidate_of_a_grid_search_has_a_run(engine):
     assert len({run.data.tags["autogen_team.worker"] for run in candidates}) <= 2
 
 
-@pytest.mark.timeout(360)  # Ray takes seconds to start, and many times that on a busy machine
 def test_the_candidates_of_a_search_on_ray_are_children_of_one_run():
     """Each with its parameters and its accuracy; the parent has the best of them."""
     command = [sys.executable, "-m", "autogen_team", "run", str(EXAMPLES / "grid_search_ray.py")]

@@ -20,7 +20,7 @@ import autogen_team
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LOCKS = ["dev.txt", "docs.txt", "oldest.txt", "spark.txt"]
+LOCKS = ["dev.txt", "docs.txt", "oldest.txt", "spark.txt", "uv.txt"]
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,6 @@ import pytest
 expect = pytest.importorskip("playwright.sync_api").expect
 expect.set_options(timeout=60_000)
 
-pytestmark = pytest.mark.timeout(600)  # two jobs, a server and a browser have to start, on a machine that is busy
-
 MODEL = "a[href*='models/autogen_team/versions/1']"
 LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ \| [A-Z]+ +\| __main__:.*")
 """What the job itself logs."""

@@ -24,8 +24,6 @@ UI = ("-m", "autogen_team", "ui")
 PATIENCE = 60.0
 """Seconds until something must have happened; a bound on hangs."""
 
-pytestmark = pytest.mark.timeout(300)  # a server takes seconds to start, and many on a busy machine
-
 
 class Pages:
     """A command that serves, with what it has printed as JSON."""

@@ -21,7 +21,7 @@ from autogen_team.errors import ConfigurationError, ConfigurationWarning, NotSta
 from autogen_team.io.osvariables import Env
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
-SOON = 10.0
+SOON = 30.0
 """Seconds; a generous bound for what takes MLflow four minutes."""
 
 

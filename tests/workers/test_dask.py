@@ -14,8 +14,6 @@ from autogen_team import GlobalContext
 from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.workers.dask import workers
 
-pytestmark = pytest.mark.timeout(360)  # clusters take seconds to start, and many times that on a busy machine
-
 FUNCTIONS = '''
 from pathlib import Path
 

@@ -8,8 +8,6 @@ from autogen_team import GlobalContext
 from autogen_team.errors import NotStartedError
 from autogen_team.workers.joblib import workers
 
-pytestmark = pytest.mark.timeout(360)  # each process loads MLflow, which takes long on a busy machine
-
 FUNCTIONS = """
 from joblib import Parallel, delayed, parallel_config
 

@@ -15,8 +15,6 @@ from autogen_team import GlobalContext
 from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.workers.ray import _Hook, remote, runtime_env
 
-pytestmark = pytest.mark.timeout(360)  # Ray takes seconds to start, and many times that on a busy machine
-
 FUNCTIONS = '''
 import json, tempfile
 from contextlib import contextmanager

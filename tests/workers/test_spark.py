@@ -16,8 +16,6 @@ from autogen_team import GlobalContext
 from autogen_team.errors import NotStartedError
 from autogen_team.workers.spark import partitions
 
-pytestmark = pytest.mark.timeout(360)  # Spark takes seconds to start, and many times that on a busy machine
-
 FUNCTIONS = '''
 import json
 from contextlib import contextmanager

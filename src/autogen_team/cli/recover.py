@@ -61,4 +61,6 @@ def _plan(found: inventory.Found) -> tuple[str, ...]:
 
 def _row(result: recovery.Recovered) -> tuple[str, ...]:
     closed = ", ".join(result.closed) or "-"
+    if result.by_others:
+        return result.folder.name, "by another process", "-", "-", "-"
     return result.folder.name, str(result.delivered), str(result.refused), closed, result.problem or "-"

@@ -14,7 +14,7 @@ import pytest
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
 from autogen_team.io._tracking import probe
 
-SOON = 10.0
+SOON = 30.0
 """Seconds that no probe with a limit of half a second may take."""
 
 

@@ -26,6 +26,9 @@ from autogen_team.io._tracking.inventory import Found
 _PATIENCE, _PAUSE = 900.0, 10.0
 """Seconds for which whoever recovers a journal tries again while its server is away, and in between."""
 
+_GLANCE = 0.2
+"""Seconds between two looks at a journal that somebody else recovers."""
+
 _report = logging.getLogger("autogen_team")
 
 
@@ -40,6 +43,8 @@ class Recovered:
     refused: int = 0
     problem: str = ""
     """Why it could not be recovered, or not all of it; empty if it was."""
+    by_others: bool = False
+    """Whether another process, or thread, was quicker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +71,10 @@ def recover(
     try:
         lock = journal.take_over(found.folder) if lock is None else lock
     except FileNotFoundError:
-        result.problem = "somebody else has removed it"
+        result.problem, result.by_others = "somebody else has removed it", True
         return result
     if lock is None:
-        result.problem = "somebody else is at it"
+        result.problem, result.by_others = "somebody else is at it", True
         return result
     try:
         _recover(found, uri, registry_uri, state, end or End(found.evidence), result)
@@ -87,22 +92,34 @@ def recover_all(
 ) -> Iterator[tuple[Found, Recovered]]:
     """Recover every dead journal of this machine that belongs to the store of `uri`, and with `others` the rest too.
 
-    With `others`, those that another process is recovering are told as well: they are dealt with, but not done yet.
-    `hosts` names machines that are gone, whose journals are treated as this one's.
+    With `others`, those that another process is recovering are waited for, and recovered here if it fails. `hosts`
+    names machines that are gone, whose journals are treated as this one's.
     """
     inventory.sweep(state)
     for found in inventory.find(state, hosts, held=others):
-        if found.state == "recovering":
-            yield found, Recovered(found.folder, problem=found.evidence)
-        elif found.state != "dead":
+        if found.state not in ("dead", "recovering"):
             continue
-        elif found.uri == mask_url(uri):
-            yield found, recover(found, uri, registry_uri, state)
+        if found.uri == mask_url(uri):
+            yield found, _see_to(found, uri, registry_uri, state, hosts)
         elif others and MASK in found.uri:
             problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"
             yield found, Recovered(found.folder, problem=problem)
         elif others:
-            yield found, recover(found, found.uri, found.uri, state)
+            yield found, _see_to(found, found.uri, found.uri, state, hosts)
+
+
+def _see_to(found: Found, uri: str, registry_uri: str, state: Path, hosts: Collection[str]) -> Recovered:
+    now: Found | None = found
+    if found.state == "recovering":
+        _report.warning("the journal of process %d: %s; waiting for its end", found.pid, found.evidence)
+    while now is not None:
+        if now.state != "recovering":
+            result = recover(now, uri, registry_uri, state)
+            if not result.by_others:
+                return result
+        time.sleep(_GLANCE)
+        now = inventory.look(found.folder, hosts)
+    return Recovered(found.folder, delivered=found.waiting, by_others=True)
 
 
 def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
@@ -112,7 +129,7 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
         for found, result in recover_all(uri, registry_uri, state):
             if result.problem and found.folder.exists():  # else it needs nobody any more
                 _report.warning("the journal of process %d is left as it is: %s", found.pid, result.problem)
-            elif not result.problem:
+            elif not result.problem and not result.by_others:
                 closed = f"; closed as KILLED: {', '.join(result.closed)}" if result.closed else ""
                 text = "recovered the journal of process %d: %d entries delivered%s"
                 _report.warning(text, found.pid, result.delivered, closed)
