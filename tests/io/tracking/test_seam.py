@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 import mlflow
 import pytest
@@ -14,7 +13,7 @@ from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
 from mlflow.utils import autologging_utils, import_hooks
 
-from autogen_team.io._tracking import guests, isolation, seam
+from autogen_team.io._tracking import seam
 
 
 @pytest.fixture(autouse=True)
@@ -106,75 +105,6 @@ def test_the_sampling_of_a_run_can_be_stopped(store_uri):
     assert monitor._shutdown_event.is_set()
 
 
-@pytest.fixture
-def host(store_uri):
-    """Return a run that others may join."""
-    mlflow.set_tracking_uri(store_uri)
-    with mlflow.start_run(run_name="host") as run:
-        restore = guests.let_join(run)
-        yield run
-        restore()
-
-
-def test_the_first_run_joins_its_host(host):
-    """It is the same run, it stays open after the block, and it takes the tags and the description."""
-    with mlflow.start_run(run_name="mine", tags={"a": "1"}, description="why") as joined:
-        mlflow.log_param("inside", 1)
-
-    assert joined.info.run_id == host.info.run_id
-    assert mlflow.active_run().info.run_id == host.info.run_id
-    stored = mlflow.get_run(host.info.run_id).data
-    assert (stored.params, stored.tags["a"], stored.tags["mlflow.note.content"]) == ({"inside": "1"}, "1", "why")
-    assert stored.tags["mlflow.runName"] == "host"
-
-
-def test_later_runs_become_children_of_the_host(host):
-    """A script that opens several runs does not mix them up."""
-    with mlflow.start_run():
-        pass
-
-    with mlflow.start_run(run_name="second") as second:
-        pass
-
-    assert second.info.run_id != host.info.run_id
-    assert second.data.tags["mlflow.parentRunId"] == host.info.run_id
-
-
-def test_the_end_of_a_joined_run_leaves_the_host_open(host):
-    """Also without `with`; what follows is a child."""
-    mlflow.start_run()
-    mlflow.end_run()
-    assert mlflow.active_run().info.run_id == host.info.run_id
-
-    second = mlflow.start_run()
-    mlflow.end_run()
-    assert second.data.tags["mlflow.parentRunId"] == host.info.run_id
-    assert mlflow.get_run(second.info.run_id).info.status == "FINISHED"
-
-
-def test_a_run_of_another_experiment_becomes_a_child(host):
-    """Its metrics are found where the job wants them."""
-    other = mlflow.create_experiment("other")
-
-    with mlflow.start_run(experiment_id=other) as run:
-        pass
-
-    assert run.info.experiment_id == other
-    assert run.data.tags["mlflow.parentRunId"] == host.info.run_id
-
-
-def test_a_run_in_another_store_joins_nothing(host, tmp_path, migrated_database):
-    """The host is not there; plain MLflow decides."""
-    shutil.copy(migrated_database, tmp_path / "other.db")
-    home = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
-
-    with pytest.raises(Exception, match="already active"):
-        mlflow.start_run(experiment_id="0")
-
-    mlflow.set_tracking_uri(home)
-
-
 def test_who_leaves_first_hands_down_what_it_found(store_uri):
     """Services that are stopped in another order than the reverse give back the state of before them all."""
     first = seam.keep_uris()
@@ -211,24 +141,6 @@ def test_a_run_can_be_deleted_for_good(store_uri):
 
     with pytest.raises(Exception, match="not found"):
         client.get_run(run_id)
-
-
-def test_who_asks_for_a_nested_run_gets_one(host):
-    """Only a run that would be the outermost joins."""
-    with mlflow.start_run(nested=True) as child:
-        pass
-
-    assert child.info.run_id != host.info.run_id
-
-
-def test_without_a_host_runs_are_runs_again(host):
-    """The replacement of `mlflow.start_run` is undone."""
-    restore = guests.let_join(host)
-    replaced = mlflow.start_run
-    restore()
-
-    assert mlflow.start_run is not replaced
-    assert fluent.start_run is mlflow.start_run
 
 
 def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
@@ -400,66 +312,6 @@ def test_processors_of_spans_outlive_a_change_of_the_tracking_uri(store_uri):
     mlflow.tracing.reset()
 
 
-@pytest.fixture
-def joined(store_uri):
-    """Return a run that is open elsewhere, and is worked for here."""
-    mlflow.set_tracking_uri(store_uri)
-    run = mlflow.MlflowClient().create_run("0", run_name="elsewhere")
-    active, leave = guests.work_for(run)
-    yield active
-    leave()
-
-
-def test_a_run_that_is_open_elsewhere_can_be_worked_for(joined):
-    """It is the active one, and its end is nobody's business here."""
-    mlflow.log_param("fold", 1)
-    mlflow.end_run()
-
-    assert mlflow.active_run() is joined
-    stored = mlflow.get_run(joined.info.run_id)
-    assert (stored.info.status, stored.data.params) == ("RUNNING", {"fold": "1"})
-
-
-def test_runs_inside_of_it_are_children(joined):
-    """Also of a program that does not say `nested`; what is left open is told."""
-    with mlflow.start_run(run_name="child") as child:
-        assert not guests.has_own_run_around(child)
-        with mlflow.start_run(nested=True) as inner:
-            assert guests.has_own_run_around(inner)
-    assert child.data.tags["mlflow.parentRunId"] == joined.info.run_id
-
-    _, leave = guests.work_for(joined)
-    left = mlflow.start_run()
-    assert leave() == [left.info.run_id]
-    assert mlflow.active_run() is joined
-    mlflow.MlflowClient().set_terminated(left.info.run_id)
-
-
-def test_autologging_waits_for_a_run_of_its_own(joined):
-    """Whether it is asked by the name that others have imported, or set up at this moment."""
-    is_disabled = autologging_utils.autologging_is_disabled
-    mlflow.sklearn.autolog(silent=True)
-    assert is_disabled("sklearn")
-
-    with mlflow.start_run():
-        assert not is_disabled("sklearn")
-    assert autologging_utils.get_autologging_config("sklearn", "disable", True) is False
-
-
-def test_without_such_a_run_mlflow_is_as_it_was(store_uri):
-    """The last one that is left gives everything back."""
-    mlflow.set_tracking_uri(store_uri)
-    before = mlflow.start_run, mlflow.end_run, autologging_utils.get_autologging_config
-    run = mlflow.MlflowClient().create_run("0")
-    first, second = guests.work_for(run)[1], guests.work_for(run)[1]
-    second()
-    assert mlflow.start_run is not before[0]
-    first()
-
-    assert (mlflow.start_run, mlflow.end_run, autologging_utils.get_autologging_config) == before
-    assert mlflow.active_run() is None
-
-
 def test_runs_are_made_in_the_experiment_that_is_used(store_uri):
     """Nobody asks the store whether it is there."""
     mlflow.set_tracking_uri(store_uri)
@@ -470,40 +322,6 @@ def test_runs_are_made_in_the_experiment_that_is_used(store_uri):
         pass
 
     assert run.info.experiment_id == os.environ["MLFLOW_EXPERIMENT_ID"] == experiment_id
-
-
-def _names_it(host, old):
-    """Ask for runs by their ids, and for a child of another, as a program that knows nothing of the run around."""
-    with mlflow.start_run(run_id=host.info.run_id) as same:
-        mlflow.log_param("same", 1)
-    with mlflow.start_run(parent_run_id=host.info.run_id) as child:
-        pass
-    with mlflow.start_run(parent_run_id=old) as grandchild:
-        assert mlflow.active_run() is grandchild
-    with mlflow.start_run(old) as resumed:  # by its place, as MLflow allows
-        mlflow.log_param("resumed", 1)
-
-    assert mlflow.active_run().info.run_id == host.info.run_id
-    assert [same.info.run_id, resumed.info.run_id] == [host.info.run_id, old]
-    parents = [run.data.tags.get("mlflow.parentRunId") for run in (child, grandchild, mlflow.get_run(old))]
-    assert parents == [host.info.run_id, old, None]
-    stored = mlflow.get_run(host.info.run_id)
-    assert (stored.info.status, stored.data.params) == ("RUNNING", {"same": "1"})
-    assert (mlflow.get_run(old).info.status, mlflow.get_run(old).data.params) == ("FINISHED", {"resumed": "1"})
-
-
-def test_runs_that_are_named_inside_of_a_host_are_those(host):
-    """The host itself, another one, and a child of either."""
-    _names_it(host, mlflow.MlflowClient().create_run("0").info.run_id)
-
-
-def test_runs_that_are_named_inside_of_a_joined_run_are_those(joined):
-    """MLflow's documented way for many processes is to name the parent."""
-    undo = isolation.isolate()
-    try:
-        _names_it(joined, mlflow.MlflowClient().create_run("0").info.run_id)
-    finally:
-        undo()
 
 
 def test_the_environment_is_given_back_whoever_leaves_first(monkeypatch):

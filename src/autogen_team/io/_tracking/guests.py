@@ -1,6 +1,6 @@
 """Runs that somebody else has opened: join one, or work for one; what is open there stays open.
 
-What is touched of MLflow for that is named in `seam`, and held by the tests there.
+What is touched of MLflow for that is named in `seam`, and held by `tests/io/tracking/test_guests.py`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,81 @@
+"""What is known of a journal, and of the process that wrote it."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from autogen_team.io._tracking import entries, inventory, journal, reading, recovery
+
+
+def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monkeypatch):
+    """Two versions of the library may share a state folder, and a newer one may write what this one does not know."""
+    monkeypatch.setattr(entries, "VERSION", 2)
+    monkeypatch.setattr(journal, "started_at", lambda _: 1.0)
+    written = journal.Journal(tmp_path / "state", uri=store_uri)
+    written.append('"op":"open","who":"nobody knows"}')
+    folder = written.folder
+    written.after_fork()  # lets go of the lock, as the death of the process would
+    monkeypatch.undo()
+
+    (found,) = inventory.find(tmp_path / "state")
+    assert (found.state, found.uri, found.open_runs, found.waiting) == ("dead", store_uri, (), 0)
+    newer = "its format 2 is of a newer autogen-team than this one"
+    assert found.evidence.endswith(newer)
+    assert recovery.recover(found, store_uri, store_uri, tmp_path / "state").problem == newer
+    assert folder.exists()
+
+
+@pytest.mark.parametrize("body", ['"op":"journal"}', '"op":"journal","version":1,"host":"x","pid":"7"}'])
+def test_a_beginning_that_says_nothing_is_none(tmp_path, body):
+    """It cannot be told whose journal it is."""
+    folder = journal.folder_of(tmp_path) / "x-7-0"
+    folder.mkdir(parents=True)
+    (folder / "000001.jsonl").write_bytes(entries.line(1, body))
+
+    assert reading.header(folder) is None
+    assert inventory.find(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "state_of_it", "evidence"),
+    [
+        ({"boot": "another"}, "dead", "the machine has been started anew"),
+        ({"host": "elsewhere.example", "boot": "another"}, "elsewhere", "it was written on elsewhere.example"),
+        ({"host": "pod-1"}, "dead", "on pod-1 holds no lock"),
+        ({"started": 1.0}, "dead", "is another one by now"),
+    ],
+    ids=["another boot", "another machine", "a container of this machine", "another process"],
+)
+def test_what_a_journal_says_of_its_process(tmp_path, changed, state_of_it, evidence, monkeypatch):
+    """The id of a process alone proves nothing: machines start anew, ids come again, folders are shared."""
+    facts = {"boot": journal.boot_id(), "host": socket.gethostname(), "started": 7.0, **changed}
+    monkeypatch.setattr(journal, "boot_id", lambda: facts["boot"])
+    monkeypatch.setattr(journal, "started_at", lambda _: facts["started"])
+    monkeypatch.setattr(journal.socket, "gethostname", lambda: facts["host"])
+    written = journal.Journal(tmp_path / "state", uri="x")
+    written.append('"op":"params","run":"r","values":{}}')
+    folder = written.folder
+    written.after_fork()  # lets go of the lock, as the death of the process would
+    monkeypatch.undo()
+
+    found = inventory.look(folder)
+    assert found.state == state_of_it
+    assert evidence in found.evidence
+    assert inventory.look(folder, ["elsewhere.example"]).state == "dead"
+
+
+def test_a_process_never_takes_itself_for_dead(tmp_path):
+    """Looking must not cost it its lock either, which a process loses by closing any descriptor of the file."""
+    written = journal.Journal(tmp_path / "state", uri="x")
+    written.append('"op":"params","run":"r","values":{}}')
+
+    assert inventory.look(written.folder).evidence == f"process {os.getpid()} runs"
+    code = "from autogen_team.io._tracking import journal, inventory; from pathlib import Path; import os\n"
+    code += f"print(journal.take_lock(Path({str(written.folder)!r})))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
+    written.close()
