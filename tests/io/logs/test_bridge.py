@@ -372,4 +372,4 @@ def test_a_sink_that_raises_is_no_library_s_business(start, capsys):
     start(sink="/dev/full", catch=False, intercept=True)
     logging.getLogger("some.library").warning("connection lost")
 
-    assert "some.library" in (err := capsys.readouterr().err) or "connection lost" in err
+    assert "connection lost" in capsys.readouterr().err

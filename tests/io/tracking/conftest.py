@@ -115,13 +115,14 @@ def make_run() -> Callable[..., str]:
 @pytest.fixture
 def mlflow_as_it_was(store_uri: str) -> Iterator[None]:
     """Use the store of the test, and give MLflow back to the next one as this one found it."""
-    restore = seam.keep_uris()
+    undo = [seam.keep_autolog(), seam.keep_uris()]
     mlflow.set_tracking_uri(store_uri)
     yield
     while mlflow.active_run() is not None:
         mlflow.end_run()
     fluent._active_run_stack.reset()
-    restore()
+    for restore in undo:
+        restore()
 
 
 @pytest.fixture

@@ -9,18 +9,9 @@ import pytest
 from mlflow.tracking import fluent
 from mlflow.utils import autologging_utils
 
-from autogen_team.io._tracking import guests, isolation, seam
+from autogen_team.io._tracking import guests, isolation
 
-
-@pytest.fixture(autouse=True)
-def mlflow_as_it_was():
-    """Give MLflow back to the next test as this one found it, by the very functions under test."""
-    undo = [seam.keep_autolog(), seam.keep_uris()]
-    yield
-    while mlflow.active_run() is not None:
-        mlflow.end_run()
-    for restore in undo:
-        restore()
+pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
 
 
 @pytest.fixture
