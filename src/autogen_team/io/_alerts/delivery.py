@@ -21,7 +21,8 @@ from autogen_team.io._alerts.cooldown import Cooldown
 from autogen_team.io._alerts.desktop import desktop
 from autogen_team.io._alerts.remote import open_channels
 from autogen_team.io._alerts.text import console_line
-from autogen_team.io._worker import Worker, start_afresh_after_fork
+from autogen_team.io._alerts.worker import Worker
+from autogen_team.io._forking import start_afresh_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +55,7 @@ class _Lane:
         self.hangs = False
         """Whether it owes an answer for longer than anyone should wait, until it gives one."""
         self.worker: Worker[_Ticket] = Worker(
-            lambda tickets: delivery.carry(self, tickets[0]), name=f"alerts to {channel.name}", capacity=_CAPACITY
+            lambda ticket: delivery.carry(self, ticket), name=f"alerts to {channel.name}", capacity=_CAPACITY
         )
 
 
@@ -207,7 +208,7 @@ class Delivery:
 
     def _give_up(self) -> None:
         for lane in self._lanes:
-            if not lane.worker.stop(0.0):  # else its thread still uses the connection
+            if lane.worker.stop():  # else its thread still uses the connection
                 lane.channel.close()
         with self._lock:
             late = list(self._open)

@@ -18,7 +18,8 @@ from autogen_team.io import _redact
 from autogen_team.io._alerts.channel import LEVELS, NoAnswerError, UndeliveredError
 from autogen_team.io._alerts.hush import hushed
 from autogen_team.io._alerts.text import one_line
-from autogen_team.io._worker import Worker, start_afresh_after_fork
+from autogen_team.io._alerts.worker import Worker
+from autogen_team.io._forking import start_afresh_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ class RemoteChannel:
         """Apprise's own object for this channel."""
         self._deadline = deadline
         self._pauses = pauses
-        self._sender: Worker[Callable[[], None]] = Worker(lambda attempts: attempts[0](), name=name, capacity=1)
+        self._sender: Worker[Callable[[], None]] = Worker(lambda attempt: attempt(), name=name, capacity=1)
         self.after_fork()
         start_afresh_after_fork(self)
 

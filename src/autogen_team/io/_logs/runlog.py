@@ -12,10 +12,10 @@ import threading
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from autogen_team.io import _job
+from autogen_team.io._forking import start_afresh_after_fork
 from autogen_team.io._logs.faults import Faults
 from autogen_team.io._logs.file import File
 from autogen_team.io._logs.upload import Upload
-from autogen_team.io._worker import start_afresh_after_fork
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,12 +15,12 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from autogen_team.io import _job
+from autogen_team.io._forking import start_afresh_after_fork
 from autogen_team.io._logs import seam
 from autogen_team.io._logs.console import Console
 from autogen_team.io._logs.faults import Faults
 from autogen_team.io._logs.jsonl import JsonLines
 from autogen_team.io._logs.text import Extra, Record, Template, make_safe, without_colour
-from autogen_team.io._worker import start_afresh_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -13,6 +13,7 @@ from pathlib import Path
 import mlflow
 
 from autogen_team.io import _job
+from autogen_team.io._forking import start_afresh_after_fork
 from autogen_team.io._redact import mask_url
 from autogen_team.io._tracking import artifacts, destinations, links, seam
 from autogen_team.io._tracking.courier import Courier
@@ -22,7 +23,6 @@ from autogen_team.io._tracking.journal import Journal
 from autogen_team.io._tracking.link import Link
 from autogen_team.io._tracking.store import DurableStore
 from autogen_team.io._tracking.watchdog import Watchdog
-from autogen_team.io._worker import start_afresh_after_fork
 
 _report = logging.getLogger("autogen_team")
 _lock = threading.RLock()

@@ -1,0 +1,105 @@
+"""One background thread that delivers what it is handed, so that the job never waits for it.
+
+The thread is a daemon, started by the first item and gone after a while without any: a worker that is forgotten is
+garbage like any other object. The queue is bounded and the caller is told when it is full. After a fork the child's
+worker is empty and makes its own thread, since the parent still delivers what it had. `submit` and `stop` may be called
+from any thread and from a signal handler.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
+
+from autogen_team.io._forking import start_afresh_after_fork
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Item = TypeVar("Item")
+
+IDLE: Final = 5.0  # seconds without an item, after which the thread ends
+
+_report = logging.getLogger("autogen_team")
+
+
+class Worker(Generic[Item]):
+    """Hand one item after another to `deliver`, on a thread of its own.
+
+    `deliver` is expected to deal with its own failures; one that raises is reported once, until the next success.
+    """
+
+    def __init__(self, deliver: Callable[[Item], object], *, name: str, capacity: int) -> None:
+        self.name = name
+        self._deliver = deliver
+        self._capacity = capacity
+        self._stopped = False
+        self._failing = False
+        self.after_fork()
+        start_afresh_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Forget the parent's thread and what the parent will deliver."""
+        # Reentrant, because a signal handler may submit while the code that it interrupts holds the lock.
+        self._work = threading.Condition(threading.RLock())
+        self._queue: deque[Item] = deque()
+        self._is_delivering = False
+        self._thread: threading.Thread | None = None
+
+    def submit(self, item: Item) -> bool:
+        """Queue `item`; False if the queue is full, the worker is stopped or no thread is to be had."""
+        with self._work:
+            if self._stopped or len(self._queue) >= self._capacity or not self._has_thread():
+                return False
+            self._queue.append(item)
+            self._work.notify()
+            return True
+
+    def stop(self) -> bool:
+        """Take no more items and forget those that wait; False if a delivery is still under way."""
+        with self._work:
+            self._stopped = True
+            self._queue.clear()
+            self._work.notify()
+            return self.is_idle
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return not self._queue and not self._is_delivering
+
+    def _has_thread(self) -> bool:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError:  # no thread can be started: a limit of the system, or the interpreter is going down
+                self._thread = None
+        return self._thread is not None
+
+    def _run(self) -> None:
+        while True:
+            with self._work:
+                self._is_delivering = False
+                self._work.wait_for(lambda: self._queue or self._stopped, IDLE)
+                if not self._queue:
+                    # Forgotten under the lock under which `submit` looks, so that no item is left without a thread.
+                    self._thread = None
+                    return
+                item = self._queue.popleft()
+                self._is_delivering = True
+            try:
+                self._deliver(item)
+            except BaseException as error:  # SystemExit included: the items behind this one still want delivery
+                self._report_failure(error)
+            else:
+                self._failing = False
+
+    def _report_failure(self, error: BaseException) -> None:
+        if not self._failing:
+            self._failing = True
+            with suppress(Exception):  # a handler of the job's may raise, and the thread must not end by it
+                _report.warning("%s: could not deliver: %s: %s", self.name, type(error).__name__, error)
