@@ -22,6 +22,9 @@ DOCS := .venv-docs
 UV := .venv-uv
 DEBIAN_PACKAGES := dbus dunst xvfb libnotify-bin imagemagick fonts-dejavu-core chromium
 
+# uv leaves it to Python to compile what it installs; where Python may not keep that, each process compiles MLflow anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
