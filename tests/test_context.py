@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import pickle
 import threading
@@ -238,6 +239,25 @@ def test_a_bound_asynchronous_generator_that_is_left_early_cleans_up_inside(cont
     [child] = client.search_runs([run.info.experiment_id], f"tags.mlflow.parentRunId = '{run.info.run_id}'")
     assert (child.data.metrics, child.data.params, child.info.status) == ({"got": 5.0}, {"closed": "1"}, "FINISHED")
     assert client.get_run(run.info.run_id).data.params == {}
+
+
+def test_an_exception_reaches_a_bound_asynchronous_generator(context):
+    """As it does one that is not bound: the block of a context manager may deal with it."""
+
+    async def block():
+        try:
+            yield 1
+        except ValueError as error:
+            mlflow.log_param("caught", str(error))
+
+    async def use(bound):
+        async with contextlib.asynccontextmanager(bound)():
+            raise ValueError("x")
+
+    with context, context.run("train") as run:
+        asyncio.run(use(context.bind(block)))
+
+    assert context.mlflow_service.client().get_run(run.info.run_id).data.params == {"caught": "x"}
 
 
 def test_binding_again_keeps_nothing_more(context):

@@ -17,14 +17,15 @@ import os
 import threading
 import uuid
 import weakref
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, aclosing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.io import _job
+from autogen_team.io._forking import call_in_child
 from autogen_team.io._settings import WORKER_OF
 from autogen_team.io.services import MlflowService
 
@@ -39,7 +40,6 @@ Result = TypeVar("Result")
 _RUN_CONTEXT = "MLFLOW_RUN_CONTEXT"
 """MLflow's own variable: tags that every run gets which a process opens."""
 _PARENT_TAG = "mlflow.parentRunId"
-_WORKER_TAG = "autogen_team.worker"
 
 _report = logging.getLogger("autogen_team")
 
@@ -130,10 +130,18 @@ class Bound(_Carrier, Generic[Parameters, Result]):
     async def _iterate_async(self, *arguments: Any, **fields: Any) -> AsyncGenerator[Any, Any]:
         with self._inside():
             async with aclosing(cast("Callable[..., Any]", self.__wrapped__)(*arguments, **fields)) as items:
-                sent = None
+                step = items.asend(None)
                 with suppress(StopAsyncIteration):
                     while True:
-                        sent = yield await items.asend(sent)
+                        item = await step
+                        try:
+                            sent = yield item
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            step = items.athrow(error)
+                        else:
+                            step = items.asend(sent)
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
@@ -172,7 +180,7 @@ def _run_of(service: MlflowService, run: Shared | None, child: RunConfig | None)
     """Have the run open, or the child; a child of a worker says which one."""
     worker = _job.worker()
     if child is not None and worker is not None:
-        tags = {_WORKER_TAG: worker, **(child.tags or {})}
+        tags = {_job.WORKER_TAG: worker, **(child.tags or {})}
         child = child.model_copy(update={"tags": tags, "name": child.name or f"worker {worker}"})
     if run is not None:
         with service.work_for(run, child):
@@ -185,22 +193,48 @@ def _run_of(service: MlflowService, run: Shared | None, child: RunConfig | None)
 
 
 @dataclass(slots=True)
+class _Log:
+    """What this process contributes to the log of a run."""
+
+    end: Callable[[], None]
+    users: int = 0
+
+
+@dataclass(slots=True)
 class _Started:
     """A context that runs in this worker."""
 
     carried: GlobalContext
     """As it has arrived, to be recognized by."""
     context: GlobalContext
-    logs: ExitStack
-    """The log of the run that this process contributes to."""
-    contributes_to: str = ""
+    logs: dict[str, _Log] = field(default_factory=dict)
+    """By the ids of their runs; one that nobody uses is kept until another run is wanted."""
     users: int = 0
+
+    def count(self, carried: Carried, change: int) -> None:
+        """Count who uses it, and the log of a run."""
+        self.users += change
+        if carried.run is not None and carried.child is None:
+            self.logs[carried.run.run_id].users += change
+
+    def contribute(self, run: Shared) -> None:
+        """Contribute to the log of a run from now on, and no more to those of runs that nobody works for."""
+        if run.run_id not in self.logs:
+            self.end_logs([run_id for run_id, log in self.logs.items() if not log.users])
+            contribution = ExitStack()
+            contribution.enter_context(self.context.mlflow_service.contribute_log(run))
+            self.logs[run.run_id] = _Log(contribution.close)
+
+    def end_logs(self, run_ids: Iterable[str]) -> None:
+        """Contribute to these no more."""
+        for run_id in run_ids:
+            self.logs.pop(run_id).end()
 
 
 class _Process:
     """What this process does for the jobs that it works for."""
 
-    _here: _Process | None = None
+    _here: _Process
 
     def __init__(self) -> None:
         self.token = uuid.uuid4().hex
@@ -214,14 +248,12 @@ class _Process:
     @classmethod
     def here(cls) -> _Process:
         """Return the one of this process."""
-        if cls._here is None:
-            cls._here = cls()
         return cls._here
 
     @classmethod
-    def after_fork(cls) -> None:
-        """Let a forked child have one of its own."""
-        cls._here = None
+    def begin(cls) -> None:
+        """Have one that has done nothing; a forked child has its own."""
+        cls._here = cls()
 
     def capture(self, context: GlobalContext) -> str:
         """Return a key by which the context is found in this process again, as long as it is there."""
@@ -236,19 +268,19 @@ class _Process:
         """Have the context run for the block at least; it is kept until another one is wanted, or the process exits."""
         with self._lock:
             started = self._find(carried)
-            started.users += 1
+            started.count(carried, +1)
         try:
             yield started.context
         finally:
             with self._lock:
-                started.users -= 1
+                started.count(carried, -1)
 
     def stay(self, carried: Carried) -> Callable[[], None]:
         """Have the context and its run until the process exits, or until the returned function is called."""
         with self._lock, ExitStack() as run:
             started = self._find(carried)
             run.enter_context(_run_of(started.context.mlflow_service, carried.run, carried.child))
-            started.users += 1
+            started.count(carried, +1)
             stay = run.pop_all()
             self._stays.append(stay)
 
@@ -262,7 +294,7 @@ class _Process:
             stay.close()
             started.context.mlflow_service.flush()  # others may begin and end their work meanwhile
             with self._lock:
-                started.users -= 1
+                started.count(carried, -1)
                 if not started.users and started in self._started:
                     self._stop(started)
 
@@ -282,12 +314,8 @@ class _Process:
         started = next((one for one in self._started if one.carried == carried.context), None)
         if started is None:
             started = self._start(carried)
-        run = carried.run
-        if run is not None and carried.child is None and started.contributes_to != run.run_id:
-            if not started.users:  # else it still works for the other run too
-                started.logs.close()
-            started.contributes_to = run.run_id
-            started.logs.enter_context(started.context.mlflow_service.contribute_log(run))
+        if carried.run is not None and carried.child is None:
+            started.contribute(carried.run)
         return started
 
     def _start(self, carried: Carried) -> _Started:
@@ -298,7 +326,7 @@ class _Process:
         if carried.run is not None:
             context.mlflow_service.begin_work(carried.run)
         context.start()
-        started = _Started(carried.context, context, ExitStack())
+        started = _Started(carried.context, context)
         self._started.append(started)
         if not self._is_watching:
             self._is_watching = True
@@ -309,14 +337,14 @@ class _Process:
 
     def _stop(self, started: _Started) -> None:
         self._started.remove(started)
-        started.logs.close()
+        started.end_logs(list(started.logs)[::-1])
         started.context.stop()
         if not self._started:
             _job.forget_worker()
 
 
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_Process.after_fork)
+_Process.begin()
+call_in_child(_Process.begin)
 
 
 def environment(context: GlobalContext) -> dict[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar
@@ -14,6 +13,7 @@ from pydantic import Field
 from autogen_team import _carrying
 from autogen_team.errors import NotStartedError
 from autogen_team.io import _job
+from autogen_team.io._forking import ForkSafeLock, call_in_child
 from autogen_team.io._settings import STATE_DIR, Setting, state_dir_setting
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
@@ -31,7 +31,7 @@ _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
 _report = logging.getLogger("autogen_team")
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _running: list[GlobalContext] = []
 _reporting: list[GlobalContext] = []
 """The one that alerts when a run ends, if any does."""
@@ -40,13 +40,10 @@ _inherited: list[GlobalContext] = []
 
 
 def _note_inherited() -> None:
-    global _lock
-    _lock = threading.RLock()  # another thread of the parent may have held it
     _inherited[:] = _running
 
 
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_note_inherited)
+call_in_child(_note_inherited)
 
 
 def _leave_inherited_logs() -> None:
@@ -86,7 +83,7 @@ class GlobalContext(Service):
     """Where runs and models are kept, and what is logged by itself."""
 
     alert_on: Literal["failure", "always", "never"] = "failure"
-    """Which ends of a run are alerted: with its reason, duration, host, link and the end of the traceback."""
+    """`failure`, `always` or `never`: which ends of a run are alerted, with the reason, link and traceback."""
 
     @classmethod
     def current(cls) -> GlobalContext:

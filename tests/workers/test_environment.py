@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import mlflow
 import pytest
 
 from autogen_team import GlobalContext
@@ -133,6 +134,27 @@ def test_a_process_with_another_store_is_no_worker(run_job, store, tmp_path, mig
     assert [run.info.run_name for run in store.runs()] == ["train"]
     assert store.steps(store.run("train")) == []
     assert other.steps(other.run("own")) == [5]
+
+
+def test_a_worker_that_starts_again_without_its_job_is_none(store_uri, monkeypatch):
+    """Its runs go to the experiment that it names itself."""
+
+    def context(experiment):
+        service = MlflowService(tracking_uri=store_uri, autolog_disable=True, experiment_name=experiment)
+        return GlobalContext(alerts_service=AlertsService(enable=False), mlflow_service=service)
+
+    with context("job") as job, job.run("train", log_system_metrics=False):
+        variables = job.worker_env()
+    monkeypatch.setenv("AUTOGEN_TEAM_WORKER_OF", variables["AUTOGEN_TEAM_WORKER_OF"])
+    again = context("other")
+    with again:
+        pass
+    monkeypatch.delenv("AUTOGEN_TEAM_WORKER_OF")
+    with again, again.run("own", log_system_metrics=False) as run:
+        pass
+
+    client = mlflow.MlflowClient(store_uri)
+    assert client.get_experiment(run.info.experiment_id).name == "other"
 
 
 @pytest.mark.parametrize("make", [lambda c: c.worker_env(), lambda c: c.bind(print), lambda c: c.initializer()])

@@ -291,6 +291,47 @@ def test_a_worker_works_for_one_job_after_another(run_job, store):
     ]
 
 
+def test_the_logs_of_runs_are_left_though_the_worker_is_never_idle(run_job, store):
+    """A thread of it may work for one run for days; what it logs for others does not pile up."""
+    out, _ = run_job(
+        """
+        with make_context() as context, pool("spawn") as workers:
+            with context.run("long"):
+                long = context.bind(wait_long)
+            bound = []
+            for name in ("first", "second"):
+                with context.run(name):
+                    bound.append(context.bind(fold))
+            print("logs", *workers.submit(work, long, bound).result())
+        """,
+        """
+        over = threading.Event()
+
+
+        def wait_long():
+            over.wait(60)
+
+
+        def work(long, bound):
+            from autogen_team import _carrying
+
+            with ThreadPoolExecutor(1) as beside:
+                waiting = beside.submit(long)
+                counts = []
+                for number in range(6):
+                    bound[number % 2](number)
+                    [started] = _carrying._Process.here()._started
+                    counts.append(len(started.logs))
+                over.set()
+                waiting.result()
+            return counts
+        """,
+    )
+
+    assert max(map(int, out.split()[1:])) == 2  # that of the long run, and of the one before
+    assert store.steps(store.run("first")) == [0, 2, 4]
+
+
 @pytest.mark.slow
 def test_autologging_works_in_runs_of_their_own_only(run_job, store):
     """Several workers would contradict each other in one run: a parameter cannot be changed."""

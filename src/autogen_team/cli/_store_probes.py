@@ -16,6 +16,7 @@ from autogen_team.cli._probes import Check, unwritable
 from autogen_team.errors import ConfigurationError
 from autogen_team.io._redact import mask_url
 from autogen_team.io._tracking import places, probe, session
+from autogen_team.io._tracking.words import first_line
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -109,9 +110,7 @@ class Probing:
             schema, expected = within(self._limit, lambda: checks.schema(uri), name="autogen-team-schema")
         except Exception as error:
             remedy = "name another store, or have a look at this one: it is no database that can be read"
-            raise _UnusableError(
-                Check(name, "fail", f"{shown}: {checks.first_line(error)}", remedy), f"see {name}"
-            ) from None
+            raise _UnusableError(Check(name, "fail", f"{shown}: {first_line(error)}", remedy), f"see {name}") from None
         if schema is None:
             check = Check(name, "note", f"{shown} has no tables of MLflow's yet; the first run makes them")
             raise _UnusableError(check, f"there are no tables in the {name} store yet")
@@ -135,7 +134,7 @@ class Probing:
             server = checks.ask_server(self._uri, self._limit)
         except Exception as error:
             remedy = f"look at the log of the server, or correct {_TRACKING}"
-            check = Check("tracking", "fail", f"{shown}: {checks.first_line(error)}", remedy)
+            check = Check("tracking", "fail", f"{shown}: {first_line(error)}", remedy)
             raise _UnusableError(check, "the tracking server does not answer") from None
         found = f"{shown} answers in {server.milliseconds:.0f} ms"
         if server.status in (401, 403):
@@ -172,7 +171,7 @@ class Probing:
             checks.ask_registry(client, self._limit)
         except Exception as error:
             remedy = f"correct {_REGISTRY}, or ask for the permission to read there"
-            return Check("registry", "fail", f"{shown}: {checks.first_line(error)}", remedy)
+            return Check("registry", "fail", f"{shown}: {first_line(error)}", remedy)
         return Check("registry", "ok", f"{shown} answers")
 
     def _runs(self, client: MlflowClient) -> Iterator[Check]:
@@ -185,7 +184,7 @@ class Probing:
             experiment = checks.find_experiment(client, name, self._limit)
         except Exception as error:
             why, remedy = "skipped: see experiment", "name another one in MLFLOW_EXPERIMENT_NAME"
-            yield Check("experiment", "fail", f"{name!r} cannot be looked up: {checks.first_line(error)}", remedy)
+            yield Check("experiment", "fail", f"{name!r} cannot be looked up: {first_line(error)}", remedy)
         else:
             why = "skipped: there is no experiment to try it in"
             if experiment is None:

@@ -1,10 +1,19 @@
-"""Objects that hold locks, threads or queues, of which a forked child needs its own."""
+"""What a forked child needs its own of: locks, threads, queues, and what modules remember."""
 
 from __future__ import annotations
 
 import os
+import threading
 import weakref
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
+
+
+def call_in_child(function: Callable[[], None]) -> None:
+    """Call `function` in every child that this process forks, before anything else runs there."""
+    if hasattr(os, "register_at_fork"):  # Windows cannot fork
+        os.register_at_fork(after_in_child=function)
 
 
 class Forkable(Protocol):
@@ -22,10 +31,28 @@ def start_afresh_after_fork(it: Forkable) -> None:
     _forkables.add(it)
 
 
-def _after_fork() -> None:
+def _start_all_afresh() -> None:
     for it in list(_forkables):
         it.after_fork()
 
 
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_after_fork)
+call_in_child(_start_all_afresh)
+
+
+class ForkSafeLock:
+    """A reentrant lock of which a forked child has its own, since nobody there releases what other threads held."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        start_afresh_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Be free."""
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(RuntimeError):  # the block was entered by the parent
+            self._lock.release()

@@ -10,11 +10,12 @@ import logging
 import os
 import re
 import socket
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
+
+from autogen_team.io._forking import ForkSafeLock
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 Undo: TypeAlias = Callable[[], None]
@@ -24,6 +25,8 @@ LOG_ARTIFACTS = "logs"
 """The folder of a run's artifacts that holds its log."""
 EXCEPTION_TAG = "autogen_team.exception"
 """The tag that says why a run has failed or was killed."""
+WORKER_TAG = "autogen_team.worker"
+"""The tag that says which worker has opened a run."""
 
 _report = logging.getLogger("autogen_team")
 _worker: str | None = None
@@ -123,9 +126,11 @@ def _no_facts() -> Facts:
     return {}
 
 
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _listeners: tuple[Listener, ...] = ()
+_sources: dict[object, Callable[[], Facts]] = {}
 _source: Callable[[], Facts] = _no_facts
+"""The latest of them."""
 
 
 def subscribe(listener: Listener) -> Undo:
@@ -185,15 +190,16 @@ def facts() -> Facts:
 
 
 def set_source(source: Callable[[], Facts]) -> Undo:
-    """Let `source` answer for `facts`; the returned function gives back the previous one."""
+    """Let `source` answer for `facts` until the returned function is called; of several, the latest answers."""
     global _source
+    key = object()
     with _lock:
-        previous, _source = _source, source
+        _sources[key] = _source = source
 
-    def restore() -> None:
+    def remove() -> None:
         global _source
         with _lock:
-            if _source is source:
-                _source = previous
+            _sources.pop(key, None)
+            _source = next(reversed(_sources.values()), _no_facts)
 
-    return restore
+    return remove

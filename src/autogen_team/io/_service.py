@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from autogen_team.io._forking import call_in_child
 from autogen_team.io._settings import Settings
 
 if TYPE_CHECKING:
@@ -17,14 +17,7 @@ if TYPE_CHECKING:
 
 _report = logging.getLogger("autogen_team")
 _locks: dict[type, threading.RLock] = {}
-
-
-def _renew_locks() -> None:
-    _locks.clear()  # in a forked child, where nobody would release what another thread of the parent held
-
-
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_renew_locks)
+call_in_child(_locks.clear)  # nobody there would release what another thread of the parent held
 
 
 class Service(ABC, Settings):

@@ -84,9 +84,9 @@ def run(
         return
     child = None
     if nested:
-        tags = {**(config.tags or {}), "autogen_team.worker": _job.process_name()}
+        tags = {**(config.tags or {}), _job.WORKER_TAG: _job.process_name()}
         child = config.model_copy(update={"name": f"rank {rank}", "tags": tags})
-    failure_tag = None if nested else f"autogen_team.exception.rank_{rank}"
+    failure_tag = None if nested else f"{_job.EXCEPTION_TAG}.rank_{rank}"
     with service.contribute_log(shared), service.work_for(shared, child, failure_tag=failure_tag) as active:
         yield active
 

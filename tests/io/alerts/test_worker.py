@@ -92,11 +92,12 @@ def test_items_arrive_in_order(worker, deliveries, until_idle):
     assert deliveries.items == list(range(10))
 
 
-def test_the_thread_is_a_daemon_with_the_name_of_the_worker(worker, deliveries):
+def test_the_thread_is_a_daemon_with_the_name_of_the_worker(deliveries):
     """The thread never keeps the process alive and can be told apart in a stack dump."""
+    worker = Worker(deliveries, name="told apart", capacity=10)
     deliveries.gate.clear()
     worker.submit(1)
-    [thread] = threads_named("test")
+    [thread] = threads_named("told apart")
     assert thread.daemon
 
 
@@ -127,20 +128,22 @@ def test_an_item_beyond_the_capacity_is_refused(worker, deliveries, until_idle):
 def test_an_item_after_stop_is_refused(worker, deliveries):
     """A stopped worker takes nothing and starts no thread."""
     assert worker.stop()
+    before = threading.active_count()
     assert not worker.submit(1)
-    assert not threads_named("test")
+    assert threading.active_count() == before
     assert deliveries.items == []
 
 
-def test_stop_forgets_what_waits_and_tells_what_is_under_way(worker, deliveries, wait_until):
+def test_stop_forgets_what_waits_and_tells_what_is_under_way(deliveries, wait_until):
     """Stop does not wait; the delivery under way ends as it would, and is the last."""
+    worker = Worker(deliveries, name="stopped", capacity=10)
     deliveries.gate.clear()
     for number in range(3):
         worker.submit(number)
     assert deliveries.entered.wait(PATIENCE)
     assert not worker.stop()
     deliveries.gate.set()
-    wait_until(lambda: not threads_named("test"))
+    wait_until(lambda: not threads_named("stopped"))
     assert deliveries.items == [0]
     assert worker.stop()
 

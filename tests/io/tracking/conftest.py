@@ -15,6 +15,7 @@ import pytest
 from mlflow.tracking import fluent
 
 from autogen_team.io._tracking import isolation, seam, session
+from testkit.proxy import Proxy
 
 
 @pytest.fixture
@@ -40,6 +41,14 @@ def postgres_uri() -> Iterator[str]:
         mlflow.MlflowClient(uri).search_experiments()
         yield uri
         database.cleanup()
+
+
+@pytest.fixture
+def proxy(mlflow_server: str, free_port: Callable[[], int]) -> Iterator[Proxy]:
+    """Return a proxy before a real server."""
+    found = Proxy(mlflow_server, free_port())
+    yield found
+    found.close()
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -69,6 +70,20 @@ def test_handlers_are_given_back():
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) != before
 
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
+
+
+def test_signals_raise_until_the_last_one_has_left():
+    """Services may stop in another order than the reverse of their start."""
+    before = signal.getsignal(signal.SIGTERM)
+    first, second = ExitStack(), ExitStack()
+    first.enter_context(ending.signals_raise())
+    second.enter_context(ending.signals_raise())
+    first.close()
+    with pytest.raises(ending.Terminated):
+        signal.raise_signal(signal.SIGTERM)
+
+    second.close()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -79,3 +80,18 @@ def test_a_process_never_takes_itself_for_dead(tmp_path):
     code += f"print(journal.take_lock(Path({str(written.folder)!r})))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
     written.close()
+
+
+def test_where_there_are_no_locks_nobody_holds_one(tmp_path, monkeypatch):
+    """Lustre without `-o flock`: its process is dead if it does not run, and its journal can be taken over."""
+    (tmp_path / "lock").touch()
+
+    def lockf(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "lockf", lockf)
+
+    assert not journal.is_locked(tmp_path)
+    lock = journal.take_over(tmp_path)
+    assert lock is not None
+    journal.give_back(tmp_path, lock)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import logging
 import multiprocessing
@@ -20,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import destinations, inventory, reading, recovery, runs, write_behind
+from autogen_team.io._tracking import destinations, inventory, journal, reading, recovery, runs, write_behind
 
 SLOWEST = 0.2
 """Seconds that no call may take while the server is gone; microseconds are measured in `benchmarks/`."""
@@ -125,28 +124,6 @@ def test_a_server_that_never_comes_back(server, start_session, caplog):
     assert report.startswith(f"{len(left) - 1} entries ")  # all but the one that says that there will be no more
 
 
-def test_artifacts_wait_beside_the_journal(server, start_session):
-    """Files, folders and texts; in their places, and with what was written last on top."""
-    started = start_session(server.uri)
-    Path("folder/sub").mkdir(parents=True)
-    Path("folder/sub/inner.txt").write_text("inner")
-    with runs.open_run(name="train") as run:
-        mlflow.log_text("before", "report.txt")
-        server.kill()
-        mlflow.log_text("during", "report.txt")
-        mlflow.log_artifact("folder/sub/inner.txt", "single")
-        mlflow.log_artifacts("folder", "whole")
-        server.start()
-        mlflow.log_text("after", "report.txt")
-    started.stop()
-
-    assert artifacts_of(server, run) == {
-        "report.txt": "after",
-        "single/inner.txt": "inner",
-        "whole/sub/inner.txt": "inner",
-    }
-
-
 def artifacts_of(server, run) -> dict[str, str]:
     """Return the files of a run with their texts, as they are on the server's disk."""
     folder = server.folder / "artifacts" / run.info.experiment_id / run.info.run_id / "artifacts"
@@ -192,6 +169,27 @@ def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
     assert artifacts_of(server, stored["outer"]) == {"notes.txt": "text"}
     assert artifacts_of(server, stored["inner"]) == {"later.txt": "later"}
     assert f"is {stored['outer'].info.run_id} there: {server.uri}/#/" in caplog.text
+
+
+def test_a_full_disk_does_not_hide_what_a_run_is_called_now(server, start_session, caplog, monkeypatch):
+    """It was begun in the outage that has filled the disk."""
+    started = start_session(server.uri)
+    with runs.open_run(name="first"):
+        server.kill()
+        with runs.open_run(name="late", nested=True) as late:
+            mlflow.log_metric("loss", 0.5)
+
+        def full(*_):
+            raise journal.JournalError("the disk is full")
+
+        monkeypatch.setattr(write_behind.of(server.uri).journal, "run_created", full)
+        server.start()
+    started.stop()
+
+    (stored,) = [run for run in server.client().search_runs([late.info.experiment_id]) if run.info.run_name == "late"]
+    assert stored.data.metrics == {"loss": 0.5}
+    assert f"is {stored.info.run_id} there" in caplog.text
+    assert "JournalError" not in caplog.text
 
 
 def test_runs_begun_without_the_server_survive_the_job(server, start_python, tmp_path):
@@ -244,61 +242,6 @@ def test_a_changed_parameter_is_refused_without_the_server(server, start_session
             mlflow.log_param("depth", 5)
 
     assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
-
-
-class Proxy:
-    """Stands before a server, and answers with an error, or late, while it is told to."""
-
-    def __init__(self, target: str, port: int) -> None:
-        self.status = 200
-        self.answer = b"<html>the proxy is sorry</html>"
-        self.delay = 0.0
-        self.refused = 0
-        """Requests that the server has not seen."""
-        proxy = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def forward(self) -> None:
-                import requests
-
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                time.sleep(proxy.delay)
-                if proxy.status != 200:
-                    proxy.refused += 1
-                    content, status = proxy.answer, proxy.status
-                else:
-                    answer = requests.request(self.command, target + self.path, data=body, headers=dict(self.headers))
-                    content, status = answer.content, answer.status_code
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(content)))
-                self.end_headers()
-                self.wfile.write(content)
-
-            do_GET = do_POST = do_PUT = forward  # noqa: N815 - the names are the standard library's
-
-            def log_message(self, *_: object) -> None:
-                pass
-
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
-        self._server.daemon_threads = True
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def close(self) -> None:
-        """End it."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-@pytest.fixture
-def proxy(mlflow_server, free_port):
-    """Return a proxy before a real server."""
-    port = free_port()
-    found = Proxy(mlflow_server, port)
-    found.uri = f"http://127.0.0.1:{port}"
-    yield found
-    found.close()
 
 
 def test_a_proxy_that_knows_no_such_page_refuses_nothing(proxy, mlflow_server, start_session, tmp_path):

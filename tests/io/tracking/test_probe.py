@@ -145,6 +145,14 @@ def test_a_missing_certificate_is_said(monkeypatch, free_port):
         probe.check(f"https://127.0.0.1:{free_port()}", timeout=SOON)
 
 
+def test_a_folder_of_certificates_will_do(monkeypatch, mlflow_server, tmp_path):
+    """As it does for requests, and so for MLflow."""
+    monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path))
+
+    probe.check(mlflow_server, timeout=SOON)
+    assert probe._tls().check_hostname
+
+
 @pytest.mark.parametrize("uri", ["http://[::1", "postgresql://bob:pa[hunter2@h/db", "postgresql://h:abc/db"])
 def test_what_is_no_address_is_a_fault_of_configuration(uri):
     """In a word, and without the password."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import signal
 import threading
@@ -385,18 +384,28 @@ def test_secrets_in_tags_and_descriptions_are_masked(started):
     assert "hunter2" not in str(started.get_run(run.info.run_id).data.tags)
 
 
-def test_without_psutil_a_run_is_opened_without_system_metrics(started, monkeypatch, caplog):
-    """MLflow would raise after it has made the run, and leave that RUNNING."""
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "psutil" else find(name, *rest)
-    )
-    with open_run(log_system_metrics=True) as run:
+@pytest.mark.parametrize(("signum", "kind"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_that_comes_while_a_run_cannot_be_opened_is_heeded(started, monkeypatch, signum, kind):
+    """A job that does without tracking then must not live on until SIGKILL."""
+
+    def fail(**_):
+        signal.raise_signal(signum)
+        raise mlflow.MlflowException("no")
+
+    monkeypatch.setattr(mlflow, "start_run", fail)
+    with pytest.raises(kind), open_run():
         pass
 
-    assert "pip install psutil" in caplog.text
-    assert [found.info.run_id for found in started.search_runs(["1"])] == [run.info.run_id]
-    assert started.get_run(run.info.run_id).info.status == "FINISHED"
+
+def test_services_that_stop_in_any_order_leave_each_other_the_facts(started):
+    """The lines of the one that goes on still say which run they belong to."""
+    stop_second = start(mlflow.get_tracking_uri(), "tests")
+    stop_third = start(mlflow.get_tracking_uri(), "tests")
+    stop_second()
+    with open_run() as run:
+        assert _job.facts()["run_id"] == run.info.run_id
+    stop_third()
+    assert _job.facts() == {}
 
 
 def test_the_page_of_a_run_on_a_server_is_a_line_of_log(mlflow_server, caplog, capsys):

@@ -221,7 +221,7 @@ def test_mlflow_s_rules_are_where_we_ask_for_them():
         with pytest.raises(MlflowException):
             check(*bad)
     assert seam.as_float(1) == 1.0
-    assert seam.done().wait() is None
+    assert seam.operations().wait() is None
 
 
 def test_what_a_trace_passes_can_be_tapped(store_uri):
@@ -336,3 +336,22 @@ def test_the_environment_is_given_back_whoever_leaves_first(monkeypatch):
 
     found = {name: value for name, value in os.environ.items() if name.startswith("AUTOGEN_TEAM_")}
     assert found == {"AUTOGEN_TEAM_FIRST": "before", "AUTOGEN_TEAM_STATE_DIR": os.environ["AUTOGEN_TEAM_STATE_DIR"]}
+
+
+def test_the_images_of_a_run_are_waited_for_where_artifacts_are_found(store_uri):
+    """`mlflow.flush_artifact_async_logging` asks what stands in for MLflow's repository, and later that one again."""
+    found = []
+
+    def find(plain, owner, kind):
+        found.append((owner, kind))
+        return plain()
+
+    mlflow.set_tracking_uri(store_uri)
+    with mlflow.start_run() as run:
+        mlflow.log_text("text", "notes.txt")
+        undo = seam.stand_in(store_uri, seam.plain_store(store_uri), find)
+        mlflow.flush_artifact_async_logging()
+        undo()
+        mlflow.flush_artifact_async_logging()
+
+    assert found == [(run.info.run_id, "run")]

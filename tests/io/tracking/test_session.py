@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 
 import mlflow
@@ -36,6 +38,28 @@ def test_a_folder_for_locks_that_cannot_be_made_is_no_obstacle(tmp_path, caplog)
         pass
 
     assert "AUTOGEN_TEAM_STATE_DIR" in caplog.text
+
+
+def test_a_file_system_without_locks_is_no_obstacle(tmp_path, caplog, monkeypatch):
+    """Lustre without `-o flock` is one."""
+
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with turns.in_turn("sqlite:///mlflow.db", tmp_path / "state"):
+        pass
+
+    assert "has no locks" in caplog.text
+
+
+def test_a_database_has_one_turn_whatever_its_options(tmp_path):
+    """They are no part of its place."""
+    for uri in ("sqlite:///mlflow.db", "sqlite:///mlflow.db?timeout=5", f"sqlite:///{tmp_path}/work/mlflow.db"):
+        with turns.in_turn(uri, tmp_path / "state"):
+            pass
+
+    assert len(list((tmp_path / "state" / "locks").iterdir())) == 1
 
 
 def test_the_state_folder_is_for_its_owner_only(tmp_path):

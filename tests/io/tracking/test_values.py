@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 import mlflow
 import numpy as np
@@ -93,6 +94,18 @@ def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
         (found,) = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
 
     assert found.step == 1
+
+
+def test_a_time_that_is_no_plain_number_is_a_number(store_uri, start_session):
+    """The entry could not be read back otherwise, and the metric would be lost without a word."""
+    start_session(store_uri)
+    with runs.open_run(name="train") as run:
+        mlflow.log_metric("loss", 1.0, timestamp=True)
+        mlflow.log_metric("loss", 2.0, timestamp=np.int64(5))
+        mlflow.log_metric("loss", 3.0, timestamp=Fraction(7))
+        found = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
+
+    assert [metric.timestamp for metric in found] == [1, 5, 7]
 
 
 def test_what_a_database_refuses_later_is_set_aside(store_uri, start_session, tmp_path):

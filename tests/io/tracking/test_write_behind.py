@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
+import shutil
 import signal
 
 import mlflow
@@ -16,8 +17,8 @@ from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _get_store
 
 from autogen_team.errors import NotStartedError
-from autogen_team.io._tracking import destinations, journal, reading, runs, seam, tables, write_behind
-from autogen_team.io._tracking.delivery import _requests
+from autogen_team.io._tracking import journal, reading, runs, seam, tables, watchdog, write_behind
+from autogen_team.io._tracking.store import LOCAL_ID, DurableStore
 from autogen_team.io.services import MlflowService
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is a folder")
@@ -343,27 +344,49 @@ def test_a_disk_that_is_full_for_a_while_is_no_obstacle(store_uri, start_session
     assert "the journal can be written again" in said[1]
 
 
-def test_requests_keep_to_the_limits_of_the_server():
-    """1000 metrics, 100 parameters and 100 tags, and what ends a run comes after what it has logged."""
-    found = [
-        *({"op": "metrics", "run": "a", "t": 1, "step": n, "values": {"loss": n, "acc": n}} for n in range(1200)),
-        {"op": "params", "run": "a", "values": {str(n): "x" for n in range(250)}},
-        *({"op": "tags", "run": "b", "values": {str(n): "x"}} for n in range(150)),
-        {"op": "info", "run": "a", "status": "FINISHED"},
-        {"op": "metrics", "run": "a", "t": 1, "step": 0, "values": {"late": 1.0}},
-    ]
-    requests = list(_requests(found))
+def test_a_run_that_was_begun_in_an_outage_is_later_like_any_other(store_uri, start_session):
+    """Its tag says so for good, and to every process that reads it."""
+    client = mlflow.MlflowClient(store_uri)
+    run_id = client.create_run("0", tags={LOCAL_ID: "0" * 32}).info.run_id
+    client.log_metric(run_id, "loss", 0.5)
+    started = start_session(store_uri)
 
-    batches = [request for request in requests if isinstance(request, destinations.Batch)]
-    assert max(len(batch.metrics) for batch in batches) <= 1000
-    assert max(len(batch.params) for batch in batches) <= 100
-    assert max(len(batch.tags) for batch in batches) <= 100
-    assert max(len(batch) for batch in batches) <= 1000
-    assert sum(len(batch.metrics) for batch in batches) == 2401
-    end = next(at for at, request in enumerate(requests) if not isinstance(request, destinations.Batch))
-    before = [request for request in requests[:end] if request.run_id == "a"]
-    assert sum(len(batch.params) for batch in before) == 250
-    assert sum(len(batch.metrics) for batch in before) == 2400
+    assert [mlflow.get_run(run_id).data.metrics for _ in range(2)] == [{"loss": 0.5}] * 2
+    mlflow.MlflowClient().log_metric(run_id, "later", 1.0)
+    assert [mlflow.get_run(run_id).data.metrics for _ in range(2)] == [{"loss": 0.5, "later": 1.0}] * 2
+    assert not write_behind.of(store_uri).store.is_to_be_made(run_id)
+    started.stop()
+
+
+def test_runs_that_are_only_read_are_not_remembered(store_uri, start_session):
+    """A report may go through 100 000 of them."""
+    client = mlflow.MlflowClient(store_uri)
+    run_id = client.create_run("0").info.run_id
+    started = start_session(store_uri)
+    mlflow.get_run(run_id)
+
+    assert write_behind.of(store_uri).store.info_of(run_id) is None
+    started.stop()
+
+
+def test_a_store_that_is_being_copied_has_nothing_yet():
+    """It says so as objects do, instead of asking itself for ever."""
+    assert not hasattr(DurableStore.__new__(DurableStore), "uri")
+
+
+def test_a_folder_that_is_gone_keeps_no_watchdog(store_uri, start_session, tmp_path, monkeypatch):
+    """Somebody has cleaned up; the end of the job is in good order all the same."""
+    dismissed, dismiss = [], watchdog.Watchdog.dismiss
+    monkeypatch.setattr(watchdog.Watchdog, "dismiss", lambda self: (dismissed.append(1), dismiss(self)))
+    started = start_session(store_uri)
+    with runs.open_run(name="train"):
+        mlflow.log_metric("loss", 1.0)
+        write_behind.of(store_uri).flush(20.0)
+        shutil.rmtree(tmp_path / "state" / "journals")
+        dismissed.clear()
+    started.stop()
+
+    assert len(dismissed) == 1
 
 
 @pytest.mark.parametrize("database", ["store_uri", "postgres_uri"])

@@ -107,7 +107,7 @@ def _close(death: Death, run: OpenRun) -> bool:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from autogen_team.io._tracking import recovery
 
-    end = recovery.End(death.reason, death.verdict, death.at)
+    end = recovery.Cause(death.reason, death.verdict, death.at)
     stores = run.tracking_uri, run.registry_uri
     for folder, found in folders.items():
         result = recovery.recover(found, *stores, state, end=end, lock=locks[folder])

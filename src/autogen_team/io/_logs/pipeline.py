@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import threading
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 import loguru
 
 from autogen_team.io import _job
+from autogen_team.io._forking import ForkSafeLock
 from autogen_team.io._job import Undo
 from autogen_team.io._logs import braces, bridge, seam, uncaught, validation
 from autogen_team.io._logs.file import File
@@ -37,7 +37,7 @@ class _Pipeline:
     sink: Sink
 
 
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _started: list[_Pipeline] = []
 _run_logs: RunLogs | None = None
 

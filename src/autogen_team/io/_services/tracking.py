@@ -95,7 +95,7 @@ class MlflowService(Service):
     registry_name: Annotated[str, Variable("MLFLOW_REGISTERED_MODEL_NAME")] = Field(
         default_factory=lambda: MlflowService.env.mlflow_registered_model_name
     )
-    """The name under which the job registers its model."""
+    """The name for the job to register its model under; nothing is registered by itself."""
     autolog_disable: bool = False
     """Switch MLflow's autologging off."""
     autolog_disable_for_unsupported_versions: bool = False
@@ -115,7 +115,7 @@ class MlflowService(Service):
     connect_timeout: Seconds = 5.0
     """Seconds within which a server must answer when the service starts; MLflow itself would try for four minutes."""
     mode: Literal["online", "auto", "offline"] = "online"
-    """What a server that does not answer at the start means: an error, or working offline; `offline` never asks it."""
+    """`online`: a server that is away at the start is an error; `auto`: work offline then; `offline`: never ask it."""
     durable: bool = True
     """Write what is logged to a journal on disk and deliver it behind the job's back; else each call waits."""
     flush_timeout: Seconds = 30.0
@@ -154,6 +154,7 @@ class MlflowService(Service):
                     mask_traces=self.mask_traces,
                     works_for=getattr(self, "_works_for", None),
                 )
+                object.__setattr__(self, "_works_for", None)
                 started = session.start(settings)
                 self._on_stop(started.stop)
                 object.__setattr__(self, "_stores", (started.tracking_uri, started.registry_uri))

@@ -6,23 +6,27 @@ import itertools
 import shutil
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
 import mlflow
 
-from autogen_team.io._tracking import entries, seam
+from autogen_team.io._tracking import destinations, entries, seam
 from autogen_team.io._tracking.courier import Courier
-from autogen_team.io._tracking.destinations import Unreachable
+from autogen_team.io._tracking.destinations import Refused, Unreachable
 from autogen_team.io._tracking.entries import Entry
 from autogen_team.io._tracking.journal import Journal
 from autogen_team.io._tracking.link import Link, StoreUnavailableError
 from autogen_team.io._tracking.seam import Kind
 from autogen_team.io._tracking.standin import StandIn
+from autogen_team.io._tracking.words import with_kind
 
 _FILES = "files"
 """The folder beside the journal."""
 _THROUGH_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")
+_FINAL = frozenset({400, 403, 409, 413, 422})
+"""The answers to an upload that another attempt would not change; 413 is what nginx says above 1 MB."""
 _PATIENCE = 10.0
 """Seconds that an upload waits for those before it."""
 
@@ -39,6 +43,30 @@ class WaitingRoom:
         self._numbers = itertools.count(1)
         self._last = 0
         """The number of the last entry that has something waiting."""
+        self.after_fork()
+
+    def after_fork(self) -> None:
+        """Leave what is on its way to the parent."""
+        self._helper: ThreadPoolExecutor | None = None
+        self._on_their_way: set[Future[None]] = set()
+
+    def later(self, bring: Callable[[], None]) -> Future[None]:
+        """Do it on a thread beside the job; on the caller's own if none is to be had any more."""
+        if self._helper is None:
+            self._helper = ThreadPoolExecutor(1, "autogen_team-images")
+        try:
+            future = self._helper.submit(bring)
+        except RuntimeError:  # the interpreter is going down
+            future = Future()
+            bring()
+            future.set_result(None)
+        self._on_their_way.add(future)
+        future.add_done_callback(self._on_their_way.discard)
+        return future
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until nothing is on its way, at most for `timeout` seconds."""
+        wait(list(self._on_their_way), timeout)
 
     def find(self, find: Callable[[], Any], owner: str, kind: Kind) -> Any:
         """Return a repository that does not fail while the server is gone; one elsewhere is returned as it is."""
@@ -116,15 +144,20 @@ class _Patient(StandIn):
         self._bring("log_artifacts", local_dir, artifact_path)
 
     def _log_artifact_async(self, filename: str, artifact_path: str | None = None, artifact: Any = None) -> Any:
-        """Bring an image there, as MLflow has it done on a thread of its own."""
-        if not isinstance(self._inner, _Nowhere):
-            return self._inner._log_artifact_async(filename, artifact_path, artifact)  # noqa: SLF001 - MLflow's own call
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, filename)
-            if artifact is not None:
-                artifact.save(path)
-            self.log_artifact(str(path), artifact_path)
-        return seam.done()
+        """Bring an image there on another thread, as MLflow does, whose own thread knows nothing of waiting."""
+
+        def bring() -> None:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder, filename)
+                if artifact is not None:
+                    artifact.save(path)
+                self.log_artifact(str(path), artifact_path)
+
+        return seam.operations(self._room.later(bring))
+
+    def flush_async_logging(self) -> None:
+        """Wait until the images have been brought there, or wait in the journal."""
+        self._room.flush()
 
     def _bring(self, method: str, path: str, folder: str | None) -> None:
         def upload() -> None:
@@ -133,11 +166,17 @@ class _Patient(StandIn):
         self._room.log(Path(path), folder, self._owner, self._kind, upload)
 
 
+def _is_final(error: Exception, uri: str) -> bool:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in _FINAL or destinations.is_refusal(error, at_server=uri.startswith("http"))
+
+
 def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:
-    """Bring what an entry has waiting to its run or model, and remove the copy.
+    """Bring what an entry has waiting to its run or model, and remove the copy; one that is refused is put aside.
 
     Raises:
         Unreachable: it could not be brought there.
+        Refused: it is wanted there neither now nor later: too large, say, or of a run that is gone.
 
     """
     place = journal_folder / entry["place"]
@@ -148,5 +187,11 @@ def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> No
         repository = seam.artifact_repository(client, entry.get("run") or entry["model"], kind)
         repository.log_artifacts(str(place), entry.get("path"))
     except Exception as error:
-        raise Unreachable(f"{type(error).__name__}: {error}".partition("\n")[0]) from error
+        reason = with_kind(error)
+        if not _is_final(error, client.tracking_uri):
+            raise Unreachable(reason) from error
+        aside = journal_folder.parent.parent / "refused" / f"{journal_folder.name}-{place.name}"
+        aside.parent.mkdir(mode=0o700, exist_ok=True)
+        shutil.move(place, aside)
+        raise Refused(f"{reason}; it is kept in {aside}") from error
     shutil.rmtree(place, ignore_errors=True)

@@ -26,6 +26,7 @@ from mlflow.utils.rest_utils import http_request
 
 from autogen_team.io._deadline import within
 from autogen_team.io._tracking import places, seam
+from autogen_team.io._tracking.words import first_line
 
 TAG = "autogen_team.doctor"
 DEFAULT_EXPERIMENT = "0"
@@ -183,14 +184,6 @@ def try_out(client: mlflow.MlflowClient, experiment: Experiment, seconds: float)
     except Exception as error:
         trial.store = first_line(error)
     return trial
-
-
-def first_line(error: BaseException) -> str:
-    """Return what an error says in one line; SQLAlchemy may say something of itself before."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    return next(
-        (line for line in lines if line and not line.startswith("(raised as a result of")), type(error).__name__
-    )
 
 
 def _try_out(client: mlflow.MlflowClient, experiment: Experiment, trial: Trial) -> None:

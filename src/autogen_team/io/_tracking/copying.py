@@ -24,10 +24,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
-from autogen_team.io._redact import mask_url
+from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._tracking import places, probe, seam, session
 from autogen_team.io._tracking.copying_contents import COPIED, Contents, Counts
-from autogen_team.io._tracking.copying_models import COPIED_FROM, Findings, Models, Store, Tell, pages, why
+from autogen_team.io._tracking.copying_files import Findings, Store, Tell, pages
+from autogen_team.io._tracking.copying_models import COPIED_FROM, Models
+from autogen_team.io._tracking.words import first_line
 
 __all__ = ["COPIED", "COPIED_FROM", "Counts", "Happened", "Outcome", "Progress", "copy"]
 
@@ -153,7 +155,7 @@ def _open(uri: str) -> Store:
         with seam.quiet("alembic"):
             store.client.search_experiments(max_results=1)
     except Exception as error:  # not chained: the causes show the address with its password
-        raise ConfigurationError(f"the store {mask_url(uri)} cannot be opened: {why(error)}") from None
+        raise ConfigurationError(f"the store {mask_url(uri)} cannot be opened: {mask(first_line(error))}") from None
     return store
 
 
@@ -244,7 +246,7 @@ class _Copying:
         except Exception as error:
             self._check()
             happened = "failed"
-            findings.faults.append(why(error))
+            findings.faults.append(mask(first_line(error)))
         is_deleted = happened in {"copied", "continued", "unchanged"} and self._options.delete
         is_deleted = is_deleted and self._delete(info, findings)
         name = info.run_name or ""
@@ -255,7 +257,7 @@ class _Copying:
         _require_end(run)
         found = self._find(run)
         is_there = found is not None and found.data.tags.get(COPIED) == _stamp(run)
-        if found and is_there and not (self._options.delete and not self._options.dry_run):
+        if found and is_there and not self._options.delete:
             return found.info.run_id, "unchanged", Counts()
         if self._options.dry_run:
             if found is None:
@@ -388,7 +390,7 @@ class _Copying:
                 return False
             client.delete_run(run_id)
         except Exception as error:
-            findings.notes.append(f"not deleted: {why(error)}")
+            findings.notes.append(f"not deleted: {mask(first_line(error))}")
             return False
         return True
 

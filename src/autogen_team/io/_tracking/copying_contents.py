@@ -11,19 +11,8 @@ from typing import Any, Literal
 from mlflow.entities import DatasetInput, LoggedModelInput, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.utils import mlflow_tags, validation
 
-from autogen_team.io._tracking.copying_models import (
-    COPIED_FROM,
-    Findings,
-    Models,
-    Owner,
-    Point,
-    Store,
-    Tell,
-    as_point,
-    count_files,
-    links,
-    send_files,
-)
+from autogen_team.io._tracking.copying_files import Findings, Store, Tell, count_files, send_files
+from autogen_team.io._tracking.copying_models import COPIED_FROM, Models, Owner, Point, as_point, links
 
 COPIED = "autogen_team.copied"
 """The tag that says that a copy is complete: the end of the run in the source, in milliseconds since the epoch."""

@@ -24,6 +24,7 @@ from autogen_team.io._tracking.journal import Journal
 from autogen_team.io._tracking.link import Link
 from autogen_team.io._tracking.reading import Follower
 from autogen_team.io._tracking.wakeup import Wakeup
+from autogen_team.io._tracking.words import with_kind
 
 GATHER = 0.25
 """Seconds between the first entry of a batch and its delivery, of a store that is quick."""
@@ -208,7 +209,7 @@ class Courier:
         except Unreachable as error:
             self._link.failed(str(error))
         except Exception as error:
-            self._link.failed(mask(f"{type(error).__name__}: {error}"))
+            self._link.failed(mask(with_kind(error)))
             _report.debug("a delivery failed", exc_info=True)
         else:
             self._journal.ack(number)
@@ -223,18 +224,24 @@ class Courier:
         return False
 
 
-_held: list[Courier] = []
+class _Held(threading.local):
+    """The couriers that the calling thread has paused to fork; two threads may fork at a time."""
+
+    couriers: tuple[Courier, ...] = ()
+
+
+_held = _Held()
 
 
 def _before_fork() -> None:
-    _held[:] = [courier for courier in _couriers if courier.pause(_FORK_PATIENCE)]
+    _held.couriers = tuple(courier for courier in _couriers if courier.pause(_FORK_PATIENCE))
 
 
 def _after_fork_in_parent() -> None:
-    for courier in _held:
+    for courier in _held.couriers:
         courier.resume()
-    _held.clear()
+    _held.couriers = ()
 
 
 if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_held.clear)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent)

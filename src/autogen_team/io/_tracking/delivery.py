@@ -61,13 +61,21 @@ class Delivery:
             self._destination.log(batch)
         except Refused as refusal:
             singles = batch.singles()
-            if len(singles) == 1:
-                self._note({"run": batch.run_id, "items": _plain(batch)}, refusal)
+            if len(singles) == 1 or self._takes_nothing(batch.run_id):
+                self._note({"run": batch.run_id, "items": _plain(batch)}, refusal, len(singles))
                 return
             # Some of them are at fault: by halves, a single one among a thousand costs ten requests, not a thousand.
             middle = len(singles) // 2
             for half in (singles[:middle], singles[middle:]):
                 self._log(_joined(half))
+
+    def _takes_nothing(self, run_id: str) -> bool:
+        """Tell whether it is the run that the store refuses: one that was deleted meanwhile, say."""
+        try:
+            self._destination.log(Batch(run_id))
+        except Refused:
+            return True
+        return False
 
     def _do(self, entry: Entry) -> None:
         destination = self._destination
@@ -104,9 +112,10 @@ class Delivery:
         parent = self.ids.get(tags.get(MLFLOW_PARENT_RUN_ID, ""))
         return tags if parent is None else {**tags, MLFLOW_PARENT_RUN_ID: parent}
 
-    def _note(self, what: Entry, refusal: Refused) -> None:
+    def _note(self, what: Entry, refusal: Refused, count: int = 1) -> None:
         reason = mask(str(refusal))
-        self.refused += 1
+        is_first = not self.refused
+        self.refused += count
         path = self._state / REFUSED_FILE
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
@@ -116,7 +125,7 @@ class Delivery:
                 os.close(descriptor)
         except OSError as error:
             reason = f"{reason} (which could not be noted: {error.strerror})"
-        if self.refused == 1:
+        if is_first:
             _report.error("the MLflow store refuses an item of run %s: %s; see %s", what.get("run"), reason, path)
 
 

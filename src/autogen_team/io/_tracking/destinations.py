@@ -14,7 +14,7 @@ from typing import Any
 
 import orjson
 from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunStatus, RunTag, ViewType
-from mlflow.exceptions import MlflowException
+from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import service_pb2
 from mlflow.protos.databricks_pb2 import (
     BAD_REQUEST,
@@ -28,6 +28,7 @@ from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
 
 from autogen_team.io._tracking import tables
+from autogen_team.io._tracking.words import first_line, with_kind
 
 _report = logging.getLogger("autogen_team")
 ask: Callable[..., Any] = http_request
@@ -97,7 +98,7 @@ class Destination:
             return str(run.info.run_id)
 
     def log(self, batch: Batch) -> None:
-        """Log metrics, parameters and tags."""
+        """Log metrics, parameters and tags; an empty batch asks whether the run takes any."""
         with _translated():
             self._log(batch)
 
@@ -139,7 +140,7 @@ class Database(Destination):
         is_plain = not any("model_id" in metric or "dataset_name" in metric for metric in batch.metrics)
         if is_plain and batch.metrics and self._insert(batch):
             rest = Batch(batch.run_id, params=batch.params, tags=batch.tags)
-        if len(rest):
+        if len(rest) or not len(batch):
             super()._log(rest)
 
     def _insert(self, batch: Batch) -> bool:
@@ -196,6 +197,7 @@ class Server(Destination):
         self._post("runs/log-inputs", run_id=run_id, datasets=list(datasets), models=named)
 
     def _post(self, endpoint: str, **body: Any) -> dict[str, Any]:
+        around = sys.exc_info()[1]
         try:
             response = ask(
                 self.store.get_host_creds(),
@@ -208,7 +210,7 @@ class Server(Destination):
                 data=orjson.dumps({name: value for name, value in body.items() if value is not None}),
             )
         except Exception as error:
-            raise Unreachable(_root(error)) from None
+            raise Unreachable(_root(error, around)) from None
         # Only MLflow itself can refuse something: a proxy whose server is away says 404 of everything.
         refusal = None if response.status_code == 200 else _refusal(response.text)
         if refusal is not None and response.status_code in _FINAL and not refusal.startswith(_BUSY):
@@ -234,15 +236,25 @@ class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten
     """Raise `Refused` or `Unreachable` for whatever a store raises."""
 
     def __enter__(self) -> None:
-        pass
+        self._around = sys.exc_info()[1]  # what is being dealt with meanwhile is no cause of what happens here
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
-        if isinstance(error, MlflowException) and error.error_code in _REFUSALS and not _is_passing(error.__cause__):
-            raise Refused(_words(error)) from error
-        if isinstance(error, Exception) and isinstance(_root_of(error), _BAD_VALUES):  # it does not fit the database
-            raise Refused(_words(error)) from error
-        if isinstance(error, Exception):
-            raise Unreachable(_words(error)) from error
+        if not isinstance(error, Exception):
+            return
+        does_not_fit = isinstance(_root_of(error, self._around), _BAD_VALUES)  # into the database
+        if does_not_fit or is_refusal(error):
+            raise Refused(with_kind(error)) from error
+        raise Unreachable(with_kind(error)) from error
+
+
+def is_refusal(error: Exception, *, at_server: bool = False) -> bool:
+    """Tell whether MLflow itself has refused something, and would do so again.
+
+    For a store `at_server` the server must have said so in its own words: a proxy says 404 of everything at times.
+    """
+    if not isinstance(error, RestException if at_server else MlflowException):
+        return False
+    return error.error_code in _REFUSALS and not _is_passing(error.__cause__)
 
 
 def _is_passing(cause: BaseException | None) -> bool:
@@ -273,17 +285,12 @@ def _refusal(text: str) -> str | None:
         return None
 
 
-def _root(error: BaseException) -> str:
+def _root(error: BaseException, around: BaseException | None) -> str:
     """Return what it began with; MLflow, requests and urllib3 each wrap it in words of their own."""
-    found = _root_of(error)
-    return str(found).partition("\n")[0] or type(found).__name__
+    return first_line(_root_of(error, around))
 
 
-def _root_of(error: BaseException) -> BaseException:
-    while (cause := error.__cause__ or error.__context__) is not None:
+def _root_of(error: BaseException, around: BaseException | None) -> BaseException:
+    while (cause := error.__cause__ or error.__context__) is not None and cause is not around:
         error = cause
     return error
-
-
-def _words(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".partition("\n")[0]

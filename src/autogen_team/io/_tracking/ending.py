@@ -15,9 +15,13 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeAlias
 
+from autogen_team.io._forking import call_in_child
 from autogen_team.io._job import Status
 from autogen_team.io._redact import mask
+
+Handler: TypeAlias = Callable[[int, FrameType | None], None]
 
 _NAMES = ("SIGTERM", "SIGHUP")  # Ctrl-C already is an exception: KeyboardInterrupt
 _CANCELLED = frozenset({"CancelledError", "Cancelled"})  # asyncio's, and trio's
@@ -29,6 +33,8 @@ _received: signal.Signals | None = None
 _fatal: signal.Signals | None = None
 """The one of them that ends this process: what a handler of the job's has dealt with, and returned, does not."""
 _guards = 0
+"""How many are inside of `signals_raise`."""
+_installed: dict[signal.Signals, Handler] = {}
 _held = 0
 _owed: BaseException | None = None
 _interrupt_handler: object = None
@@ -57,33 +63,44 @@ def fatal_signal() -> signal.Signals | None:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise `Terminated` while inside; does nothing off the main thread or inside itself."""
+    """Let SIGTERM and SIGHUP raise `Terminated` while somebody is inside; does nothing off the main thread."""
     global _guards, _received, _fatal
-    if _guards or not _is_main_thread():
+    if not _is_main_thread():
         yield
         return
-    _guards, _received, _fatal = 1, None, None
-    previous = {}
-    for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
-        handler = signal.getsignal(signum)
-        handler = getattr(handler, _REPLACED, handler)  # ours, of the process that has forked this one
-        # SIG_IGN is somebody's decision (nohup), None is a handler that Python does not know.
-        if handler in (signal.SIG_IGN, None):
-            continue
-        previous[signum] = handler
-        signal.signal(signum, _handler(handler, os.getpid()))
-    ours = {signum: signal.getsignal(signum) for signum in previous}
+    if not _guards:
+        _received = _fatal = None
+        _install()
+    _guards += 1
     try:
         yield
     finally:
-        for signum, handler in previous.items():
-            if signal.getsignal(signum) is ours[signum]:
-                with contextlib.suppress(ValueError):  # stopped by another thread, which may not
-                    signal.signal(signum, handler)
-        _guards, _received, _fatal = 0, None, None
+        _guards = max(0, _guards - 1)  # a forked child leaves what its parent has entered
+        if not _guards:
+            _give_back()
+            _received = _fatal = None
 
 
-def _handler(previous: object, owner: int) -> Callable[[int, FrameType | None], None]:
+def _install() -> None:
+    _installed.clear()
+    for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+        previous = signal.getsignal(signum)
+        previous = getattr(previous, _REPLACED, previous)  # ours, of the process that has forked this one
+        # SIG_IGN is somebody's decision (nohup), None is a handler that Python does not know.
+        if previous not in (signal.SIG_IGN, None):
+            _installed[signum] = _handler(previous, os.getpid())
+            signal.signal(signum, _installed[signum])
+
+
+def _give_back() -> None:
+    while _installed:
+        signum, ours = _installed.popitem()
+        if signal.getsignal(signum) is ours:
+            with contextlib.suppress(ValueError):  # stopped by another thread, which may not
+                signal.signal(signum, getattr(ours, _REPLACED))
+
+
+def _handler(previous: object, owner: int) -> Handler:
     def handle(number: int, frame: FrameType | None) -> None:
         global _owed, _received, _fatal
         signum = signal.Signals(number)
@@ -121,8 +138,7 @@ def _after_fork() -> None:
         _interrupt_handler = None
 
 
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_after_fork)
+call_in_child(_after_fork)
 
 
 def hold() -> None:

@@ -8,18 +8,17 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-import threading
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import mlflow
 from mlflow.entities import Run
 from mlflow.tracking import fluent
 from mlflow.utils import autologging_utils
 
+from autogen_team.io._forking import ForkSafeLock
+from autogen_team.io._job import Undo
 from autogen_team.io._tracking import isolation, seam
-
-Undo: TypeAlias = Callable[[], None]
 
 _PARAMETERS = tuple(inspect.signature(mlflow.start_run).parameters)
 
@@ -170,7 +169,7 @@ class _Shared:
 
     def __init__(self, change: Callable[[], Undo]) -> None:
         self._change = change
-        self._lock = threading.RLock()
+        self._lock = ForkSafeLock()
         self._users = 0
         self._undo: Undo | None = None
 

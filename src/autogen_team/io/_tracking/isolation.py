@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import os
 import sys
 import threading
 import weakref
@@ -28,18 +27,19 @@ from asyncio.events import _get_running_loop  # public `get_running_loop` raises
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from threading import get_ident
-from typing import Any, TypeAlias
+from typing import Any
 
 import mlflow
 from mlflow.tracking import fluent
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-Undo: TypeAlias = Callable[[], None]
+from autogen_team.io._forking import ForkSafeLock, call_in_child
+from autogen_team.io._job import Undo
 
 _NAMES = ("_active_run_stack", "_get_or_start_run", "_get_latest_active_run", "start_run")
 
 _report = logging.getLogger("autogen_team")
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _users: list[object] = []
 """One for each `isolate` that is in force."""
 _stacks: _Stacks | None = None
@@ -407,11 +407,8 @@ def _uninstall() -> None:
 
 
 def _after_fork() -> None:
-    global _lock
-    _lock = threading.RLock()  # another thread of the parent may have held it
     _users.clear()
     _uninstall()
 
 
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_after_fork)
+call_in_child(_after_fork)

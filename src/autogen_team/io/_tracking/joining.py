@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from mlflow.entities import LifecycleStage, Run, RunData, RunInfo
 
 from autogen_team.io import _job
 from autogen_team.io._deadline import within
+from autogen_team.io._forking import ForkSafeLock, call_in_child
 from autogen_team.io._redact import mask
 from autogen_team.io._tracking import ending, guests, isolation, links, runs, seam, write_behind
 
@@ -175,7 +175,7 @@ def _end(run_ids: list[str], status: _job.Status) -> None:
         seam.stop_system_metrics(run_id)
 
 
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _published: dict[tuple[int, str], _Published] = {}
 """By process and run; a forked child publishes anew."""
 
@@ -221,10 +221,7 @@ def _published_run(shared: Shared) -> _job.Run:
 
 def after_fork() -> None:
     """Forget what the parent has published."""
-    global _lock
-    _lock = threading.Lock()
     _published.clear()
 
 
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=after_fork)
+call_in_child(after_fork)

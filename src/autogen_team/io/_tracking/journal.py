@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from autogen_team.io import _job
+from autogen_team.io._forking import ForkSafeLock, call_in_child
 from autogen_team.io._tracking import entries
 from autogen_team.io._tracking.wakeup import Wakeup
 
@@ -66,10 +67,8 @@ def started_at(pid: int) -> float | None:
         return None if state in "ZX" else float(fields[18])
     if Path("/proc/self/stat").exists():
         return None
-    try:
-        import psutil
-    except ImportError:  # then the lock alone tells
-        return None
+    import psutil  # here, because Linux does without
+
     try:
         process = psutil.Process(pid)
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
@@ -343,13 +342,19 @@ def take_lock(folder: Path) -> int | None:
     threads would both get it, and the first to close any descriptor of the file would lose it for both: `take_over`.
     """
     descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
-    if os.name == "posix":
-        try:
-            os.lockf(descriptor, os.F_TLOCK, 0)
-        except OSError:
-            os.close(descriptor)
-            return None
+    if os.name == "posix" and _is_held(descriptor, os.F_TLOCK):
+        os.close(descriptor)
+        return None
     return descriptor
+
+
+def _is_held(descriptor: int, command: int) -> bool:
+    """Tell whether another process holds the lock; where the file system has none (Lustre without -o flock), nobody."""
+    try:
+        os.lockf(descriptor, command, 0)
+    except OSError as error:
+        return error.errno in (errno.EACCES, errno.EAGAIN)
+    return False
 
 
 def is_locked(folder: Path) -> bool:
@@ -359,10 +364,7 @@ def is_locked(folder: Path) -> bool:
     with suppress(FileNotFoundError):
         descriptor = os.open(folder / "lock", os.O_RDWR)
         try:
-            if os.name == "posix":
-                os.lockf(descriptor, os.F_TEST, 0)
-        except OSError:
-            return True
+            return os.name == "posix" and _is_held(descriptor, os.F_TEST)
         finally:
             os.close(descriptor)
     return False
@@ -395,19 +397,10 @@ def give_back(folder: Path, lock: int) -> None:
         os.close(lock)
 
 
-_taking = threading.Lock()
+_taking = ForkSafeLock()
 _taken_over: set[Path] = set()
 """The journals that a thread of this process recovers, whose locks the others must not touch."""
-
-
-def _after_fork() -> None:
-    global _taking
-    _taking = threading.Lock()  # another thread of the parent may have held it
-    _taken_over.clear()  # the locks are the parent's
-
-
-if hasattr(os, "register_at_fork"):  # Windows cannot fork
-    os.register_at_fork(after_in_child=_after_fork)
+call_in_child(_taken_over.clear)  # the locks are the parent's
 
 
 def recoverer(folder: Path) -> tuple[int, str] | None:
@@ -419,8 +412,8 @@ def recoverer(folder: Path) -> tuple[int, str] | None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a journal, the lock last, so that whoever finds it half removed finds it locked."""
-    for path in folder.iterdir():
+    """Remove a journal if it is there, the lock last, so that whoever finds it half removed finds it locked."""
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif path.name != "lock":

@@ -30,7 +30,8 @@ class MetricEntries:
 
     def of_one(self, run_id: str, metric: Metric) -> str:
         """Return the body of a metric, or raise what MLflow raises."""
-        value, timestamp = metric.value, metric.timestamp
+        value = metric.value
+        timestamp: float = metric.timestamp
         step: float = metric.step
         quoted = self._keys.get(metric.key)
         if quoted is None or not (
@@ -39,7 +40,7 @@ class MetricEntries:
             and 0 <= timestamp <= _LARGEST
             and -_LARGEST <= step <= _LARGEST
         ):
-            quoted, value, step = self._checked(metric.key, value, timestamp, step)
+            quoted, value, timestamp, step = self._checked(metric.key, value, timestamp, step)
         extras = entries.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
         return entries.metrics_body(run_id, timestamp, step, entries.pair(quoted, value), extras)
 
@@ -55,7 +56,7 @@ class MetricEntries:
             quoted = self._keys.get(key)
             if quoted is None or type(value) is not float or not is_fine:
                 try:
-                    quoted, value, step = self._checked(key, seam.as_float(given), timestamp, step)
+                    quoted, value, _, step = self._checked(key, seam.as_float(given), timestamp, step)
                 except Exception as error:
                     fault = fault or error
                     continue
@@ -70,13 +71,13 @@ class MetricEntries:
         shared: tuple[Any, ...] = ()
         for at, metric in enumerate(metrics):
             try:
-                quoted, value, step = self._checked(
+                quoted, value, timestamp, step = self._checked(
                     metric.key, metric.value, metric.timestamp, metric.step, f"metrics[{at}]"
                 )
             except Exception as error:
                 fault = fault or error
                 continue
-            about = (metric.timestamp, step, metric.model_id, metric.dataset_name, metric.dataset_digest)
+            about = (timestamp, step, metric.model_id, metric.dataset_name, metric.dataset_digest)
             if group and (about != shared or metric.key in group):
                 bodies.append(_body_of_group(run_id, shared, group))
                 group = {}
@@ -86,20 +87,27 @@ class MetricEntries:
             bodies.append(_body_of_group(run_id, shared, group))
         return bodies, fault
 
-    def _checked(self, key: Any, value: Any, timestamp: Any, step: Any, path: str = "") -> tuple[str, float, float]:
-        """Return the key as the journal wants it, value and step as the store does, or raise what MLflow raises."""
+    def _checked(
+        self, key: Any, value: Any, timestamp: Any, step: Any, path: str = ""
+    ) -> tuple[str, float, float, float]:
+        """Return the key as the journal wants it, the numbers as the store does, or raise what MLflow raises."""
         seam.check_metric(key, value, timestamp, step, path=path)
         number = float(value)
         if self._is_remote:
             Metric(key, number, timestamp, step).to_proto()  # a server takes whole numbers only, and says so here
-        step = int(step) if step == int(step) else float(step)  # True is 1, as a database has it
+        timestamp, step = _plain(timestamp), _plain(step)
         if not (timestamp <= _LARGEST and -_LARGEST <= step <= _LARGEST):
             text = f"the step {step} or the timestamp {timestamp} of the metric {key!r} has more than 64 bits"
             raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
         quoted = entries.quote(key)
         if len(self._keys) < _MOST_KEYS:
             self._keys[key] = quoted
-        return quoted, number, step
+        return quoted, number, timestamp, step
+
+
+def _plain(number: Any) -> float:
+    """Return it as a database has it, where True is 1."""
+    return int(number) if number == int(number) else float(number)
 
 
 def _body_of_group(run_id: str, shared: tuple[Any, ...], group: dict[str, str]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import orjson
 
 from autogen_team.io._redact import mask_url
+from autogen_team.io._tracking.places import local_place
 
 _ABOUT = "about.json"
 
@@ -37,7 +38,9 @@ def make_experiment(uri: str, name: str) -> None:
 
     client = mlflow.MlflowClient(uri)
     if client.get_experiment_by_name(name) is None:
-        artifacts = Path(uri.partition(":///")[2]).parent / "artifacts"
+        place = local_place(uri)
+        assert place is not None  # see `prepare`
+        artifacts = place.parent / "artifacts"
         experiment_id = hashlib.sha256(name.encode()).hexdigest()[:12]
         client.create_experiment(name, artifact_location=(artifacts / experiment_id).as_uri())
 

@@ -11,6 +11,7 @@ import ssl
 import urllib.error
 import urllib.request
 from functools import partial
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
@@ -114,7 +115,11 @@ def _without_userinfo(uri: str) -> str:
 
 def _tls() -> ssl.SSLContext:
     """Trust what MLflow is told to trust."""
-    context = ssl.create_default_context(cafile=os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or None)
+    trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or None
+    if trusted is not None and Path(trusted).is_dir():
+        context = ssl.create_default_context(capath=trusted)
+    else:
+        context = ssl.create_default_context(cafile=trusted)
     if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("true", "1"):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

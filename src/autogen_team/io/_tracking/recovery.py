@@ -22,6 +22,7 @@ from autogen_team.io._tracking.delivery import Delivery
 from autogen_team.io._tracking.destinations import OPENED_BY, Destination, Unreachable
 from autogen_team.io._tracking.entries import VERSION, Entry
 from autogen_team.io._tracking.inventory import Found
+from autogen_team.io._tracking.words import with_kind
 
 _PATIENCE, _PAUSE = 900.0, 10.0
 """Seconds for which whoever recovers a journal tries again while its server is away, and in between."""
@@ -48,7 +49,7 @@ class Recovered:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class Cause:
     """How runs have ended that nobody has closed."""
 
     reason: str
@@ -58,7 +59,7 @@ class End:
 
 
 def recover(
-    found: Found, uri: str, registry_uri: str, state: Path, *, end: End | None = None, lock: int | None = None
+    found: Found, uri: str, registry_uri: str, state: Path, *, end: Cause | None = None, lock: int | None = None
 ) -> Recovered:
     """Deliver a dead process's journal to `uri`, close the runs it had open, attach their logs, remove it.
 
@@ -77,11 +78,11 @@ def recover(
         result.problem, result.by_others = "somebody else is at it", True
         return result
     try:
-        _recover(found, uri, registry_uri, state, end or End(found.evidence), result)
+        _recover(found, uri, registry_uri, state, end or Cause(found.evidence), result)
     except Unreachable as error:
         result.problem = mask(str(error))
     except Exception as error:
-        result.problem = mask(f"{type(error).__name__}: {error}".partition("\n")[0])
+        result.problem = mask(with_kind(error))
     finally:
         journal.give_back(found.folder, lock)
     return result
@@ -154,14 +155,14 @@ def after_death(folder: str) -> None:
             uri = os.environ["MLFLOW_TRACKING_URI"]
             reason = f"process {found.pid} on {found.host} died without closing its run"
             registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
-            if not recover(found, uri, registry_uri, state, end=End(reason)).problem:
+            if not recover(found, uri, registry_uri, state, end=Cause(reason)).problem:
                 return
         if time.monotonic() > give_up:
             return
         time.sleep(_PAUSE)  # the server is away too, or somebody else is at it and may fail
 
 
-def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: End, result: Recovered) -> None:
+def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause, result: Recovered) -> None:
     entries = reading.read(found.folder)
     version = next(entry["version"] for entry in entries if entry["op"] == "journal")
     if version > VERSION:
@@ -190,7 +191,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: End, r
     journal.remove(found.folder)
 
 
-def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: End) -> bool:
+def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause) -> bool:
     """Close a run whose process is dead and has left no journal, and attach its log; tell whether it was open."""
     client = mlflow.MlflowClient(uri, registry_uri)
     destination = destinations.of(seam.plain_store(uri), uri)
@@ -229,7 +230,7 @@ def _is_there(client: mlflow.MlflowClient, run_id: str) -> bool:
         raise
 
 
-def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, end: int, how: End) -> bool:
+def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, end: int, how: Cause) -> bool:
     run = client.get_run(run_id)
     if run.info.status != "RUNNING":
         return False

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +13,11 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import RunInfo
-from mlflow.environment_variables import MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team.io import _job
 from autogen_team.io._deadline import within
+from autogen_team.io._forking import ForkSafeLock
 from autogen_team.io._redact import mask
 from autogen_team.io._tracking import ending, guests, isolation, links, seam
 
@@ -27,7 +25,7 @@ PATIENCE = 15.0
 """Seconds that the end of a run may take to be recorded."""
 
 _report = logging.getLogger("autogen_team")
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _experiments: dict[str, str] = {}
 """Names by id; filled when an experiment is set, because a log record must not wait for a server."""
 _facts: dict[str, dict[str, str]] = {}
@@ -72,13 +70,13 @@ def open_run(
                 parent_run_id=parent_run_id,
                 description=None if description is None else mask(description),
                 tags=as_text(tags),
-                log_system_metrics=_can_sample(log_system_metrics),
+                log_system_metrics=log_system_metrics,
             )
             if _job.EXCEPTION_TAG in active.data.tags:  # it is gone on with, and has failed before
                 mlflow.MlflowClient().delete_tag(active.info.run_id, _job.EXCEPTION_TAG)
             opened = None if isinstance(active, guests.JoinedRun) else _note(active)  # else its host closes it
-        except BaseException:
-            ending.release(leaving=True)
+        except BaseException as error:
+            ending.release(leaving=ending.is_leaving(error))
             raise
         failure: BaseException | None = None
         try:
@@ -113,16 +111,6 @@ def close_what_is_left() -> None:
     if signum is not None:
         for opened in reversed(_open):
             _close(opened, ending.Terminated(signum))
-
-
-def _can_sample(wanted: bool | None) -> bool | None:
-    """Return False, with a warning, where MLflow would raise after it has made the run, and leave that RUNNING."""
-    if wanted is None:
-        wanted = bool(MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get())  # type: ignore[no-untyped-call]  # MLflow gives none
-    if wanted and importlib.util.find_spec("psutil") is None:
-        _report.warning("system metrics are not sampled: they need psutil (pip install psutil)")
-        return False
-    return wanted
 
 
 def as_text(tags: Mapping[str, Any] | None) -> dict[str, str] | None:

@@ -1,6 +1,10 @@
-"""Everything that we touch of MLflow and that MLflow does not promise; nothing else in this library does.
+"""Everything that we touch of MLflow's inside; nothing else in this library does.
 
-Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.py`), and undone when the service stops:
+What other modules import has public names, undocumented though some are: `mlflow.utils` for requests, limits and tags,
+`mlflow.protos`, `mlflow.store.artifact`. The tests on the oldest MLflow that we support, and on the newest, hold these.
+
+Each touch of the inside is named here, held by a contract test (`tests/io/tracking/test_seam.py`), and undone when the
+service stops:
 
 - ``mlflow.tracking.fluent._active_experiment_id`` and ``_get_experiment_id``: `mlflow.set_experiment` can set it,
   nothing can unset it;
@@ -23,7 +27,8 @@ Each touch is named here, held by a contract test (`tests/io/tracking/test_seam.
   MLflow finds the store of a URI, at every call, so that another object can stand in for it while the URI stays what
   it is. (The registry's own door, `register`, has a cache in front of it, and a builder that is not MLflow's changes
   what MLflow says of the scheme.);
-- ``TrackingServiceClient._get_artifact_repo``: the same for artifacts;
+- ``TrackingServiceClient._get_artifact_repo``: the same for artifacts; and ``_get_artifact_repo`` of
+  ``mlflow.tracking.fluent``, by which `mlflow.flush_artifact_async_logging` finds whose images it waits for;
 - ``RunInfo._copy_with_overrides``: a run as it will be;
 - ``ManagedSessionMaker``, ``sanitize_metric_value``, ``_get_run`` and ``_check_run_is_active`` of MLflow's
   SqlAlchemyStore with its tables ``runs``, ``metrics`` and ``latest_metrics``, in `tables`;
@@ -51,6 +56,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, TypeAlias
@@ -70,9 +76,9 @@ from mlflow.utils import autologging_utils, import_hooks, validation
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.autologging_utils import safety
 
+from autogen_team.io._job import Undo
 from autogen_team.io._tracking import isolation
 
-Undo: TypeAlias = Callable[[], None]
 Kind: TypeAlias = Literal["run", "logged_model"]
 
 _ALL_FLAVORS = "mlflow"  # the name under which `mlflow.autolog` stores its own arguments
@@ -259,6 +265,7 @@ _stand_ins: dict[str, list[tuple[Any, _FindArtifacts]]] = {}
 """Of each store, what stands in for it; the first one does, the others wait for its end."""
 _client_class: Any = TrackingServiceClient
 _plain_artifact_repo: Any = _client_class._get_artifact_repo
+_plain_known_repo: Any = fluent._get_artifact_repo
 
 
 def _find_plainly(find: Callable[[], Any], _owner: str, _kind: Kind) -> Any:
@@ -274,6 +281,7 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
     found.insert(len(found) if yields else 0, here)
     _registry._get_store_with_resolved_uri = _find_store
     _client_class._get_artifact_repo = _find_artifact_repo
+    fluent._get_artifact_repo = _find_known_repo
 
     def undo() -> None:
         del found[next(at for at, one in enumerate(found) if one is here)]
@@ -282,6 +290,7 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
         if not _stand_ins:
             del _registry._get_store_with_resolved_uri
             _client_class._get_artifact_repo = _plain_artifact_repo
+            fluent._get_artifact_repo = _plain_known_repo
 
     return undo
 
@@ -301,6 +310,11 @@ def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: 
     find = partial(_plain_artifact_repo, client, owner, resource=resource)
     found = _stand_ins.get(client.tracking_uri)
     return found[0][1](find, owner, resource) if found else find()
+
+
+def _find_known_repo(run_id: str) -> Any:
+    known, found = _plain_known_repo(run_id), _stand_ins.get(mlflow.get_tracking_uri())
+    return found[0][1](lambda: known, run_id, "run") if known and found else known
 
 
 def artifact_repository(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
@@ -367,9 +381,9 @@ def changed(info: RunInfo, status: int | None, end_time: int | None, name: str |
     return found
 
 
-def done() -> RunOperations:
-    """Return what MLflow returns for something that it does in the background, done."""
-    return RunOperations([])
+def operations(*futures: Future[Any]) -> RunOperations:
+    """Return what MLflow returns for something that it does in the background; without a future, it is done."""
+    return RunOperations(futures)
 
 
 def close_at_exit(close: Callable[[], None]) -> Undo:

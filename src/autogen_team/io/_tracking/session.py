@@ -20,6 +20,7 @@ from autogen_team.io import _job
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask_url
 from autogen_team.io._tracking import places, probe, turns
+from autogen_team.io._tracking.words import first_line
 
 if TYPE_CHECKING:
     import mlflow
@@ -193,8 +194,7 @@ def _set_experiment(settings: Settings, *, is_offline: bool) -> None:
                 experiment = mlflow.set_experiment(settings.experiment_name)
         runs.remember_experiment(experiment.experiment_id, experiment.name)
     except Exception as error:
-        # MLflow, SQLAlchemy, its drivers and the operating system each have words of their own; the first line says it.
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         if "deleted experiment" in reason:
             raise ConfigurationError(
                 f"the experiment {settings.experiment_name!r} is deleted: restore it (mlflow experiments restore) or "

@@ -72,12 +72,12 @@ class DurableStore(StandIn):
         self._journal = journal
         self._courier = courier
         self._link = link
-        self._known: dict[str, Known | None] = {}
+        self._known: dict[str, Known] = {}
         self._metrics = MetricEntries(is_remote=link.is_remote)
         self._writer = Writer(journal, courier)
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
+        found = super().__getattr__(name)
         if not callable(found) or name == "get_host_creds":
             return found
 
@@ -186,24 +186,24 @@ class DurableStore(StandIn):
     def log_metric_async(self, run_id: str, metric: Metric) -> RunOperations:
         """Write it to the journal, which is as good as done."""
         self.log_metric(run_id, metric)
-        return seam.done()
+        return seam.operations()
 
     def log_param_async(self, run_id: str, param: Param) -> RunOperations:
         """Write it to the journal, which is as good as done."""
         self.log_param(run_id, param)
-        return seam.done()
+        return seam.operations()
 
     def set_tag_async(self, run_id: str, tag: RunTag) -> RunOperations:
         """Write it to the journal, which is as good as done."""
         self.set_tag(run_id, tag)
-        return seam.done()
+        return seam.operations()
 
     def log_batch_async(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
     ) -> RunOperations:
         """Write it to the journal, which is as good as done."""
         self.log_batch(run_id, metrics, params, tags)
-        return seam.done()
+        return seam.operations()
 
     def flush_async_logging(self) -> None:
         """Deliver what was written up to now."""
@@ -265,7 +265,9 @@ class DurableStore(StandIn):
 
     def _to_be_made(self, run_id: str) -> Known | None:
         known = self._known.get(run_id)
-        return known if known is not None and LOCAL_ID in known.tags and run_id not in self._ids else None
+        if known is None or run_id in self._ids:
+            return None
+        return known if known.tags.get(LOCAL_ID) == run_id else None  # made, it has the tag, and another id
 
     def info_of(self, run_id: str) -> RunInfo | None:
         """Return what this process knows of a run that it has logged to."""
@@ -309,7 +311,7 @@ class DurableStore(StandIn):
         if known is None:
             self.flush()
             self._require()
-            info: RunInfo = self._inner.update_run_info(run_id, run_status, end_time, run_name)
+            info: RunInfo = self._inner.update_run_info(self.real_id(run_id), run_status, end_time, run_name)
             return info
         if status == "RUNNING":  # resumed: from now on it is ours to close
             self._note_open(known.info, None)
@@ -325,17 +327,24 @@ class DurableStore(StandIn):
     def get_run(self, run_id: str) -> Run:
         """Return the run as the store has it after what was written here; as it is known here, if the store is gone."""
         delivered = self.flush()
+        known = self._known.get(run_id)
         try:
             self._require()
         except StoreUnavailableError:
-            known = self._known.get(run_id)
             if known is None:
                 raise
             return known.as_run()
-        if (known := self._to_be_made(run_id)) is not None:  # the store answers again, and will have it in a moment
+        if (
+            to_be_made := self._to_be_made(run_id)
+        ) is not None:  # the store answers again, and will make it in a moment
+            return to_be_made.as_run()
+        try:
+            run: Run = self._inner.get_run(self._real(run_id))
+        except Exception:
+            if known is None or not self._link.is_remote or self._link.answers():
+                raise
             return known.as_run()
-        run: Run = self._inner.get_run(self._real(run_id))
-        if delivered:
+        if delivered and run_id in self._known:  # a run that is only looked at is not remembered
             self._known[run_id] = Known(run)
         return run
 
@@ -378,10 +387,10 @@ class DurableStore(StandIn):
                 self._require()
             except StoreUnavailableError:
                 return None
-            known = self._known[run_id] = Known(self._inner.get_run(run_id))
-        if known is not None and known.is_deleted:
+            known = self._known[run_id] = Known(self._inner.get_run(self.real_id(run_id)))
+        if known.is_deleted:
             self._require()
-            self._inner.log_batch(run_id, [], [], [])  # raises what MLflow raises
+            self._inner.log_batch(self.real_id(run_id), [], [], [])  # raises what MLflow raises
         return known
 
     def _refuse_change(self, run_id: str, param: Param, before: str, ask: Callable[[], object]) -> None:

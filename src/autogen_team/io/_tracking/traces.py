@@ -28,6 +28,7 @@ from typing import Any
 from mlflow.entities import Span, TraceData, TraceInfo
 
 from autogen_team.io import _job
+from autogen_team.io._forking import ForkSafeLock
 from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._tracking import seam
 from autogen_team.io._tracking.masking import Masker
@@ -39,7 +40,7 @@ _HARMLESS = ("mlflow.trace_schema.version", "mlflow.sourceRun", "mlflow.modelId"
 _OF_ANY_SPAN = ("mlflow.traceRequestId", "mlflow.spanType")
 
 _report = logging.getLogger("autogen_team")
-_lock = threading.Lock()
+_lock = ForkSafeLock()
 _door: Door | None = None
 
 

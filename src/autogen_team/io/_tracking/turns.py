@@ -7,9 +7,10 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from autogen_team.io._tracking.places import is_folder, local_place
 
 _report = logging.getLogger("autogen_team")
 
@@ -21,17 +22,17 @@ _PAUSE = 0.02
 @contextmanager
 def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
     """Keep other processes of this user out of the block, if `uri` is a SQLite database."""
-    if not urlsplit(uri).scheme.startswith("sqlite") or os.name != "posix":
+    database = None if is_folder(uri) else local_place(uri)
+    if database is None or os.name != "posix":
         yield
         return
     import fcntl
 
-    database = str(Path(uri.partition(":///")[2]).absolute())
     folder = state_dir / "locks"
     try:
         for each in (state_dir, folder):  # one by one, because `parents` would leave the first one open to others
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(folder / hashlib.sha256(database.encode()).hexdigest()[:16], os.O_CREAT | os.O_RDWR, 0o600)
+        descriptor = os.open(folder / hashlib.sha256(bytes(database)).hexdigest()[:16], os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         _report.warning("no lock can be kept in AUTOGEN_TEAM_STATE_DIR, %s: %s", state_dir, error.strerror)
         yield
@@ -39,10 +40,14 @@ def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
     try:
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
-            with suppress(BlockingIOError):
+            try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            time.sleep(_PAUSE)
+            except BlockingIOError:
+                time.sleep(_PAUSE)
+            except OSError as error:  # Lustre without -o flock
+                _report.warning("AUTOGEN_TEAM_STATE_DIR, %s, has no locks: %s", state_dir, error.strerror)
+                break
         yield
     finally:
         os.close(descriptor)

@@ -69,7 +69,7 @@ class Watchdog:
         self._pipe: IO[bytes] | None = None
 
     def watch(self, folder: Path) -> None:
-        """Begin to watch; where that cannot be done, `autogen-team recover` has to do without."""
+        """Begin to watch; where that cannot be done, the next start here or `autogen-team recover` recovers."""
         self.dismiss()
         if os.name != "posix":
             return

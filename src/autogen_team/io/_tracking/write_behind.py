@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from multiprocessing import util
 from pathlib import Path
 
 import mlflow
 
 from autogen_team.io import _job
-from autogen_team.io._forking import start_afresh_after_fork
+from autogen_team.io._forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team.io._redact import mask_url
 from autogen_team.io._tracking import artifacts, destinations, links, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.delivery import Delivery
 from autogen_team.io._tracking.entries import Entry
-from autogen_team.io._tracking.journal import Journal
+from autogen_team.io._tracking.journal import Journal, JournalError
 from autogen_team.io._tracking.link import Link
 from autogen_team.io._tracking.store import DurableStore
 from autogen_team.io._tracking.watchdog import Watchdog
 
 _report = logging.getLogger("autogen_team")
-_lock = threading.RLock()
+_lock = ForkSafeLock()
 _working: dict[str, WriteBehind] = {}
 
 
@@ -74,9 +73,9 @@ class WriteBehind:
         delivery.on_created = self._created
         self._watchdog = Watchdog(uri, registry_uri)
         self.journal.on_begin = self._begin
-        room = artifacts.WaitingRoom(self.journal, self.courier, link, self.store.is_to_be_made)
+        self._room = artifacts.WaitingRoom(self.journal, self.courier, link, self.store.is_to_be_made)
         self._undo = ExitStack()
-        self._undo.callback(seam.stand_in(uri, self.store, room.find))
+        self._undo.callback(seam.stand_in(uri, self.store, self._room.find))
         self._undo.callback(seam.close_at_exit(self.close))
         start_afresh_after_fork(self)
         util.register_after_fork(self, WriteBehind._close_with_child)
@@ -88,6 +87,7 @@ class WriteBehind:
         self.journal.after_fork()
         self.courier.after_fork()
         self.store.after_fork()
+        self._room.after_fork()
 
     def flush(self, timeout: float) -> bool:
         """Deliver what was written up to now, and tell whether the store has it; an attempt that fails is the last."""
@@ -101,11 +101,15 @@ class WriteBehind:
             self._end(self._flush_timeout)
 
     def _end(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
         try:
-            self.courier.stop(timeout)
+            self._room.flush(timeout)
+            self.courier.stop(max(0.0, deadline - time.monotonic()))
         finally:
-            left = self.journal.close()
-            self._watchdog.dismiss()
+            try:
+                left = self.journal.close()
+            finally:
+                self._watchdog.dismiss()
         if left is not None:
             waiting = self.journal.number - self.journal.acked - 1  # the last one says that the journal is closed
             _report.error(
@@ -137,12 +141,13 @@ class WriteBehind:
         self.courier.start()
 
     def _created(self, local: str, real: str) -> None:
-        self.journal.run_created(local, real)
+        with suppress(JournalError):  # a full disk; whoever recovers the journal finds the run by its mark
+            self.journal.run_created(local, real)
         info = self.store.info_of(local)
         if info is not None:
             link = links.of_run(self._uri, info.experiment_id, real)
-            text = "the run %s, begun as %s while its store was out of reach, is %s there: %s"
-            _report.warning(text, info.run_name, local, real, link)
+            text = "the run %s, begun as %s while its store was out of reach, is %s there%s"
+            _report.warning(text, info.run_name, local, real, f": {link}" if link else "")
 
     def _attach(self, entry: Entry) -> None:
         assert self.journal.folder is not None

@@ -1,0 +1,99 @@
+"""What a forked child has of its own."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+
+from autogen_team.io import _forking
+from autogen_team.io._tracking import courier
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+
+
+def in_child(check) -> bool:
+    """Fork, and return what `check` says there."""
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0 if check() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.fixture
+def held():
+    """Return a lock that another thread holds."""
+    lock = _forking.ForkSafeLock()
+    has_it, is_over = threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            has_it.set()
+            is_over.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert has_it.wait(20)
+    yield lock
+    is_over.set()
+    thread.join()
+
+
+def takes(lock) -> bool:
+    """Tell whether another thread can take the lock soon."""
+    taken = threading.Event()
+
+    def take():
+        with lock:
+            taken.set()
+
+    threading.Thread(target=take, daemon=True).start()
+    return taken.wait(1.0)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_lock_that_a_thread_of_the_parent_holds_is_free_in_the_child(held):
+    """Nobody there would ever release it."""
+    assert not takes(held)
+    assert in_child(lambda: takes(held))
+    assert not takes(held)
+
+
+def test_a_child_may_leave_a_block_that_its_parent_has_entered():
+    """It holds nothing there."""
+    lock = _forking.ForkSafeLock()
+
+    def leave() -> bool:
+        lock.__exit__()
+        return takes(lock)
+
+    with lock:
+        assert in_child(leave)
+
+
+def test_two_threads_may_fork_at_a_time(monkeypatch):
+    """Each lets go on what it has paused itself."""
+    monkeypatch.setattr(courier, "_FORK_PATIENCE", 0.1)
+
+    class Delivering:
+        """As much of a courier as a fork knows of it."""
+
+        def __init__(self):
+            self.lock = threading.Lock()
+
+        def pause(self, timeout):
+            return self.lock.acquire(timeout=timeout)
+
+        def resume(self):
+            self.lock.release()
+
+    one = Delivering()
+    monkeypatch.setattr(courier, "_couriers", {one})
+    courier._before_fork()
+    other = threading.Thread(target=lambda: (courier._before_fork(), courier._after_fork_in_parent()))
+    other.start()
+    other.join()
+    courier._after_fork_in_parent()
+
+    assert not one.lock.locked()

@@ -1,0 +1,103 @@
+"""From entries to requests: within the limits, in order, and past what the store refuses."""
+
+from __future__ import annotations
+
+import json
+
+import mlflow
+import pytest
+
+from autogen_team.io._tracking import destinations, seam
+from autogen_team.io._tracking.delivery import Delivery, _requests
+
+
+def test_requests_keep_to_the_limits_of_the_server():
+    """1000 metrics, 100 parameters and 100 tags, and what ends a run comes after what it has logged."""
+    found = [
+        *({"op": "metrics", "run": "a", "t": 1, "step": n, "values": {"loss": n, "acc": n}} for n in range(1200)),
+        {"op": "params", "run": "a", "values": {str(n): "x" for n in range(250)}},
+        *({"op": "tags", "run": "b", "values": {str(n): "x"}} for n in range(150)),
+        {"op": "info", "run": "a", "status": "FINISHED"},
+        {"op": "metrics", "run": "a", "t": 1, "step": 0, "values": {"late": 1.0}},
+    ]
+    requests = list(_requests(found))
+
+    batches = [request for request in requests if isinstance(request, destinations.Batch)]
+    assert max(len(batch.metrics) for batch in batches) <= 1000
+    assert max(len(batch.params) for batch in batches) <= 100
+    assert max(len(batch.tags) for batch in batches) <= 100
+    assert max(len(batch) for batch in batches) <= 1000
+    assert sum(len(batch.metrics) for batch in batches) == 2401
+    end = next(at for at, request in enumerate(requests) if not isinstance(request, destinations.Batch))
+    before = [request for request in requests[:end] if request.run_id == "a"]
+    assert sum(len(batch.params) for batch in before) == 250
+    assert sum(len(batch.metrics) for batch in before) == 2400
+
+
+class Picky:
+    """A destination that refuses bad tags, and everything of a run that is gone; it counts what it is asked."""
+
+    def __init__(self, bad=(), gone=(), away_after=10**9):
+        self.bad, self.gone, self.away_after = bad, gone, away_after
+        self.requests = 0
+        self.taken = {}
+
+    def log(self, batch):
+        """Take the batch, or raise as MLflow's store does."""
+        self.requests += 1
+        with destinations._translated():
+            if self.requests > self.away_after:
+                raise ConnectionError("away")
+            if batch.run_id in self.gone or set(self.bad) & set(batch.tags):
+                raise ValueError("A string literal cannot contain NUL")
+        self.taken |= batch.tags
+
+
+TAGS = [{"op": "tags", "run": "a", "values": {f"t{n}": "x"}} for n in range(100)]
+
+
+def test_one_bad_item_costs_the_others_nothing(tmp_path):
+    """And a few requests only."""
+    picky = Picky(bad=["t42"])
+    delivery = Delivery(picky, None, tmp_path)
+    delivery.deliver(TAGS)
+
+    assert len(picky.taken) == 99
+    assert delivery.refused == 1
+    assert picky.requests < 30
+
+
+def test_a_store_that_goes_away_meanwhile_has_refused_nothing(tmp_path):
+    """What it raises then is no bad value, although one is being dealt with."""
+    delivery = Delivery(Picky(bad=["t42"], away_after=4), None, tmp_path)
+
+    with pytest.raises(destinations.Unreachable, match="away"):
+        delivery.deliver(TAGS)
+
+    assert delivery.refused == 0
+
+
+def test_a_run_that_is_gone_is_not_asked_for_item_by_item(tmp_path):
+    """Somebody has deleted it, while 1000 metrics a second are on their way to it."""
+    picky = Picky(gone=["a"])
+    delivery = Delivery(picky, None, tmp_path)
+    delivery.deliver(TAGS)
+
+    assert picky.requests == 2
+    assert delivery.refused == 100
+    (line,) = (tmp_path / "refused.jsonl").read_text().splitlines()
+    assert len(json.loads(line)["items"]) == 100
+
+
+@pytest.mark.parametrize("database", ["store_uri", "postgres_uri", "mlflow_server"])
+def test_an_empty_batch_asks_for_the_run(request, database):
+    """In each kind of store."""
+    uri = request.getfixturevalue(database)
+    client = mlflow.MlflowClient(uri)
+    run_id = client.create_run("0").info.run_id
+    destination = destinations.of(seam.plain_store(uri), uri)
+
+    destination.log(destinations.Batch(run_id))
+    client.delete_run(run_id)
+    with pytest.raises(destinations.Refused):
+        destination.log(destinations.Batch(run_id))

@@ -1,0 +1,55 @@
+"""A proxy between a job and its server."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+import time
+
+import requests
+
+
+class Proxy:
+    """Stands before a server, and answers with an error, or late, while it is told to."""
+
+    def __init__(self, target: str, port: int) -> None:
+        self.uri = f"http://127.0.0.1:{port}"
+        self.status = 200
+        self.answer = b"<html>the proxy is sorry</html>"
+        self.delay = 0.0
+        self.concerning = ""
+        """What is in the paths that the error is for; empty for all."""
+        self.refused = 0
+        """Requests that the server has not seen."""
+        proxy = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def forward(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                time.sleep(proxy.delay)
+                if proxy.status != 200 and proxy.concerning in self.path:
+                    proxy.refused += 1
+                    content, status = proxy.answer, proxy.status
+                else:
+                    answer = requests.request(self.command, target + self.path, data=body, headers=dict(self.headers))
+                    content, status = answer.content, answer.status_code
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content)
+
+            do_GET = do_POST = do_PUT = forward  # noqa: N815 - the names are the standard library's
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        """End it."""
+        self._server.shutdown()
+        self._server.server_close()
