@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import shutil
 import signal
 import subprocess
 import sys
@@ -188,6 +189,16 @@ def test_the_summary_says_what_was_recorded_and_how_to_look_at_it(run_python, sc
     assert rows["look at it"].endswith("autogen-team ui")
 
 
+@pytest.mark.parametrize("body", ["pass", "import os; os.kill(os.getpid(), 9)"])
+def test_a_store_that_is_not_the_usual_one_is_named_in_the_command_to_look_at_it(run_python, script, body):
+    """Also if it is the supervisor that tells."""
+    other = f"sqlite:///{Path(shutil.copy('mlflow.db', 'm.db')).absolute()}"
+
+    _, _, err = run_python(*RUN, "--tracking-uri", other, script(body))
+
+    assert err.splitlines()[-1].endswith(f"autogen-team ui --tracking-uri {other}")
+
+
 def test_on_a_server_the_summary_has_the_link(run_python, script, mlflow_server):
     """To the page of the run."""
     _, out, err = run_python(*RUN, "--tracking-uri", mlflow_server, script("print('x')"))
@@ -228,6 +239,17 @@ def test_a_context_that_cannot_start_is_status_125(run_python, script, free_port
 
     assert (status, out) == (125, "")
     assert uri in err
+    assert "Traceback" not in err
+
+
+def test_a_run_that_cannot_be_opened_is_status_125(run_python, script, store_uri):
+    """And is said, as what else keeps the target from being run."""
+    options = ["--tracking-uri", store_uri]
+
+    status, out, err = run_python(*RUN, *options, script("print('must not run')"), MLFLOW_RUN_ID="abc")
+
+    assert (status, out) == (125, "")
+    assert "error: the run cannot be opened: Run with id=abc not found" in err
     assert "Traceback" not in err
 
 
@@ -317,7 +339,7 @@ def test_the_password_of_a_database_is_not_shown():
     """The command to look at it asks the environment instead."""
     service = MlflowService(tracking_uri="postgresql://bob:hunter2@db/runs")
 
-    shown = _summary.command_to_look(service)
+    shown = _summary.command_to_look(service, _summary.Prompt.here())
 
     assert "hunter2" not in shown
     assert '"$MLFLOW_TRACKING_URI"' in shown

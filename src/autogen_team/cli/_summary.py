@@ -8,19 +8,22 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autogen_team.cli import _look
 from autogen_team.context import GlobalContext
+from autogen_team.errors import ConfigurationError
 from autogen_team.io import _job
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask, mask_url
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from mlflow.entities import RunInfo
 
 _SHOWN = 5
@@ -28,23 +31,39 @@ _PATIENCE = 5.0
 """Seconds that reading the run back may take."""
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Where people type commands: in which folder, and which store is used there by a command without options."""
+
+    folder: Path
+    store: str | None
+    """None if the settings there are no good."""
+
+    @classmethod
+    def here(cls) -> Self:
+        """Return what holds now, before anything has pointed MLflow elsewhere."""
+        store = None
+        with suppress(ConfigurationError):
+            store = MlflowService().stores()[0]
+        return cls(Path.cwd(), store)
+
+
 @dataclass(slots=True)
 class Summary:
     """Which run to tell of, and where the job was started."""
 
+    prompt: Prompt
     run_id: str | None = None
-    folder: Path = field(default_factory=Path.cwd)
 
 
 @contextmanager
-def of_run(context: GlobalContext) -> Iterator[Summary]:
+def printed(summary: Summary, context: GlobalContext) -> Iterator[None]:
     """Print the summary when the block ends, however it does; on stderr, because stdout belongs to the target.
 
     Nothing that goes wrong with it changes how the job has ended.
     """
-    summary = Summary()
     try:
-        yield summary
+        yield
     finally:
         if summary.run_id is not None:
             with suppress(Exception):
@@ -77,7 +96,7 @@ def _rows(service: MlflowService, summary: Summary) -> list[tuple[str, str]]:
         ("metrics", _count(metrics)),
         ("models", _count(models)),
         ("registered", _count([_version(service, version.name, version.version) for version in versions])),
-        ("look at it", where(service, run.info, summary.folder)),
+        ("look at it", where(service, run.info, summary.prompt)),
     ]
     return [(label, text) for label, text in rows if text]
 
@@ -94,23 +113,22 @@ def _count(items: list[str]) -> str:
     return f"{len(items)}: {', '.join(items[:_SHOWN])}{more}"
 
 
-def where(service: MlflowService, info: RunInfo, folder: Path | None = None) -> str:
-    """Return the run's page on its server, or the command that, typed in `folder`, shows a local store."""
-    return service.link(info.experiment_id, info.run_id) or command_to_look(service, folder)
+def where(service: MlflowService, info: RunInfo, prompt: Prompt) -> str:
+    """Return the run's page on its server, or the command that, typed at the prompt, shows a local store."""
+    return service.link(info.experiment_id, info.run_id) or command_to_look(service, prompt)
 
 
-def command_to_look(service: MlflowService, folder: Path | None = None) -> str:
-    """Return the command that shows the store in a browser, as it is typed in `folder`, or here."""
-    folder = folder or Path.cwd()
+def command_to_look(service: MlflowService, prompt: Prompt) -> str:
+    """Return the command that shows the store in a browser, as it is typed at the prompt."""
     program = Path(sys.executable).with_name("autogen-team")
     if shutil.which("autogen-team") == str(program):
         words = ["autogen-team", "ui"]
     else:
         known = program if program.exists() else Path(sys.executable)
-        shown = os.path.relpath(known, folder) if known.is_relative_to(folder) else str(known)
+        shown = os.path.relpath(known, prompt.folder) if known.is_relative_to(prompt.folder) else str(known)
         words = [shlex.quote(shown), *([] if known == program else ["-m", "autogen_team"]), "ui"]
     uri = service.stores()[0]
-    if uri != MlflowService().stores()[0]:
+    if uri != prompt.store:
         # A password does not belong on a screen.
         words += ["--tracking-uri", shlex.quote(uri) if mask_url(uri) == uri else '"$MLFLOW_TRACKING_URI"']
     return " ".join(words)

@@ -16,6 +16,7 @@ from autogen_team.cli._supervisor import target as targets
 from autogen_team.cli._supervisor.wire import ChildEnd, OpenRun, Order
 from autogen_team.context import GlobalContext
 from autogen_team.io import _job
+from autogen_team.io._redact import mask
 from autogen_team.io._settings import state_dir
 
 if TYPE_CHECKING:
@@ -43,11 +44,12 @@ def execute(order: Order, wire: ChildEnd | None = None) -> NoReturn:
             overrides = {**overrides, "logger.backtrace": "false"}
             logger_service = context.logger_service.model_copy(update={"backtrace": False})
             context = context.model_copy(update={"logger_service": logger_service})
+        summary = _summary.Summary(_summary.Prompt.here())
     status = 0
     with ExitStack() as undo:
         if wire is not None:
             # before the log of the run listens, so that its end has the output up to there
-            undo.callback(_job.subscribe(_Told(wire, context)))
+            undo.callback(_job.subscribe(_Told(wire, context, summary.prompt)))
         with _look.plain_errors(_look.NOT_STARTED):
             context.start()
         undo.callback(context.stop)
@@ -55,20 +57,21 @@ def execute(order: Order, wire: ChildEnd | None = None) -> NoReturn:
             with (
                 _environment(_context.variables_of(overrides)),
                 targets.as_main(target),
-                _summary.of_run(context) as summary,
+                _summary.printed(summary, context),
                 context.run(order.name or target.name, host=True, **config) as active,
             ):
                 summary.run_id = active.info.run_id
-                _look.say(
-                    "run", f"{active.info.run_name} {_summary.where(context.mlflow_service, active.info)}", "bold"
-                )
+                shown = _summary.where(context.mlflow_service, active.info, summary.prompt)
+                _look.say("run", f"{active.info.run_name} {shown}", "bold")
                 with _reported():
                     targets.execute(target, _run_variables(active))
         except SystemExit as error:
             status = _status(error.code)
         except KeyboardInterrupt:
             status = _INTERRUPTED
-        except Exception:  # has been reported
+        except Exception as error:
+            if summary.run_id is None:  # else it has been reported
+                _look.fail(f"the run cannot be opened: {mask(str(error))}", _look.NOT_STARTED)
             status = 1
     raise SystemExit(status)
 
@@ -76,9 +79,10 @@ def execute(order: Order, wire: ChildEnd | None = None) -> NoReturn:
 class _Told(_job.Listener):
     """Tells the supervisor of the run of the job, as a listener of `_job`."""
 
-    def __init__(self, wire: ChildEnd, context: GlobalContext) -> None:
+    def __init__(self, wire: ChildEnd, context: GlobalContext, prompt: _summary.Prompt) -> None:
         self._wire = wire
         self._context = context
+        self._prompt = prompt
         self._run_id: str | None = None
 
     def run_started(self, run: _job.Run) -> None:
@@ -100,7 +104,7 @@ class _Told(_job.Listener):
             started=time.time(),
             keeps_log=logger.run_log,
             masks=logger.redact,
-            shown=run.link or _summary.command_to_look(service),
+            shown=run.link or _summary.command_to_look(service, self._prompt),
         )
         self._wire.opened(opened)
 
