@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ import pytest
 
 from autogen_team.cli._supervisor import aftermath
 from autogen_team.cli._supervisor.wire import Order
+from autogen_team.io._tracking import journal
 
+RUN = (sys.executable, "-m", "autogen_team", "run")
 REASON = "autogen_team.exception"
 
 
@@ -47,6 +50,19 @@ def test_a_signal_that_nobody_can_handle_is_the_reason(supervised, script, the_r
     assert "[autogen_team] job.py was killed: after" in ended.stdout.decode()
     assert f"error: the job was killed by {number.name}" in ended.stderr.decode()
     assert left_behind() == []
+
+
+def test_a_slow_reader_of_the_output_does_not_let_the_watchdog_be_first(script, the_run, wait_until):
+    """It knows less of the reason, and sends no alert."""
+    path = script("import os\nprint('x' * 150_000, flush=True)\nos.kill(os.getpid(), 9)")
+    journals = Path(os.environ["AUTOGEN_TEAM_STATE_DIR"], "journals")
+    with subprocess.Popen([*RUN, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        us = process.pid, socket.gethostname()
+        wait_until(lambda: us in map(journal.recoverer, journals.glob("*")), timeout=60)
+        out, err = process.communicate(timeout=60)
+
+    assert b"job.py was killed" in out, err
+    assert (the_run().info.status, the_run().data.tags[REASON]) == ("KILLED", "SIGKILL")
 
 
 @pytest.mark.parametrize(("status", "recorded"), [(0, "FINISHED"), (3, "FAILED")])

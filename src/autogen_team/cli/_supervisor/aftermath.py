@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from autogen_team.cli import _look
 from autogen_team.io import _job
@@ -17,9 +17,14 @@ from autogen_team.io._tracking import ending
 if TYPE_CHECKING:
     from autogen_team.cli._supervisor.wire import OpenRun, Order
     from autogen_team.io._job import Status
+    from autogen_team.io._tracking.inventory import Found
 
 _PATIENCE = 60.0
 """Seconds that closing the run may take; a server that is away has the watchdog of the job to wait for it."""
+
+
+Left: TypeAlias = "list[tuple[Found, int | None]]"
+"""The journals that the child has left, with their locks; None if somebody else has that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class Death:
     order: Order
     lacked_memory: bool
     """Whether the kernel has killed somebody meanwhile because memory was used up."""
+    left: Left = field(default_factory=list)
+    """What has been taken over already."""
 
     @property
     def reason(self) -> str:
@@ -61,6 +68,15 @@ def kills_for_memory() -> int:
     with suppress(OSError, ValueError, StopIteration), Path("/proc/vmstat").open() as counters:
         return int(next(line for line in counters if line.startswith("oom_kill ")).split()[1])
     return 0
+
+
+def take_over(run: OpenRun, pid: int) -> Left:
+    """Take the locks of what the child has left, so that its watchdog, which knows less, lets us do it."""
+    from autogen_team.io._tracking import inventory, journal
+
+    journals = journal.folder_of(Path(run.state)).glob(f"{_job.process_name(pid)}-*")
+    found = [one for folder in journals if (one := inventory.look(folder)) and one.state == "dead"]
+    return [(one, journal.take_over(one.folder)) for one in found]
 
 
 def settle(death: Death) -> None:
@@ -95,13 +111,7 @@ def settle(death: Death) -> None:
 
 def _close(death: Death, run: OpenRun) -> bool:
     """Close the run, and tell whether it was open."""
-    from autogen_team.io._tracking import inventory, journal
-
-    state = Path(run.state)
-    # With the lock at once, the job's own watchdog sees that somebody is at it: it knows less of the reason.
-    journals = journal.folder_of(state).glob(f"{_job.process_name(death.pid)}-*")
-    folders = {folder: found for folder in journals if (found := inventory.look(folder)) and found.state == "dead"}
-    locks = {folder: journal.take_over(folder) for folder in folders}
+    left = death.left or take_over(run, death.pid)
     # MLflow would try for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -109,8 +119,9 @@ def _close(death: Death, run: OpenRun) -> bool:
 
     end = recovery.Cause(death.reason, death.verdict, death.at)
     stores = run.tracking_uri, run.registry_uri
-    for folder, found in folders.items():
-        result = recovery.recover(found, *stores, state, end=end, lock=locks[folder])
+    state = Path(run.state)
+    for found, lock in left:
+        result = recovery.recover(found, *stores, state, end=end, lock=lock)
         if result.problem:
             raise RuntimeError(result.problem)
         if run.run_id in result.closed:

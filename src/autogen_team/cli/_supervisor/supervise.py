@@ -44,7 +44,10 @@ def supervise(order: Order, *, keep_output: bool) -> NoReturn:
     child = _Child(replace(order, is_kept=keep_output))
     status = child.wait()
     if not child.wire.is_closed:
-        aftermath.settle(aftermath.Death(status, child.wire.run, child.ended_at, child.pid, order, child.lacked_memory))
+        death = aftermath.Death(
+            status, child.wire.run, child.ended_at, child.pid, order, child.lacked_memory, child.left
+        )
+        aftermath.settle(death)
     if child.was_interrupted and status in (128 + signal.SIGINT, -signal.SIGINT):
         # As the key would have without us: a script of a shell that runs us ends too, and what reads our output.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -62,6 +65,8 @@ class _Child:
         self._kills = aftermath.kills_for_memory()
         self.ended_at = 0.0
         """Seconds since 1970."""
+        self.left: aftermath.Left = []
+        """The journals that it has not closed."""
         for number in (0, 1, 2):  # closed ones would be given to our own sockets
             if not _is_open(number):
                 os.open(os.devnull, os.O_RDWR)
@@ -129,13 +134,17 @@ class _Child:
             self.ended_at = time.time()
             for number in [*self._forwarded, signal.SIGTSTP]:  # from now on they are for us
                 signal.signal(number, signal.SIG_DFL)
+            with suppress(OSError):
+                self.wire.socket.shutdown(socket.SHUT_RD)  # a process that it has forked may hold the other end
+            self._listener.join()
+            if self.wire.run is not None and not self.wire.is_closed:
+                # Before the output, which is passed on as slowly as its reader likes: the watchdog waits for nobody.
+                with suppress(Exception):  # met again, and told, when the run is closed
+                    self.left = aftermath.take_over(self.wire.run, self.pid)
             for one in self._relays:
                 one.finish()
         for fault in [one.fault for one in self._relays if one.fault]:
             _look.say("warning", f"output of the job is lost: {fault}", "yellow")
-        with suppress(OSError):
-            self.wire.socket.shutdown(socket.SHUT_RD)  # a process that it has forked may hold the other end
-        self._listener.join()
         if self._transcript is not None:
             self._transcript.close()
         return status
