@@ -3,6 +3,7 @@
 import logging
 import socket
 import sys
+import threading
 import time
 
 import pytest
@@ -120,7 +121,7 @@ def test_a_channel_works_again_when_the_drip_is_over(endpoint, wait_until):
     with pytest.raises(NoAnswerError):
         channel.deliver(Alert("first", ""))
     server.stop()
-    wait_until(lambda: not channel._owed.empty())
+    wait_until(lambda: not channel._is_busy)
     with pytest.raises(UndeliveredError, match=r"[Cc]onnection"):
         channel.deliver(Alert("second", ""))
 
@@ -179,6 +180,21 @@ def test_a_plugin_that_raises_is_an_undelivered_alert():
         RemoteChannel(Broken(), "broken", pauses=()).deliver(Alert("done", ""))
 
 
+def test_a_plugin_that_exits_its_thread_does_not_end_the_channel():
+    """The next alert is sent as ever."""
+
+    class Exiting:
+        def notify(self, *, title, **_):
+            if title == "first":
+                sys.exit(1)
+            return True
+
+    channel = RemoteChannel(Exiting(), "exiting", pauses=(), deadline=5)
+    with pytest.raises(SystemExit):
+        channel.deliver(Alert("first", ""))
+    channel.deliver(Alert("second", ""))
+
+
 def test_a_plugin_that_says_nothing_is_an_undelivered_alert():
     """A refusal without a word gets some."""
 
@@ -194,8 +210,13 @@ def test_no_thread_to_be_had_costs_no_alert(endpoint, monkeypatch):
     """Where no thread can be started, as in some Pythons while they exit, the alert is sent from the one at hand."""
     server = endpoint()
     channel = open_one(server.url)
+
+    def no_thread(self):
+        raise RuntimeError("can't start new thread")
+
+    start = threading.Thread.start
     with monkeypatch.context() as patch:
-        patch.setattr(channel._sender, "_has_thread", lambda: False)
+        patch.setattr(threading.Thread, "start", lambda self: (no_thread if self.name == channel.name else start)(self))
         channel.deliver(Alert("done", ""))
     assert [request["title"] for request in server.requests] == ["done"]
 

@@ -7,7 +7,6 @@ again: an alert may come twice, rather than not at all.
 
 from __future__ import annotations
 
-import queue
 import re
 import time
 import warnings
@@ -18,11 +17,11 @@ from autogen_team.io import _redact
 from autogen_team.io._alerts.channel import LEVELS, NoAnswerError, UndeliveredError
 from autogen_team.io._alerts.hush import hushed
 from autogen_team.io._alerts.text import one_line
-from autogen_team.io._alerts.worker import Worker
+from autogen_team.io._deadline import within
 from autogen_team.io._forking import start_afresh_after_fork
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from autogen_team.io._alerts.channel import Alert
 
@@ -57,14 +56,13 @@ class RemoteChannel:
         """Apprise's own object for this channel."""
         self._deadline = deadline
         self._pauses = pauses
-        self._sender: Worker[Callable[[], None]] = Worker(lambda attempt: attempt(), name=name, capacity=1)
         self.after_fork()
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
         """Forget what is owed to the parent."""
         self._failed = False
-        self._owed: queue.SimpleQueue[str | None] | None = None
+        self._is_busy = False
 
     def takes(self, level: str) -> bool:
         """Tell whether the tags of the channel allow the level."""
@@ -95,22 +93,20 @@ class RemoteChannel:
         Timeouts of requests and smtplib count from the last byte, so an endpoint that drips outlives all of them. That
         is why attempts have a thread of their own, which can be left waiting.
         """
-        if self._owed is not None and self._owed.empty():
+        if self._is_busy:
             raise NoAnswerError("an earlier alert still waits for its answer")
-        answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._owed = answers
+        self._is_busy = True
 
-        def attempt() -> None:
-            answers.put(self._send(alert))
+        def attempt() -> str | None:
+            try:
+                return self._send(alert)
+            finally:
+                self._is_busy = False
 
-        if not self._sender.submit(attempt):
-            attempt()  # no thread to be had; Python 3.12 starts none while it exits, and this one is a daemon too
         try:
-            reason = answers.get(timeout=max(deadline - time.monotonic(), 0.0))
-        except queue.Empty:
+            return within(max(deadline - time.monotonic(), 0.0), attempt, name=self.name)
+        except TimeoutError:
             raise NoAnswerError(f"no answer within {self._deadline:g} s") from None
-        self._owed = None
-        return reason
 
     def _send(self, alert: Alert) -> str | None:
         from apprise import NotifyFormat, NotifyType
