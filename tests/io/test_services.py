@@ -18,6 +18,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, NotStartedError, TrackingUnavailableError
+from autogen_team.io import _job
 from autogen_team.io.osvariables import Env
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
@@ -246,6 +247,14 @@ class TestAlertsService:
         """It is the programmer's mistake, so it is told at once."""
         with pytest.raises(ConfigurationError, match="loud"):
             AlertsService(enable=False).notify("done", "x", level="loud")
+
+    def test_the_alert_of_a_worker_is_logged_without_secrets(self, monkeypatch, caplog):
+        """Whether or not there is a service that masks the log."""
+        monkeypatch.setenv("API_TOKEN", "correct-horse-battery")
+        monkeypatch.setattr(_job, "_worker", _job.process_name())
+        AlertsService().notify("done", "with correct-horse-battery", level="warning")
+
+        assert caplog.messages == ["alert of a worker, not sent: done: with ***"]
 
 
 @pytest.fixture

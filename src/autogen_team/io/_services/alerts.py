@@ -85,11 +85,15 @@ class AlertsService(Service):
         logged.
 
         Raises:
-            ConfigurationError: `level` is none of the four.
+            ConfigurationError: `level` is none of the four; or, before `start`, a URL is none that Apprise knows.
+            MissingExtraError: before `start`, there are URLs and the extra `alerts` is not installed.
 
         """
         if level in ("info", "success", "warning") and _job.worker() is not None:
-            _report.warning("alert of a worker, not sent: %s: %s", title, message)
+            from autogen_team.io._alerts.channel import make_alert
+
+            alert = make_alert(title, message, level)  # masked
+            _report.warning("alert of a worker, not sent: %s: %s", alert.title, alert.message)
         else:
             self._deliverer().notify(title, message, level)
 
