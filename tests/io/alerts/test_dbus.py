@@ -164,10 +164,15 @@ def test_a_connection_that_broke_is_made_anew(daemon, desktop):
     assert len(running.connections) == 2
 
 
-def test_closed_while_in_use_is_an_undelivered_alert(daemon, desktop):
-    """A call on a connection that was closed meanwhile fails in words."""
-    with pytest.raises(UndeliveredError, match="was closed"):
-        desktop()._call(0.0, "Notify")
+def test_a_desktop_that_nobody_holds_lets_go_of_the_bus(daemon):
+    """The service that it belongs to may never be stopped."""
+    daemon()
+    channel = DBusDesktop("test", None)
+    channel.deliver(Alert("done", ""))
+    socket_ = channel._connection.sock
+    del channel
+
+    assert socket_.fileno() == -1
 
 
 def test_without_jeepney_the_reason_is_its_name(desktop, monkeypatch, bus):

@@ -192,6 +192,45 @@ class TestWaiting:
         assert flushed == [True]
         assert not alerts.flush(0.0)
 
+    def test_flush_waits_for_all_that_was_before_it_in_whatever_order(self, delivery, gated, monkeypatch):
+        """An alert that another one has overtaken on its way in is waited for, and so is that other one."""
+        made, gate = threading.Event(), threading.Event()
+
+        class Ticket(delivery_module._Ticket):
+            def __init__(self, alert, waiting, *, awaited):
+                super().__init__(alert, waiting, awaited=awaited)
+                if alert.title == "overtaken":
+                    made.set()
+                    assert gate.wait(PATIENCE)
+
+        monkeypatch.setattr(delivery_module, "_Ticket", Ticket)
+        remote = gated()
+        alerts = delivery(channels=[remote])
+        thread = threading.Thread(target=alerts.notify, args=("overtaken", ""))
+        thread.start()
+        assert made.wait(PATIENCE)
+        alerts.notify("first", "")
+        gate.set()
+        thread.join(PATIENCE)
+        assert not alerts.flush(0.05)
+        remote.gate.set()
+        assert alerts.flush(PATIENCE)
+
+    def test_ctrl_c_while_an_alert_is_handed_over_leaves_nothing_open(self, delivery, monkeypatch, capfd):
+        """The channels that have it already deliver it; the others are not waited for."""
+
+        def interrupt(ticket):
+            raise KeyboardInterrupt
+
+        channels = [RecordingChannel("first", is_local=False), RecordingChannel("second", is_local=False)]
+        alerts = delivery(channels=channels)
+        monkeypatch.setattr(alerts._lanes[1].worker, "submit", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            alerts.notify("done", "")
+        assert alerts.flush(PATIENCE)
+        assert [len(channel.alerts) for channel in channels] == [1, 0]
+        assert capfd.readouterr().out == ""
+
 
 class TestConfirmation:
     """One channel that confirms is enough; none means the line."""
@@ -245,6 +284,28 @@ class TestConfirmation:
         remote = gated(error=ZeroDivisionError("of all things"))
         remote.gate.set()
         alerts = delivery(channels=[remote])
+        alerts.notify("done", "")
+        assert alerts.flush(PATIENCE)
+        assert capfd.readouterr().out == "[test] done: \n"
+
+    def test_a_channel_that_exits_its_thread_has_not_confirmed(self, delivery, gated, capfd):
+        """Nor is it waited for."""
+        remote = gated(error=SystemExit(1))
+        remote.gate.set()
+        alerts = delivery(channels=[remote])
+        alerts.notify("done", "")
+        assert alerts.flush(PATIENCE)
+        assert capfd.readouterr().out == "[test] done: \n"
+
+    def test_a_log_handler_that_raises_costs_no_alert(self, delivery, capfd, monkeypatch):
+        """The failure that it was told of is one all the same."""
+
+        class Broken(logging.Handler):
+            def handle(self, record):
+                raise RuntimeError("a bug of the job's")
+
+        monkeypatch.setattr(logging.getLogger("autogen_team"), "handlers", [Broken()])
+        alerts = delivery(channels=[RecordingChannel("remote", is_local=False, fail_with="no network")])
         alerts.notify("done", "")
         assert alerts.flush(PATIENCE)
         assert capfd.readouterr().out == "[test] done: \n"
@@ -391,6 +452,15 @@ class TestStop:
         alerts.stop()
         assert channel.alerts == [Alert("loss", "nan at 0", "warning"), Alert("loss", "(4 more)", "warning")]
         assert capfd.readouterr().out == ""
+
+    def test_a_service_with_nothing_left_to_do_is_forgotten(self, delivery):
+        """A job may make one for each alert, and stop none of them."""
+        alerts = delivery(channels=[RecordingChannel()], cooldown=3600)
+        for number in range(3):
+            alerts.notify(str(number), "")
+            assert alerts not in delivery_module._known_at_exit
+        alerts.notify("0", "again")
+        assert alerts in delivery_module._known_at_exit  # there is a count to be told
 
     def test_the_count_is_printed_if_no_channel_takes_it(self, delivery, capfd):
         """A count that cannot be delivered goes the way of every alert."""

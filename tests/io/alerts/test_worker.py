@@ -9,6 +9,7 @@ import sys
 import textwrap
 import threading
 import weakref
+from collections import deque
 
 import pytest
 
@@ -259,6 +260,41 @@ def test_no_thread_to_be_had_is_a_refusal(worker, monkeypatch):
         patch.setattr(threading.Thread, "start", no_thread)
         assert not worker.submit(1)
     assert worker.submit(2)
+
+
+@pytest.mark.parametrize("has_thread", [False, True])
+def test_ctrl_c_while_the_thread_starts_costs_no_later_item(worker, deliveries, until_idle, monkeypatch, has_thread):
+    """The item is the caller's again, and the next one finds a thread."""
+    start = threading.Thread.start
+
+    def interrupt(self):
+        if has_thread:
+            start(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            worker.submit(1)
+    assert worker.submit(2)
+    until_idle(worker)
+    assert deliveries.items == [2]
+
+
+def test_a_worker_is_not_idle_while_it_takes_an_item(worker, until_idle):
+    """An item that waits no more is under way."""
+    seen = []
+
+    class Watched(deque):
+        def popleft(self):
+            item = super().popleft()
+            seen.append(worker.is_idle)
+            return item
+
+    worker._queue = Watched()
+    worker.submit(1)
+    until_idle(worker)
+    assert seen == [False]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

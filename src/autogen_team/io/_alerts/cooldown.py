@@ -32,6 +32,12 @@ class Cooldown:
         self._lock = threading.RLock()  # reentrant for the sake of signal handlers
         self._entries: dict[tuple[str, str], _Entry] = {}
 
+    @property
+    def is_counting(self) -> bool:
+        """Whether there is a count that no alert has told yet."""
+        with self._lock:
+            return any(entry.more for entry in self._entries.values())
+
     def admit(self, alert: Alert) -> Alert | None:
         """Return the alert as it should be sent, or None if it was counted."""
         if self._seconds <= 0:

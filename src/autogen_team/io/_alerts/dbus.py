@@ -76,6 +76,9 @@ class DBusDesktop:
         if connection is not None:
             connection.close()
 
+    def __del__(self) -> None:  # of a service that nobody has stopped
+        self.close()
+
     def _notify(self, alert: Alert) -> None:
         deadline = time.monotonic() + self._answer_within
         if self._connection is None:
@@ -113,8 +116,7 @@ class DBusDesktop:
         )
         from jeepney.wrappers import unwrap_msg  # type: ignore[import-untyped]  # it comes without types
 
-        if self._connection is None:  # closed by a stop that lost patience
-            raise UndeliveredError("the connection to the session bus was closed")
+        assert self._connection is not None
         service = DBusAddress(
             "/org/freedesktop/Notifications",
             bus_name="org.freedesktop.Notifications",

@@ -8,10 +8,11 @@ its line is printed then. So a desktop that is missing does not matter where a r
 from __future__ import annotations
 
 import atexit
-import itertools
 import logging
+import os
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -62,11 +63,9 @@ class _Lane:
 class _Ticket:
     """One alert, and what became of it."""
 
-    __slots__ = ("alert", "answered", "awaited", "closed", "confirmed", "number", "waiting")
-    _numbers = itertools.count(1)
+    __slots__ = ("alert", "answered", "awaited", "closed", "confirmed", "waiting")
 
     def __init__(self, alert: Alert, waiting: set[_Lane], *, awaited: bool) -> None:
-        self.number = next(self._numbers)
         self.alert = alert
         self.waiting = waiting
         """The lanes that have not said yes or no."""
@@ -103,7 +102,7 @@ class Delivery:
         self._lock = threading.RLock()  # reentrant, since a signal handler may notify in the middle of it
         self._changed = threading.Condition(self._lock)
         self._open: dict[_Ticket, None] = {}
-        self._is_known_at_exit = False
+        _known_at_exit.discard(self)
         self._cooldown.forget()
         for lane in self._lanes:
             lane.hangs = False
@@ -121,7 +120,9 @@ class Delivery:
             return
         try:
             admitted = self._cooldown.admit(alert)
-            if admitted is not None:
+            if admitted is None:
+                self._be_known_at_exit()
+            else:
                 self._send(admitted, patience=PATIENCE)
         except Exception as error:
             _report_once("alerts", f"{type(error).__name__}: {error}")
@@ -130,8 +131,8 @@ class Delivery:
     def flush(self, timeout: float) -> bool:
         """Wait until each alert up to now is delivered by all its channels, or given up; False if it takes longer."""
         with self._lock:
-            last = next((ticket.number for ticket in reversed(self._open)), 0)
-            return self._changed.wait_for(lambda: next((t.number for t in self._open), last + 1) > last, timeout)
+            pending = list(self._open)
+            return self._changed.wait_for(lambda: not any(ticket in self._open for ticket in pending), timeout)
 
     def stop(self) -> None:
         """Send what the cooldown counted, wait at most `flush_timeout`, and print what nobody has confirmed."""
@@ -161,32 +162,37 @@ class Delivery:
         except Exception as error:
             lane.hangs = isinstance(error, NoAnswerError)
             self._report_failure(lane.channel, ticket.alert, error)
-        self._settle(ticket, lane, confirmed=confirmed)
-        if lane.channel.is_local:
-            ticket.answered.set()
-        if not (lane.channel.is_local and ticket.awaited):
-            self._close(ticket)
+        finally:  # also when a plugin exits, or a log handler of the job's raises
+            self._settle(ticket, lane, confirmed=confirmed)
+            if lane.channel.is_local:
+                ticket.answered.set()
+            if not (lane.channel.is_local and ticket.awaited):
+                self._close(ticket)
 
     def _send(self, alert: Alert, *, patience: float | None) -> None:
         lanes = [lane for lane in self._lanes if lane.channel.takes(alert.level)]
         ticket = _Ticket(alert, set(lanes), awaited=patience is not None)
-        with self._lock:
-            self._open[ticket] = None
-        self._be_known_at_exit()
         local: _Lane | None = None
-        for lane in lanes:
-            # A desktop that hangs gets one alert at a time, to see whether it is back; no other queues up for it.
-            skip = lane.channel.is_local and lane.hangs and not lane.worker.is_idle
-            if skip or not lane.worker.submit(ticket):
-                self._settle(ticket, lane, confirmed=False)
-            elif lane.channel.is_local:
-                local = lane
+        carried: set[_Lane] = set()
         try:
+            with self._lock:
+                self._open[ticket] = None
+            self._be_known_at_exit()
+            for lane in lanes:
+                # A desktop that hangs gets one alert at a time, to see whether it is back; no other queues up for it.
+                skip = lane.channel.is_local and lane.hangs and not lane.worker.is_idle
+                if skip or not lane.worker.submit(ticket):
+                    continue
+                if lane.channel.is_local and patience is not None:
+                    local = lane
+                else:
+                    carried.add(lane)
             if local is not None and patience is not None and not local.hangs and not ticket.answered.wait(patience):
                 local.hangs = True
-        finally:  # also when Ctrl-C ends the wait
-            if local is not None and patience is not None:
-                self._settle(ticket, local, confirmed=False)
+        finally:  # also when Ctrl-C comes in between
+            for lane in lanes:
+                if lane not in carried:
+                    self._settle(ticket, lane, confirmed=False)
             self._close(ticket)
 
     def _settle(self, ticket: _Ticket, lane: _Lane, *, confirmed: bool) -> None:
@@ -204,6 +210,8 @@ class Delivery:
             self._print(ticket.alert)
         with self._lock:  # after the line is out, so that whoever flushes before an exit waits for it
             self._open.pop(ticket, None)
+            if not self._open and not self._cooldown.is_counting:
+                _known_at_exit.discard(self)
             self._changed.notify_all()
 
     def _give_up(self) -> None:
@@ -213,10 +221,11 @@ class Delivery:
         with self._lock:
             late = list(self._open)
         for ticket in late:
-            if ticket.confirmed and ticket.waiting:
+            with self._lock:
                 names = ", ".join(sorted(lane.channel.name for lane in ticket.waiting))
+                ticket.waiting.clear()
+            if ticket.confirmed and names:
                 _report_once(f"late {names}", f"{names}: still not delivered when the alerts service stopped")
-            ticket.waiting.clear()
             self._close(ticket)
 
     def _print(self, alert: Alert) -> None:
@@ -230,17 +239,10 @@ class Delivery:
             _report_once(channel.name, f"{channel.name}: {error}; alerts that nobody confirms are printed on stdout")
 
     def _be_known_at_exit(self) -> None:
-        """Have `stop` called when the process exits, if nobody did before; once in each process."""
-        if self._is_known_at_exit or self._stopped:
-            return
-        self._is_known_at_exit = True
-        _known_at_exit.add(self)
-        processes = sys.modules.get("multiprocessing.process")
-        if processes is not None and processes.parent_process() is not None:
-            # A forked child of multiprocessing leaves by os._exit, which knows its own finalizers only.
-            from multiprocessing.util import Finalize
-
-            Finalize(None, self.stop, exitpriority=0)
+        """Have `stop` called when the process exits, if nobody did before and there is something left to do."""
+        if not self._stopped:
+            _known_at_exit.add(self)
+            _stop_at_exit_of_child()
 
 
 def open_all(settings: Settings) -> list[Channel]:
@@ -257,9 +259,23 @@ def _stop_all() -> None:
 
 
 atexit.register(_stop_all)
+_child = 0
+"""The process of multiprocessing's that has been told to stop them all."""
+
+
+def _stop_at_exit_of_child() -> None:
+    """Make up for `atexit` in a forked child of multiprocessing: it leaves by os._exit, after finalizers of its own."""
+    global _child
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is not None and processes.parent_process() is not None and _child != os.getpid():
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _stop_all, exitpriority=0)
+        _child = os.getpid()
 
 
 def _report_once(channel: str, what: str) -> None:
     if channel not in _reported:
         _reported.add(channel)
-        _report.warning("alerts: %s (reported once)", what)
+        with suppress(Exception):  # a handler of the job's may raise
+            _report.warning("alerts: %s (reported once)", what)

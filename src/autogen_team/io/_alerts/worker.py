@@ -78,19 +78,25 @@ class Worker(Generic[Item]):
                 self._thread.start()
             except RuntimeError:  # no thread can be started: a limit of the system, or the interpreter is going down
                 self._thread = None
+            except BaseException:  # Ctrl-C; if there is a thread in spite of it, it finds that it is not wanted
+                if self._thread.ident is None:
+                    self._thread = None
+                raise
         return self._thread is not None
 
     def _run(self) -> None:
         while True:
             with self._work:
+                if self._thread is not threading.current_thread():
+                    return
                 self._is_delivering = False
                 self._work.wait_for(lambda: self._queue or self._stopped, IDLE)
                 if not self._queue:
                     # Forgotten under the lock under which `submit` looks, so that no item is left without a thread.
                     self._thread = None
                     return
+                self._is_delivering = True  # first, for `is_idle` does not wait for the lock
                 item = self._queue.popleft()
-                self._is_delivering = True
             try:
                 self._deliver(item)
             except BaseException as error:  # SystemExit included: the items behind this one still want delivery
