@@ -82,6 +82,7 @@ _SHAPES = {
         ("npm_", r"\bnpm_[A-Za-z0-9]{30,}"),
         ("_live_", r"\b[sr]k_live_[A-Za-z0-9]{10,}"),
         ("hooks.slack.com", r"(?<=hooks\.slack\.com/)(?:services|workflows)/[\w/]+"),
+        ("/services/T", r"(?<=/services/)T[A-Z0-9]{2,}/B[A-Z0-9]{2,}/\w+"),
         ("/api/webhooks/", r"(?<=/api/webhooks/)\d+/[\w-]+"),
     )
 }
@@ -169,6 +170,7 @@ class Redactor:
             or "pypi-" in text
             or "glpat-" in text
             or "://" in text
+            or "hooks" in text  # hooks.slack.com, /api/webhooks/
         ):
             text = _without_shapes(text)
         lower = text.lower()
