@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from loguru import logger
 
-from autogen_team.io._logs import runlog, upload
+from autogen_team.io._logs import pipeline, runlog, upload
 from autogen_team.io.services import MlflowService
 
 
@@ -51,6 +51,18 @@ def test_a_line_is_on_disk_at_once(start, open_run, folder):
     assert path.read_text() == "INFO|acknowledged\n"
     assert [stat.S_IMODE(it.stat().st_mode) for it in (folder, path.parent, path)] == [0o700, 0o700, 0o600]
     run.end()
+
+
+def test_a_line_that_comes_while_the_run_ends_is_no_fault(start, open_run, caplog):
+    """Its thread has found the run open, which it is no more."""
+    start(run_log=True)
+    run = open_run()
+    logger.info("hello")
+    (log,) = pipeline._run_logs._open
+    run.end()
+    log.write(b"late\n")
+
+    assert (run.log, caplog.text) == ("INFO|hello\n", "")
 
 
 def test_what_has_arrived_is_removed_from_the_disk(start, open_run, folder):

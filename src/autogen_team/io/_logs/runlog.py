@@ -118,6 +118,7 @@ class RunLog:
         self._folder = folder
         self._faults = Faults(str(folder))
         self._file: File | None = None
+        self._has_ended = False
         self._begin()
         self._upload: Upload | None = None
         if brings is not None:
@@ -150,6 +151,8 @@ class RunLog:
         """Append the line; a fault is reported once and counted."""
         is_first = False
         with self._lock:
+            if self._has_ended:  # meanwhile, for a thread that has found the run open
+                return
             try:
                 if self._file is None:
                     self._file = self._new_file()
@@ -176,8 +179,10 @@ class RunLog:
     def finish(self, timeout: float) -> None:
         """End the log, and wait for it to arrive; it stays on disk if it does not."""
         with self._lock:
+            self._has_ended = True
             if self._file is not None:
                 self._file.close()
+                self._file = None
         self._faults.close()
         if self._upload is not None and not self._upload.finish(timeout):
             _report.warning(
