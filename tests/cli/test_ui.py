@@ -193,6 +193,17 @@ def test_runs_that_are_offline_are_shown(free_port, monkeypatch):
         assert pages.get(artifact(link)) == "as it was written"
 
 
+def test_a_registry_that_is_away_has_the_runs_of_a_job_that_went_offline_for_it_shown(
+    free_port, store_uri, monkeypatch
+):
+    """As with a tracking server that is."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{free_port()}")
+    link = record("train", mode="auto")
+    with serving("--set", "mlflow.mode=auto") as pages:
+        assert pages.printed["last_run"] == f"{pages.url}{link}"
+
+
 def test_offline_runs_that_do_not_exist_are_an_error(run_python):
     """Nothing is made in the state folder."""
     status, _, err = run_python(*UI, "--tracking-uri", "http://bob:hunter2@127.0.0.1", "--set", "mlflow.mode=offline")

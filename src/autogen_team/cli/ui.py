@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from rich.text import Text
 
 from autogen_team.cli import _context, _look, _server
-from autogen_team.errors import ConfigurationError, MissingExtraError
+from autogen_team.errors import ConfigurationError, MissingExtraError, TrackingUnavailableError
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._settings import state_dir
@@ -66,24 +66,35 @@ def _stores(service: MlflowService) -> tuple[str, str]:
     """Return the stores whose runs a job would add to, with these settings, at this moment.
 
     Raises:
-        TrackingUnavailableError: one of them does not answer.
+        TrackingUnavailableError: one of them does not answer, and a job would not work offline for that.
+        ConfigurationError: it would, and none has done so yet.
 
     """
-    from autogen_team.io._tracking import offline, places, probe
+    from autogen_team.io._tracking import probe
 
     tracking, registry = service.stores()
-    if service.mode == "offline" or (service.mode == "auto" and probe.find_fault(tracking, service.connect_timeout)):
-        store = offline.store_uri(state_dir(), tracking)
-        place = places.local_place(store)
-        if place is None or not place.exists():
-            raise ConfigurationError(f"no run that is meant for {mask_url(tracking)} has been recorded offline")
-        return store, store
-    for uri in dict.fromkeys((tracking, registry)):
-        probe.check(uri, service.connect_timeout)
+    if service.mode == "offline":
+        return _offline(tracking)
+    try:
+        probe.check_all((tracking, registry), service.connect_timeout)
+    except TrackingUnavailableError:
+        if service.mode == "online":
+            raise
+        return _offline(tracking)
     if _is_server(registry) and not _is_server(tracking):
         _look.say("warning", f"registered models are on {mask_url(registry)}, and shown only there", "yellow")
         registry = tracking
     return tracking, registry
+
+
+def _offline(destination: str) -> tuple[str, str]:
+    from autogen_team.io._tracking import offline, places
+
+    store = offline.store_uri(state_dir(), destination)
+    place = places.local_place(store)
+    if place is None or not place.exists():
+        raise ConfigurationError(f"no run that is meant for {mask_url(destination)} has been recorded offline")
+    return store, store
 
 
 def _is_server(uri: str) -> bool:

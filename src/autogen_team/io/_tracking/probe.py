@@ -10,6 +10,7 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -32,6 +33,18 @@ def check(uri: str, timeout: float) -> None:
     fault = find_fault(uri, timeout)
     if fault is not None:
         raise TrackingUnavailableError(unavailable(uri, fault))
+
+
+def check_all(uris: Iterable[str], timeout: float) -> None:
+    """Return if a job that uses these stores can be online: each of them answers, as `check` has it.
+
+    Raises:
+        TrackingUnavailableError: one of them does not.
+        ConfigurationError: a URI is none.
+
+    """
+    for uri in dict.fromkeys(uris):
+        check(uri, timeout)
 
 
 def takes_connections(uri: str, timeout: float) -> bool:

@@ -84,8 +84,7 @@ def start(settings: Settings) -> Session:
         return _start(settings)
     if settings.mode != "offline":
         try:
-            for uri in dict.fromkeys((settings.tracking_uri, settings.registry_uri)):
-                probe.check(uri, settings.connect_timeout)
+            probe.check_all((settings.tracking_uri, settings.registry_uri), settings.connect_timeout)
             return _start(settings)
         except TrackingUnavailableError as error:
             if settings.mode == "online":
