@@ -207,6 +207,16 @@ def test_a_bar_that_never_ends_takes_no_memory(transcript, tmp_path):
     assert text.count("#") == 1000
 
 
+def test_a_line_without_an_end_is_cut_behind_a_bar_too(transcript, tmp_path):
+    """The bar is over, and what is drawn over it is as long as it likes."""
+    for data in [b"50%\r", *[b"x" * 65_536] * 20]:
+        transcript.add("stdout", data)
+        assert all(len(line._text) < 140_000 for line in transcript._pending.values())
+    transcript.close()
+
+    assert kept(tmp_path).count("x") == 20 * 65_536
+
+
 def test_characters_that_come_in_pieces_are_whole(transcript, tmp_path):
     """A read may end in the middle of one."""
     for byte in "größer 🎉\n".encode():

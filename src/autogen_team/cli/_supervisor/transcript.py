@@ -116,11 +116,11 @@ class _Line:
         """Add what has come, and return the lines that are whole by now."""
         *whole, rest = (self._text + self._decode(data)).split("\n")
         if len(rest) > _LONGEST:
-            before, bar, now = rest.rstrip("\r").rpartition("\r")
-            if bar:
+            _, bar, now = rest.rstrip("\r").rpartition("\r")
+            if bar and len(now) <= _LONGEST:
                 rest = f"\r{now}"
             else:
-                whole.append(before or rest)
+                whole.append(rest)
                 rest = ""
         self._text = rest
         return [line for line in map(_as_shown, whole) if line is not None]
