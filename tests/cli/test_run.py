@@ -323,6 +323,38 @@ def test_threads_of_the_script_belong_to_its_run(run_python, script):
     assert run.info.end_time - run.info.start_time >= 500
 
 
+AT_WORK = """
+import mlflow, sys, threading, time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+run_id = mlflow.active_run().info.run_id
+def work():
+    time.sleep(1)
+    mlflow.MlflowClient().log_metric(run_id, "late", 1)
+"""
+LEFT_AT_WORK = {
+    "a thread that a thread starts": "threading.Timer(0.2, threading.Thread(target=work).start).start()",
+    "a task of an executor": "pool = ThreadPoolExecutor(1); pool.submit(work)",
+    "a task of a task": "pool = ThreadPoolExecutor(1); pool.submit(lambda: pool.submit(work))",
+    "a thread of a task": "pool = ThreadPoolExecutor(2); pool.submit(threading.Thread(target=work).start)",
+    "a task of another process": "pool = ProcessPoolExecutor(1); pool.submit(work)",
+    "a thread beside an exception": "threading.Thread(target=work).start(); raise ValueError('boom')",
+    "a thread beside an exit": "threading.Thread(target=work).start(); sys.exit(1)",
+    "a task beside idle executors": "pool = ThreadPoolExecutor(4); list(pool.map(abs, range(8))); pool.submit(work)",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("body", LEFT_AT_WORK.values(), ids=LEFT_AT_WORK)
+def test_what_the_script_has_left_at_work_belongs_to_its_run(run_python, script, body):
+    """Whatever it is that Python would wait for; and whatever waits for work itself holds nobody up."""
+    status, _, err = run_python(*RUN, script(f"{AT_WORK}{body}"))
+
+    (run,) = runs()
+    assert run.data.metrics == {"late": 1.0}, err
+    assert run.info.end_time - run.info.start_time >= 1000
+    assert run.info.status == ("FAILED" if status else "FINISHED")
+
+
 @pytest.mark.slow
 def test_a_summary_that_cannot_be_printed_changes_nothing(script):
     """The exit status is the target's own."""

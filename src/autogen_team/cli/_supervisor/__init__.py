@@ -7,5 +7,6 @@
 - `wire`: what the two processes say to each other.
 - `inside`: the child: the context, the run, and in it the target.
 - `target`: what is run: a script, a module, or any command.
+- `threads`: waiting for what the target has left at work.
 - `aftermath`: what is done for a child that died without closing its run.
 """

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from autogen_team.cli import _context, _look, _summary
 from autogen_team.cli._supervisor import target as targets
+from autogen_team.cli._supervisor import threads
 from autogen_team.cli._supervisor.wire import ChildEnd, OpenRun, Order
 from autogen_team.context import GlobalContext
 from autogen_team.io import _job
@@ -63,8 +64,8 @@ def execute(order: Order, wire: ChildEnd | None = None) -> NoReturn:
                 summary.run_id = active.info.run_id
                 shown = _summary.where(context.mlflow_service, active.info, summary.prompt)
                 _look.say("run", f"{active.info.run_name} {shown}", "bold")
-                with _reported():
-                    targets.execute(target, _run_variables(active))
+                with threads.awaited(), _reported():  # they still belong to the run
+                    target.execute(_run_variables(active))
         except SystemExit as error:
             status = _status(error.code)
         except KeyboardInterrupt:

@@ -11,10 +11,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures.thread import _threads_queues
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,24 +70,6 @@ def _execute(script: str) -> None:
     with io.open_code(script) as file:
         code = compile(file.read(), script, "exec")
     exec(code, main.__dict__)  # noqa: S102 - the user's own script  # nosec B102
-
-
-def execute(target: Target, run: Mapping[str, str]) -> None:
-    """Execute the target and wait for its threads, as Python does before it exits: they still belong to the run."""
-    try:
-        target.execute(run)
-    except SystemExit as error:
-        if type(error) is SystemExit:  # not by a signal, which wants an end now
-            _wait_for_threads()
-        raise
-    _wait_for_threads()
-
-
-def _wait_for_threads() -> None:
-    for thread in threading.enumerate():
-        is_its_own = not thread.daemon and thread is not threading.current_thread()
-        if is_its_own and thread not in _threads_queues:  # those of executors wait for work until the very end
-            thread.join()
 
 
 def _module(name: str, arguments: Sequence[str]) -> Target:
