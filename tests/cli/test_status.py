@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from pathlib import Path
 
 import mlflow
 
@@ -26,6 +27,16 @@ def test_nothing_waits_at_first(run_python):
     assert (status, out) == (0, "")
     assert "none wait in" in err
     assert json.loads(run_python(*STATUS, "--json")[1]) == {"journals": [], "offline": []}
+
+
+def test_a_dotenv_that_is_no_text_is_one_line(run_python):
+    """As with the other commands."""
+    Path(".env").write_bytes(b"NAME=caf\xe9\n")
+    status, out, err = run_python(*STATUS)
+
+    assert (status, out) == (2, "")
+    assert err.startswith("error: .env is no text in UTF-8")
+    assert err.count("\n") == 1
 
 
 def test_a_running_job_is_alive(store_uri, start_python, run_python):

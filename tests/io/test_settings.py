@@ -293,6 +293,8 @@ def test_a_dotenv_that_is_no_text_is_named():
 
     with pytest.raises(ConfigurationError, match=r"\.env is no text in UTF-8"):
         LoggerService()
+    with pytest.raises(ConfigurationError, match=r"\.env is no text in UTF-8"):
+        _settings.state_dir()
 
 
 def test_a_misspelt_variable_is_reported_once(monkeypatch):

@@ -22,8 +22,11 @@ def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bo
     """Recover every dead journal of this machine, or only tell which and why."""
     from autogen_team.io._tracking import inventory
 
+    with _look.plain_warnings(), _look.plain_errors():
+        service = _context.build(overrides).mlflow_service
+        state = state_dir()
     if dry_run:
-        found = inventory.find(state_dir(), hosts)
+        found = inventory.find(state, hosts)
         if as_json:
             _look.as_json([asdict(one) for one in found])
         elif found:
@@ -32,7 +35,6 @@ def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bo
             _say_none()
         return
     with _look.plain_warnings(), _look.plain_errors():
-        service = _context.build(overrides).mlflow_service
         results = [result for _, result in service.recover(hosts)]
     if as_json:
         _look.as_json([asdict(result) for result in results])

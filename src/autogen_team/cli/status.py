@@ -19,8 +19,10 @@ def show(*, as_json: bool) -> None:
     """Print the journals of all processes, and the stores of offline runs."""
     from autogen_team.io._tracking import inventory, offline
 
-    found = inventory.find(state_dir())
-    stores = offline.find(state_dir())
+    with _look.plain_errors():
+        state = state_dir()
+    found = inventory.find(state)
+    stores = offline.find(state)
     if as_json:
         offline_stores = [{"store": store, "destination": destination} for store, destination in stores.items()]
         _look.as_json({"journals": [asdict(one) for one in found], "offline": offline_stores})
@@ -28,7 +30,7 @@ def show(*, as_json: bool) -> None:
     if found:
         _look.table(("run", "host", "pid", "process", "waiting", "last write", "store"), map(_row, found))
     else:
-        _look.say("journals", f"none wait in {state_dir()}", "bold")
+        _look.say("journals", f"none wait in {state}", "bold")
     if stores:
         _look.table(("offline runs", "meant for"), stores.items())
 

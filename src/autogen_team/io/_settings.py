@@ -98,7 +98,7 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise ConfigurationError(_explain(cls, error, values)) from None
         except UnicodeDecodeError as error:
-            raise ConfigurationError(f".env is no text in UTF-8: {error.reason} at byte {error.start}") from None
+            raise _unreadable(error) from None
         object.__setattr__(self, "_arguments", frozenset(values))
         if cls.variable_prefix:
             warn_of_strangers(cls.variable_prefix)
@@ -286,11 +286,18 @@ def none_or_text(cls: type[BaseSettings], name: str, text: str) -> str | None:
 
 def _found(cls: type[Settings]) -> dict[str, tuple[Place, str]]:
     """Return place and text of every variable there is now, ours or not, the environment before `.env`."""
-    dotenv = DotEnvSettingsSource(cls).env_vars
+    try:
+        dotenv = DotEnvSettingsSource(cls).env_vars
+    except UnicodeDecodeError as error:
+        raise _unreadable(error) from None
     environment = EnvSettingsSource(cls).env_vars
     found: dict[str, tuple[Place, str]] = {name: (".env", text or "") for name, text in dotenv.items()}
     found.update((name, ("environment", text or "")) for name, text in environment.items())
     return found
+
+
+def _unreadable(error: UnicodeDecodeError) -> ConfigurationError:
+    return ConfigurationError(f".env is no text in UTF-8: {error.reason} at byte {error.start}")
 
 
 def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str, object]) -> str:

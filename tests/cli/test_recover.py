@@ -1,0 +1,29 @@
+"""`autogen-team recover`: its options; what it recovers is tested where journals are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+RECOVER = ("-m", "autogen_team", "recover")
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_setting_that_does_not_exist_is_status_2(run_python, options):
+    """Also if nothing would be done with it."""
+    status, out, err = run_python(*RECOVER, *options, "--set", "nonsense.x=1")
+
+    assert (status, out) == (2, "")
+    assert "there is no setting 'nonsense.x'" in err
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_a_dotenv_that_is_no_text_is_one_line(run_python, options):
+    """As with the other commands."""
+    Path(".env").write_bytes(b"NAME=caf\xe9\n")
+    status, out, err = run_python(*RECOVER, *options)
+
+    assert (status, out) == (2, "")
+    assert err.startswith("error: .env is no text in UTF-8")
+    assert err.count("\n") == 1
