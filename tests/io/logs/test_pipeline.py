@@ -304,6 +304,16 @@ def test_other_ranks_only_warn_on_the_console(start, capsys, monkeypatch, rank, 
     assert capsys.readouterr().err == seen.replace(",", "\n") + "\n"
 
 
+@pytest.mark.parametrize(("rank", "size"), [("captain", "7"), ("1", "1")])
+def test_a_process_that_is_no_rank_of_many_speaks_on_the_console(start, capsys, monkeypatch, rank, size):
+    """As it sends alerts and opens runs like any other."""
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", size)
+    start(format="{message}{extra[rank]}")
+    logger.info("info")
+    assert capsys.readouterr().err == "info\n"
+
+
 def test_other_ranks_log_everything_to_files(start, monkeypatch, tmp_path):
     """Only the console is spared."""
     monkeypatch.setenv("RANK", "3")

@@ -62,7 +62,7 @@ def start(settings: Settings) -> Undo:
             template=template,
             redact=Redactor(os.environ) if settings.redact else None,
             catch=settings.catch,
-            rank=os.environ.get("RANK") or None,
+            rank=_job.rank(),
             worker=_job.worker(),
         )
         handler = loguru.logger.add(

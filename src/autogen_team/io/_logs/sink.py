@@ -48,7 +48,7 @@ class Sink:
         template: Template | None,
         redact: Redact | None,
         catch: bool,
-        rank: str | None,
+        rank: int | None,
         worker: str | None = None,
     ) -> None:
         """Make a sink; without `template` its lines are JSON."""
@@ -58,10 +58,10 @@ class Sink:
         self._json = JsonLines(redact) if template is None else None
         self._redact = redact
         self._catch = catch
-        self._process = {name: value for name, value in (("rank", rank), ("worker", worker)) if value is not None}
+        self._process = {name: str(value) for name, value in (("rank", rank), ("worker", worker)) if value is not None}
         self._joined: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, self._process)
         # One process of a distributed job speaks on the console, the others only if something is wrong.
-        self._least_level = _WARNING if self._console is not None and rank not in (None, "0") else 0
+        self._least_level = _WARNING if self._console is not None and rank else 0
         self._faults = Faults(name)
         self._interrupted: deque[tuple[bytes, Record]] = deque()
         self._loguru: threading.local | None = None
