@@ -126,8 +126,6 @@ def intercept() -> Undo:
     bridge = Bridge()
     diversions: list[tuple[logging.Handler, _Diversion]] = []
     diverted: set[logging.Handler] = set()
-    active = True
-    original = logging.Logger.callHandlers
     root = logging.getLogger()
 
     def keep_in_place(logger: logging.Logger) -> None:
@@ -144,40 +142,41 @@ def intercept() -> Undo:
                 diversions.append((handler, diversion))
                 handler.addFilter(diversion)
 
-    def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
-        if active:
-            keep_in_place(self)
-        original(self, record)
+    def keeping_in_place(previous: Hook, is_active: Callable[[], bool]) -> Hook:
+        def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
+            if is_active():
+                keep_in_place(self)
+            previous(self, record)
 
-    basic_config = logging.basicConfig
+        return call_handlers
 
-    def configure(**options: Any) -> None:
-        """Do what the job asks for, as if the bridge, for which it would do nothing, were not there."""
-        was_there = bridge in root.handlers
-        root.removeHandler(bridge)
-        try:
-            basic_config(**options)
-        finally:
-            if was_there and active:
-                root.addHandler(bridge)
+    def without_bridge(previous: Hook, is_active: Callable[[], bool]) -> Hook:
+        @functools.wraps(previous)
+        def configure(**options: Any) -> None:
+            """Do what the job asks for, as if the bridge, for which it would do nothing, were not there."""
+            was_there = bridge in root.handlers
+            root.removeHandler(bridge)
+            try:
+                previous(**options)
+            finally:
+                if was_there and is_active():
+                    root.addHandler(bridge)
 
-    functools.update_wrapper(configure, basic_config)
+        return configure
+
     root.addHandler(bridge)
-    logging.basicConfig = configure
-    logging.Logger.callHandlers = call_handlers  # type: ignore[method-assign]  # as others do, sentry for one
-    give_back_warnings = replace(warnings, "showwarning", _forward_warnings)
+    replaced = [
+        replace(logging, "basicConfig", without_bridge),
+        replace(logging.Logger, "callHandlers", keeping_in_place),  # as others do, sentry for one
+        replace(warnings, "showwarning", _forward_warnings),
+    ]
 
     def undo() -> None:
-        nonlocal active
-        active = False
-        if logging.Logger.callHandlers is call_handlers:  # else somebody has put theirs around it
-            logging.Logger.callHandlers = original  # type: ignore[method-assign]
-        if logging.basicConfig is configure:
-            logging.basicConfig = basic_config
+        for give_back in replaced:
+            give_back()
         for handler, diversion in diversions:
             handler.removeFilter(diversion)
         root.removeHandler(bridge)
-        give_back_warnings()
 
     return undo
 

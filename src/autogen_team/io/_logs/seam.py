@@ -32,6 +32,8 @@ from loguru import _defaults
 from loguru._datetime import datetime
 from loguru._logger import Logger
 
+from autogen_team.io._logs.hooks import Hook, replace
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -102,20 +104,16 @@ RAW = "raw"
 
 def mark_raw() -> Undo:
     """Mark records of `opt(raw=True)`, which handlers cannot tell from others; the returned function stops it."""
-    original = _logger.opt
+    return replace(_logger, "opt", _marking)
 
-    @functools.wraps(original)
+
+def _marking(previous: Hook, is_active: Callable[[], bool]) -> Hook:
+    @functools.wraps(previous)
     def opt(self: Any, *args: Any, **kwargs: Any) -> Any:
-        made = original(self, *args, **kwargs)
-        return made.patch(_mark) if kwargs.get("raw") else made
+        made = previous(self, *args, **kwargs)
+        return made.patch(_mark) if kwargs.get("raw") and is_active() else made
 
-    _logger.opt = opt
-
-    def undo() -> None:
-        if _logger.opt is opt:
-            _logger.opt = original
-
-    return undo
+    return opt
 
 
 def _mark(record: Any) -> None:
