@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from autogen_team.cli._probes import Check, unwritable
 from autogen_team.errors import ConfigurationError
 from autogen_team.io._redact import mask_url
-from autogen_team.io._tracking import places, probe, session
+from autogen_team.io._tracking import links, places, probe, session
 from autogen_team.io._tracking.words import first_line
 from autogen_team.io.services import MlflowService
 
@@ -128,7 +128,7 @@ class Probing:
             remedy = "move to sqlite:///mlflow.db: mlflow migrate-filestore"
             return Check("tracking", "note", f"{shown} is a folder, which MLflow is giving up", remedy), None
         ours = importlib.metadata.version("mlflow-skinny")
-        if not self._uri.startswith(("http://", "https://")):
+        if not links.pages(self._uri):
             return Check("tracking", "ok", f"{shown}, opened by MLflow {ours}"), None
         try:
             server = checks.ask_server(self._uri, self._limit)

@@ -80,8 +80,8 @@ def _stores(source: str | None, service: MlflowService) -> list[str]:
     from autogen_team.io._tracking import offline
 
     if source is None:
-        store = offline.store_uri(state_dir(), service.stores()[0])
-        return [store] if Path(store.partition(":///")[2]).exists() else []
+        store = offline.existing_store(state_dir(), service.stores()[0])
+        return [store] if store else []
     if not _is_uri(source) and not Path(source).expanduser().exists():
         raise ConfigurationError(
             f"there is no store {source!r} in {Path.cwd()}: name a database, or a folder such as mlruns"

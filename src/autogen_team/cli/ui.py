@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
-from urllib.parse import urlsplit
 
 from rich.text import Text
 
@@ -22,6 +21,7 @@ from autogen_team.errors import ConfigurationError, MissingExtraError, TrackingU
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._settings import state_dir
+from autogen_team.io._tracking import links
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -50,8 +50,9 @@ def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool,
         service = _context.build(overrides).mlflow_service
         stores = _stores(service)
         tell = partial(_tell, service.experiment_name, stores, opens_browser=opens_browser, as_json=as_json)
-        if _is_server(stores[0]):
-            tell(_without_password(stores[0]))
+        pages = links.pages(stores[0])
+        if pages is not None:
+            tell(pages)
             return
         _require_pages()
         _prepare(stores[0])
@@ -81,29 +82,19 @@ def _stores(service: MlflowService) -> tuple[str, str]:
         if service.mode == "online":
             raise
         return _offline(tracking)
-    if _is_server(registry) and not _is_server(tracking):
+    if links.pages(registry) and not links.pages(tracking):
         _look.say("warning", f"registered models are on {mask_url(registry)}, and shown only there", "yellow")
         registry = tracking
     return tracking, registry
 
 
 def _offline(destination: str) -> tuple[str, str]:
-    from autogen_team.io._tracking import offline, places
+    from autogen_team.io._tracking import offline
 
-    store = offline.store_uri(state_dir(), destination)
-    place = places.local_place(store)
-    if place is None or not place.exists():
+    store = offline.existing_store(state_dir(), destination)
+    if store is None:
         raise ConfigurationError(f"no run that is meant for {mask_url(destination)} has been recorded offline")
     return store, store
-
-
-def _is_server(uri: str) -> bool:
-    return urlsplit(uri).scheme in ("http", "https")
-
-
-def _without_password(uri: str) -> str:
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl().rstrip("/")
 
 
 def _require_pages() -> None:
@@ -164,8 +155,6 @@ def _signals_exit() -> Iterator[None]:
 
 def _tell(experiment: str, stores: tuple[str, str], address: str, *, opens_browser: bool, as_json: bool) -> None:
     """Print the address of the pages, and of the last run if there is one; open the browser there."""
-    from autogen_team.io._tracking import links
-
     run = _find_last_run(experiment, stores)
     link = links.of_run(address, run.info.experiment_id, run.info.run_id) if run else None
     if as_json:

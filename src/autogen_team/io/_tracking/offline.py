@@ -11,6 +11,7 @@ from autogen_team.io._redact import mask_url
 from autogen_team.io._tracking.places import local_place
 
 _ABOUT = "about.json"
+_STORE = "mlflow.db"
 
 
 def folder(state: Path, destination: str) -> Path:
@@ -20,7 +21,12 @@ def folder(state: Path, destination: str) -> Path:
 
 def store_uri(state: Path, destination: str) -> str:
     """Return the store of these runs."""
-    return f"sqlite:///{folder(state, destination) / 'mlflow.db'}"
+    return f"sqlite:///{folder(state, destination) / _STORE}"
+
+
+def existing_store(state: Path, destination: str) -> str | None:
+    """Return the store of these runs, if there are any."""
+    return store_uri(state, destination) if (folder(state, destination) / _STORE).exists() else None
 
 
 def prepare(state: Path, destination: str) -> str:
@@ -49,6 +55,6 @@ def find(state: Path) -> dict[str, str]:
     """Return the stores that there are, each with the destination of its runs, masked."""
     found = {}
     for about in sorted((state / "offline").glob(f"*/{_ABOUT}")):
-        if (about.parent / "mlflow.db").exists():
-            found[f"sqlite:///{about.parent / 'mlflow.db'}"] = orjson.loads(about.read_bytes())["destination"]
+        if (about.parent / _STORE).exists():
+            found[f"sqlite:///{about.parent / _STORE}"] = orjson.loads(about.read_bytes())["destination"]
     return found
