@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 PREFIX = "AUTOGEN_TEAM_"
 STATE_DIR = PREFIX + "STATE_DIR"
 
-Place: TypeAlias = Literal["argument", "environment", ".env", "default"]
+Source: TypeAlias = Literal["argument", "environment", ".env", "default"]
 
 _MACHINERY = ("autogen_team.", "pydantic")
 OF_RUN = frozenset(f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT"))
@@ -67,7 +67,7 @@ class Setting:
     variable: str
     value: str
     """Secrets masked."""
-    source: Place
+    source: Source
     description: str
 
 
@@ -141,11 +141,11 @@ class Settings(BaseSettings):
             for name, variable in cls.variables().items()
         ]
 
-    def source(self, name: str) -> Place:
+    def source(self, name: str) -> Source:
         """Return where the value of a field came from."""
         return self._source(name, _found(type(self)))
 
-    def _source(self, name: str, found: Mapping[str, tuple[Place, str]]) -> Place:
+    def _source(self, name: str, found: Mapping[str, tuple[Source, str]]) -> Source:
         if name in getattr(self, "_arguments", ()):
             return "argument"
         variable = self.variables().get(name, "")
@@ -284,14 +284,14 @@ def none_or_text(cls: type[BaseSettings], name: str, text: str) -> str | None:
     return None if takes_none and text.lower() == "none" else text
 
 
-def _found(cls: type[Settings]) -> dict[str, tuple[Place, str]]:
+def _found(cls: type[Settings]) -> dict[str, tuple[Source, str]]:
     """Return place and text of every variable there is now, ours or not, the environment before `.env`."""
     try:
         dotenv = DotEnvSettingsSource(cls).env_vars
     except UnicodeDecodeError as error:
         raise _unreadable(error) from None
     environment = EnvSettingsSource(cls).env_vars
-    found: dict[str, tuple[Place, str]] = {name: (".env", text or "") for name, text in dotenv.items()}
+    found: dict[str, tuple[Source, str]] = {name: (".env", text or "") for name, text in dotenv.items()}
     found.update((name, ("environment", text or "")) for name, text in environment.items())
     return found
 

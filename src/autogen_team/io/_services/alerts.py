@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from autogen_team.io._alerts.channel import Channel
     from autogen_team.io._alerts.delivery import Delivery
-    from autogen_team.io._alerts.delivery import Settings as ChannelSettings
+    from autogen_team.io._alerts.delivery import Settings as DeliverySettings
     from autogen_team.io._alerts.trial import Outcome
 
 __all__ = ["AlertsService"]
@@ -109,7 +109,7 @@ class AlertsService(Service):
         """
         from autogen_team.io._alerts import trial
 
-        return trial.deliver_now(self._channels(), title, message, level)
+        return trial.deliver_now(self._delivery_settings(), title, message, level)
 
     def report_runs(self, when: Literal["failure", "always"]) -> Callable[[], None]:
         """Alert when a run of this process ends, until the returned function is called.
@@ -117,7 +117,6 @@ class AlertsService(Service):
         With `failure` only FAILED and KILLED are told; with `always` FINISHED is too, by rank 0 alone. A run inside
         another one is the job's own business.
         """
-        from autogen_team.io import _job
         from autogen_team.io._alerts.report import Reporter
 
         return _job.subscribe(Reporter(self.notify, always=when == "always"))
@@ -127,7 +126,7 @@ class AlertsService(Service):
         """Send alerts to this channel alone inside the block; for `autogen_team.testing`."""
         from autogen_team.io._alerts import delivery
 
-        settings = replace(self._channels(), enable=True)
+        settings = replace(self._delivery_settings(), enable=True)
         mine = delivery.Delivery(settings, channels=[channel])
         with self._lock:
             before: Delivery | None = getattr(self, "_delivery", None)
@@ -145,11 +144,11 @@ class AlertsService(Service):
             if found is None:
                 from autogen_team.io._alerts import delivery
 
-                found = delivery.Delivery(self._channels())
+                found = delivery.Delivery(self._delivery_settings())
                 object.__setattr__(self, "_delivery", found)
             return found
 
-    def _channels(self) -> ChannelSettings:
+    def _delivery_settings(self) -> DeliverySettings:
         from autogen_team.io._alerts import delivery
 
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
