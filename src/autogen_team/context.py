@@ -155,8 +155,9 @@ class GlobalContext(Service):
         found = super().environment()
         for name in self.argument_only:
             found |= getattr(self, name).environment()
-        if os.environ.get(STATE_DIR) or state_dir_setting().source != "default":
-            found[STATE_DIR] = state_dir_setting().value
+        state = state_dir_setting()
+        if state.source != "default":
+            found[STATE_DIR] = state.value
         return found
 
     def bind(

@@ -17,6 +17,7 @@ from autogen_team.cli import _look
 from autogen_team.context import GlobalContext
 from autogen_team.errors import ConfigurationError
 from autogen_team.io import _job
+from autogen_team.io._alerts.report import duration
 from autogen_team.io._deadline import within
 from autogen_team.io._redact import mask, mask_url
 from autogen_team.io.services import MlflowService
@@ -24,6 +25,7 @@ from autogen_team.io.services import MlflowService
 if TYPE_CHECKING:
     from typing import Self
 
+    from mlflow import MlflowClient
     from mlflow.entities import RunInfo
 
 _SHOWN = 5
@@ -84,7 +86,7 @@ def _rows(service: MlflowService, summary: Summary) -> list[tuple[str, str]]:
     run_id = summary.run_id or ""
     run = client.get_run(run_id)
     seconds = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
-    ended = run.info.status if seconds is None else f"{run.info.status} after {seconds:.1f} s"
+    ended = run.info.status if seconds is None else f"{run.info.status} after {duration(seconds)}"
     reason = run.data.tags.get(_job.EXCEPTION_TAG)
     metrics = [f"{key} {value:.4g}" for key, value in sorted(run.data.metrics.items()) if not key.startswith("system/")]
     models = [f"{output.model_id}" for output in (run.outputs.model_outputs if run.outputs else [])]
@@ -95,14 +97,14 @@ def _rows(service: MlflowService, summary: Summary) -> list[tuple[str, str]]:
         ("parameters", _count(sorted(run.data.params))),
         ("metrics", _count(metrics)),
         ("models", _count(models)),
-        ("registered", _count([_version(service, version.name, version.version) for version in versions])),
+        ("registered", _count([_version(client, version.name, version.version) for version in versions])),
         ("look at it", where(service, run.info, summary.prompt)),
     ]
     return [(label, text) for label, text in rows if text]
 
 
-def _version(service: MlflowService, name: str, version: str) -> str:
-    aliases = service.client().get_model_version(name, version).aliases
+def _version(client: MlflowClient, name: str, version: str) -> str:
+    aliases = client.get_model_version(name, version).aliases
     return " ".join([f"{name} version {version}", *(f"@{alias}" for alias in aliases)])
 
 

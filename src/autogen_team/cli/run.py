@@ -21,7 +21,7 @@ def run(
     overrides: Mapping[str, str],
 ) -> NoReturn:
     """Run the command, and exit as it does."""
-    order = Order(list(command), is_command, name, description, list(tags), dict(overrides))
+    order = Order(list(command), is_command, name, description, list(tags), dict(overrides), keep_output)
     from autogen_team.cli._supervisor.supervise import supervise
 
-    supervise(order, keep_output=keep_output)
+    supervise(order)

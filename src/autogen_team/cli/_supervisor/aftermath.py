@@ -131,7 +131,6 @@ def _close(death: Death, run: OpenRun) -> bool:
 
 def _alert(death: Death, run: OpenRun) -> None:
     from autogen_team.cli import _context
-    from autogen_team.io import _job
 
     context = _context.build(death.order.overrides)
     if context.alert_on == "never":

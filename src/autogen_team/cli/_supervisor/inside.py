@@ -32,7 +32,7 @@ def main() -> NoReturn:
     execute(wire.order, wire)
 
 
-def execute(order: Order, wire: ChildEnd | None = None) -> NoReturn:
+def execute(order: Order, wire: ChildEnd) -> NoReturn:
     """Run the target of the order, and exit as it does."""
     target = targets.parse(order.command, is_command=order.is_command)
     overrides = order.overrides
@@ -48,9 +48,8 @@ def execute(order: Order, wire: ChildEnd | None = None) -> NoReturn:
         summary = _summary.Summary(_summary.Prompt.here())
     status = 0
     with ExitStack() as undo:
-        if wire is not None:
-            # before the log of the run listens, so that its end has the output up to there
-            undo.callback(_job.subscribe(_Told(wire, context, summary.prompt)))
+        # before the log of the run listens, so that its end has the output up to there
+        undo.callback(_job.subscribe(_Told(wire, context, summary.prompt)))
         with _look.plain_errors(_look.NOT_STARTED):
             context.start()
         undo.callback(context.stop)

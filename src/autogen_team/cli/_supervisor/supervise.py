@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
@@ -39,9 +38,9 @@ _SLOW_READER = 1.0
 """Seconds that the end of a run waits for whoever reads our output, so that the run has it too."""
 
 
-def supervise(order: Order, *, keep_output: bool) -> NoReturn:
+def supervise(order: Order) -> NoReturn:
     """Have the order done by a child, and exit as that did: with its status, or 128 and the signal that ended it."""
-    child = _Child(replace(order, is_kept=keep_output))
+    child = _Child(order)
     status = child.wait()
     if not child.wire.is_closed:
         death = aftermath.Death(

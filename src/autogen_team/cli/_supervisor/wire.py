@@ -29,7 +29,7 @@ class Order:
     tags: list[str]
     overrides: dict[str, str]
     """`service.field` and text."""
-    is_kept: bool = False
+    is_kept: bool
     """The output goes to a transcript."""
 
 

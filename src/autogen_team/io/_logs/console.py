@@ -21,13 +21,8 @@ class Console:
         self._is_writing = False
         self._known: tuple[Any, bool] = (None, False)
 
-    @property
-    def may_colour(self) -> bool:
-        """Whether a line could be coloured at all: FORCE_COLOR or a terminal, and nothing against it."""
-        return self._colorize and (self._force or _is_terminal(getattr(sys, self.name)))
-
     def is_coloured(self) -> bool:
-        """Tell whether the next line is to be coloured."""
+        """Tell whether the next line is to be coloured: FORCE_COLOR or a terminal, and nothing against it."""
         if not self._colorize:
             return False
         stream = getattr(sys, self.name)

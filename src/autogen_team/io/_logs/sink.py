@@ -66,7 +66,7 @@ class Sink:
         self._interrupted: deque[tuple[bytes, Record]] = deque()
         self._loguru: threading.local | None = None
         self._is_stopped = False
-        self.colours = template is not None and self._console is not None and self._console.may_colour
+        self.colours = template is not None and self._console is not None and self._console.is_coloured()
         """Whether loguru is to colour messages and tracebacks."""
         self.is_muted = False
         """Whether another sink, started later, has the same destination."""
