@@ -66,6 +66,17 @@ def test_a_module_runs_as_python_would_run_it(run_python, script):
     assert runs()[0].info.run_name == "package.train"
 
 
+@pytest.mark.parametrize(("options", "are_sampled"), [([], True), (["--no-system-metrics"], False)])
+def test_system_metrics_can_be_left_out(run_python, script, options, are_sampled):
+    """A script cannot do that itself: its own run joins the command's, which samples already."""
+    often = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1"}
+
+    status, _, err = run_python(*RUN, *options, script("import time; time.sleep(2)"), **often)
+
+    assert status == 0, err
+    assert any(key.startswith("system/") for key in runs()[0].data.metrics) is are_sampled
+
+
 @pytest.mark.slow
 def test_a_script_sees_itself_as_python_would_show_it(run_python, script):
     """Its name, its arguments, and the modules beside it."""

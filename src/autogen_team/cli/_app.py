@@ -101,6 +101,14 @@ def run(
             help="Keep stdout and stderr with the run's log.",
         ),
     ] = True,
+    system_metrics: Annotated[
+        bool,
+        typer.Option(
+            "--system-metrics/--no-system-metrics",
+            envvar="AUTOGEN_TEAM_RUN_SYSTEM_METRICS",
+            help="Sample processor, memory and network of the machine.",
+        ),
+    ] = True,
     set_: Set = None,
 ) -> NoReturn:
     """Run any job inside the global context and one MLflow run, supervised.
@@ -124,6 +132,7 @@ def run(
         description=description,
         tags=tag or [],
         keep_output=output,
+        system_metrics=system_metrics,
         overrides={**overrides, **{path: value for path, value in more.items() if value is not None}},
     )
 

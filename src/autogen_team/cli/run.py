@@ -18,10 +18,13 @@ def run(
     description: str | None,
     tags: Sequence[str],
     keep_output: bool,
+    system_metrics: bool,
     overrides: Mapping[str, str],
 ) -> NoReturn:
     """Run the command, and exit as it does."""
-    order = Order(list(command), is_command, name, description, list(tags), dict(overrides), keep_output)
+    order = Order(
+        list(command), is_command, name, description, list(tags), dict(overrides), keep_output, system_metrics
+    )
     from autogen_team.cli._supervisor.supervise import supervise
 
     supervise(order)

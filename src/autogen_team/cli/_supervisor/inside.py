@@ -36,7 +36,11 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
     """Run the target of the order, and exit as it does."""
     target = targets.parse(order.command, is_command=order.is_command)
     overrides = order.overrides
-    config = {"description": order.description, "tags": _context.assignments(order.tags, "--tag") or None}
+    config = {
+        "description": order.description,
+        "tags": _context.assignments(order.tags, "--tag") or None,
+        "log_system_metrics": order.system_metrics,
+    }
     sys.excepthook = sys.__excepthook__  # Typer has one of its own, which is not for the target's exceptions
     with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
         context = _context.build(overrides)

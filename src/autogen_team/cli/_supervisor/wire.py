@@ -31,6 +31,8 @@ class Order:
     """`service.field` and text."""
     is_kept: bool
     """The output goes to a transcript."""
+    system_metrics: bool
+    """They are sampled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,7 +265,8 @@ _stand_ins: dict[str, list[tuple[Any, _FindArtifacts]]] = {}
 """Of each store, what stands in for it; the first one does, the others wait for its end."""
 _client_class: Any = TrackingServiceClient
 _plain_artifact_repo: Any = _client_class._get_artifact_repo
-_plain_known_repo: Any = fluent._get_artifact_repo
+_fluent: Any = fluent
+_plain_known_repo: Any = _fluent._get_artifact_repo
 
 
 def _find_plainly(find: Callable[[], Any], _owner: str, _kind: Kind) -> Any:
@@ -281,7 +282,7 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
     found.insert(len(found) if yields else 0, here)
     _registry._get_store_with_resolved_uri = _find_store
     _client_class._get_artifact_repo = _find_artifact_repo
-    fluent._get_artifact_repo = _find_known_repo
+    _fluent._get_artifact_repo = _find_known_repo
 
     def undo() -> None:
         del found[next(at for at, one in enumerate(found) if one is here)]
@@ -290,7 +291,7 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
         if not _stand_ins:
             del _registry._get_store_with_resolved_uri
             _client_class._get_artifact_repo = _plain_artifact_repo
-            fluent._get_artifact_repo = _plain_known_repo
+            _fluent._get_artifact_repo = _plain_known_repo
 
     return undo
 
