@@ -1,0 +1,200 @@
+"""The end of a delivery, and many callers at once: nothing is lost, nothing is printed twice, nobody waits for ever."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from autogen_team.io._alerts import delivery as delivery_module
+from autogen_team.io._alerts.channel import Alert, RecordingChannel, UndeliveredError
+
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Have notify wait a tenth of a second instead of one."""
+    monkeypatch.setattr(delivery_module, "PATIENCE", 0.1)
+
+
+class TestStop:
+    """The end of the service."""
+
+    def test_stop_delivers_what_waits(self, delivery, endpoint, capfd):
+        """Alerts on their way arrive."""
+        server = endpoint()
+        alerts = delivery(urls=(server.url,), flush_timeout=PATIENCE)
+        for number in range(20):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        assert [request["title"] for request in server.requests] == [str(number) for number in range(20)]
+        assert capfd.readouterr().out == ""
+
+    def test_stop_prints_what_it_gives_up(self, delivery, gated, capfd):
+        """The alert under way and those behind it are printed, in order, when the time is over."""
+        remote = gated()
+        alerts = delivery(channels=[remote], flush_timeout=0.1)
+        for number in range(3):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        assert capfd.readouterr().out == "[test] 0: \n[test] 1: \n[test] 2: \n"
+
+    def test_what_stop_printed_is_not_printed_again(self, delivery, gated, capfd, wait_until):
+        """A channel that fails after stop gave up has nothing to add."""
+        remote = gated(error=UndeliveredError("no network"))
+        alerts = delivery(channels=[remote], flush_timeout=0.1)
+        alerts.notify("done", "")
+        alerts.stop()
+        remote.gate.set()
+        wait_until(lambda: not any("alerts to gated" in thread.name for thread in threading.enumerate()))
+        assert capfd.readouterr().out == "[test] done: \n"
+
+    def test_what_the_desktop_showed_is_not_printed_by_stop(self, delivery, gated, capfd, caplog):
+        """A confirmed alert whose remote copy is late is reported, not printed."""
+        remote = gated(name="remote")
+        alerts = delivery(channels=[RecordingChannel("desktop"), remote], flush_timeout=0.1)
+        alerts.notify("done", "")
+        alerts.stop()
+        assert capfd.readouterr().out == ""
+        assert "remote: still not delivered when the alerts service stopped" in caplog.text
+
+    def test_stop_does_not_wait_for_what_is_printed_already(self, delivery, gated, impatient):
+        """A desktop that hangs has cost its second; stop does not add its own."""
+        alerts = delivery(channels=[gated(is_local=True)], flush_timeout=60.0)
+        alerts.notify("done", "")
+        started = time.monotonic()
+        alerts.stop()
+        assert time.monotonic() - started < 30
+
+    def test_stop_closes_channels_that_are_idle(self, delivery, gated):
+        """Connections end with the service, except one that is in use this moment."""
+        idle, busy = gated(name="idle"), gated(name="busy")
+        idle.gate.set()
+        alerts = delivery(channels=[idle, busy], flush_timeout=0.1)
+        alerts.notify("done", "")
+        alerts.stop()
+        assert (idle.closed, busy.closed) == (1, 0)
+
+    def test_a_second_stop_does_nothing(self, delivery, capfd):
+        """Stop may be called as often as one likes."""
+        alerts = delivery(channels=[RecordingChannel()])
+        alerts.stop()
+        alerts.stop()
+        assert capfd.readouterr() == ("", "")
+
+    def test_an_alert_during_stop_is_printed(self, delivery, gated, capfd, wait_until):
+        """While stop waits for what was before, a late alert goes to the console at once."""
+        remote = gated()
+        alerts = delivery(channels=[remote], flush_timeout=PATIENCE)
+        alerts.notify("before", "")
+        stopper = threading.Thread(target=alerts.stop)
+        stopper.start()
+        wait_until(lambda: alerts._stopped)
+        alerts.notify("late", "but there")
+        assert capfd.readouterr().out == "[test] late: but there\n"
+        remote.gate.set()
+        stopper.join(PATIENCE)
+        assert [alert.title for alert in remote.alerts] == ["before"]
+
+    def test_an_alert_after_stop_is_printed(self, delivery, capfd):
+        """Nothing is lost by being late."""
+        channel = RecordingChannel()
+        alerts = delivery(channels=[channel])
+        alerts.stop()
+        alerts.notify("late", "but there")
+        assert channel.alerts == []
+        assert capfd.readouterr().out == "[test] late: but there\n"
+
+    def test_a_fault_in_stop_is_not_the_jobs(self, delivery, monkeypatch, caplog):
+        """Stop raises nothing, whatever breaks."""
+
+        def fail(self):
+            raise RuntimeError("a bug")
+
+        alerts = delivery(channels=[RecordingChannel()])
+        monkeypatch.setattr(delivery_module.Cooldown, "drain", fail)
+        alerts.stop()
+        assert "RuntimeError: a bug" in caplog.text
+
+    def test_the_count_of_the_cooldown_is_told_at_stop(self, delivery, capfd):
+        """What was counted is sent through the channels when the job ends."""
+        channel = RecordingChannel()
+        alerts = delivery(channels=[channel], cooldown=3600)
+        for number in range(5):
+            alerts.notify("loss", f"nan at {number}", "warning")
+        alerts.stop()
+        assert channel.alerts == [Alert("loss", "nan at 0", "warning"), Alert("loss", "(4 more)", "warning")]
+        assert capfd.readouterr().out == ""
+
+    def test_a_service_with_nothing_left_to_do_is_forgotten(self, delivery):
+        """A job may make one for each alert, and stop none of them."""
+        alerts = delivery(channels=[RecordingChannel()], cooldown=3600)
+        for number in range(3):
+            alerts.notify(str(number), "")
+            assert alerts not in delivery_module._known_at_exit
+        alerts.notify("0", "again")
+        assert alerts in delivery_module._known_at_exit  # there is a count to be told
+
+    def test_the_count_is_printed_if_no_channel_takes_it(self, delivery, capfd):
+        """A count that cannot be delivered goes the way of every alert."""
+        alerts = delivery(channels=[RecordingChannel(fail_with="no desktop")], cooldown=3600)
+        for _ in range(3):
+            alerts.notify("loss", "nan")
+        alerts.stop()
+        assert capfd.readouterr().out == "[test] loss: nan\n[test] loss: (2 more)\n"
+
+
+class TestManyCallers:
+    """Threads and event loops."""
+
+    def test_alerts_of_many_threads_all_arrive(self, delivery, daemon, capfd):
+        """Each alert of eight threads is shown or printed, none twice."""
+        running = daemon()
+        alerts = delivery()
+
+        def notify(thread):
+            for number in range(25):
+                alerts.notify(f"{thread}.{number}", "")
+
+        threads = [threading.Thread(target=notify, args=(thread,)) for thread in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        printed = [line.removeprefix("[test] ").removesuffix(": ") for line in capfd.readouterr().out.splitlines()]
+        shown = [call["title"] for call in running.calls]
+        assert sorted({*printed, *shown}) == sorted(f"{thread}.{number}" for thread in range(8) for number in range(25))
+        assert len(shown) == len(set(shown))
+
+    def test_a_thousand_alerts_arrive(self, delivery, daemon, capfd):
+        """A flood through a healthy desktop loses none."""
+        running = daemon()
+        alerts = delivery()
+        for number in range(1000):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        printed = [line.removeprefix("[test] ").removesuffix(": ") for line in capfd.readouterr().out.splitlines()]
+        assert sorted({*(call["title"] for call in running.calls), *printed}) == sorted(map(str, range(1000)))
+
+    def test_a_thousand_alerts_to_a_web_hook_arrive_or_are_printed(self, delivery, endpoint, capfd):
+        """A flood that the service cannot take in time is delivered in part and printed for the rest."""
+        server = endpoint()
+        alerts = delivery(urls=(server.url,), flush_timeout=1.0)
+        for number in range(1000):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        printed = [line.removeprefix("[test] ").removesuffix(": ") for line in capfd.readouterr().out.splitlines()]
+        arrived = {request["title"] for request in server.requests}
+        assert arrived
+        assert sorted({*arrived, *printed}, key=int) == [str(number) for number in range(1000)]
+
+    def test_it_works_inside_a_running_loop(self, delivery, daemon):
+        """A coroutine may notify."""
+        running = daemon()
+
+        async def job():
+            delivery().notify("done", "")
+
+        asyncio.run(job())
+        assert [call["title"] for call in running.calls] == ["done"]
