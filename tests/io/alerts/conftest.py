@@ -263,6 +263,12 @@ def delivery(settings):
         one.stop()
 
 
+@pytest.fixture
+def impatient(monkeypatch):
+    """Have notify wait a tenth of a second instead of one."""
+    monkeypatch.setattr(delivery_module, "PATIENCE", 0.1)
+
+
 @dataclass
 class GatedChannel:
     """A channel that answers when its gate is open."""

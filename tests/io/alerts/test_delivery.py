@@ -1,5 +1,6 @@
 """Never block, never lose, never raise: what the caller of notify sees while channels answer, refuse or hang."""
 
+import asyncio
 import logging
 import sys
 import threading
@@ -13,12 +14,6 @@ from autogen_team.io._alerts.channel import Alert, NoAnswerError, RecordingChann
 from autogen_team.io._alerts.delivery import Delivery
 
 PATIENCE = 20.0
-
-
-@pytest.fixture
-def impatient(monkeypatch):
-    """Have notify wait a tenth of a second instead of one."""
-    monkeypatch.setattr(delivery_module, "PATIENCE", 0.1)
 
 
 class TestTheConsole:
@@ -341,6 +336,61 @@ class TestConfirmation:
         remote.gate.set()
         assert alerts.flush(PATIENCE)
         assert [alert.title for alert in remote.alerts] == ["0", "1", "2"]
+
+
+class TestManyCallers:
+    """Threads and event loops."""
+
+    def test_alerts_of_many_threads_all_arrive(self, delivery, daemon, capfd):
+        """Each alert of eight threads is shown or printed, none twice."""
+        running = daemon()
+        alerts = delivery()
+
+        def notify(thread):
+            for number in range(25):
+                alerts.notify(f"{thread}.{number}", "")
+
+        threads = [threading.Thread(target=notify, args=(thread,)) for thread in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        printed = [line.removeprefix("[test] ").removesuffix(": ") for line in capfd.readouterr().out.splitlines()]
+        shown = [call["title"] for call in running.calls]
+        assert sorted({*printed, *shown}) == sorted(f"{thread}.{number}" for thread in range(8) for number in range(25))
+        assert len(shown) == len(set(shown))
+
+    def test_a_thousand_alerts_arrive(self, delivery, daemon, capfd):
+        """A flood through a healthy desktop loses none."""
+        running = daemon()
+        alerts = delivery()
+        for number in range(1000):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        printed = [line.removeprefix("[test] ").removesuffix(": ") for line in capfd.readouterr().out.splitlines()]
+        assert sorted({*(call["title"] for call in running.calls), *printed}) == sorted(map(str, range(1000)))
+
+    def test_a_thousand_alerts_to_a_web_hook_arrive_or_are_printed(self, delivery, endpoint, capfd):
+        """A flood that the service cannot take in time is delivered in part and printed for the rest."""
+        server = endpoint()
+        alerts = delivery(urls=(server.url,), flush_timeout=1.0)
+        for number in range(1000):
+            alerts.notify(str(number), "")
+        alerts.stop()
+        printed = [line.removeprefix("[test] ").removesuffix(": ") for line in capfd.readouterr().out.splitlines()]
+        arrived = {request["title"] for request in server.requests}
+        assert arrived
+        assert sorted({*arrived, *printed}, key=int) == [str(number) for number in range(1000)]
+
+    def test_it_works_inside_a_running_loop(self, delivery, daemon):
+        """A coroutine may notify."""
+        running = daemon()
+
+        async def job():
+            delivery().notify("done", "")
+
+        asyncio.run(job())
+        assert [call["title"] for call in running.calls] == ["done"]
 
 
 class TestConfiguration:
