@@ -82,7 +82,8 @@ def _log(record: logging.LogRecord, text: str) -> None:
     if record.stack_info:
         text = f"{text}\n{record.stack_info}"
     level = _LEVELS.get(record.levelno, record.levelno)
-    loguru.logger.opt(exception=exception).patch(describe).log(level, text)
+    plain = loguru.logger.opt(exception=exception) if exception else loguru.logger  # each step makes a logger anew
+    plain.patch(describe).log(level, text)
 
 
 def _say(record: logging.LogRecord) -> None:
