@@ -41,7 +41,7 @@ STATE_DIR = PREFIX + "STATE_DIR"
 Source: TypeAlias = Literal["argument", "environment", ".env", "default"]
 
 _MACHINERY = ("autogen_team.", "pydantic")
-OF_RUN = frozenset(f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT"))
+OF_RUN = frozenset(f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT", "SYSTEM_METRICS"))
 """The variables of the options of `autogen-team run` that are no settings of a service."""
 WORKER_OF = PREFIX + "WORKER_OF"
 """The variable that makes a process a worker: which run it works for."""
