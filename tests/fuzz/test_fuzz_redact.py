@@ -6,7 +6,7 @@ import json
 import string
 import time
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autogen_team.io._redact import Redactor, mask_url
@@ -89,6 +89,7 @@ def test_a_value_of_the_environment_does_not_hide_in_json(secret, around):
     texts,
     st.text(max_size=20),
 )
+@example("password", ": ", "ZqX000000000000", "password=", "")
 def test_what_is_assigned_to_a_secret_name_never_comes_through(name, sign, secret, before, after):
     """On a line of its own, whatever the other lines are."""
     end = next((quote for quote in ('\\"', '"', "'") if sign.endswith(quote)), "")

@@ -286,3 +286,18 @@ def test_the_quick_look_misses_no_pattern():
     for hint in {*_redact._SHAPES, *_redact._WORDS} - behind_a_host:
         assert any(part in hint for part in looked_for), hint
     assert "://" in looked_for
+
+
+@pytest.mark.parametrize(
+    "assignment", ["password: hunter2", "db_passwd = hunter2", '"client_secret": "hunter2"', "PGPASSWORD=hunter2"]
+)
+@pytest.mark.parametrize("empty", ["password=", "api_key: ", "PGPASSWORD=\n"])
+def test_a_name_without_a_value_does_not_hide_the_next_one(empty, assignment):
+    """The name on the next line is not its value, and has one."""
+    assert "hunter2" not in mask(f"{empty}\n{assignment}\n")
+
+
+@pytest.mark.parametrize("value", ["hunter2-secret", "aHVudGVyMg=="])
+def test_a_value_on_the_next_line_is_one(value):
+    """As YAML may have it, whatever the value looks like."""
+    assert mask(f"password:\n  {value}\n") == f"password:\n  {MASK}\n"

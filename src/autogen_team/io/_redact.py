@@ -40,6 +40,7 @@ _ASSIGNMENT = re.compile(
     re.IGNORECASE,
 )
 """What follows the name of a secret: `=hunter2`, `": "hunter2`, ` hunter2`."""
+_SIGN = re.compile(rf"{_QUOTE}\s*[:=]")
 _SECRET_WORDS = ("password", "passwd", "passphrase", "pwd", "secret", "credential", "authorization", "x-auth")
 _SECRET_KEY = re.compile(r"(?:api|access|private|signing|secret)[_-]?\Z")
 _TEXT_TOKEN = re.compile(r"(?:bos|eos|pad|unk|sep|cls|mask|next|special|image|max|min|num|n)_\Z")
@@ -231,11 +232,21 @@ def _is_secret(word: str, lower: str, at: int, found: re.Match[str]) -> bool:
         return False  # pad_token, a count, a word
     if not value or value.lower() in _NOT_VALUES or value.startswith(("self.", "os.", "$")):
         return False
+    if "\n" in found["sign"] and _is_next_name(found):  # behind one that has no value
+        return False
     sign = found["sign"].strip()
     if not sign:  # `--password hunter2` on a command line, but not "the password was wrong"
         return lower[:at].rpartition(" ")[2].startswith("--")
     # Prose puts a colon too: "the secret: never overfit".
     return sign == "=" or bool(found["quoted"]) or not _is_word(value) or word == "authorization"
+
+
+def _is_next_name(found: re.Match[str]) -> bool:
+    """Tell whether what was found to be a value is the name of another secret, with a sign of its own."""
+    begin, _ = _value(found)
+    name = found.string[begin : found.end()]
+    has_sign = name.endswith((":", "=")) or _SIGN.match(found.string, found.end())
+    return bool(has_sign) and is_secret_name(name.rstrip(":="))
 
 
 def _is_word(value: str) -> bool:
