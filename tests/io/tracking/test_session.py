@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -55,7 +56,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, caplog, monkeypatc
 
 def test_a_database_has_one_turn_whatever_its_options(tmp_path):
     """They are no part of its place."""
-    for uri in ("sqlite:///mlflow.db", "sqlite:///mlflow.db?timeout=5", f"sqlite:///{tmp_path}/work/mlflow.db"):
+    for uri in ("sqlite:///mlflow.db", "sqlite:///mlflow.db?timeout=5", f"sqlite:///{Path.cwd()}/mlflow.db"):
         with turns.in_turn(uri, tmp_path / "state"):
             pass
 
