@@ -273,18 +273,10 @@ class TestConfirmation:
             "alerts: remote: no network; alerts that nobody confirms are printed on stdout (reported once)"
         ]
 
-    def test_an_unforeseen_error_of_a_channel_is_a_failure_like_any_other(self, delivery, gated, capfd):
-        """A channel may break in any way."""
-        remote = gated(error=ZeroDivisionError("of all things"))
-        remote.gate.set()
-        alerts = delivery(channels=[remote])
-        alerts.notify("done", "")
-        assert alerts.flush(PATIENCE)
-        assert capfd.readouterr().out == "[test] done: \n"
-
-    def test_a_channel_that_exits_its_thread_has_not_confirmed(self, delivery, gated, capfd):
-        """Nor is it waited for."""
-        remote = gated(error=SystemExit(1))
+    @pytest.mark.parametrize("error", [ZeroDivisionError("of all things"), SystemExit(1)], ids=repr)
+    def test_an_unforeseen_error_of_a_channel_is_a_failure_like_any_other(self, delivery, gated, capfd, error):
+        """A channel may break in any way, or exit its thread: it has not confirmed, and is not waited for."""
+        remote = gated(error=error)
         remote.gate.set()
         alerts = delivery(channels=[remote])
         alerts.notify("done", "")
