@@ -8,7 +8,7 @@ import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn
+from typing import IO, Any, NoReturn, TextIO, cast
 
 from rich import box
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autogen_team.errors import AutogenTeamError, AutogenTeamWarning, ConfigurationError
+from autogen_team.io import _streams
 
 WRONG_USAGE = 2
 NOT_STARTED = 125  # as env, nohup and timeout say that they, not the command, have failed
@@ -24,7 +25,30 @@ NOT_STARTED = 125  # as env, nohup and timeout say that they, not the command, h
 def console(*, stderr: bool = False) -> Console:
     """Return a console that never guesses at markup, and colours only a terminal; a stream that is gone is nowhere."""
     stream = sys.stderr if stderr else sys.stdout
-    return _Console(file=io.StringIO() if stream is None else stream, highlight=False, markup=False, emoji=False)
+    file = io.StringIO() if stream is None else cast("IO[str]", _Whole(stream))
+    return _Console(file=file, highlight=False, markup=False, emoji=False)
+
+
+class _Whole:
+    """A stream that writes past its buffer, so that a full disk or a closed pipe cannot change the exit status."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._texts: list[str] = []
+
+    def write(self, text: str) -> int:
+        """Keep the text until `flush`."""
+        self._texts.append(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Write what was kept; what cannot be written is dropped."""
+        text = "".join(self._texts)
+        self._texts.clear()
+        _streams.write(self._stream, text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class _Console(Console):

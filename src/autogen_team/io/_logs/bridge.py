@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import loguru
 
+from autogen_team.io import _streams
 from autogen_team.io._logs import seam
 from autogen_team.io._logs.faults import is_reporting
 from autogen_team.io._logs.hooks import Hook, replace
@@ -89,7 +90,7 @@ def _log(record: logging.LogRecord, text: str) -> None:
 def _say(record: logging.LogRecord) -> None:
     """Print a word about logging itself, for which there is no log."""
     try:
-        sys.stderr.write(f"{_OWN}: {_formatter.format(record)}\n")
+        _streams.write(sys.stderr, f"{_OWN}: {_formatter.format(record)}\n")
     except Exception:  # nobody is left to be told
         return
 

@@ -6,6 +6,8 @@ import os
 import sys
 from typing import Any, Literal
 
+from autogen_team.io import _streams
+
 Name = Literal["stderr", "stdout"]
 
 
@@ -38,16 +40,9 @@ class Console:
         stream = getattr(sys, f"__{self.name}__" if self._is_writing else self.name)
         if stream is None:
             return
-        text = line.decode()
         self._is_writing = True
         try:
-            _write(stream, text)
-        except UnicodeEncodeError:
-            encoding = stream.encoding or "ascii"
-            _write(stream, text.encode(encoding, "backslashreplace").decode(encoding))
-        except BrokenPipeError:
-            _forget_what_is_left(stream)
-            raise
+            _write(stream, line.decode())
         finally:
             self._is_writing = False
         self.lines += 1
@@ -64,11 +59,9 @@ def _write(stream: Any, line: str) -> None:
     bars = sys.modules.get("tqdm.std")
     if bars is not None and getattr(bars.tqdm, "_instances", None):
         bars.tqdm.write(line, file=stream, end="")
+        stream.flush()
     else:
-        stream.write(line)
-    flush = getattr(stream, "flush", None)
-    if flush is not None:
-        flush()
+        _streams.write(stream, line)
 
 
 def _is_terminal(stream: Any) -> bool:
@@ -76,20 +69,3 @@ def _is_terminal(stream: Any) -> bool:
         return bool(stream.isatty())
     except Exception:  # no such method, closed, or None
         return False
-
-
-def _forget_what_is_left(stream: Any) -> None:
-    """Empty the buffer of a pipe that nobody reads, else the interpreter fails on our line at exit, with status 120."""
-    try:
-        number = stream.fileno()
-        kept = os.dup(number)
-    except (OSError, ValueError, AttributeError):
-        return
-    try:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, number)
-        os.close(nowhere)
-        stream.flush()
-    finally:
-        os.dup2(kept, number, inheritable=number <= 2)
-        os.close(kept)

@@ -1,0 +1,64 @@
+"""Write to standard output and standard error past their buffers.
+
+What a full disk or a closed pipe refuses would stay in the buffer of the stream. Python writes it once more when it
+exits, and exits with status 120 if that fails, so a line of ours would change how the job ends. A buffer also refuses
+a signal handler that interrupts a write.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from contextlib import suppress
+from typing import TextIO
+
+_PATIENCE = 5.0
+"""Seconds that the reader of a non-blocking stream may take to make room."""
+
+
+def write(stream: TextIO, text: str) -> None:
+    """Write the text and flush it, after whatever the job has written to the stream.
+
+    A stream that stands in for a standard one, such as a notebook's or a progress bar's, gets the text by its own
+    method. What the encoding of the stream cannot express is written as escapes.
+
+    Raises:
+        OSError: the stream did not take all of the text; no part of it is left in the buffer.
+        ValueError: the stream is closed.
+
+    """
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    descriptor = _descriptor(stream)
+    if descriptor is not None:
+        with suppress(OSError, RuntimeError, ValueError):  # full, interrupted by this signal handler, closed
+            stream.flush()
+        _write_all(descriptor, text.encode(encoding, "backslashreplace"))
+        return
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    flush = getattr(stream, "flush", None)
+    if flush is not None:
+        flush()
+
+
+def _descriptor(stream: TextIO) -> int | None:
+    """Return the descriptor of a standard stream of the process; None for anything else."""
+    if (stream is not sys.__stdout__ and stream is not sys.__stderr__) or os.name != "posix":
+        return None
+    try:
+        return stream.fileno()
+    except (OSError, ValueError):
+        return None
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(descriptor, view) :]
+        except BlockingIOError:  # another process has made it non-blocking
+            if not select.select([], [descriptor], [], _PATIENCE)[1]:
+                raise
