@@ -25,6 +25,7 @@ from autogen_team.io._tracking import links
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
 __all__ = ["show"]
@@ -173,17 +174,17 @@ def _tell(experiment: str, stores: tuple[str, str], address: str, *, opens_brows
 
 def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
     """Return the run of the experiment that was started last; of all experiments, if there is none of that name."""
+    from autogen_team.io._tracking import session
+
     try:
-        return within(_PATIENCE, partial(_last_run, experiment, stores), name="autogen-team-last-run")
+        client = session.client(*stores)  # loads MLflow, which on a busy machine takes longer than a store may
+        return within(_PATIENCE, partial(_last_run, experiment, client), name="autogen-team-last-run")
     except Exception as error:  # a server that wants to know who asks, say: it still has pages
         _look.say("warning", f"the last run cannot be found: {mask(str(error))}", "yellow")
         return None
 
 
-def _last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
-    from autogen_team.io._tracking import session
-
-    client = session.client(*stores)
+def _last_run(experiment: str, client: MlflowClient) -> Run | None:
     named = client.get_experiment_by_name(experiment)
     if named is not None and named.lifecycle_stage == "active":
         experiments = [named.experiment_id]
