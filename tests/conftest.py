@@ -1,7 +1,9 @@
-"""What all tests share: a clean environment, a migrated store, a real server, and processes of their own."""
+"""What all tests share: a known environment, a migrated store, a real server, and processes of their own."""
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import os
 import shutil
 import signal
@@ -18,28 +20,101 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from testkit import forkserver, known_state
+
 if TYPE_CHECKING:
     import mlflow
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-
 ROOT = Path(__file__).parent.parent
-PATIENCE = 240.0
-"""Seconds after which waiting for something is given up; generous, because the machines are slow at times."""
+PATIENCE = 100.0
+"""Seconds after which a test stops waiting; less than the timeout of a test, so that the test can say what for."""
+
+known_state.enter()
+_servers = contextlib.ExitStack()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start the fork servers, once for all workers of pytest-xdist."""
+    if not hasattr(config, "workerinput"):
+        config.add_cleanup(_servers.close)
+        _servers.enter_context(known_state.reaper())
+        _servers.enter_context(forkserver.running())
+
+
+NOT_QUICK = {
+    "bus",
+    "daemon",
+    "make_server",
+    "mlflow_server",
+    "postgres_uri",
+    "run",
+    "run_script",
+    "run_slow_job",
+    "screen",
+    "server",
+    "start_python",
+    "supervised",
+    "terminal_of",
+}
+"""Fixtures that start processes, servers or a desktop."""
+
+
+LONGEST = {"test_docs_commands.py", "test_examples.py", "test_person.py", "test_death.py", "test_many_processes.py"}
+"""Modules that come first, with those of the workers, so that no worker of pytest-xdist ends with them."""
+
+
+SHARED = {"job", "pages", "person", "postgres_uri", "wheel"}
+"""Fixtures that take seconds and serve many tests; these run on one worker of pytest-xdist."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start nothing outside of their own process as quick; put those that take longest first."""
+    items.sort(
+        key=lambda item: not item.path.is_relative_to(ROOT / "tests" / "workers") and item.path.name not in LONGEST
+    )
+    for item in items:
+        module = getattr(item.module, "STARTS_PROCESSES", False)
+        if not (module or NOT_QUICK & set(item.fixturenames) or item.get_closest_marker("desktop")):
+            item.add_marker("quick")
+        for fixture in SHARED & set(item.fixturenames):
+            item.add_marker(pytest.mark.xdist_group(fixture if fixture == "postgres_uri" else item.path.name))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say in one line what was not run, and how to have it."""
+    reasons = collections.Counter(
+        report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
+    )
+    if reasons:
+        terminalreporter.write_line(
+            "not run: " + "; ".join(f"{count} test{'s'[: count > 1]}, {reason}" for reason, count in reasons.items())
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    """End what a test that has failed left running."""
+    report = yield
+    if report.failed:
+        known_state.end_processes(item.nodeid)
+    return report
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test start in an empty folder, with none of our variables, and a state folder of its own."""
+def known_environment(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Start each test in an empty folder, with none of our variables, its own state folder, and default signals."""
     for name in list(os.environ):
         if name.startswith(("AUTOGEN_TEAM_", "MLFLOW_")) and name != "MLFLOW_DISABLE_TELEMETRY":
             monkeypatch.delenv(name)
-    for name in ("NO_COLOR", "FORCE_COLOR", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(known_state.TEST, request.node.nodeid)
     monkeypatch.setenv("AUTOGEN_TEAM_STATE_DIR", str(tmp_path / "state"))
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
+    with known_state.default_signals():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -63,9 +138,10 @@ def store_uri(migrated_database: Path) -> str:
 class Process:
     """A Python process of the test's own, whose output is read line by line."""
 
-    def __init__(self, *arguments: str, stdin: int | None = None, **environment: str) -> None:
-        self.popen = subprocess.Popen(
-            [sys.executable, *arguments],
+    def __init__(self, *arguments: str, stdin: int | None = None, fresh: bool = False, **environment: str) -> None:
+        self.popen = forkserver.popen(
+            arguments,
+            fresh=fresh,
             stdin=stdin,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -90,13 +166,22 @@ class Process:
         return self.popen.returncode, out, err
 
 
+@pytest.fixture(scope="session")
+def processes_are_fresh() -> bool:
+    """Return whether `start_python` starts a new interpreter each time; a folder or module of tests may say so."""
+    return False
+
+
 @pytest.fixture
-def start_python() -> Iterator[Callable[..., Process]]:
-    """Return a function that starts `python ARGUMENTS...`; what still runs at the end of the test is killed."""
+def start_python(processes_are_fresh: bool) -> Iterator[Callable[..., Process]]:
+    """Return a function that starts `python ARGUMENTS...`; what still runs at the end of the test is killed.
+
+    The process is forked from one that has imported MLflow (see `testkit.forkserver`), unless `fresh` is true.
+    """
     started: list[Process] = []
 
-    def start(*arguments: str, stdin: int | None = None, **environment: str) -> Process:
-        started.append(Process(*arguments, stdin=stdin, **environment))
+    def start(*arguments: str, fresh: bool = processes_are_fresh, **options: str) -> Process:
+        started.append(Process(*arguments, fresh=fresh, **options))
         return started[-1]
 
     yield start
@@ -140,6 +225,21 @@ def wait_until() -> Callable[..., None]:
     return _wait_until
 
 
+MLFLOW = """
+import os, sys
+import mlflow.cli, mlflow.server, uvicorn.main
+
+def serve(command, extra_env, **_):
+    os.environ.update(extra_env)
+    assert command[1:3] == ["-m", "uvicorn"], command
+    uvicorn.main.main(command[3:])
+
+mlflow.server._exec_cmd = serve
+mlflow.cli.cli(sys.argv[1:])
+"""
+"""MLflow's command line, with its server in the same process instead of a new interpreter."""
+
+
 class Server:
     """A real MLflow server of the test's own, with a store that outlives it."""
 
@@ -152,11 +252,12 @@ class Server:
 
     def start(self) -> None:
         """Start it, and return when it answers."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         stores = ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "log").open("a") as log:
-            self._process = subprocess.Popen(
-                [*command, *stores, "--workers", "1"],
+            self._process = forkserver.popen(
+                ["-c", MLFLOW, "server", *options, *stores],
+                kind="server",
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -186,7 +287,8 @@ class Server:
     def kill(self) -> None:
         """Kill it, if it runs."""
         if self._process is not None:
-            self.send(signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                self.send(signal.SIGKILL)
             self._process.wait(PATIENCE)
             self._process = None
 

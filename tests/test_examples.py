@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -13,15 +12,26 @@ import mlflow
 import pytest
 
 from autogen_team.io.services import MlflowService
+from testkit import forkserver
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
+PATIENCE = 250.0
+"""Seconds that an example may take; the engines start many processes."""
+pytestmark = pytest.mark.timeout(300)
+
+
+def run_to_end(arguments, **options):
+    """Run `python ARGUMENTS...` to its end."""
+    with forkserver.popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
 
 
 def test_a_model_is_tuned_trained_and_registered():
     """What `make demo` shows: lines in one format, a progress bar, a run, a model under an alias, a notification."""
-    command = [sys.executable, "-m", "autogen_team", "run", str(EXAMPLES / "train.py")]
+    command = ["-m", "autogen_team", "run", str(EXAMPLES / "train.py")]
 
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    ended = run_to_end(command)
 
     assert ended.returncode == 0, ended.stderr
     assert "[autogen_team] model trained: run train.py: accuracy 0.9" in ended.stdout
@@ -42,9 +52,9 @@ def test_a_model_is_tuned_trained_and_registered():
 @pytest.mark.parametrize("how", [["-m", "autogen_team", "run"], []], ids=["under the supervisor", "alone"])
 def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_path):
     """Its log says which trace each line belongs to; neither the key nor the header is in any file."""
-    command = [sys.executable, *how, str(EXAMPLES / "llm_traces.py")]
+    command = [*how, str(EXAMPLES / "llm_traces.py")]
 
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    ended = run_to_end(command)
 
     assert ended.returncode == 0, ended.stderr
     answer = "after 2 steps: It is 24 degrees in Lisbon and 9 in Oslo: 15 degrees apart."
@@ -79,9 +89,9 @@ def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_pa
 @pytest.mark.parametrize("engine", ["joblib", "dask"])
 def test_each_candidate_of_a_grid_search_has_a_run(engine):
     """A child of the search's run, with its parameters and accuracies, made in one of the worker processes."""
-    command = [sys.executable, "-m", "autogen_team", "run", str(EXAMPLES / f"grid_search_{engine}.py")]
+    command = ["-m", "autogen_team", "run", str(EXAMPLES / f"grid_search_{engine}.py")]
 
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    ended = run_to_end(command)
 
     assert ended.returncode == 0, ended.stderr
     assert "best: C=10 gamma=0.001, accuracy 0.97" in ended.stdout
@@ -104,11 +114,11 @@ def test_each_candidate_of_a_grid_search_has_a_run(engine):
 
 def test_the_candidates_of_a_search_on_ray_are_children_of_one_run():
     """Each with its parameters and its accuracy; the parent has the best of them."""
-    command = [sys.executable, "-m", "autogen_team", "run", str(EXAMPLES / "grid_search_ray.py")]
+    command = ["-m", "autogen_team", "run", str(EXAMPLES / "grid_search_ray.py")]
 
     with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # Ray's sockets want a short path
         environment = {**os.environ, "RAY_TMPDIR": folder}
-        ended = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+        ended = run_to_end(command, env=environment)
 
     assert ended.returncode == 0, ended.stderr
     [best] = re.findall(r"^the best of 6: .*'C': 10.0.*, accuracy (0\.9\d\d)$", ended.stdout, re.MULTILINE)

@@ -80,7 +80,7 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
     """Return a person in a folder of their own; without a browser there is nothing to see."""
     pytest.importorskip("playwright", reason="the browser is led by playwright, which is for Linux")
     if shutil.which("chromium") is None:
-        pytest.skip("there is no chromium here; `make system-deps` installs it")
+        pytest.skip("chromium is not installed: make system-deps")
     folder = tmp_path_factory.mktemp("person") / "work"
     folder.mkdir()
     return Person(folder)

@@ -63,7 +63,7 @@ def test_help_loads_nothing_that_is_slow(run_python):
         "print([name for name in ('mlflow', 'pydantic', 'loguru', 'sqlalchemy') if name in sys.modules])\n"
     )
 
-    assert run_python("-c", code)[1].splitlines()[-1] == "[]"
+    assert run_python("-c", code, fresh=True)[1].splitlines()[-1] == "[]"
 
 
 def test_the_variables_of_options_are_known():

@@ -77,4 +77,4 @@ def test_nothing_of_mlflow_s_is_loaded(run_python):
         "print([name for name in ('mlflow', 'sqlalchemy', 'apprise') if name in sys.modules])"
     )
 
-    assert run_python("-c", code)[1] == "[]\n"
+    assert run_python("-c", code, fresh=True)[1] == "[]\n"

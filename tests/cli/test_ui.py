@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 
 from autogen_team.errors import ConfigurationWarning
 from autogen_team.io.services import MlflowService
+from testkit import forkserver
 
 UI = ("-m", "autogen_team", "ui")
 PATIENCE = 60.0
@@ -56,10 +56,10 @@ class Pages:
 
 
 @contextmanager
-def serving(*arguments):
+def serving(*arguments, fresh=False):
     """Run the command until the end of the block."""
-    command = [sys.executable, *UI, "--json", *arguments]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [*UI, "--json", *arguments]
+    process = forkserver.popen(command, fresh=fresh, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield Pages(process)
     finally:
@@ -104,7 +104,7 @@ def pages(tmp_path_factory, migrated_database, links):
         uri = f"sqlite:///{folder}/mlflow.db"
         links += [record("first", tracking_uri=uri), record("second", tracking_uri=uri)]
         links.append(record("third", "another", tracking_uri=uri))
-        with serving() as found:
+        with serving(fresh=True) as found:  # whose processes are looked at
             yield found
 
 
@@ -165,7 +165,7 @@ def test_a_port_that_is_taken_is_an_error(pages, run_python):
 )
 def test_no_process_is_left_behind(store_uri, signum, status, wait_until):
     """However it is ended; and the port that was asked for is free again."""
-    with serving() as pages:
+    with serving(fresh=True) as pages:
         servers = pages.servers()
         ended, err = pages.end(signum)
 

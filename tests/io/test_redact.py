@@ -274,7 +274,7 @@ def test_no_text_takes_for_ever(text):
 
     mask(text)
 
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 30
 
 
 def test_the_quick_look_misses_no_pattern():

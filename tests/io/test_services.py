@@ -472,7 +472,7 @@ class TestMlflowService:
             "import sys; from autogen_team import MlflowService\n"
             "assert MlflowService().active_run is None; assert 'mlflow' not in sys.modules"
         )
-        status, _, err = run_python("-c", code)
+        status, _, err = run_python("-c", code, fresh=True)
 
         assert status == 0, err
 

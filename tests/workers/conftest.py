@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from shutil import copy
 
 import mlflow
 import pytest
+
+from testkit import forkserver
 
 BEGINNING = """\
 import asyncio, logging, multiprocessing, os, pickle, signal, subprocess, sys, threading, time
@@ -169,16 +170,11 @@ def run_slow_job(tmp_path_factory: pytest.TempPathFactory, migrated_database: Pa
         (folder / "job.py").write_text(_script(main, functions))
         own = {name: os.environ[name] for name in os.environ if not name.startswith(("AUTOGEN_TEAM_", "MLFLOW_"))}
         state = {"AUTOGEN_TEAM_STATE_DIR": str(folder / "state"), "MLFLOW_TRACKING_URI": store.uri}
-        ended = subprocess.run(
-            [sys.executable, "job.py"],
-            cwd=folder,
-            env={**own, **state, "MLFLOW_DISABLE_TELEMETRY": "true"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert ended.returncode == 0, ended.stderr
-        return Finished(folder, store, ended.stdout.splitlines(), ended.stderr)
+        environment = {**own, **state, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        with forkserver.popen(["job.py"], cwd=folder, env=environment, **streams) as process:
+            out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return Finished(folder, store, out.splitlines(), err)
 
     return run

@@ -187,6 +187,6 @@ def test_mlflow_is_not_loaded_for_a_server_that_is_dead(free_port, run_python):
         "try: main()\n"
         "except SystemExit: print('mlflow' in sys.modules, file=sys.stderr)\n"
     )
-    _, _, err = run_python("-c", code, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}", **NO_DESKTOP)
+    _, _, err = run_python("-c", code, fresh=True, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}", **NO_DESKTOP)
 
     assert err.strip() == "False"

@@ -14,6 +14,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from testkit import forkserver
+
 PATIENCE = 60.0
 """Seconds after which waiting is given up."""
 RUN = (sys.executable, "-m", "autogen_team", "run")
@@ -40,9 +42,17 @@ def script() -> Callable[..., str]:
 def supervised() -> Callable[..., subprocess.CompletedProcess[bytes]]:
     """Return a function that supervises a job to its end, without a terminal."""
 
-    def run(*words: str, **options: object) -> subprocess.CompletedProcess[bytes]:
-        given = {"capture_output": True, "timeout": PATIENCE, **options}
-        return subprocess.run([*RUN, *words], check=False, **given)
+    def run(
+        *words: str,
+        input: bytes | None = None,  # noqa: A002 - as of subprocess.run
+        **options: object,
+    ) -> subprocess.CompletedProcess[bytes]:
+        given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+        if input is not None:
+            given["stdin"] = subprocess.PIPE
+        with forkserver.popen([*RUN[1:], *words], **given) as process:
+            out, err = process.communicate(input, timeout=PATIENCE)
+        return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     return run
 

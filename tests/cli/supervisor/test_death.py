@@ -16,8 +16,9 @@ import pytest
 from autogen_team.cli._supervisor import aftermath
 from autogen_team.cli._supervisor.wire import Order
 from autogen_team.io._tracking import journal
+from testkit import forkserver
 
-RUN = (sys.executable, "-m", "autogen_team", "run")
+RUN = ("-m", "autogen_team", "run")
 REASON = "autogen_team.exception"
 
 
@@ -56,7 +57,7 @@ def test_a_slow_reader_of_the_output_does_not_let_the_watchdog_be_first(script, 
     """It knows less of the reason, and sends no alert."""
     path = script("import os\nprint('x' * 150_000, flush=True)\nos.kill(os.getpid(), 9)")
     journals = Path(os.environ["AUTOGEN_TEAM_STATE_DIR"], "journals")
-    with subprocess.Popen([*RUN, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with forkserver.popen([*RUN, path], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         us = process.pid, socket.gethostname()
         wait_until(lambda: us in map(journal.recoverer, journals.glob("*")), timeout=60)
         out, err = process.communicate(timeout=60)
@@ -168,7 +169,7 @@ def test_a_real_lack_of_memory_is_the_reason(script, the_run):
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(400 * 2**20))
     except OSError:
-        pytest.skip("control groups of memory cannot be made here")
+        pytest.skip("control groups of memory cannot be made: run as root, on cgroup v1")
     try:
         join = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -m autogen_team run job.py"
         script("held = []\nwhile True: held.append(bytearray(b'x' * 2**24))\n")

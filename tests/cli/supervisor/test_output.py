@@ -13,8 +13,9 @@ import mlflow
 import pytest
 
 from autogen_team.cli._supervisor.transcript import Transcript
+from testkit import forkserver
 
-RUN = (sys.executable, "-m", "autogen_team", "run")
+RUN = ("-m", "autogen_team", "run")
 
 
 def test_every_byte_arrives_as_it_is(supervised, script):
@@ -78,19 +79,19 @@ def test_output_that_is_not_wanted_is_not_kept(supervised, script, the_run, stor
 def test_a_reader_that_goes_away_is_the_job_s_business(script):
     """It gets the broken pipe that it would get without us."""
     path = script("import sys\ntry:\n    while True: print('x' * 1000)\nexcept BrokenPipeError: sys.exit(7)")
-    with subprocess.Popen([*RUN, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+    with forkserver.popen([*RUN, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         process.stdout.read(10)
         process.stdout.close()
         assert process.wait(60) in (7, 1, 120)
 
 
-def test_what_a_job_leaves_behind_does_not_hold_up_its_end(script):
+def test_what_a_job_leaves_behind_does_not_hold_up_its_end(script, supervised):
     """A process in the background that still has its output."""
     path = script(
         "import subprocess; child = subprocess.Popen(['sleep', '600']); print('left', child.pid, flush=True)\n"
     )
     begun = time.monotonic()
-    ended = subprocess.run([*RUN, path], capture_output=True, timeout=60, check=False)
+    ended = supervised(path)
     pid = int(ended.stdout.split()[1])
     os.kill(pid, signal.SIGKILL)
 
@@ -105,11 +106,11 @@ def test_what_a_job_leaves_behind_may_go_on_talking(supervised):
     assert ended.returncode == 3, ended.stderr
 
 
-def test_output_that_nobody_takes_is_said(script, the_run):
+def test_output_that_nobody_takes_is_said(script, supervised, the_run):
     """A full disk does not end the job, and is not kept from people."""
     path = script("print('words')")
     with Path("/dev/full").open("w") as full:
-        ended = subprocess.run([*RUN, path], stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+        ended = supervised(path, stdout=full)
 
     assert ended.returncode == 0
     assert b"output of the job is lost: 6 bytes could not be written: No space left on device" in ended.stderr
@@ -159,7 +160,7 @@ def test_options_can_come_from_the_environment(supervised, script, the_run):
 def test_the_supervisor_is_small(start_python, script):
     """It loads nothing of MLflow while the job runs well."""
     path = script("import os; print('pids', os.getppid(), os.getpid(), flush=True); input()")
-    process = start_python("-m", "autogen_team", "run", path, stdin=subprocess.PIPE)
+    process = start_python("-m", "autogen_team", "run", path, stdin=subprocess.PIPE, fresh=True)
     supervisor, job = process.wait_for("pids").split()[1:]
 
     def resident(pid: str) -> int:

@@ -41,6 +41,12 @@ PLAIN = {
 """Settings of a pipeline that does what loguru does and little else."""
 
 
+@pytest.fixture(scope="session")
+def processes_are_fresh():
+    """Start new interpreters: logging loads no MLflow, and what it prints names the frames of the caller."""
+    return True
+
+
 def _state():
     root = logging.getLogger()
     return {

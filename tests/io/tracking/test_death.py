@@ -133,7 +133,7 @@ def test_the_kernel_s_out_of_memory_killer_is_one_too(start_job, store_uri, stat
 
 def test_a_job_whose_parent_does_not_ask_is_dead_all_the_same(start_job, state, wait_until):
     """A zombie still has an id and a start; it does not live."""
-    process, _ = start_job("if n == 30: os.kill(os.getpid(), 9)")
+    process, _ = start_job("if n == 30: os.kill(os.getpid(), 9)", fresh=True)  # a fork server would ask
 
     wait_until(lambda: are_recovered(state), timeout=SOON)
     assert process.popen.returncode is None  # nobody has waited for it up to here

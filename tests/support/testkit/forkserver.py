@@ -1,0 +1,346 @@
+"""Python processes forked from one that has imported MLflow already.
+
+Nearly all that a process of a test computes is the import of MLflow and SQLAlchemy: two to four seconds of CPU, and
+seven for an MLflow server, against milliseconds for the fact that the test states. A fork server imports them once
+and forks a process for each request. The process has an environment, a folder, streams, arguments and a `__main__` of
+its own, and ends as any process of Python does. It imports loguru, typer and autogen_team itself, because these read
+the environment.
+
+Three things differ from a fresh interpreter. MLflow is in `sys.modules` from the beginning. The stack has frames of
+this module below `__main__`. What is left when the exit functions are done is not torn down object by object. Tests
+about any of these start a fresh interpreter, and with `FRESH_PROCESSES=1` the whole suite does.
+"""
+
+from __future__ import annotations
+
+import atexit
+import fcntl
+import gc
+import importlib
+import io
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from testkit import known_state
+
+FOLDER = "FORK_SERVERS"
+"""The variable that names the folder of the sockets."""
+PRELOADED = {
+    "job": (
+        "mlflow",
+        "mlflow.store.tracking.sqlalchemy_store",
+        "mlflow.store.model_registry.sqlalchemy_store",
+        "mlflow.store.workspace_aware_mixin",
+        "mlflow.system_metrics.system_metrics_monitor",
+        "mlflow.tracing.export.mlflow_v3",
+        "IPython",
+        "alembic.command",
+        "concurrent.futures.process",
+        "git",
+        "logging.config",
+        "orjson",
+        "platformdirs",
+        "psutil",
+        "pydantic_settings",
+        "rich.console",
+        "rich.table",
+        "sqlalchemy.dialects.sqlite",
+    ),
+    "server": ("mlflow.cli", "uvicorn.main", "mlflow.server.fastapi_app", "mlflow.store.tracking.sqlalchemy_store"),
+}
+"""What each fork server has imported when it forks. It begins with that when it is asked for the first time."""
+_SERVE = (
+    "import sys; sys.path.append({support!r}); from testkit.forkserver import serve; serve({kind!r}, {descriptor})()"
+)
+_SUPPORT = str(Path(__file__).parent.parent)
+_IMITATED = {"PYTHONUNBUFFERED", "PYTHONSAFEPATH", "PYTHONDONTWRITEBYTECODE"}
+_LONGEST_REQUEST = 2**18
+
+
+@contextmanager
+def running() -> Iterator[None]:
+    """Run the fork servers, for this process and those that inherit its environment; nothing where they cannot run."""
+    if not hasattr(os, "pidfd_open") or os.environ.get("FRESH_PROCESSES") or FOLDER in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="autogen-team-") as folder:
+        alive, ours = os.pipe()
+        os.environ[FOLDER] = folder
+        servers = [_start(kind, folder, alive) for kind in PRELOADED]
+        os.close(alive)
+        try:
+            yield
+        finally:
+            del os.environ[FOLDER]
+            os.close(ours)
+            for server in servers:
+                server.wait()
+
+
+def _start(kind: str, folder: str, alive: int) -> subprocess.Popen[bytes]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(f"{folder}/{kind}")
+        listener.listen(64)
+        code = _SERVE.format(support=_SUPPORT, kind=kind, descriptor=listener.fileno())
+        return subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=alive,  # its end tells that pytest is gone
+            pass_fds=[listener.fileno()],
+            env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "_MLFLOW_SGI_NAME": "uvicorn"},
+        )
+
+
+def popen(arguments: Sequence[str], *, kind: str = "job", fresh: bool = False, **options: Any) -> subprocess.Popen[Any]:
+    """Start `python ARGUMENTS...`, forked unless `fresh` or no server can; takes the options of `subprocess.Popen`."""
+    is_plain = not arguments[0].startswith("-") or arguments[0] in {"-c", "-m"}
+    if fresh or not is_plain or not _can_fork(options.get("env") or os.environ):
+        return subprocess.Popen([sys.executable, *arguments], **options)
+    return _Forked([sys.executable, *arguments], kind, **options)
+
+
+def _can_fork(environment: Mapping[str, str]) -> bool:
+    """Return whether there is a fork server, and no variable asks for an interpreter that is unlike it."""
+    wanted, here = (
+        {name: value for name, value in variables.items() if name.startswith("PYTHON") and name not in _IMITATED}
+        for variables in (environment, os.environ)
+    )
+    return FOLDER in environment and wanted == here
+
+
+class _Forked(subprocess.Popen):  # type: ignore[type-arg]
+    """A `subprocess.Popen` whose process a fork server of the kind starts and waits for; without a kind a plain one."""
+
+    _connection: socket.socket | None = None
+
+    def __init__(self, args: Any, kind: str | None, **options: Any) -> None:
+        self._kind = kind
+        super().__init__(args, **options)
+
+    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest) -> None:
+        # Popen's own hook for starting the process, once it has made the pipes.
+        if self._kind is None:
+            super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
+            return
+        _startupinfo, _flags, _shell, *pipes, _signals, _gid, _gids, _uid, _umask, start_new_session, _group = rest
+        p2cread, _, _, c2pwrite, _, errwrite = pipes
+        request = {
+            "arguments": args[1:],
+            "folder": os.fspath(cwd or Path.cwd()),
+            "environment": dict(os.environ if env is None else env),
+            "group": None if start_new_session else os.getpgrp(),
+            "inherited": list(pass_fds),
+            "ignored": [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN],
+        }
+        self._connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LONGEST_REQUEST)
+        self._connection.connect(f"{os.environ[FOLDER]}/{self._kind}")
+        streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
+        socket.send_fds(self._connection, [json.dumps(request).encode()], [*streams, *pass_fds])
+        self._close_pipe_fds(*pipes)
+        self._child_created = True
+        self.pid = int(self._connection.recv(64))
+
+    def _try_wait(self, wait_flags: int) -> tuple[int, int]:
+        if self._connection is None:
+            return super()._try_wait(wait_flags)
+        if wait_flags & os.WNOHANG and not select.select([self._connection], [], [], 0)[0]:
+            return 0, 0
+        with self._connection:
+            return self.pid, int(self._connection.recv(64) or signal.SIGKILL)
+
+    def _internal_poll(self, **state: Any) -> int | None:
+        if self._connection is None:
+            return super()._internal_poll(**state)
+        if self.returncode is None:
+            pid, status = self._try_wait(os.WNOHANG)
+            if pid == self.pid:
+                self._handle_exitstatus(status)
+        return self.returncode
+
+
+def shell_commands(folder: Path) -> None:
+    """Write `python` and `autogen-team` for the PATH of a shell, whose processes are forked where they can be."""
+    for name in ("python", "autogen-team"):
+        if FOLDER in os.environ:
+            source = Path(__file__).with_name("forked_python.py").read_text()
+            (folder / name).write_text(f"#!{sys.executable} -IS\n" + source)
+            (folder / name).chmod(0o755)
+        else:
+            (folder / name).symlink_to(Path(sys.executable).with_name(name))
+
+
+class _Popen(_Forked):
+    """What `subprocess.Popen` is in a forked process: a Python that it starts by `-c` or `-m` is forked as well.
+
+    Unless the caller could tell it from a new one: by its session, or by what is to be done between fork and exec.
+    """
+
+    def __init__(self, args: Any, *more: Any, **options: Any) -> None:
+        is_python = not more and isinstance(args, list) and args[0] == sys.executable and args[1] in {"-c", "-m"}
+        stays = options.get("start_new_session") or os.getsid(0) == _session
+        if is_python and stays and not options.get("preexec_fn") and _can_fork(options.get("env") or os.environ):
+            super().__init__(args, "server" if {"server", "uvicorn"} & set(args) else "job", **options)
+        else:
+            self._kind = None
+            _plain_init(self, args, *more, **options)
+
+
+_status: int | None = None
+"""The exit status of this process, once its main program has ended."""
+_replaced: list[Any] = []
+"""Streams of the fork server; kept, because the end of one would close its descriptor."""
+_session = 0
+"""The session of the fork server."""
+_plain_init = subprocess.Popen.__init__
+
+
+def serve(kind: str, descriptor: int) -> Callable[[], None]:
+    """Fork a process for each request until pytest has ended; return, in such a process, what it is to do."""
+    known_state.reset_signals()
+    atexit.register(_exit_now)  # the first to be registered is the last to be called
+    listener = socket.socket(fileno=descriptor)
+    poll = select.poll()
+    poll.register(listener, select.POLLIN)
+    poll.register(0, select.POLLIN)
+    children: dict[int, tuple[int, socket.socket]] = {}
+    while True:
+        for ready, _ in poll.poll():
+            if ready == 0:
+                os._exit(0)
+            if ready in children:  # it has ended
+                pid, connection = children.pop(ready)
+                poll.unregister(ready)
+                os.close(ready)
+                with connection, suppress(OSError):
+                    connection.send(str(os.waitpid(pid, 0)[1]).encode())
+                continue
+            _preload(kind)
+            accepted = listener.accept()[0]
+            connection = socket.socket(fileno=fcntl.fcntl(accepted.fileno(), fcntl.F_DUPFD_CLOEXEC, 100))
+            accepted.close()  # a process that is forked may want its number
+            message, streams, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, 16)
+            pid = os.fork()
+            if pid == 0:
+                listener.close()
+                for pidfd, (_, other) in children.items():
+                    os.close(pidfd)
+                    other.close()
+                main = _become(json.loads(message), streams)
+                connection.send(str(os.getpid()).encode())  # from now on it can be told from a new one by nothing
+                connection.close()
+                return main
+            for stream in streams:
+                os.close(stream)
+            pidfd = os.pidfd_open(pid)
+            children[pidfd] = (pid, connection)
+            poll.register(pidfd, select.POLLIN)
+
+
+def _preload(kind: str) -> None:
+    if not gc.get_freeze_count():
+        for name in PRELOADED[kind]:
+            importlib.import_module(name)
+        sys.modules["sqlalchemy.orm"].configure_mappers()
+        gc.collect()
+        gc.freeze()  # else the first collection of a forked process copies all of it
+
+
+def _become(request: Mapping[str, Any], streams: Sequence[int]) -> Callable[[], None]:
+    """Make this process the one that was asked for; return its main program."""
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 200) for descriptor in streams]
+    for descriptor in streams:
+        os.close(descriptor)
+    for number, descriptor in zip([0, 1, 2, *request["inherited"]], high, strict=True):
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    for number in {*request["ignored"]} - {signal.SIGPIPE, signal.SIGXFSZ}:
+        signal.signal(number, signal.SIG_IGN)
+    global _session
+    _session = os.getsid(0)
+    if request["group"] is None:
+        os.setsid()
+    else:
+        os.setpgid(0, request["group"])
+    subprocess.Popen = _Popen  # type: ignore[misc]
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    if os.environ.get("PYTHONUNBUFFERED"):
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            stream = getattr(sys, name)
+            raw = io.FileIO(number, "w", closefd=False)
+            made = io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True, write_through=True)
+            setattr(sys, name, made)
+            setattr(sys, f"__{name}__", made)
+            _replaced.append(stream)
+    sys.path.remove(_SUPPORT)
+    sys.orig_argv[1:] = request["arguments"]
+    main = types.ModuleType("__main__")
+    for name in {"__main__", "__mp_main__"} & set(sys.modules):
+        sys.modules[name] = main
+    first, *rest = request["arguments"]
+    if first == "-c":
+        sys.argv = ["-c", *rest[1:]]
+        return _reporting(lambda: _execute(rest[0], "<string>", main))
+    if first == "-m":
+        sys.argv = rest
+        del sys.path[0]
+        if not os.environ.get("PYTHONSAFEPATH"):
+            sys.path.insert(0, os.fspath(Path.cwd()))
+        return _reporting(lambda: runpy.run_module(rest[0], run_name="__main__", alter_sys=True))
+    sys.argv = [first, *rest]
+    script = Path(first).absolute()
+    sys.path[0] = os.fspath(script.resolve().parent)
+    main.__file__ = os.fspath(script)
+    return _reporting(lambda: _execute(script.read_bytes(), os.fspath(script), main))
+
+
+def _execute(source: str | bytes, name: str, main: types.ModuleType) -> None:
+    exec(compile(source, name, "exec", dont_inherit=True), vars(main))
+
+
+def _reporting(execute: Callable[[], object]) -> Callable[[], None]:
+    """Report an exception as the interpreter does, without the frames that it would not have."""
+    ours = {__file__, runpy.__file__, "<frozen runpy>"}
+
+    def run() -> None:
+        global _status
+        try:
+            execute()
+        except SystemExit as error:
+            _status = error.code if isinstance(error.code, int) else int(error.code is not None)
+            raise
+        except Exception as error:
+            traceback = error.__traceback__
+            while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
+                traceback = traceback.tb_next
+            sys.excepthook(type(error), error.with_traceback(traceback), traceback)
+        else:
+            _status = 0
+            return
+        _status = 1
+        raise SystemExit(1)
+
+    return run
+
+
+def _exit_now() -> None:
+    """Exit without freeing two hundred megabytes of modules one by one, which takes longer than most jobs."""
+    if _status is not None:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(_status & 0xFF)

@@ -1,0 +1,94 @@
+"""A known state of the process in which the tests run, whatever environment, terminal or shell has started it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+TEST = "TEST_THAT_STARTED_THIS"
+"""The variable by which a process is known to belong to a test: the test's id, inherited by whatever it starts."""
+_SESSION = "TESTS_THAT_STARTED_THIS"
+_KEPT = {
+    "HOME",
+    "JAVA_HOME",
+    "LD_LIBRARY_PATH",
+    "LOGNAME",
+    "PATH",
+    "PYTHONPATH",
+    "PYTHONPYCACHEPREFIX",
+    "SHELL",
+    "TMPDIR",
+    "TZ",
+    "USER",
+    "FORK_SERVERS",
+    "FRESH_PROCESSES",
+    _SESSION,
+}
+_KEPT_PREFIXES = ("COVERAGE_", "COV_CORE_", "HYPOTHESIS_", "OMP_", "OPENBLAS_", "PIP_", "PYENV_", "PYTEST_", "SSL_")
+_SET = {
+    "LANG": "C.UTF-8",
+    "TERM": "xterm-256color",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+_DEFAULT = ("SIGHUP", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCONT")
+
+
+def enter() -> None:
+    """Take away the variables that a test could depend on, for this process and all that it starts."""
+    for name in set(os.environ) - _KEPT:
+        if not name.startswith(_KEPT_PREFIXES):
+            del os.environ[name]
+    os.environ.update(_SET)
+    os.umask(0o022)
+
+
+def reset_signals() -> None:
+    """Give signals their default meaning: a background job of a shell, nohup or a scheduler ignores or blocks some."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in _DEFAULT:
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+@contextmanager
+def default_signals() -> Iterator[None]:
+    """Give signals their default meaning inside the block."""
+    before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, ("SIGINT", *_DEFAULT))}
+    reset_signals()
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def reaper() -> Iterator[None]:
+    """Kill what tests have left running when the block ends."""
+    os.environ[_SESSION] = session = f"{os.getpid()}-{os.urandom(4).hex()}"
+    try:
+        yield
+    finally:
+        _kill(f"{_SESSION}={session}")
+
+
+def end_processes(test: str) -> None:
+    """Kill the processes that a test has started, and what these have started."""
+    _kill(f"{TEST}={test}")
+
+
+def _kill(variable: str) -> None:
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and variable.encode() in _environment(process.pid):
+                process.kill()
+
+
+def _environment(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
