@@ -57,14 +57,30 @@ install: $(READY) ## Make .venv with the locked requirements and the package
 demo: $(READY) ## Tune, train and register a real model inside the global context
 	@$(BIN)/autogen-team run examples/train.py
 
+# Twice as many workers as cores: tests wait for processes, servers and deadlines as much as they compute.
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
+
 .PHONY: test
-test: $(READY) system-deps ## Run the whole test suite
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+test: $(READY) ## Run the whole test suite: 8 minutes on two cores; PYTEST_ARGS="-k runs -x" for a part
+	@$(PYTEST) $(PYTEST_ARGS)
+
+.PHONY: test-quick
+test-quick: $(READY) ## Run what needs no process, server, browser or desktop: a minute
+	@$(PYTEST) -m quick $(PYTEST_ARGS)
+
+.PHONY: test-bare
+test-bare: $(READY) ## Run what depends on the environment in a bare one, with signals ignored as in the background of a script
+	@trap '' INT HUP QUIT; env -i HOME="$$HOME" PATH="$$PATH" TERM=dumb $(PYTEST) tests/cli/test_run.py tests/cli/supervisor/test_terminal.py \
+	  tests/io/logs/test_bars.py tests/io/logs/test_faults.py tests/io/tracking/test_ending.py tests/io/tracking/test_runs.py $(PYTEST_ARGS) </dev/null
+
+.PHONY: test-fresh
+test-fresh: $(READY) ## Run the whole test suite without fork servers: each process is a new interpreter, which takes twice as long
+	@FRESH_PROCESSES=1 $(PYTEST) $(PYTEST_ARGS)
 
 .PHONY: coverage
-coverage: $(READY) system-deps ## Run it with coverage, of all processes, which takes half as long again
+coverage: $(READY) ## Run it with coverage, of all processes, which takes three times as long
 	@rm -f .coverage .coverage.*
-	@$(BIN)/python -m pytest -n 2 --dist worksteal --cov --cov-report= $(PYTEST_ARGS)
+	@FRESH_PROCESSES=1 $(PYTEST) --cov --cov-report= $(PYTEST_ARGS)
 	@$(BIN)/python -m coverage report --fail-under=95
 
 .PHONY: wheel
@@ -85,7 +101,7 @@ $(OLDEST)/.ready: requirements/oldest.txt | $(UV)/.ready
 test-oldest: $(OLDEST)/.ready wheel ## Test the wheel with the oldest version of each dependency that we support
 	@$(call install-wheel,$(OLDEST))
 	@# The help looks different with each typer; the oldest venv has no server and no PostgreSQL.
-	@$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
+	@FRESH_PROCESSES=1 $(OLDEST)/bin/python -m pytest -n 4 --dist loadgroup -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
 	  -k "not server and not postgres and not uri_stays and not agreed_on" $(PYTEST_ARGS)
 
 .venv-3.%/.ready: $(LOCK) | $(UV)/.ready
@@ -108,7 +124,7 @@ TESTS := $(CONTRACT_TESTS)
 .PHONY: test-python
 test-python: $(ON)/.ready
 	@$(call install-wheel,$(ON))
-	@$(ON)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider --ignore tests/browser -m "not (desktop $(WITHOUT))" $(TESTS) $(PYTEST_ARGS)
+	@FRESH_PROCESSES=1 $(ON)/bin/python -m pytest -n 4 --dist loadgroup -p no:cacheprovider --ignore tests/browser -m "not (desktop $(WITHOUT))" $(TESTS) $(PYTEST_ARGS)
 
 .PHONY: venvs
 venvs: $(OLDEST)/.ready
@@ -219,14 +235,12 @@ lock: $(UV)/.ready ## Resolve the requirements anew
 	echo "uv" | $(LOCKED) - --output-file requirements/uv.txt
 
 .PHONY: system-deps
-system-deps: ## Install the Debian packages of the desktop tests, where that may be done
+system-deps: ## Install the Debian packages of the desktop and browser tests, by apt-get as root
 	@missing=$$(for package in $(DEBIAN_PACKAGES); do dpkg -s $$package >/dev/null 2>&1 || echo $$package; done); \
 	if [ -z "$$missing" ]; then exit 0; fi; \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  echo "installing" $$missing; \
-	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing; } >/dev/null 2>&1 \
-	    || echo "could not install them: the tests that need them will be skipped"; \
-	else echo "not installed (tests that need them will be skipped):" $$missing; fi
+	if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then echo "install these as root:" $$missing; exit 1; fi; \
+	echo "apt-get installs" $$missing; \
+	apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y --no-install-recommends $$missing >/dev/null
 
 .PHONY: clean
 clean: ## Remove what the other targets make
