@@ -28,6 +28,7 @@ import subprocess
 import sys
 import tempfile
 import types
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -157,8 +158,9 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
             return super()._try_wait(wait_flags)
         if wait_flags & os.WNOHANG and not select.select([self._connection], [], [], 0)[0]:
             return 0, 0
-        with self._connection:
-            return self.pid, int(self._connection.recv(64) or signal.SIGKILL)
+        status = int(self._connection.recv(64) or signal.SIGKILL)  # a signal may interrupt it, and it is called again
+        self._connection.close()
+        return self.pid, status
 
     def _internal_poll(self, **state: Any) -> int | None:
         if self._connection is None:
@@ -250,8 +252,10 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
 
 def _preload(kind: str) -> None:
     if not gc.get_freeze_count():
-        for name in PRELOADED[kind]:
-            importlib.import_module(name)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name in PRELOADED[kind]:
+                importlib.import_module(name)
         sys.modules["sqlalchemy.orm"].configure_mappers()
         gc.collect()
         gc.freeze()  # else the first collection of a forked process copies all of it
