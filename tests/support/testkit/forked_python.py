@@ -20,7 +20,10 @@ def main() -> None:
         "inherited": [],
         "ignored": [],
     }
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in {"-c", "-m"}):
+    with open(os.environ["FORK_SERVERS"] + "/session") as file:  # noqa: PTH123 - as above
+        is_in_session = int(file.read()) == os.getsid(0)
+    is_plain = arguments and (not arguments[0].startswith("-") or arguments[0] in {"-c", "-m"})
+    if not is_in_session or not is_plain:
         os.execv(sys.executable, [sys.executable, *arguments])
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     connection.connect(os.environ["FORK_SERVERS"] + "/job")

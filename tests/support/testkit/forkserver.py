@@ -79,6 +79,7 @@ def running() -> Iterator[None]:
     with tempfile.TemporaryDirectory(prefix="autogen-team-") as folder:
         alive, ours = os.pipe()
         os.environ[FOLDER] = folder
+        Path(folder, "session").write_text(str(os.getsid(0)))
         servers = [_start(kind, folder, alive) for kind in PRELOADED]
         os.close(alive)
         try:
