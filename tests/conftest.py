@@ -73,10 +73,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         key=lambda item: not item.path.is_relative_to(ROOT / "tests" / "workers") and item.path.name not in LONGEST
     )
     for item in items:
-        module = getattr(item.module, "STARTS_PROCESSES", False)
-        if not (module or NOT_QUICK & set(item.fixturenames) or item.get_closest_marker("desktop")):
+        fixtures = set(getattr(item, "fixturenames", ()))
+        if not (NOT_QUICK & fixtures or item.get_closest_marker("desktop") or item.path.name in LONGEST):
             item.add_marker("quick")
-        for fixture in SHARED & set(item.fixturenames):
+        for fixture in SHARED & fixtures:
             item.add_marker(pytest.mark.xdist_group(fixture if fixture == "postgres_uri" else item.path.name))
 
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar
 from pydantic import Field
 
 from autogen_team import _carrying
-from autogen_team.errors import NotStartedError
+from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.io import _job
 from autogen_team.io._forking import ForkSafeLock, call_in_child
+from autogen_team.io._services.fields import Patterns
 from autogen_team.io._settings import STATE_DIR, Setting, state_dir_setting
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GlobalContext"]
 
+SHORTEST_SECRET = 4
+"""Characters of the shortest value that `redact` takes."""
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
@@ -84,6 +87,11 @@ class GlobalContext(Service):
     alert_on: Literal["failure", "always", "never"] = "failure"
     """`failure`, `always` or `never`: which ends of a run are alerted, with the reason, link and traceback."""
 
+    redact_patterns: Patterns = ()
+    """Regular expressions of your own secrets, one on each line of a variable; a group in one is what is masked."""
+    redact_allow: Patterns = ()
+    """Regular expressions of what is no secret although it looks like one; compared with all that would be masked."""
+
     @classmethod
     def current(cls) -> GlobalContext:
         """Return the context that runs in this process, the latest started if there are several.
@@ -102,6 +110,10 @@ class GlobalContext(Service):
         with _lock, ExitStack() as undo:
             if self.is_started:
                 return
+            if self.redact_patterns or self.redact_allow:
+                from autogen_team.io import _redact
+
+                undo.callback(_redact.configured(self.redact_patterns, self.redact_allow))
             run = _carrying.run_of_environment(self.mlflow_service)
             if _job.worker() is None and (run is not None or _job.rank()):  # the first rank is the job itself
                 _job.become_worker()
@@ -265,6 +277,30 @@ class GlobalContext(Service):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log to the active run in a hot loop; see `MlflowService.log_metrics`."""
         self.mlflow_service.log_metrics(metrics, step)
+
+    def redact(self, *secrets: str) -> None:
+        """Mask these values wherever they would be logged from now on: what comes out of a vault at run time.
+
+        In lines of log, alerts, parameters, tags, traces and errors, of this process and of the children that it forks,
+        and in the output that `autogen-team run` keeps. It stays so when the context has stopped. Other processes, such
+        as spawned workers, have to be told themselves.
+
+        >>> with GlobalContext() as context:
+        ...     context.redact("correct-horse")
+
+        Raises:
+            ConfigurationError: a value is shorter than four characters, and would be taken out of ordinary text.
+
+        """
+        from autogen_team.io import _redact
+
+        for secret in secrets:
+            if len(secret) < SHORTEST_SECRET:
+                raise ConfigurationError(
+                    f"a secret of {len(secret)} characters cannot be masked, because it would be taken out of ordinary"
+                    f" text: it takes {SHORTEST_SECRET} at least"
+                )
+        _redact.add_secrets(*secrets)
 
     def notify(
         self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"

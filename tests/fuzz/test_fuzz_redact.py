@@ -10,6 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from autogen_team.io._redact import Redactor, mask_url
+from testkit import corpus
 
 WORDS = ["password", "pwd", "secret", "credential", "authorization", "api_key", "api-key", "token", "x-auth", "key"]
 SIGNS = [
@@ -107,3 +108,25 @@ def test_the_time_is_in_proportion_to_the_length(part):
     masked(text)
 
     assert time.thread_time() - begun < 20.0  # what is in proportion to the square takes minutes
+
+
+@settings(deadline=None)
+@given(
+    texts,
+    st.sampled_from(list(corpus.KEYS.values())),
+    st.sampled_from(list(corpus.ENCODINGS.values())),
+    st.sampled_from(corpus.PLACES),
+)
+def test_a_key_is_masked_in_each_encoding_behind_any_text(before, key, encode, place):
+    """As long as the text in front of it does not end in the middle of a word."""
+    assert key not in masked(encode(f"{before} {place.format(key)}"))
+
+
+@settings(deadline=None)
+@given(st.sampled_from(corpus.HARMLESS), st.lists(st.sampled_from(list(corpus.ENCODINGS.values())), max_size=3))
+def test_what_is_harmless_stays_however_it_is_encoded(text, encodings):
+    """Once, twice or three times."""
+    for encode in encodings:
+        text = encode(text)
+
+    assert masked(text) == text

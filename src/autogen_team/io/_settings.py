@@ -118,7 +118,11 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic-settings'
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Let pydantic-settings read both places, and look up our own names in them."""
-        return init_settings, _Place(settings_cls, env_settings), _Place(settings_cls, dotenv_settings)
+        return (
+            init_settings,
+            _Place(settings_cls, env_settings),
+            _Place(settings_cls, dotenv_settings, has_secrets=True),
+        )
 
     @classmethod
     def variables(cls) -> dict[str, str]:
@@ -199,7 +203,7 @@ def _as_text(value: object) -> str | None:
     """Return what a variable has to say for a field to have this value; None for a secret."""
     if isinstance(value, tuple):
         texts = [_as_text(item) for item in value]
-        return None if None in texts else " ".join(filter(None, texts))
+        return None if None in texts else "\n".join(filter(None, texts))
     if isinstance(value, SecretStr):
         return None
     return "none" if value is None else str(value)
@@ -263,9 +267,15 @@ def _frames_of_machinery() -> int:
 class _Place(PydanticBaseSettingsSource):
     """The environment or `.env`, as read by pydantic-settings, seen through the variables of one class."""
 
-    def __init__(self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource) -> None:
+    def __init__(
+        self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource, *, has_secrets: bool = False
+    ) -> None:
         super().__init__(settings_cls)
         self._texts: Mapping[str, str | None] = cast("EnvSettingsSource", source).env_vars
+        if has_secrets and self._texts:  # the environment is looked into by the redactor itself
+            from autogen_team.io._redact import values
+
+            values.learn(self._texts)
         self._variables = cast("type[Settings]", settings_cls).variables()
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - as above

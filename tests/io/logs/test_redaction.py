@@ -117,10 +117,8 @@ def test_masked_json_is_strictly_valid(strict, extra):
     line = lines(record, {}, "")
     found = strict(line)
     assert found["message"] == "message"
-    assert "***" in line.decode() or extra.get("secret") or extra.get("token")
-    assert [secret for secret in (KNOWN, PASSWORD, "123456789", "12345678901234") if secret in line.decode()] == [
-        secret for secret in ("123456789",) if extra.get("secret")
-    ]
+    assert "***" in line.decode()
+    assert [secret for secret in (KNOWN, PASSWORD, "123456789", "12345678901234") if secret in line.decode()] == []
 
 
 def test_the_name_of_a_run_is_masked(strict):

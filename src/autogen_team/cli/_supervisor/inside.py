@@ -17,7 +17,7 @@ from autogen_team.cli._supervisor import threads
 from autogen_team.cli._supervisor.wire import ChildEnd, OpenRun, Order
 from autogen_team.context import GlobalContext
 from autogen_team.io import _job
-from autogen_team.io._redact import mask
+from autogen_team.io._redact import mask, values
 from autogen_team.io._settings import state_dir
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
     with ExitStack() as undo:
         # before the log of the run listens, so that its end has the output up to there
         undo.callback(_job.subscribe(_Told(wire, context, summary.prompt)))
+        undo.callback(values.listen(wire.hide))
         with _look.plain_errors(_look.NOT_STARTED):
             context.start()
         undo.callback(context.stop)

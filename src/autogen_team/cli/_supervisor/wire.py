@@ -8,10 +8,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from autogen_team.io._redact import values
 
 _PATIENCE = 2.0
 """Seconds that the child waits for its output to be on disk."""
@@ -87,6 +89,10 @@ class SupervisorEnd:
                     on_flush()
                     with suppress(OSError):
                         self.socket.sendall(_line({"flushed": True}))
+                case {"secrets": list(secrets)}:
+                    values.add(secrets)
+                    with suppress(OSError):
+                        self.socket.sendall(_line({"flushed": True}))
                 case {"closed": _}:
                     self.is_closed = True
 
@@ -110,6 +116,13 @@ class ChildEnd:
     def closed(self, run_id: str) -> None:
         """Tell that the run has its end."""
         self._say({"closed": run_id})
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Wait until these values are masked in the transcript from now on."""
+        if self.order.is_kept and self._owner == os.getpid():
+            self._flushed.clear()
+            self._say({"secrets": sorted(secrets)})
+            self._flushed.wait(_PATIENCE)
 
     def flush(self) -> None:
         """Wait until what was printed up to now is in the transcript."""

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from autogen_team.io._redact import MASK, is_secret_name, mask_value
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -31,8 +33,8 @@ RESERVED = frozenset(
 _DEEPEST = 20
 _SHORT = 10**7
 """Numbers below it are no secrets."""
-_ASSIGNMENT = '"{}":"correct1horse2battery3staple"'
-"""A value that is masked if and only if its name says so."""
+_SHORTEST_SECRET = 8
+"""Letters below which the name of a field is not looked into."""
 _LARGEST = 2**63 - 1
 
 
@@ -43,12 +45,14 @@ class JsonLines:
         import orjson
 
         self._dumps = orjson.dumps
-        self._loads = orjson.loads
         self._options = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_APPEND_NEWLINE
         self._redact = redact
         self._last = (datetime.min.replace(tzinfo=UTC), "")
+        self._other = other
         if redact is not None:
-            self._is_suspicious = lru_cache(lambda name: redact(_ASSIGNMENT.format(name)) != _ASSIGNMENT.format(name))
+            self._other = lambda value: mask_value(other(value), redact)
+            self._name = lru_cache(lambda name: name if len(name) < _SHORTEST_SECRET else redact(name))
+            self._is_secret = lru_cache(is_secret_name)
             self._facts: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
 
     def __call__(self, record: Record, facts: Mapping[str, Any], exception: str) -> bytes:
@@ -56,17 +60,17 @@ class JsonLines:
         extra = record["extra"]
         message = record["message"]
         redact = self._redact
-        whole = redact
-        if redact is not None and not (extra and self._needs_care(extra)):
-            # Much less to search than in the line as a whole, and all that can hold a secret.
-            whole = None
+        if redact is not None:  # before anything is escaped, so each value is judged as it is
             message = redact(message) if type(message) is str else message
             exception = redact(exception) if exception else exception
             if facts is not self._facts[0]:  # a run has the same ones for each of its lines
                 self._facts = facts, {name: redact(value) for name, value in facts.items()}
             facts = self._facts[1]
             if extra:
-                extra = {name: redact(value) if type(value) is str else value for name, value in extra.items()}
+                try:
+                    extra = {self._name(name): self._masked(name, value, redact) for name, value in extra.items()}
+                except Exception:  # a value changes meanwhile, or fails to be read
+                    extra = {self._name(name): mask_value(plain(value), redact, name) for name, value in extra.items()}
         fields: dict[str, Any] = {
             "time": self._time(record["time"]),
             "level": record["level"].name,
@@ -84,41 +88,34 @@ class JsonLines:
             for name, value in extra.items():
                 fields[_free_name(name, extra) if name in RESERVED else name] = value
         try:
-            line = self._dumps(fields, other, self._options)
+            return self._dumps(fields, self._other, self._options)
         except Exception:
-            line = self._in_spite_of(fields)
-        return line if whole is None else self._masked(line, fields, whole)
+            return self._in_spite_of(fields)
+
+    def _masked(self, name: str, value: Any, redact: Callable[[str], str]) -> Any:
+        """Return a bound value without secrets; `name` is what it is bound to."""
+        kind = type(value)
+        if kind is float or value is None or kind is bool:
+            return value
+        if kind is int and not self._is_secret(name):
+            # A number may be the value of a secret variable.
+            return value if -_SHORT < value < _SHORT or redact(str(value)) == str(value) else MASK
+        return mask_value(value, redact, name)
 
     def _in_spite_of(self, fields: Mapping[str, Any]) -> bytes:
         """Return the line though JSON cannot hold a field, or its repr fails: that one is said as well as it can be."""
         found: dict[str, Any] = {}
         for name, value in fields.items():
             try:
-                self._dumps({name: value}, other, self._options)
+                self._dumps({name: value}, self._other, self._options)
             except Exception:
                 found |= plain({name: value})
             else:
                 found[name] = value
         try:
-            return self._dumps(found, other, self._options)
+            return self._dumps(found, self._other, self._options)
         except Exception:  # somebody changes a value meanwhile
             return self._dumps(plain(found), None, self._options)
-
-    def _needs_care(self, extra: Mapping[str, Any]) -> bool:
-        """Tell whether a name or a value is such that secrets can only be found in the line as a whole."""
-        for name, value in extra.items():
-            kind = type(value)
-            if not (
-                kind is str
-                or kind is float
-                or (kind is int and -_SHORT < value < _SHORT)
-                or kind is bool
-                or value is None
-            ):
-                return True
-            if self._is_suspicious(name):
-                return True
-        return False
 
     def _time(self, moment: Any) -> str:
         second, shown = self._last
@@ -128,26 +125,6 @@ class JsonLines:
             shown = second.strftime("%Y-%m-%dT%H:%M:%S.")
             self._last = second, shown  # in one step, because threads share it
         return f"{shown}{moment.microsecond:06d}Z"
-
-    def _masked(self, line: bytes, fields: Mapping[str, Any], redact: Callable[[str], str]) -> bytes:
-        text = line.decode()
-        masked = redact(text)
-        if masked == text:
-            return line
-        if not self._is_valid(masked):
-            # A secret that was a number, say: without quotes around it, the mask is no JSON.
-            texts = {name: as_text(value) for name, value in fields.items()}
-            masked = redact(self._dumps(texts, None, self._options).decode())
-            if not self._is_valid(masked):
-                return self._dumps({name: redact(text) for name, text in texts.items()}, None, self._options)
-        return masked.encode()
-
-    def _is_valid(self, line: str) -> bool:
-        try:
-            self._loads(line)
-        except ValueError:
-            return False
-        return True
 
 
 def _free_name(name: str, taken: Mapping[str, Any]) -> str:

@@ -147,7 +147,7 @@ class Sink:
 
     def _deliver_raw(self, record: Record, text: str) -> None:
         if self._redact is not None:
-            text = self._redact(text)
+            text = masked_colours(text, self._redact)
         plain = _encoded(without_colour(text))
         if not self.is_muted and record["level"].no >= self._least_level:
             is_coloured = self._console is not None and self._console.is_coloured()
@@ -191,12 +191,15 @@ class Sink:
 
     def _coloured_line(self, record: Record, message: str, trace: str) -> bytes:
         template: Template = self._template  # type: ignore[assignment]  # as above
+        redact = self._redact
+        if redact is not None:  # before colours stand between a name and its value
+            message, trace = masked_colours(message, redact), masked_colours(trace, redact)
         try:
             text = template.coloured(record, self._extra(record), message, trace)
         except Exception as error:
             text = _in_spite_of(error, record, trace)
-        if self._redact is not None:
-            text = self._redact(text)
+        if redact is not None:
+            text = redact(text)
         return _encoded(template.paint(make_safe(text)) + "\n")
 
     def _json_line(self, record: Record, trace: str) -> bytes:
@@ -224,6 +227,21 @@ def _in_spite_of(error: Exception, record: Record, trace: str) -> str:
     parts = [f"{record.get(name)!s}" for name in ("time", "level", "name", "message")]
     text = " | ".join([*parts, f"(the format could not be filled: {type(error).__name__}: {error})"])
     return f"{text}\n{trace}" if trace else text
+
+
+def masked_colours(text: str, redact: Redact) -> str:
+    """Return the text without secrets, as it would be without colours; lines that hold none keep theirs."""
+    if "\x1b" not in text:
+        return redact(text) if text else text
+    plain = without_colour(text)
+    masked = redact(plain)
+    if masked == plain:
+        return text
+    lines = text.split("\n")
+    shown = zip(lines, plain.split("\n"), masked.split("\n"), strict=False)
+    if plain.count("\n") != masked.count("\n"):  # a secret of many lines
+        return masked
+    return "\n".join(line if before == after else after for line, before, after in shown)
 
 
 def _encoded(text: str) -> bytes:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated, TypeAlias
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 
 def _as_text(value: object) -> object:
@@ -17,3 +18,22 @@ Place: TypeAlias = Annotated[str, BeforeValidator(_as_text)]
 
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400.0)]
 """How long to wait; whoever wants to wait for longer than a day has mistaken the unit."""
+
+
+def _lines(value: object) -> object:
+    return tuple(line.strip() for line in value.splitlines() if line.strip()) if isinstance(value, str) else value
+
+
+def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    for pattern in patterns:
+        try:
+            matches_nothing = re.compile(pattern).match("") is not None
+        except re.error as error:
+            raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
+        if matches_nothing:
+            raise ValueError(f"{pattern!r} matches an empty text, so it matches between all letters")
+    return patterns
+
+
+Patterns: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_lines), AfterValidator(_checked)]
+"""Regular expressions; in a variable one on each line."""

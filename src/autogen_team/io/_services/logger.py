@@ -60,7 +60,7 @@ class LoggerService(Service):
     intercept: bool = True
     """Take in the records of the standard library's logging, so of every library, and warnings."""
     redact: bool = True
-    """Mask secrets in the finished line: known values of the environment, tokens, keys, passwords in URLs."""
+    """Mask secrets: known values of the environment, tokens, keys, passwords in URLs; see `redact_patterns`."""
     uncaught: bool = True
     """Log what nobody caught: in the main thread, threads, finalizers and asyncio tasks."""
     run_log: bool = True

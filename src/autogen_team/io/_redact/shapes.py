@@ -1,0 +1,144 @@
+"""What looks like a secret by itself: the keys of services, signed tokens, blocks of private keys.
+
+Each pattern begins with the letters that all keys of its kind have, so that a text without them costs nothing, and
+asks for the boundary before these letters only then. A boundary is also where an escape ends (a line break in a
+`repr`, in JSON or in a URL) or a colour of a terminal. The shapes were compared with the rules of gitleaks 8 and
+detect-secrets 1.5.
+"""
+
+from __future__ import annotations
+
+import re
+
+_ESCAPES = (
+    r"\\[nrtbfv0aeE]",
+    r"\\[0-7]{3}",
+    r"\\x[0-9a-fA-F]{2}",
+    r"\\u[0-9a-fA-F]{4}",
+    r"%[0-9a-fA-F]{2}",
+    *(rf"\[[\d;]{{{length}}}m" for length in range(12)),
+)
+
+
+def behind_boundary(letters: str, not_behind: str = r"[\w-]") -> str:
+    """Return a pattern for the letters where a word begins, as a person or a program that decodes the text sees it."""
+    found = "|".join([f"(?<!{not_behind}{letters})", *(f"(?<={escape}{letters})" for escape in _ESCAPES)])
+    return f"{letters}(?:{found})"
+
+
+def _shape(letters: str, rest: str, not_behind: str = r"[\w-]") -> re.Pattern[str]:
+    return re.compile(behind_boundary(re.escape(letters), not_behind) + rest)
+
+
+_W = r"\w"
+SHAPES: dict[str, re.Pattern[str]] = {
+    **{letters: _shape(letters, r"[A-Z0-9]{16}(?![A-Za-z0-9])", _W) for letters in ("AKIA", "ASIA", "ABIA", "ACCA")},
+    **{f"gh{kind}_": _shape(f"gh{kind}_", r"[A-Za-z0-9]{20,}", _W) for kind in "opsur"},
+    "AIza": _shape("AIza", r"[\w-]{35}", _W),
+    "eyJ": _shape("eyJ", r"[\w-]{8,}\.eyJ[\w-]{8,}(?:\.[\w-]*)?"),
+    "dapi": _shape("dapi", r"[0-9a-f]{32}\b", _W),
+    "sk-": _shape("sk-", r"(?:[A-Za-z0-9]{1,15}[_-])*(?=[A-Za-z]*\d)(?=\d*[A-Za-z])[A-Za-z0-9]{16,}[\w-]*"),
+    "xox": _shape("xox", r"[abeoprs]-[\w-]{10,}|xoxe\.[\w.-]{20,}"),
+    "xapp-": _shape("xapp-", r"\d-[\w-]{20,}"),
+    "glpat-": _shape("glpat-", r"[\w-]{16,}"),
+    "gldt-": _shape("gldt-", r"[\w-]{16,}"),
+    "glrt-": _shape("glrt-", r"[\w-]{16,}"),
+    "pypi-": _shape("pypi-", r"[\w-]{32,}"),
+    "github_pat_": _shape("github_pat_", r"\w{20,}", _W),
+    "dckr_pat_": _shape("dckr_pat_", r"[\w-]{20,}", _W),
+    "dop_v1_": _shape("dop_v1_", r"[0-9a-f]{40,}", _W),
+    "tgp_v1_": _shape("tgp_v1_", r"[\w-]{30,}", _W),
+    "hf_": _shape("hf_", r"[A-Za-z0-9]{20,}", _W),
+    "npm_": _shape("npm_", r"[A-Za-z0-9]{30,}", _W),
+    **{
+        letters: _shape(letters, r"[A-Za-z0-9]{10,}", _W)
+        for kind in ("live", "test")
+        for letters in (f"sk_{kind}_", f"rk_{kind}_")
+    },
+    "whsec_": _shape("whsec_", r"[A-Za-z0-9+/=]{20,}", _W),
+    "ya29.": _shape("ya29.", r"[\w-]{20,}", _W),
+    "GOCSPX-": _shape("GOCSPX-", r"[\w-]{20,}", _W),
+    "SG.": _shape("SG.", r"[\w-]{16,32}\.[\w-]{16,64}", _W),
+    "sq0": _shape("sq0", r"[a-z]{3}-[\w-]{22,}", _W),
+    "shp": _shape("shp", r"(?:at|ca|pa|ss)_[0-9a-fA-F]{32}", _W),
+    "lin_api_": _shape("lin_api_", r"[A-Za-z0-9]{30,}", _W),
+    "pul-": _shape("pul-", r"[0-9a-f]{40}"),
+    "hvs.": _shape("hvs.", r"[\w-]{24,}", _W),
+    "ATATT": _shape("ATATT", r"[\w=-]{40,}", _W),
+    "AGE-SECRET-KEY-": _shape("AGE-SECRET-KEY-", r"1[A-Z0-9]{50,}", _W),
+    "glsa_": _shape("glsa_", r"[A-Za-z0-9]{32}_[0-9a-f]{8}", _W),
+    "gsk_": _shape("gsk_", r"[A-Za-z0-9]{40,}", _W),
+    "r8_": _shape("r8_", r"[A-Za-z0-9]{37,}", _W),
+    "xai-": _shape("xai-", r"[A-Za-z0-9]{40,}"),
+    "nvapi-": _shape("nvapi-", r"[\w-]{40,}"),
+    "pplx-": _shape("pplx-", r"[A-Za-z0-9]{40,}"),
+    "lsv2_": _shape("lsv2_", r"(?:pt|sk)_[0-9a-f]{32}_[0-9a-f]{8,}", _W),
+    "pcsk_": _shape("pcsk_", r"\w{30,}", _W),
+    "sntry": _shape("sntry", r"[su]_[\w=+/-]{40,}", _W),
+    "PMAK-": _shape("PMAK-", r"[0-9a-f]{24}-[0-9a-f]{34}", _W),
+    "NRAK-": _shape("NRAK-", r"[A-Z0-9]{27}", _W),
+    "hooks.slack.com/": re.compile(r"(?<=hooks\.slack\.com/)(?:services|workflows)/[\w/]+"),
+    "/services/T": re.compile(r"(?<=/services/)T[A-Z0-9]{2,}/B[A-Z0-9]{2,}/\w+"),
+    "/api/webhooks/": re.compile(r"(?<=/api/webhooks/)\d+/[\w-]+"),
+    "/bot": re.compile(r"(?<=/bot)\d{8,10}:[\w-]{30,}"),
+}
+"""Patterns by the letters without which they match nothing."""
+
+PRIVATE_KEY = re.compile(
+    r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----)"
+    r"(?!\*\*\*)"  # it has been masked before, and what follows belongs to the text
+    r"(?:(?!-----)(?:[A-Za-z0-9+/=*\s:,.-]|\\+[nrt/]))*"
+    r"(?:-----END [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?"
+)
+
+
+def may_have_shape(text: str) -> bool:
+    """Return whether any of the patterns can match; written out, because each line of log asks."""
+    return (
+        "sk-" in text
+        or "gh" in text
+        or "eyJ" in text
+        or "hf_" in text
+        or "AKIA" in text
+        or "ASIA" in text
+        or "ABIA" in text
+        or "ACCA" in text
+        or "AIza" in text
+        or "xox" in text
+        or "xapp-" in text
+        or "xai-" in text
+        or "_pat_" in text
+        or "_v1_" in text
+        or "dapi" in text
+        or "npm_" in text
+        or "_live_" in text
+        or "_test_" in text
+        or "pypi-" in text
+        or "glpat-" in text
+        or "gldt-" in text
+        or "glrt-" in text
+        or "glsa_" in text
+        or "gsk_" in text
+        or "r8_" in text
+        or "nvapi-" in text
+        or "pplx-" in text
+        or "whsec_" in text
+        or "ya29." in text
+        or "GOCSPX-" in text
+        or "SG." in text
+        or "sq0" in text
+        or "shp" in text
+        or "lin_api_" in text
+        or "pul-" in text
+        or "hvs." in text
+        or "ATATT" in text
+        or "AGE-SECRET-KEY-" in text
+        or "lsv2_" in text
+        or "pcsk_" in text
+        or "sntry" in text
+        or "PMAK-" in text
+        or "NRAK-" in text
+        or "hooks" in text  # hooks.slack.com, /api/webhooks/
+        or "/services/T" in text
+        or "/bot" in text
+    )

@@ -1,0 +1,238 @@
+"""Each secret in each place and encoding is masked, and nothing that is harmless; made of `testkit.corpus`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import pytest
+from loguru import logger
+
+from autogen_team import GlobalContext, LoggerService
+from autogen_team.errors import ConfigurationError
+from autogen_team.io import _redact
+from autogen_team.io._redact import MASK, Redactor, mask, values
+from testkit import corpus
+
+
+@pytest.fixture(autouse=True)
+def nothing_added():
+    """Give back what the process knew before the test."""
+    before = values.extra()
+    yield
+    values._extra = before
+
+
+@pytest.mark.parametrize("encoding", corpus.ENCODINGS)
+@pytest.mark.parametrize("kind", corpus.KEYS)
+def test_a_key_is_masked_in_each_place(kind, encoding):
+    """Behind an escape, a colour or a line break too."""
+    key = corpus.KEYS[kind]
+    lines = [corpus.ENCODINGS[encoding](place.format(key)) for place in corpus.PLACES]
+
+    assert [line for line in lines if key in mask(line)] == []
+
+
+@pytest.mark.parametrize("kind", corpus.KEYS)
+def test_a_key_is_masked_in_a_url(kind):
+    """Behind a blank that the URL has as %20."""
+    key = corpus.KEYS[kind]
+
+    assert [
+        encode for encode in corpus.URL_ENCODINGS if key in mask(f"q={encode(f'use {key}')}") and key == encode(key)
+    ] == []
+
+
+@pytest.mark.parametrize(("place", "how"), corpus.NAMED)
+@pytest.mark.parametrize("password", corpus.PASSWORDS)
+def test_a_quoted_password_is_read_to_its_true_end(password, place, how):
+    """Whatever quotes and backslashes it holds."""
+    if how == "plain" and password.endswith('"'):
+        pytest.skip("no source code: the text ends with the quote that closes it")
+    line = place.format(corpus.written(password, how))
+
+    assert "Sesame" not in mask(line)
+    assert MASK in mask(line)
+
+
+@pytest.mark.parametrize("scheme", corpus.SCHEMES)
+@pytest.mark.parametrize(
+    "place", ["Authorization: {}", "{{'Authorization': '{}'}}", '{{"authorization": "{}"}}', "('Authorization', '{}')"]
+)
+def test_the_credential_of_a_header_is_masked(scheme, place):
+    """Not the word before it."""
+    credential = corpus.SCHEMES[scheme]
+
+    assert credential not in mask(place.format(f"{scheme} {credential}"))
+
+
+def test_the_signature_of_a_request_is_masked():
+    """It has parts with names."""
+    header = "AWS4-HMAC-SHA256 Credential=x/20260101/eu/s3/aws4_request, SignedHeaders=host, Signature=fe5f80f77d5fa3be"
+
+    assert "fe5f80" not in mask(f"Authorization: {header}")
+
+
+@pytest.mark.parametrize("password", corpus.URL_PASSWORDS)
+@pytest.mark.parametrize("rest", ["@db", "@db/runs", "@db:5432/runs?x=1", "@[::1]:80/x"])
+def test_the_password_of_a_url_is_masked(password, rest):
+    """With characters that are reserved in URLs too."""
+    line = mask(f"connecting to postgresql://bob:{password}{rest} now")
+
+    assert "hunter2" not in line
+    assert line.endswith(f"{rest} now")
+
+
+@pytest.mark.parametrize("encoding", corpus.ENCODINGS)
+@pytest.mark.parametrize("text", corpus.HARMLESS)
+def test_what_is_harmless_stays(text, encoding):
+    """In each encoding."""
+    line = corpus.ENCODINGS[encoding](text)
+
+    assert mask(line) == line
+
+
+VARIABLES = {
+    "DB_PASS": "Sesame-open-1",
+    "GITHUB_PAT": "Sesame-open-1",
+    "AZURE_OPENAI_KEY": "Sesame-open-1",
+    "FERNET_KEY": "Sesame-open-1",
+    "AZURE_STORAGE_CONNECTION_STRING": "AccountName=a;AccountKey=Sesame-open-1;EndpointSuffix=x",
+    "API_TOKEN": "Sesame-open-1\n",
+    "DB_PASSWORD": '"Sesame-open-1"',
+    "SECRET_KEY": " Sesame-open-1 ",
+    "AUTOGEN_TEAM_ALERTS_URLS": "mailto://bob:Sesame-open-1@example.com",
+}
+
+
+@pytest.mark.parametrize("name", VARIABLES)
+def test_a_variable_is_known_as_the_job_uses_it(name):
+    """Without the line end of Kubernetes and the quotes of an env file."""
+    assert Redactor({name: VARIABLES[name]})("refused Sesame-open-1") == f"refused {MASK}"
+
+
+@pytest.mark.parametrize(
+    "encode", [*corpus.URL_ENCODINGS[:3], lambda text: json.dumps(text)[1:-1], lambda text: repr(text)[1:-1]]
+)
+def test_a_known_value_is_masked_in_each_encoding(encode):
+    """Of URLs, JSON and Python."""
+    secret = 'wJalrX/tn+K7"MD\\äx'
+    redactor = Redactor({"AWS_SECRET_ACCESS_KEY": secret})
+
+    assert redactor(f"sent {encode(secret)}.") == f"sent {MASK}."
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "text"),
+    [
+        ("OLDPWD", "/data/gone/project", 'File "/data/gone/project/train.py"'),
+        ("POSTGRES_PASSWORD", "postgres", "connecting to postgresql+psycopg2 as postgres"),
+        ("DB_PASSWORD", "mypasswort", "mypassworthy"),
+        ("SSH_PUBLIC_KEY", "ssh-ed25519 AAAA", "ssh-ed25519 AAAA"),
+    ],
+)
+def test_a_variable_that_is_no_secret_masks_nothing(name, value, text):
+    """Folders, ordinary words, words inside of words, public keys."""
+    assert Redactor({name: value})(text) == text
+
+
+@pytest.mark.parametrize("serialize", [False, True])
+@pytest.mark.parametrize("is_coloured", [False, True])
+def test_no_sink_shows_a_secret(tmp_path, monkeypatch, capsys, serialize, is_coloured):
+    """Messages, bound values and source lines of tracebacks, in text, in JSON and in colours."""
+    monkeypatch.setenv("FORCE_COLOR" if is_coloured else "NO_COLOR", "1")
+    source = tmp_path / "failing.py"
+    source.write_text("def fail():\n    return dict(user='bob', password='Sesame-9')['x']\n")
+    names: dict = {}
+    exec(compile(source.read_text(), str(source), "exec"), names)
+    with LoggerService(serialize=serialize, diagnose=True):
+        for key, password in itertools.zip_longest(corpus.KEYS.values(), corpus.PASSWORDS):
+            logger.info(key)
+            logger.opt(colors=True).info("<red>{}</red>", key)
+            logger.bind(password=password, db={"password": password, "list": [key]}).info("bound to {extra[password]}")
+        try:
+            names["fail"]()
+        except KeyError:
+            logger.exception("failed")
+    shown = capsys.readouterr().err
+
+    assert [key for key in corpus.KEYS.values() if key in shown] == []
+    assert "Sesame" not in shown
+    assert "failed" in shown
+
+
+def test_the_user_s_patterns_are_masked_and_what_is_allowed_stays(monkeypatch, capsys):
+    """Of a pattern with a group the group; as an argument and as a variable."""
+    monkeypatch.setenv("AUTOGEN_TEAM_REDACT_PATTERNS", "ACME-\\d{6}\ncustomer=(\\w+)")
+    monkeypatch.setenv("AUTOGEN_TEAM_REDACT_ALLOW", "demo-.*")
+
+    assert mask("ACME-123456 customer=bob password=demo-1 password=real-1") == (
+        f"{MASK} customer={MASK} password=demo-1 password={MASK}"
+    )
+    monkeypatch.delenv("AUTOGEN_TEAM_REDACT_PATTERNS")
+    with GlobalContext(redact_patterns=[r"ticket \d+"]):
+        assert mask("ticket 42") == MASK
+    assert mask("ticket 42") == "ticket 42"
+
+
+@pytest.mark.parametrize("pattern", ["(", "x*"])
+def test_a_pattern_that_cannot_be_used_is_an_error_that_names_it(pattern, monkeypatch):
+    """When the context is made."""
+    with pytest.raises(ConfigurationError, match="redact_patterns") as failed:
+        GlobalContext(redact_patterns=[pattern])
+    assert repr(pattern) in str(failed.value)
+
+    monkeypatch.setenv("AUTOGEN_TEAM_REDACT_PATTERNS", pattern)
+    with pytest.raises(ConfigurationError, match="AUTOGEN_TEAM_REDACT_PATTERNS"):
+        GlobalContext()
+
+
+def test_a_secret_of_a_vault_is_masked_from_then_on(capsys):
+    """By loggers and redactors that were there before."""
+    redactor = Redactor({})
+    with GlobalContext() as context:
+        context.redact("from-the-vault", "an other one")
+        context.logger.info("got from-the-vault and an other one")
+
+    assert redactor("from-the-vault") == MASK
+    assert "from-the-vault" not in (shown := capsys.readouterr().err)
+    assert f"got {MASK} and {MASK}" in shown
+
+
+def test_a_secret_that_is_too_short_is_an_error():
+    """It would be taken out of ordinary text."""
+    with GlobalContext() as context, pytest.raises(ConfigurationError, match="3 characters"):
+        context.redact("abc")
+
+
+def test_a_secret_is_masked_in_the_output_that_is_kept(start_python, tmp_path):
+    """Another process keeps it, which is told."""
+    job = tmp_path / "job.py"
+    job.write_text(
+        "from autogen_team import GlobalContext\n"
+        "GlobalContext.current().redact('from-the-vault')\nprint('got from-the-vault')\n"
+        "import os; os.kill(os.getpid(), 9)\n"
+    )
+    _, out, _ = start_python("-m", "autogen_team", "run", str(job), AUTOGEN_TEAM_ALERTS_ENABLE="false").finish()
+    kept = [path.read_text() for path in (tmp_path / "work").rglob("output-*.log")]
+
+    assert "got from-the-vault" in out
+    assert [f"got {MASK}" in text for text in kept] == [True]
+
+
+def test_the_settings_of_a_file_are_known(tmp_path, monkeypatch):
+    """A `.env` is no part of the environment, and holds the same secrets."""
+    (tmp_path / "work" / ".env").write_text(
+        "AUTOGEN_TEAM_ALERTS_URLS=mailto://bob:Sesame9mail@example.com\nDB_PASS=Sesame9base\n"
+    )
+    LoggerService()
+
+    assert mask("Sesame9mail Sesame9base") == f"{MASK} {MASK}"
+
+
+def test_values_are_masked_by_their_names():
+    """In dicts and lists, and what has none is the very object that came."""
+    value = {"user": "bob", "headers": [{"api_key": "Sesame"}], "max_tokens": 5}
+
+    assert _redact.mask_value(value, mask) == {"user": "bob", "headers": [{"api_key": MASK}], "max_tokens": 5}
+    assert _redact.mask_value(value["user"], mask) is value["user"]
