@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["GlobalContext"]
 
-SHORTEST_SECRET = 4
+_SHORTEST_SECRET = 4
 """Characters of the shortest value that `redact` takes."""
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
@@ -295,10 +295,10 @@ class GlobalContext(Service):
         from autogen_team.io import _redact
 
         for secret in secrets:
-            if len(secret) < SHORTEST_SECRET:
+            if len(secret) < _SHORTEST_SECRET:
                 raise ConfigurationError(
                     f"a secret of {len(secret)} characters cannot be masked, because it would be taken out of ordinary"
-                    f" text: it takes {SHORTEST_SECRET} at least"
+                    f" text: it takes {_SHORTEST_SECRET} at least"
                 )
         _redact.add_secrets(*secrets)
 
