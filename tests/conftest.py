@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import mlflow
 
 ROOT = Path(__file__).parent.parent
+WORKERS = ROOT / "tests" / "workers"
 PATIENCE = 100.0
 """Seconds after which a test stops waiting; less than the timeout of a test, so that the test can say what for."""
 
@@ -69,13 +70,14 @@ SHARED = {"job", "pages", "person", "postgres_uri", "wheel"}
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start nothing outside of their own process as quick; put those that take longest first."""
-    items.sort(
-        key=lambda item: not item.path.is_relative_to(ROOT / "tests" / "workers") and item.path.name not in LONGEST
-    )
+    items.sort(key=lambda item: not item.path.is_relative_to(WORKERS) and item.path.name not in LONGEST)
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
         if not (NOT_QUICK & fixtures or item.get_closest_marker("desktop") or item.path.name in LONGEST):
             item.add_marker("quick")
+        is_long = SHARED & fixtures or item.path.name in LONGEST or item.path.is_relative_to(WORKERS)
+        if is_long and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(400))  # they start a browser, a cluster or many processes
         for fixture in SHARED & fixtures:
             item.add_marker(pytest.mark.xdist_group(fixture if fixture == "postgres_uri" else item.path.name))
 
