@@ -109,15 +109,25 @@ def test_rotation_by_time_happens_once(start, tmp_path, wait_until):
     assert all(line == "tick" for file in tmp_path.glob("job*") for line in file.read_text().splitlines())
 
 
-def test_retention_keeps_so_many_files(start, tmp_path):
-    """In loguru's words, the present file among them."""
-    path = tmp_path / "job.log"
-    start(sink=str(path), rotation=50, retention="2", format="{message}")
-    for number in range(20):
-        logger.info("a line of some length {}", number)
-    files = sorted(tmp_path.glob("job*"))
-    assert len(files) <= 3
-    assert path.read_text().endswith("19\n")
+@pytest.mark.parametrize("compression", [None, "gz"])
+@pytest.mark.parametrize("retention", [0, 1, "2"])
+@pytest.mark.parametrize("name", ["job.log", "job-{time:YYYY-MM-DD_HH-mm-ss-SSSSSS}.log"])
+def test_retention_keeps_as_many_files_as_loguru_does(start, tmp_path, name, retention, compression):
+    """Old ones; the present one is not counted, and stays."""
+    options = {"rotation": 50, "format": "{message}", "compression": compression}
+    for folder in ("ours", "theirs"):
+        (tmp_path / folder).mkdir()
+    start(sink=str(tmp_path / "ours" / name), retention=retention, **options)
+    theirs = logger.add(tmp_path / "theirs" / name, retention=int(retention), **options)
+    try:
+        for number in range(20):
+            logger.info("a line of some length {}", number)
+        kept = {folder: list((tmp_path / folder).iterdir()) for folder in ("ours", "theirs")}
+    finally:
+        logger.remove(theirs)
+    assert len(kept["ours"]) == len(kept["theirs"]) == int(retention) + 1
+    newest = [path for path in kept["ours"] if path.suffix == ".log" and path.read_text().endswith(" 19\n")]
+    assert len(newest) == 1
 
 
 def test_a_line_longer_than_the_limit_is_written(start, tmp_path):

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import os
 from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -116,7 +117,7 @@ class RotatingFile(File):
         self._open(new)
         seam.note_birth(new)
         self._pack(full)
-        self._clean_up()
+        self._clean_up(but=new)  # loguru cleans up before there is a new file
         self._lock_current()
 
     def _pack(self, path: str) -> None:
@@ -128,9 +129,10 @@ class RotatingFile(File):
             except Exception as error:
                 report("cannot pack the log file %s: %s", path, error)
 
-    def _clean_up(self) -> None:
+    def _clean_up(self, *, but: str = "") -> None:
         if self._rules.retain is not None:
             found = {name for pattern in self._rules.patterns for name in glob.glob(pattern) if Path(name).is_file()}  # noqa: PTH207 - loguru's patterns are whole paths
+            found = {name for name in found if os.path.abspath(name) != but}  # noqa: PTH100 - links stay as they are
             try:
                 self._rules.retain(sorted(found))
             except FileNotFoundError:
