@@ -1,0 +1,83 @@
+"""Our own faults are reported, whatever the job does to logging."""
+
+from __future__ import annotations
+
+import configparser
+import copy
+import logging
+import logging.config
+import pickle
+
+import pytest
+
+from autogen_team.io import _reports
+
+REPORT = logging.getLogger("autogen_team")
+
+
+def by_dict():
+    """Configure logging as most jobs do."""
+    logging.config.dictConfig({"version": 1})
+
+
+def by_file():
+    """Configure logging as alembic does."""
+    parser = configparser.ConfigParser()
+    parser.read_string(
+        "[loggers]\nkeys=root\n[handlers]\nkeys=\n[formatters]\nkeys=\n[logger_root]\nlevel=WARNING\nhandlers=\n"
+    )
+    logging.config.fileConfig(parser)
+
+
+@pytest.fixture
+def restored():
+    """Give back what configuring logging anew takes away."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    others = {one: one.disabled for one in root.manager.loggerDict.values() if isinstance(one, logging.Logger)}
+    yield
+    root.handlers, root.level = handlers, level
+    for one, disabled in others.items():
+        one.disabled = disabled
+
+
+@pytest.mark.parametrize("configure", [by_dict, by_file])
+def test_reports_go_on_when_logging_is_configured_anew(restored, configure):
+    """`disable_existing_loggers` is on unless a job says otherwise; other loggers are disabled as ever."""
+    other = logging.getLogger("library.reports")
+    configure()
+    assert (REPORT.disabled, other.disabled) == (False, True)
+    assert REPORT.isEnabledFor(logging.WARNING)
+
+
+def test_the_level_of_reports_is_the_jobs(restored):
+    """By `dictConfig` too: that is how to have none."""
+    logging.config.dictConfig({"version": 1, "loggers": {"autogen_team": {"level": "CRITICAL"}}})
+    try:
+        assert not REPORT.isEnabledFor(logging.WARNING)
+    finally:
+        REPORT.setLevel(logging.NOTSET)
+
+
+def test_the_logger_of_reports_is_like_any_other():
+    """It can be copied and pickled, has the class of the process's loggers, and is made so once."""
+    kind = type(REPORT)
+    _reports.keep_enabled()
+    assert type(REPORT) is kind
+    assert isinstance(REPORT, logging.getLoggerClass())
+    assert copy.deepcopy(REPORT) is pickle.loads(pickle.dumps(REPORT)) is REPORT
+
+
+def test_a_full_disk_is_reported_after_dict_config(run_python):
+    """The whole way, in a process of its own."""
+    code = """
+import logging.config
+from loguru import logger
+from autogen_team import LoggerService
+with LoggerService(sink="/dev/full"):
+    logging.config.dictConfig({"version": 1})
+    logger.info("line")
+"""
+    status, _, err = run_python("-c", code)
+    assert status == 0
+    assert "cannot write the log to /dev/full" in err
