@@ -53,9 +53,11 @@ def _state():
         "loguru": list(logger._core.handlers.items()),
         "levels": [handler.levelno for handler in logger._core.handlers.values()],
         "least": logger._core.min_level,
-        "methods": [getattr(type(logger), name) for name in ("info", "exception", "log", "opt", "_log")],
+        "methods": [
+            getattr(type(logger), name) for name in ("info", "exception", "log", "opt", "_log", "remove", "__reduce__")
+        ],
         "root": list(root.handlers),
-        "call": logging.Logger.callHandlers,
+        "filter": (logging.Logger.filter, "filter" in vars(logging.Logger)),
         "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning),
         "listeners": _job._listeners,
         "started": list(pipeline._started),
@@ -68,6 +70,16 @@ def nothing_left_behind():
     before = _state()
     yield
     assert _state() == before
+
+
+@pytest.fixture
+def no_handlers(nothing_left_behind):
+    """Take loguru's handlers away for the time of the test, so that it may remove all that there are."""
+    core = logger._core
+    before = core.handlers, core.min_level
+    core.handlers, core.min_level = {}, 100
+    yield
+    core.handlers, core.min_level = before
 
 
 @pytest.fixture

@@ -173,10 +173,54 @@ def test_a_script_may_remove_the_default_handler(run_python, script):
     assert (status, err) == (0, "INFO|on\n")
 
 
-def test_a_script_may_remove_all_handlers(run_python, script):
-    """Then ours is gone as well, and stopping is no error."""
-    status, _, err = run_python(script('logger.remove()\nlogger.info("on")\nstop()'))
-    assert (status, err) == (0, "")
+REMOVED = "the job has removed the handlers of loguru (logger.remove()): "
+
+
+def test_a_script_that_removes_all_handlers_has_the_console_to_itself(run_python, script):
+    """`logger.remove()` stands at the beginning of many scripts; the job is told what that means, once."""
+    body = """
+for _ in range(2):
+    logger.remove()
+    logger.add(sys.stderr, format="mine {message}")
+logger.info("on")
+stop()
+"""
+    told = f"{REMOVED}stderr shows what the job's own handlers write, secrets unmasked\n"
+    assert run_python(script(body)) == (0, "", told + "mine on\n")
+
+
+def test_a_file_gets_its_lines_though_a_script_removes_all_handlers(run_python, script, tmp_path):
+    """The settings ask for it, and the script does not know of it; `configure` removes handlers as well."""
+    path = tmp_path / "job.log"
+    body = """
+logger.remove()
+logger.info("one")
+logger.configure(handlers=[{"sink": sys.stdout, "format": "mine {message}"}])
+logger.info("two")
+stop()
+logger.info("after")
+"""
+    status, out, err = run_python(script(body, sink=str(path)))
+    assert (status, out, err) == (0, "mine two\nmine after\n", f"{REMOVED}{path} still gets each line\n")
+    assert path.read_text() == "INFO|one\nINFO|two\n"
+
+
+def test_the_log_of_a_run_goes_on_though_a_script_removes_all_handlers(no_handlers, start, open_run):
+    """Also where the console is the job's now."""
+    start(run_log=True)
+    run = open_run()
+    logger.remove()
+    logger.info("kept")
+    run.end()
+    assert run.log == "INFO|kept\n"
+
+
+def test_a_handler_that_is_removed_by_its_number_is_gone(start, capsys):
+    """That is no habit, but meant."""
+    start()
+    logger.remove(max(logger._core.handlers))
+    logger.info("gone")
+    assert capsys.readouterr().err == ""
 
 
 def test_stopping_twice_does_nothing(start):

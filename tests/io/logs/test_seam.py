@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import inspect
+import logging
 import pickle
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +47,7 @@ from autogen_team.io._logs import seam
 give_back = seam.set_default_handler_aside()
 assert list(logger._core.handlers) == [0]
 logger.critical("silent")
-assert logger._core.min_level == float("inf")
+assert logger._core.min_level > 10**6
 give_back()
 assert logger._core.min_level == 10
 logger.debug("heard")
@@ -78,7 +81,7 @@ def test_a_handler_notes_that_a_thread_is_in_its_sink():
 
     handler = logger.add(Sink(), level="INFO")
     try:
-        lock = seam.handler_lock(handler)
+        lock = seam.adopt(handler)
         logger.info("hello")
     finally:
         logger.remove(handler)
@@ -243,4 +246,174 @@ def test_a_logger_travels_without_its_handlers():
         logger.remove(handler)
 
     assert lines == ["3 here\n"]
-    assert "__reduce__" not in vars(type(logger))
+    assert not {"__reduce__", "__deepcopy__"} & set(vars(type(logger)))
+
+
+def test_a_deep_copy_is_independent_and_has_no_handler_of_ours(no_handlers):
+    """`_core`, `Core.__getstate__`; handlers of the job are copied, two references to one logger stay one."""
+    lines, of_copy, of_ours = [], [], []
+    logger.add(lines.append, format="{extra[fold]} {message}", level="INFO")
+    seam.adopt(logger.add(of_ours.append, format="{message}", level="DEBUG"))
+    give_back = seam.let_travel()
+    try:
+        made, same = copy.deepcopy([logger.bind(fold=1), logger.bind(fold=2)])
+    finally:
+        give_back()
+    assert made._core is same._core is not logger._core
+    assert made._core.min_level == 20
+    made.info("copied")
+    made.remove()
+    made.add(of_copy.append, format="{message}")
+    same.info("of the copy")
+    logger.bind(fold=3).info("of the original")
+    assert lines == ["1 copied\n", "3 of the original\n"]
+    assert (of_copy, of_ours) == (["of the copy\n"], ["of the original\n"])
+
+
+SPAWN = """
+import functools, multiprocessing, sys
+from loguru import logger
+from autogen_team.io._logs import seam
+
+def work(given):
+    given.info("child")
+    given.complete()
+
+if __name__ == "__main__":
+    logger.remove()
+    seam.let_travel()
+    context = multiprocessing.get_context("spawn")
+    add = functools.partial(logger.add, format="{message}")
+    seam.adopt(add(lambda _: print("ours")))
+    queued = add(sys.stdout, enqueue=True, context=context) if "queued" in sys.argv else add(lambda _: None)
+    child = context.Process(target=work, args=(logger,))
+    child.start()
+    child.join()
+    logger.remove(queued)
+    print("end", child.exitcode)
+"""
+
+
+def test_a_logger_that_is_handed_to_a_spawned_process_keeps_the_handlers_that_can_go_there(run_python, tmp_path):
+    """Those with `enqueue=True`, as loguru's documentation has it: their lines come back to the parent."""
+    path = tmp_path / "job.py"
+    path.write_text(SPAWN)
+    assert run_python(str(path), "queued") == (0, "child\nend 0\n", "")
+
+
+def test_a_handler_that_cannot_be_sent_to_a_spawned_process_stays_at_home(run_python, tmp_path):
+    """Loguru alone refuses to start the process; here the child has loguru's own handler."""
+    path = tmp_path / "job.py"
+    path.write_text(SPAWN)
+    status, out, err = run_python(str(path))
+    assert (status, out) == (0, "end 0\n")
+    assert err.endswith(" - child\n")
+
+
+def test_a_handler_is_pickled_without_its_sink_if_it_has_a_queue():
+    """`Handler.__getstate__`, `_queue`, `_confirmation_event`, `_confirmation_lock`."""
+    number = logger.add(lambda _: None, enqueue=True)
+    try:
+        handler = logger._core.handlers[number]
+        state = handler.__getstate__()
+        assert (state["_sink"], state["_thread"], state["_lock"]) == (None, None, None)
+        assert {"_queue", "_confirmation_event", "_confirmation_lock"} <= set(state)
+    finally:
+        logger.remove(number)
+
+
+def test_the_sinks_of_logging_and_of_asyncio_are_known():
+    """`StandardSink._handler`, `AsyncSink._tasks`, `Handler._sink`, `Handler._thread`."""
+
+    async def sink(_):
+        inside.append(seam.is_inside_a_sink())
+
+    async def job():
+        logger.info("line")
+        await logger.complete()
+        inside.append(seam.is_inside_a_sink())
+
+    inside = []
+    standard = logging.NullHandler()
+    numbers = [logger.add(standard), logger.add(sink)]
+    numbers.append(logger.add(lambda _: inside.append(seam.is_inside_a_sink()), enqueue=True))
+    try:
+        assert seam.logging_sinks() == (standard,)
+        logger._core.handlers[numbers[1]]._sink._tasks  # noqa: B018 - it is there
+        asyncio.run(job())
+        logger.complete()
+    finally:
+        for number in numbers:
+            logger.remove(number)
+    assert sorted(inside) == [False, True, True]
+    assert seam.logging_sinks() == ()
+
+
+def test_the_failure_of_a_coroutine_sink_names_the_module_of_the_sinks():
+    """`check_exception` is in its traceback, with `catch=False`."""
+    found = []
+
+    async def fail(_):
+        raise ValueError("wrong")
+
+    async def job():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context["exception"]))
+        logger.info("line")
+        await logger.complete()
+        await asyncio.sleep(0)
+
+    number = logger.add(fail, catch=False)
+    try:
+        asyncio.run(job())
+    finally:
+        logger.remove(number)
+    [error] = found
+    assert seam.comes_from_a_sink((type(error), error, error.__traceback__))
+    assert not seam.comes_from_a_sink((ValueError, ValueError(), None))
+
+
+def test_all_handlers_but_those_of_ours_are_removed(no_handlers):
+    """`Logger.remove(handler_id=None)` of the process's own logger, which is what `configure` calls, too."""
+    lines, calls = [], []
+    undo = seam.keep_on_removal(lambda: calls.append(list(logger._core.handlers)))
+    try:
+        logger.remove()
+        assert calls == []  # nothing of ours was there
+        logger.add(lines.append)
+        ours = logger.add(lines.append, format="{message}", level="INFO")
+        seam.adopt(ours)
+        assert seam.has_other_handlers()
+        logger.remove()
+        logger.configure(handlers=[])
+        assert calls == [[ours], [ours]]
+        assert (logger._core.min_level, seam.has_other_handlers()) == (20, False)
+        logger.info("still")
+        with pytest.raises(ValueError, match="no existing handler"):
+            logger.remove(10**6)
+        logger.remove(ours)
+    finally:
+        undo()
+    assert lines == ["still\n"]
+    assert inspect.signature(type(logger).remove).parameters.keys() == {"self", "handler_id"}
+
+
+def test_parts_of_a_record_are_made_as_loguru_makes_them():
+    """`RecordThread`, `RecordProcess`, and a time that loguru can format."""
+    made = seam.make_record("INFO", "hello", name="me")
+    assert (seam.record_thread(1, "one").id, seam.record_process(2, "two").name) == (1, "two")
+    time = seam.record_time(1e9, made["time"])
+    assert type(time) is type(made["time"])
+    assert (time.timestamp(), time.tzinfo) == (1e9, made["time"].tzinfo)
+
+
+def test_the_representation_of_a_logger_shows_its_handlers(run_python):
+    """It formats levels as integers, that of the handler that is set aside included."""
+    code = """
+from loguru import logger
+from autogen_team.io._logs import seam
+seam.set_default_handler_aside()
+print(logger)
+"""
+    status, out, _ = run_python("-c", code)
+    assert status == 0
+    assert out.startswith("<loguru.logger handlers=[(id=0, level=")

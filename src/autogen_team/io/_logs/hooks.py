@@ -13,10 +13,12 @@ Hook: TypeAlias = Callable[..., Any]
 def replace(owner: Any, name: str, make: Callable[[Hook, Callable[[], bool]], Hook]) -> Undo:
     """Put what `make` makes in the place of `owner.name`; the returned function gives the previous one back.
 
-    `make` gets the previous one, and a function that tells whether the replacement still holds: if somebody has put
-    theirs around ours meanwhile, ours cannot be taken out any more, and has to pass everything on.
+    The class or module may have inherited the previous one, or have none. `make` gets the previous one, and a function
+    that tells whether the replacement still holds: if somebody has put theirs around ours meanwhile, ours cannot be
+    taken out any more, and has to pass everything on.
     """
-    previous = getattr(owner, name)
+    is_own = name in vars(owner)
+    previous: Any = getattr(owner, name, None)
     active = True
     hook = make(previous, lambda: active)
     setattr(owner, name, hook)
@@ -24,7 +26,11 @@ def replace(owner: Any, name: str, make: Callable[[Hook, Callable[[], bool]], Ho
     def undo() -> None:
         nonlocal active
         active = False
-        if getattr(owner, name) is hook:
+        if vars(owner).get(name) is not hook:
+            return
+        if is_own:
             setattr(owner, name, previous)
+        else:
+            delattr(owner, name)
 
     return undo

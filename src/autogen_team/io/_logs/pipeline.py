@@ -15,7 +15,7 @@ import loguru
 from autogen_team.io import _job
 from autogen_team.io._forking import ForkSafeLock
 from autogen_team.io._job import Undo
-from autogen_team.io._logs import braces, bridge, seam, uncaught, validation
+from autogen_team.io._logs import braces, bridge, faults, seam, uncaught, validation
 from autogen_team.io._logs.file import File
 from autogen_team.io._logs.runlog import RunLogs
 from autogen_team.io._logs.sink import Sink
@@ -40,6 +40,7 @@ class _Pipeline:
 _lock = ForkSafeLock()
 _started: list[_Pipeline] = []
 _run_logs: RunLogs | None = None
+_has_told_of_removal = False
 
 
 def start(settings: Settings) -> Undo:
@@ -122,11 +123,12 @@ def _remove(handler: int) -> None:
 def _assign() -> None:
     """Give each destination to the pipeline that was started last, and the logs of runs to the most talkative one.
 
-    Of two with the same level, the later one that is not muted has the logs of runs.
+    A console that the job has taken over has no owner. Of two with the same level, the later one that is not muted has
+    the logs of runs.
     """
     owners = {pipeline.place: pipeline for pipeline in _started}
     for pipeline in _started:
-        pipeline.sink.is_muted = owners[pipeline.place] is not pipeline
+        pipeline.sink.is_muted = owners[pipeline.place] is not pipeline or pipeline.sink.has_left_console
     willing = [pipeline for pipeline in reversed(_started) if pipeline.settings.run_log]
     feeder = min(willing, key=lambda it: (_number(it.settings.level), it.sink.is_muted), default=None)
     for pipeline in _started:
@@ -166,7 +168,19 @@ def _take_over(_: Settings) -> Undo:
         undo.callback(seam.mark_raw())
         undo.callback(braces.forgive())
         undo.callback(seam.let_travel())
+        undo.callback(seam.keep_on_removal(_handlers_removed))
         return undo.pop_all().close
+
+
+def _handlers_removed() -> None:
+    """Keep writing to files and logs of runs, leave the console to the job, and report that once."""
+    global _has_told_of_removal
+    with _lock:
+        told = "; ".join(dict.fromkeys(pipeline.sink.handlers_removed() for pipeline in _started))
+        _assign()
+        is_first, _has_told_of_removal = not _has_told_of_removal, True
+    if is_first and _job.worker() is None:
+        faults.report("the job has removed the handlers of loguru (logger.remove()): %s", told)
 
 
 def _watch(_: Settings) -> Undo:

@@ -8,17 +8,24 @@ suite and not by a job. What is touched:
 - `loguru._colorizer.Colorizer`: from markup such as `<green>` to escape sequences.
 - `loguru._file_sink.FileSink`: what `rotation`, `retention` and `compression` mean, and how a rotated file is called.
 - `loguru._recattrs`: the parts of a record.
-- `loguru._logger.Logger`: `opt`, to know raw messages; `_log`, `_options` (see `braces`); its constructor and
-  `__reduce__`, to pickle a logger without its handlers.
+- `loguru._logger.Logger`: `opt`, to know raw messages; `_log`, `_options` (see `braces`); its constructor, `__reduce__`
+  and `__deepcopy__`, to pickle and to copy a logger without our handlers; `remove`, to keep ours.
+- `loguru._simple_sinks`: handlers of the standard library that are sinks (`StandardSink._handler`), the tasks of sinks
+  that are coroutines (`AsyncSink._tasks`); `Handler._thread`, which calls a sink with `enqueue=True`.
+- `loguru._handler.Handler`: how it is pickled, and what of it only a child process can receive (`_queue`,
+  `_confirmation_event`, `_confirmation_lock`).
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-import math
+import logging
 import os
+import pickle
+import sys
 import threading
-from contextlib import suppress
+import weakref
 from dataclasses import dataclass
 from datetime import UTC
 from types import SimpleNamespace
@@ -28,6 +35,7 @@ import loguru
 import loguru._colorizer
 import loguru._file_sink
 import loguru._recattrs
+import loguru._simple_sinks
 from loguru import _defaults
 from loguru._datetime import datetime
 from loguru._logger import Logger
@@ -40,12 +48,19 @@ if TYPE_CHECKING:
     from autogen_team.io._job import Undo
 
 _DEFAULT_HANDLER = 0
+_UNREACHABLE = sys.maxsize
+"""A level above all others; `repr(logger)` formats levels as integers, so infinity will not do."""
 
 # None of them has types.
 _colorizer: Any = loguru._colorizer.Colorizer  # noqa: SLF001 - what this module is for
 _file_sink: Any = loguru._file_sink  # noqa: SLF001 - see the head of the module
+_sinks: Any = loguru._simple_sinks  # noqa: SLF001 - see the head of the module
 _record: Any = loguru._recattrs  # noqa: SLF001 - see the head of the module
 _logger: Any = Logger
+_of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Handlers that no copy of a logger takes along: those of our sinks, and loguru's own while it is set aside."""
+_kept: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Handlers that `logger.remove()` leaves in place."""
 
 
 def _core() -> Any:
@@ -63,39 +78,129 @@ def set_default_handler_aside() -> Undo:
         if handler is None:
             return lambda: None
         level = handler.levelno
-        handler._levelno = math.inf  # noqa: SLF001 - see the head of the module
+        handler._levelno = _UNREACHABLE  # noqa: SLF001 - see the head of the module
+        _of_this_process.add(handler)
         _find_least_level(core)
 
     def give_back() -> None:
         with core.lock:
             handler._levelno = level  # noqa: SLF001 - see the head of the module
+            _of_this_process.discard(handler)
             _find_least_level(core)
 
     return give_back
 
 
 def _find_least_level(core: Any) -> None:
-    core.min_level = min((handler.levelno for handler in core.handlers.values()), default=math.inf)
+    core.min_level = min((handler.levelno for handler in core.handlers.values()), default=float("inf"))
 
 
-def handler_lock(handler_id: int) -> threading.local:
-    """Return where the handler notes whether the calling thread is inside of its sink, as the attribute `acquired`."""
-    found: threading.local = _core().handlers[handler_id]._lock_acquired  # noqa: SLF001 - see the head of the module
+def adopt(handler_id: int) -> threading.local:
+    """Keep the handler in this process, and in place when a script calls `logger.remove()`.
+
+    Returns:
+        Where the handler notes whether the calling thread is inside of its sink, as the attribute `acquired`.
+
+    """
+    handler = _core().handlers[handler_id]
+    _of_this_process.add(handler)
+    _kept.add(handler)
+    found: threading.local = handler._lock_acquired  # noqa: SLF001 - see the head of the module
     return found
 
 
+def keep_on_removal(removed: Callable[[], None]) -> Undo:
+    """Leave adopted handlers in place when `logger.remove()` removes all others; the returned function stops it.
+
+    Args:
+        removed: called after each `logger.remove()` that has left an adopted handler in place.
+
+    """
+
+    def make(previous: Hook, is_active: Callable[[], bool]) -> Hook:
+        @functools.wraps(previous)
+        def remove(self: Any, handler_id: int | None = None) -> None:
+            core = self._core
+            if handler_id is not None or core is not _core() or not is_active():
+                previous(self, handler_id)
+                return
+            for number, handler in list(core.handlers.items()):
+                if handler not in _kept and number in core.handlers:
+                    previous(self, number)
+            if core.handlers:
+                removed()
+
+        return remove
+
+    return replace(_logger, "remove", make)
+
+
 def is_inside_a_sink() -> bool:
-    """Tell whether loguru called, perhaps by detours, the code that asks: another message would be refused."""
-    return any(
-        getattr(handler._lock_acquired, "acquired", False)  # noqa: SLF001 - see the head of the module
-        for handler in _core().handlers.values()
-    )
+    """Tell whether a sink of loguru's runs the code that asks, perhaps by detours.
+
+    Another message would be refused there, or call the same sink again and again: sinks that are called directly, that
+    have a queue and a thread (`enqueue=True`), and that are coroutines.
+    """
+    thread = threading.get_ident()
+    for handler in _core().handlers.values():
+        if getattr(handler._lock_acquired, "acquired", False):  # noqa: SLF001 - see the head of the module
+            return True
+        writer = handler._thread  # noqa: SLF001 - see the head of the module
+        if writer is not None and writer.ident == thread:
+            return True
+        sink = handler._sink  # noqa: SLF001 - see the head of the module
+        if type(sink) is _sinks.AsyncSink and _current_task() in sink._tasks:  # noqa: SLF001 - see the head of the module
+            return True
+    return False
+
+
+def _current_task() -> object:
+    import asyncio
+
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs
+        return None
+
+
+def comes_from_a_sink(error: Any) -> bool:
+    """Tell whether an exception, as `sys.exc_info` gives it, is the failure of a sink that is a coroutine."""
+    trace = error[2]
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == _sinks.__file__:
+            return True
+        trace = trace.tb_next
+    return False
+
+
+def logging_sinks() -> tuple[logging.Handler, ...]:
+    """Return the handlers of the standard library that are sinks of loguru's."""
+    global _logging_sinks
+    handlers = _core().handlers  # made anew whenever a handler is added or removed
+    if handlers is not _logging_sinks[0]:
+        sinks = (handler._sink for handler in handlers.values())  # noqa: SLF001 - see the head of the module
+        found = tuple(sink._handler for sink in sinks if type(sink) is _sinks.StandardSink)  # noqa: SLF001 - as above
+        _logging_sinks = handlers, found
+    return _logging_sinks[1]
+
+
+_logging_sinks: tuple[Any, tuple[logging.Handler, ...]] = (None, ())
+
+
+def has_other_handlers() -> bool:
+    """Tell whether the job has handlers of its own."""
+    return any(handler not in _of_this_process for handler in _core().handlers.values())
 
 
 def least_level() -> float:
     """Return the level below which no handler takes anything."""
     found: float = _core().min_level
     return found
+
+
+def takes_anything() -> bool:
+    """Tell whether any handler is left, but for loguru's own that is set aside."""
+    return least_level() < _UNREACHABLE
 
 
 RAW = "raw"
@@ -121,22 +226,67 @@ def _mark(record: Any) -> None:
 
 
 def let_travel() -> Undo:
-    """Let a logger be pickled as what was bound to it; the returned function stops it.
+    """Let a logger be pickled and copied in spite of our handlers; the returned function stops it.
 
-    Where it arrives it writes to whatever the handlers there are. Loguru pickles the handlers too, which fails for
-    most; and functions of `__main__` take the global `logger` along when joblib, Dask or Ray send them to a worker.
+    Loguru copies and pickles all handlers, which fails for ours.
+
+    - A deep copy has all handlers but ours, as in loguru's recipe for independent loggers.
+    - A process that is being spawned gets the handlers that can be sent there: those with `enqueue=True`, mainly.
+    - Any other pickle has what was bound, and no handlers: it writes to the handlers of the process that loads it.
+      Functions of `__main__` take the global `logger` along when joblib, Dask or Ray send them to a worker.
     """
-    _logger.__reduce__ = lambda self: (_arrive, (self._options,))
+    undo = [
+        replace(_logger, "__reduce__", lambda _previous, _is_active: _sent),
+        replace(_logger, "__deepcopy__", lambda _previous, _is_active: _deep_copy),
+    ]
 
-    def undo() -> None:
-        with suppress(AttributeError):
-            del _logger.__reduce__
+    def undo_all() -> None:
+        for one in undo:
+            one()
 
-    return undo
+    return undo_all
+
+
+def _sent(logger: Any) -> tuple[Any, ...]:
+    spawned = sys.modules.get("multiprocessing.context")
+    if spawned is not None and spawned.get_spawning_popen() is not None:
+        core = _without_ours(logger._core, _can_be_sent)  # noqa: SLF001 - see the head of the module
+        if core.handlers:
+            return _logger, (core, *logger._options)  # noqa: SLF001 - see the head of the module
+    return _arrive, (logger._options,)  # noqa: SLF001 - see the head of the module
 
 
 def _arrive(options: tuple[Any, ...]) -> Any:
     return _logger(_core(), *options)
+
+
+def _deep_copy(logger: Any, memo: dict[int, Any]) -> Any:
+    core = logger._core  # noqa: SLF001 - see the head of the module
+    if id(core) not in memo:
+        memo[id(core)] = copy.deepcopy(_without_ours(core, lambda _: True), memo)
+    return _logger(memo[id(core)], *copy.deepcopy(logger._options, memo))  # noqa: SLF001 - see the head of the module
+
+
+def _without_ours(core: Any, wanted: Callable[[Any], bool]) -> Any:
+    made = copy.copy(core)
+    made.handlers = {
+        number: handler
+        for number, handler in core.handlers.items()
+        if handler not in _of_this_process and wanted(handler)
+    }
+    _find_least_level(made)
+    return made
+
+
+def _can_be_sent(handler: Any) -> bool:
+    """Tell whether pickle takes the handler, but for its queue, which only a process that is being spawned receives."""
+    trial = copy.copy(handler)
+    trial._queue = trial._confirmation_event = trial._confirmation_lock = None  # noqa: SLF001 - see the head of the module
+    try:
+        pickle.dumps(trial)
+    except Exception:
+        return False
+    return True
 
 
 def without_markup(template: str) -> str:
@@ -194,6 +344,21 @@ def make_record(level: str, message: str, *, name: str, exception: BaseException
 def record_level(name: str, no: int, icon: str) -> Any:
     """Return the level part of a record."""
     return _record.RecordLevel(name, no, icon)
+
+
+def record_thread(number: int, name: str | None) -> Any:
+    """Return the thread part of a record."""
+    return _record.RecordThread(number, name)
+
+
+def record_process(number: int, name: str | None) -> Any:
+    """Return the process part of a record."""
+    return _record.RecordProcess(number, name)
+
+
+def record_time(timestamp: float, like: Any) -> Any:
+    """Return the time part of a record, in the time zone of another one."""
+    return datetime.fromtimestamp(timestamp, like.tzinfo)
 
 
 def record_file(name: str, path: str) -> Any:

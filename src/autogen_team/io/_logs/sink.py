@@ -53,6 +53,7 @@ class Sink:
     ) -> None:
         """Make a sink; without `template` its lines are JSON."""
         self._destination = destination
+        self._name = name
         self._console = destination if isinstance(destination, Console) else None
         self._template = template
         self._json = JsonLines(redact) if template is None else None
@@ -69,7 +70,9 @@ class Sink:
         self.colours = template is not None and self._console is not None and self._console.is_coloured()
         """Whether loguru is to colour messages and tracebacks."""
         self.is_muted = False
-        """Whether another sink, started later, has the same destination."""
+        """Whether another sink, started later, has the same destination, or the job writes to the console itself."""
+        self.has_left_console = False
+        """Whether the job has called `logger.remove()`, and so has taken the console over."""
         self.runs: RunLogs | None = None
         """The logs of the active runs, if it is this sink that feeds them."""
         self.line: Callable[[Record, str], bytes] = self._text_line if self._json is None else self._json_line
@@ -87,6 +90,13 @@ class Sink:
         """How many lines the console has shown; 0 for a file."""
         return self._console.lines if self._console is not None else 0
 
+    def handlers_removed(self) -> str:
+        """Take note that the job has removed its handlers of loguru; return what that means for the destination."""
+        if self._console is None:
+            return f"{self._name} still gets each line"
+        self.has_left_console = True
+        return f"{self._name} shows what the job's own handlers write, secrets unmasked"
+
     @property
     def format(self) -> str:
         """What loguru is to render: the message only where it can have markup of its own."""
@@ -94,7 +104,7 @@ class Sink:
 
     def added(self, handler_id: int) -> None:
         """Take note of the handler that loguru has made for this sink."""
-        self._loguru = seam.handler_lock(handler_id)
+        self._loguru = seam.adopt(handler_id)
 
     def accepts(self, record: Record) -> bool:
         """Deliver the record, or tell loguru to go on with it."""
