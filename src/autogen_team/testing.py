@@ -97,7 +97,7 @@ def capture_alerts(service: AlertsService, *, fail_with: str | None = None) -> I
 @contextmanager
 def _forwarded_to(handler: logging.Handler) -> Iterator[None]:
     def take(message: Any) -> None:
-        if bridge.is_forwarding():  # it is a record of the standard library's, which the handler has got already
+        if bridge.is_passed_on():  # it is a record of the standard library's, which the handler has got already
             return
         made = message.record
         error = made["exception"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import inspect
 import io
 import logging
 import logging.config
+import logging.handlers
+import queue
 import sys
 import warnings
 from pathlib import Path
@@ -13,7 +17,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from autogen_team.io._logs import bridge
+from autogen_team.io._logs import bridge, passing
 
 FORMAT = "{level}|{name}|{function}|{message}"
 
@@ -226,24 +230,23 @@ def test_caplog_sees_the_records_of_libraries_once(start, caplog, library):
 
 
 def test_what_somebody_has_put_around_ours_stays(start, monkeypatch, library, capsys):
-    """Sentry patches the same method; stopping does not take its patch away, and ours is out of force."""
-    original = logging.Logger.callHandlers
+    """Another tool patches the same method; stopping does not take its patch away, and ours is out of force."""
     stop = start(intercept=True)
-    ours = logging.Logger.callHandlers
+    ours = logging.Logger.filter
 
     def around(self, record):
-        ours(self, record)
+        return ours(self, record)
 
-    logging.Logger.callHandlers = around
+    logging.Logger.filter = around
     try:
         stop()
-        assert logging.Logger.callHandlers is around
+        assert logging.Logger.filter is around
         library.addHandler(logging.StreamHandler(sys.stderr))
         library.propagate = False
         library.warning("own")
         assert capsys.readouterr().err == "own\n"
     finally:
-        logging.Logger.callHandlers = original
+        del logging.Logger.filter
 
 
 def test_loguru_forwarded_to_the_standard_library_does_not_come_back(start, capsys):
@@ -263,21 +266,327 @@ def test_loguru_forwarded_to_the_standard_library_does_not_come_back(start, caps
     assert capsys.readouterr().err == "WARNING|once\nWARNING|once, too\n"
 
 
-def test_an_interceptor_of_the_jobs_own_does_not_loop(start, capsys, library):
-    """The one from loguru's documentation; the line is there twice, for it is asked for twice."""
+class Intercept(logging.Handler):
+    """The one from loguru's documentation."""
 
-    class Intercept(logging.Handler):
-        def emit(self, record):
-            logger.opt(depth=6).log(record.levelname, record.getMessage())
+    def emit(self, record):
+        frame, depth = inspect.currentframe(), 0
+        while frame and (depth == 0 or frame.f_code.co_filename == logging.__file__):
+            frame = frame.f_back
+            depth += 1
+        logger.opt(depth=depth, exception=record.exc_info).log(record.levelname, record.getMessage())
 
-    mine = Intercept()
-    logging.getLogger().addHandler(mine)
+
+class InterceptByCount(logging.Handler):
+    """The one from an earlier documentation."""
+
+    def emit(self, record):
+        logger.opt(depth=6).log(record.levelname, "{} [{}]", record.getMessage(), record.name)
+
+
+@pytest.fixture
+def on_root(request):
+    """Return a function that adds a handler to the root logger until the end of the test."""
+    added = []
+
+    def add(handler):
+        logging.getLogger().addHandler(handler)
+        added.append(handler)
+        return handler
+
+    yield add
+    for handler in added:
+        logging.getLogger().removeHandler(handler)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("kind", [Intercept, InterceptByCount])
+def test_an_interceptor_of_the_jobs_own_logs_each_record_once(start, capsys, library, on_root, kind, when):
+    """It names the caller, and the record is left to it, in our log and in the job's own handlers."""
+    lines = []
+    mine = logger.add(lines.append, format="{function}: {message}")
     try:
-        start(intercept=True)
-        library.warning("twice")
+        if when == "before":
+            on_root(kind())
+        start(intercept=True, format="{function}: {message}")
+        if when == "after":
+            on_root(kind())
+        library.warning("once")
     finally:
-        logging.getLogger().removeHandler(mine)
-    assert capsys.readouterr().err == "WARNING|twice\n" * 2
+        logger.remove(mine)
+    [line] = lines
+    assert line.startswith("test_an_interceptor_of_the_jobs_own_logs_each_record_once: once")
+    assert capsys.readouterr().err == line
+
+
+def test_a_handler_that_logs_something_else_leaves_the_record_to_us(start, capsys, library, on_root):
+    """Only a line with the text of the record stands for it."""
+
+    class Counting(logging.Handler):
+        def emit(self, record):
+            logger.info("records so far: {}", 1)
+
+    on_root(Counting())
+    start(intercept=True)
+    library.warning("disk is full")
+    assert capsys.readouterr().err == "INFO|records so far: 1\nWARNING|disk is full\n"
+
+
+def test_a_handler_that_logs_by_logging_first_is_heard_as_well(start, capsys, library, on_root):
+    """A record within the passing of another; each is there once, whoever hands it to loguru."""
+
+    class Talking(Intercept):
+        def emit(self, record):
+            if "inner" not in record.getMessage():
+                library.warning("inner")
+                super().emit(record)
+
+    on_root(Talking())
+    start(intercept=True)
+    library.warning("outer")
+    assert capsys.readouterr().err == "WARNING|inner\nWARNING|outer\n"
+
+
+def test_a_handler_that_is_interrupted_does_not_take_later_records_for_its_own(start, capsys, library, on_root):
+    """Ctrl-C leaves a record in the midst of its handlers."""
+
+    class Interrupted(logging.Handler):
+        def emit(self, record):
+            if "stop" in record.getMessage():
+                raise KeyboardInterrupt
+
+    on_root(Interrupted())
+    start(intercept=True)
+    with pytest.raises(KeyboardInterrupt):
+        library.warning("stop")
+    logger.warning("stop")
+    library.warning("next")
+    assert capsys.readouterr().err == "WARNING|stop\nWARNING|next\n"
+    assert not passing.under_way
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_argument_that_raises_when_it_is_shown_silences_nobody(start, capsys, library, error):
+    """Ctrl-C, and a signal handler that exits."""
+
+    class Slow:
+        def __str__(self):
+            raise error
+
+        __repr__ = object.__repr__
+
+    start(intercept=True)
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
+        library.warning("%s", Slow())
+    library.warning("after")
+    assert capsys.readouterr().err.endswith("WARNING|after\n")
+
+
+class Console:
+    """What a handler may print by, as rich's does."""
+
+    file = property(lambda _: sys.stdout)
+
+
+class Wrapped(logging.Handler):
+    """A console handler that is no StreamHandler: `rich.logging.RichHandler`, absl's."""
+
+    def __init__(self, held):
+        super().__init__()
+        self.held = held
+
+    def emit(self, record):
+        sys.stdout.write(f"printed {record.getMessage()}\n")
+
+
+@pytest.mark.parametrize("held", [Console(), logging.StreamHandler(sys.stdout), Wrapped(Console())])
+def test_a_console_handler_of_any_kind_is_kept_back(start, capsys, library, on_root, held):
+    """It is known by what it holds; the line is there once, in our format, and masked."""
+    if isinstance(held, logging.StreamHandler):
+        held.setStream(sys.stdout)
+    on_root(Wrapped(held))
+    start(intercept=True)
+    library.warning("password=hunter2")
+    assert capsys.readouterr() == ("", "WARNING|password=***\n")
+
+
+def test_rich_is_kept_back(run_python, script):
+    """The handler of rich itself."""
+    body = """
+import logging
+from rich.logging import RichHandler
+logging.basicConfig(level="INFO", format="%(message)s", handlers=[RichHandler()])
+logging.getLogger("library").warning("once")
+"""
+    assert run_python(script(body, intercept=True)) == (0, "", "WARNING|once\n")
+
+
+@pytest.mark.parametrize("held", [io.StringIO(), None, 3, object(), logging.NullHandler()])
+def test_a_handler_of_another_kind_goes_on(start, capsys, library, on_root, held):
+    """It does not print on the console, as far as can be seen."""
+    on_root(Wrapped(held))
+    start(intercept=True)
+    library.warning("both")
+    assert capsys.readouterr() == ("printed both\n", "WARNING|both\n")
+
+
+def test_a_console_handler_on_the_way_to_the_root_is_kept_back(start, capsys, library):
+    """A library may have one, and propagate all the same."""
+    library.addHandler(logging.StreamHandler(sys.stderr))
+    start(intercept=True)
+    library.getChild("part").warning("once")
+    assert capsys.readouterr().err == "WARNING|once\n"
+
+
+def test_two_console_handlers_of_a_library_are_one_line(start, capsys, library):
+    """Each of them would have printed it."""
+    print_on_stderr(library)
+    library.addHandler(logging.StreamHandler(sys.stdout))
+    start(intercept=True)
+    library.warning("once")
+    library.warning("twice")
+    assert capsys.readouterr() == ("", "WARNING|once\nWARNING|twice\n")
+
+
+def test_lines_that_a_sink_hands_back_reach_the_jobs_own_handlers_once(start, capsys, library, on_root):
+    """By loguru's PropagateHandler, and by a handler that is a sink itself, such as that of pytest's `caplog`."""
+
+    class Propagate(logging.Handler):
+        def emit(self, record):
+            logging.getLogger(record.name).handle(record)
+
+    for kind in ("propagates", "is a sink"):
+        stream = io.StringIO()
+        own = on_root(logging.StreamHandler(stream))
+        stop = start(intercept=True)
+        mine = logger.add(Propagate() if kind == "propagates" else own, format="{message}")
+        try:
+            library.warning("of a library")
+            logger.warning("of the job")
+        finally:
+            logger.remove(mine)
+            stop()
+            logging.getLogger().removeHandler(own)
+        assert stream.getvalue().split() == ["of", "a", "library", "of", "the", "job"], kind
+        assert capsys.readouterr().err == "WARNING|of a library\nWARNING|of the job\n"
+
+
+@pytest.mark.parametrize("way", ["queue", "asyncio", "directly"])
+def test_a_sink_that_logs_by_logging_is_called_once_for_a_line(start, library, way):
+    """Though what its library says would be a line again; the job's own handlers of `logging` get it."""
+    library.setLevel("INFO")
+    stream = io.StringIO()
+    library.addHandler(logging.StreamHandler(stream))
+    calls = []
+
+    def post(message):
+        calls.append(message)
+        library.info("HTTP Request: POST /hook")
+
+    async def post_later(message):
+        post(message)
+
+    async def job():
+        logger.info("one line")
+        await logger.complete()
+
+    start(intercept=True)
+    mine = logger.add(post_later if way == "asyncio" else post, enqueue=way == "queue", format="{message}")
+    try:
+        asyncio.run(job())
+        logger.complete()
+    finally:
+        logger.remove(mine)
+    assert calls == ["one line\n"]
+    assert stream.getvalue() == "HTTP Request: POST /hook\n"
+
+
+def test_a_coroutine_sink_that_fails_is_not_told_of_its_failure(run_python, script):
+    """With `catch=False` asyncio reports it, which would be a line for the same sink."""
+    body = """
+import asyncio
+calls = []
+
+async def fail(message):
+    calls.append(message)
+    raise ValueError("no network")
+
+async def job():
+    logger.info("one line")
+    await logger.complete()
+    await asyncio.sleep(0)
+
+logger.add(fail, catch=False)
+asyncio.run(job())
+print(len(calls))
+"""
+    status, out, err = run_python(script(body, intercept=True, uncaught=True))
+    assert (status, out) == (0, "1\n")
+    assert "INFO|one line" in err
+    assert "no network" in err
+
+
+def test_a_warning_of_a_sink_is_shown_where_nothing_else_would_show_it(run_python, script):
+    """By the standard library's last resort, as without us."""
+    body = """
+import logging
+logger.add(lambda _: logging.getLogger("library").warning("retrying"))
+logger.info("line")
+"""
+    assert run_python(script(body, intercept=True)) == (0, "", "INFO|line\nretrying\n")
+
+
+def test_fields_of_the_caller_are_fields_of_the_line(start, tmp_path, strict, library, capsys):
+    """`extra=`, a LoggerAdapter, a filter that adds an attribute; what is private to a library is left out."""
+
+    def add(record):
+        record.tenant, record._private = "t1", object()
+        return True
+
+    start(sink=str(tmp_path / "job.jsonl"), serialize=True, intercept=True)
+    start(intercept=True, format="{message} {extra[status]} {extra[request_id]}")
+    library.warning("done", extra={"status": 503, "message_": "free", "level": "own"})
+    library.addFilter(add)
+    logging.LoggerAdapter(library, {"request_id": "r1"}).warning("again")
+    library.removeFilter(add)
+    first, second = (strict(line) for line in (tmp_path / "job.jsonl").read_text().splitlines())
+    assert (first["status"], first["message_"], first["extra_level"]) == (503, "free", "own")
+    assert {name: second.get(name) for name in ("request_id", "tenant", "_private", "status")} == {
+        "request_id": "r1",
+        "tenant": "t1",
+        "_private": None,
+        "status": None,
+    }
+    assert capsys.readouterr().err == "done 503 \nagain  r1\n"
+
+
+def test_a_record_that_a_queue_brings_is_that_of_its_process(start, tmp_path, strict):
+    """Time, process, thread and traceback are those of the worker that has logged it."""
+    theirs = logging.makeLogRecord(
+        {
+            "name": "worker",
+            "levelname": "WARNING",
+            "levelno": 30,
+            "msg": "late",
+            "created": 1e9,
+            "process": 1,
+            "processName": "SpawnProcess-1",
+            "thread": 2,
+            "threadName": "Thread-7",
+            "exc_text": "ValueError: there",
+        }
+    )
+    start(sink=str(tmp_path / "job.jsonl"), serialize=True, intercept=True)
+    start(sink=str(tmp_path / "job.log"), intercept=True, format="{time:YYYY} {process.name} {message}")
+    records = queue.SimpleQueue()
+    listener = logging.handlers.QueueListener(records, bridge.Bridge())
+    listener.start()
+    logging.handlers.QueueHandler(records).enqueue(theirs)
+    listener.stop()
+    line = strict((tmp_path / "job.jsonl").read_text())
+    assert line["time"].startswith("2001-09-09T01:46:40.")
+    assert (line["process"], line["thread"], line["message"]) == (1, "Thread-7", "late\nValueError: there")
+    assert (tmp_path / "job.log").read_text().startswith("2001 SpawnProcess-1 late\n")
 
 
 def test_warnings_are_lines(start, capsys):
@@ -318,11 +627,11 @@ def test_a_replaced_showwarning_stays(start):
 
 def test_without_interception_libraries_are_left_alone(start, capsys, library):
     """By its field."""
-    before = logging.Logger.callHandlers, warnings.showwarning
+    before = logging.Logger.filter, warnings.showwarning
     start(intercept=False)
     with contextlib.suppress(KeyError):
         library.warning("not ours")
-    assert (logging.Logger.callHandlers, warnings.showwarning) == before
+    assert (logging.Logger.filter, warnings.showwarning) == before
     assert "WARNING|" not in capsys.readouterr().err
 
 
@@ -360,7 +669,8 @@ def test_a_warning_is_shown_though_all_handlers_are_gone(run_python, script):
     """As at the exit of the interpreter, where loguru has closed them; by the standard library's last resort."""
     body = """
 import atexit, logging
-logger.remove()
+for handler in list(logger._core.handlers):
+    logger.remove(handler)
 logging.getLogger("late").warning("shown")
 logging.getLogger("late").info("not shown")
 """

@@ -223,6 +223,18 @@ def test_a_handler_that_is_removed_by_its_number_is_gone(start, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_libraries_warn_on_a_console_that_has_no_handler_left(run_python, script):
+    """As without any configuration of logging."""
+    body = """
+import logging
+logger.remove()
+logging.getLogger("library").warning("shown")
+logging.getLogger("library").info("not shown")
+"""
+    status, _, err = run_python(script(body, intercept=True))
+    assert (status, err.splitlines()[1:]) == (0, ["shown"])
+
+
 def test_stopping_twice_does_nothing(start):
     """The returned function is idempotent."""
     stop = start()

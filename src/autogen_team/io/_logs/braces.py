@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from loguru._logger import Logger
 
+from autogen_team.io._logs.passing import notice, under_way
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
@@ -44,6 +46,8 @@ def forgive() -> Undo:
 
 def _method(level: str) -> Callable[..., None]:
     def method(self: Any, message: Any, /, *args: Any, **kwargs: Any) -> None:
+        if under_way:
+            notice(message, args)
         try:
             self._log(level, False, self._options, message, args, kwargs)
         except Exception as error:
@@ -56,6 +60,8 @@ def _method(level: str) -> Callable[..., None]:
 
 def _exception(self: Any, message: Any, /, *args: Any, **kwargs: Any) -> None:
     options = (True, *self._options[1:])
+    if under_way:
+        notice(message, args)
     try:
         self._log("ERROR", False, options, message, args, kwargs)
     except Exception as error:
@@ -65,6 +71,8 @@ def _exception(self: Any, message: Any, /, *args: Any, **kwargs: Any) -> None:
 
 
 def _log(self: Any, level: str | int, message: Any, /, *args: Any, **kwargs: Any) -> None:
+    if under_way:
+        notice(message, args)
     try:
         self._log(level, False, self._options, message, args, kwargs)
     except Exception as error:

@@ -1,29 +1,33 @@
 """The records of the standard library's logging, and warnings, in loguru: every library's lines in the job's own log.
 
-A handler on the root logger takes what propagates there; what other handlers of that logger would print on the console
-is kept back, and `logging.basicConfig` still sets the level. Libraries that print on the console through a handler of
-their own and do not propagate (mlflow, alembic, sqlalchemy, huey, transformers, optuna) are found when they log, so the
-order of imports does not matter: what such a handler would print goes to loguru instead. Handlers of other kinds,
-levels and `propagate` stay as they are, and a record that a logger would not emit is not emitted: a suppressed debug
-call costs what it always did.
+A handler on the root logger takes what propagates there, after all other handlers; a record that one of them has
+logged by loguru is left to it. What other handlers would print on the console is kept back, and `logging.basicConfig`
+still sets the level. Libraries that print on the console through a handler of their own and do not propagate (mlflow,
+alembic, sqlalchemy, huey, transformers, optuna) are found when they log, so the order of imports does not matter: what
+such a handler would print goes to loguru instead. Handlers of other kinds, levels and `propagate` stay as they are, and
+a record that a logger would not emit is not emitted: a suppressed debug call costs what it always did.
+
+Handlers are looked at from `Logger.filter`, which has returned before they are called: a handler that looks for the
+caller of `logging` by counting frames, or by their files, finds the frames that it knows.
 """
 
 from __future__ import annotations
 
 import functools
 import logging
-import math
 import sys
 import threading
 import warnings
+import weakref
 from typing import TYPE_CHECKING, Any
 
 import loguru
 
 from autogen_team.io import _streams
-from autogen_team.io._logs import seam
+from autogen_team.io._logs import passing, seam
 from autogen_team.io._logs.faults import is_reporting
 from autogen_team.io._logs.hooks import Hook, replace
+from autogen_team.io._logs.passing import is_passed_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,57 +38,99 @@ _OWN = "autogen_team"
 _LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 _WARNINGS = "py.warnings"  # the name that the standard library has for them
 
-_state = threading.local()
+_PARTS = frozenset({*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"})
+"""The attributes of a record that are not fields of the caller's own."""
+
+consoles_left: list[object] = []
+"""The sinks that have left the console to the job."""
+
 _formatter = logging.Formatter()
+_diverted = threading.local()
+"""The record that a library's handler has handed to loguru last in this thread."""
 
 
-def is_forwarding() -> bool:
-    """Tell whether the calling code handles a record that came from the standard library."""
-    return getattr(_state, "forwarding", False)
+def is_unheard() -> bool:
+    """Tell whether the job has removed what shows lines on the console, and has put nothing in its place."""
+    return bool(consoles_left) and not seam.has_other_handlers()
 
 
 def forward(record: logging.LogRecord) -> None:
-    """Log the record through loguru, with its own name, place and exception; never raises."""
-    if is_reporting() or is_forwarding() or seam.is_inside_a_sink():
-        # It comes out of loguru: forwarded by a handler of somebody's, or said by a sink. It must not go in again.
-        if record.name.partition(".")[0] == _OWN:
-            _say(record)
+    """Log the record through loguru, with its own name, place, time, fields and exception; never raises."""
+    if is_reporting() or passing.is_forwarding() or seam.is_inside_a_sink() or _is_about_a_sink(record):
+        # It comes out of loguru, or a sink says it: it must not go in again.
+        _say_or_leave(record)
         return
-    least = seam.least_level()
-    if record.levelno < least:
-        if least == math.inf and logging.lastResort is not None and record.levelno >= logging.lastResort.level:
-            logging.lastResort.handle(record)  # all handlers are gone, as at the exit of the interpreter
+    if record.levelno < seam.least_level():
+        if not seam.takes_anything():  # all handlers are gone, as at the exit of the interpreter
+            _last_resort(record)
         return
-    _state.forwarding = True
     try:
-        text = record.getMessage()
-    except Exception as error:  # the arguments do not fit: the standard library would print a traceback
-        text = f"{record.msg} {record.args!r} [{type(error).__name__}: {error}]"
-    try:
+        passing.forwarding(record)
+        try:
+            text = record.getMessage()
+        except Exception as error:  # the arguments do not fit: the standard library would print a traceback
+            text = f"{record.msg} {record.args!r} [{type(error).__name__}: {error}]"
         _log(record, text)
+        if is_unheard():
+            _last_resort(record)
     except Exception:  # with `catch=False` a sink may raise: to whoever logs, not to whatever library says something
         _say(record)
-    finally:
-        _state.forwarding = False
+    finally:  # also after Ctrl-C in the `__str__` of an argument
+        passing.forwarding(None)
 
 
 def _log(record: logging.LogRecord, text: str) -> None:
+    attributes = record.__dict__
+
     def describe(made: Any) -> None:
         made["name"] = record.name
         made["function"] = record.funcName
         made["line"] = record.lineno
         made["module"] = record.module
         made["file"] = seam.record_file(record.filename, record.pathname)
+        made["time"] = seam.record_time(record.created, made["time"])
+        if record.thread != made["thread"].id and record.thread is not None:  # a QueueListener passes it on
+            made["thread"] = seam.record_thread(record.thread, record.threadName)
+        if record.process != made["process"].id and record.process is not None:
+            made["process"] = seam.record_process(record.process, record.processName)
         level = made["level"]
         if level.name != record.levelname:
             made["level"] = seam.record_level(record.levelname, level.no, level.icon)
+        if not attributes.keys() <= _PARTS:
+            fields = {name: attributes[name] for name in attributes if name not in _PARTS and not name.startswith("_")}
+            made["extra"].update(fields)
 
     exception = record.exc_info if record.exc_info and record.exc_info[0] else None
+    if record.exc_text and not exception:  # the traceback of another process
+        text = f"{text}\n{record.exc_text}"
     if record.stack_info:
         text = f"{text}\n{record.stack_info}"
     level = _LEVELS.get(record.levelno, record.levelno)
     plain = loguru.logger.opt(exception=exception) if exception else loguru.logger  # each step makes a logger anew
     plain.patch(describe).log(level, text)
+
+
+def _is_about_a_sink(record: logging.LogRecord) -> bool:
+    """Tell whether asyncio reports the failure of a sink that is a coroutine, which would fail again."""
+    return record.name == "asyncio" and bool(record.exc_info) and seam.comes_from_a_sink(record.exc_info)
+
+
+def _say_or_leave(record: logging.LogRecord) -> None:
+    """Print what is for no log, where `logging` would print it as well."""
+    if record.name.partition(".")[0] == _OWN:
+        _say(record)
+    elif not (passing.is_echo(record) or hasattr(record, "extra")):  # that is a line of loguru's, come back
+        logger: logging.Logger | None = logging.getLogger(record.name)
+        while logger is not None:
+            if not all(isinstance(handler, Bridge) for handler in logger.handlers):
+                return
+            logger = logger.parent if logger.propagate else None
+        _last_resort(record)
+
+
+def _last_resort(record: logging.LogRecord) -> None:
+    if logging.lastResort is not None and record.levelno >= logging.lastResort.level:
+        logging.lastResort.handle(record)
 
 
 def _say(record: logging.LogRecord) -> None:
@@ -103,8 +149,9 @@ class Bridge(logging.Handler):
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Forward the record."""
-        if self.filter(record):
+        """Forward the record, unless a handler before has logged it by loguru."""
+        is_logged = passing.end(record)
+        if not is_logged and self.filter(record):
             forward(record)
         return True
 
@@ -112,45 +159,75 @@ class Bridge(logging.Handler):
 class _Diversion(logging.Filter):
     """Forwards what a library's own handler is about to print, and keeps it from printing."""
 
-    def __init__(self, handler: logging.StreamHandler[Any], *, forwards: bool) -> None:
+    def __init__(self, handler: logging.Handler, *, forwards: bool) -> None:
         super().__init__()
         self._handler = handler
         self._forwards = forwards
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if self._forwards and getattr(self._handler.stream, "enabled", True):  # mlflow silences itself so
-            forward(record)
+        stream = getattr(self._handler, "stream", None)
+        if self._forwards and getattr(stream, "enabled", True):  # mlflow silences itself so
+            last: weakref.ref[logging.LogRecord] | None = getattr(_diverted, "record", None)
+            if last is None or last() is not record:  # else another handler of the library has been there
+                _diverted.record = weakref.ref(record)
+                forward(record)
         return False
+
+
+class _Once(logging.Filter):
+    """Keeps what a sink hands back from a handler that gets the record by its logger."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not passing.is_echo(record)
 
 
 def intercept() -> Undo:
     """Forward records and warnings from now on; the returned function puts everything back."""
     bridge = Bridge()
-    diversions: list[tuple[logging.Handler, _Diversion]] = []
-    diverted: set[logging.Handler] = set()
+    added: dict[logging.Handler, list[logging.Filter]] = {}
+    once = _Once()
+    others: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
     root = logging.getLogger()
 
-    def keep_in_place(logger: logging.Logger) -> None:
+    def add_filter(handler: logging.Handler, made: logging.Filter) -> None:
+        added.setdefault(handler, []).append(made)
+        handler.addFilter(made)
+
+    def keep_in_place(logger: logging.Logger, record: logging.LogRecord) -> None:
         last: logging.Logger | None = logger
+        handlers = list(logger.handlers)
         while last is not None and last.propagate:
             last = last.parent
-        if last is None and bridge not in root.handlers:  # somebody has configured logging anew
-            root.addHandler(bridge)
-        for handler in (last or root).handlers:
-            if handler not in diverted and _is_on_console(handler):
-                # On the root logger the bridge has forwarded the record already.
-                diversion = _Diversion(handler, forwards=last is not None)  # type: ignore[arg-type]  # it has a stream
-                diverted.add(handler)
-                diversions.append((handler, diversion))
-                handler.addFilter(diversion)
+            if last is not None:
+                handlers += last.handlers
+        for handler in handlers:
+            if handler not in added and handler not in others:
+                if _is_on_console(handler):
+                    # The bridge forwards what reaches the root logger.
+                    add_filter(handler, _Diversion(handler, forwards=last is not None))
+                elif not isinstance(handler, logging.StreamHandler):  # of which the stream may change
+                    others.add(handler)
+        for handler in seam.logging_sinks():
+            if handler in handlers and once not in handler.filters:
+                add_filter(handler, once)
+        if last is None:
+            if not root.handlers or root.handlers[-1] is not bridge:  # another handler has been added, or all removed
+                root.removeHandler(bridge)
+                root.addHandler(bridge)
+            passing.begin(record)
 
     def keeping_in_place(previous: Hook, is_active: Callable[[], bool]) -> Hook:
-        def call_handlers(self: logging.Logger, record: logging.LogRecord) -> None:
-            if is_active():
-                keep_in_place(self)
-            previous(self, record)
+        def filter_record(self: logging.Logger, record: logging.LogRecord) -> Any:
+            if not is_active():
+                return previous(self, record)
+            if passing.is_echo(record):
+                return False
+            kept = previous(self, record)
+            if kept:  # from Python 3.12 on, it may be another record
+                keep_in_place(self, kept if isinstance(kept, logging.LogRecord) else record)
+            return kept
 
-        return call_handlers
+        return filter_record
 
     def without_bridge(previous: Hook, is_active: Callable[[], bool]) -> Hook:
         @functools.wraps(previous)
@@ -169,30 +246,50 @@ def intercept() -> Undo:
     root.addHandler(bridge)
     replaced = [
         replace(logging, "basicConfig", without_bridge),
-        replace(logging.Logger, "callHandlers", keeping_in_place),  # as others do, sentry for one
+        replace(logging.Logger, "filter", keeping_in_place),
         replace(warnings, "showwarning", _forward_warnings),
     ]
 
     def undo() -> None:
         for give_back in replaced:
             give_back()
-        for handler, diversion in diversions:
-            handler.removeFilter(diversion)
+        for handler, filters in added.items():
+            for one in filters:
+                handler.removeFilter(one)
         root.removeHandler(bridge)
 
     return undo
 
 
-def _is_on_console(handler: logging.Handler) -> bool:
-    if not isinstance(handler, logging.StreamHandler) or isinstance(handler, logging.FileHandler):
+def _is_on_console(handler: logging.Handler, depth: int = 3) -> bool:
+    """Tell whether the handler prints on the console, itself or by what it holds, such as rich's `Console`."""
+    if isinstance(handler, (logging.FileHandler, Bridge)) or not depth:
         return False
-    stream = handler.stream
+    if isinstance(handler, logging.StreamHandler):
+        return _is_console(handler.stream)
+    return any(
+        _is_on_console(held, depth - 1) if isinstance(held, logging.Handler) else _prints(held)
+        for held in list(vars(handler).values())
+    )
+
+
+def _prints(held: Any) -> bool:
+    if held is None or isinstance(held, (str, bytes, int, float, list, dict, logging.Filterer, logging.Formatter)):
+        return False
+    try:
+        return (
+            _is_console(held) or _is_console(getattr(held, "file", None)) or _is_console(getattr(held, "stream", None))
+        )
+    except Exception:  # an object whose attributes fail
+        return False
+
+
+def _is_console(stream: Any) -> bool:
+    if stream is None:
+        return False
     # mlflow's own stream passes on to whatever sys.stderr is.
-    if type(stream).__name__ == "MlflowLoggingStream" or stream in (
-        sys.stderr,
-        sys.stdout,
-        sys.__stderr__,
-        sys.__stdout__,
+    if type(stream).__name__ == "MlflowLoggingStream" or any(
+        stream is one for one in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
     ):
         return True
     try:
@@ -238,4 +335,4 @@ def forward_asyncio() -> Undo:
     return lambda: logger.removeHandler(bridge)
 
 
-__all__ = ["Bridge", "forward", "forward_asyncio", "intercept", "is_forwarding"]
+__all__ = ["Bridge", "forward", "forward_asyncio", "intercept", "is_passed_on"]

@@ -127,6 +127,7 @@ def _assign() -> None:
     the logs of runs.
     """
     owners = {pipeline.place: pipeline for pipeline in _started}
+    bridge.consoles_left[:] = [pipeline.sink for pipeline in _started if pipeline.sink.has_left_console]
     for pipeline in _started:
         pipeline.sink.is_muted = owners[pipeline.place] is not pipeline or pipeline.sink.has_left_console
     willing = [pipeline for pipeline in reversed(_started) if pipeline.settings.run_log]

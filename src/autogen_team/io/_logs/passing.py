@@ -1,0 +1,118 @@
+"""Records of the standard library on their way through its handlers, for each thread.
+
+Jobs wire loguru and `logging` to each other as well: a handler hands records to loguru, as loguru's InterceptHandler
+does, or a sink hands lines to `logging`, as its PropagateHandler does, or pytest's `caplog`. What is noted here tells a
+new line from one that has been in the log or in a handler already.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from threading import get_ident
+
+from autogen_team.io._forking import call_in_child
+
+
+class _Passage:
+    """A record, between its logger and the last handler."""
+
+    __slots__ = ("is_logged", "record")
+
+    def __init__(self, record: logging.LogRecord) -> None:
+        self.record = record
+        self.is_logged = False
+        """Whether one of the handlers has logged it by loguru."""
+
+
+under_way: dict[int, list[_Passage]] = {}
+"""The passages of each thread that has any, innermost last; nearly always empty, so looking at it costs little."""
+_forwarding: dict[int, logging.LogRecord] = {}
+"""The record that a thread is handing to loguru."""
+
+
+def begin(record: logging.LogRecord) -> None:
+    """Note that the handlers of the record's logger are about to be called, and the bridge after all others."""
+    passages = under_way.setdefault(get_ident(), [])
+    if passages:  # a handler logs, or an exception has left a record on its way
+        del passages[_calls_of_handlers() :]
+    passages.append(_Passage(record))
+
+
+def _calls_of_handlers() -> int:
+    code = logging.Logger.callHandlers.__code__
+    count = 0
+    frame = sys._getframe()  # noqa: SLF001 - CPython's, as `logging` uses it
+    while frame is not None:
+        count += frame.f_code is code
+        frame = frame.f_back  # type: ignore[assignment]  # None at the end
+    return count
+
+
+def end(record: logging.LogRecord) -> bool:
+    """Note that all handlers but the bridge are done; return whether one of them has logged the record by loguru."""
+    thread = get_ident()
+    passages = under_way.get(thread, [])
+    is_logged = False
+    for position in reversed(range(len(passages))):
+        if passages[position].record is record:
+            is_logged = passages[position].is_logged
+            del passages[position:]  # those further in were interrupted by an exception
+            break
+    if not passages:
+        under_way.pop(thread, None)
+    return is_logged
+
+
+def notice(message: object, args: tuple[object, ...]) -> None:
+    """Take note of a call of loguru: a handler passes the record on if the call has its text."""
+    passages = under_way.get(get_ident())
+    if not passages or passages[-1].is_logged:
+        return
+    try:
+        text = passages[-1].record.getMessage()
+        passages[-1].is_logged = any(
+            text == part or (text and text in part) for part in (message, *args) if isinstance(part, str)
+        )
+    except Exception:  # arguments that do not fit; then the handler has not got the text either
+        return
+
+
+def is_passed_on() -> bool:
+    """Tell whether the calling code handles a record that is being handed to loguru, by the bridge or by a handler."""
+    thread = get_ident()
+    passages = under_way.get(thread)
+    return thread in _forwarding or bool(passages and passages[-1].is_logged)
+
+
+def is_forwarding() -> bool:
+    """Tell whether the bridge is handing a record to loguru in this thread."""
+    return get_ident() in _forwarding
+
+
+def forwarding(record: logging.LogRecord | None) -> None:
+    """Note which record this thread hands to loguru from now on; None for none."""
+    if record is None:
+        _forwarding.pop(get_ident(), None)
+    else:
+        _forwarding[get_ident()] = record
+
+
+def is_echo(record: logging.LogRecord) -> bool:
+    """Tell whether a sink has made the record of the one that this thread is handing to loguru."""
+    original = _forwarding.get(get_ident())
+    return original is not None and (
+        record is original
+        or (
+            (record.name, record.levelno, record.lineno) == (original.name, original.levelno, original.lineno)
+            and (record.funcName, record.pathname) == (original.funcName, original.pathname)
+        )
+    )
+
+
+def _forget_all() -> None:
+    under_way.clear()
+    _forwarding.clear()
+
+
+call_in_child(_forget_all)
