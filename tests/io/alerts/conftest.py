@@ -156,6 +156,8 @@ class Endpoint:
     def __init__(self, mode):
         self.mode = mode
         self.requests = []
+        self.text = "ok"
+        """What it answers, whatever the status."""
         self._over = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self._socket.getsockname()[1]
@@ -206,7 +208,8 @@ class Endpoint:
                 f"HTTP/1.1 302 Found\r\nLocation: {mode}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode()
             )
         else:
-            connection.sendall(f"HTTP/1.1 {mode} X\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok".encode())
+            head = f"HTTP/1.1 {mode} X\r\nContent-Length: {len(self.text)}\r\nConnection: close\r\n\r\n"
+            connection.sendall(f"{head}{self.text}".encode())
 
 
 @pytest.fixture

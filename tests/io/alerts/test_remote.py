@@ -8,6 +8,7 @@ import time
 
 import pytest
 from aiosmtpd.controller import Controller
+from apprise import NotifyBase
 
 from autogen_team.errors import ConfigurationError, MissingExtraError
 from autogen_team.io._alerts.channel import Alert, NoAnswerError, UndeliveredError
@@ -172,7 +173,7 @@ def test_alerts_are_not_held_back_between_each_other(endpoint):
 def test_a_plugin_that_raises_is_an_undelivered_alert():
     """A bug of a plugin is a reason too."""
 
-    class Broken:
+    class Broken(NotifyBase):
         def notify(self, **_):
             raise AttributeError("no such thing")
 
@@ -183,7 +184,7 @@ def test_a_plugin_that_raises_is_an_undelivered_alert():
 def test_a_plugin_that_exits_its_thread_does_not_end_the_channel():
     """The next alert is sent as ever."""
 
-    class Exiting:
+    class Exiting(NotifyBase):
         def notify(self, *, title, **_):
             if title == "first":
                 sys.exit(1)
@@ -198,7 +199,7 @@ def test_a_plugin_that_exits_its_thread_does_not_end_the_channel():
 def test_a_plugin_that_says_nothing_is_an_undelivered_alert():
     """A refusal without a word gets some."""
 
-    class Mute:
+    class Mute(NotifyBase):
         def notify(self, **_):
             return False
 
@@ -346,3 +347,92 @@ def test_the_programs_own_use_of_the_libraries_logs_as_ever(endpoint, caplog):
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("apprise").debug("hello")
     assert [record.message for record in caplog.records] == ["hello"]
+
+
+class Discord:
+    """A plugin of Apprise's whose service is at an address of ours."""
+
+    def __init__(self, monkeypatch, server, query=""):
+        from apprise.plugins.discord import NotifyDiscord
+
+        monkeypatch.setattr(NotifyDiscord, "notify_url", f"http://127.0.0.1:{server.port}/api/webhooks")
+        self.channel = open_one(f"discord://{'1' * 18}/{'a' * 60}{query}")
+        self.server = server
+
+    def contents(self):
+        """Return what it was sent."""
+        return [request["content"] for request in self.server.requests]
+
+
+@pytest.mark.parametrize("length", [1900, 1990, 2000, 2064, 4000])
+def test_an_alert_that_is_too_long_is_cut_to_what_the_service_takes(endpoint, monkeypatch, length):
+    """Title and message together, with a word that it was cut."""
+    discord = Discord(monkeypatch, endpoint())
+    discord.channel.deliver(Alert("train failed", "x" * length, "error"))
+    [content] = discord.contents()
+    assert len(content) <= 2000
+    assert "train failed" in content
+    assert content.endswith(" more characters)") == (length > 1980)
+
+
+def test_a_url_that_asks_for_parts_gets_them(endpoint, monkeypatch):
+    """`overflow=split` is Apprise's own."""
+    discord = Discord(monkeypatch, endpoint(), "?overflow=split")
+    discord.channel.deliver(Alert("train failed", "x" * 3000, "error"))
+    assert sum(content.count("x") for content in discord.contents()) == 3000
+    assert all(len(content) <= 2000 for content in discord.contents())
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "pover://" + "u" * 30 + "@" + "t" * 30,
+        "tgram://123456789:" + "a" * 35 + "/12315544/",
+        "pagerduty://" + "i" * 20 + "@" + "a" * 20,
+        "d7sms://token@15555555555",
+    ],
+)
+def test_what_is_handed_to_a_plugin_fits(monkeypatch, url):
+    """By the limits that it states itself, for services that have a title and for those that have none."""
+    channel = open_one(url)
+    sent = []
+    monkeypatch.setattr(channel.plugin, "send", lambda **said: sent.append(said) or True)
+    for title, message in (("t" * 200, "m" * 4000), ("t", "m"), ("train failed", "m" * 900)):
+        channel.deliver(Alert(title, message, "error"))
+    assert all(len(said["body"]) <= channel.plugin.body_maxlen for said in sent)
+    assert all(len(said["title"]) <= max(channel.plugin.title_maxlen, 0) for said in sent)
+    assert "… (" in sent[0]["body"]
+    assert "more characters" in sent[0]["body"]
+    assert "more characters" not in sent[1]["body"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ('{"content": ["Must be 2000 or fewer in length."]}', "Must be 2000 or fewer in length."),
+        ("<html><h1>413 Request\n Entity Too Large</h1></html>", "413 Request Entity Too Large"),
+        ("", "error=400"),
+    ],
+)
+def test_a_refusal_is_told_in_the_words_of_the_service(endpoint, answer, reason):
+    """Which Apprise has at DEBUG only; its secrets are masked, and it is one line."""
+    server = endpoint(400)
+    server.text = answer + ("" if not answer else f" password={TOKEN}")
+    with pytest.raises(UndeliveredError, match="error=400") as refused:
+        open_one(server.url).deliver(Alert("done", ""))
+    assert reason in str(refused.value)
+    assert TOKEN not in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_the_answer_to_one_alert_is_no_reason_for_the_next(endpoint, closed_port):
+    """What a service has said is forgotten when the next attempt begins."""
+    server = endpoint([400, 503, 503, 503])
+    server.text = "too long"
+    channel = open_one(server.url)
+    with pytest.raises(UndeliveredError, match="too long"):
+        channel.deliver(Alert("first", ""))
+    server.text = ""
+    with pytest.raises(UndeliveredError) as refused:
+        channel.deliver(Alert("second", ""))
+    assert "too long" not in str(refused.value)

@@ -7,6 +7,7 @@ again: an alert may come twice, rather than not at all.
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 import warnings
@@ -16,7 +17,7 @@ from autogen_team.errors import ConfigurationError, MissingExtraError
 from autogen_team.io import _redact
 from autogen_team.io._alerts.channel import LEVELS, NoAnswerError, UndeliveredError
 from autogen_team.io._alerts.hush import hushed
-from autogen_team.io._alerts.text import one_line
+from autogen_team.io._alerts.text import cut, one_line
 from autogen_team.io._deadline import within
 from autogen_team.io._forking import start_afresh_after_fork
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 DEADLINE: Final = 30.0  # seconds for one alert, all attempts and pauses together
 PAUSES: Final = (0.5, 2.0)  # seconds before the second and the third attempt
 _REASON_LIMIT: Final = 200
+_ANSWER: Final = "Response Details"
+"""How Apprise's plugins begin the record that holds what the service has answered."""
+_MARKUP: Final = re.compile(r"<[^<>]*>")
 
 _TAGGED = re.compile(r"^(?P<tags>[\w ,-]+)=(?P<url>[\w+.-]+://.*)$", re.DOTALL)
 _STATUS = re.compile(r"error=(\d{3})\b")
@@ -54,6 +58,7 @@ class RemoteChannel:
         """Those it takes; empty for all."""
         self.plugin = plugin
         """Apprise's own object for this channel."""
+        self._ear = plugin.logger = _Ear()
         self._deadline = deadline
         self._pauses = pauses
         self.after_fork()
@@ -112,17 +117,62 @@ class RemoteChannel:
         from apprise import NotifyFormat, NotifyType
 
         kinds = {"success": NotifyType.SUCCESS, "warning": NotifyType.WARNING, "error": NotifyType.FAILURE}
+        title, body = _fitting(self.plugin, alert.title, alert.message or alert.title)  # many refuse an empty one
+        self._ear.begin()
         with hushed() as said:
             try:
                 taken = self.plugin.notify(
-                    body=alert.message or alert.title,  # many services refuse an empty one
-                    title=alert.title,
+                    body=body,
+                    title=title,
                     notify_type=kinds.get(alert.level, NotifyType.INFO),
                     body_format=NotifyFormat.TEXT,
                 )
             except Exception as error:
-                return _reason([f"{type(error).__name__}: {error}"])
-            return None if taken else _reason(said)
+                return _reason([f"{type(error).__name__}: {error}"], self._ear.answer)
+            return None if taken else _reason(said + self._ear.said, self._ear.answer)
+
+
+class _Ear(logging.Logger):
+    """The logger of one plugin: keeps why an alert was refused, in Apprise's words and in those of the service.
+
+    Plugins log what a service has answered at DEBUG, as they log addresses and payloads, which are secrets. So nothing
+    goes on from here to any other logger.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("apprise", logging.DEBUG)
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was said about the alert before."""
+        self.said: list[str] = []
+        self.answer = ""
+
+    def handle(self, record: logging.LogRecord) -> None:
+        """Keep what says why."""
+        if record.levelno >= logging.WARNING:
+            self.said.append(record.getMessage())
+        elif str(record.msg).startswith(_ANSWER):
+            found = record.args[0] if isinstance(record.args, tuple) and record.args else ""
+            self.answer = found.decode(errors="replace") if isinstance(found, bytes) else str(found)
+
+
+def _fitting(plugin: Any, title: str, body: str) -> tuple[str, str]:
+    """Return title and body, cut to what the service takes, unless the URL says `overflow=split` or `truncate`."""
+    from apprise import OverflowMode
+
+    if plugin.overflow_mode != OverflowMode.UPSTREAM:
+        return title, body
+    most = plugin.body_maxlen
+    if plugin.title_maxlen > 0:
+        title = cut(title, plugin.title_maxlen)
+    if title and (plugin.title_maxlen <= 0 or plugin.overflow_amalgamate_title):
+        # The service has one text, which begins with the title; 8 for marks and line ends between them.
+        title = cut(title, max(most // 2, 1))
+        most -= len(title) + max(8, plugin.overflow_buffer)
+    if 0 < plugin.body_max_line_count <= body.count("\n"):
+        body = one_line(body)
+    return title, cut(body, max(most, 1))
 
 
 def open_channels(urls: Sequence[str], app_name: str) -> list[RemoteChannel]:
@@ -186,5 +236,7 @@ def _is_final(reason: str) -> bool:
     return status is not None and 300 <= int(status[1]) < 500 and int(status[1]) not in _PASSING
 
 
-def _reason(said: list[str]) -> str:
-    return one_line(_redact.mask(said[-1] if said else "the service did not take it"))[:_REASON_LIMIT]
+def _reason(said: list[str], answer: str) -> str:
+    """Return why an alert was not taken, as Apprise says it and as the service does, without secrets."""
+    parts = [said[-1] if said else "the service did not take it", " ".join(_MARKUP.sub(" ", answer).split())]
+    return ": ".join(one_line(_redact.mask(part)).rstrip(" .:")[:_REASON_LIMIT] for part in parts if part)

@@ -44,6 +44,19 @@ def console_line(app_name: str, title: str, message: str) -> str:
     return one_line(f"[{app_name}] {title}: {message}")
 
 
+def cut(text: str, limit: int) -> str:
+    """Return at most `limit` characters of the text, with a word about the rest if there is one.
+
+    >>> cut("a long message about a run", 25)
+    'a l… (23 more characters)'
+    """
+    if len(text) <= limit:
+        return text
+    word = f"… ({len(text)} more characters)"
+    kept = limit - len(word)
+    return f"{text[:kept]}… ({len(text) - kept} more characters)" if kept > 0 else f"{text[: max(limit - 1, 0)]}…"
+
+
 def _as_text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode(errors="replace")
