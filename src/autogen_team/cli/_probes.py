@@ -167,7 +167,7 @@ def _sink(settings: validation.Settings) -> str:
 def alert_probes(service: AlertsService) -> Iterator[Callable[[], Check]]:
     """Return what is to be done to know whether alerts can get through; each waits for somebody of its own."""
     if not service.enable:
-        yield partial(Check, "alerts", "ok", "disabled: they are printed on stdout")
+        yield partial(Check, "alerts", "ok", "disabled: they are printed")
         return
     yield partial(_desktop, has_urls=bool(service.urls))
     if not service.urls:
@@ -194,7 +194,7 @@ def _desktop(*, has_urls: bool) -> Check:
     except NoAnswerError as error:
         return Check("desktop", "fail", str(error), "restart the notification daemon of your desktop")
     except UndeliveredError as error:
-        instead = "alerts go to the remote channels" if has_urls else "alerts are printed on stdout"
+        instead = "alerts go to the remote channels" if has_urls else "alerts are printed"
         remedy = "" if has_urls else f"to be told elsewhere, name a channel in {_URLS}"
         return Check("desktop", "note", f"{error}; {instead}", remedy)
 

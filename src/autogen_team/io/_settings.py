@@ -29,6 +29,7 @@ from pydantic_settings import (
 )
 
 from autogen_team.errors import ConfigurationError, ConfigurationWarning
+from autogen_team.io._streams import SUPERVISED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,7 +46,7 @@ OF_RUN = frozenset(f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TA
 """The variables of the options of `autogen-team run` that are no settings of a service."""
 WORKER_OF = PREFIX + "WORKER_OF"
 """The variable that makes a process a worker: which run it works for."""
-_variables = {STATE_DIR, WORKER_OF, *OF_RUN}
+_variables = {STATE_DIR, WORKER_OF, SUPERVISED, *OF_RUN}
 """Every variable that some class of settings reads."""
 _reported: set[str] = set()
 """Every variable that nothing reads, and that somebody has been told of."""

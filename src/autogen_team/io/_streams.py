@@ -13,6 +13,8 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+SUPERVISED = "AUTOGEN_TEAM_SUPERVISED"
+"""The variable of a job under `autogen-team run`, and of what the job starts: stdout is for the output of the job."""
 _PATIENCE = 5.0
 """Seconds that the reader of a non-blocking stream may take to make room."""
 

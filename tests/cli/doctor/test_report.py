@@ -122,7 +122,7 @@ def test_a_desktop_that_is_not_there_is_no_failure(examine):
     """Nor is it one that alerts are disabled."""
     status, checks = examine()
     assert (status, checks["desktop"]["outcome"]) == (0, "note")
-    assert "printed on stdout" in checks["desktop"]["found"]
+    assert "alerts are printed" in checks["desktop"]["found"]
 
     _, checks = examine("--set", "alerts.enable=false")
     assert checks["alerts"]["outcome"] == "ok"

@@ -48,7 +48,8 @@ def test_a_signal_that_nobody_can_handle_is_the_reason(supervised, script, the_r
     assert len(mlflow.MlflowClient(store_uri).get_metric_history(run.info.run_id, "loss")) == 500
     assert "printed last" in the_output()
     assert "a line of log" in the_output()
-    assert "[autogen_team] job.py was killed: after" in ended.stdout.decode()
+    assert "[autogen_team] job.py was killed: after" in ended.stderr.decode()
+    assert ended.stdout == b"printed last\n"
     assert f"error: the job was killed by {number.name}" in ended.stderr.decode()
     assert left_behind() == []
 
@@ -137,7 +138,7 @@ def test_a_server_that_is_away_gets_the_end_later(server, supervised, script):
 
     assert ended.returncode == 137
     assert b"could not be closed" in ended.stderr
-    assert b"was killed" in ended.stdout
+    assert b"was killed" in ended.stderr
     server.kill()
     server.start()
     recover = [sys.executable, "-m", "autogen_team", "recover", "--tracking-uri", server.uri]

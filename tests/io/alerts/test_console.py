@@ -19,6 +19,13 @@ def test_the_line_goes_to_stdout(capsys):
     assert capsys.readouterr() == ("[test] done: it is\n", "")
 
 
+def test_under_the_command_the_line_goes_to_stderr(capsys, monkeypatch):
+    """Stdout is what a shell takes for the output of the job."""
+    monkeypatch.setenv("AUTOGEN_TEAM_SUPERVISED", "1")
+    write_line("[test] done: it is")
+    assert capsys.readouterr() == ("", "[test] done: it is\n")
+
+
 def test_lines_of_the_job_stay_in_order(run_script):
     """What the job has printed before, and left in the buffer, comes out before."""
     script = run_script(WRITE + "print('before', end=' '); write_line('line'); print('after')")

@@ -46,16 +46,44 @@ class TestTheConsole:
         alerts.notify("second", "two", "error")
         assert capfd.readouterr().out == "[test] first: one\n[test] second: two\n"
 
-    def test_a_missing_desktop_is_reported_once(self, delivery, caplog):
-        """One warning in the process says why, without a traceback."""
+    @pytest.mark.parametrize("address", [None, "unix:path=/nowhere/bus"])
+    def test_a_missing_desktop_is_no_warning(self, delivery, caplog, monkeypatch, address):
+        """A server has none: the alerts are on the console, and the reason is there for whoever looks for it."""
+        if address is not None:
+            monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
         with caplog.at_level(logging.DEBUG, logger="autogen_team"):
-            for _ in range(2):
-                alerts = delivery()
-                for number in range(10):
-                    alerts.notify(str(number), "")
+            delivery().notify("done", "")
+        [record] = caplog.records
+        assert (record.levelname, record.exc_info) == ("DEBUG", None)
+        assert "session bus" in record.getMessage()
+
+    def test_a_desktop_that_refuses_is_reported_once(self, delivery, daemon, caplog):
+        """One warning in the process says why, without a traceback."""
+        running = daemon("error")
+        for _ in range(2):
+            alerts = delivery()
+            for number in range(3):
+                alerts.notify(str(number), "")
         [record] = caplog.records
         assert (record.levelname, record.exc_info) == ("WARNING", None)
-        assert "DBUS_SESSION_BUS_ADDRESS is not set" in record.getMessage()
+        assert "the notification daemon refused" in record.getMessage()
+        assert running.calls
+
+    def test_the_brief_form_is_for_the_console_alone(self, delivery, capfd):
+        """A channel gets the whole message."""
+        delivery(channels=[]).notify("train failed", "ValueError\n\nTraceback", "error", brief="ValueError")
+        channel = RecordingChannel()
+        delivery(channels=[channel]).notify("train failed", "ValueError\n\nTraceback", "error", brief="ValueError")
+        assert capfd.readouterr().out == "[test] train failed: ValueError\n"
+        assert [alert.message for alert in channel.alerts] == ["ValueError\n\nTraceback"]
+
+    def test_the_brief_form_of_an_alert_that_repeats_tells_how_often(self, delivery, capfd):
+        """As the message does."""
+        alerts = delivery(channels=[], cooldown=60)
+        for _ in range(3):
+            alerts.notify("train failed", "whole", "error", brief="short")
+        alerts.stop()
+        assert capfd.readouterr().out == "[test] train failed: short\n[test] train failed: (2 more)\n"
 
     @pytest.mark.parametrize("mode", ["error", "hang"])
     def test_a_daemon_that_does_not_confirm_means_the_line(self, delivery, daemon, capfd, impatient, mode):
@@ -73,12 +101,14 @@ class TestTheConsole:
         ["", None, 42, "a\0b", "\ud83d", "x" * 200_000, "\x1b[31mred", "one\ntwo", b"\xff", "-h", "🚀", object()],
     )
     def test_any_text_arrives_on_desktop_and_console(self, delivery, daemon, capfd, text):
-        """Nothing that can be passed raises, is lost, or makes more than one line."""
+        """Nothing that can be passed raises, is lost, or makes a line that does not belong to the alert."""
         running = daemon()
         delivery().notify(text, text)
         assert len(running.calls) == 1
         delivery(enable=False).notify(text, text)
-        assert len(capfd.readouterr().out.splitlines()) == 1
+        first, *others = capfd.readouterr().out.splitlines()
+        assert first.startswith("[test] ")
+        assert all(line.startswith("    ") for line in others)
 
     @pytest.mark.parametrize("level", ["fatal", "INFO", "", None, 3])
     @pytest.mark.parametrize("enable", [True, False])
@@ -270,7 +300,7 @@ class TestConfirmation:
             alerts.notify(str(number), "")
         assert alerts.flush(PATIENCE)
         assert [record.getMessage() for record in caplog.records] == [
-            "alerts: remote: no network; alerts that nobody confirms are printed on stdout (reported once)"
+            "alerts: remote: no network; alerts that nobody confirms are printed (reported once)"
         ]
 
     @pytest.mark.parametrize("error", [ZeroDivisionError("of all things"), SystemExit(1)], ids=repr)

@@ -1,7 +1,6 @@
 """Alerts of processes that exit, fork, are interrupted, or never stop the service."""
 
 import os
-import re
 import signal
 import time
 
@@ -61,11 +60,10 @@ def test_a_daemon_that_hangs_does_not_keep_the_process(run, daemon):
     assert [call["title"] for call in running.calls] == ["0"]
 
 
-def test_a_headless_process_says_why_once(run):
-    """Without a logging configuration there is one line of it on stderr."""
+def test_a_headless_process_prints_its_alerts_and_no_more(run):
+    """Without a logging configuration a warning would be on stderr."""
     script = run("alerts = make()\nfor n in range(3): alerts.notify(str(n), '')")
-    assert script.stdout == "[test] 0: \n[test] 1: \n[test] 2: \n"
-    assert re.fullmatch(r"alerts: desktop: no session bus: .*\n", script.stderr)
+    assert (script.stdout, script.stderr) == ("[test] 0: \n[test] 1: \n[test] 2: \n", "")
 
 
 @needs_fork

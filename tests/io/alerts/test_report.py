@@ -49,13 +49,21 @@ def test_the_title_says_how_it_ended(status, title, level):
 
 def test_the_message_says_where_and_how_long():
     """Duration, host, reason, experiment, run and link are all there."""
-    _, message, _ = report.job_ended(a_run(), an_end("KILLED", "SIGTERM"), host="gpu-7", rank=0)
+    _, message, *_ = report.job_ended(a_run(), an_end("KILLED", "SIGTERM"), host="gpu-7", rank=0)
     assert message.splitlines() == [
         "after 1 min 15 s on gpu-7",
         "SIGTERM",
         "experiment iris, run abc",
         "http://tracking.example/#/runs/abc",
     ]
+
+
+def test_the_console_gets_all_but_the_traceback():
+    """Which it shows already."""
+    end = an_end(reason="ValueError: bad shape", exception=raised_by(deep, 3))
+    _, message, _, brief = report.job_ended(a_run(), end, host="gpu-7", rank=0)
+    assert brief == message.partition("\n\n")[0]
+    assert "ValueError: bad shape" in brief
 
 
 def test_a_rank_other_than_the_first_is_named():
@@ -65,14 +73,14 @@ def test_a_rank_other_than_the_first_is_named():
 
 def test_a_local_store_has_no_link():
     """A run without a page has no line for it."""
-    _, message, _ = report.job_ended(a_run(link=None), an_end(), host="gpu-7", rank=0)
+    _, message, *_ = report.job_ended(a_run(link=None), an_end(), host="gpu-7", rank=0)
     assert "None" not in message
 
 
 def test_the_last_lines_of_the_traceback_are_told():
     """Ten lines at most, with the exception last."""
     end = an_end(reason="ValueError: bad shape", exception=raised_by(deep, 30))
-    _, message, _ = report.job_ended(a_run(), end, host="gpu-7", rank=0)
+    _, message, *_ = report.job_ended(a_run(), end, host="gpu-7", rank=0)
     _, _, traceback = message.partition("\n\n")
     assert traceback.startswith("...\n")
     assert len(traceback.splitlines()) == 11
@@ -81,7 +89,7 @@ def test_the_last_lines_of_the_traceback_are_told():
 
 def test_a_short_traceback_is_told_whole():
     """Nothing is cut that fits."""
-    _, message, _ = report.job_ended(a_run(), an_end(exception=raised_by(deep, 0)), host="gpu-7", rank=0)
+    _, message, *_ = report.job_ended(a_run(), an_end(exception=raised_by(deep, 0)), host="gpu-7", rank=0)
     assert "\n\nTraceback (most recent call last):\n" in message
 
 
@@ -90,8 +98,8 @@ def test_secrets_are_masked_wherever_they_stand():
     secret = "hunter" * 3
     run = a_run(name=f"train password={secret}", link=f"http://user:{secret}@tracking.example/#/runs/abc")
     end = an_end(reason=f"ValueError: password={secret}", exception=ValueError(f"password={secret}"))
-    title, message, _ = report.job_ended(run, end, host="gpu-7", rank=0)
-    assert secret not in title + message
+    title, message, _, brief = report.job_ended(run, end, host="gpu-7", rank=0)
+    assert secret not in title + message + brief
 
 
 def test_an_exception_that_cannot_be_shown_does_not_cost_the_alert(monkeypatch):
@@ -101,7 +109,7 @@ def test_an_exception_that_cannot_be_shown_does_not_cost_the_alert(monkeypatch):
         raise RecursionError
 
     monkeypatch.setattr(report.traceback, "format_exception", fail)
-    _, message, _ = report.job_ended(a_run(), an_end(exception=ValueError("x")), host="gpu-7", rank=0)
+    _, message, *_ = report.job_ended(a_run(), an_end(exception=ValueError("x")), host="gpu-7", rank=0)
     assert message.endswith("ValueError (its traceback could not be made: RecursionError)")
 
 

@@ -1,10 +1,10 @@
-"""Any text becomes clean, capped and one line on the console."""
+"""Any text becomes clean, capped and a block on the console."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autogen_team.io._alerts.text import MESSAGE_LIMIT, clean, console_line
+from autogen_team.io._alerts.text import MESSAGE_LIMIT, clean, console_text, cut
 
 
 class Stubborn:
@@ -64,18 +64,41 @@ def test_a_secret_across_the_limit_is_masked():
     assert "hunter" not in clean(f"{'x' * 180} password={secret}", 200)
 
 
-@pytest.mark.parametrize("message", ["one\n[test] forged: line", "\n\none\n\n", "one\r\n \u2028 two"])
-def test_the_console_shows_one_line(message):
-    """No text can pass for a line of its own."""
-    assert len(console_line("test", clean("title\nmore", 200), clean(message, 200)).splitlines()) == 1
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("one", "[test] title more: one"),
+        ("\n\none\n\n", "[test] title more: one"),
+        ("one\n[test] forged: line", "[test] title more: one\n    [test] forged: line"),
+        ("one\r\n \u2028 two  ", "[test] title more: one\n     two"),
+        ("", "[test] title more: "),
+    ],
+)
+def test_the_console_shows_a_block(message, shown):
+    """Its first line says who speaks; the others are indented, so that none can pass for a line of its own."""
+    assert console_text("test", clean("title\nmore", 200), clean(message, 200)) == shown
+
+
+@given(st.text(max_size=400), st.integers(0, 400))
+def test_a_text_that_is_cut_fits_and_says_so(text, limit):
+    """Whatever the limit; one that is too small for the word has room for the mark."""
+    shown = cut(text, limit)
+    assert len(shown) <= max(limit, 1)
+    if len(text) > limit:
+        assert "…" in shown
+    if len(text) > limit >= 40:
+        kept, _, count = shown.rpartition("… (")
+        assert text.startswith(kept)
+        assert count == f"{len(text) - len(kept)} more characters)"
 
 
 @given(st.text(alphabet=st.characters(), max_size=400), st.integers(1, 100))
 def test_any_text_can_be_encoded_and_shown_in_one_line(text, limit):
-    """Whatever the text, the result is valid UTF-8 without controls, bounded, and one line on the console."""
+    """Whatever the text, the result is valid UTF-8 without controls, bounded, and one block on the console."""
     shown = clean(text, limit)
     shown.encode()
     assert "\x1b" not in shown
     assert "\0" not in shown
     assert len(shown) <= limit + len("… (400 more characters)")
-    assert len(console_line("test", shown, shown).splitlines()) == 1
+    _, *others = console_text("test", shown, shown).split("\n")
+    assert all(line.startswith("    ") for line in others)

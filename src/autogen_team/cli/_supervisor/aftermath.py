@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from autogen_team.cli import _look
-from autogen_team.io import _job
+from autogen_team.io import _job, _streams
 from autogen_team.io._tracking import ending
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def _close(death: Death, run: OpenRun) -> bool:
 def _alert(death: Death, run: OpenRun) -> None:
     from autogen_team.cli import _context
 
+    os.environ[_streams.SUPERVISED] = "1"
     context = _context.build(death.order.overrides)
     if context.alert_on == "never":
         return

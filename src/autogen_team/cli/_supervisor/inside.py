@@ -16,7 +16,7 @@ from autogen_team.cli._supervisor import target as targets
 from autogen_team.cli._supervisor import threads
 from autogen_team.cli._supervisor.wire import ChildEnd, OpenRun, Order
 from autogen_team.context import GlobalContext
-from autogen_team.io import _job
+from autogen_team.io import _job, _streams
 from autogen_team.io._redact import mask, values
 from autogen_team.io._settings import state_dir
 
@@ -35,6 +35,7 @@ def main() -> NoReturn:
 def execute(order: Order, wire: ChildEnd) -> NoReturn:
     """Run the target of the order, and exit as it does."""
     target = targets.parse(order.command, is_command=order.is_command)
+    os.environ[_streams.SUPERVISED] = "1"
     overrides = order.overrides
     config = {
         "description": order.description,

@@ -20,10 +20,16 @@ class Alert:
     title: str
     message: str
     level: str = "info"
+    brief: str = field(default="", repr=False, compare=False)
+    """What the console shows in the place of the message, if that has shown the rest of it already."""
 
 
 class UndeliveredError(Exception):
     """A channel did not take an alert; says why in one line, without secrets."""
+
+
+class NoDesktopError(UndeliveredError):
+    """There is no desktop, as on any server."""
 
 
 class NoAnswerError(UndeliveredError):
@@ -73,8 +79,8 @@ class RecordingChannel:
         """Do nothing."""
 
 
-def make_alert(title: object, message: object, level: str) -> Alert:
-    """Return an alert of any title and message, cleaned.
+def make_alert(title: object, message: object, level: str, brief: object = "") -> Alert:
+    """Return an alert of any title, message and form for the console, cleaned.
 
     Raises:
         ConfigurationError: `level` is none of the four.
@@ -82,5 +88,6 @@ def make_alert(title: object, message: object, level: str) -> Alert:
     """
     if level not in LEVELS:
         raise ConfigurationError(f"alert level {level!r} does not exist: use one of {', '.join(LEVELS)}")
-    mask = Redactor(os.environ)  # made once for both
-    return Alert(clean(title, TITLE_LIMIT, mask), clean(message, MESSAGE_LIMIT, mask), level)
+    mask = Redactor(os.environ)  # made once for all
+    texts = clean(title, TITLE_LIMIT, mask), clean(message, MESSAGE_LIMIT, mask), clean(brief, MESSAGE_LIMIT, mask)
+    return Alert(texts[0], texts[1], level, texts[2])

@@ -57,7 +57,9 @@ class Cooldown:
         """Return an alert for each count that no later alert has told, and forget them all."""
         with self._lock:
             entries, self._entries = self._entries, {}
-        return [_telling(replace(entry.alert, message=""), entry.more) for entry in entries.values() if entry.more]
+        return [
+            _telling(replace(entry.alert, message="", brief=""), entry.more) for entry in entries.values() if entry.more
+        ]
 
     def _forget_the_quiet(self, now: float) -> None:
         self._entries = {
@@ -66,4 +68,8 @@ class Cooldown:
 
 
 def _telling(alert: Alert, more: int) -> Alert:
-    return replace(alert, message=f"{alert.message} ({more} more)".lstrip()) if more else alert
+    if not more:
+        return alert
+    told = f"({more} more)"
+    brief = f"{alert.brief} {told}" if alert.brief else ""
+    return replace(alert, message=f"{alert.message} {told}".lstrip(), brief=brief)

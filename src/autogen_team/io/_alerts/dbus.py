@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from autogen_team.io._alerts.channel import NoAnswerError, UndeliveredError
+from autogen_team.io._alerts.channel import NoAnswerError, NoDesktopError, UndeliveredError
 
 if TYPE_CHECKING:
     from jeepney.io.blocking import DBusConnection  # type: ignore[import-untyped]  # it comes without types
@@ -66,7 +66,9 @@ class DBusDesktop:
         except OSError as error:
             self.close()
             if fresh:
-                raise UndeliveredError(f"the session bus cannot be reached: {error}") from error
+                is_gone = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
+                kind = NoDesktopError if is_gone else UndeliveredError
+                raise kind(f"the session bus cannot be reached: {error}") from error
             self.deliver(alert)  # the bus was restarted, maybe: once more, on a connection of today
 
     def close(self) -> None:
@@ -129,7 +131,7 @@ class DBusDesktop:
         except DBusErrorResponse as error:
             self.close()
             if error.name == "org.freedesktop.DBus.Error.ServiceUnknown":
-                raise UndeliveredError("no notification daemon on the session bus") from error
+                raise NoDesktopError("no notification daemon on the session bus") from error
             raise UndeliveredError(f"the notification daemon refused: {error.name}: {error.data}") from error
 
 
@@ -146,4 +148,4 @@ def session_bus() -> str:
             return f"unix:path={bus}"
     except OSError:
         pass
-    raise UndeliveredError("no session bus: DBUS_SESSION_BUS_ADDRESS is not set, so there is no desktop here")
+    raise NoDesktopError("no session bus: DBUS_SESSION_BUS_ADDRESS is not set, so there is no desktop here")

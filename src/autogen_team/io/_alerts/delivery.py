@@ -16,12 +16,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
-from autogen_team.io._alerts.channel import Alert, Channel, NoAnswerError, make_alert
+from autogen_team.io._alerts.channel import Alert, Channel, NoAnswerError, NoDesktopError, make_alert
 from autogen_team.io._alerts.console import write_line
 from autogen_team.io._alerts.cooldown import Cooldown
 from autogen_team.io._alerts.desktop import desktop
 from autogen_team.io._alerts.remote import open_channels
-from autogen_team.io._alerts.text import console_line
+from autogen_team.io._alerts.text import console_text
 from autogen_team.io._alerts.worker import Worker
 from autogen_team.io._forking import start_afresh_after_fork
 
@@ -107,14 +107,14 @@ class Delivery:
         for lane in self._lanes:
             lane.hangs = False
 
-    def notify(self, title: object, message: object, level: str = "info") -> None:
-        """Send an alert, or print it; wait at most a second.
+    def notify(self, title: object, message: object, level: str = "info", *, brief: object = "") -> None:
+        """Send an alert, or print it, or its brief form if it has one; wait at most a second.
 
         Raises:
             ConfigurationError: `level` is none of the four.
 
         """
-        alert = make_alert(title, message, level)
+        alert = make_alert(title, message, level, brief)
         if not self._settings.enable or self._stopped:
             self._print(alert)
             return
@@ -229,14 +229,15 @@ class Delivery:
             self._close(ticket)
 
     def _print(self, alert: Alert) -> None:
-        write_line(console_line(self._settings.app_name, alert.title, alert.message))
+        write_line(console_text(self._settings.app_name, alert.title, alert.brief or alert.message))
 
     def _report_failure(self, channel: Channel, alert: Alert, error: Exception) -> None:
         others = [lane for lane in self._lanes if lane.channel is not channel and lane.channel.takes(alert.level)]
-        if channel.is_local and others:  # they are there for a machine without a desktop
+        # On a machine without a desktop the alert itself is on the console; `autogen-team doctor` tells why.
+        if channel.is_local and (others or isinstance(error, NoDesktopError)):
             _report.debug("alerts: %s: %s", channel.name, error)
         else:
-            _report_once(channel.name, f"{channel.name}: {error}; alerts that nobody confirms are printed on stdout")
+            _report_once(channel.name, f"{channel.name}: {error}; alerts that nobody confirms are printed")
 
     def _be_known_at_exit(self) -> None:
         """Have `stop` called when the process exits, if nobody did before and there is something left to do."""

@@ -39,12 +39,15 @@ class Reporter(_job.Listener):
         is_success = end.status == "FINISHED"
         is_ours = run.parent_id is None or (run.is_outermost and _job.worker() is not None)
         if is_ours and (not is_success or (self._always and self._rank == 0 and _job.worker() is None)):
-            title, message, level = job_ended(run, end, host=socket.gethostname(), rank=self._rank)
-            self._notify(title, message, level=level)
+            title, message, level, brief = job_ended(run, end, host=socket.gethostname(), rank=self._rank)
+            self._notify(title, message, level=level, brief=brief)
 
 
-def job_ended(run: _job.Run, end: _job.End, *, host: str, rank: int) -> tuple[str, str, str]:
-    """Return title, message and level of the alert that says how the run ended, secrets masked."""
+def job_ended(run: _job.Run, end: _job.End, *, host: str, rank: int) -> tuple[str, str, str, str]:
+    """Return title, message, level and brief form of the alert that says how the run ended, secrets masked.
+
+    The brief form is for the console, which has the traceback already.
+    """
     ending, level = _ENDINGS[end.status]
     title = f"{run.name} {ending}" + (f" (rank {rank})" if rank else "")
     lines = [f"after {duration(end.duration)} on {host}"]
@@ -53,9 +56,10 @@ def job_ended(run: _job.Run, end: _job.End, *, host: str, rank: int) -> tuple[st
     lines.append(f"experiment {run.experiment}, run {run.run_id}")
     if run.link is not None:
         lines.append(run.link)
+    brief = "\n".join(lines)
     if end.exception is not None and not isinstance(end.exception, SystemExit):  # an exit says all in its reason
         lines += ["", *_last_lines(end.exception)]
-    return _redact.mask(title), _redact.mask("\n".join(lines)), level
+    return _redact.mask(title), _redact.mask("\n".join(lines)), level, _redact.mask(brief)
 
 
 def duration(seconds: float) -> str:

@@ -10,6 +10,7 @@ from autogen_team.io._redact import mask
 TITLE_LIMIT = 200
 MESSAGE_LIMIT = 4000  # daemons and chats cut or refuse much more than that
 
+_INDENT = "    "
 _ESCAPE_SEQUENCES = re.compile(
     r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links of a terminal
     r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # colours, movements
@@ -39,9 +40,14 @@ def one_line(text: str) -> str:
     return re.sub(r"\s*\n\s*", " ", text.strip("\n"))
 
 
-def console_line(app_name: str, title: str, message: str) -> str:
-    """Return how the console shows an alert."""
-    return one_line(f"[{app_name}] {title}: {message}")
+def console_text(app_name: str, title: str, message: str) -> str:
+    r"""Return how the console shows an alert: what follows the first line is indented, so that it cannot pass for one.
+
+    >>> console_text("train", "failed", "after 2 s\nValueError: bad shape")
+    '[train] failed: after 2 s\n    ValueError: bad shape'
+    """
+    lines = [line.rstrip() for line in message.split("\n") if line.strip()] or [""]
+    return "\n".join([f"{one_line(f'[{app_name}] {title}')}: {lines[0]}", *(_INDENT + line for line in lines[1:])])
 
 
 def cut(text: str, limit: int) -> str:

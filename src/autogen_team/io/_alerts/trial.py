@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from autogen_team.io._alerts.channel import Alert, Channel, UndeliveredError, make_alert
 from autogen_team.io._alerts.console import write_line
 from autogen_team.io._alerts.delivery import Settings, open_all
-from autogen_team.io._alerts.text import console_line
+from autogen_team.io._alerts.text import console_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -55,7 +55,7 @@ def deliver_now(
         channels = open_all(settings)
     if not settings.enable:
         started = time.monotonic()
-        write_line(console_line(settings.app_name, alert.title, alert.message))
+        write_line(console_text(settings.app_name, alert.title, alert.message))
         return [Outcome("console", delivered=True, reason="", milliseconds=(time.monotonic() - started) * 1000)]
     answers = [_start(channel, alert) for channel in channels]
     deadline = time.monotonic() + timeout

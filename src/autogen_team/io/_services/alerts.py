@@ -42,7 +42,7 @@ class AlertsService(Service):
     variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_ALERTS_"
 
     enable: bool = True
-    """Send; otherwise print `[app_name] title: message` on stdout."""
+    """Send; otherwise print `[app_name] title: message` on stdout, under `autogen-team run` on stderr."""
     app_name: str = "autogen_team"
     """Who is speaking, as the desktop and the console show it."""
     timeout: Annotated[int, Field(ge=0)] | None = None
@@ -80,7 +80,7 @@ class AlertsService(Service):
     ) -> None:
         """Send an alert; works before `start` too, from any thread, in an event loop and after a fork.
 
-        Waits at most a second, and raises nothing about the delivery: what nobody confirms is printed on stdout. In a
+        Waits at most a second, and raises nothing about the delivery: what nobody confirms is printed. In a
         worker of a job only errors are sent; of the others there may be as many as there are workers, so they are
         logged.
 
@@ -89,13 +89,16 @@ class AlertsService(Service):
             MissingExtraError: before `start`, there are URLs and the extra `alerts` is not installed.
 
         """
+        self._notify(title, message, level=level)
+
+    def _notify(self, title: str, message: str, *, level: str, brief: str = "") -> None:
         if level in ("info", "success", "warning") and _job.worker() is not None:
             from autogen_team.io._alerts.channel import make_alert
 
             alert = make_alert(title, message, level)  # masked
             _report.warning("alert of a worker, not sent: %s: %s", alert.title, alert.message)
         else:
-            self._deliverer().notify(title, message, level)
+            self._deliverer().notify(title, message, level, brief=brief)
 
     def deliver_now(
         self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
@@ -119,7 +122,7 @@ class AlertsService(Service):
         """
         from autogen_team.io._alerts.report import Reporter
 
-        return _job.subscribe(Reporter(self.notify, always=when == "always"))
+        return _job.subscribe(Reporter(self._notify, always=when == "always"))
 
     @contextmanager
     def delivering_to(self, channel: Channel) -> Generator[None, None, None]:
