@@ -73,6 +73,10 @@ test-bare: $(READY) ## Run what depends on the environment in a bare one, with s
 	@trap '' INT HUP QUIT; env -i HOME="$$HOME" PATH="$$PATH" TERM=dumb $(PYTEST) tests/cli/test_run.py tests/cli/supervisor/test_terminal.py \
 	  tests/io/logs/test_bars.py tests/io/logs/test_faults.py tests/io/tracking/test_ending.py tests/io/tracking/test_runs.py $(PYTEST_ARGS) </dev/null
 
+.PHONY: test-loguru
+test-loguru: $(READY) ## Run loguru's own tests inside of LoggerService; LOGURU names a checkout of its tag
+	@$(BIN)/python .ci/loguru_suite.py $(LOGURU)
+
 .PHONY: test-fresh
 test-fresh: $(READY) ## Run the whole test suite without fork servers: each process is a new interpreter, which takes twice as long
 	@FRESH_PROCESSES=1 $(PYTEST) $(PYTEST_ARGS)

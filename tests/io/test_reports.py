@@ -1,4 +1,4 @@
-"""Our own faults are reported, whatever the job does to logging."""
+"""Our own faults are reported however the job configures logging."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The logger by which we report our own faults: always in force, whatever the job does to logging."""
+"""The logger by which we report our own faults: in force however the job configures logging."""
 
 from __future__ import annotations
 

@@ -333,7 +333,7 @@ def test_a_handler_that_logs_something_else_leaves_the_record_to_us(start, capsy
 
 
 def test_a_handler_that_logs_by_logging_first_is_heard_as_well(start, capsys, library, on_root):
-    """A record within the passing of another; each is there once, whoever hands it to loguru."""
+    """A record within the passing of another; each is logged once."""
 
     class Talking(Intercept):
         def emit(self, record):
@@ -366,7 +366,7 @@ def test_a_handler_that_is_interrupted_does_not_take_later_records_for_its_own(s
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_an_argument_that_raises_when_it_is_shown_silences_nobody(start, capsys, library, error):
+def test_libraries_are_heard_after_an_interrupt_in_the_midst_of_formatting(start, capsys, library, error):
     """Ctrl-C, and a signal handler that exits."""
 
     class Slow:
@@ -389,7 +389,7 @@ class Console:
 
 
 class Wrapped(logging.Handler):
-    """A console handler that is no StreamHandler: `rich.logging.RichHandler`, absl's."""
+    """A console handler that is not a StreamHandler: `rich.logging.RichHandler`, absl's."""
 
     def __init__(self, held):
         super().__init__()

@@ -216,7 +216,7 @@ def test_the_log_of_a_run_goes_on_though_a_script_removes_all_handlers(no_handle
 
 
 def test_a_handler_that_is_removed_by_its_number_is_gone(start, capsys):
-    """That is no habit, but meant."""
+    """A script that knows the number means our handler."""
     start()
     logger.remove(max(logger._core.handlers))
     logger.info("gone")

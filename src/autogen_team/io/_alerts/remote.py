@@ -58,7 +58,7 @@ class RemoteChannel:
         """Those it takes; empty for all."""
         self.plugin = plugin
         """Apprise's own object for this channel."""
-        self._ear = plugin.logger = _Ear()
+        self._logger = plugin.logger = _PluginLogger()
         self._deadline = deadline
         self._pauses = pauses
         self.after_fork()
@@ -118,7 +118,7 @@ class RemoteChannel:
 
         kinds = {"success": NotifyType.SUCCESS, "warning": NotifyType.WARNING, "error": NotifyType.FAILURE}
         title, body = _fitting(self.plugin, alert.title, alert.message or alert.title)  # many refuse an empty one
-        self._ear.begin()
+        self._logger.begin()
         with hushed() as said:
             try:
                 taken = self.plugin.notify(
@@ -128,11 +128,11 @@ class RemoteChannel:
                     body_format=NotifyFormat.TEXT,
                 )
             except Exception as error:
-                return _reason([f"{type(error).__name__}: {error}"], self._ear.answer)
-            return None if taken else _reason(said + self._ear.said, self._ear.answer)
+                return _reason([f"{type(error).__name__}: {error}"], self._logger.answer)
+            return None if taken else _reason(said + self._logger.said, self._logger.answer)
 
 
-class _Ear(logging.Logger):
+class _PluginLogger(logging.Logger):
     """The logger of one plugin: keeps why an alert was refused, in Apprise's words and in those of the service.
 
     Plugins log what a service has answered at DEBUG, as they log addresses and payloads, which are secrets. So nothing

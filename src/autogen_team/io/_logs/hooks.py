@@ -14,7 +14,7 @@ def replace(owner: Any, name: str, make: Callable[[Hook, Callable[[], bool]], Ho
     """Put what `make` makes in the place of `owner.name`; the returned function gives the previous one back.
 
     The class or module may have inherited the previous one, or have none. `make` gets the previous one, and a function
-    that tells whether the replacement still holds: if somebody has put theirs around ours meanwhile, ours cannot be
+    that tells whether the replacement still holds: if another tool has wrapped ours meanwhile, ours cannot be
     taken out any more, and has to pass everything on.
     """
     is_own = name in vars(owner)
