@@ -140,7 +140,7 @@ def test_a_traceback_begins_with_the_target(run_python, script):
 
     _, _, err = run_python(*RUN, path, NO_COLOR="1")
 
-    assert err.count("ValueError: boom") == 2  # the traceback and the summary
+    assert err.count("ValueError: boom") == 3  # the traceback, the alert and the summary
     assert "runpy" not in err
     assert "autogen_team/cli" not in err
 
