@@ -186,7 +186,7 @@ def intercept() -> Undo:
     bridge = Bridge()
     added: dict[logging.Handler, list[logging.Filter]] = {}
     once = _Once()
-    others: weakref.WeakSet[logging.Handler] = weakref.WeakSet()
+    others: set[logging.Handler] = {bridge}
     root = logging.getLogger()
 
     def add_filter(handler: logging.Handler, made: logging.Filter) -> None:
