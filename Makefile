@@ -13,7 +13,8 @@ CONTRACT_TESTS := $(addprefix tests/, test_import.py test_user_story.py test_dro
   cli/test_config.py cli/test_help.py cli/test_notify.py cli/test_run.py cli/test_status.py \
   io/test_settings.py io/test_service.py io/test_services.py io/alerts/test_dbus.py io/alerts/test_remote.py \
   io/logs/test_jsonl.py io/logs/test_pipeline.py io/logs/test_seam.py \
-  io/tracking/test_isolation*.py io/tracking/test_guests.py io/tracking/test_nesting.py io/tracking/test_seam.py io/tracking/test_values.py \
+  io/tracking/test_isolation*.py io/tracking/test_guests.py io/tracking/test_manifest.py io/tracking/test_nesting.py io/tracking/test_redaction.py \
+  io/tracking/test_seam.py io/tracking/test_values.py \
   io/tracking/test_write_behind.py workers/test_processes.py)
 PYTHONS ?= 3.11 3.12 3.13
 # WITHOUT="or slow" leaves out the slow ones of them too.

@@ -160,6 +160,25 @@ def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
     assert client._tracking_client.store is plain
 
 
+def test_mlflow_looks_for_its_model_registries_where_we_stand_in(store_uri):
+    """At every call, whichever registry it is; the first that came does once the second has gone, then MLflow's own."""
+    client = mlflow.MlflowClient(store_uri, f"{store_uri}?registry")._get_registry_client()
+    plain = client.store
+    first = seam.stand_in_registries(lambda store: ("first", store))
+    second = seam.stand_in_registries(lambda store: ("second", store))
+    try:
+        assert client.store == ("second", plain)
+        second()
+        second = None
+        assert client.store == ("first", plain)
+    finally:
+        for undo in filter(None, (first, second)):
+            undo()
+
+    assert client.store is plain
+    assert "_get_store_with_resolved_uri" not in vars(registry._get_store_registry())
+
+
 def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):
     """For runs and for logged models, each with the function that finds MLflow's own."""
     client = mlflow.MlflowClient(store_uri)

@@ -1,71 +1,63 @@
-"""Parameters, tags and names of runs without secrets, also where nothing goes through a journal."""
+"""Stores that redact what they are given, also where nothing goes through a journal."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping
 from typing import Any
 
-from mlflow.entities import Metric, Param, RunTag
-
 from autogen_team.io import _job
-from autogen_team.io._redact import mask
-from autogen_team.io._tracking import seam
+from autogen_team.io._tracking import manifest, redaction, seam
+from autogen_team.io._tracking.manifest import Rule
 from autogen_team.io._tracking.standin import StandIn
 
-
-def masked(item: Any) -> Any:
-    """Return a parameter or tag without secrets: the same object, if it holds none."""
-    value = mask(item.value) if isinstance(item.value, str) else item.value
-    return item if value == item.value else type(item)(item.key, value)
-
-
-def masked_name(name: str | None) -> str | None:
-    """Return the name of a run without secrets."""
-    return None if name is None else mask(name)
+_report = logging.getLogger("autogen_team")
+_reported: set[tuple[str, str]] = set()
+"""Methods that no manifest names, and that the log has told of, with the class that has them."""
 
 
 def start(uri: str) -> _job.Undo:
-    """Let nothing go to the store of `uri` unmasked, journal or not; the returned function undoes that."""
-    return seam.stand_in(uri, MaskingStore(seam.plain_store(uri)), yields=True)
+    """Redact what goes to the tracking store of `uri`, as long as no journal does; the returned function undoes it."""
+    return seam.stand_in(uri, RedactingStore(seam.plain_store(uri), manifest.TRACKING), yields=True)
 
 
-class MaskingStore(StandIn):
-    """Stands in for a store, and hands it each call at once, without secrets."""
+def start_registry() -> _job.Undo:
+    """Redact what goes to any model registry; the returned function undoes that."""
+    return seam.stand_in_registries(lambda store: RedactingStore(store, manifest.REGISTRY))
 
-    def log_param(self, run_id: str, param: Param) -> None:
-        """Log a parameter."""
-        self._inner.log_param(run_id, masked(param))
 
-    def log_param_async(self, run_id: str, param: Param) -> Any:
-        """Log a parameter, later."""
-        return self._inner.log_param_async(run_id, masked(param))
+class RedactingStore(StandIn):
+    """Stands in for a store, and hands it each call at once, with secrets redacted as a manifest says."""
 
-    def set_tag(self, run_id: str, tag: RunTag) -> None:
-        """Set a tag."""
-        self._inner.set_tag(run_id, masked(tag))
+    def __init__(self, inner: Any, rules: Mapping[str, Rule]) -> None:
+        super().__init__(inner)
+        self._rules = rules
 
-    def set_tag_async(self, run_id: str, tag: RunTag) -> Any:
-        """Set a tag, later."""
-        return self._inner.set_tag_async(run_id, masked(tag))
+    def __getattr__(self, name: str) -> Any:
+        found = super().__getattr__(name)
+        rule = self._rule(name)
+        if rule is None or not rule.redacts:
+            return found
 
-    def log_batch(
-        self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
-    ) -> None:
-        """Log all of it."""
-        self._inner.log_batch(run_id, metrics, [*map(masked, params)], [*map(masked, tags)])
+        def call(*arguments: Any, **fields: Any) -> Any:
+            given, named = redaction.arguments(found, rule.kept, arguments, fields)
+            return found(*given, **named)
 
-    def log_batch_async(
-        self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
-    ) -> Any:
-        """Log all of it, later."""
-        return self._inner.log_batch_async(run_id, metrics, [*map(masked, params)], [*map(masked, tags)])
+        return call
 
-    def create_run(
-        self, experiment_id: str, user_id: str, start_time: int, tags: Sequence[RunTag], run_name: str | None
-    ) -> Any:
-        """Make a run; MLflow has put its name among the tags too, and refuses two names."""
-        return self._inner.create_run(experiment_id, user_id, start_time, [*map(masked, tags)], masked_name(run_name))
-
-    def update_run_info(self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None) -> Any:
-        """Change status, end and name."""
-        return self._inner.update_run_info(run_id, run_status, end_time, masked_name(run_name))
+    def _rule(self, name: str) -> Rule | None:
+        """Return what is to be done with a method; None for what is not a method of the store."""
+        rule = self._rules.get(name)
+        if rule is not None or name.startswith("_"):
+            return rule
+        of_class = type(self._inner)
+        if not callable(getattr(of_class, name, None)):
+            return None
+        if (of_class.__name__, name) not in _reported:
+            _reported.add((of_class.__name__, name))
+            text = (
+                "this version of autogen-team does not know %s.%s of MLflow: secrets are redacted from its arguments, "
+                "and it is called past the journal"
+            )
+            _report.warning(text, of_class.__name__, name)
+        return manifest.UNKNOWN

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, TrackingUnavailableError
 from autogen_team.io import _job
 from autogen_team.io._deadline import within
-from autogen_team.io._redact import mask_url
+from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._tracking import places, probe, turns
 from autogen_team.io._tracking.words import first_line
 
@@ -80,6 +80,7 @@ def start(settings: Settings) -> Session:
         ConfigurationError: the experiment cannot be used.
 
     """
+    settings = replace(settings, experiment_name=mask(settings.experiment_name))
     if settings.works_for is not None:  # whatever it logs waits for a store that is out of reach, as in the job itself
         return _start(settings)
     if settings.mode != "offline":
@@ -142,6 +143,7 @@ def _start(settings: Settings, *, is_offline: bool = False) -> Session:
             )
         else:
             undo.callback(masked.start(settings.tracking_uri))
+        undo.callback(masked.start_registry())
         undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
         undo.callback(isolation.isolate())
         undo.callback(seam.keep_autolog())

@@ -20,15 +20,14 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
-from autogen_team.io._tracking import entries, links, seam
+from autogen_team.io._tracking import entries, links, manifest, redaction, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.destinations import OPENED_BY
 from autogen_team.io._tracking.journal import Journal
 from autogen_team.io._tracking.known import Known, run_to_be_made
 from autogen_team.io._tracking.link import Link, StoreUnavailableError
-from autogen_team.io._tracking.masked import masked, masked_name
+from autogen_team.io._tracking.masked import RedactingStore
 from autogen_team.io._tracking.metrics import MetricEntries
-from autogen_team.io._tracking.standin import StandIn
 from autogen_team.io._tracking.writer import Writer
 
 if TYPE_CHECKING:
@@ -39,35 +38,16 @@ LOCAL_ID = "autogen_team.local_run_id"
 """The tag that says what a run was called while its store was out of reach."""
 _READ_SOON, _READ_PATIENCE = 1.0, 20.0
 """Seconds that a read waits for what was written before it: of any store, and of one that answers."""
-_ABOUT_RUNS = frozenset(
-    {
-        "delete_logged_model",
-        "delete_run",
-        "finalize_logged_model",
-        "get_logged_model",
-        "get_metric_history",
-        "get_metric_history_bulk",
-        "get_metric_history_bulk_interval",
-        "get_metric_history_bulk_interval_from_steps",
-        "log_outputs",
-        "record_logged_model",
-        "restore_run",
-        "search_logged_models",
-        "search_runs",
-        "_search_runs",
-    }
-)
-"""Methods whose result depends on what was logged."""
 
 _report = logging.getLogger("autogen_team")
 
 
-class DurableStore(StandIn):
-    """Stands in for a store."""
+class DurableStore(RedactingStore):
+    """Stands in for a tracking store, with a journal."""
 
     def __init__(self, inner: Any, journal: Journal, courier: Courier, link: Link, ids: dict[str, str]) -> None:
         """Write to the journal; `ids` says what the store calls runs that were begun without it."""
-        super().__init__(inner)
+        super().__init__(inner, manifest.TRACKING)
         self._ids = ids
         self._journal = journal
         self._courier = courier
@@ -81,8 +61,11 @@ class DurableStore(StandIn):
         if not callable(found) or name == "get_host_creds":
             return found
 
+        rule = self._rule(name)
+        flushes = rule is manifest.UNKNOWN or (rule is not None and rule.treatment == "flush first")
+
         def call(*arguments: Any, **fields: Any) -> Any:
-            if name in _ABOUT_RUNS:
+            if flushes:
                 self.flush()
             self._require()
             if self._ids:
@@ -117,7 +100,7 @@ class DurableStore(StandIn):
     def log_param(self, run_id: str, param: Param) -> None:
         """Write a parameter to the journal; one that the run has with another value is the store's to refuse."""
         known = self._knows(run_id)
-        param = masked(seam.check_param(param.key, param.value))
+        param = redaction.item(seam.check_param(param.key, param.value))
         before = None if known is None else known.params.get(param.key)
         if before is not None and before != param.value:
             self._refuse_change(run_id, param, before, partial(self._inner.log_param, self._real(run_id), param))
@@ -132,7 +115,7 @@ class DurableStore(StandIn):
             self._require()
             self._inner.set_tag(self._real(run_id), tag)
             raise
-        self._write_tags(run_id, known, [masked(checked)])
+        self._write_tags(run_id, known, [redaction.item(checked)])
 
     def log_batch(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
@@ -141,8 +124,8 @@ class DurableStore(StandIn):
         seam.check_limits(metrics, params, tags)
         known = self._knows(run_id)
         self._write_metrics(*self._metrics.of_many(run_id, metrics))
-        params = [masked(seam.check_param(p.key, p.value, path=f"params[{at}]")) for at, p in enumerate(params)]
-        tags = [masked(seam.check_tag(t.key, t.value, path=f"tags[{at}]")) for at, t in enumerate(tags)]
+        params = [redaction.item(seam.check_param(p.key, p.value, path=f"params[{at}]")) for at, p in enumerate(params)]
+        tags = [redaction.item(seam.check_tag(t.key, t.value, path=f"tags[{at}]")) for at, t in enumerate(tags)]
         seam.check_unique(params)
         before_now: dict[str, str] = {} if known is None else known.params
         for param in params:
@@ -168,6 +151,7 @@ class DurableStore(StandIn):
             if not isinstance(datasets, list):
                 raise TypeError(f"Argument 'datasets' should be a list, got '{type(datasets)}'")
             seam.check_datasets(datasets)
+        datasets = redaction.value(datasets)
         written = [loads(message_to_json(dataset.to_proto())) for dataset in datasets or ()]
         named = [model.model_id for model in models or ()]
         self._writer.write(entries.body("inputs", run=run_id, datasets=written, models=named))
@@ -226,8 +210,10 @@ class DurableStore(StandIn):
         after that, the id that is returned here means that run.
         """
         mark = uuid.uuid4().hex
-        run_name = masked_name(run_name)  # MLflow has put it among the tags too, and refuses two names
-        tags = [*map(masked, tags), RunTag(OPENED_BY, mark)]
+        run_name = (
+            None if run_name is None else redaction.text(run_name)
+        )  # MLflow has put it among the tags too, and refuses two names
+        tags = [*map(redaction.item, tags), RunTag(OPENED_BY, mark)]
         try:
             self._require()
         except StoreUnavailableError:
@@ -294,7 +280,9 @@ class DurableStore(StandIn):
         self._link.require()
 
     def _real(self, value: Any) -> Any:
-        """Return what the store calls a run; whatever else it is given, as it is."""
+        """Return what the store calls a run, or each run of a list; whatever else it is given, as it is."""
+        if isinstance(value, list):
+            return [self._real(one) for one in value]
         return self.real_id(value) if isinstance(value, str) else value
 
     def real_id(self, run_id: str) -> str:
@@ -306,7 +294,7 @@ class DurableStore(StandIn):
     ) -> RunInfo:
         """Write status, end and name to the journal, and return the run as it will be."""
         known = self._knows(run_id)
-        run_name = masked_name(run_name)
+        run_name = None if run_name is None else redaction.text(run_name)
         status = None if run_status is None else RunStatus.to_string(run_status)
         if known is None:
             self.flush()

@@ -30,7 +30,7 @@ from mlflow.entities import Span, TraceData, TraceInfo
 from autogen_team.io import _job
 from autogen_team.io._forking import ForkSafeLock
 from autogen_team.io._redact import mask, mask_url
-from autogen_team.io._tracking import seam
+from autogen_team.io._tracking import redaction, seam
 from autogen_team.io._tracking.masking import Masker
 
 WITHHELD = "[withheld: it could not be searched for secrets]"
@@ -235,6 +235,8 @@ def _masked_info(info: TraceInfo) -> TraceInfo:
     found = copy.copy(info)
     found.tags = {key: masker.tag(key, value) for key, value in info.tags.items()}
     found.trace_metadata = {key: masker.tag(key, value) for key, value in info.trace_metadata.items()}
+    if getattr(info, "assessments", None):
+        found.assessments = redaction.value(info.assessments)
     for name in ("request_preview", "response_preview", "client_request_id"):
         value = getattr(info, name)
         setattr(found, name, masker.excerpt(value) if isinstance(value, str) else value)
@@ -247,6 +249,8 @@ def _bare_info(info: TraceInfo) -> TraceInfo:
     found.trace_metadata = {key: info.trace_metadata[key] for key in _HARMLESS if key in info.trace_metadata}
     found.request_preview = found.response_preview = WITHHELD
     found.client_request_id = None
+    if hasattr(info, "assessments"):
+        found.assessments = []
     return found
 
 

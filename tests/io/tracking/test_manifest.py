@@ -1,0 +1,116 @@
+"""The manifest of MLflow's stores, compared with MLflow's own classes, on each MLflow that the tests run on."""
+
+from __future__ import annotations
+
+import logging
+
+import mlflow
+import pytest
+from mlflow.store.model_registry import abstract_store as abstract_registry
+from mlflow.store.model_registry import file_store as registry_of_files
+from mlflow.store.model_registry import rest_store as registry_of_server
+from mlflow.store.model_registry import sqlalchemy_store as registry_of_database
+from mlflow.store.tracking import abstract_store, file_store, rest_store, sqlalchemy_store
+from packaging.version import Version
+
+from autogen_team.io._tracking import manifest
+from autogen_team.io._tracking.masked import RedactingStore
+from autogen_team.io._tracking.store import DurableStore
+
+NEWEST = Version("3.17")
+"""The MLflow that the manifest was written for."""
+STORES = {
+    "tracking": (
+        manifest.TRACKING,
+        (
+            abstract_store.AbstractStore,
+            file_store.FileStore,
+            rest_store.RestStore,
+            sqlalchemy_store.SqlAlchemyStore,
+        ),
+    ),
+    "registry": (
+        manifest.REGISTRY,
+        (
+            abstract_registry.AbstractStore,
+            registry_of_files.FileStore,
+            registry_of_server.RestStore,
+            registry_of_database.SqlAlchemyStore,
+        ),
+    ),
+}
+OLDER = frozenset({"get_metric_history_bulk"})
+"""Methods that an older MLflow has, and the newest may not have any more."""
+
+
+def methods(classes) -> set[str]:
+    """Return the public methods of all these classes."""
+    return {name for one in classes for name in dir(one) if not name.startswith("_") and callable(getattr(one, name))}
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_the_manifest_names_every_method_of_mlflow(kind):
+    """A method that MLflow has added has to be judged here: name it in `manifest`."""
+    rules, classes = STORES[kind]
+
+    assert sorted(methods(classes) - rules.keys()) == []
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_the_manifest_names_no_method_that_mlflow_does_not_have(kind):
+    """Of the newest MLflow; an older one lacks some."""
+    rules, classes = STORES[kind]
+    named = {name for name in rules if not name.startswith("_")} - OLDER - {"get_host_creds"}
+
+    if Version(mlflow.__version__) < NEWEST:
+        pytest.skip("for the newest MLflow")
+    assert sorted(named - methods(classes)) == []
+
+
+def test_what_the_manifest_says_is_journalled_is_written_by_a_method_of_ours():
+    """And the other way round: of the methods that log, none is left to the store."""
+    journalled = {name for name, rule in manifest.TRACKING.items() if rule.treatment == "journalled"}
+
+    assert journalled <= vars(DurableStore).keys()
+    assert {name for name in manifest.TRACKING if name.startswith(("log_metric", "log_param", "set_tag"))} <= journalled
+
+
+def test_arguments_that_are_kept_are_arguments_of_mlflow():
+    """A name that is misspelt keeps nothing."""
+    import inspect
+
+    for rules, classes in STORES.values():
+        for name, rule in rules.items():
+            for one in classes:
+                if rule.kept and hasattr(one, name):
+                    assert rule.kept <= inspect.signature(getattr(one, name)).parameters.keys(), name
+
+
+class NewStore:
+    """A store of a later MLflow."""
+
+    def __init__(self) -> None:
+        self.seen: list[object] = []
+        self.connect = lambda *given: given
+
+    def annotate_run(self, run_id, tags, comment=None, **more) -> str:
+        """Do what no manifest knows."""
+        self.seen = [run_id, tags, comment, more]
+        return "done"
+
+
+def test_a_method_that_no_manifest_names_is_called_without_secrets_and_said_once(caplog):
+    """Text, tags, parameters, by place and by name; what is not a method of the store's class is left alone."""
+    caplog.set_level(logging.WARNING, "autogen_team")
+    plain = NewStore()
+    store = RedactingStore(plain, manifest.TRACKING)
+    tag = mlflow.entities.RunTag("api_key", "anything")
+
+    for _ in range(2):
+        assert store.annotate_run("a" * 32, [tag], comment="password=hunter2", extra={"token": "t0p-secret"}) == "done"
+
+    run_id, (seen,), comment, more = plain.seen
+    assert (run_id, seen.value, comment, more) == ("a" * 32, "***", "password=***", {"extra": {"token": "***"}})
+    assert store.connect("password=hunter2") == ("password=hunter2",)
+    (said,) = [record.message for record in caplog.records if "does not know" in record.message]
+    assert "NewStore.annotate_run" in said
