@@ -19,6 +19,8 @@ class Proxy:
         self.delay = 0.0
         self.concerning = ""
         """What is in the paths that the error is for; empty for all."""
+        self.mentioning = b""
+        """What is in the bodies that the error is for; empty for all."""
         self.refused = 0
         """Requests that the server has not seen."""
         proxy = self
@@ -29,7 +31,7 @@ class Proxy:
             def forward(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 time.sleep(proxy.delay)
-                if proxy.status != 200 and proxy.concerning in self.path:
+                if proxy.blocks(self.path, body):
                     proxy.refused += 1
                     content, status = proxy.answer, proxy.status
                 else:
@@ -48,6 +50,11 @@ class Proxy:
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def blocks(self, path: str, body: bytes) -> bool:
+        """Tell whether it answers such a request itself."""
+        is_on = self.status != 200 or self.mentioning
+        return bool(is_on) and self.concerning in path and self.mentioning in body
 
     def close(self) -> None:
         """End it."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
@@ -15,7 +16,7 @@ from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_METRICS_PER_BATC
 
 from autogen_team.io._redact import mask
 from autogen_team.io._tracking import entries
-from autogen_team.io._tracking.destinations import Batch, Destination, Refused
+from autogen_team.io._tracking.destinations import Batch, Blocked, Destination, Refused, RefusedOnTheWay
 from autogen_team.io._tracking.entries import NOTES, Entry
 
 Attach: TypeAlias = Callable[[Entry], None]
@@ -24,6 +25,11 @@ Attach: TypeAlias = Callable[[Entry], None]
 _EXTRAS = (("model_id", "model"), ("dataset_name", "dataset"), ("dataset_digest", "digest"))
 _PLAIN = len(("crc", "n", "op", "run", "t", "step", "values"))
 REFUSED_FILE = "refused.jsonl"
+_OURS = "autogen_team."
+_ATTEMPTS = 3
+"""How often something before the store may block a delivery before we ask whether it is about what is delivered."""
+_PAUSES = (0.2, 0.5)
+"""Seconds between these attempts, where nobody else waits between them."""
 
 _report = logging.getLogger("autogen_team")
 
@@ -42,6 +48,26 @@ class Delivery:
         self._state = state
         self.refused = 0
         """Items that the store does not take, at all."""
+        self._told: set[type[Refused]] = set()
+        """The kinds of refusals that the log has told of."""
+        self._blocked = 0
+        """How often the delivery under way has been blocked."""
+
+    def insist(self, found: Sequence[Entry]) -> None:
+        """Deliver; if something before the store blocks that, find out at once whether it is about one of the items.
+
+        Raises:
+            Unreachable: as `deliver`.
+
+        """
+        for pause in _PAUSES:
+            try:
+                self.deliver(found)
+            except Blocked:
+                time.sleep(pause)
+            else:
+                return
+        self.deliver(found)
 
     def deliver(self, found: Iterable[Entry]) -> None:
         """Bring the entries to the store; what it refuses is noted, and does not hold up the rest.
@@ -55,19 +81,50 @@ class Delivery:
                 self._log(self._as_known_there(request))
             else:
                 self._do(request)
+        self._blocked = 0
 
     def _log(self, batch: Batch) -> None:
         try:
             self._destination.log(batch)
         except Refused as refusal:
-            singles = batch.singles()
-            if len(singles) == 1 or self._takes_nothing(batch.run_id):
-                self._note({"run": batch.run_id, "items": _plain(batch)}, refusal, len(singles))
-                return
-            # Some of them are at fault: by halves, a single one among a thousand costs ten requests, not a thousand.
-            middle = len(singles) // 2
-            for half in (singles[:middle], singles[middle:]):
-                self._log(_joined(half))
+            self._log_parts(batch, refusal)
+        except Blocked as blocked:
+            refusal_on_the_way = self._judged(blocked, batch.run_id)
+            if len(batch) > 1 or self._is_blocked(batch):
+                self._log_parts(batch, refusal_on_the_way)
+
+    def _log_parts(self, batch: Batch, refusal: Refused) -> None:
+        """Log what can be logged of a batch that was refused, and note the rest."""
+        singles = batch.singles()
+        is_on_the_way = isinstance(refusal, RefusedOnTheWay)
+        if len(singles) == 1 or (not is_on_the_way and self._takes_nothing(batch.run_id)):
+            self._note({"run": batch.run_id, "items": _plain(batch)}, refusal, len(singles))
+            return
+        # Some of them are at fault: by halves, a single one among a thousand costs ten requests, not a thousand.
+        middle = len(singles) // 2
+        for half in (singles[:middle], singles[middle:]):
+            self._log(_joined(half))
+
+    def _judged(self, blocked: Blocked, run_id: str) -> RefusedOnTheWay:
+        """Return the refusal that this amounts to, if others are let through to the store; else raise it again.
+
+        A proxy that has lost its server, or a user without rights, is turned away whatever he sends. So the question
+        is whether the store itself answers a request about the same run that carries nothing.
+        """
+        self._blocked += 1
+        if self._blocked < _ATTEMPTS or not self._destination.takes_others(run_id):
+            raise blocked
+        return RefusedOnTheWay(str(blocked))
+
+    def _is_blocked(self, single: Batch) -> bool:
+        """Try a single item once more, now that others are known to be let through."""
+        try:
+            self._destination.log(single)
+        except Blocked:
+            return True
+        except Refused as refusal:
+            self._log_parts(single, refusal)
+        return False
 
     def _takes_nothing(self, run_id: str) -> bool:
         """Tell whether it is the run that the store refuses: one that was deleted meanwhile, say."""
@@ -78,29 +135,50 @@ class Delivery:
         return False
 
     def _do(self, entry: Entry) -> None:
-        destination = self._destination
         run_id: str = entry.get("run", "")
         run_id = self.ids.get(run_id, run_id)
         try:
-            match entry["op"]:
-                case "create":
-                    self._create(entry)
-                case "info":
-                    destination.update(run_id, entry.get("status"), entry.get("end"), entry.get("name"))
-                case "untag":
-                    destination.remove_tag(run_id, entry["key"])
-                case "inputs":
-                    destination.log_inputs(run_id, entry.get("datasets", ()), entry.get("models", ()))
-                case "artifact":
-                    self._attach({**entry, "run": run_id} if run_id else entry)
+            self._carry_out(entry, run_id)
         except Refused as refusal:
-            self._note(entry, refusal)
+            self._give_up(entry, run_id, refusal)
+        except Blocked as blocked:
+            self._give_up(entry, run_id, self._judged(blocked, run_id))
 
-    def _create(self, entry: Entry) -> None:
-        local = entry["run"]
+    def _carry_out(self, entry: Entry, run_id: str) -> None:
+        destination = self._destination
+        match entry["op"]:
+            case "create":
+                self._create(entry, entry["tags"], entry["name"])
+            case "info":
+                destination.update(run_id, entry.get("status"), entry.get("end"), entry.get("name"))
+            case "untag":
+                destination.remove_tag(run_id, entry["key"])
+            case "inputs":
+                destination.log_inputs(run_id, entry.get("datasets", ()), entry.get("models", ()))
+            case "artifact":
+                self._attach({**entry, "run": run_id} if run_id else entry)
+
+    def _give_up(self, entry: Entry, run_id: str, refusal: Refused) -> None:
+        """Note what is refused, and do what is left of it: a run is made without its tags, and ends without a name."""
+        if isinstance(refusal, RefusedOnTheWay) and entry["op"] == "create":
+            needed = {key: value for key, value in entry["tags"].items() if key.startswith(_OURS)}
+            real = self._create(entry, needed, f"run-{entry['run'][:8]}")
+            rest = {key: value for key, value in entry["tags"].items() if key not in needed}
+            self._log(self._as_known_there(Batch(real, tags=rest)))
+            return
+        if isinstance(refusal, RefusedOnTheWay) and entry["op"] == "info" and entry.get("name"):
+            self._note({"op": "info", "run": run_id, "name": entry["name"]}, refusal)
+            if entry.get("status") or entry.get("end"):
+                self._do({key: value for key, value in entry.items() if key != "name"})
+            return
+        self._note(entry, refusal)
+
+    def _create(self, entry: Entry, tags: dict[str, str], name: str) -> str:
+        local: str = entry["run"]
         if local not in self.ids:
-            self.ids[local] = self._destination.create({**entry, "tags": self._with_parent(entry["tags"])})
+            self.ids[local] = self._destination.create({**entry, "tags": self._with_parent(tags), "name": name})
             self.on_created(local, self.ids[local])
+        return self.ids[local]
 
     def _as_known_there(self, batch: Batch) -> Batch:
         if not self.ids:
@@ -114,7 +192,8 @@ class Delivery:
 
     def _note(self, what: Entry, refusal: Refused, count: int = 1) -> None:
         reason = mask(str(refusal))
-        is_first = not self.refused
+        is_first = type(refusal) not in self._told
+        self._told.add(type(refusal))
         self.refused += count
         path = self._state / REFUSED_FILE
         try:
@@ -125,7 +204,13 @@ class Delivery:
                 os.close(descriptor)
         except OSError as error:
             reason = f"{reason} (which could not be noted: {error.strerror})"
-        if is_first:
+        if is_first and isinstance(refusal, RefusedOnTheWay):
+            text = (
+                "a proxy or firewall before the MLflow store does not let an item of run %s through, though it lets "
+                "others: %s. It is put aside in %s, and what is behind it is delivered"
+            )
+            _report.error(text, what.get("run"), reason, path)
+        elif is_first:
             _report.error("the MLflow store refuses an item of run %s: %s; see %s", what.get("run"), reason, path)
 
 

@@ -6,6 +6,7 @@ Each is asked once and in short time, because whoever delivers knows itself when
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -45,6 +46,11 @@ _REFUSALS = frozenset(
 _BAD_VALUES = (OverflowError, TypeError, ValueError)
 _FINAL = frozenset({400, 403, 404, 409, 413, 422})
 """The answers of an MLflow server that another attempt would not change."""
+_TOO_LARGE = 413
+_NOT_ABOUT_CONTENT = frozenset({401, 404, 407, 408, 425, 429})
+"""Answers below 500 that say nothing about what was sent: a login is missing, the server behind is away or busy."""
+_TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
+_MARKUP = re.compile(r"<[^>]*>")
 _BUSY = ("BAD_REQUEST: QueuePool limit", "BAD_REQUEST: (psycopg2.errors.ReadOnlySqlTransaction)")
 """How a server refuses anything that waits for longer than 30 s for a connection to its database, or that comes while
 that has lost its primary: almost all that SQLAlchemy says is a bad request to MLflow. Later it would take the same."""
@@ -54,8 +60,16 @@ class Unreachable(Exception):  # noqa: N818 - what happened, not whose fault it 
     """The store could not be asked, or could not answer; the same may succeed later."""
 
 
+class Blocked(Unreachable):
+    """Something before the store answers by a page of its own, perhaps because of what it was sent."""
+
+
 class Refused(Exception):  # noqa: N818 - the same
     """The store wants no such thing, now or later."""
+
+
+class RefusedOnTheWay(Refused):
+    """A proxy or a firewall before the store does not let this through, though it lets others."""
 
 
 @dataclass(slots=True)
@@ -101,6 +115,10 @@ class Destination:
         """Log metrics, parameters and tags; an empty batch asks whether the run takes any."""
         with _translated():
             self._log(batch)
+
+    def takes_others(self, run_id: str) -> bool:  # noqa: ARG002 - of a server
+        """Tell whether the store itself answers a request about this run that carries nothing."""
+        return True
 
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
         """Change status, end (milliseconds since 1970) and name of a run."""
@@ -182,6 +200,16 @@ class Server(Destination):
             tags=[{"key": key, "value": value} for key, value in batch.tags.items()],
         )
 
+    def takes_others(self, run_id: str) -> bool:
+        """Tell whether the server itself answers a request about this run that carries nothing."""
+        try:
+            self._post("runs/log-batch", run_id=run_id)
+        except Refused:
+            return True
+        except Unreachable:
+            return False
+        return True
+
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
         """Change status, end (milliseconds since 1970) and name of a run."""
         self._post("runs/update", run_id=run_id, status=status, end_time=end_time, run_name=name)
@@ -211,17 +239,16 @@ class Server(Destination):
             )
         except Exception as error:
             raise Unreachable(_root(error, around)) from None
-        # Only MLflow itself can refuse something: a proxy whose server is away says 404 of everything.
+        # A proxy whose server is away says 404 of everything, so what is not MLflow's own refusal is not final.
         refusal = None if response.status_code == 200 else _refusal(response.text)
         if refusal is not None and response.status_code in _FINAL and not refusal.startswith(_BUSY):
             raise Refused(refusal)
         if response.status_code != 200:
-            answer = refusal or response.text.partition("\n")[0]
-            raise Unreachable(f"it answers {response.status_code} {answer[:200]}".rstrip())
+            raise _not_taken(response.status_code, refusal, response.text)
         try:
             found: dict[str, Any] = orjson.loads(response.content or b"{}")
-        except orjson.JSONDecodeError:  # a proxy's page, say
-            raise Unreachable(f"it answers with something else than JSON: {response.text[:80]!r}") from None
+        except orjson.JSONDecodeError:  # some firewalls say with 200 that they have blocked a request
+            raise Blocked(f"it answers with a page instead of JSON: {_gist(response.text)!r}") from None
         return found
 
 
@@ -283,6 +310,23 @@ def _refusal(text: str) -> str | None:
         return f"{found['error_code']}: {found.get('message', '')}"
     except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
         return None
+
+
+def _not_taken(status: int, refusal: str | None, text: str) -> Exception:
+    """Return what it means that a request was not answered with 200; `refusal` is MLflow's own, if it is one."""
+    said = f"it answers {status} {(refusal or _gist(text))[:200]}".rstrip()
+    if refusal is None and status == _TOO_LARGE:
+        return RefusedOnTheWay(said)
+    if refusal is None and 400 <= status < 500 and status not in _NOT_ABOUT_CONTENT:
+        return Blocked(said)
+    return Unreachable(said)
+
+
+def _gist(page: str) -> str:
+    """Return the title of a page, or its first words."""
+    titled = _TITLE.search(page)
+    words = titled[1] if titled else _MARKUP.sub(" ", page)
+    return " ".join(words.split())[:80]
 
 
 def _root(error: BaseException, around: BaseException | None) -> str:

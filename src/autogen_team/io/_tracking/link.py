@@ -74,8 +74,9 @@ class Link:
                 self._cut = time.monotonic()
         if is_first:
             _say(
-                "the MLflow store at %s cannot be reached: %s. The job goes on; what it logs waits in the journal",
+                "the MLflow store at %s %s: %s. The job goes on; what it logs waits in the journal",
                 mask_url(self.uri),
+                "takes nothing" if reason.startswith("it answers") else "cannot be reached",
                 mask(reason).partition("\n")[0].rstrip(". "),
             )
 

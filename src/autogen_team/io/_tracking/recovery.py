@@ -178,7 +178,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
             delivery.ids |= entry.get("created", {})
         elif entry["op"] == "created":
             delivery.ids[entry["run"]] = entry["id"]
-    delivery.deliver(left)
+    delivery.insist(left)
     result.delivered, result.refused = found.waiting, delivery.refused
     end = int((how.at or found.last_write) * 1000)
     for run_id in [*inventory.open_runs(entries), *_half_open(entries, client)]:
