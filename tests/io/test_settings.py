@@ -228,6 +228,40 @@ def test_a_misspelt_variable_of_another_service_is_that_service_s_to_report(monk
         AlertsService()
 
 
+@pytest.mark.parametrize("cls", [*SERVICES, GlobalContext])
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("AUTOGEN_TEAM_LOGER_LEVEL", "AUTOGEN_TEAM_LOGGER_LEVEL"),
+        ("AUTOGENTEAM_LOGGER_LEVEL", "AUTOGEN_TEAM_LOGGER_LEVEL"),
+        ("AUTOGEN_LOGGER_LEVEL", "AUTOGEN_TEAM_LOGGER_LEVEL"),
+        ("AUTOGEN_TEAM_ML_FLOW_MODE", "AUTOGEN_TEAM_MLFLOW_MODE"),
+        ("autogen_team_alerts_enable", "AUTOGEN_TEAM_ALERTS_ENABLE"),
+        ("AUTOGEN_TEAM_STATEDIR", "AUTOGEN_TEAM_STATE_DIR"),
+    ],
+)
+def test_a_variable_that_is_meant_for_no_service_is_reported_by_any(monkeypatch, cls, wrong, right):
+    """Its prefix is misspelt, so no service takes it for its own."""
+    monkeypatch.setattr(_settings, "_reported", set())
+    monkeypatch.setenv(wrong, "x")
+
+    with pytest.warns(ConfigurationWarning, match=f"{wrong} .* did you mean {right}?"):
+        cls()
+
+
+def test_variables_of_others_are_nobody_s_mistake(monkeypatch):
+    """Those of other products whose names begin alike, a setting of the context, what a command of alerts is given."""
+    for name in ("AUTOGEN_USE_DOCKER", "AUTOGENSTUDIO_APPDIR", "AUTO_UPDATE", "AUTOGEN_TEAM_MYSERVICE_PATH"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERT_ON", "always")
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERT_TITLE", "done")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for cls in SERVICES:
+            cls()
+
+
 def test_services_are_values():
     """Equal, hashable and immutable; pickled and copied as their fields."""
     service = LoggerService(level="DEBUG")

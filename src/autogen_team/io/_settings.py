@@ -46,8 +46,17 @@ OF_RUN = frozenset(f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TA
 """The variables of the options of `autogen-team run` that are no settings of a service."""
 WORKER_OF = PREFIX + "WORKER_OF"
 """The variable that makes a process a worker: which run it works for."""
-_variables = {STATE_DIR, WORKER_OF, SUPERVISED, *OF_RUN}
+_OF_OTHERS = frozenset(
+    f"{PREFIX}{name}" for name in ("ALERT_ON", "ALERT_TITLE", "ALERT_MESSAGE", "REDACT_PATTERNS", "REDACT_ALLOW")
+)
+"""Settings of the context, which need not be loaded, and what a command that sends an alert is given."""
+_variables = {STATE_DIR, WORKER_OF, SUPERVISED, *OF_RUN, *_OF_OTHERS}
 """Every variable that some class of settings reads."""
+_prefixes: set[str] = set()
+"""What the variables of each class begin with."""
+_LIKE_OURS = "AUTO"
+_SIMILAR = 0.8
+"""How alike, as `difflib` counts, a variable must be to one of ours to be taken for a misspelt one."""
 _reported: set[str] = set()
 """Every variable that nothing reads, and that somebody has been told of."""
 
@@ -108,6 +117,7 @@ class Settings(BaseSettings):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
         _variables.update(cls.variables().values())
+        _prefixes.update({cls.variable_prefix} - {"", PREFIX})
 
     @classmethod
     def settings_customise_sources(
@@ -247,13 +257,22 @@ def state_dir_setting() -> Setting:
 
 
 def warn_of_strangers(prefix: str) -> None:
-    """Warn, once in a process, of each variable with `prefix` that nothing reads, with the nearest that is read."""
+    """Warn, once in a process, of each variable that nothing reads, with the nearest that is read.
+
+    These are all variables with `prefix`, and those that look like ours and begin as the variables of no class do.
+    """
     known = sorted(name for name in _variables if name.startswith(PREFIX))
     for variable, (place, _) in _found(Settings).items():
-        if variable.startswith(prefix) and variable not in _variables | _reported:
+        if variable in _variables or variable in _reported or not variable.upper().startswith(_LIKE_OURS):
+            continue
+        is_own = variable.startswith(prefix)
+        if not is_own and variable.startswith(tuple(_prefixes)):
+            continue  # for the service that it is meant for to report
+        least = 0.0 if is_own else _SIMILAR
+        near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=least)
+        if near:
             _reported.add(variable)
-            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)[0]
-            message = f"nothing reads the variable {variable} ({place}); did you mean {near}?"
+            message = f"nothing reads the variable {variable} ({place}); did you mean {near[0]}?"
             warnings.warn(message, ConfigurationWarning, stacklevel=_frames_of_machinery())
 
 
