@@ -8,6 +8,7 @@ from fractions import Fraction
 import mlflow
 import numpy as np
 import pytest
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
 
 from autogen_team.io._tracking import runs
@@ -84,6 +85,77 @@ def test_a_number_that_no_database_has_room_for_is_refused(store_uri, start_sess
     started.stop()
 
     assert mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.metrics == {"loss": 1.0, "after": 3.0}
+
+
+NAN, INFINITE, SURROGATE = float("nan"), float("inf"), "caf\udce9.csv"
+
+
+def log_input(run_id: str) -> None:
+    """Note a dataset with such a source, and such a tag."""
+    dataset = Dataset("rows", "digest", "local", SURROGATE)
+    mlflow.MlflowClient().log_inputs(run_id, [DatasetInput(dataset, [InputTag("file", SURROGATE)])])
+
+
+ODD = {
+    "step NaN": lambda _: mlflow.log_metric("loss", 1.0, step=NAN),
+    "step infinite": lambda _: mlflow.log_metric("loss", 1.0, step=INFINITE),
+    "step complex": lambda _: mlflow.log_metric("loss", 1.0, step=1 + 1j),
+    "time NaN": lambda _: mlflow.log_metric("loss", 1.0, timestamp=NAN),
+    "step NaN in a batch": lambda run: mlflow.MlflowClient().log_batch(run, [Metric("loss", 1.0, 0, NAN)]),
+    "parameter": lambda _: mlflow.log_param("file", SURROGATE),
+    "parameters": lambda _: mlflow.log_params({"file": SURROGATE, "depth": 3}),
+    "tag": lambda _: mlflow.set_tag("file", SURROGATE),
+    "tags": lambda _: mlflow.set_tags({"file": SURROGATE}),
+    "key": lambda _: mlflow.set_tag(SURROGATE, 1),
+    "name": lambda run: mlflow.MlflowClient().update_run(run, name=SURROGATE),
+    "dataset": log_input,
+    "dataset of a metric": lambda run: mlflow.MlflowClient().log_metric(
+        run, "loss", 1.0, dataset_name=SURROGATE, dataset_digest="d"
+    ),
+    "end": lambda run: mlflow.MlflowClient().set_terminated(run, end_time=NAN),
+}
+"""Values that neither a database nor a server has room for: some numbers, and a file name that is not valid UTF-8."""
+
+
+@pytest.mark.parametrize("store", ["store_uri", "mlflow_server"])
+def test_an_odd_value_is_refused_by_an_exception_of_mlflow_s(request, start_session, store):
+    """At the call, so that the job catches what it catches with plain MLflow; what comes behind it is stored."""
+    uri = request.getfixturevalue(store)
+    started = start_session(uri)
+    with runs.open_run(name="train") as run:
+        for log in ODD.values():
+            with pytest.raises(MlflowException):
+                log(run.info.run_id)
+        mlflow.log_metric("after", 1.0, step=np.int64(3))
+    started.stop()
+
+    stored = mlflow.MlflowClient(uri).get_run(run.info.run_id)
+    assert (stored.info.status, stored.data.metrics, stored.data.params) == ("FINISHED", {"after": 1.0}, {})
+
+
+def test_what_is_logged_asynchronously_is_refused_by_wait(store_uri, start_session, caplog):
+    """As by plain MLflow, so that a job that does not wait goes on; it is told once."""
+    started = start_session(store_uri)
+    client = mlflow.MlflowClient()
+    with runs.open_run(name="train") as run:
+        mlflow.log_param("depth", 1)
+        refused = [
+            mlflow.log_param("depth", 2, synchronous=False),
+            mlflow.log_metric("loss", "not a number", synchronous=False),
+            mlflow.log_metrics({"bad:key!?": 1.0, "good": 1.0}, synchronous=False),
+            mlflow.set_tag("k" * 300, 1, synchronous=False),
+            client.log_metric("0" * 32, "loss", 1.0, synchronous=False),
+        ]
+        mlflow.log_metric("after", 1.0, synchronous=False).wait()
+        for operations in refused:
+            with pytest.raises(MlflowException, match="failures occurred"):
+                operations.wait()
+    started.stop()
+
+    stored = mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data
+    assert (stored.params, stored.metrics) == ({"depth": "1"}, {"good": 1.0, "after": 1.0})
+    (warning,) = [record.message for record in caplog.records if "synchronous=False" in record.message]
+    assert "Changing param values is not allowed" in warning
 
 
 def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):

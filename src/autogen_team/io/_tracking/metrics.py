@@ -6,6 +6,7 @@ A key that has passed the checks once is remembered as the journal wants it, so 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isfinite
 from typing import Any
 
 from mlflow.entities import Metric
@@ -41,7 +42,7 @@ class MetricEntries:
             and -_LARGEST <= step <= _LARGEST
         ):
             quoted, value, timestamp, step = self._checked(metric.key, value, timestamp, step)
-        extras = entries.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
+        extras = _extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
         return entries.metrics_body(run_id, timestamp, step, entries.pair(quoted, value), extras)
 
     def of_floats(
@@ -93,6 +94,9 @@ class MetricEntries:
         """Return the key as the journal wants it, the numbers as the store does, or raise what MLflow raises."""
         seam.check_metric(key, value, timestamp, step, path=path)
         number = float(value)
+        if not _is_finite(step) or not _is_finite(timestamp):
+            text = f"the step {step!r} or the timestamp {timestamp!r} of the metric {key!r} is not a finite number"
+            raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
         if self._is_remote:
             Metric(key, number, timestamp, step).to_proto()  # a server takes whole numbers only, and says so here
         timestamp, step = _plain(timestamp), _plain(step)
@@ -105,6 +109,15 @@ class MetricEntries:
         return quoted, number, timestamp, step
 
 
+def _is_finite(number: Any) -> bool:
+    try:
+        return isfinite(number)
+    except OverflowError:  # an integer that no float has room for
+        return True
+    except TypeError:  # a complex number, which is a number to MLflow
+        return False
+
+
 def _plain(number: Any) -> float:
     """Return it as a database has it, where True is 1."""
     return int(number) if number == int(number) else float(number)
@@ -112,4 +125,11 @@ def _plain(number: Any) -> float:
 
 def _body_of_group(run_id: str, shared: tuple[Any, ...], group: dict[str, str]) -> str:
     timestamp, step, *extras = shared
-    return entries.metrics_body(run_id, timestamp, step, ",".join(group.values()), entries.metric_extras(*extras))
+    return entries.metrics_body(run_id, timestamp, step, ",".join(group.values()), _extras(*extras))
+
+
+def _extras(model_id: str | None, dataset_name: str | None, dataset_digest: str | None) -> str:
+    try:
+        return entries.metric_extras(model_id, dataset_name, dataset_digest)
+    except TypeError as error:  # a lone surrogate
+        raise MlflowException(f"dataset {dataset_name!r}: {error}", error_code=INVALID_PARAMETER_VALUE) from None

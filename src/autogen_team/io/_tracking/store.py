@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
+from autogen_team.io._redact import mask
 from autogen_team.io._tracking import entries, links, manifest, redaction, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.destinations import OPENED_BY
@@ -28,6 +30,7 @@ from autogen_team.io._tracking.known import Known, run_to_be_made
 from autogen_team.io._tracking.link import Link, StoreUnavailableError
 from autogen_team.io._tracking.masked import RedactingStore
 from autogen_team.io._tracking.metrics import MetricEntries
+from autogen_team.io._tracking.words import with_kind
 from autogen_team.io._tracking.writer import Writer
 
 if TYPE_CHECKING:
@@ -40,6 +43,20 @@ _READ_SOON, _READ_PATIENCE = 1.0, 20.0
 """Seconds that a read waits for what was written before it: of any store, and of one that answers."""
 
 _report = logging.getLogger("autogen_team")
+
+
+def _body(op: str, **fields: Any) -> str:
+    """Return the body of an entry.
+
+    Raises:
+        MlflowException: a value cannot be written: a lone surrogate in a text, say, as in a file name that is not
+            valid UTF-8.
+
+    """
+    try:
+        return entries.body(op, **fields)
+    except TypeError as error:
+        raise MlflowException(f"{op}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
 
 
 class DurableStore(RedactingStore):
@@ -55,6 +72,7 @@ class DurableStore(RedactingStore):
         self._known: dict[str, Known] = {}
         self._metrics = MetricEntries(is_remote=link.is_remote)
         self._writer = Writer(journal, courier)
+        self._has_told_of_refusal = False
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
@@ -152,9 +170,12 @@ class DurableStore(RedactingStore):
                 raise TypeError(f"Argument 'datasets' should be a list, got '{type(datasets)}'")
             seam.check_datasets(datasets)
         datasets = redaction.value(datasets)
-        written = [loads(message_to_json(dataset.to_proto())) for dataset in datasets or ()]
+        try:
+            written = [loads(message_to_json(dataset.to_proto())) for dataset in datasets or ()]
+        except (TypeError, UnicodeError) as error:
+            raise MlflowException(f"inputs: {error}", error_code=INVALID_PARAMETER_VALUE) from None
         named = [model.model_id for model in models or ()]
-        self._writer.write(entries.body("inputs", run=run_id, datasets=written, models=named))
+        self._writer.write(_body("inputs", run=run_id, datasets=written, models=named))
 
     def delete_tag(self, run_id: str, key: str) -> None:
         """Write the removal to the journal; of a tag that is not known to be there, it is the store's to judge."""
@@ -165,28 +186,37 @@ class DurableStore(RedactingStore):
             self._inner.delete_tag(self._real(run_id), key)
             return
         del known.tags[key]
-        self._writer.write(entries.body("untag", run=run_id, key=key))
+        self._writer.write(_body("untag", run=run_id, key=key))
 
     def log_metric_async(self, run_id: str, metric: Metric) -> RunOperations:
-        """Write it to the journal, which is as good as done."""
-        self.log_metric(run_id, metric)
-        return seam.operations()
+        """Write it to the journal, which is as good as done; what is refused fails in `wait`."""
+        return self._operations(partial(self.log_metric, run_id, metric))
 
     def log_param_async(self, run_id: str, param: Param) -> RunOperations:
-        """Write it to the journal, which is as good as done."""
-        self.log_param(run_id, param)
-        return seam.operations()
+        """Write it to the journal, which is as good as done; what is refused fails in `wait`."""
+        return self._operations(partial(self.log_param, run_id, param))
 
     def set_tag_async(self, run_id: str, tag: RunTag) -> RunOperations:
-        """Write it to the journal, which is as good as done."""
-        self.set_tag(run_id, tag)
-        return seam.operations()
+        """Write it to the journal, which is as good as done; what is refused fails in `wait`."""
+        return self._operations(partial(self.set_tag, run_id, tag))
 
     def log_batch_async(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
     ) -> RunOperations:
-        """Write it to the journal, which is as good as done."""
-        self.log_batch(run_id, metrics, params, tags)
+        """Write all of it to the journal, which is as good as done; what is refused fails in `wait`."""
+        return self._operations(partial(self.log_batch, run_id, metrics, params, tags))
+
+    def _operations(self, write: Callable[[], None]) -> RunOperations:
+        """Write now, and return MLflow's handle on that, which raises in `wait` what was raised here."""
+        try:
+            write()
+        except Exception as error:
+            if not self._has_told_of_refusal:  # a job that never waits would not hear of it
+                self._has_told_of_refusal = True
+                _report.warning("what is logged with synchronous=False is refused: %s", mask(with_kind(error)))
+            failed: Future[Any] = Future()
+            failed.set_exception(error)
+            return seam.operations(failed)
         return seam.operations()
 
     def flush_async_logging(self) -> None:
@@ -239,7 +269,7 @@ class DurableStore(RedactingStore):
         given = {tag.key: tag.value for tag in tags}
         values = {**given, LOCAL_ID: local, MLFLOW_RUN_NAME: name}
         described = {"experiment": experiment_id, "user": user_id, "start": start_time, "name": name}
-        self._journal.append(entries.body("create", run=local, tags=values, **described))
+        self._journal.append(_body("create", run=local, tags=values, **described))
         run = run_to_be_made(local, experiment_id, user_id, start_time, name, values)
         self._known[local] = Known(run)
         self._note_open(run.info, given[OPENED_BY])
@@ -301,16 +331,20 @@ class DurableStore(RedactingStore):
             self._require()
             info: RunInfo = self._inner.update_run_info(self.real_id(run_id), run_status, end_time, run_name)
             return info
+        try:
+            changed = seam.changed(known.info, run_status, end_time, run_name)
+        except (TypeError, ValueError, UnicodeError) as error:
+            raise MlflowException(f"run {run_id}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
         if status == "RUNNING":  # resumed: from now on it is ours to close
             self._note_open(known.info, None)
-        self._writer.write(entries.body("info", run=run_id, status=status, end=end_time, name=run_name))
+        self._writer.write(_body("info", run=run_id, status=status, end=end_time, name=run_name))
         if status in ("FINISHED", "FAILED", "KILLED"):
             self._journal.run_closed(run_id)
             link = links.of_run(self._link.uri, known.info.experiment_id, run_id)
             if link is not None:  # MLflow prints it on stdout, which is the job's
                 _report.info("run %s ended as %s: %s", known.info.run_name, status, link)
-        known.info = seam.changed(known.info, run_status, end_time, run_name)
-        return known.info
+        known.info = changed
+        return changed
 
     def get_run(self, run_id: str) -> Run:
         """Return the run as the store has it after what was written here; as it is known here, if the store is gone."""
@@ -400,12 +434,12 @@ class DurableStore(RedactingStore):
 
     def _write_params(self, run_id: str, known: Known | None, params: Sequence[Param]) -> None:
         values = {param.key: param.value for param in params}
-        self._writer.write(entries.body("params", run=run_id, values=values))
+        self._writer.write(_body("params", run=run_id, values=values))
         if known is not None:
             known.params |= values
 
     def _write_tags(self, run_id: str, known: Known | None, tags: Sequence[RunTag]) -> None:
         values = {tag.key: tag.value for tag in tags}
-        self._writer.write(entries.body("tags", run=run_id, values=values))
+        self._writer.write(_body("tags", run=run_id, values=values))
         if known is not None:
             known.tags |= values
