@@ -62,6 +62,29 @@ def test_offline_runs_can_be_brought_elsewhere(offline_run, run_python, tmp_path
     assert [copy.info.run_name for copy in copies(uri, tmp_path.name)] == ["train"]
 
 
+def test_whatever_waits_here_can_be_brought_elsewhere(offline_run, run_python, free_port, tmp_path, monkeypatch):
+    """Runs that were meant for any server; without `--to`, those for others are named, and how to bring them."""
+    other = f"http://127.0.0.1:{free_port()}"
+    service = MlflowService(mode="offline", tracking_uri=other, experiment_name=tmp_path.name, autolog_disable=True)
+    with service, service.run_context(service.RunConfig(name="other", log_system_metrics=False)):
+        pass
+
+    status, out, err = run_python(*SYNC, "--dry-run", "--json")
+    assert status == 0, err
+    assert [row["source_id"] for row in json.loads(out)["runs"]] == [offline_run]
+    (left,) = json.loads(out)["left"]
+    assert (left["what"], left["store"]) == ("offline runs", other)
+
+    status, out, err = run_python(*SYNC, "--dry-run")
+    assert f"left: offline runs for {other}: set MLFLOW_TRACKING_URI to it" in err
+
+    uri = f"sqlite:///{tmp_path}/all.db"
+    status, out, err = run_python(*SYNC, "--to", uri, "--json")
+    assert status == 0, err
+    assert json.loads(out)["left"] == []
+    assert sorted(copy.info.run_name for copy in copies(uri, tmp_path.name)) == ["other", "train"]
+
+
 def test_a_dry_run_writes_nothing(offline_run, mlflow_server, run_python, tmp_path):
     """And says what would be copied, in a table."""
     status, out, err = run_python(*SYNC, "--dry-run")
@@ -152,6 +175,10 @@ def test_a_destination_may_be_named_by_its_file(offline_run, run_python, tmp_pat
         (["nowhere.db"], "there is no store 'nowhere.db'"),
         (["sqlite:///nowhere.db"], "nowhere.db"),
         (["mlflow.db", "--to", "sqlite:///mlflow.db"], "the same store"),
+        (["mlflow.db", "--to", "htttp://localhost:5000"], "unknown scheme 'htttp'; did you mean http?"),
+        (["--to", "gopher://bob:example-hunter2@localhost"], "gopher://bob:***@localhost has the unknown scheme"),
+        (["--to", "localhost:5000"], "'localhost:5000' is not a URI: write http:// in front of it"),
+        (["postgres://localhost/runs"], "did you mean postgresql?"),
     ],
 )
 def test_a_wrong_store_is_said(store_uri, run_python, arguments, message):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import difflib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["sync"]
 
 _FAILED = 1
+_SCHEMES = ("databricks", "databricks-uc", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite", "uc")
+"""What the URIs of MLflow's own stores begin with; plugins bring others."""
+_HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(?:/|\Z)")
 
 
 def sync(
@@ -39,15 +45,19 @@ def sync(
         place = None if to is None else _uri(to)
         service = usual if place is None else usual.model_copy(update={"tracking_uri": place, "registry_uri": place})
         # A journal belongs to the store that its process had; `--to` is for the runs of another one.
+        stores = _stores(source, usual, is_elsewhere=to is not None)
         recovered = [] if source else list(_journals(usual, dry_run=dry_run))
         outcomes: list[Outcome] = []
         with _progress() as show:
-            for store in _stores(source, usual):
+            for store in stores:
                 outcomes += service.copy_from(store, dry_run=dry_run, delete=delete, progress=show)
+        left = [] if source else list(_left(stores))
     if as_json:
-        _look.as_json({"journals": recovered, "runs": [asdict(outcome) for outcome in outcomes]})
+        _look.as_json({"journals": recovered, "runs": [asdict(outcome) for outcome in outcomes], "left": left})
     else:
         _print(recovered, outcomes, service)
+        for one in left:
+            _look.say("left", f"{one['what']} for {one['store']}: {one['why']}", "bold")
     failures = [one for one in recovered if one["problem"]] + [one for one in outcomes if one.happened == "failed"]
     if failures:
         raise SystemExit(_FAILED)
@@ -75,11 +85,29 @@ def _row(found: Found, result: Recovered | None) -> dict[str, object]:
     }
 
 
-def _stores(source: str | None, service: MlflowService) -> list[str]:
-    """Return the source as a URI; without one, the store of offline runs that are meant for the service's."""
+def _left(stores: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Tell what goes on to wait on this machine, and why."""
+    from autogen_team.io._tracking import inventory, offline
+
+    for store, destination in offline.find(state_dir()).items():
+        if store not in stores:
+            why = f"set MLFLOW_TRACKING_URI to it, or copy them elsewhere: autogen-team sync {store} --to URI"
+            yield {"what": "offline runs", "store": destination, "why": why}
+    for found in inventory.find(state_dir()):
+        if found.state != "dead" and found.waiting:
+            yield {"what": f"{found.waiting} entries of a journal", "store": found.uri, "why": found.evidence}
+
+
+def _stores(source: str | None, service: MlflowService, *, is_elsewhere: bool) -> list[str]:
+    """Return the stores to copy: the source, as a URI; without one, those of offline runs.
+
+    These are the runs that are meant for the service's store, and all there are if they go elsewhere.
+    """
     from autogen_team.io._tracking import offline
 
     if source is None:
+        if is_elsewhere:
+            return list(offline.find(state_dir()))
         store = offline.existing_store(state_dir(), service.stores()[0])
         return [store] if store else []
     if not _is_uri(source) and not Path(source).expanduser().exists():
@@ -96,9 +124,23 @@ def _is_uri(store: str) -> bool:
 def _uri(store: str) -> str:
     """Return the URI of a store that may be named by its path: a folder, or the file of a database."""
     if _is_uri(store):
+        _require_scheme(store)
         return store
     path = Path(store).expanduser().absolute()
+    if _HOST_AND_PORT.match(store) and not path.exists():
+        raise ConfigurationError(f"{store!r} is not a URI: write http:// in front of it")
     return path.as_uri() if path.is_dir() else f"sqlite:///{path}"
+
+
+def _require_scheme(uri: str) -> None:
+    scheme = uri.partition(":")[0].lower()
+    known = {*_SCHEMES, *(found.name for found in entry_points(group="mlflow.tracking_store"))}
+    if scheme.partition("+")[0] not in known:
+        near = difflib.get_close_matches(scheme, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigurationError(
+            f"{mask_url(uri)} has the unknown scheme {scheme!r}; {hint}MLflow knows {', '.join(sorted(known))}"
+        )
 
 
 @contextmanager

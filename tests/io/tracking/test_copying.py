@@ -22,7 +22,7 @@ from mlflow.entities import (
 )
 
 from autogen_team.io._tracking import copying, copying_models
-from testkit.copies import EXPERIMENT, client_of, copy, files_of, happened, make_experiment, runs_of, write
+from testkit.copies import EXPERIMENT, client_of, copy, current, files_of, happened, make_experiment, runs_of, write
 
 
 @pytest.fixture
@@ -371,6 +371,75 @@ def test_a_run_that_was_resumed_since_is_brought_up_to_date(source, target, make
     assert (outcome.counts.metrics, outcome.counts.tags, outcome.counts.artifacts) == (1, 1, 1)
     assert contents(target) == contents(source)
     assert happened(copy(source, target)) == {"renamed": "unchanged"}
+
+
+def _point(client, run_id):
+    client.log_metric(run_id, "late", 0.9)
+
+
+def _earlier_point(client, run_id):
+    client.log_metric(run_id, "loss", 7.0, timestamp=1, step=-5)
+
+
+def _tag(client, run_id):
+    client.set_tag(run_id, "verdict", "good")
+
+
+def _param(client, run_id):
+    client.log_param(run_id, "late", "1")
+
+
+def _file(client, run_id):
+    client.log_text(run_id, "late", "late.txt")
+
+
+def _other_file(client, run_id):
+    client.log_text(run_id, "THIS IS a.txt", "a.txt")
+
+
+def _dataset(client, run_id):
+    client.log_inputs(run_id, [DatasetInput(Dataset("late", "0a", "local", "{}"), [])])
+
+
+def _tag_of_a_model(client, run_id):
+    (output,) = client.get_run(run_id).outputs.model_outputs
+    client.set_logged_model_tags(output.model_id, {"stage": "two"})
+
+
+@pytest.mark.parametrize(
+    "add",
+    [_point, _earlier_point, _tag, _param, _file, _other_file, _dataset, _tag_of_a_model],
+    ids=lambda add: add.__name__,
+)
+@pytest.mark.parametrize("kind", ["database", "folder"])
+def test_what_is_added_to_a_run_that_has_ended_is_brought(request, target, monkeypatch, make_run, add, kind):
+    """An evaluation, a verdict, a file: by the next sync, and only by that one."""
+    uri = request.getfixturevalue("source" if kind == "database" else "folder_source")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    run_id = make_run(uri, fill=everything)
+    (first,) = copy(uri, target)
+    with current(uri):
+        add(client_of(uri), run_id)
+
+    (second,) = copy(uri, target)
+    (again,) = copy(uri, target)
+
+    assert (second.happened, again.happened) == ("continued", "unchanged")
+    assert first.target_id == second.target_id == again.target_id
+    here, there = contents(uri)["train"], contents(target)["train"]
+    if kind == "folder":  # which keeps models and the metrics about them otherwise
+        here, there = ({part: one[part] for part in ("params", "tags", "datasets", "files")} for one in (here, there))
+    assert there == here
+
+
+def test_a_copy_of_an_older_version_is_looked_at_once(source, target, make_run):
+    """It has no digest of what was in the source."""
+    make_run(source, fill=everything)
+    (first,) = copy(source, target)
+    client_of(target).delete_tag(first.target_id, "autogen_team.copied_content")
+
+    assert [outcome.happened for outcome in copy(source, target)] == ["continued"]
+    assert [outcome.happened for outcome in copy(source, target)] == ["unchanged"]
 
 
 def break_artifact(uri, run_id, path):

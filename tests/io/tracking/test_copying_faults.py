@@ -13,7 +13,7 @@ import pytest
 
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
 from autogen_team.io._tracking import copying
-from testkit.copies import copy, happened, make_experiment, write
+from testkit.copies import client_of, copy, happened, make_experiment, write
 
 
 @pytest.mark.parametrize(
@@ -206,3 +206,70 @@ def test_nothing_of_the_process_is_changed(source, mlflow_server, capsys, make_r
 
     assert (dict(os.environ), mlflow.is_tracking_uri_set()) == before
     assert capsys.readouterr().out == ""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Return a store in a folder with two experiments, of two ended runs each."""
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    place = tmp_path / "mlruns"
+    client = client_of(str(place))
+    for experiment in ("one", "two"):
+        experiment_id = client.create_experiment(experiment)
+        for name in ("first", "second"):
+            run = client.create_run(experiment_id, run_name=f"{experiment} {name}")
+            client.log_metric(run.info.run_id, "m", 1.0)
+            client.set_terminated(run.info.run_id)
+    return place
+
+
+def meta_of(folder, name):
+    """Return the `meta.yaml` of the run, or of the experiment, of this name."""
+    (found,) = [path for path in folder.rglob("meta.yaml") if f"name: {name}\n" in path.read_text()]
+    return found
+
+
+@pytest.mark.parametrize("content", ["", "a: [", "just: this", "\0\0\0"], ids=["empty", "cut", "other", "zeros"])
+def test_a_broken_run_of_a_folder_is_named_and_the_others_are_copied(folder, target, content):
+    """As a full disk or a crash leaves it."""
+    broken = meta_of(folder, "one first")
+    broken.write_text(content)
+
+    outcomes = copy(str(folder), target)
+
+    assert happened(outcomes) == {
+        "one first": "failed",
+        "one second": "copied",
+        "two first": "copied",
+        "two second": "copied",
+    }
+    (failed,) = [outcome for outcome in outcomes if outcome.happened == "failed"]
+    assert (failed.experiment, failed.source_id) == ("one", broken.parent.name)
+    assert failed.reason.startswith(f"{broken.relative_to(folder)} cannot be read: ")
+
+
+def test_a_broken_experiment_of_a_folder_is_named_and_the_others_are_copied(folder, target):
+    """And a folder that is none of MLflow's is passed over."""
+    broken = meta_of(folder, "one")
+    broken.write_text("")
+    (folder / ".ipynb_checkpoints").mkdir()
+
+    outcomes = copy(str(folder), target)
+
+    assert happened(outcomes) == {"two first": "copied", "two second": "copied"}
+    (failed,) = [outcome for outcome in outcomes if outcome.happened == "failed"]
+    assert failed.reason.startswith(f"{broken.relative_to(folder)} cannot be read: ")
+
+
+def test_a_broken_model_of_a_folder_keeps_no_run_from_being_copied(folder, target):
+    """What cannot be read is named."""
+    experiment_id = meta_of(folder, "one").parent.name
+    client_of(str(folder)).create_logged_model(experiment_id, "model")
+    (broken,) = folder.glob("*/models/*/meta.yaml")
+    broken.write_text("")
+
+    outcomes = copy(str(folder), target)
+
+    assert list(happened(outcomes).values()) == ["copied"] * 4
+    (failed,) = [outcome for outcome in outcomes if outcome.happened == "failed"]
+    assert failed.reason.startswith("models cannot be read: ")

@@ -3,7 +3,8 @@
 A copy is known by two tags. `autogen_team.copied_from`, there from the first moment, is the id of the run in the
 source. `autogen_team.copied`, set last, is the end of that run: a copy without it is not complete and is continued the
 next time; one whose source ends otherwise by now, because it was resumed, is brought up to date. Until then a copy is
-RUNNING.
+RUNNING. `autogen_team.copied_content` is a digest of what was in the source: one that has changed since, though its end
+has not, is brought up to date too.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LifecycleStage, Run, RunInfo, ViewType
+from mlflow.entities import Experiment, LifecycleStage, Run, RunInfo, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
 from autogen_team.io._redact import mask, mask_url
-from autogen_team.io._tracking import places, probe, seam, session
-from autogen_team.io._tracking.copying_contents import COPIED, Contents, Counts
+from autogen_team.io._tracking import copying_source, places, probe, seam, session
+from autogen_team.io._tracking.copying_contents import COPIED, COPIED_CONTENT, Contents, Counts
 from autogen_team.io._tracking.copying_files import Findings, Store, Tell, pages
 from autogen_team.io._tracking.copying_models import COPIED_FROM, Models
 from autogen_team.io._tracking.words import first_line
@@ -115,7 +116,7 @@ def copy(
     with _environment():
         options = _Options(dry_run, delete and not dry_run, timeout, progress)
         to = Store(target, None) if dry_run and is_missing else _open(target)
-        yield from _Copying(_open(source), to, options, is_missing=is_missing).outcomes()
+        yield from _Copying(_open(source, read_only=True), to, options, is_missing=is_missing).outcomes()
 
 
 def _identity(uri: str) -> Path | str:
@@ -148,12 +149,15 @@ def _require_store(uri: str, role: str) -> None:
         )
 
 
-def _open(uri: str) -> Store:
+def _open(uri: str, *, read_only: bool = False) -> Store:
     place = places.local_place(uri)
     store = Store(uri, place.parent if place and not places.is_folder(uri) else place)
     try:
         with seam.quiet("alembic"):
-            store.client.search_experiments(max_results=1)
+            if read_only:
+                copying_source.first_page(store)
+            else:
+                store.client.search_experiments(max_results=1)
     except Exception as error:  # not chained: the causes show the address with its password
         raise ConfigurationError(f"the store {mask_url(uri)} cannot be opened: {mask(first_line(error))}") from None
     return store
@@ -191,6 +195,7 @@ class _Copying:
         self._options = options
         self._is_missing = is_missing and options.dry_run
         """Whether there is no target that could be asked."""
+        self._listing = copying_source.Listing(source)
         self._experiments: dict[str, Experiment] = {}
         """Of the source, by id."""
         self._infos: dict[str, RunInfo] = {}
@@ -213,17 +218,20 @@ class _Copying:
         self._learn()
         for done, info in enumerate(self._infos.values()):
             yield self._outcome(info, partial(self._tell, done, info))
+        for one in self._listing.broken:
+            yield Outcome(one.experiment, one.run_name, one.run_id, None, "failed", reason=one.reason)
         yield from self._never_copied()
 
     def _learn(self) -> None:
-        client = self._source.client
-        for experiment in pages(client.search_experiments, order_by=["name"]):
+        listing = self._listing
+        for experiment in listing.experiments():
             self._experiments[experiment.experiment_id] = experiment
-            # A parent begins before its children do.
-            for run in pages(client.search_runs, [experiment.experiment_id], order_by=["attributes.start_time ASC"]):
-                self._infos[run.info.run_id] = run.info
-        self._models.learn(list(self._experiments))
-        self._versions.update(version.run_id for version in pages(client.search_model_versions))
+            self._infos.update((run.info.run_id, run.info) for run in listing.runs(experiment))
+        listing.attempt("models", partial(self._models.learn, list(self._experiments)))
+        listing.attempt("registered models", self._count_versions)
+
+    def _count_versions(self) -> None:
+        self._versions.update(version.run_id for version in pages(self._source.client.search_model_versions))
 
     def _tell(self, done: int, info: RunInfo, part: str) -> None:
         self._options.progress(Progress(done, len(self._infos), info.run_name or "", part))
@@ -257,7 +265,9 @@ class _Copying:
         _require_end(run)
         found = self._find(run)
         is_there = found is not None and found.data.tags.get(COPIED) == _stamp(run)
-        if found and is_there and not self._options.delete:
+        is_checked = is_there and not self._options.delete
+        content = self._contents.digest(run) if is_checked or not self._options.dry_run else ""
+        if found and is_checked and found.data.tags.get(COPIED_CONTENT) == content:
             return found.info.run_id, "unchanged", Counts()
         if self._options.dry_run:
             if found is None:
@@ -268,7 +278,7 @@ class _Copying:
         counts = self._contents.send(run, copy, findings, tell)
         if findings.faults:
             return copy_id, "failed", counts
-        self._end(run, copy_id)
+        self._end(run, copy_id, content)
         return copy_id, "copied" if copy_id in self._begun else "continued", counts
 
     # The copy of a run: found, begun, ended.
@@ -312,12 +322,13 @@ class _Copying:
             client.update_run(copy_id, "RUNNING", run.info.run_name)
         return client.get_run(copy_id)  # a search does not tell the models that went in
 
-    def _end(self, run: Run, copy_id: str) -> None:
+    def _end(self, run: Run, copy_id: str, content: str) -> None:
         client = self._target.client
         if run.info.end_time:
             client.set_terminated(copy_id, run.info.status, run.info.end_time)
         else:
             client.update_run(copy_id, run.info.status)
+        client.log_batch(copy_id, tags=[RunTag(COPIED_CONTENT, content)])
         client.set_tag(copy_id, COPIED, _stamp(run))
 
     def _parent_id(self, run: Run, findings: Findings) -> str | None:

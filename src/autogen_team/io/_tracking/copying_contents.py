@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,13 +12,19 @@ from typing import Any, Literal
 from mlflow.entities import DatasetInput, LoggedModelInput, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.utils import mlflow_tags, validation
 
-from autogen_team.io._tracking.copying_files import Findings, Store, Tell, count_files, send_files
+from autogen_team.io._tracking import seam, tables
+from autogen_team.io._tracking.copying_files import Findings, Store, Tell, count_files, describe_files, send_files
 from autogen_team.io._tracking.copying_models import COPIED_FROM, Models, Owner, Point, as_point, links
 
 COPIED = "autogen_team.copied"
 """The tag that says that a copy is complete: the end of the run in the source, in milliseconds since the epoch."""
 
-_NOT_AS_THEY_ARE = frozenset({COPIED_FROM, COPIED, mlflow_tags.MLFLOW_PARENT_RUN_ID, mlflow_tags.MLFLOW_RUN_NAME})
+COPIED_CONTENT = "autogen_team.copied_content"
+"""The tag that says what was in the source when the copy was completed: a digest of `Contents.digest`."""
+
+_NOT_AS_THEY_ARE = frozenset(
+    {COPIED_FROM, COPIED, COPIED_CONTENT, mlflow_tags.MLFLOW_PARENT_RUN_ID, mlflow_tags.MLFLOW_RUN_NAME}
+)
 """Tags that the copy is given by whoever begins and ends it; the source may be a target itself, and have its own."""
 _LARGEST_REQUEST = int(0.9 * validation.MAX_BATCH_LOG_REQUEST_SIZE)
 
@@ -58,6 +65,9 @@ class Contents:
         """The ids of all runs that are copied."""
         self._begun = begun
         """The ids of copies that were begun just now, so that there is nothing in them that one could ask for."""
+        self._counted: dict[str, int] | None = None
+        """The points of metrics of each run, if the source is a database."""
+        self._has_counted = False
 
     def count(self, run: Run, findings: Findings) -> Counts:
         """Return how much there is in a run."""
@@ -72,6 +82,47 @@ class Contents:
             artifacts=sum(count_files(self._source.files(place), findings) for place in places),
             models=len(models),
         )
+
+    def digest(self, run: Run) -> str:
+        """Return what changes when anything is added to a run, without reading metrics or files as a whole.
+
+        Of a server only the latest values of metrics count: their history would be a request for each.
+        """
+        run_id = run.info.run_id
+        models = sorted(self._models.made_by(run_id), key=lambda model: model.model_id)
+        places = [run.info.artifact_uri or "", *(model.artifact_location for model in models)]
+        found = (
+            sorted(run.data.params.items()),
+            sorted(run.data.tags.items()),
+            sorted((key, repr(value)) for key, value in run.data.metrics.items()),
+            self._points(run),
+            sorted((used.dataset.name, used.dataset.digest) for used in _datasets(run)),
+            sorted((type(link).__name__, link.model_id) for link in links(run)),
+            [
+                (
+                    model.model_id,
+                    str(model.status),
+                    sorted(model.params.items()),
+                    sorted(model.tags.items()),
+                    len(model.metrics or []),
+                )
+                for model in models
+            ],
+            [describe_files(self._source.files(place)) for place in places],
+        )
+        return hashlib.sha256(repr(found).encode(errors="surrogatepass")).hexdigest()[:16]
+
+    def _points(self, run: Run) -> int:
+        """Return how many points of metrics a run has; 0 if it cannot be told by other means than asking a server."""
+        if self._source.folder is None:
+            return 0
+        if not self._has_counted:
+            self._has_counted = True
+            self._counted = tables.count_points(seam.plain_store(self._source.uri))
+        if self._counted is not None:
+            return self._counted.get(run.info.run_id, 0)
+        history = self._source.client.get_metric_history
+        return sum(len(history(run.info.run_id, key)) for key in run.data.metrics)
 
     def send(self, run: Run, copy: Run, findings: Findings, tell: Tell) -> Counts:
         """Send what is not in the copy yet."""

@@ -106,6 +106,15 @@ def count_files(source: ArtifactRepository, findings: Findings) -> int:
     return sum(1 for _ in _walk(source, findings))
 
 
+def describe_files(source: ArtifactRepository) -> list[tuple[str, int | None, int]]:
+    """Return path, size and last change of each artifact, without reading any; a time is known of local ones only."""
+    findings = Findings(lambda: None)  # what cannot be listed is named when it is sent
+    return sorted(
+        (file.path, file.size, file.local.stat().st_mtime_ns if file.local and file.local.is_file() else 0)
+        for file in _walk(source, findings)
+    )
+
+
 def send_files(
     source: ArtifactRepository,
     target: ArtifactRepository,

@@ -71,6 +71,18 @@ def insert_metrics(store: Any, run_id: str, metrics: Iterable[dict[str, Any]]) -
     return True
 
 
+def count_points(store: Any) -> dict[str, int] | None:
+    """Return how many points of metrics each run of a database has; None for what is not a database."""
+    import sqlalchemy
+
+    engine = getattr(store, "engine", None)
+    if engine is None:
+        return None
+    with engine.connect() as connection:
+        found = connection.execute(sqlalchemy.text("SELECT run_uuid, count(*) FROM metrics GROUP BY run_uuid"))
+        return {str(run_id): int(count) for run_id, count in found}
+
+
 def _statements(table: str, place: str, rows: Sequence[Row], conflict: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
     target = "(key, run_uuid) " if table == "latest_metrics" else ""
     one = f"({', '.join([place] * len(_COLUMNS))})"

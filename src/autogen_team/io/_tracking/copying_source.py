@@ -1,0 +1,121 @@
+"""What runs there are in a store that is copied from: all that can be read of a folder of which something is broken.
+
+MLflow reads a folder experiment by experiment, and fails as a whole if one `meta.yaml` is empty, as a full disk leaves
+it. So what MLflow cannot list is looked up one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from mlflow.entities import Experiment, LifecycleStage, Run
+from mlflow.store.entities.paged_list import PagedList
+
+from autogen_team.io._redact import mask
+from autogen_team.io._tracking import places
+from autogen_team.io._tracking.copying_files import Store, pages
+from autogen_team.io._tracking.words import first_line
+
+_META = "meta.yaml"
+_NAME = Path("tags", "mlflow.runName")
+_NOT_EXPERIMENTS = frozenset({"models", "prompts"})
+
+_Found = TypeVar("_Found")
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """Something of a store that cannot be read."""
+
+    experiment: str
+    """Its name; empty if it is not known."""
+    run_name: str
+    run_id: str
+    reason: str
+    """What is broken, and where; without secrets."""
+
+
+class Listing:
+    """Lists the experiments and runs of a store, and notes what cannot be read."""
+
+    def __init__(self, store: Store) -> None:
+        self._client = store.client
+        self._folder = places.local_place(store.uri) if places.is_folder(store.uri) else None
+        self.broken: list[Broken] = []
+
+    def experiments(self) -> list[Experiment]:
+        """Return the experiments by their names."""
+        try:
+            return list(pages(self._client.search_experiments, order_by=["name"]))
+        except Exception:
+            if self._folder is None:
+                raise
+        found = [self._one(self._client.get_experiment, path, "") for path in _kept_in(self._folder)]
+        active = [one for one in found if one is not None and one.lifecycle_stage == LifecycleStage.ACTIVE]
+        return sorted(active, key=lambda experiment: experiment.name)
+
+    def runs(self, experiment: Experiment) -> list[Run]:
+        """Return the runs of an experiment, a parent before its children: it begins before they do."""
+        order = ["attributes.start_time ASC"]
+        try:
+            return list(pages(self._client.search_runs, [experiment.experiment_id], order_by=order))
+        except Exception:
+            if self._folder is None:
+                raise
+        folder = self._folder / experiment.experiment_id
+        found = [self._one(self._client.get_run, path, experiment.name) for path in _kept_in(folder)]
+        active = [one for one in found if one is not None and one.info.lifecycle_stage == LifecycleStage.ACTIVE]
+        return sorted(active, key=lambda run: run.info.start_time)
+
+    def attempt(self, what: str, read: Callable[[], None]) -> None:
+        """Read something else of the store; of a folder, what fails is noted instead of raised."""
+        try:
+            read()
+        except Exception as error:
+            if self._folder is None:
+                raise
+            self.broken.append(Broken("", "", "", f"{what} cannot be read: {mask(first_line(error))}"))
+
+    def _one(self, get: Callable[[str], _Found], path: Path, experiment: str) -> _Found | None:
+        try:
+            return get(path.name)
+        except Exception as error:
+            place = path.relative_to(self._folder or path.parent)
+            reason = f"{place / _META} cannot be read: {mask(first_line(error))}"
+            is_run = bool(experiment)
+            self.broken.append(Broken(experiment, _name(path), path.name if is_run else "", reason))
+            return None
+
+
+def first_page(store: Store) -> PagedList[Experiment] | None:
+    """Return the first experiment, if MLflow can list them; None of a folder of which it cannot.
+
+    Raises:
+        Exception: the store cannot be opened.
+
+    """
+    try:
+        return store.client.search_experiments(max_results=1)
+    except Exception:
+        if places.is_folder(store.uri) and any(_kept_in(places.local_place(store.uri))):
+            return None
+        raise
+
+
+def _kept_in(folder: Path | None) -> Iterator[Path]:
+    """Yield the folders of experiments, or of runs: those that have a `meta.yaml`."""
+    found: Iterable[Path] = () if folder is None else sorted(folder.iterdir())
+    for path in found:
+        is_other = path.name.startswith(".") or path.name in _NOT_EXPERIMENTS
+        if not is_other and (path / _META).is_file():
+            yield path
+
+
+def _name(path: Path) -> str:
+    try:
+        return (path / _NAME).read_text()
+    except (OSError, UnicodeError):
+        return ""
