@@ -8,9 +8,20 @@ import mlflow
 import pytest
 from mlflow.data.dataset_source import DatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import AssessmentSource, Dataset, DatasetInput, Feedback, InputTag, LoggedModelParameter, RunTag
+from mlflow.entities import (
+    AssessmentSource,
+    Dataset,
+    DatasetInput,
+    Feedback,
+    InputTag,
+    LoggedModelParameter,
+    RunTag,
+    TraceInfo,
+    TraceLocation,
+    TraceState,
+)
 
-from autogen_team.io._tracking import redaction
+from autogen_team.io._tracking import redaction, traces
 
 URL = "postgresql://bob:example-hunter2@db/runs"
 """A secret by its shape."""
@@ -193,6 +204,16 @@ def test_a_registry_of_its_own_gets_no_secret(start_session, store_uri, make_dat
     assert for_later.get_registered_model("m").description == "postgresql://bob:***@db/runs"
     for_later.update_registered_model("m", URL)
     assert for_later.get_registered_model("m").description == URL
+
+
+def test_assessments_that_come_with_a_trace_hold_no_secret():
+    """They are not made one by one then, but go to the store with the trace."""
+    given = Feedback(name="good", value={"password": "example-anything"}, rationale=URL)
+    place = TraceLocation.from_experiment_id("0")
+    (stored,) = traces._masked_info(TraceInfo("tr-1", place, 0, TraceState.OK, assessments=[given])).assessments
+
+    assert (stored.value, stored.rationale) == ({"password": "***"}, "postgresql://bob:***@db/runs")
+    assert given.rationale == URL
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
 def test_mlflow_looks_for_its_model_registries_where_we_stand_in(store_uri):
     """At every call, whichever registry it is; the first that came does once the second has gone, then MLflow's own."""
     client = mlflow.MlflowClient(store_uri, f"{store_uri}?registry")._get_registry_client()
-    plain = client.store
+    plain, method = client.store, registry.ModelRegistryStoreRegistry._get_store_with_resolved_uri
     first = seam.stand_in_registries(lambda store: ("first", store))
     second = seam.stand_in_registries(lambda store: ("second", store))
     try:
@@ -176,7 +176,7 @@ def test_mlflow_looks_for_its_model_registries_where_we_stand_in(store_uri):
             undo()
 
     assert client.store is plain
-    assert "_get_store_with_resolved_uri" not in vars(registry._get_store_registry())
+    assert registry.ModelRegistryStoreRegistry._get_store_with_resolved_uri is method
 
 
 def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):

@@ -42,7 +42,10 @@ class MetricEntries:
             and -_LARGEST <= step <= _LARGEST
         ):
             quoted, value, timestamp, step = self._checked(metric.key, value, timestamp, step)
-        extras = _extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
+        try:
+            extras = entries.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
+        except TypeError as error:
+            raise _not_text(metric.dataset_name, error) from None
         return entries.metrics_body(run_id, timestamp, step, entries.pair(quoted, value), extras)
 
     def of_floats(
@@ -131,5 +134,10 @@ def _body_of_group(run_id: str, shared: tuple[Any, ...], group: dict[str, str]) 
 def _extras(model_id: str | None, dataset_name: str | None, dataset_digest: str | None) -> str:
     try:
         return entries.metric_extras(model_id, dataset_name, dataset_digest)
-    except TypeError as error:  # a lone surrogate
-        raise MlflowException(f"dataset {dataset_name!r}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
+    except TypeError as error:
+        raise _not_text(dataset_name, error) from None
+
+
+def _not_text(dataset_name: object, error: TypeError) -> MlflowException:
+    """Return what is raised for a name that holds a lone surrogate, say."""
+    return MlflowException(f"dataset {dataset_name!r}: {error}", error_code=INVALID_PARAMETER_VALUE)

@@ -26,8 +26,8 @@ service stops:
 - ``_get_store_with_resolved_uri`` of ``_tracking_store_registry`` in ``mlflow.tracking._tracking_service.utils``: where
   MLflow finds the store of a URI, at every call, so that another object can stand in for it while the URI stays what
   it is. (The registry's own door, `register`, has a cache in front of it, and a builder that is not MLflow's changes
-  what MLflow says of the scheme.); and ``_get_store_with_resolved_uri`` of what ``_get_store_registry`` in
-  ``mlflow.tracking._model_registry.utils`` returns: the same for model registries;
+  what MLflow says of the scheme.); and ``ModelRegistryStoreRegistry._get_store_with_resolved_uri``: the same for model
+  registries, of the class, because to make the object takes 15 ms that a job without a model need not spend;
 - ``TrackingServiceClient._get_artifact_repo``: the same for artifacts; and ``_get_artifact_repo`` of
   ``mlflow.tracking.fluent``, by which `mlflow.flush_artifact_async_logging` finds whose images it waits for;
 - ``RunInfo._copy_with_overrides``: a run as it will be;
@@ -70,6 +70,7 @@ from mlflow.tracing.config import configure, get_config
 from mlflow.tracing.constant import SpansLocation, TraceTagKey
 from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
+from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry
 from mlflow.tracking._tracking_service import utils as tracking
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 from mlflow.tracking.metric_value_conversion_utils import convert_metric_value_to_float_if_possible
@@ -308,6 +309,8 @@ def _plain_store_of(uri: str, artifact_uri: str | None) -> Any:
     return type(_registry)._get_store_with_resolved_uri(_registry, uri, artifact_uri)  # as its cache knows the call
 
 
+_registry_class: Any = ModelRegistryStoreRegistry
+_plain_registry_store: Any = _registry_class._get_store_with_resolved_uri
 _registry_wraps: list[list[Callable[[Any], Any]]] = []
 """What wraps the stores of model registries; the first one does, the others wait for its end."""
 
@@ -315,21 +318,20 @@ _registry_wraps: list[list[Callable[[Any], Any]]] = []
 def stand_in_registries(wrap: Callable[[Any], Any]) -> Undo:
     """Hand MLflow, in place of the store of any model registry, what `wrap` makes of it."""
     here = [wrap]
-    stores: Any = registry._get_store_registry()
     _registry_wraps.insert(0, here)
-
-    def find(uri: str, tracking_uri: str | None) -> Any:
-        plain = type(stores)._get_store_with_resolved_uri(stores, uri, tracking_uri)
-        return _registry_wraps[0][0](plain)
-
-    stores._get_store_with_resolved_uri = find
+    _registry_class._get_store_with_resolved_uri = _find_registry_store
 
     def undo() -> None:
         del _registry_wraps[next(at for at, one in enumerate(_registry_wraps) if one is here)]
         if not _registry_wraps:
-            del stores._get_store_with_resolved_uri
+            _registry_class._get_store_with_resolved_uri = _plain_registry_store
 
     return undo
+
+
+def _find_registry_store(stores: Any, uri: str, tracking_uri: str | None) -> Any:
+    plain = _plain_registry_store(stores, uri, tracking_uri)
+    return _registry_wraps[0][0](plain) if _registry_wraps else plain
 
 
 def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: Kind = "run") -> Any:
