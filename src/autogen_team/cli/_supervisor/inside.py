@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
 from autogen_team.cli import _context, _look, _summary
+from autogen_team.cli._supervisor import exits, threads
 from autogen_team.cli._supervisor import target as targets
-from autogen_team.cli._supervisor import threads
 from autogen_team.cli._supervisor.wire import ChildEnd, OpenRun, Order
 from autogen_team.context import GlobalContext
 from autogen_team.io import _job, _streams
@@ -69,7 +69,7 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
                 summary.run_id = active.info.run_id
                 shown = _summary.where(context.mlflow_service, active.info, summary.prompt)
                 _look.say("run", f"{active.info.run_name} {shown}", "bold")
-                with threads.awaited(), _reported():  # they still belong to the run
+                with exits.called_early(), threads.awaited(), _reported():  # all of that still belongs to the run
                     target.execute(_run_variables(active))
         except SystemExit as error:
             status = _status(error.code)

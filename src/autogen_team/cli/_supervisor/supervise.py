@@ -40,6 +40,9 @@ _SLOW_READER = 1.0
 
 def supervise(order: Order) -> NoReturn:
     """Have the order done by a child, and exit as that did: with its status, or 128 and the signal that ended it."""
+    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+        # Some launchers ignore it, and every process inherits that. The kernel then keeps no exit status for us.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = _Child(order)
     status = child.wait()
     if not child.wire.is_closed:

@@ -66,9 +66,9 @@ def _execute(script: str) -> None:
     """Execute a script as Python does: by its full name, in a module that stays, for what is pickled or still runs."""
     main = ModuleType("__main__")
     main.__dict__.update(__file__=script, __builtins__=builtins, __cached__=None)
-    sys.modules["__main__"] = main
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
     with io.open_code(script) as file:
-        code = compile(file.read(), script, "exec")
+        code = compile(file.read(), script, "exec", dont_inherit=True)  # else our own future imports hold for it
     exec(code, main.__dict__)  # noqa: S102 - the user's own script  # nosec B102
 
 
@@ -94,6 +94,17 @@ def _module(name: str, arguments: Sequence[str]) -> Target:
     )
 
 
+class _MainAlias(ModuleType):
+    """What `__main__` is at the moment: objects that come back from a spawned worker name its module `__mp_main__`.
+
+    `multiprocessing` makes the two one when it is first imported, which was before the target. `runpy` replaces
+    `__main__` for as long as a module runs.
+    """
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(sys.modules["__main__"], name)
+
+
 @contextmanager
 def as_main(target: Target) -> Iterator[None]:
     """Show the target the interpreter as if Python itself had started it."""
@@ -101,6 +112,7 @@ def as_main(target: Target) -> Iterator[None]:
     sys.argv = target.arguments
     if target.folder is not None:
         sys.path.insert(0, target.folder)
+        sys.modules["__mp_main__"] = _MainAlias("__mp_main__")
     try:
         yield
     finally:

@@ -1,93 +1,192 @@
-"""Waiting for what a target has left at work, as Python does before it exits.
+"""Waiting for what a target has left at work, in the order in which Python does that before it exits.
 
-Python tells the threads of executors to end, and no executor takes work afterwards; here the run is still to be closed,
-with executors. So theirs are waited for until they have nothing left to do.
+Python lets the main thread look ended, calls what libraries have registered for that moment, and joins all threads that
+are not daemons. So does this, while the run is still open. Executors of the standard library are the exception: Python
+shuts them down for good, but the run is still to be closed with their help. Their tasks are waited for instead.
 """
 
 from __future__ import annotations
 
-import sys
+import functools
+import logging
+import os
 import threading
-import time
-from collections.abc import Iterator
-from concurrent.futures import Future
-from concurrent.futures.thread import _threads_queues
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import _threads_wakeups as _managers
+from concurrent.futures.thread import _threads_queues as _workers
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from autogen_team.io._forking import call_in_child, start_afresh_after_fork
 from autogen_team.io._tracking.ending import Terminated
 
-_GLANCE = 0.02
-"""Seconds between two looks at what is still at work."""
+_EXECUTORS: tuple[Any, ...] = (ThreadPoolExecutor, ProcessPoolExecutor)
+
+_report = logging.getLogger("autogen_team")
 
 
 @contextmanager
 def awaited() -> Iterator[None]:
-    """Wait for them when the block has ended, except by a signal, which wants an end now."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        if not isinstance(error, Terminated):
-            _wait()
-        raise
-    _wait()
+    """Wait for threads and tasks when the block has ended, except by a signal, which wants an end now.
+
+    A process that the target has forked, and that leaves the block too, waits for nothing here: Python does, later.
+    """
+    owner = os.getpid()
+    tasks = _Tasks()
+    end = _end_of_main_thread()
+    with tasks.noted():
+        try:
+            yield
+        except (Exception, SystemExit) as error:
+            if not isinstance(error, Terminated):
+                _wait(tasks, end, owner)
+            raise
+        _wait(tasks, end, owner)
 
 
-def _wait() -> None:
+def _wait(tasks: _Tasks, end: threading.Event, owner: int) -> None:
+    if os.getpid() != owner:
+        return
+    end.set()
     is_over = False
     while not is_over:
+        tasks.wait()
+        _call_back()
         for thread in _own():
             with suppress(RuntimeError):  # it is being started at this moment, and waited for in the next round
                 thread.join()
-        is_over = _executors_are_idle()
+        is_over = not (tasks.are_left() or _own())
 
 
 def _own() -> list[threading.Thread]:
+    """Return the threads that Python would join, except those of executors, which end when Python shuts these down."""
     return [
         thread
         for thread in threading.enumerate()
         if not thread.daemon
         and thread is not threading.current_thread()
-        and thread not in _threads_queues
-        and thread not in _managers()
+        and thread not in _workers
+        and thread not in _managers
     ]
 
 
-def _managers() -> Any:
-    """Return the threads that manage pools of processes; they end when somebody shuts the pool down."""
-    processes = sys.modules.get("concurrent.futures.process")
-    return processes._threads_wakeups if processes else ()  # noqa: SLF001 - there is no other way to tell them
+def _call_back() -> None:
+    """Call what is registered to be called before Python joins threads, the latest first, but for the executors' own.
+
+    Libraries end their threads by that, joblib among them; Python offers no public way to register it.
+    """
+    registered: list[Callable[[], object]] = getattr(threading, "_threading_atexits", [])
+    for call in registered[::-1]:
+        function = getattr(call, "func", call)
+        if not str(getattr(function, "__module__", "")).startswith("concurrent.futures."):
+            registered.remove(call)
+            try:
+                call()
+            except Exception:
+                _report.warning("%r failed at the end of the job", function, exc_info=True)
 
 
-class _Mark:
-    """Handed to an executor as work: the thread that comes to it has done all that was handed over before."""
+class _Tasks:
+    """The tasks that executors have been given while the block of `noted` runs, and what is to be called after each."""
 
-    def __init__(self, idle: set[threading.Thread], over: threading.Event) -> None:
-        self._idle = idle
-        self._over = over
-        self.future: Future[None] = Future()  # which is cancelled when the executor is shut down so
+    def __init__(self) -> None:
+        self.after_fork()
+        start_afresh_after_fork(self)
 
-    def run(self, *_: object) -> None:
-        """Keep the thread until everybody has been looked at."""
-        self._idle.add(threading.current_thread())
-        self._over.wait()
+    def after_fork(self) -> None:
+        """Leave the parent's tasks to the parent."""
+        self._change = threading.Condition()
+        self._futures: set[Future[Any]] = set()
+        self._callbacks: set[object] = set()
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Take note of each task that is submitted inside the block."""
+        plain = [executor.submit for executor in _EXECUTORS]
+        plain_add = Future.add_done_callback
+        for executor, submit in zip(_EXECUTORS, plain, strict=True):
+            executor.submit = self._noting(submit)
+        setattr(Future, "add_done_callback", self._counting(plain_add))  # noqa: B010 - mypy forbids the assignment
+        try:
+            yield
+        finally:
+            for executor, submit in zip(_EXECUTORS, plain, strict=True):
+                executor.submit = submit
+            setattr(Future, "add_done_callback", plain_add)  # noqa: B010 - the same
+
+    def wait(self) -> None:
+        """Return when every task has ended, those that tasks have submitted too, and what was to be called has been."""
+        with self._change:  # `concurrent.futures.wait` waits for ever for a task that is cancelled by a shutdown
+            self._change.wait_for(lambda: not self.are_left())
+
+    def are_left(self) -> bool:
+        """Tell whether there is anything to wait for."""
+        return bool(self._futures or self._callbacks)
+
+    def _noting(self, submit: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
+        @functools.wraps(submit)
+        def submit_and_note(executor: Any, /, *arguments: Any, **fields: Any) -> Future[Any]:
+            future = submit(executor, *arguments, **fields)
+            with self._change:
+                self._futures.add(future)
+            future.add_done_callback(self._forget)
+            return future
+
+        return submit_and_note
+
+    def _counting(self, add: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(add)
+        def add_done_callback(future: Future[Any], fn: Callable[[Future[Any]], object]) -> None:
+            if fn == self._forget or future not in self._futures:
+                add(future, fn)
+                return
+            token = object()
+            with self._change:
+                self._callbacks.add(token)
+
+            def call(done: Future[Any]) -> None:
+                try:
+                    fn(done)
+                finally:
+                    with self._change:
+                        self._callbacks.discard(token)
+                        self._change.notify_all()
+
+            add(future, call)
+
+        return add_done_callback
+
+    def _forget(self, future: Future[Any]) -> None:
+        with self._change:
+            self._futures.discard(future)
+            self._change.notify_all()
 
 
-def _executors_are_idle() -> bool:
-    """Wait until each thread of an executor has come to its mark; tell whether nothing is left to do anywhere then."""
-    idle: set[threading.Thread] = set()
-    marked: set[threading.Thread] = set()
-    over = threading.Event()
-    try:
-        while busy := {thread for thread in threading.enumerate() if thread in _threads_queues} - idle:
-            for thread in busy - marked:
-                _threads_queues[thread].put(_Mark(idle, over))
-                marked.add(thread)
-            time.sleep(_GLANCE)
-        has_more = any(not queue.empty() for queue in map(_threads_queues.get, idle) if queue is not None)
-        has_tasks = any(manager.is_alive() and manager.pending_work_items for manager in list(_managers()))
-        if has_tasks:
-            time.sleep(_GLANCE)
-        return not (has_more or has_tasks or _own())
-    finally:
-        over.set()
+def _end_of_main_thread() -> threading.Event:
+    """Return what is set when the main thread is to look ended to the threads that ask for that, or join it.
+
+    By then they have the methods that are replaced here for as long as this process lives; its forked children have
+    those of the class.
+    """
+    main: Any = threading.main_thread()
+    end = threading.Event()
+
+    def is_alive() -> bool:
+        return not end.is_set()
+
+    def join(timeout: float | None = None) -> None:
+        if threading.current_thread() is main:
+            raise RuntimeError("cannot join current thread")
+        end.wait(timeout)
+
+    main.is_alive, main.join = is_alive, join
+    return end
+
+
+def _give_back_main_thread() -> None:
+    for name in ("is_alive", "join"):
+        vars(threading.main_thread()).pop(name, None)
+
+
+call_in_child(_give_back_main_thread)
