@@ -10,7 +10,9 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -61,6 +63,24 @@ def rank() -> int | None:
     """Return which of the processes this is that a launcher such as torchrun has started; None if it is one alone."""
     text, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     return int(text) if text.isdecimal() and size != "1" else None
+
+
+_failure: ContextVar[BaseException | None] = ContextVar("autogen_team_failure", default=None)
+
+
+@contextmanager
+def leaving_by(error: BaseException | None) -> Iterator[None]:
+    """Note that the services that stop inside the block do so because of this exception."""
+    token = _failure.set(error)
+    try:
+        yield
+    finally:
+        _failure.reset(token)
+
+
+def failure() -> BaseException | None:
+    """Return the exception because of which a service stops; None if it stops for another reason."""
+    return _failure.get()
 
 
 def log_folder(state: Path, run_id: str) -> Path:

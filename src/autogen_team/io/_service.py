@@ -7,6 +7,7 @@ import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
+from autogen_team.io import _job
 from autogen_team.io._forking import call_in_child
 from autogen_team.io._settings import Settings
 
@@ -76,7 +77,8 @@ class Service(ABC, Settings):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop()
+        with _job.leaving_by(error):
+            self.stop()
 
     @property
     def _lock(self) -> threading.RLock:

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
 
 
 @pytest.fixture
-def host(store_uri):
+def host(mlflow_as_it_was, store_uri):
     """Return a run that others may join."""
     mlflow.set_tracking_uri(store_uri)
     with mlflow.start_run(run_name="host") as run:
@@ -71,16 +71,101 @@ def test_a_run_of_another_experiment_becomes_a_child(host):
     assert run.data.tags["mlflow.parentRunId"] == host.info.run_id
 
 
-def test_a_run_in_another_store_joins_nothing(host, tmp_path, migrated_database):
-    """The host is not there; plain MLflow decides."""
-    shutil.copy(migrated_database, tmp_path / "other.db")
+@pytest.fixture
+def elsewhere(host, tmp_path, migrated_database):
+    """Point MLflow to another store than that of the host."""
     home = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
+    mlflow.set_tracking_uri(f"sqlite:///{shutil.copy(migrated_database, tmp_path / 'other.db')}")
+    yield
+    mlflow.set_tracking_uri(home)
 
-    with pytest.raises(Exception, match="already active"):
-        mlflow.start_run(experiment_id="0")
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("fields", [{}, {"nested": True}], ids=["plain", "nested"])
+def test_a_run_in_another_store_is_one_of_its_own(host, fields):
+    """The host is not there, so it is neither joined nor the parent; runs inside of it are children."""
+    with mlflow.start_run(experiment_id="0", **fields) as run:
+        mlflow.log_param("inside", 1)
+        with mlflow.start_run(experiment_id="0", nested=True) as child:
+            pass
+        assert mlflow.active_run() is run
+
+    assert run.info.run_id != host.info.run_id
+    assert "mlflow.parentRunId" not in run.data.tags
+    assert child.data.tags["mlflow.parentRunId"] == run.info.run_id
+    stored = mlflow.get_run(run.info.run_id)
+    assert (stored.info.status, stored.data.params) == ("FINISHED", {"inside": "1"})
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_in_another_store_the_host_is_out_of_sight(host, monkeypatch):
+    """What is logged there without a run opens one, as in plain MLflow; the end of a run is not that of the host."""
+    monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
+    assert mlflow.active_run() is None
+    assert fluent._get_latest_active_run() is None
+    mlflow.end_run("FAILED")
+
+    mlflow.log_param("inside", 1)
+
+    active = mlflow.active_run()
+    assert active.info.run_id != host.info.run_id
+    mlflow.end_run()
+    assert mlflow.active_run() is None
+    assert mlflow.get_run(active.info.run_id).data.params == {"inside": "1"}
+    assert guests.given_end(host.info.run_id) is None
+
+
+def test_back_in_its_store_the_host_is_joined(host):
+    """In whichever words the store is named."""
+    home = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(home.replace("/mlflow.db", "/./mlflow.db"))
+
+    with mlflow.start_run() as joined:
+        assert mlflow.active_run() is host
 
     mlflow.set_tracking_uri(home)
+    assert joined.info.run_id == host.info.run_id
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [("FAILED", "the job has ended its run as FAILED"), ("KILLED", "the job has ended its run as KILLED")],
+)
+def test_a_failure_that_the_job_tells_of_its_run_is_noted(host, status, reason):
+    """For whoever closes the host; it is told once."""
+    mlflow.start_run()
+    mlflow.end_run(status)
+
+    assert guests.given_end(host.info.run_id) == (status, reason)
+    assert guests.given_end(host.info.run_id) is None
+
+
+def test_an_exception_that_the_job_handles_is_the_reason(host):
+    """Whether it leaves the block of the run, or the run is ended while it is handled."""
+    with pytest.raises(ValueError, match="no data"), mlflow.start_run():
+        raise ValueError("no data")
+    assert guests.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
+
+
+def test_the_reason_of_an_explicit_end_is_what_is_handled(host):
+    """The usual `except: mlflow.end_run("FAILED")`."""
+    try:
+        raise ValueError("no data")
+    except ValueError:
+        mlflow.end_run("FAILED")
+
+    assert guests.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
+
+
+def test_a_good_end_says_nothing(host):
+    """The end of the job decides; a status that MLflow does not know is refused as MLflow refuses it."""
+    with pytest.raises(SystemExit), mlflow.start_run():
+        raise SystemExit(0)
+    mlflow.end_run()
+    with pytest.raises(Exception, match="GOOD"):
+        mlflow.end_run("GOOD")
+
+    assert guests.given_end(host.info.run_id) is None
 
 
 def test_who_asks_for_a_nested_run_gets_one(host):

@@ -331,16 +331,63 @@ def test_processors_of_spans_outlive_a_change_of_the_tracking_uri(store_uri):
     mlflow.tracing.reset()
 
 
-def test_runs_are_made_in_the_experiment_that_is_used(store_uri):
-    """Nobody asks the store whether it is there."""
+def test_runs_are_made_in_the_experiment_that_is_provided(store_uri):
+    """MLflow asks for it wherever it has imported the function, until the job chooses one itself, or it is undone."""
     mlflow.set_tracking_uri(store_uri)
     experiment_id = mlflow.create_experiment("other")
-    seam.use_experiment(experiment_id)
+    undo = seam.provide_experiment(experiment_id, lambda: experiment_id)
 
     with mlflow.start_run() as run:
         pass
-
     assert run.info.experiment_id == os.environ["MLFLOW_EXPERIMENT_ID"] == experiment_id
+    assert mlflow.projects._get_experiment_id() == seam.experiment_id() == experiment_id
+    mlflow.set_experiment("mine")
+    with mlflow.start_run() as run:
+        pass
+    assert run.info.experiment_id == fluent._active_experiment_id != experiment_id
+
+    undo()
+    assert fluent._get_experiment_id.__module__ == mlflow.projects._get_experiment_id.__module__ == fluent.__name__
+
+
+def test_mlflow_is_pointed_to_stores_until_the_variable_says_otherwise(store_uri, monkeypatch):
+    """The registry follows unless it has a place of its own; offline, nothing is asked."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///before.db")
+    restore = seam.keep_uris()
+    seam.point_at(store_uri, store_uri)
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (store_uri, store_uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///later.db")
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == ("sqlite:///later.db", "sqlite:///later.db")
+
+    seam.point_at(store_uri, "sqlite:///models.db", for_good=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///later.db")
+    assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (store_uri, "sqlite:///models.db")
+    restore()
+
+    assert mlflow.get_tracking_uri() == "sqlite:///before.db"
+
+
+def test_a_store_without_a_stand_in_gets_one_when_it_is_used(store_uri):
+    """Once; and while that is being made, MLflow's own store answers."""
+    mlflow.set_tracking_uri(store_uri)
+    started = []
+
+    def start(uri):
+        assert mlflow.MlflowClient().get_experiment("0").name == "Default"
+        started.append((uri, seam.stand_in(uri, seam.plain_store(uri))))
+
+    leave_home = seam.stand_in("sqlite:///home.db", object())
+    undo = seam.stand_in_for_others(start)
+    mlflow.search_experiments()
+    mlflow.search_experiments()
+    undo()
+
+    ((uri, leave),) = started
+    leave()
+    assert uri == store_uri
+    mlflow.search_experiments()
+    assert len(started) == 1
+    leave_home()
 
 
 def test_the_environment_is_given_back_whoever_leaves_first(monkeypatch):

@@ -71,11 +71,17 @@ def kills_for_memory() -> int:
 
 
 def take_over(run: OpenRun, pid: int) -> Left:
-    """Take the locks of what the child has left, so that its watchdog, which knows less, lets us do it."""
-    from autogen_team.io._tracking import inventory, journal
+    """Take the locks of what the child has left, so that its watchdog, which knows less, lets us do it.
 
+    What it has left for another store than that of its run is the watchdog's, which has the address with its password.
+    """
+    from autogen_team.io._redact import mask_url
+    from autogen_team.io._tracking import inventory, journal, places
+
+    store = places.identity(mask_url(run.tracking_uri))
     journals = journal.folder_of(Path(run.state)).glob(f"{_job.process_name(pid)}-*")
     found = [one for folder in journals if (one := inventory.look(folder)) and one.state == "dead"]
+    found = [one for one in found if places.identity(one.uri) == store]
     return [(one, journal.take_over(one.folder)) for one in found]
 
 

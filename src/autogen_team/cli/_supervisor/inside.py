@@ -19,6 +19,7 @@ from autogen_team.context import GlobalContext
 from autogen_team.io import _job, _streams
 from autogen_team.io._redact import mask, values
 from autogen_team.io._settings import state_dir
+from autogen_team.io._tracking.session import absolute
 
 if TYPE_CHECKING:
     import mlflow
@@ -52,16 +53,22 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
             context = context.model_copy(update={"logger_service": logger_service})
         summary = _summary.Summary(_summary.Prompt.here())
     status = 0
+    failure: BaseException | None = None
+
+    def stop() -> None:
+        with _job.leaving_by(failure):
+            context.stop()
+
     with ExitStack() as undo:
         # before the log of the run listens, so that its end has the output up to there
         undo.callback(_job.subscribe(_Told(wire, context, summary.prompt)))
         undo.callback(values.listen(wire.hide))
         with _look.plain_errors(_look.NOT_STARTED):
             context.start()
-        undo.callback(context.stop)
+        undo.callback(stop)
         try:
             with (
-                _environment(_context.variables_of(overrides)),
+                _environment(_variables(overrides)),
                 targets.as_main(target),
                 _summary.printed(summary, context),
                 context.run(order.name or target.name, host=True, **config) as active,
@@ -72,10 +79,13 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
                 with exits.called_early(), threads.awaited(), _reported():  # all of that still belongs to the run
                     target.execute(_run_variables(active))
         except SystemExit as error:
+            failure = error
             status = _status(error.code)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as error:
+            failure = error
             status = _INTERRUPTED
         except Exception as error:
+            failure = error
             if summary.run_id is None:  # else it has been reported
                 _look.fail(f"the run cannot be opened: {mask(str(error))}", _look.NOT_STARTED)
             status = 1
@@ -128,6 +138,12 @@ class _Told(_job.Listener):
 def _run_variables(active: mlflow.ActiveRun) -> dict[str, str]:
     """Return the variables by which any process with MLflow joins the run; the rest of them MLflow has set itself."""
     return {"MLFLOW_RUN_ID": active.info.run_id, "MLFLOW_EXPERIMENT_ID": active.info.experiment_id}
+
+
+def _variables(overrides: Mapping[str, str]) -> dict[str, str]:
+    """Return the options of the command line as variables, which mean the same in any folder."""
+    found = _context.variables_of(overrides)
+    return {name: absolute(value) if name.endswith("_URI") else value for name, value in found.items()}
 
 
 @contextmanager

@@ -91,7 +91,7 @@ class MlflowService(Service):
     experiment_name: Annotated[str, Variable("MLFLOW_EXPERIMENT_NAME")] = Field(
         default_factory=lambda: MlflowService.env.mlflow_experiment_name
     )
-    """The experiment that runs belong to; made if it is not there."""
+    """The experiment that runs belong to; made if it is not there. Unless it is set, MLFLOW_EXPERIMENT_ID counts."""
     registry_name: Annotated[str, Variable("MLFLOW_REGISTERED_MODEL_NAME")] = Field(
         default_factory=lambda: MlflowService.env.mlflow_registered_model_name
     )
@@ -145,6 +145,7 @@ class MlflowService(Service):
                     tracking_uri=session.absolute(self.tracking_uri),
                     registry_uri=session.absolute(self.registry_uri),
                     experiment_name=self.experiment_name,
+                    is_experiment_chosen=self.source("experiment_name") != "default",
                     connect_timeout=self.connect_timeout,
                     autolog=autolog,
                     state_dir=state_dir(),
@@ -248,7 +249,7 @@ class MlflowService(Service):
         self._runs()
         from autogen_team.io._tracking import joining
 
-        return joining.find(self.experiment_name, tags, since, place_tag)
+        return joining.find(tags, since, place_tag)
 
     def place(self) -> str:
         """Return where logs of runs are kept here, as other processes compare it with theirs."""
@@ -294,8 +295,7 @@ class MlflowService(Service):
             return True
         from autogen_team.io._tracking import write_behind
 
-        working = write_behind.of(self.stores()[0])
-        return working is None or working.flush(self.flush_timeout if timeout is None else timeout)
+        return write_behind.flush(self.flush_timeout if timeout is None else timeout)
 
     def _runs(self) -> ModuleType:
         if not self.is_started:

@@ -8,59 +8,126 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import mlflow
-from mlflow.entities import Run
+from mlflow.entities import Run, RunStatus
 from mlflow.tracking import fluent
 from mlflow.utils import autologging_utils
 
+from autogen_team.io import _job
 from autogen_team.io._forking import ForkSafeLock
 from autogen_team.io._job import Undo
-from autogen_team.io._tracking import isolation, seam
+from autogen_team.io._tracking import ending, isolation, seam
 
+_REPLACED = ("start_run", "end_run", "active_run", "_get_or_start_run", "_get_latest_active_run")
 _PARAMETERS = tuple(inspect.signature(mlflow.start_run).parameters)
 
 
 class JoinedRun(mlflow.ActiveRun):
     """Somebody else's run, which stays open when its block ends."""
 
-    def __exit__(self, *_: object) -> Literal[False]:
+    def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> Literal[False]:
+        note_end(self, *ending.verdict(error))
         return False
 
 
 def let_join(host: mlflow.ActiveRun) -> Undo:
     """Let the next `mlflow.start_run` of this thread join `host`, and those after it become its children.
 
-    What asks for something else - a nested run, one by its id, a child of another one, another store - gets that; one
-    of another experiment becomes a child. `mlflow.end_run` ends what the job has opened, never the host.
+    What asks for something else - a nested run, one by its id, a child of another one - gets that; one of another
+    experiment becomes a child. `mlflow.end_run` ends what the job has opened, never the host, but a failure that it
+    tells is noted, see `given_end`. While MLflow is pointed to another store, the host is out of sight: there the job
+    has no run but those that it opens there.
     """
-    original_start, original_end = mlflow.start_run, mlflow.end_run
-    host_uri = mlflow.get_tracking_uri()
+    host_id = host.info.run_id
+    _given.setdefault(host_id, None)
+    home = seam.identity(mlflow.get_tracking_uri())
+    plain: dict[str, Callable[..., Any]] = {name: vars(fluent)[name] for name in _REPLACED}
+    original_start, original_end = plain["start_run"], plain["end_run"]
+    # The host is in another experiment than runs are by default if it was given from outside, by its id.
+    experiments = {host.info.experiment_id, seam.experiment_id()}
     joined = False
 
     def is_innermost() -> bool:
-        return seam.open_run_ids()[-1:] == [host.info.run_id] and mlflow.get_tracking_uri() == host_uri
+        return seam.open_run_ids()[-1:] == [host_id]
+
+    def is_home() -> bool:
+        return seam.identity(mlflow.get_tracking_uri()) == home
+
+    def in_sight(run: mlflow.ActiveRun | None) -> mlflow.ActiveRun | None:
+        return None if run is not None and run.info.run_id == host_id and not is_home() else run
 
     def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
         nonlocal joined
         fields |= zip(_PARAMETERS, args, strict=False)
-        if fields.get("nested") or not is_innermost():
-            return original_start(**fields)
-        experiment = fields.get("experiment_id") or fluent._get_experiment_id()
+        if not is_innermost():
+            return original_start(**fields)  # type: ignore[no-any-return]  # MLflow's own has the type
+        if not is_home():
+            with _aside():
+                return original_start(**fields)  # type: ignore[no-any-return]  # the same
+        if fields.get("nested"):
+            return original_start(**fields)  # type: ignore[no-any-return]  # the same
+        experiment = fields.get("experiment_id") or seam.experiment_id()
         is_particular = fields.get("run_id") or fields.get("parent_run_id")
-        if joined or is_particular or experiment != host.info.experiment_id:
+        if joined or is_particular or str(experiment) not in experiments:
             return _start_inside(host, original_start, fields)
         joined = True
-        _describe(host.info.run_id, fields)
+        _describe(host_id, fields)
         return JoinedRun(host)
 
-    def end_run(*args: Any, **fields: Any) -> None:
-        if seam.open_run_ids()[-1:] != [host.info.run_id]:
-            original_end(*args, **fields)
+    def end_run(status: str = "FINISHED") -> None:
+        if not is_innermost():
+            original_end(status)
+        elif is_home():
+            RunStatus.from_string(status)  # raises what MLflow raises
+            _note(host_id, as_failure(status))
 
-    return _replace(start_run, end_run)
+    def active_run() -> mlflow.ActiveRun | None:
+        return in_sight(plain["active_run"]())
+
+    def get_or_start_run() -> Any:
+        run = plain["active_run"]() or isolation.job_run()
+        return plain["_get_or_start_run"]() if in_sight(run) is run else mlflow.start_run()
+
+    def get_latest_active_run() -> mlflow.ActiveRun | None:
+        return in_sight(plain["_get_latest_active_run"]())
+
+    ours = (start_run, end_run, active_run, get_or_start_run, get_latest_active_run)
+    return isolation.replace({name: (plain[name], one) for name, one in zip(_REPLACED, ours, strict=True)})
+
+
+def note_end(run: mlflow.ActiveRun, status: _job.Status, reason: str | None) -> None:
+    """Note how a block has ended that had joined a run, for whoever will close that; a success says nothing."""
+    _note(run.info.run_id, None if reason is None or status == "FINISHED" else (status, reason))
+
+
+def given_end(run_id: str) -> tuple[_job.Status, str] | None:
+    """Return, once, the failure that the job has told of the run that it had joined; None if it has told none."""
+    return _given.pop(run_id, None)
+
+
+def as_failure(status: str) -> tuple[_job.Status, str] | None:
+    """Return a status that the job gives its run, with the exception that is being handled as the reason.
+
+    None if it is no failure.
+    """
+    if status not in ("FAILED", "KILLED"):
+        return None
+    handled = sys.exc_info()[1]
+    reason = None if handled is None else ending.verdict(handled)[1]
+    return "FAILED" if status == "FAILED" else "KILLED", reason or f"the job has ended its run as {status}"
+
+
+_given: dict[str, tuple[_job.Status, str] | None] = {}
+"""Of each run that can be joined, the failure that was told last."""
+
+
+def _note(run_id: str, failure: tuple[_job.Status, str] | None) -> None:
+    if failure is not None and run_id in _given:
+        _given[run_id] = failure
 
 
 def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
@@ -137,11 +204,18 @@ def _start_inside(
         return JoinedRun(innermost)
     if fields.get("parent_run_id") in (None, outer_id):
         return start(**{**fields, "nested": True})
+    with _aside():  # else MLflow insists on the innermost one as the parent
+        return start(**fields)
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Let the caller have no run open inside the block; what it opens there comes on top of those that it has."""
     stack = fluent._active_run_stack.get()
     around = stack[:]
-    stack.clear()  # else MLflow insists on the innermost one as the parent
+    stack.clear()
     try:
-        return start(**fields)
+        yield
     finally:
         stack[:0] = around
         fluent._active_run_stack.get()  # what is created from here on inherits all of them

@@ -81,6 +81,25 @@ def job_run() -> mlflow.ActiveRun | None:
     return fluent.active_run() or (None if stacks is None else stacks.job)
 
 
+def uri_of(run: mlflow.ActiveRun) -> str:
+    """Return the store of a run that is open: the one in use when it was opened, or else the one in use now."""
+    stacks = _stacks
+    found = None if stacks is None else stacks.uris.get(id(run))
+    return found or mlflow.get_tracking_uri()
+
+
+def open_runs(*, everywhere: bool) -> dict[str, str]:
+    """Return the store of each open run by its id, without those that another thread has open, and may still end.
+
+    Those of all threads are returned with `everywhere`.
+    """
+    stacks = _stacks
+    if stacks is None:
+        return {}
+    busy = set() if everywhere else {thread.ident for thread in threading.enumerate()} - {get_ident()}
+    return {run.info.run_id: uri_of(run) for run, owner in stacks.opened() if owner.thread not in busy}
+
+
 def forget(run_id: str) -> list[str]:
     """Take the run, and what is open inside of it, off the stack of whoever has it open, and of all that inherited it.
 
@@ -170,6 +189,9 @@ class _Stacks:
         self._plain = self._found["_active_run_stack"]
         functions = (self._get_or_start_run, self._get_latest_active_run, self._with_own(self._found["start_run"]))
         self._ours: dict[str, object] = dict(zip(_NAMES, (self, *functions), strict=True))
+        self._restore: Undo = lambda: None
+        self.uris: dict[int, str] = {}
+        """Where each run was opened, as far as that is known, by the id of the object."""
         self._in_force = True
         self._has_warned = False
         self._epoch = object()
@@ -191,13 +213,13 @@ class _Stacks:
                 stack = self._carried[id(plain)] = _Stack(self, plain, plain, thread=thread)
                 self._owners.update((id(run), (run, stack)) for run in plain)
         self.job = self._find_job()
-        _replace(self._found, self._ours)
+        self._restore = replace({name: (self._found[name], self._ours[name]) for name in _NAMES})
         self.get()  # what is created from here on inherits what is open here
 
     def uninstall(self) -> None:
         """Give back what was replaced, and the open runs: the caller's own on top, if tasks of one thread have some."""
         mine = self.get()
-        _replace(self._ours, self._found)
+        self._restore()
         self._in_force = False
         left = sorted(self._owners.values(), key=lambda entry: entry[1] is mine)
         self._owners, self.job = {}, None
@@ -242,15 +264,21 @@ class _Stacks:
             found.setdefault(id(stack), []).append(run)
         return found
 
+    def opened(self) -> list[tuple[mlflow.ActiveRun, _Stack]]:
+        """Return the open runs, the latest last, each with the stack that it was opened in."""
+        return list(self._owners.values())
+
     def reset(self) -> None:
         """Forget all open runs."""
         self.end([run for run, _ in list(self._owners.values())])
 
     def open(self, run: mlflow.ActiveRun, stack: _Stack) -> None:
         """Let the owner of the stack have the run open."""
+        uri = mlflow.get_tracking_uri()
         with _lock:
             list.append(stack, run)
             if self._in_force:
+                self.uris[id(run)] = uri
                 self._owners[id(run)] = (run, stack)
                 self.job = self._find_job()
             else:  # MLflow got its own back while the run was being opened
@@ -261,6 +289,7 @@ class _Stacks:
         with _lock:
             for run in runs:
                 self._owners.pop(id(run), None)
+                self.uris.pop(id(run), None)
             self._epoch = object()
             self.job = self._find_job()
 
@@ -391,12 +420,19 @@ class _Stacks:
         return any(entry is not None and entry[1].thread == stack.thread for entry in entries)
 
 
-def _replace(found: Mapping[str, object], wanted: Mapping[str, object]) -> None:
-    for path, module in list(sys.modules.items()):
-        if path == "mlflow" or path.startswith("mlflow."):
-            names = getattr(module, "__dict__", {})
-            for name in [name for name in found if names.get(name) is found[name]]:
-                setattr(module, name, wanted[name])
+def replace(objects: Mapping[str, tuple[object, object]]) -> Undo:
+    """Put the second object in place of the first one wherever MLflow has it under this name."""
+
+    def exchange(which: int) -> None:
+        for path, module in list(sys.modules.items()):
+            if path == "mlflow" or path.startswith("mlflow."):
+                names = getattr(module, "__dict__", {})
+                for name, pair in objects.items():
+                    if names.get(name) is pair[which]:
+                        setattr(module, name, pair[1 - which])
+
+    exchange(0)
+    return lambda: exchange(1)
 
 
 def _uninstall() -> None:

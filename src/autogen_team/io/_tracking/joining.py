@@ -81,7 +81,7 @@ def place(state: Path) -> str:
     return f"{socket.gethostname()}:{state}"
 
 
-def find(experiment: str, tags: Mapping[str, str], since: float, place_tag: str) -> Shared | None:
+def find(tags: Mapping[str, str], since: float, place_tag: str) -> Shared | None:
     """Return the newest open run with these tags, begun after `since` (seconds since 1970); None if there is none yet.
 
     Raises:
@@ -89,9 +89,7 @@ def find(experiment: str, tags: Mapping[str, str], since: float, place_tag: str)
 
     """
     client = mlflow.MlflowClient()
-    found = client.get_experiment_by_name(experiment)
-    if found is None:
-        return None
+    found = client.get_experiment(seam.experiment_id())
     conditions = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
     conditions += ["attributes.status = 'RUNNING'", f"attributes.start_time >= {round(1000 * since)}"]
     newest = client.search_runs(
@@ -104,18 +102,12 @@ def find(experiment: str, tags: Mapping[str, str], since: float, place_tag: str)
         info.run_id,
         info.run_name or "",
         info.experiment_id,
-        experiment,
+        found.name,
         info.user_id or "",
         info.start_time,
         host,
         state,
     )
-
-
-def remember(shared: Shared) -> None:
-    """Let runs of this process be made in the experiment of that run, which need not be asked for."""
-    seam.use_experiment(shared.experiment_id)
-    runs.remember_experiment(shared.experiment_id, shared.experiment)
 
 
 @contextmanager

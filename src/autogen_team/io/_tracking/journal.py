@@ -178,6 +178,10 @@ class Journal:
         """Note that the run needs no closing by others; call after the entry that closes it."""
         self._open.pop(run_id, None)
 
+    def open_runs(self) -> list[str]:
+        """Return the ids of the runs that this process has open, in the order in which it opened them."""
+        return list(self._open)
+
     def wait(self, timeout: float | None) -> None:
         """Return when there is an entry since the last call, or after `timeout` seconds; for one reader."""
         self._more.wait(timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import mlflow
 from mlflow.entities import Metric
@@ -11,26 +12,35 @@ from mlflow.entities import Metric
 from autogen_team.errors import NotStartedError
 from autogen_team.io._tracking import isolation, write_behind
 
+_Write: TypeAlias = Callable[[str, Mapping[str, float], int, int], None]
 
-def of(uri: str, registry_uri: str) -> Callable[[Mapping[str, float], int | None], None]:
-    """Return what logs metrics, at a step, to the active run in the store of `uri`."""
+
+def logging_metrics() -> Callable[[Mapping[str, float], int | None], None]:
+    """Return what logs metrics, at a step, to the active run in the store in which that was opened."""
     find, now = isolation.job_run, time.time
-    working = write_behind.of(uri)
-    write = _at_once(uri, registry_uri) if working is None else working.store.log_floats
+    latest: tuple[str, _Write] | None = None
 
     def log(metrics: Mapping[str, float], step: int | None = None) -> None:
+        nonlocal latest
         run = find()
         if run is None:
             raise NotStartedError("no run is open: log inside of `with context.run(...)` or `service.run_context(...)`")
-        write(run.info.run_id, metrics, int(now() * 1000), step or 0)
+        run_id, known = run.info.run_id, latest
+        if known is None or known[0] != run_id:
+            known = latest = run_id, _write_to(isolation.uri_of(run))
+        known[1](run_id, metrics, int(now() * 1000), step or 0)
 
     return log
 
 
-def _at_once(uri: str, registry_uri: str) -> Callable[[str, Mapping[str, float], int, int], None]:
-    client = mlflow.MlflowClient(uri, registry_uri)
+def _write_to(uri: str) -> _Write:
+    working = write_behind.of(uri)
+    if working is not None:
+        write: _Write = working.store.log_floats
+        return write
+    client = mlflow.MlflowClient(uri)
 
-    def write(run_id: str, metrics: Mapping[str, float], timestamp: int, step: int) -> None:
+    def write_at_once(run_id: str, metrics: Mapping[str, float], timestamp: int, step: int) -> None:
         client.log_batch(run_id, [Metric(key, value, timestamp, step) for key, value in metrics.items()])
 
-    return write
+    return write_at_once

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
+import os
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -26,3 +29,39 @@ def local_place(uri: str) -> Path | None:
     scheme, _, rest = uri.partition(":///")
     path = rest.partition("?")[0].removeprefix("file:")
     return Path(path).absolute() if scheme.startswith("sqlite") and path and not path.startswith(":memory:") else None
+
+
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def identity(uri: str) -> str:
+    """Return a text that is the same for all URIs of one store, however they are written.
+
+    Relative and absolute paths, options of a database file, a slash at the end of an address, the port that goes
+    without saying, and the names by which a machine calls itself make no difference.
+
+    >>> identity("sqlite:////data/mlflow.db?timeout=5") == identity("sqlite:////data/./mlflow.db")
+    True
+    >>> identity("http://LOCALHOST:80/") == identity("http://127.0.0.1")
+    True
+    >>> identity("http://localhost:5000") == identity("http://localhost:5001")
+    False
+    """
+    place = local_place(uri)
+    if place is not None:
+        return os.path.realpath(place)
+    parts = urlsplit(uri)
+    scheme = parts.scheme.partition("+")[0].lower()  # the driver of a database does not change the database
+    try:
+        port = parts.port or _PORTS.get(scheme, 0)
+    except ValueError:
+        return uri
+    user, at, _ = parts.netloc.rpartition("@")
+    return f"{scheme}://{user}{at}{_machine(parts.hostname or '')}:{port}{parts.path.rstrip('/')}?{parts.query}"
+
+
+def _machine(name: str) -> str:
+    with suppress(ValueError):
+        address = ipaddress.ip_address(name)
+        return "localhost" if address.is_loopback or address.is_unspecified else name
+    return name

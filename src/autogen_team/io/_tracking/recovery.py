@@ -100,7 +100,7 @@ def recover_all(
     for found in inventory.find(state, hosts, held=others):
         if found.state not in ("dead", "recovering"):
             continue
-        if found.uri == mask_url(uri):
+        if seam.identity(found.uri) == seam.identity(mask_url(uri)):
             yield found, _see_to(found, uri, registry_uri, state, hosts)
         elif others and MASK in found.uri:
             problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"

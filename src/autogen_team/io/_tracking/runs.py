@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +19,7 @@ from autogen_team.io import _job
 from autogen_team.io._deadline import within
 from autogen_team.io._forking import ForkSafeLock
 from autogen_team.io._redact import mask
-from autogen_team.io._tracking import ending, guests, isolation, links, seam
+from autogen_team.io._tracking import ending, guests, isolation, links, seam, write_behind
 
 PATIENCE = 15.0
 """Seconds that the end of a run may take to be recorded."""
@@ -40,6 +40,7 @@ class _Open:
     client: mlflow.MlflowClient
     """Bound to the stores of the moment when it was opened, wherever the job points MLflow to later."""
     started: float
+    uri: str
     owner: int
     """The process; a forked child inherits the block, but not the run."""
 
@@ -86,7 +87,9 @@ def open_run(
             failure = error
             raise
         finally:
-            if opened is not None:
+            if opened is None:
+                guests.note_end(active, *ending.verdict(failure))
+            else:
                 ending.hold()
                 try:
                     _close(opened, failure)
@@ -105,12 +108,50 @@ def host_run(**config: Any) -> Iterator[mlflow.ActiveRun]:
             restore()
 
 
-def close_what_is_left() -> None:
-    """Close the runs that other threads of this process have open, if a signal ends the process."""
+def close_what_is_left(before: Collection[str] = ()) -> None:
+    """Close the runs that this process has left open, if a signal, an exception or an exit status ends the job.
+
+    Those of `open_run` in other threads, and others that other threads have open, are closed for a signal only: without
+    one they will end by themselves. Runs named in `before` belong to somebody else.
+    """
     signum = ending.fatal_signal()
+    failure = _job.failure() if signum is None else ending.Terminated(signum)
     if signum is not None:
         for opened in reversed(_open):
-            _close(opened, ending.Terminated(signum))
+            _close(opened, failure)
+    status, reason = ending.verdict(failure)
+    if status == "FINISHED":
+        return
+    end = _job.End(status, reason, failure, 0.0)
+    kept = {*before, *(opened.run.run_id for opened in _open)}
+    if signum is None:
+        kept |= isolation.open_runs(everywhere=True).keys() - isolation.open_runs(everywhere=False).keys()
+    for run_id, uri in reversed(left_open().items()):
+        if run_id not in kept:
+            _end(run_id, uri, end)
+
+
+def left_open() -> dict[str, str]:
+    """Return the store of each run that this process has open, by `mlflow.start_run` or by a client of MLflow's.
+
+    Without a journal, runs of clients are not known.
+    """
+    return {**isolation.open_runs(everywhere=True), **write_behind.open_runs()}
+
+
+def _end(run_id: str, uri: str, end: _job.End) -> None:
+    """End a run that was opened without `open_run`, unless another process has ended it."""
+    client = mlflow.MlflowClient(uri)
+    seam.leave_runs(run_id)
+
+    def record() -> None:
+        if client.get_run(run_id).info.status == "RUNNING":
+            _record(client, [run_id], run_id, end)
+
+    try:
+        within(PATIENCE, record, name="autogen-team-end-of-run")
+    except Exception as error:
+        _report.error("the end of run %s as %s could not be recorded: %s", run_id, end.status, mask(str(error)))
 
 
 def as_text(tags: Mapping[str, Any] | None) -> dict[str, str] | None:
@@ -151,7 +192,7 @@ def _note(active: mlflow.ActiveRun) -> _Open:
         parent_id=active.data.tags.get(MLFLOW_PARENT_RUN_ID),
         is_outermost=not guests.has_own_run_around(active),
     )
-    opened = _Open(run, client, time.monotonic(), os.getpid())
+    opened = _Open(run, client, time.monotonic(), uri, os.getpid())
     with _lock:
         _open.append(opened)
     _job.run_started(run)
@@ -165,6 +206,8 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
             return
         _open.remove(opened)
     status, reason = ending.verdict(failure)
+    if status == "FINISHED":
+        status, reason = guests.given_end(run_id) or _recorded_end(opened) or (status, reason)
     end = _job.End(status, reason, failure, time.monotonic() - opened.started)
     _job.run_ending(opened.run, end)
     # What was left open inside of the run ends with it; a run that the job ended itself stays as it ended.
@@ -175,6 +218,13 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
         # The job has its own end, and perhaps its own exception: a store that is gone must not mask it.
         _report.error("the end of run %s as %s could not be recorded: %s", run_id, status, mask(str(error)))
     _job.run_ended(opened.run, end)
+
+
+def _recorded_end(opened: _Open) -> tuple[_job.Status, str] | None:
+    """Return how the job itself has ended the run in the store, by a client of MLflow's; None unless as a failure."""
+    working = write_behind.of(opened.uri)
+    info = None if working is None else working.store.info_of(opened.run.run_id)
+    return None if info is None else guests.as_failure(info.status)
 
 
 def _record(client: mlflow.MlflowClient, ids: list[str], run_id: str, end: _job.End) -> None:

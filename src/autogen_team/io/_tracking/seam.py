@@ -7,9 +7,10 @@ Each touch of the inside is named here, held by a contract test (`tests/io/track
 service stops:
 
 - ``mlflow.tracking.fluent._active_experiment_id`` and ``_get_experiment_id``: `mlflow.set_experiment` can set it,
-  nothing can unset it;
+  nothing can unset it; and a default that depends on the store in use has no other place;
 - ``mlflow.tracking._model_registry.utils._registry_uri``: the same for `mlflow.set_registry_uri`;
-- ``mlflow.tracking._tracking_service.utils._tracking_uri``: what a call set, apart from what the environment says;
+- ``mlflow.tracking._tracking_service.utils._tracking_uri``: what a call set, apart from what the environment says; it
+  hides what the job writes into the environment later;
 - ``mlflow.utils.autologging_utils.AUTOLOGGING_INTEGRATIONS``, ``revert_patches`` in ``safety`` beside it, and
   ``mlflow.utils.import_hooks._post_import_hooks``: what `mlflow.autolog` has switched on, and will switch on when a
   library is imported;
@@ -17,8 +18,10 @@ service stops:
   open runs of each thread, of which MLflow shows only the topmost of the calling one, and ends no other; touched in
   `isolation`, which gives each task its own;
 - ``mlflow.tracking.fluent._last_active_run_id``: the run that was ended last;
-- ``mlflow.start_run`` and ``mlflow.end_run``, replaced in `guests` while a supervised job runs, so that the job's own
-  first run joins the supervisor's; and while a worker has the run of its job open, so that it opens children of that;
+- ``mlflow.start_run``, ``mlflow.end_run``, ``mlflow.active_run``, ``_get_or_start_run`` and ``_get_latest_active_run``
+  of ``mlflow.tracking.fluent``, replaced in `guests` while a supervised job runs, so that the job's own first run joins
+  the supervisor's unless it is in another store; and some while a worker has the run of its job open, so that it opens
+  children of that;
 - ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which ``autologging_is_disabled`` of it asks, in
   `guests`;
 - ``mlflow.store.db.utils.MAX_RETRY_COUNT``: a database that refuses is asked ten times in 100 seconds;
@@ -56,6 +59,7 @@ import functools
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -79,7 +83,7 @@ from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.autologging_utils import safety
 
 from autogen_team.io._job import Undo
-from autogen_team.io._tracking import isolation
+from autogen_team.io._tracking import isolation, places
 
 Kind: TypeAlias = Literal["run", "logged_model"]
 
@@ -151,6 +155,8 @@ def keep_uris() -> Undo:
 
 def _restore_uris(found: tuple[str | None, str | None, str | None, dict[str, str | None]]) -> None:
     tracking_uri, registry_uri, experiment_id, environment = found
+    module: Any = tracking
+    module._tracking_uri = mlflow.get_tracking_uri()  # else MLflow would not notice that it changes
     with keeping_span_processors():
         mlflow.set_tracking_uri(tracking_uri)  # type: ignore[arg-type]  # None unsets it, as MLflow's own tests do
     registry._registry_uri = registry_uri  # type: ignore[assignment]  # it begins as None, and is given no type
@@ -159,6 +165,22 @@ def _restore_uris(found: tuple[str | None, str | None, str | None, dict[str, str
 
 
 _uris = _Holders(_restore_uris)
+
+
+def point_at(tracking_uri: str, registry_uri: str, *, for_good: bool = False) -> None:
+    """Let MLflow use these stores until the job names others, by a call or, unless `for_good`, by the variables.
+
+    A registry that is where runs are stays there, wherever that is.
+    """
+    with keeping_span_processors():
+        mlflow.set_tracking_uri(tracking_uri)
+    if not for_good:
+        tracking._tracking_uri = None  # the call has set the variable too, which is heeded from now on
+    if registry_uri != tracking_uri or for_good:
+        mlflow.set_registry_uri(registry_uri)
+    else:
+        registry._registry_uri = None  # as it begins
+        os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 @contextmanager
@@ -243,10 +265,49 @@ def stop_system_metrics(run_id: str) -> None:
         monitor.finish()
 
 
-def use_experiment(experiment_id: str) -> None:
-    """Let runs be made in this experiment, as `mlflow.set_experiment` does, but without asking the store for it."""
-    fluent._active_experiment_id = experiment_id  # type: ignore[assignment]  # it begins as None, and is given no type
+def provide_experiment(experiment_id: str, find: Callable[[], str], *, is_given: bool = False) -> Undo:
+    """Let `find` name the experiment of runs, as long as the job does not choose one by `mlflow.set_experiment`.
+
+    `experiment_id` is what other processes find in their environment; `is_given` tells that it has been there before.
+    `keep_uris` gives both back.
+    """
+    _fluent._active_experiment_id = None
     os.environ["MLFLOW_EXPERIMENT_ID"] = experiment_id
+    if not is_given:
+        _published.append(experiment_id)
+    plain = fluent._get_experiment_id
+
+    def _get_experiment_id() -> Any:
+        return _fluent._active_experiment_id or find()
+
+    def undo() -> None:
+        if not is_given:
+            _published.remove(experiment_id)
+        restore()
+
+    restore = isolation.replace({"_get_experiment_id": (plain, _get_experiment_id)})
+    return undo
+
+
+def experiment_id() -> str:
+    """Return the experiment in which runs are made now."""
+    return str(fluent._get_experiment_id())
+
+
+def given_experiment_id(tracking_uri: str) -> str | None:
+    """Return the experiment of this store that the environment names by its id; None if it names none.
+
+    An id means something in the store only that the environment names beside it, and one that a service of this process
+    has put there says nothing about the next service.
+    """
+    experiment_id, uri = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_TRACKING_URI")
+    if not experiment_id or experiment_id in _published:
+        return None
+    return experiment_id if not uri or identity(uri) == identity(tracking_uri) else None
+
+
+_published: list[str] = []
+"""The experiments that services of this process have put into the environment."""
 
 
 def plain_store(uri: str) -> Any:
@@ -264,7 +325,13 @@ _FindArtifacts: TypeAlias = "Callable[[Callable[[], Any], str, Kind], Any]"
 
 _registry: Any = tracking._tracking_store_registry
 _stand_ins: dict[str, list[tuple[Any, _FindArtifacts]]] = {}
-"""Of each store, what stands in for it; the first one does, the others wait for its end."""
+"""Of each store, by its identity, what stands in for it; the first one does, the others wait for its end."""
+_identities: dict[str, str] = {}
+"""By URI. As MLflow does, a relative path is taken as that of the folder in which it was met first."""
+_substitutes: dict[str, str] = {}
+"""The stores that are used in place of others, by identity."""
+_starters: list[Callable[[str], object]] = []
+_starting = threading.local()
 _client_class: Any = TrackingServiceClient
 _plain_artifact_repo: Any = _client_class._get_artifact_repo
 _fluent: Any = fluent
@@ -280,7 +347,8 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
 
     The latter is given a function that returns MLflow's own. One that `yields` does so as long as no other does.
     """
-    here, found = (store, find_artifacts), _stand_ins.setdefault(uri, [])
+    key = identity(uri)
+    here, found = (store, find_artifacts), _stand_ins.setdefault(key, [])
     found.insert(len(found) if yields else 0, here)
     _registry._get_store_with_resolved_uri = _find_store
     _client_class._get_artifact_repo = _find_artifact_repo
@@ -289,8 +357,9 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
     def undo() -> None:
         del found[next(at for at, one in enumerate(found) if one is here)]
         if not found:
-            del _stand_ins[uri]
+            del _stand_ins[key]
         if not _stand_ins:
+            _identities.clear()
             del _registry._get_store_with_resolved_uri
             _client_class._get_artifact_repo = _plain_artifact_repo
             _fluent._get_artifact_repo = _plain_known_repo
@@ -298,11 +367,59 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
     return undo
 
 
+def identity(uri: str) -> str:
+    """Return what tells a store from others, however its URI is written, see `places.identity`."""
+    found = _identities.get(uri)
+    if found is None:
+        found = places.identity(uri)
+        found = _identities[uri] = _substitutes.get(found, found)
+    return found
+
+
+def substitute(uri: str, store: str) -> Undo:
+    """Let a store be used wherever the job names the one of `uri`, because that is out of reach."""
+    key = places.identity(uri)
+    _substitutes[key] = places.identity(store)
+    _identities.clear()
+
+    def undo() -> None:
+        _substitutes.pop(key, None)
+        _identities.clear()
+
+    return undo
+
+
+def stand_in_for_others(start: Callable[[str], object]) -> Undo:
+    """Call `start` with the URI of a store that is used and has no stand-in, so that it has one from then on.
+
+    Works while anything stands in for a store.
+    """
+    _starters.append(start)
+    return lambda: _starters.remove(start)
+
+
+@contextmanager
+def starting_stand_in() -> Iterator[None]:
+    """Let this thread have MLflow's own stores inside the block, where there is no stand-in."""
+    before, _starting.now = getattr(_starting, "now", False), True
+    try:
+        yield
+    finally:
+        _starting.now = before
+
+
+def _stand_in_for(uri: str) -> tuple[Any, _FindArtifacts] | None:
+    found = _stand_ins.get(_identities.get(uri) or identity(uri))
+    if not found and _starters and not getattr(_starting, "now", False):
+        with starting_stand_in():
+            _starters[-1](uri)
+        found = _stand_ins.get(identity(uri))
+    return found[0] if found else None
+
+
 def _find_store(uri: str, artifact_uri: str | None = None) -> Any:
-    found = _stand_ins.get(uri)
-    if found and artifact_uri is None:
-        return found[0][0]
-    return _plain_store_of(uri, artifact_uri)
+    found = _stand_in_for(uri) if artifact_uri is None else None
+    return _plain_store_of(uri, artifact_uri) if found is None else found[0]
 
 
 def _plain_store_of(uri: str, artifact_uri: str | None) -> Any:
@@ -336,13 +453,13 @@ def _find_registry_store(stores: Any, uri: str, tracking_uri: str | None) -> Any
 
 def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: Kind = "run") -> Any:
     find = partial(_plain_artifact_repo, client, owner, resource=resource)
-    found = _stand_ins.get(client.tracking_uri)
-    return found[0][1](find, owner, resource) if found else find()
+    found = _stand_in_for(client.tracking_uri)
+    return found[1](find, owner, resource) if found else find()
 
 
 def _find_known_repo(run_id: str) -> Any:
-    known, found = _plain_known_repo(run_id), _stand_ins.get(mlflow.get_tracking_uri())
-    return found[0][1](lambda: known, run_id, "run") if known and found else known
+    known, found = _plain_known_repo(run_id), _stand_in_for(mlflow.get_tracking_uri())
+    return found[1](lambda: known, run_id, "run") if known and found else known
 
 
 def artifact_repository(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:

@@ -52,6 +52,8 @@ class Settings:
     """For journals, locks and offline runs; need not exist."""
     mode: Literal["online", "auto", "offline"] = "online"
     durable: bool = True
+    is_experiment_chosen: bool = True
+    """Whether the name of the experiment is more than a default, so that an id in the environment does not count."""
     flush_timeout: float = 30.0
     """Seconds."""
     mask_traces: bool = True
@@ -94,23 +96,20 @@ def start(settings: Settings) -> Session:
     from autogen_team.io._tracking import offline
 
     uri = offline.prepare(settings.state_dir, settings.tracking_uri)
-    return _start(replace(settings, tracking_uri=uri, registry_uri=uri), is_offline=True)
+    return _start(replace(settings, tracking_uri=uri, registry_uri=uri), instead_of=settings.tracking_uri)
 
 
-def _start(settings: Settings, *, is_offline: bool = False) -> Session:
+def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
     import mlflow
 
     from autogen_team.io._tracking import (
         ending,
         isolation,
-        joining,
         lane,
-        masked,
         recovery,
         runs,
         seam,
         traces,
-        write_behind,
     )
 
     with ExitStack() as undo:
@@ -121,37 +120,61 @@ def _start(settings: Settings, *, is_offline: bool = False) -> Session:
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
         undo.callback(seam.keep_uris())
-        with seam.keeping_span_processors():
-            mlflow.set_tracking_uri(settings.tracking_uri)
-        mlflow.set_registry_uri(settings.registry_uri)
+        given_id = None if settings.is_experiment_chosen else seam.given_experiment_id(settings.tracking_uri)
+        is_offline = instead_of is not None
+        if instead_of is not None:
+            undo.callback(seam.substitute(instead_of, settings.tracking_uri))
+        seam.point_at(settings.tracking_uri, settings.registry_uri, for_good=is_offline)
         if settings.works_for is not None:
-            joining.remember(settings.works_for)
+            experiment = settings.works_for.experiment_id, settings.works_for.experiment
         else:
-            _set_experiment(settings, is_offline=is_offline)
+            experiment = _find_or_make_experiment(settings, given_id, is_offline=is_offline)
+        experiments = _Experiments(settings.tracking_uri, *experiment)
+        is_given = experiment[0] == given_id
+        undo.callback(seam.provide_experiment(experiment[0], experiments.current, is_given=is_given))
         os.environ.setdefault(_RETRIES, "2")  # which MLflow spreads over 6 seconds, its own 7 over 4 minutes
         os.environ.setdefault(_TIMEOUT, "30")  # for each of them; MLflow waits 120
         if settings.durable:
             recovery.recover_behind(settings.tracking_uri, settings.registry_uri, settings.state_dir)
-            undo.callback(
-                write_behind.start(
-                    settings.tracking_uri,
-                    settings.registry_uri,
-                    settings.state_dir,
-                    connect_timeout=settings.connect_timeout,
-                    flush_timeout=settings.flush_timeout,
-                )
-            )
-        else:
-            undo.callback(masked.start(settings.tracking_uri))
+        undo.callback(_stand_in(settings.tracking_uri, settings.registry_uri, settings))
+        others = undo.enter_context(ExitStack())
+        undo.callback(seam.stand_in_for_others(lambda uri: others.callback(_stand_in_for_other(uri, settings))))
         undo.callback(masked.start_registry())
         undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
         undo.callback(isolation.isolate())
         undo.callback(seam.keep_autolog())
         mlflow.autolog(**dict[str, Any](settings.autolog))
         undo.callback(_job.set_source(runs.facts))
-        undo.callback(runs.close_what_is_left)  # the first thing that a stop does, while everything is still in place
-        log_metrics = lane.of(settings.tracking_uri, settings.registry_uri)
+        undo.callback(
+            partial(runs.close_what_is_left, frozenset(runs.left_open()))
+        )  # the first thing that a stop does, while everything is still in place
+        log_metrics = lane.logging_metrics()
         return Session(settings.tracking_uri, settings.registry_uri, undo.pop_all().close, log_metrics)
+
+
+def _stand_in(uri: str, registry_uri: str, settings: Settings) -> _job.Undo:
+    """Let what is logged to a store be masked, and go through a journal unless the settings say otherwise."""
+    from autogen_team.io._tracking import masked, write_behind
+
+    if not settings.durable:
+        return masked.start(uri)
+    return write_behind.start(
+        uri,
+        registry_uri,
+        settings.state_dir,
+        connect_timeout=settings.connect_timeout,
+        flush_timeout=settings.flush_timeout,
+    )
+
+
+def _stand_in_for_other(uri: str, settings: Settings) -> _job.Undo:
+    """Do the same for a store that the job uses beside its own."""
+    from autogen_team.io._tracking import seam
+
+    _allow_file_store(uri)
+    # many processes of a job may find that the database has no tables yet
+    with turns.in_turn(uri, settings.state_dir), seam.quiet("alembic"):
+        return _stand_in(uri, uri, settings)
 
 
 def absolute(uri: str) -> str:
@@ -174,10 +197,40 @@ def active_run() -> mlflow.ActiveRun | None:
     return loaded.active_run() if loaded else None
 
 
-def _set_experiment(settings: Settings, *, is_offline: bool) -> None:
+class _Experiments:
+    """The experiment of the job in each store that it uses; made there, if it is missing."""
+
+    def __init__(self, uri: str, experiment_id: str, name: str) -> None:
+        from autogen_team.io._tracking import seam
+
+        self._name = name
+        self._ids = {seam.identity(uri): experiment_id}
+        self._remember(experiment_id)
+
+    def current(self) -> str:
+        """Return its id in the store that MLflow is pointed to."""
+        import mlflow
+
+        from autogen_team.io._tracking import seam
+
+        place = seam.identity(mlflow.get_tracking_uri())
+        found = self._ids.get(place)
+        if found is None:
+            found = self._ids[place] = _find_experiment(self._name).experiment_id
+            self._remember(found)
+        return found
+
+    def _remember(self, experiment_id: str) -> None:
+        from autogen_team.io._tracking import runs
+
+        runs.remember_experiment(experiment_id, self._name)
+
+
+def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_offline: bool) -> tuple[str, str]:
+    """Return the id and the name of the experiment of the job: the one with the id that was given, or by its name."""
     import mlflow
 
-    from autogen_team.io._tracking import offline, runs, seam
+    from autogen_team.io._tracking import offline, seam
 
     try:
         with (
@@ -187,13 +240,19 @@ def _set_experiment(settings: Settings, *, is_offline: bool) -> None:
         ):
             if is_offline:
                 offline.make_experiment(settings.tracking_uri, settings.experiment_name)
-            if urlsplit(settings.tracking_uri).scheme in ("http", "https"):
-                find = partial(_find_experiment, settings.experiment_name)
-                experiment = within(settings.connect_timeout, find, name="autogen-team-experiment")
-                seam.use_experiment(experiment.experiment_id)
+            if given_id is not None and not is_offline:
+                find = partial(_known_experiment, given_id)
             else:
+                find = partial(_find_experiment, settings.experiment_name)
+            if urlsplit(settings.tracking_uri).scheme in ("http", "https"):
+                experiment = within(settings.connect_timeout, find, name="autogen-team-experiment")
+            elif given_id is None or is_offline:
                 experiment = mlflow.set_experiment(settings.experiment_name)
-        runs.remember_experiment(experiment.experiment_id, experiment.name)
+            else:
+                experiment = find()
+        return experiment.experiment_id, experiment.name
+    except ConfigurationError:
+        raise
     except Exception as error:
         reason = first_line(error)
         if "deleted experiment" in reason:
@@ -203,6 +262,32 @@ def _set_experiment(settings: Settings, *, is_offline: bool) -> None:
             ) from None
         # Not chained: the causes show the address with its password.
         raise TrackingUnavailableError(probe.unavailable(settings.tracking_uri, reason)) from None
+
+
+def _known_experiment(experiment_id: str) -> Experiment:
+    """Return the experiment with the id that the environment names.
+
+    Raises:
+        ConfigurationError: there is none, or it is deleted.
+
+    """
+    import mlflow
+    from mlflow.entities import LifecycleStage
+    from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+    try:
+        found = mlflow.MlflowClient().get_experiment(experiment_id)
+    except mlflow.MlflowException as error:
+        if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+            raise
+        found = None
+    if found is None or found.lifecycle_stage != LifecycleStage.ACTIVE:
+        problem = "does not exist in the store" if found is None else "is deleted"
+        raise ConfigurationError(
+            f"the experiment {experiment_id!r} of MLFLOW_EXPERIMENT_ID {problem}: unset the variable, or name another "
+            "experiment in MLFLOW_EXPERIMENT_NAME, which goes before it"
+        )
+    return found
 
 
 def _find_experiment(name: str) -> Experiment:

@@ -26,6 +26,7 @@ from autogen_team.io._tracking.watchdog import Watchdog
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
 _working: dict[str, WriteBehind] = {}
+"""By the identity of the store."""
 
 
 def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, flush_timeout: float) -> _job.Undo:
@@ -33,10 +34,11 @@ def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, f
 
     Whoever starts it again for the same store shares it, and the last one to leave ends it.
     """
-    with _lock:
-        shared = _working.get(uri)
+    key = seam.identity(uri)
+    with _lock, seam.starting_stand_in():
+        shared = _working.get(key)
         if shared is None:
-            shared = _working[uri] = WriteBehind(uri, registry_uri, state, connect_timeout, flush_timeout)
+            shared = _working[key] = WriteBehind(uri, registry_uri, state, connect_timeout, flush_timeout)
         shared.users += 1
 
     def leave() -> None:
@@ -44,7 +46,7 @@ def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, f
             shared.users -= 1
             if shared.users:
                 return
-            del _working[uri]
+            del _working[key]
         shared.close()
 
     return leave
@@ -52,7 +54,19 @@ def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, f
 
 def of(uri: str) -> WriteBehind | None:
     """Return what works for this store, if anything does."""
-    return _working.get(uri)
+    return _working.get(seam.identity(uri))
+
+
+def open_runs() -> dict[str, str]:
+    """Return the store of each run that this process has open, however it was opened."""
+    return {run_id: one.uri for one in list(_working.values()) for run_id in one.journal.open_runs()}
+
+
+def flush(timeout: float) -> bool:
+    """Deliver what was written up to now to each store, and tell whether all of them have it."""
+    deadline = time.monotonic() + timeout
+    answers = [one.flush(max(0.0, deadline - time.monotonic())) for one in list(_working.values())]
+    return all(answers)
 
 
 class WriteBehind:
@@ -62,7 +76,7 @@ class WriteBehind:
         self.users = 0
         self._owner = os.getpid()
         self._flush_timeout = flush_timeout
-        self._uri = uri
+        self.uri = uri
         self._client = mlflow.MlflowClient(uri, registry_uri)
         inner = seam.plain_store(uri)
         link = self._link = Link(uri, connect_timeout)
@@ -116,13 +130,13 @@ class WriteBehind:
                 "%d entries for the MLflow store at %s were not delivered within %g s; they wait in %s. "
                 "`autogen-team sync` delivers them, and so does the next start here with this store",
                 waiting,
-                mask_url(self._uri),
+                mask_url(self.uri),
                 timeout,
                 left,
             )
         if self.courier.lost:
             text = "%d entries for the MLflow store at %s are lost: neither the journal nor the store could take them"
-            _report.error(text, self.courier.lost, mask_url(self._uri))
+            _report.error(text, self.courier.lost, mask_url(self.uri))
 
     def _close_with_child(self) -> None:
         """Let a child of multiprocessing deliver before it leaves, which it does without any exit handler."""
@@ -145,7 +159,7 @@ class WriteBehind:
             self.journal.run_created(local, real)
         info = self.store.info_of(local)
         if info is not None:
-            link = links.of_run(self._uri, info.experiment_id, real)
+            link = links.of_run(self.uri, info.experiment_id, real)
             text = "the run %s, begun as %s while its store was out of reach, is %s there%s"
             _report.warning(text, info.run_name, local, real, f": {link}" if link else "")
 

@@ -1,0 +1,167 @@
+"""What a script asks of MLflow under supervision: another store, an end of its own, runs of clients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import pytest
+
+REASON = "autogen_team.exception"
+
+
+def runs_of(database: str) -> dict[str, mlflow.entities.Run]:
+    """Return the runs of a store in the working folder by their names."""
+    client = mlflow.MlflowClient(f"sqlite:///{Path(database).absolute()}")
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    return {run.info.run_name: run for run in client.search_runs(experiments)}
+
+
+SAME = {
+    "a relative path": "mlflow.set_tracking_uri('sqlite:///mlflow.db')",
+    "a path with a step back": "mlflow.set_tracking_uri(f'sqlite:///{os.getcwd()}/../work/mlflow.db')",
+    "the variable": "os.environ['MLFLOW_TRACKING_URI'] = 'sqlite:///mlflow.db'",
+}
+BODY = """
+import mlflow, os
+{first}
+with mlflow.start_run(run_name="mine"):
+    mlflow.log_metric("loss", 0.5)
+"""
+
+
+@pytest.mark.parametrize("first", SAME.values(), ids=SAME)
+def test_a_script_that_names_the_store_in_other_words_joins_the_run(supervised, script, the_run, first):
+    """The first line of most scripts that use MLflow."""
+    ended = supervised("--no-system-metrics", script(BODY.format(first=first)))
+
+    assert ended.returncode == 0, ended.stderr
+    run = the_run()
+    assert (run.info.run_name, run.info.status, run.data.metrics) == ("job.py", "FINISHED", {"loss": 0.5})
+
+
+OTHER = {
+    "a call": "mlflow.set_tracking_uri('sqlite:///other.db')",
+    "the variable": "os.environ['MLFLOW_TRACKING_URI'] = 'sqlite:///other.db'",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", OTHER.values(), ids=OTHER)
+def test_a_script_that_uses_another_store_has_runs_of_its_own_there(supervised, script, the_run, first):
+    """With autologging, and masked; the run of the command stays where the command has it."""
+    body = BODY.format(first=first) + (
+        "mlflow.log_param('database', 'postgresql://ada:example-secret@db/prices')\n"
+        "mlflow.end_run()\n"
+        "from sklearn.linear_model import LinearRegression\n"
+        "LinearRegression().fit([[0.0], [1.0]], [0.0, 1.0])\n"
+    )
+    ended = supervised("--no-system-metrics", "--set", "mlflow.autolog_log_models=false", script(body))
+
+    assert ended.returncode == 0, ended.stderr
+    assert (the_run().info.status, the_run().data.metrics) == ("FINISHED", {})
+    found = runs_of("other.db")
+    mine = found.pop("mine")
+    assert (mine.info.status, mine.data.metrics) == ("FINISHED", {"loss": 0.5})
+    assert {run.info.status for run in found.values()} == {"FINISHED"}
+    assert "fit_intercept" in str([run.data.params for run in found.values()])
+    assert "prices" in str([run.data.params for run in found.values()])
+    assert "example-secret" not in str([run.data.params for run in found.values()])
+
+
+ENDS = {
+    "an explicit end": ("mlflow.start_run()\nmlflow.end_run('FAILED')", "the job has ended its run as FAILED"),
+    "an exception that is handled": (
+        "try:\n    with mlflow.start_run():\n        raise ValueError('no data')\nexcept ValueError:\n    pass",
+        "ValueError: no data",
+    ),
+    "an exception in a context of its own": (
+        (
+            "from autogen_team import GlobalContext\n"
+            "try:\n"
+            "    with GlobalContext() as context, context.run('mine'):\n"
+            "        raise ValueError('no data')\n"
+            "except ValueError:\n"
+            "    pass"
+        ),
+        "ValueError: no data",
+    ),
+    "a client": (
+        "run = mlflow.start_run()\nmlflow.MlflowClient().set_terminated(run.info.run_id, 'FAILED')",
+        "the job has ended its run as FAILED",
+    ),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("body", "reason"), ENDS.values(), ids=ENDS)
+def test_a_failure_that_the_script_tells_of_its_run_is_kept(supervised, script, the_run, body, reason):
+    """Although its exit status is 0."""
+    ended = supervised("--no-system-metrics", script(f"import mlflow\n{body}"))
+
+    assert ended.returncode == 0, ended.stderr
+    assert (the_run().info.status, the_run().data.tags.get(REASON)) == ("FAILED", reason)
+
+
+def test_an_end_that_is_worse_than_what_the_script_has_told_counts(supervised, script, the_run):
+    """The run is that of the whole job."""
+    ended = supervised(script("import mlflow, sys\nwith mlflow.start_run(): pass\nmlflow.end_run()\nsys.exit(3)"))
+
+    assert ended.returncode == 3
+    assert (the_run().info.status, the_run().data.tags[REASON]) == ("FAILED", "exit status 3")
+
+
+@pytest.mark.parametrize(
+    ("end", "wanted"),
+    [
+        ("raise ValueError('no data')", ("FAILED", "ValueError: no data")),
+        ("sys.exit(3)", ("FAILED", "exit status 3")),
+        ("os.kill(os.getpid(), signal.SIGTERM)", ("KILLED", "SIGTERM")),
+        ("os.kill(os.getpid(), signal.SIGINT)", ("KILLED", "SIGINT")),
+        ("pass", ("RUNNING", None)),
+    ],
+)
+def test_a_run_of_a_client_ends_with_a_job_that_fails(supervised, script, end, wanted):
+    """In whichever way; after a good end it is the job's own business."""
+    body = f"import mlflow, os, signal, sys\nmlflow.MlflowClient().create_run('0', run_name='logger')\n{end}"
+
+    supervised("--no-system-metrics", script(body))
+
+    run = runs_of("mlflow.db")["logger"]
+    assert (run.info.status, run.data.tags.get(REASON)) == wanted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("names", [["MLFLOW_RUN_ID"], ["MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"]])
+def test_a_run_that_is_given_from_outside_goes_on(supervised, script, store_uri, monkeypatch, names):
+    """Also in another experiment than that of the settings."""
+    client = mlflow.MlflowClient(store_uri)
+    given = client.create_run(client.create_experiment("theirs"))
+    values = {"MLFLOW_RUN_ID": given.info.run_id, "MLFLOW_EXPERIMENT_ID": given.info.experiment_id}
+    for name in names:
+        monkeypatch.setenv(name, values[name])
+
+    ended = supervised("--no-system-metrics", script(BODY.format(first="")))
+
+    assert ended.returncode == 0, ended.stderr
+    found = client.get_run(given.info.run_id)
+    assert (found.info.status, found.data.metrics) == ("FINISHED", {"loss": 0.5})
+
+
+@pytest.mark.slow
+def test_a_killed_script_with_another_store_leaves_nothing_in_the_wrong_one(supervised, script, the_run, wait_until):
+    """The supervisor closes the run of the command, the watchdog what is in the other store."""
+    body = (
+        "import mlflow, os, signal\n"
+        "mlflow.log_metric('here', 1)\n"
+        "mlflow.set_tracking_uri('sqlite:///other.db')\n"
+        "mlflow.start_run(run_name='mine')\n"
+        "mlflow.log_metric('there', 1)\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    ended = supervised("--no-system-metrics", script(body))
+
+    assert ended.returncode == 137, ended.stderr
+    assert (the_run().info.status, the_run().data.metrics) == ("KILLED", {"here": 1})
+    wait_until(lambda: runs_of("other.db")["mine"].info.status == "KILLED")
+    assert runs_of("other.db")["mine"].data.metrics == {"there": 1}
