@@ -106,6 +106,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         ending,
         isolation,
         lane,
+        masked,
         recovery,
         runs,
         seam,
