@@ -68,6 +68,7 @@ SHARED = {"job", "pages", "person", "postgres_uri", "wheel"}
 """Fixtures that take seconds and serve many tests; these run on one worker of pytest-xdist."""
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start nothing outside of their own process as quick; put those that take longest first."""
     items.sort(key=lambda item: not item.path.is_relative_to(WORKERS) and item.path.name not in LONGEST)
