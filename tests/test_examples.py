@@ -34,7 +34,7 @@ def test_a_model_is_tuned_trained_and_registered():
     ended = run_to_end(command)
 
     assert ended.returncode == 0, ended.stderr
-    assert "[autogen_team] model trained: run train.py: accuracy 0.9" in ended.stdout
+    assert "[autogen_team] model trained: run train.py: accuracy 0.9" in ended.stderr
     assert "INFO     | __main__:main:" in ended.stderr
     assert "INFO     | mlflow.tracking.fluent:" in ended.stderr
     assert "tuning: 100%" in ended.stderr
@@ -58,7 +58,7 @@ def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_pa
 
     assert ended.returncode == 0, ended.stderr
     answer = "after 2 steps: It is 24 degrees in Lisbon and 9 in Oslo: 15 degrees apart."
-    assert f"[autogen_team] agent has answered: {answer}" in ended.stdout
+    assert f"[autogen_team] agent has answered: {answer}" in ended.stderr
     assert "stored: CHAT_MODEL Completions, headers {'Authorization': '***'}" in ended.stderr
     service = MlflowService()
     mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # of which MLflow keeps one for each test

@@ -148,7 +148,8 @@ def test_a_failing_task_alerts_if_it_has_a_run(job, said):
     [line] = [line for line in job.log_lines() if "bad fold 1" in line["message"]]  # Dask says it
 
     assert (doomed.info.status, doomed.data.tags["autogen_team.exception"]) == ("FAILED", "ValueError: bad fold 2")
-    [alert] = job.out[:-1]
+    [alert, *details] = job.out[:-1]
+    assert all(line.startswith("    ") for line in details)
     assert alert.startswith("[job] doomed failed: ")
     assert (line["level"], line["run_id"]) == ("ERROR", job.store.run("train").info.run_id)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 
 import mlflow
@@ -278,3 +279,17 @@ def test_runs_that_are_named_inside_of_a_joined_run_are_those(joined):
         _names_it(joined, mlflow.MlflowClient().create_run("0").info.run_id)
     finally:
         undo()
+
+
+def test_what_stands_in_for_a_function_of_mlflow_s_is_pickled_by_its_name(mlflow_as_it_was):
+    """Autologging has such functions in closures, which joblib and Dask send to workers."""
+    plain = mlflow.active_run
+    with mlflow.start_run() as host:
+        restore = guests.let_join(host)
+        try:
+            assert mlflow.active_run is not plain
+            sent = pickle.dumps(mlflow.active_run)
+        finally:
+            restore()
+
+    assert pickle.loads(sent) is plain

@@ -18,6 +18,7 @@ the contract. A forked child has MLflow's own again, and no run, as it always ha
 from __future__ import annotations
 
 import functools
+import importlib
 import logging
 import sys
 import threading
@@ -420,8 +421,35 @@ class _Stacks:
         return any(entry is not None and entry[1].thread == stack.thread for entry in entries)
 
 
-def replace(objects: Mapping[str, tuple[object, object]]) -> Undo:
+class _ByName:
+    """A function in place of one of MLflow's, which a pickle holds by the name of that.
+
+    MLflow's autologging has such functions in the closures of what it patches, and joblib, Dask and Ray send these to
+    workers: there MLflow's own function is what is meant.
+    """
+
+    def __init__(self, function: Callable[..., Any], original: Any) -> None:
+        functools.update_wrapper(self, original)
+        self._function = function
+        self._place = original.__module__, original.__name__
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _named, self._place
+
+
+def _named(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(module), name)
+
+
+def replace(objects: Mapping[str, tuple[Any, Any]]) -> Undo:
     """Put the second object in place of the first one wherever MLflow has it under this name."""
+    objects = {
+        name: (original, _ByName(ours, original) if getattr(ours, "__closure__", None) else ours)
+        for name, (original, ours) in objects.items()
+    }
 
     def exchange(which: int) -> None:
         for path, module in list(sys.modules.items()):
