@@ -11,6 +11,7 @@ from mlflow.tracking import fluent
 from mlflow.utils import autologging_utils
 
 from autogen_team.io._tracking import guests, isolation
+from testkit.runs import in_thread, parent
 
 pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
 
@@ -293,3 +294,15 @@ def test_what_stands_in_for_a_function_of_mlflow_s_is_pickled_by_its_name(mlflow
             restore()
 
     assert pickle.loads(sent) is plain
+
+
+def test_a_run_that_a_thread_opens_is_a_child(host):
+    """The thread has no run of its own to nest it in."""
+
+    def work():
+        with mlflow.start_run(run_name="trial") as run:
+            return run
+
+    trial = in_thread(work)
+
+    assert parent(mlflow.get_run(trial.info.run_id)) == host.info.run_id

@@ -63,7 +63,10 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
     def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
         nonlocal joined
         fields |= zip(_PARAMETERS, args, strict=False)
+        is_particular = fields.get("run_id") or fields.get("parent_run_id")
         if not is_innermost():
+            if not seam.open_run_ids() and is_home() and not is_particular:
+                fields["parent_run_id"] = host_id  # a thread of the job's, which has no run of its own
             return original_start(**fields)  # type: ignore[no-any-return]  # MLflow's own has the type
         if not is_home():
             with _aside():
@@ -71,7 +74,6 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
         if fields.get("nested"):
             return original_start(**fields)  # type: ignore[no-any-return]  # the same
         experiment = fields.get("experiment_id") or seam.experiment_id()
-        is_particular = fields.get("run_id") or fields.get("parent_run_id")
         if joined or is_particular or str(experiment) not in experiments:
             return _start_inside(host, original_start, fields)
         joined = True
