@@ -58,8 +58,10 @@ install: $(READY) ## Make .venv with the locked requirements and the package
 demo: $(READY) ## Tune, train and register a real model inside the global context
 	@$(BIN)/autogen-team run examples/train.py
 
+# A module is for one worker, because its tests share clusters, servers and browsers; the modules that take longest come first.
+BY_MODULE := --dist loadfile --no-loadscope-reorder
 # Twice as many workers as cores: tests wait for processes, servers and deadlines as much as they compute.
-PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
+PYTEST := $(BIN)/python -m pytest -n 4 $(BY_MODULE)
 
 .PHONY: test
 test: $(READY) ## Run the whole test suite: 8 minutes on two cores; PYTEST_ARGS="-k runs -x" for a part
@@ -106,7 +108,7 @@ $(OLDEST)/.ready: requirements/oldest.txt | $(UV)/.ready
 test-oldest: $(OLDEST)/.ready wheel ## Test the wheel with the oldest version of each dependency that we support
 	@$(call install-wheel,$(OLDEST))
 	@# The help looks different with each typer; the oldest venv has no server and no PostgreSQL.
-	@FRESH_PROCESSES=1 $(OLDEST)/bin/python -m pytest -n 4 --dist loadgroup -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
+	@FRESH_PROCESSES=1 $(OLDEST)/bin/python -m pytest -n 4 $(BY_MODULE) -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
 	  -k "not server and not postgres and not uri_stays and not agreed_on" $(PYTEST_ARGS)
 
 .venv-3.%/.ready: $(LOCK) | $(UV)/.ready
@@ -129,7 +131,7 @@ TESTS := $(CONTRACT_TESTS)
 .PHONY: test-python
 test-python: $(ON)/.ready
 	@$(call install-wheel,$(ON))
-	@FRESH_PROCESSES=1 $(ON)/bin/python -m pytest -n 4 --dist loadgroup -p no:cacheprovider --ignore tests/browser -m "not (desktop $(WITHOUT))" $(TESTS) $(PYTEST_ARGS)
+	@FRESH_PROCESSES=1 $(ON)/bin/python -m pytest -n 4 $(BY_MODULE) -p no:cacheprovider --ignore tests/browser -m "not (desktop $(WITHOUT))" $(TESTS) $(PYTEST_ARGS)
 
 .PHONY: venvs
 venvs: $(OLDEST)/.ready

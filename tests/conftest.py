@@ -64,11 +64,6 @@ LONGEST = {"test_docs_commands.py", "test_examples.py", "test_person.py", "test_
 """Modules that come first, with those of the workers, so that no worker of pytest-xdist ends with them."""
 
 
-SHARED = {"job", "pages", "person", "postgres_uri", "wheel"}
-"""Fixtures that take seconds and serve many tests; these run on one worker of pytest-xdist."""
-
-
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests that start nothing outside of their own process as quick; put those that take longest first."""
     items.sort(key=lambda item: not item.path.is_relative_to(WORKERS) and item.path.name not in LONGEST)
@@ -76,11 +71,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = set(getattr(item, "fixturenames", ()))
         if not (NOT_QUICK & fixtures or item.get_closest_marker("desktop") or item.path.name in LONGEST):
             item.add_marker("quick")
-        is_long = SHARED & fixtures or item.path.name in LONGEST or item.path.is_relative_to(WORKERS)
+        is_long = item.path.name in LONGEST or item.path.is_relative_to(WORKERS)
         if is_long and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(400))  # they start a browser, a cluster or many processes
-        for fixture in SHARED & fixtures:
-            item.add_marker(pytest.mark.xdist_group(fixture if fixture == "postgres_uri" else item.path.name))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

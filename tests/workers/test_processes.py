@@ -63,7 +63,7 @@ def test_nested_functions_have_runs_of_their_own(run_job, store, method):
     assert (doomed.info.status, doomed.data.params) == ("FAILED", {"number": "7"})
     assert doomed.data.tags["autogen_team.exception"] == "ValueError: bad fold 7"
     assert store.run("train").info.status == "FINISHED"
-    [alert] = out.splitlines()
+    alert, *_ = out.splitlines()
     assert alert.startswith("[job] doomed failed: ")
 
 
