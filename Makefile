@@ -64,7 +64,7 @@ BY_MODULE := --dist loadfile --no-loadscope-reorder
 PYTEST := $(BIN)/python -m pytest -n 4 $(BY_MODULE)
 
 .PHONY: test
-test: $(READY) ## Run the whole test suite: 8 minutes on two cores; PYTEST_ARGS="-k runs -x" for a part
+test: $(READY) ## Run the whole test suite: some ten minutes on two cores; PYTEST_ARGS="-k runs -x" for a part
 	@$(PYTEST) $(PYTEST_ARGS)
 
 .PHONY: test-quick
