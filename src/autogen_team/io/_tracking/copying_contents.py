@@ -83,6 +83,12 @@ class Contents:
             models=len(models),
         )
 
+    def _describe_files(self, place: str) -> object:
+        try:
+            return describe_files(self._source.files(place))
+        except Exception:  # told when they are copied, behind everything else of the run
+            return "the files cannot be listed"
+
     def digest(self, run: Run) -> str:
         """Return what changes when anything is added to a run, without reading metrics or files as a whole.
 
@@ -108,7 +114,7 @@ class Contents:
                 )
                 for model in models
             ],
-            [describe_files(self._source.files(place)) for place in places],
+            [self._describe_files(place) for place in places],
         )
         return hashlib.sha256(repr(found).encode(errors="surrogatepass")).hexdigest()[:16]
 
