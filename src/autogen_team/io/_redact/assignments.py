@@ -172,6 +172,7 @@ def _quoted(word: str, text: str, lower: str, found: re.Match[str], spans: list[
     is_list = opening is not None
     if opening is None:
         opening = _FIRST.match(text, found.start("open"))
+    position = found.end()
     while opening is not None:
         begin, quote = opening.end(), opening["open"].lstrip("bBrRuUfF")
         end = _end_of_quoted(text, quote, begin)
