@@ -22,7 +22,7 @@ import copy
 import functools
 import logging
 import os
-import pickle
+import pickle  # nosec B403 - only asked whether a handler can be pickled; nothing is loaded
 import sys
 import threading
 import weakref

@@ -56,17 +56,17 @@ _KINDS_OF_KEY = (
 _SECRET_KEY = "|".join(rf"(?<={kind}{sign}key)" for kind in _KINDS_OF_KEY for sign in ("", "[_-]"))
 _NAMES = {
     word: re.compile(name + _TAIL)
-    for word, name in {
-        "pass": r"pass(?:(?:word|wd|phrase|code)s?|(?P<short>(?<=[_-]pass)|(?<=[\"']pass)))",
-        "pwd": r"pwd",
-        "secret": r"secrets?",
-        "credential": r"credentials?",
-        "authorization": r"authorization",
-        "x-auth": r"x-auth(?:-token|-key)?",
-        "_pat": r"_pat",
-        "key": rf"key(?=s?\\*[\"']?\]?\s*+[:=,])(?:{_SECRET_KEY})s?",
-        "token": r"token(?=s?\\*[\"']?\]?\s*+[:=,])(?!s?\\*[\"']?\]?\s*+[:=]\s*+\\*[\"']?[\d_.,e+-]++%?(?![\w<|]))s?",
-    }.items()
+    for word, name in (
+        ("pass", r"pass(?:(?:word|wd|phrase|code)s?|(?P<short>(?<=[_-]pass)|(?<=[\"']pass)))"),
+        ("pwd", r"pwd"),
+        ("secret", r"secrets?"),
+        ("credential", r"credentials?"),
+        ("authorization", r"authorization"),
+        ("x-auth", r"x-auth(?:-token|-key)?"),
+        ("_pat", r"_pat"),
+        ("key", rf"key(?=s?\\*[\"']?\]?\s*+[:=,])(?:{_SECRET_KEY})s?"),
+        ("token", r"token(?=s?\\*[\"']?\]?\s*+[:=,])(?!s?\\*[\"']?\]?\s*+[:=]\s*+\\*[\"']?[\d_.,e+-]++%?(?![\w<|]))s?"),
+    )
 }
 _VARIABLE = re.compile(rf"_KEYS?(?<=[A-Z0-9]_KEY)=(?P<open>\\*[\"'])?(?P<bare>{_BARE})")
 _FLAG = re.compile(
