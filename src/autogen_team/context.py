@@ -90,7 +90,7 @@ class GlobalContext(Service):
     redact_patterns: Patterns = ()
     """Regular expressions of your own secrets, one on each line of a variable; a group in one is what is masked."""
     redact_allow: Patterns = ()
-    """Regular expressions of what is no secret although it looks like one; compared with all that would be masked."""
+    """Regular expressions of text to leave as it is; each is compared with the whole of what would be masked."""
 
     @classmethod
     def current(cls) -> GlobalContext:

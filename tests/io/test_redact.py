@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 import re
-import string
 import time
 
 import pytest
@@ -13,26 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autogen_team.io._redact import MASK, Redactor, assignments, is_secret_name, mask, mask_url, shapes
+from testkit import corpus
 
-# Key-shaped strings are put together here, so that no scanner takes this file for a leak.
-DIGITS_AND_LETTERS = (string.ascii_letters + string.digits) * 2
-JWT = ".".join(["eyJ" + "hbGciOiJI", "eyJ" + "zdWIiOiIx", "c2lnbmF0dXJl"])
-SECRETS = {
-    "aws access key": "AKIA" + "A1B2C3D4E5F6G7H8",
-    "google": "AIza" + DIGITS_AND_LETTERS[:35],
-    "jwt": JWT,
-    "databricks": "dapi" + "0123456789abcdef" * 2,
-    "openai": "sk-" + "proj-" + DIGITS_AND_LETTERS[20:60],
-    "anthropic": "sk-" + "ant-api03-" + DIGITS_AND_LETTERS[20:60],
-    "stripe": "sk" + "_live_" + DIGITS_AND_LETTERS[:24],
-    "slack": "xox" + "b-123456789012-abcdefABCDEF",
-    "github": "ghp" + "_" + DIGITS_AND_LETTERS[:36],
-    "github app": "ghs" + "_" + DIGITS_AND_LETTERS[:36],
-    "github fine-grained": "github" + "_pat_" + DIGITS_AND_LETTERS[:40],
-    "gitlab": "glpat" + "-" + DIGITS_AND_LETTERS[:20],
-    "hugging face": "hf" + "_" + DIGITS_AND_LETTERS[:34],
-    "npm": "npm" + "_" + DIGITS_AND_LETTERS[:36],
-}
+SECRETS = corpus.KEYS
 SENTENCES = {
     "assignment": "password=hunter2",
     "capitals": "AWS_SECRET_ACCESS_KEY=hunter2",

@@ -19,7 +19,7 @@ def runs_of(database: str) -> dict[str, mlflow.entities.Run]:
 
 SAME = {
     "a relative path": "mlflow.set_tracking_uri('sqlite:///mlflow.db')",
-    "a path with a step back": "mlflow.set_tracking_uri(f'sqlite:///{os.getcwd()}/../work/mlflow.db')",
+    "a path with a step back": "mlflow.set_tracking_uri(f'sqlite:///{os.getcwd()}/../{os.path.basename(os.getcwd())}/mlflow.db')",
     "the variable": "os.environ['MLFLOW_TRACKING_URI'] = 'sqlite:///mlflow.db'",
 }
 BODY = """
