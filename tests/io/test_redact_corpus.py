@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 from loguru import logger
 
-from autogen_team import GlobalContext, LoggerService
+from autogen_team import AlertsService, GlobalContext, LoggerService, MlflowService
 from autogen_team.errors import ConfigurationError
 from autogen_team.io import _redact
-from autogen_team.io._redact import MASK, Redactor, mask, values
+from autogen_team.io._redact import MASK, Redactor, mask
 from testkit import corpus
-
-
-@pytest.fixture(autouse=True)
-def nothing_added():
-    """Give back what the process knew before the test."""
-    before = values.extra()
-    yield
-    values._extra = before
 
 
 @pytest.mark.parametrize("encoding", corpus.ENCODINGS)
@@ -183,6 +176,21 @@ def test_a_pattern_that_cannot_be_used_is_an_error_that_names_it(pattern, monkey
     monkeypatch.setenv("AUTOGEN_TEAM_REDACT_PATTERNS", pattern)
     with pytest.raises(ConfigurationError, match="AUTOGEN_TEAM_REDACT_PATTERNS"):
         GlobalContext()
+
+
+@pytest.mark.parametrize("variable", ["AUTOGEN_TEAM_REDACT_PATTERNS", "AUTOGEN_TEAM_REDACT_ALLOW"])
+@pytest.mark.parametrize("place", ["environment", ".env"])
+def test_each_service_refuses_such_a_pattern_and_masking_goes_on(variable, place, monkeypatch):
+    """A service that is used alone follows the patterns too. What is masked meanwhile is masked without the pattern."""
+    if place == ".env":
+        Path(".env").write_text(f"{variable}='('\n")
+    else:
+        monkeypatch.setenv(variable, "(")
+
+    for service in (LoggerService, AlertsService, MlflowService):
+        with pytest.raises(ConfigurationError, match=rf"{variable}: '\(' is not a regular expression"):
+            service()
+    assert mask("password=correct-horse") == f"password={MASK}"
 
 
 def test_a_secret_of_a_vault_is_masked_from_then_on(capsys):

@@ -14,6 +14,7 @@ import textwrap
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from types import NoneType
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 PREFIX = "AUTOGEN_TEAM_"
 STATE_DIR = PREFIX + "STATE_DIR"
+_PATTERNS = {f"{PREFIX}REDACT_PATTERNS", f"{PREFIX}REDACT_ALLOW"}
+"""Variables of a context that masking in each service follows, so each service refuses what cannot be followed."""
 
 Source: TypeAlias = Literal["argument", "environment", ".env", "default"]
 
@@ -190,11 +193,12 @@ class Settings(BaseSettings):
             yield name, value if not isinstance(value, str) else show(name, value)
 
 
-def descriptions(cls: type[BaseModel]) -> dict[str, str]:
+@cache
+def descriptions(cls: type[BaseModel]) -> Mapping[str, str]:
     """Return what the source says below each field of a class and its bases.
 
-    Pydantic's `use_attribute_docstrings` does this for each class at each import, in 37 ms for our services; hardly any
-    process asks.
+    Pydantic's `use_attribute_docstrings` reads the source of each class at each import, in 37 ms for our services. Few
+    processes ask for it, so it is read when the first one asks.
     """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
@@ -292,6 +296,10 @@ class _Place(PydanticBaseSettingsSource):
     ) -> None:
         super().__init__(settings_cls)
         self._texts: Mapping[str, str | None] = cast("EnvSettingsSource", source).env_vars
+        for variable in _PATTERNS & self._texts.keys():
+            from autogen_team.io import _redact
+
+            _redact.check(variable, self._texts[variable] or "")
         if has_secrets and self._texts:  # the environment is looked into by the redactor itself
             from autogen_team.io._redact import values
 

@@ -15,6 +15,7 @@ import binascii
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -28,6 +29,7 @@ __all__ = [
     "MASK",
     "Redactor",
     "add_secrets",
+    "check",
     "compiled",
     "configured",
     "is_secret_name",
@@ -81,7 +83,7 @@ class Redactor:
         known = dict(self._environment)
         patterns = (*extra.patterns, *values.lines(known.get(values.PATTERNS_VARIABLE, "")))
         allow = (*extra.allow, *values.lines(known.get(values.ALLOW_VARIABLE, "")))
-        self._patterns = tuple(compiled(values.PATTERNS_VARIABLE, pattern) for pattern in patterns)
+        self._patterns = _usable(values.PATTERNS_VARIABLE, patterns)
         self._allowed = _allowed_by(allow) if allow else None
 
     def __call__(self, text: str) -> str:
@@ -187,6 +189,17 @@ def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
     return values.texts_of_environment(environment)
 
 
+def check(variable: str, text: str) -> None:
+    """Check the patterns that the text of a variable holds.
+
+    Raises:
+        ConfigurationError: one is not a regular expression, or matches an empty text.
+
+    """
+    for pattern in values.lines(text):
+        compiled(variable, pattern)
+
+
 @lru_cache(maxsize=64)
 def compiled(name: str, pattern: str) -> re.Pattern[str]:
     """Return a pattern of the user's, compiled.
@@ -204,9 +217,18 @@ def compiled(name: str, pattern: str) -> re.Pattern[str]:
     return found
 
 
+def _usable(name: str, patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
+    """Return the patterns, compiled, without those that cannot be: settings refuse these, and masking never fails."""
+    found = []
+    for pattern in patterns:
+        with suppress(ConfigurationError):
+            found.append(compiled(name, pattern))
+    return tuple(found)
+
+
 @lru_cache(maxsize=4)
 def _allowed_by(allow: tuple[str, ...]) -> Allowed:
-    patterns = [compiled(values.ALLOW_VARIABLE, pattern) for pattern in allow]
+    patterns = _usable(values.ALLOW_VARIABLE, allow)
     return lambda text: any(pattern.fullmatch(text) for pattern in patterns)
 
 
