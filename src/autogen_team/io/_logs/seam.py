@@ -22,7 +22,7 @@ import copy
 import functools
 import logging
 import os
-import pickle  # nosec B403 - only asked whether a handler can be pickled; nothing is loaded
+import pickle  # only to ask whether a handler can be pickled; nothing is loaded  # nosec B403
 import sys
 import threading
 import weakref
