@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
+from autogen_team.io._redact import values as redact_values
 from testkit import forkserver, known_state
 
 if TYPE_CHECKING:
@@ -97,20 +98,20 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def known_environment(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
+def known_environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
     """Start each test in an empty folder, with none of our variables, its own state folder, and default signals."""
-    for name in list(os.environ):
-        if name.startswith(("AUTOGEN_TEAM_", "MLFLOW_")) and name != "MLFLOW_DISABLE_TELEMETRY":
-            monkeypatch.delenv(name)
-    monkeypatch.setenv(known_state.TEST, request.node.nodeid)
-    monkeypatch.setenv("AUTOGEN_TEAM_STATE_DIR", str(tmp_path / "state"))
     folder = tmp_path / "work"
     folder.mkdir()
-    monkeypatch.chdir(folder)
-    with known_state.default_signals():
-        yield
+    with pytest.MonkeyPatch.context() as patch:  # of its own, for a test that calls `monkeypatch.undo()`
+        for name in list(os.environ):
+            if name.startswith(("AUTOGEN_TEAM_", "MLFLOW_")) and name != "MLFLOW_DISABLE_TELEMETRY":
+                patch.delenv(name)
+        patch.setattr(redact_values, "_extra", redact_values.Extra())  # what `.env` files of tests before have said
+        patch.setenv(known_state.TEST, request.node.nodeid)
+        patch.setenv("AUTOGEN_TEAM_STATE_DIR", str(tmp_path / "state"))
+        patch.chdir(folder)
+        with known_state.default_signals():
+            yield
 
 
 @pytest.fixture(scope="session")

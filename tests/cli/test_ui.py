@@ -102,7 +102,7 @@ def pages(tmp_path_factory, migrated_database, links):
         patch.setenv("AUTOGEN_TEAM_STATE_DIR", str(folder / "state"))
         patch.chdir(folder)
         uri = f"sqlite:///{folder}/mlflow.db"
-        links += [record("first", tracking_uri=uri), record("second", tracking_uri=uri)]
+        links[:] = [record("first", tracking_uri=uri), record("second", tracking_uri=uri)]
         links.append(record("third", "another", tracking_uri=uri))
         with serving(fresh=True) as found:  # whose processes are looked at
             yield found

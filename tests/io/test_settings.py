@@ -24,6 +24,12 @@ EXAMPLES = {bool: ("true", "false"), int: ("7", "8"), float: ("7.5", "8.5"), str
 EVERY_FIELD = [(cls, name) for cls in SERVICES for name in cls.model_fields]
 
 
+@pytest.fixture(autouse=True)
+def nothing_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget which misspelt variables a test of another module has met: each is told once in a process."""
+    monkeypatch.setattr(_settings, "_reported", set())
+
+
 def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
     """Return two texts that the field takes, neither of them its default."""
     default = getattr(cls(), name)
@@ -242,7 +248,6 @@ def test_a_misspelt_variable_of_another_service_is_that_service_s_to_report(monk
 )
 def test_a_variable_that_is_meant_for_no_service_is_reported_by_any(monkeypatch, cls, wrong, right):
     """Its prefix is misspelt, so no service takes it for its own."""
-    monkeypatch.setattr(_settings, "_reported", set())
     monkeypatch.setenv(wrong, "x")
 
     with pytest.warns(ConfigurationWarning, match=f"{wrong} .* did you mean {right}?"):

@@ -16,6 +16,8 @@ import pytest
 
 from testkit import forkserver
 
+END_AFTER_FIVE_MINUTES = "import faulthandler; faulthandler.dump_traceback_later(300, exit=True)\n"
+"""Ends a job that hangs, with what each of its threads is waiting for on stderr."""
 BEGINNING = """\
 import asyncio, logging, multiprocessing, os, pickle, signal, subprocess, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -167,13 +169,13 @@ def run_slow_job(tmp_path_factory: pytest.TempPathFactory, migrated_database: Pa
     def run(main: str, functions: str) -> Finished:
         folder = tmp_path_factory.mktemp("job")
         store = Store(f"sqlite:///{copy(migrated_database, folder / 'mlflow.db')}")
-        (folder / "job.py").write_text(_script(main, functions))
+        (folder / "job.py").write_text(_script(END_AFTER_FIVE_MINUTES + textwrap.dedent(main), functions))
         own = {name: os.environ[name] for name in os.environ if not name.startswith(("AUTOGEN_TEAM_", "MLFLOW_"))}
         state = {"AUTOGEN_TEAM_STATE_DIR": str(folder / "state"), "MLFLOW_TRACKING_URI": store.uri}
         environment = {**own, **state, "MLFLOW_DISABLE_TELEMETRY": "true"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with forkserver.popen(["job.py"], cwd=folder, env=environment, **streams) as process:
-            out, err = process.communicate(timeout=300)
+            out, err = process.communicate(timeout=330)
         assert process.returncode == 0, err
         return Finished(folder, store, out.splitlines(), err)
 
