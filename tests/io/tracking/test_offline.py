@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import offline
+from autogen_team.io._tracking import inventory, journal, offline, reading
 from autogen_team.io.services import MlflowService
 
 
@@ -51,6 +52,26 @@ def test_every_call_of_mlflow_s_shows_offline_runs_at_once(dead_server):
             assert found.info.run_id == run.info.run_id
     assert service.client().get_run(run.info.run_id).info.status == "FINISHED"
     assert service.link("1", run.info.run_id) is None
+
+
+def test_what_waits_for_the_server_is_not_delivered_to_the_store_that_stands_in(dead_server, tmp_path, monkeypatch):
+    """The run of a killed job is in the server's store only: the offline store would refuse all that waits for it."""
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "started_at", lambda _: 1.0)
+        killed = journal.Journal(tmp_path / "state", uri=dead_server)
+        killed.append('"op":"params","run":"of-the-server","values":{"lr":"0.1"}}')
+    folder = killed.folder
+    killed.after_fork()  # lets go of the lock, as the death of the process would
+    assert inventory.look(folder).state == "dead"
+
+    service = MlflowService(tracking_uri=dead_server, mode="auto", connect_timeout=1, autolog_disable=True)
+    with service, service.run_context(service.RunConfig(name="offline", log_system_metrics=False)):
+        for thread in threading.enumerate():
+            if thread.name == "autogen_team-recovery":
+                thread.join()
+
+    assert [entry["op"] for entry in reading.read(folder)] == ["journal", "params"]
+    assert not (tmp_path / "state" / "refused.jsonl").exists()
 
 
 def test_auto_is_online_when_the_server_answers(mlflow_server, tmp_path):

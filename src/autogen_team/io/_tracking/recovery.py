@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team.io import _job
 from autogen_team.io._redact import MASK, mask, mask_url
-from autogen_team.io._tracking import artifacts, destinations, inventory, journal, reading, seam
+from autogen_team.io._tracking import artifacts, destinations, inventory, journal, places, reading, seam
 from autogen_team.io._tracking.delivery import Delivery
 from autogen_team.io._tracking.destinations import OPENED_BY, Destination, Unreachable
 from autogen_team.io._tracking.entries import VERSION, Entry
@@ -100,7 +100,7 @@ def recover_all(
     for found in inventory.find(state, hosts, held=others):
         if found.state not in ("dead", "recovering"):
             continue
-        if seam.identity(found.uri) == seam.identity(mask_url(uri)):
+        if places.identity(found.uri) == places.identity(mask_url(uri)):  # and not the one that stands in for it
             yield found, _see_to(found, uri, registry_uri, state, hosts)
         elif others and MASK in found.uri:
             problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"
