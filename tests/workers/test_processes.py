@@ -124,6 +124,8 @@ def test_a_terminated_worker_leaves_its_child_killed(run_job, store, journals, m
             worker.join()
             assert worker.exitcode == 128 + signal.SIGTERM, worker.exitcode
             mlflow.log_metric("accuracy", 1.0, step=1)
+            mine = mlflow.get_run(mlflow.active_run().info.run_id)
+            assert (mine.info.status, mine.data.tags.get("autogen_team.exception")) == ("RUNNING", None), mine
         """,
         """
         def wait(begun):

@@ -89,16 +89,18 @@ def uri_of(run: mlflow.ActiveRun) -> str:
     return found or mlflow.get_tracking_uri()
 
 
-def open_runs(*, everywhere: bool) -> dict[str, str]:
+def open_runs(*, everywhere: bool, apart_from: type[mlflow.ActiveRun]) -> dict[str, str]:
     """Return the store of each open run by its id, without those that another thread has open, and may still end.
 
-    Those of all threads are returned with `everywhere`.
+    Those of all threads are returned with `everywhere`. Runs of the class `apart_from` are left out: another process
+    ends them.
     """
     stacks = _stacks
     if stacks is None:
         return {}
     busy = set() if everywhere else {thread.ident for thread in threading.enumerate()} - {get_ident()}
-    return {run.info.run_id: uri_of(run) for run, owner in stacks.opened() if owner.thread not in busy}
+    found = [(run, owner) for run, owner in stacks.opened() if not isinstance(run, apart_from)]
+    return {run.info.run_id: uri_of(run) for run, owner in found if owner.thread not in busy}
 
 
 def forget(run_id: str) -> list[str]:

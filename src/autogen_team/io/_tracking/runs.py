@@ -125,7 +125,7 @@ def close_what_is_left(before: Collection[str] = ()) -> None:
     end = _job.End(status, reason, failure, 0.0)
     kept = {*before, *(opened.run.run_id for opened in _open)}
     if signum is None:
-        kept |= isolation.open_runs(everywhere=True).keys() - isolation.open_runs(everywhere=False).keys()
+        kept |= _of_this_process(everywhere=True).keys() - _of_this_process(everywhere=False).keys()
     for run_id, uri in reversed(left_open().items()):
         if run_id not in kept:
             _end(run_id, uri, end)
@@ -136,7 +136,11 @@ def left_open() -> dict[str, str]:
 
     Without a journal, runs of clients are not known.
     """
-    return {**isolation.open_runs(everywhere=True), **write_behind.open_runs()}
+    return {**_of_this_process(everywhere=True), **write_behind.open_runs()}
+
+
+def _of_this_process(*, everywhere: bool) -> dict[str, str]:
+    return isolation.open_runs(everywhere=everywhere, apart_from=guests.JoinedRun)
 
 
 def _end(run_id: str, uri: str, end: _job.End) -> None:
