@@ -103,15 +103,14 @@ def known_environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
     folder = tmp_path / "work"
     folder.mkdir()
     with pytest.MonkeyPatch.context() as patch:  # of its own, for a test that calls `monkeypatch.undo()`
-        for name in list(os.environ):
-            if name.startswith(("AUTOGEN_TEAM_", "MLFLOW_")) and name != "MLFLOW_DISABLE_TELEMETRY":
-                patch.delenv(name)
+        known_state.forget_stores()
         patch.setattr(redact_values, "_extra", redact_values.Extra())  # what `.env` files of tests before have said
         patch.setenv(known_state.TEST, request.node.nodeid)
         patch.setenv("AUTOGEN_TEAM_STATE_DIR", str(tmp_path / "state"))
         patch.chdir(folder)
         with known_state.default_signals():
             yield
+    known_state.forget_stores()  # a fixture of the next module is set up before that of its first test
 
 
 @pytest.fixture(scope="session")

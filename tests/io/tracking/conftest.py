@@ -54,7 +54,6 @@ def proxy(mlflow_server: str, free_port: Callable[[], int]) -> Iterator[Proxy]:
 @pytest.fixture(autouse=True)
 def uris_as_they_were() -> Iterator[None]:
     """Give MLflow back its URIs and its experiment, which plain MLflow keeps for the whole process."""
-    fluent._active_experiment_id = None  # a test of another folder may have left one
     restore = seam.keep_uris()
     yield
     restore()

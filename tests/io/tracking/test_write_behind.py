@@ -115,8 +115,8 @@ def test_a_read_sees_what_was_written_before(any_uri, start_session):
         assert mlflow.get_run(run_id).data.metrics == {"loss": 0.5}
         mlflow.log_metric("loss", 0.25, step=1)
         assert len(mlflow.MlflowClient().get_metric_history(run_id, "loss")) == 2
-        mlflow.log_param("depth", 3)
-        (found,) = mlflow.search_runs(filter_string="params.depth = '3'", output_format="list")
+        mlflow.log_param("of", run_id)  # other tests have runs in this store, too
+        (found,) = mlflow.search_runs(filter_string=f"params.of = '{run_id}'", output_format="list")
         assert found.info.run_id == run_id
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 

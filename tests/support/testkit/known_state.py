@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,11 @@ _SET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray gives its workers 15, which a busy machine hardly ever runs
 }
+_MLFLOW_GLOBALS = (
+    ("mlflow.tracking.fluent", "_active_experiment_id"),
+    ("mlflow.tracking._tracking_service.utils", "_tracking_uri"),
+    ("mlflow.tracking._model_registry.utils", "_registry_uri"),
+)
 _DEFAULT = ("SIGHUP", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SIGTSTP", "SIGTTIN", "SIGTTOU", "SIGCONT")
 
 
@@ -55,6 +61,16 @@ def reset_signals() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in _DEFAULT:
         signal.signal(getattr(signal, name), signal.SIG_DFL)
+
+
+def forget_stores() -> None:
+    """Take back what a test has told MLflow and us for the whole process: variables, and MLflow's global values."""
+    for name in list(os.environ):
+        if name.startswith(("AUTOGEN_TEAM_", "MLFLOW_")) and name not in _SET:
+            del os.environ[name]
+    for module, value in _MLFLOW_GLOBALS:
+        if module in sys.modules:
+            setattr(sys.modules[module], value, None)
 
 
 @contextmanager
