@@ -1,4 +1,4 @@
-"""Artifacts while the server cannot be reached: they wait as copies beside the journal, and their entry in it."""
+"""Artifact uploads that outlast an outage: the files wait as copies beside the journal, one entry for each upload."""
 
 from __future__ import annotations
 
@@ -23,40 +23,40 @@ from autogen_team.io._tracking.standin import StandIn
 from autogen_team.io._tracking.words import with_kind
 
 _FILES = "files"
-"""The folder beside the journal."""
+"""Folder beside the segments of the journal that holds the copies."""
 _THROUGH_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")
 _FINAL = frozenset({400, 403, 409, 413, 422})
-"""The answers to an upload that another attempt would not change; 413 is what nginx says above 1 MB."""
+"""HTTP statuses of an upload that another attempt would not change; nginx answers 413 above 1 MB."""
 _PATIENCE = 10.0
-"""Seconds that an upload waits for those before it."""
+"""Seconds that an upload waits for the delivery of earlier entries."""
 
 
 class WaitingRoom:
-    """Keeps what is to be brought to runs and models later."""
+    """Uploads artifacts of runs and logged models, or keeps copies of them for a later upload."""
 
     def __init__(self, journal: Journal, courier: Courier, link: Link, is_to_be_made: Callable[[str], bool]) -> None:
-        """Keep what cannot be uploaded; `is_to_be_made` tells of a run whether the store does not have it yet."""
+        """Keep copies in `journal`; `is_to_be_made` tells whether the store has yet to create the run of an id."""
         self._journal = journal
         self._is_to_be_made = is_to_be_made
         self._courier = courier
         self._link = link
         self._numbers = itertools.count(1)
         self._last = 0
-        """The number of the last entry that has something waiting."""
+        """Number of the last entry with an artifact."""
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Leave what is on its way to the parent."""
+        """Forget the helper thread and its pending uploads, which are the parent's."""
         self._helper: ThreadPoolExecutor | None = None
         self._on_their_way: set[Future[None]] = set()
 
     def later(self, bring: Callable[[], None]) -> Future[None]:
-        """Do it on a thread beside the job; on the caller's own if none is to be had any more."""
+        """Call `bring` on the helper thread, or on the caller's own if no thread can be started any more."""
         if self._helper is None:
             self._helper = ThreadPoolExecutor(1, "autogen_team-images")
         try:
             future = self._helper.submit(bring)
-        except RuntimeError:  # the interpreter is going down
+        except RuntimeError:  # the interpreter is shutting down
             future = Future()
             bring()
             future.set_result(None)
@@ -65,11 +65,14 @@ class WaitingRoom:
         return future
 
     def flush(self, timeout: float | None = None) -> None:
-        """Wait until nothing is on its way, at most for `timeout` seconds."""
+        """Wait until the helper thread has no pending uploads, at most `timeout` seconds."""
         wait(list(self._on_their_way), timeout)
 
     def find(self, find: Callable[[], Any], owner: str, kind: Kind) -> Any:
-        """Return a repository that does not fail while the server is gone; one elsewhere is returned as it is."""
+        """Return a repository whose uploads do not fail while the server is gone.
+
+        A repository that is not reached through the server is returned as it is.
+        """
         if kind == "run" and self._is_to_be_made(owner):
             return _Patient(_Nowhere(owner), self, owner, kind)
         repository = find()
@@ -85,12 +88,12 @@ class WaitingRoom:
         try:
             upload()
         except Exception:
-            if self._link.answers():  # so the fault is not that of the way
+            if self._link.answers():  # so the connection is not at fault
                 raise
             self._keep(path, folder, owner, kind)
 
     def _is_next(self) -> bool:
-        """Tell whether the server answers and nothing waits any more that was to be uploaded before."""
+        """Tell whether the server answers and has taken every earlier upload."""
         try:
             self._link.require()
         except StoreUnavailableError:
@@ -112,7 +115,7 @@ class WaitingRoom:
 
 
 class _Nowhere:
-    """The artifacts of a run that the store has not made yet: things can be brought there, and nothing can be got."""
+    """Artifact repository of a run that the store has not created yet; every method raises."""
 
     artifact_uri = ""
 
@@ -127,7 +130,7 @@ class _Nowhere:
 
 
 class _Patient(StandIn):
-    """A repository whose uploads may wait; everything else is the repository's own."""
+    """Stands in for an artifact repository, and lets its uploads wait; all other calls go to the repository."""
 
     def __init__(self, repository: Any, room: WaitingRoom, owner: str, kind: Kind) -> None:
         super().__init__(repository)
@@ -136,15 +139,15 @@ class _Patient(StandIn):
         self._kind: Kind = kind
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None:
-        """Bring a file there, now or later."""
+        """Upload a file, now or later."""
         self._bring("log_artifact", local_file, artifact_path)
 
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None:
-        """Bring what is in a folder there, now or later."""
+        """Upload the content of a folder, now or later."""
         self._bring("log_artifacts", local_dir, artifact_path)
 
     def _log_artifact_async(self, filename: str, artifact_path: str | None = None, artifact: Any = None) -> Any:
-        """Bring an image there on another thread, as MLflow does, whose own thread knows nothing of waiting."""
+        """Upload an image on the helper thread, because an upload on MLflow's own thread cannot wait."""
 
         def bring() -> None:
             with tempfile.TemporaryDirectory() as folder:
@@ -156,7 +159,7 @@ class _Patient(StandIn):
         return seam.operations(self._room.later(bring))
 
     def flush_async_logging(self) -> None:
-        """Wait until the images have been brought there, or wait in the journal."""
+        """Wait until every image is uploaded or kept for later."""
         self._room.flush()
 
     def _bring(self, method: str, path: str, folder: str | None) -> None:
@@ -172,15 +175,15 @@ def _is_final(error: Exception, uri: str) -> bool:
 
 
 def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:
-    """Bring what an entry has waiting to its run or model, and remove the copy; one that is refused is put aside.
+    """Upload the artifact of an entry to its run or model, and remove the copy; move a refused copy to `refused`.
 
     Raises:
-        Unreachable: it could not be brought there.
-        Refused: it is wanted there neither now nor later: too large, say, or of a run that is gone.
+        Unreachable: the upload failed; another attempt may succeed.
+        Refused: no attempt can succeed: the file is too large, say, or its run is gone.
 
     """
     place = journal_folder / entry["place"]
-    if not place.is_dir():  # it has arrived before, and what came after it in the journal had not
+    if not place.is_dir():  # an earlier attempt uploaded it, and failed at a later entry
         return
     kind: Kind = "run" if "run" in entry else "logged_model"
     try:

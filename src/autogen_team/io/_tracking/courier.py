@@ -1,7 +1,7 @@
-"""The thread that brings what stands in the journal to the store, soon after it was written there.
+"""The background thread that delivers the entries of the journal to the store, soon after they are written.
 
-It sleeps until there is something, gathers for a moment, delivers all there is, and tries again for as long as the
-store cannot be reached. A flush makes it hurry. After a fork the child has a thread and a journal of its own.
+It sleeps until there is an entry, gathers more for a moment, and delivers them all. It retries for as long as the store
+is out of reach. A flush cuts its pauses short. After a fork the child has a thread and a journal of its own.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ from autogen_team.io._tracking.wakeup import Wakeup
 from autogen_team.io._tracking.words import with_kind
 
 GATHER = 0.25
-"""Seconds between the first entry of a batch and its delivery, of a store that is quick."""
+"""Seconds between the first entry of a batch and its delivery, for a fast store."""
 _SHARE, _LONGEST_GATHER = 4.0, 4.0
-"""How much longer than it takes to deliver entries are gathered, and at most how long: a store that many processes
-deliver to gets larger batches instead of more of them. A server of uvicorn's closes a connection after 5 s of silence;
-a request that is sent at that moment is lost."""
+"""Entries are gathered for `_SHARE` times as long as the last delivery took, at most `_LONGEST_GATHER` seconds. So a
+store that many processes deliver to gets larger batches instead of more of them. The maximum is below the 5 s of
+silence after which uvicorn closes a connection: a request that is sent at that moment is lost."""
 _CHUNK = 128 * 2**10
-"""Bytes of the journal that are delivered before they are acknowledged; some thousand metrics."""
+"""Bytes of the journal that are delivered and then acknowledged together; about a thousand metrics."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
-"""Seconds between attempts while the store is out of reach."""
+"""Seconds between attempts while the store is out of reach; the pause doubles from the first value to the second."""
 _SPREAD = 0.5, 1.5
-"""The shares of a pause that are really waited, at random: many workers that a server has failed at one moment would
-come back at one moment, and fail it again."""
+"""Range of the random factor of a pause. Without it, many workers that lost their server at the same moment would all
+return at the same moment, and overload the server again."""
 _LAST_PATIENCE = 1.0
-"""Seconds that the end of the thread, and an entry that could not be written, wait for what is under way."""
+"""Seconds to wait for the current delivery before the thread ends, or before an unwritten entry is delivered."""
 _TRIES = (0.1, 0.3, 0.0)
-"""Seconds to wait after each attempt to bring an entry that is nowhere else."""
+"""Seconds to wait after each attempt to deliver an entry that is stored nowhere else."""
 _FORK_PATIENCE = 1.0
-"""Seconds that a fork waits for a delivery under way, whose locks the child would find held for ever."""
+"""Seconds that a fork waits for the current delivery, whose locks would stay held in the child for ever."""
 
 _report = logging.getLogger("autogen_team")
 _couriers: weakref.WeakSet[Courier] = weakref.WeakSet()
 
 
 class Courier:
-    """Delivers one journal."""
+    """Delivers the entries of one journal on a background thread."""
 
     def __init__(self, journal: Journal, delivery: Delivery, link: Link) -> None:
         self._journal = journal
@@ -59,12 +59,12 @@ class Courier:
         self._link = link
         self._follower = Follower(journal)
         self.lost = 0
-        """Entries that neither the journal nor the store has taken."""
+        """Number of entries that neither the journal nor the store has taken."""
         self.after_fork()
         _couriers.add(self)
 
     def after_fork(self) -> None:
-        """Begin anew, without a thread."""
+        """Reset all state, the thread included, which does not survive a fork."""
         self._follower.close()
         self._follower = Follower(self._journal)
         self._delivering = threading.Lock()
@@ -76,31 +76,31 @@ class Courier:
         self._attempts = 0
         self._gather = GATHER
         self._chunk: list[Entry] | None = None
-        """What was read, and is not delivered yet."""
+        """Entries that were read and are not delivered yet."""
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Begin to deliver, unless that has begun."""
+        """Start the thread, unless it runs or has been stopped."""
         with self._lock:
             if self._thread is None and not self._stopping:
                 self._thread = threading.Thread(target=self._run, name="autogen_team-tracking", daemon=True)
                 try:
                     self._thread.start()
-                except RuntimeError:  # no thread can be started any more: the interpreter is going down
+                except RuntimeError:  # no thread can be started any more: the interpreter is shutting down
                     self._thread = None
 
     def flush(self, timeout: float, *, give_up_when_cut: bool = False) -> bool:
-        """Return whether the store has taken all that was written up to now, after at most `timeout` seconds.
+        """Wait until the store has all entries written so far, at most `timeout` seconds; return whether it has them.
 
-        With `give_up_when_cut`, an attempt that fails ends the waiting.
+        With `give_up_when_cut`, a failed attempt ends the wait.
         """
         until = self._journal.number
         if self._journal.acked >= until:
             return True
         with self._lock:
-            if self.is_asking:  # it cannot wait for itself
+            if self.is_asking:  # the delivery thread cannot wait for itself
                 return False
-            self.start()  # perhaps none could be started before
+            self.start()  # an earlier start may have failed
             self._wanted = max(self._wanted, until)
             self._urgent.set()
             self._journal.wake()
@@ -114,7 +114,7 @@ class Courier:
         return self._journal.acked >= until
 
     def deliver_now(self, body: str) -> None:
-        """Bring an entry that could not be written to the store, behind what was written; it is lost if that fails."""
+        """Deliver an entry that the journal could not take, after those that it holds; if that fails, it is lost."""
         self.flush(_LAST_PATIENCE, give_up_when_cut=True)
         fault = ""
         for pause in _TRIES:
@@ -130,7 +130,7 @@ class Courier:
         self.lost += 1
 
     def stop(self, timeout: float) -> bool:
-        """Deliver what is left, at most for `timeout` seconds, and end the thread; tell whether all was taken."""
+        """Deliver the rest, at most for `timeout` seconds, and end the thread; return whether the store has it all."""
         deadline = time.monotonic() + timeout
         while not (delivered := self.flush(max(0.0, deadline - time.monotonic()))) or self.has_more:
             if self._thread is None or time.monotonic() >= deadline:
@@ -147,20 +147,20 @@ class Courier:
 
     @property
     def is_asking(self) -> bool:
-        """Whether the caller is the thread that delivers."""
+        """Whether the calling thread is the delivery thread."""
         return threading.current_thread() is self._thread
 
     @property
     def has_more(self) -> bool:
-        """Whether something was written that the store has not taken."""
+        """Whether the journal has entries that the store has not taken."""
         return self._journal.acked < self._journal.number
 
     def pause(self, timeout: float) -> bool:
-        """Keep deliveries from beginning, once the one under way is done; False if that takes too long."""
+        """Block further deliveries once the current one is done; return False if that takes too long."""
         return self._delivering.acquire(timeout=timeout)
 
     def resume(self) -> None:
-        """Let deliveries go on after a `pause` that was True."""
+        """Allow deliveries again after a `pause` that returned True."""
         self._delivering.release()
 
     def _run(self) -> None:
@@ -175,7 +175,7 @@ class Courier:
                     self._deliver(self._journal.number)
                     self._gather = min(max(GATHER, _SHARE * (time.monotonic() - began)), _LONGEST_GATHER)
                 except Exception:
-                    with suppress(Exception):  # a handler of the job's may raise, and this thread must not end by it
+                    with suppress(Exception):  # a log handler of the job may raise, which must not end this thread
                         _report.exception("the journal could not be delivered; what is in it stays there")
                     self._urgent.wait(_LONGEST_PAUSE)
 
@@ -183,12 +183,12 @@ class Courier:
         return not self._stopping
 
     def _deliver(self, until: int) -> None:
-        """Deliver what is there now; what comes meanwhile is gathered for the next time."""
+        """Deliver the entries up to the number `until`; later ones are gathered for the next delivery."""
         while self._journal.acked < until and self._has_chunk():
             pause = _FIRST_PAUSE
             while not self._attempt():
                 self._journal.sync()
-                spread = random.uniform(*_SPREAD)  # noqa: S311 - it is no secret  # nosec B311
+                spread = random.uniform(*_SPREAD)  # noqa: S311 - not a secret  # nosec B311
                 self._urgent.wait(pause * spread)
                 if self._stopping:
                     return
@@ -202,7 +202,7 @@ class Courier:
     def _attempt(self) -> bool:
         assert self._chunk is not None
         number = self._follower.number
-        self._urgent.clear()  # whoever wants to hurry from now on gets another attempt at once
+        self._urgent.clear()  # a flush from now on gets another attempt at once
         try:
             with self._delivering:
                 self._delivery.deliver(self._chunk)
@@ -225,7 +225,7 @@ class Courier:
 
 
 class _Held(threading.local):
-    """The couriers that the calling thread has paused to fork; two threads may fork at a time."""
+    """Couriers that the calling thread has paused for its fork; two threads may fork at the same time."""
 
     couriers: tuple[Courier, ...] = ()
 

@@ -1,4 +1,4 @@
-"""Turns entries of a journal into requests, and brings these to a store in the order of each run."""
+"""Turn journal entries into requests to a store; the entries of a run keep their order."""
 
 from __future__ import annotations
 
@@ -20,44 +20,44 @@ from autogen_team.io._tracking.destinations import Batch, Blocked, Destination, 
 from autogen_team.io._tracking.entries import NOTES, Entry
 
 Attach: TypeAlias = Callable[[Entry], None]
-"""Brings a file that waits beside a journal to where its entry says."""
+"""Uploads the waiting artifact of an entry to the run or model that the entry names."""
 
 _EXTRAS = (("model_id", "model"), ("dataset_name", "dataset"), ("dataset_digest", "digest"))
 _PLAIN = len(("crc", "n", "op", "run", "t", "step", "values"))
 REFUSED_FILE = "refused.jsonl"
 _OURS = "autogen_team."
 _ATTEMPTS = 3
-"""How often something before the store may block a delivery before we ask whether it is about what is delivered."""
+"""Number of blocked attempts after which we find out whether the content of the request is the cause."""
 _PAUSES = (0.2, 0.5)
-"""Seconds between these attempts, where nobody else waits between them."""
+"""Seconds between these attempts in `insist`; callers of `deliver` pause themselves."""
 
 _report = logging.getLogger("autogen_team")
 
 
 class Delivery:
-    """Brings entries to one destination."""
+    """Delivers entries to one destination."""
 
     def __init__(self, destination: Destination, attach: Attach, state: Path) -> None:
-        """Note what the destination refuses in a file below `state`."""
+        """Write the items that the destination refuses to a file in the folder `state`."""
         self.ids: dict[str, str] = {}
-        """The ids of runs that were begun without the store, and what it calls them."""
+        """The store's ids of runs that were begun without it, by their local ids."""
         self.on_created: Callable[[str, str], None] = lambda _local, _real: None
-        """Called when the store has made such a run."""
+        """Called with both ids when the store has created such a run."""
         self._destination = destination
         self._attach = attach
         self._state = state
         self.refused = 0
-        """Items that the store does not take, at all."""
+        """Number of items that the store has refused for good."""
         self._told: set[type[Refused]] = set()
-        """The kinds of refusals that the log has told of."""
+        """Kinds of refusals that were already logged."""
         self._blocked = 0
-        """How often the delivery under way has been blocked."""
+        """Number of times that the current delivery was blocked."""
 
     def insist(self, found: Sequence[Entry]) -> None:
-        """Deliver; if something before the store blocks that, find out at once whether it is about one of the items.
+        """Deliver the entries; if a proxy blocks them, find out at once whether one of the items is the cause.
 
         Raises:
-            Unreachable: as `deliver`.
+            Unreachable: see `deliver`.
 
         """
         for pause in _PAUSES:
@@ -70,10 +70,10 @@ class Delivery:
         self.deliver(found)
 
     def deliver(self, found: Iterable[Entry]) -> None:
-        """Bring the entries to the store; what it refuses is noted, and does not hold up the rest.
+        """Deliver the entries to the store; refused items are recorded, and do not hold up the rest.
 
         Raises:
-            Unreachable: the store could not be asked. Some entries may have arrived; bringing them again does no harm.
+            Unreachable: the store could not be asked. Some entries may have arrived; to deliver them again is harmless.
 
         """
         for request in _requests(found):
@@ -94,22 +94,22 @@ class Delivery:
                 self._log_parts(batch, refusal_on_the_way)
 
     def _log_parts(self, batch: Batch, refusal: Refused) -> None:
-        """Log what can be logged of a batch that was refused, and note the rest."""
+        """Log those items of a refused batch that the store accepts, and record the others."""
         singles = batch.singles()
         is_on_the_way = isinstance(refusal, RefusedOnTheWay)
         if len(singles) == 1 or (not is_on_the_way and self._takes_nothing(batch.run_id)):
             self._note({"run": batch.run_id, "items": _plain(batch)}, refusal, len(singles))
             return
-        # Some of them are at fault: by halves, a single one among a thousand costs ten requests, not a thousand.
+        # Bisect the batch: one bad item among a thousand costs ten halvings, not a thousand requests.
         middle = len(singles) // 2
         for half in (singles[:middle], singles[middle:]):
             self._log(_joined(half))
 
     def _judged(self, blocked: Blocked, run_id: str) -> RefusedOnTheWay:
-        """Return the refusal that this amounts to, if others are let through to the store; else raise it again.
+        """Return `blocked` as a refusal if other requests get through to the store; else raise it again.
 
-        A proxy that has lost its server, or a user without rights, is turned away whatever he sends. So the question
-        is whether the store itself answers a request about the same run that carries nothing.
+        A proxy that has lost its server blocks every request, and a user without rights is always rejected. So the
+        question is whether the store itself answers a request about the same run without any content.
         """
         self._blocked += 1
         if self._blocked < _ATTEMPTS or not self._destination.takes_others(run_id):
@@ -117,7 +117,7 @@ class Delivery:
         return RefusedOnTheWay(str(blocked))
 
     def _is_blocked(self, single: Batch) -> bool:
-        """Try a single item once more, now that others are known to be let through."""
+        """Try a single item once more, now that others are known to get through; return whether it is blocked."""
         try:
             self._destination.log(single)
         except Blocked:
@@ -127,7 +127,7 @@ class Delivery:
         return False
 
     def _takes_nothing(self, run_id: str) -> bool:
-        """Tell whether it is the run that the store refuses: one that was deleted meanwhile, say."""
+        """Tell whether the store refuses the run itself, which was deleted meanwhile, say."""
         try:
             self._destination.log(Batch(run_id))
         except Refused:
@@ -159,7 +159,11 @@ class Delivery:
                 self._attach({**entry, "run": run_id} if run_id else entry)
 
     def _give_up(self, entry: Entry, run_id: str, refusal: Refused) -> None:
-        """Note what is refused, and do what is left of it: a run is made without its tags, and ends without a name."""
+        """Record what is refused of an entry; if a proxy blocked it, carry out the rest.
+
+        A run is created without the tags and the name of the job, and these tags are logged afterwards. A run ends
+        without its new name.
+        """
         if isinstance(refusal, RefusedOnTheWay) and entry["op"] == "create":
             needed = {key: value for key, value in entry["tags"].items() if key.startswith(_OURS)}
             real = self._create(entry, needed, f"run-{entry['run'][:8]}")
@@ -215,7 +219,7 @@ class Delivery:
 
 
 def _requests(found: Iterable[Entry]) -> Iterator[Batch | Entry]:
-    """Gather what can go in one request; whatever else concerns a run comes after what was said of it before."""
+    """Gather entries into batches, one request each; any other entry of a run follows the batch before it."""
     batches: dict[str, Batch] = {}
     for entry in found:
         operation = entry["op"]
@@ -229,7 +233,7 @@ def _requests(found: Iterable[Entry]) -> Iterator[Batch | Entry]:
             yield entry
             continue
         if batch is not None and operation == "metrics" and len(batch) + len(entry["values"]) <= MAX_METRICS_PER_BATCH:
-            batch.metrics += _metrics(entry)  # what nearly all entries are, without a detour
+            batch.metrics += _metrics(entry)  # the fast path: nearly all entries are metrics
             continue
         for part in _parts(entry):
             if batch is not None and not _fits(batch, part):
@@ -273,7 +277,7 @@ def _fits(batch: Batch, part: Batch) -> bool:
         len(batch) + len(part) <= MAX_ENTITIES_PER_BATCH
         and len(batch.params) + len(part.params) <= MAX_PARAMS_TAGS_PER_BATCH
         and len(batch.tags) + len(part.tags) <= MAX_PARAMS_TAGS_PER_BATCH
-        and not part.params.keys() & batch.params.keys()  # the same parameter twice would be refused as a whole
+        and not part.params.keys() & batch.params.keys()  # with a parameter twice, the whole batch would be refused
     )
 
 

@@ -1,6 +1,6 @@
-"""Where entries of a journal go: an MLflow server, a database, or any other store of MLflow's.
+"""Destinations of journal entries: an MLflow server, a database, or any other MLflow store.
 
-Each is asked once and in short time, because whoever delivers knows itself when to try again.
+Each request is sent once and with a short timeout, because the caller decides when to try again.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ask: Callable[..., Any] = http_request
 read_proto: Callable[..., None] = parse_dict
 
 OPENED_BY = "autogen_team.opened_by"
-"""The tag by which a run is found whose id could not be noted."""
+"""Tag that identifies a run whose id could not be recorded."""
 PATIENCE = 30.0
 """Seconds that a server may take to answer one request."""
 _REFUSALS = frozenset(
@@ -45,40 +45,41 @@ _REFUSALS = frozenset(
 )
 _BAD_VALUES = (OverflowError, TypeError, ValueError)
 _FINAL = frozenset({400, 403, 404, 409, 413, 422})
-"""The answers of an MLflow server that another attempt would not change."""
+"""HTTP statuses of an MLflow server that another attempt would not change."""
 _TOO_LARGE = 413
 _NOT_ABOUT_CONTENT = frozenset({401, 404, 407, 408, 425, 429})
-"""Answers below 500 that say nothing about what was sent: a login is missing, the server behind is away or busy."""
+"""HTTP statuses below 500 that say nothing about the content: a login is missing, or the server is away or busy."""
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _MARKUP = re.compile(r"<[^>]*>")
 _BUSY = ("BAD_REQUEST: QueuePool limit", "BAD_REQUEST: (psycopg2.errors.ReadOnlySqlTransaction)")
-"""How a server refuses anything that waits for longer than 30 s for a connection to its database, or that comes while
-that has lost its primary: almost all that SQLAlchemy says is a bad request to MLflow. Later it would take the same."""
+"""Errors of a server that waited longer than 30 s for a connection to its database, or whose database has lost its
+primary. MLflow reports almost every error of SQLAlchemy as a bad request. The server would take the same request
+later."""
 
 
 class Unreachable(Exception):  # noqa: N818 - what happened, not whose fault it is
-    """The store could not be asked, or could not answer; the same may succeed later."""
+    """The store could not be asked, or could not answer; the same request may succeed later."""
 
 
 class Blocked(Unreachable):
-    """Something before the store answers by a page of its own, perhaps because of what it was sent."""
+    """A proxy or firewall before the store answers with a page of its own, perhaps because of the content."""
 
 
 class Refused(Exception):  # noqa: N818 - the same
-    """The store wants no such thing, now or later."""
+    """The store refuses the request, now and later."""
 
 
 class RefusedOnTheWay(Refused):
-    """A proxy or a firewall before the store does not let this through, though it lets others."""
+    """A proxy or firewall before the store blocks this request, though it lets others through."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """What one request brings to a run."""
+    """Metrics, parameters and tags of one run that are logged in one request."""
 
     run_id: str
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    """Each with `key`, `value`, `timestamp`, `step`, and perhaps `model_id`, `dataset_name`, `dataset_digest`."""
+    """Each has `key`, `value`, `timestamp`, `step`, and perhaps `model_id`, `dataset_name`, `dataset_digest`."""
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -95,13 +96,13 @@ class Batch:
 
 
 class Destination:
-    """Any store, through its own methods."""
+    """An MLflow store of any kind, called through its own methods."""
 
     def __init__(self, store: Any) -> None:
         self.store = store
 
     def create(self, entry: Mapping[str, Any]) -> str:
-        """Make the run that an entry describes, unless it is there already, and return its id."""
+        """Create the run that an entry describes, unless it exists already, and return its id."""
         with _translated():
             filter_string = f"tags.`{OPENED_BY}` = '{entry['tags'][OPENED_BY]}'"
             found = self.store.search_runs([entry["experiment"]], filter_string, ViewType.ALL, max_results=1)
@@ -112,12 +113,12 @@ class Destination:
             return str(run.info.run_id)
 
     def log(self, batch: Batch) -> None:
-        """Log metrics, parameters and tags; an empty batch asks whether the run takes any."""
+        """Log metrics, parameters and tags; an empty batch finds out whether the run accepts any."""
         with _translated():
             self._log(batch)
 
-    def takes_others(self, run_id: str) -> bool:  # noqa: ARG002 - of a server
-        """Tell whether the store itself answers a request about this run that carries nothing."""
+    def takes_others(self, run_id: str) -> bool:  # noqa: ARG002 - `Server` needs it
+        """Tell whether the store itself answers a request about this run without any content."""
         return True
 
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
@@ -127,12 +128,12 @@ class Destination:
             self.store.update_run_info(run_id, number, end_time, name)
 
     def remove_tag(self, run_id: str, key: str) -> None:
-        """Remove a tag; one that is not there is as good as removed."""
+        """Remove a tag; a tag that does not exist counts as removed."""
         with suppress(Refused), _translated():
             self.store.delete_tag(run_id, key)
 
     def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
-        """Note what a run has been given: datasets as MLflow's REST API writes them, and ids of models."""
+        """Log the inputs of a run: datasets as MLflow's REST API writes them, and ids of models."""
         with _translated():
             self.store.log_inputs(
                 run_id,
@@ -165,7 +166,7 @@ class Database(Destination):
         if self._is_as_expected:
             try:
                 return tables.insert_metrics(self.store, batch.run_id, batch.metrics)
-            except (AttributeError, ImportError, TypeError):  # another MLflow: its own way is slower, but its own
+            except (AttributeError, ImportError, TypeError):  # another MLflow: its own method is slower, but fits
                 _report.info("MLflow's tables are not as expected; metrics take its own way", exc_info=True)
                 self._is_as_expected = False
         return False
@@ -175,7 +176,7 @@ class Server(Destination):
     """An MLflow server, through its REST API, with MLflow's own credentials, certificates and headers."""
 
     def create(self, entry: Mapping[str, Any]) -> str:
-        """Make the run that an entry describes, unless it is there already, and return its id."""
+        """Create the run that an entry describes, unless it exists already, and return its id."""
         filter_string = f"tags.`{OPENED_BY}` = '{entry['tags'][OPENED_BY]}'"
         found = self._post("runs/search", experiment_ids=[entry["experiment"]], filter=filter_string, max_results=1)
         if found.get("runs"):
@@ -201,7 +202,7 @@ class Server(Destination):
         )
 
     def takes_others(self, run_id: str) -> bool:
-        """Tell whether the server itself answers a request about this run that carries nothing."""
+        """Tell whether the server itself answers a request about this run without any content."""
         try:
             self._post("runs/log-batch", run_id=run_id)
         except Refused:
@@ -215,12 +216,12 @@ class Server(Destination):
         self._post("runs/update", run_id=run_id, status=status, end_time=end_time, run_name=name)
 
     def remove_tag(self, run_id: str, key: str) -> None:
-        """Remove a tag; one that is not there is as good as removed."""
+        """Remove a tag; a tag that does not exist counts as removed."""
         with suppress(Refused):
             self._post("runs/delete-tag", run_id=run_id, key=key)
 
     def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
-        """Note what a run has been given: datasets as MLflow's REST API writes them, and ids of models."""
+        """Log the inputs of a run: datasets as MLflow's REST API writes them, and ids of models."""
         named = [{"model_id": model_id} for model_id in models]
         self._post("runs/log-inputs", run_id=run_id, datasets=list(datasets), models=named)
 
@@ -239,7 +240,7 @@ class Server(Destination):
             )
         except Exception as error:
             raise Unreachable(_root(error, around)) from None
-        # A proxy whose server is away says 404 of everything, so what is not MLflow's own refusal is not final.
+        # A proxy whose server is away answers 404 to everything, so only MLflow's own refusals are final.
         refusal = None if response.status_code == 200 else _refusal(response.text)
         if refusal is not None and response.status_code in _FINAL and not refusal.startswith(_BUSY):
             raise Refused(refusal)
@@ -247,37 +248,37 @@ class Server(Destination):
             raise _not_taken(response.status_code, refusal, response.text)
         try:
             found: dict[str, Any] = orjson.loads(response.content or b"{}")
-        except orjson.JSONDecodeError:  # some firewalls say with 200 that they have blocked a request
+        except orjson.JSONDecodeError:  # some firewalls report a blocked request with status 200
             raise Blocked(f"it answers with a page instead of JSON: {_gist(response.text)!r}") from None
         return found
 
 
 def of(store: Any, uri: str) -> Destination:
-    """Return the best way to a store of MLflow's."""
+    """Return the destination for an MLflow store: a server, a database, or any other."""
     if uri.startswith(("http://", "https://")):
         return Server(store)
     return Database(store) if hasattr(store, "engine") else Destination(store)
 
 
 class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten times as much
-    """Raise `Refused` or `Unreachable` for whatever a store raises."""
+    """Translate exceptions of a store into `Refused` or `Unreachable`."""
 
     def __enter__(self) -> None:
-        self._around = sys.exc_info()[1]  # what is being dealt with meanwhile is no cause of what happens here
+        self._around = sys.exc_info()[1]  # an exception that is already being handled is not our cause
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if not isinstance(error, Exception):
             return
-        does_not_fit = isinstance(_root_of(error, self._around), _BAD_VALUES)  # into the database
+        does_not_fit = isinstance(_root_of(error, self._around), _BAD_VALUES)  # the value, into the database
         if does_not_fit or is_refusal(error):
             raise Refused(with_kind(error)) from error
         raise Unreachable(with_kind(error)) from error
 
 
 def is_refusal(error: Exception, *, at_server: bool = False) -> bool:
-    """Tell whether MLflow itself has refused something, and would do so again.
+    """Tell whether MLflow itself has refused a request, and would do so again.
 
-    For a store `at_server` the server must have said so in its own words: a proxy says 404 of everything at times.
+    With `at_server`, only an error of the server itself counts: a proxy may answer 404 to everything.
     """
     if not isinstance(error, RestException if at_server else MlflowException):
         return False
@@ -285,8 +286,8 @@ def is_refusal(error: Exception, *, at_server: bool = False) -> bool:
 
 
 def _is_passing(cause: BaseException | None) -> bool:
-    """Tell whether a database has refused something for reasons of its own: its pool, its primary, the connection."""
-    errors = sys.modules.get("sqlalchemy.exc")  # a job on a server does without
+    """Tell whether a database has failed for a passing reason: its pool, its primary, or the connection."""
+    errors = sys.modules.get("sqlalchemy.exc")  # a job that logs to a server does not load SQLAlchemy
     if errors is None:
         return False
     is_lost = bool(getattr(cause, "connection_invalidated", False))
@@ -304,7 +305,7 @@ def _as_json(value: float) -> float | str:
 
 
 def _refusal(text: str) -> str | None:
-    """Return the message of an error of MLflow's; None if the text is none."""
+    """Return the message of an MLflow error; None if the text is not one."""
     try:
         found = orjson.loads(text)
         return f"{found['error_code']}: {found.get('message', '')}"
@@ -313,7 +314,7 @@ def _refusal(text: str) -> str | None:
 
 
 def _not_taken(status: int, refusal: str | None, text: str) -> Exception:
-    """Return what it means that a request was not answered with 200; `refusal` is MLflow's own, if it is one."""
+    """Return the exception for a status other than 200; `refusal` is MLflow's own message, if there is one."""
     said = f"it answers {status} {(refusal or _gist(text))[:200]}".rstrip()
     if refusal is None and status == _TOO_LARGE:
         return RefusedOnTheWay(said)
@@ -330,7 +331,7 @@ def _gist(page: str) -> str:
 
 
 def _root(error: BaseException, around: BaseException | None) -> str:
-    """Return what it began with; MLflow, requests and urllib3 each wrap it in words of their own."""
+    """Return the message of the root cause; MLflow, requests and urllib3 each wrap it in a message of their own."""
     return first_line(_root_of(error, around))
 
 

@@ -1,8 +1,8 @@
-"""What stands in a journal: one entry a line, each a JSON object that proves itself.
+"""The lines of a journal: one entry a line, each a JSON object with its own checksum.
 
 A line is ``{"crc":"1c291ca3","n":17,"op":"metrics",...}``: the CRC-32 of everything after it up to the end of the line,
-the number of the entry, what is to be done, and with what. A torn or foreign line fails the proof and is passed over;
-an entry that is read twice has a number that was there before. docs/journal.md describes every operation.
+the number of the entry, the operation, and its fields. A torn or foreign line fails the check and is skipped. An entry
+that is read twice has a number that was read before. docs/journal.md describes every operation.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ import orjson
 
 VERSION = 1
 NOTES = frozenset({"journal", "opening", "open", "created", "closed"})
-"""Operations that are no business of the store's: they are for whoever recovers the journal."""
+"""Operations that are never sent to the store; the recovery of a journal needs them."""
 
 Entry: TypeAlias = dict[str, Any]
 
 _START = b'{"crc":"'
 _PROVEN_FROM = len(_START) + 8 + 2
 _NOT_FINITE = {"nan": '"NaN"', "inf": '"Infinity"', "-inf": '"-Infinity"'}
-"""JSON has no such numbers; these are the words that protocol buffers, and so MLflow's servers, use for them."""
+"""JSON lacks these numbers; protocol buffers, and so MLflow's servers, write them as these words."""
 
 
 def line(number: int, body: str) -> bytes:
-    """Return the line of an entry; `body` is its JSON without the opening brace, from `"op"` on."""
+    """Return the line of an entry; `body` is its JSON from `"op"` on, without the opening brace."""
     proven = f'"n":{number},{body}'.encode()
     return b'{"crc":"%08x",%b\n' % (crc32(proven), proven)
 
 
 def parse(line: bytes) -> Entry | None:
-    """Return the entry of a line without its newline; None if the line is not whole."""
+    """Return the entry of a line, which is given without its newline; None if the line is torn or foreign."""
     if line[: len(_START) + 8] != _START + b"%08x" % crc32(line[_PROVEN_FROM:]):
         return None
     try:
@@ -44,22 +44,22 @@ def parse(line: bytes) -> Entry | None:
 
 
 def body(op: str, **fields: Any) -> str:
-    """Return the body of any entry; fields that are None are left out."""
+    """Return the body of an entry; fields that are None are left out."""
     found = {"op": op, **{name: value for name, value in fields.items() if value is not None}}
     return orjson.dumps(found).decode()[1:]
 
 
 def metrics_body(run_id: str, timestamp: float, step: float, pairs: str, more: str = "") -> str:
-    """Return the body of metrics that share run, time (milliseconds since 1970) and step.
+    """Return the body of an entry for metrics that share run, time (milliseconds since 1970) and step.
 
-    It costs a tenth of what `body` does, because it is made for every metric. `pairs` are those of `pair`, with commas
-    between them; `more` is what `metric_extras` returns.
+    It is called for every metric, so it costs only a tenth of `body`. `pairs` are results of `pair`, joined by commas;
+    `more` is the result of `metric_extras`.
     """
     return f'"op":"metrics","run":"{run_id}","t":{timestamp},"step":{step},{more}"values":{{{pairs}}}}}'
 
 
 def pair(quoted: str, value: float) -> str:
-    """Return a metric as a part of its body; `quoted` is its key, from `quote`."""
+    """Return one metric as a part of a body; `quoted` is its key as returned by `quote`."""
     return quoted + (repr(value) if isfinite(value) else _NOT_FINITE[repr(value)])
 
 
@@ -69,7 +69,7 @@ def quote(key: str) -> str:
 
 
 def metric_extras(model_id: str | None, dataset_name: str | None, dataset_digest: str | None) -> str:
-    """Return what only some metrics have, as a part of their body."""
+    """Return the optional fields of metrics as a part of a body; empty if there are none."""
     if model_id is None and dataset_name is None and dataset_digest is None:
         return ""
     extras = {"model": model_id, "dataset": dataset_name, "digest": dataset_digest}
@@ -77,5 +77,5 @@ def metric_extras(model_id: str | None, dataset_name: str | None, dataset_digest
 
 
 def values_of(entry: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    """Return keys and values of an entry of metrics, as floats again."""
+    """Return the keys of a metrics entry with their values, which are floats again."""
     return ((key, float(value)) for key, value in entry["values"].items())

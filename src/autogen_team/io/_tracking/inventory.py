@@ -1,8 +1,9 @@
-"""Which journals there are, of whom, and what waits in them; loads nothing of MLflow's.
+"""List the journals in a state folder, the processes that wrote them, and what waits in them; does not import MLflow.
 
-A process lives if it has the id and the start that its journal names, or holds its lock. The same boot means the same
-machine, whatever a container is called. A journal of another machine that shares the state folder is that machine's to
-judge, unless somebody says that it is gone. Who recovers a journal holds its lock too, and has signed it.
+A process is alive if its id and start time are those in the journal, or if it holds the lock of the journal. The same
+boot id means the same machine, whatever host name a container has. A journal of another machine that shares the state
+folder is judged by that machine only, unless the caller says that the machine is gone. A process that recovers a
+journal holds the lock too, and has written its own id and host into it.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from autogen_team.io._tracking.entries import NOTES, VERSION, Entry
 State: TypeAlias = Literal["alive", "dead", "recovering", "elsewhere"]
 
 _BEGINNING = 60.0
-"""Seconds after which a process that began a journal has either written to it or died."""
+"""Seconds after which a process that created a journal has either written to it or died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,30 +36,30 @@ class OpenRun:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A journal, and what is known of the process that wrote it."""
+    """A journal, and what is known about the process that wrote it."""
 
     folder: Path
     host: str
     pid: int
     state: State
     evidence: str
-    """What the state is concluded from."""
+    """The fact from which the state follows, in words."""
     uri: str
-    """The store, without a password."""
+    """URI of the store, without its password."""
     open_runs: tuple[OpenRun, ...]
     run_ids: tuple[str, ...]
-    """The runs that entries wait for."""
+    """Ids of the runs of the waiting entries."""
     waiting: int
-    """Entries that the store has not taken."""
+    """Number of entries that the store has not taken."""
     last_write: float
     """Seconds since 1970."""
 
 
 def find(state: Path, hosts: Collection[str] = (), *, held: bool = True) -> list[Found]:
-    """Return the journals of all processes, the oldest first; those of `hosts` are judged here too.
+    """Return the journals of all processes, by the time of the last write; those of `hosts` are judged here too.
 
-    Without `held`, a journal whose lock another process holds is left out, and not even read: 200 workers that start,
-    each of which looks for dead ones, would read those of all others.
+    Without `held`, a journal whose lock another process holds is skipped without being read. Otherwise each of 200
+    workers that start, and look for dead processes, would read the journals of all others.
     """
     folders = [path for path in journal.folder_of(state).glob("*") if path.is_dir() and (held or not _is_held(path))]
     found = [look(folder, hosts) for folder in folders]
@@ -68,13 +69,13 @@ def find(state: Path, hosts: Collection[str] = (), *, held: bool = True) -> list
 def _is_held(folder: Path) -> bool:
     """Tell whether another process is known to hold the lock of a journal."""
     header = reading.header(folder)
-    if header is None or header["pid"] == os.getpid():  # to try its own lock would cost a process that very lock
+    if header is None or header["pid"] == os.getpid():  # a process that tests its own lock loses it
         return False
     return journal.is_locked(folder)
 
 
 def sweep(state: Path) -> None:
-    """Remove what processes have left that were killed while they began a journal, before anything was in it."""
+    """Remove empty journals, left by processes that were killed before they wrote the first entry."""
     for folder in journal.folder_of(state).glob("*"):
         with suppress(OSError):
             is_new = time.time() - folder.stat().st_mtime < _BEGINNING
@@ -88,12 +89,12 @@ def sweep(state: Path) -> None:
 
 def _is_begun(segment: Path) -> bool:
     with segment.open("rb") as file:
-        return file.read(1) not in (b"", b"\0")  # a segment is reserved as zeros, and its header is the first line
+        return file.read(1) not in (b"", b"\0")  # a segment is reserved as NUL bytes, and its header is the first line
 
 
 def look(folder: Path, hosts: Collection[str] = ()) -> Found | None:
-    """Return what is known of a journal; None if it has no beginning, so nothing at all, or is gone by now."""
-    with suppress(FileNotFoundError):  # its process, or somebody who has recovered it, removes it at this moment
+    """Return what is known about a journal; None if it has no header, so nothing is known, or is gone by now."""
+    with suppress(FileNotFoundError):  # its process, or a process that has recovered it, may remove it at this moment
         return _look(folder, hosts)
     return None
 
@@ -104,7 +105,7 @@ def _look(folder: Path, hosts: Collection[str]) -> Found | None:
     if header is None:
         return None
     is_newer = header["version"] > VERSION
-    if is_newer:  # of its process and its store alone is known how they are written
+    if is_newer:  # only the fields about its process and store are the same in every format
         entries = []
     acked = reading.acked(folder)
     waiting = [entry for entry in entries if entry["n"] > acked and entry["op"] not in NOTES]
@@ -150,9 +151,9 @@ def _state(folder: Path, header: Entry, hosts: Collection[str], *, is_closed: bo
 
 
 def open_runs(entries: list[Entry]) -> dict[str, Entry]:
-    """Return the runs that were opened and not closed, with what was noted of each.
+    """Return the runs that were opened and not closed, by id, with what was recorded about each.
 
-    None if the process ended in good order: what it left open is its own business, as with plain MLflow.
+    The result is empty if the process ended normally: runs that it left open are its own business, as in plain MLflow.
     """
     found: dict[str, Entry] = {}
     if any(entry["op"] == "closed" for entry in entries):
@@ -171,4 +172,4 @@ def _last_write(folder: Path, entries: list[Entry]) -> float:
     times = [entry.get("t") or entry.get("at") or entry.get("end") or 0 for entry in entries]
     files = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
     latest = max([one / 1000 for one in times if isinstance(one, int)] + files, default=0.0)
-    return min(latest, time.time())  # the times of metrics are whatever the job says
+    return min(latest, time.time())  # a job may give its metrics any time
