@@ -1,10 +1,13 @@
-"""Runs copied from one MLflow store to another: work offline, then sync.
+"""Copy runs from one MLflow store to another: work offline, then sync.
 
-A copy is known by two tags. `autogen_team.copied_from`, there from the first moment, is the id of the run in the
-source. `autogen_team.copied`, set last, is the end of that run: a copy without it is not complete and is continued the
-next time; one whose source ends otherwise by now, because it was resumed, is brought up to date. Until then a copy is
-RUNNING. `autogen_team.copied_content` is a digest of what was in the source: one that has changed since, though its end
-has not, is brought up to date too.
+Three tags describe a copy:
+
+- `autogen_team.copied_from`, set when the copy is created, is the id of the run in the source;
+- `autogen_team.copied`, set last, is the end time of that run. Until then the copy is RUNNING. A copy without this tag
+  is incomplete, and is continued the next time. If the source run was resumed and now ends at another time, its copy is
+  brought up to date;
+- `autogen_team.copied_content` is a digest of the source run. If the digest has changed since, though the end time has
+  not, the copy is brought up to date too.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ _ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one run; without a `source_id`, what of an experiment is never copied."""
+    """Result for one run; without a `source_id`, `reason` is about an experiment or the whole store."""
 
     experiment: str
     run_name: str
@@ -57,22 +60,22 @@ class Outcome:
     happened: Happened
     counts: Counts = field(default_factory=Counts)
     reason: str | None = None
-    """Why it was not copied, or what of it; without secrets."""
+    """Why the run, or which part of it, was not copied; without secrets."""
     is_deleted: bool = False
-    """Whether the run was deleted in the source, as MLflow deletes: for good only by `mlflow gc`."""
+    """Whether the run was deleted in the source; as always in MLflow, only `mlflow gc` removes it for good."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the copying is."""
+    """How far `copy` has come."""
 
     done: int
-    """Runs."""
+    """Number of runs that are dealt with."""
     total: int
-    """Runs."""
+    """Number of runs to copy."""
     run_name: str
     part: str
-    """What of the run is on its way, such as the path of an artifact; empty when the run begins."""
+    """Part of the run that is being sent, such as the path of an artifact; empty when the run begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +95,16 @@ def copy(
     timeout: float = 5.0,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Iterator[Outcome]:
-    """Copy the runs of one store to another; yield what became of each, as it happens.
+    """Copy the runs of one store to another; yield the outcome of each run as soon as it is known.
 
-    It may be stopped at any moment and called again: it goes on where it was, and sends nothing twice. With `dry_run`
-    nothing is written to the target; with `delete` each run is deleted in the source as soon as it and everything in it
-    has arrived. The stores must answer within `timeout` seconds at the start, and when something was refused.
+    A copy may be interrupted at any moment. The next call continues it, and sends nothing twice. With `dry_run` nothing
+    is written to the target. With `delete` each run is deleted in the source as soon as it and everything in it has
+    arrived. The stores must answer within `timeout` seconds at the start, and the target again after each fault.
 
     Raises:
-        ConfigurationError: a store cannot be used, or both are one. Like the next, raised when the first outcome is
-            asked for.
-        TrackingUnavailableError: a store does not answer; also later, when the target is suddenly gone.
+        ConfigurationError: a store cannot be used, or both are the same one. Like the next error, it is raised when the
+            first outcome is requested.
+        TrackingUnavailableError: a store does not answer; raised later too, if the target disappears.
 
     """
     source, target = session.absolute(source), session.absolute(target)
@@ -125,7 +128,7 @@ def _identity(uri: str) -> Path | str:
 
 
 def _is_store(uri: str) -> bool | None:
-    """Tell whether this is a store of MLflow's; None if nothing is there, which MLflow would make one of."""
+    """Tell whether this is an MLflow store; None if the place is missing or empty, so that MLflow would create one."""
     place = places.local_place(uri)
     if place is None:
         return True
@@ -172,11 +175,11 @@ def _environment() -> Iterator[None]:
 
 
 class _LeftError(Exception):
-    """A run is not copied; the message says why."""
+    """A run cannot be copied; the message says why."""
 
 
 class _HeldError(_LeftError):
-    """The target has this very run, and not as a copy."""
+    """The target holds this very run, not a copy of it."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__(
@@ -187,34 +190,34 @@ class _HeldError(_LeftError):
 
 
 class _Copying:
-    """One way, from a source to a target."""
+    """One pass over the runs of a source, which copies them to a target."""
 
     def __init__(self, source: Store, target: Store, options: _Options, *, is_missing: bool) -> None:
         self._source = source
         self._target = target
         self._options = options
         self._is_missing = is_missing and options.dry_run
-        """Whether there is no target that could be asked."""
+        """Whether this is a dry run to a target that does not exist, so that it cannot be asked."""
         self._listing = copying_source.Listing(source)
         self._experiments: dict[str, Experiment] = {}
-        """Of the source, by id."""
+        """Experiments of the source, by id."""
         self._infos: dict[str, RunInfo] = {}
-        """Of the source's runs."""
+        """Runs of the source, by id."""
         self._versions: Counter[str | None] = Counter()
-        """Registered model versions, by run."""
+        """Number of registered model versions, by run id."""
         self._experiment_ids: dict[str, str] = {}
-        """The target's, by those of the source."""
+        """Ids of the target's experiments, by the source's ids."""
         self._copy_ids: dict[str, str] = {}
-        """The same of runs."""
+        """Ids of the copies, by the ids of the source's runs."""
         self._begun: set[str] = set()
-        """Copies begun just now."""
+        """Ids of the copies that this pass has created."""
         self._models = Models(source, target, self._make_experiment)
         self._contents = Contents(
             source, target, self._models, owner=self._copy_id, runs=self._infos, begun=self._begun
         )
 
     def outcomes(self) -> Iterator[Outcome]:
-        """Copy, and yield what becomes of each run, and what cannot be copied."""
+        """Copy the runs; yield the outcome of each, then what cannot be copied."""
         self._learn()
         for done, info in enumerate(self._infos.values()):
             yield self._outcome(info, partial(self._tell, done, info))
@@ -271,7 +274,7 @@ class _Copying:
             return found.info.run_id, "unchanged", Counts()
         if self._options.dry_run:
             if found is None:
-                self._parent_id(run, findings)  # only to see whether that would be in the way
+                self._parent_id(run, findings)  # only to see whether the parent would prevent the copy
             return found.info.run_id if found else None, "would copy", self._contents.count(run, findings)
         copy = self._reopen(run, found) if found else self._begin(run, findings)
         copy_id = self._copy_ids[run_id] = copy.info.run_id
@@ -281,10 +284,16 @@ class _Copying:
         self._end(run, copy_id, content)
         return copy_id, "copied" if copy_id in self._begun else "continued", counts
 
-    # The copy of a run: found, begun, ended.
+    # Find, begin and end the copy of a run.
 
     def _find(self, run: Run) -> Run | None:
-        """Return the copy that is there."""
+        """Return the copy of a run on the target; None if there is none.
+
+        Raises:
+            _LeftError: the copy or its experiment was deleted on the target.
+            _HeldError: the target holds the run itself.
+
+        """
         if self._is_missing:
             return None
         client, run_id = self._target.client, run.info.run_id
@@ -307,7 +316,7 @@ class _Copying:
     def _begin(self, run: Run, findings: Findings) -> Run:
         parent_id = self._parent_id(run, findings)
         tags = {COPIED_FROM: run.info.run_id}
-        if mlflow_tags.MLFLOW_USER in run.data.tags:  # which the user of the run is taken from
+        if mlflow_tags.MLFLOW_USER in run.data.tags:  # MLflow takes the user of the run from this tag
             tags[mlflow_tags.MLFLOW_USER] = run.data.tags[mlflow_tags.MLFLOW_USER]
         if parent_id:
             tags[mlflow_tags.MLFLOW_PARENT_RUN_ID] = parent_id
@@ -320,7 +329,7 @@ class _Copying:
         client, copy_id = self._target.client, copy.info.run_id
         if copy.info.status != "RUNNING" or copy.info.run_name != run.info.run_name:
             client.update_run(copy_id, "RUNNING", run.info.run_name)
-        return client.get_run(copy_id)  # a search does not tell the models that went in
+        return client.get_run(copy_id)  # a search does not return the input models
 
     def _end(self, run: Run, copy_id: str, content: str) -> None:
         client = self._target.client
@@ -344,7 +353,11 @@ class _Copying:
         return copy_id
 
     def _copy_id(self, run_id: str) -> str | None:
-        """Return the copy of another run, begun if need be; None if the run is gone and has none."""
+        """Return the id of the copy of another run, which is created if need be.
+
+        If the target holds the run itself, return its id. If the run is gone for good, or was deleted and has no copy,
+        return None. Return None, too, if a dry run would have to create the copy.
+        """
         if run_id not in self._copy_ids:
             run = _get(self._source.client, run_id)
             if run is None:
@@ -388,7 +401,7 @@ class _Copying:
     def _named(self, experiment_id: str) -> Experiment:
         return self._experiments.get(experiment_id) or self._source.client.get_experiment(experiment_id)
 
-    # What happens in the source.
+    # Requests to the source.
 
     def _delete(self, info: RunInfo, findings: Findings) -> bool:
         client, run_id = self._source.client, info.run_id

@@ -1,4 +1,4 @@
-"""What is in a run, on its way from one MLflow store to another."""
+"""Copy the content of runs from one MLflow store to another."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ from autogen_team.io._tracking.copying_files import Findings, Store, Tell, count
 from autogen_team.io._tracking.copying_models import COPIED_FROM, Models, Owner, Point, as_point, links
 
 COPIED = "autogen_team.copied"
-"""The tag that says that a copy is complete: the end of the run in the source, in milliseconds since the epoch."""
+"""Tag of a complete copy: the end of the run in the source, in milliseconds since the epoch, or `unknown`."""
 
 COPIED_CONTENT = "autogen_team.copied_content"
-"""The tag that says what was in the source when the copy was completed: a digest of `Contents.digest`."""
+"""Tag of a complete copy: the result of `Contents.digest` for the source run when the copy was completed."""
 
 _NOT_AS_THEY_ARE = frozenset(
     {COPIED_FROM, COPIED, COPIED_CONTENT, mlflow_tags.MLFLOW_PARENT_RUN_ID, mlflow_tags.MLFLOW_RUN_NAME}
 )
-"""Tags that the copy is given by whoever begins and ends it; the source may be a target itself, and have its own."""
+"""Tags that are set when a copy begins or ends. The source may be the target of another copy, and have its own."""
 _LARGEST_REQUEST = int(0.9 * validation.MAX_BATCH_LOG_REQUEST_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much was sent; of a dry run, how much the source holds."""
+    """How much was sent; in a dry run, how much the source holds."""
 
     metrics: int = 0
-    """Points, not names."""
+    """Number of points, not of names."""
     params: int = 0
     tags: int = 0
     datasets: int = 0
     artifacts: int = 0
-    """Files, those of models included."""
+    """Number of files, including those of models."""
     models: int = 0
-    """Those that the run has made, whether anything of them had to be sent or not."""
+    """Number of models that the run created, whether or not anything of them was sent."""
 
 
 class Contents:
-    """What is in the runs of the source, and in their copies."""
+    """Counts, digests and sends the content of the source's runs."""
 
     def __init__(
         self,
@@ -62,15 +62,15 @@ class Contents:
         self._models = models
         self._owner = owner
         self._runs = runs
-        """The ids of all runs that are copied."""
+        """Ids of all runs that are copied."""
         self._begun = begun
-        """The ids of copies that were begun just now, so that there is nothing in them that one could ask for."""
+        """Ids of copies that were created just now: they are empty, and need not be read."""
         self._counted: dict[str, int] | None = None
-        """The points of metrics of each run, if the source is a database."""
+        """Number of metric points by run id, if the source is a database."""
         self._has_counted = False
 
     def count(self, run: Run, findings: Findings) -> Counts:
-        """Return how much there is in a run."""
+        """Return how much a run holds."""
         client, run_id = self._source.client, run.info.run_id
         models = self._models.made_by(run_id)
         places = [run.info.artifact_uri or "", *(model.artifact_location for model in models)]
@@ -86,13 +86,13 @@ class Contents:
     def _describe_files(self, place: str) -> object:
         try:
             return describe_files(self._source.files(place))
-        except Exception:  # told when they are copied, behind everything else of the run
+        except Exception:  # reported when the files are copied, after the rest of the run
             return "the files cannot be listed"
 
     def digest(self, run: Run) -> str:
-        """Return what changes when anything is added to a run, without reading metrics or files as a whole.
+        """Return a digest that changes when anything is added to a run, without reading whole metrics or files.
 
-        Of a server only the latest values of metrics count: their history would be a request for each.
+        On a server only the latest value of each metric counts, because its history would cost a request.
         """
         run_id = run.info.run_id
         models = sorted(self._models.made_by(run_id), key=lambda model: model.model_id)
@@ -119,7 +119,7 @@ class Contents:
         return hashlib.sha256(repr(found).encode(errors="surrogatepass")).hexdigest()[:16]
 
     def _points(self, run: Run) -> int:
-        """Return how many points of metrics a run has; 0 if it cannot be told by other means than asking a server."""
+        """Return the number of metric points of a run; 0 if the source is a server, which would have to be asked."""
         if self._source.folder is None:
             return 0
         if not self._has_counted:
@@ -131,7 +131,7 @@ class Contents:
         return sum(len(history(run.info.run_id, key)) for key in run.data.metrics)
 
     def send(self, run: Run, copy: Run, findings: Findings, tell: Tell) -> Counts:
-        """Send what is not in the copy yet."""
+        """Send what the copy lacks, and return how much that was."""
         copy_id, there = copy.info.run_id, copy.data
         send = partial(self._send, copy_id, findings)
         params = send("params", (Param(*item) for item in run.data.params.items() if item[0] not in there.params))
@@ -159,7 +159,7 @@ class Contents:
         return sent
 
     def _metrics(self, run: Run, copy_id: str, findings: Findings) -> Iterator[Metric]:
-        """Yield the points that the copy, or the copy of the model that they are about, does not have."""
+        """Yield the points that are missing in the copy of the run, or in the copy of the model that they measure."""
         run_id = run.info.run_id
         about_models = self._models.measured_by(run_id, self._owner, findings)
         for key in run.data.metrics:
@@ -176,7 +176,7 @@ class Contents:
                     about = Metric(key, point.value, point.timestamp, metric.step, model_id, *dataset)
                     there.add(as_point(about))
                     yield about
-                # Of a metric with a dataset, a folder tells the step to the model, and to the run always 0.
+                # The file store keeps the step of a metric with a dataset for the model only; the run's step is 0.
                 is_the_same = known and point.dataset_name is not None
                 if not is_the_same and as_point(point) not in there:
                     there.add(as_point(point))
@@ -208,7 +208,7 @@ class Contents:
     def _send_models(self, run: Run, findings: Findings, tell: Tell) -> int:
         sent = 0
         for model in self._models.used_by(run):
-            # Those that were made by no run, or by one that is gone, come with the runs that use them.
+            # A model whose run is not copied, or that no run created, is sent with the runs that use it.
             if model.source_run_id == run.info.run_id or model.source_run_id not in self._runs:
                 with findings.of(f"model {model.name}"):
                     sent += self._models.send(model, self._owner, findings, tell)
@@ -216,7 +216,7 @@ class Contents:
 
     def _link_models(self, run: Run, copy: Run, findings: Findings) -> None:
         client, copy_id = self._target.client, copy.info.run_id
-        # What is linked already, MLflow refuses to link again.
+        # MLflow refuses to link a model a second time.
         there = {(type(link), link.model_id) for link in links(copy)}
         for link in links(run):
             model = self._models.get(link.model_id)
@@ -234,7 +234,7 @@ class Contents:
 
 
 def _since(copy: Run) -> float | None:
-    """Return the end of the run as it was when it was copied, in seconds since the epoch; None if it was not yet."""
+    """Return when the run had ended at its last complete copy, in seconds since the epoch; None without such a copy."""
     stamp = copy.data.tags.get(COPIED, "")
     return int(stamp) / 1000 if stamp.isdecimal() else None
 
@@ -251,7 +251,7 @@ def _datasets(run: Run) -> list[DatasetInput]:
 
 
 def _batches(entities: Iterable[Metric | Param | RunTag], most: int) -> Iterator[list[Any]]:
-    """Yield them in the portions that MLflow's servers take: so many, and so many bytes, of them."""
+    """Yield batches that MLflow's servers accept: at most `most` entities and `_LARGEST_REQUEST` bytes each."""
     batch: list[Any] = []
     size = 0
     for entity in entities:

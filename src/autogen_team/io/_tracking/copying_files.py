@@ -1,4 +1,4 @@
-"""What a copy from one MLflow store to another goes by: the two stores, what is found wrong, and artifacts."""
+"""Basics of a copy between MLflow stores: the two stores, the findings about a run, and the transfer of artifacts."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ from autogen_team.io._tracking.words import first_line
 Tell: TypeAlias = Callable[[str], None]
 
 _MLMODEL = "MLmodel"
-_UNFINISHED = ".artifact.uploading."  # what MLflow leaves behind when it is killed, and hides from its own listings
+_UNFINISHED = ".artifact.uploading."  # MLflow leaves these files behind when it is killed, and does not list them
 _MISREAD_IN_ADDRESSES = frozenset("#?%")
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Store:
-    """One end of the way."""
+    """The source or the target of a copy."""
 
     uri: str
     folder: Path | None
-    """The folder that it is, or lies in; None for a server."""
+    """Folder of a file store, or folder that contains the database; None for a server."""
 
     @cached_property
     def client(self) -> MlflowClient:
-        """Return a client of it; a database that is not there is made by this."""
+        """Return a client of the store; this creates a missing database."""
         return session.client(self.uri, self.uri)
 
     def files(self, uri: str) -> ArtifactRepository:
-        """Return the artifacts that the store says are at this address."""
-        # Not by the client: for a folder of a run it lists, and downloads, the files of a model of that name as well.
+        """Return the artifact repository for an address that the store has given."""
+        # Not through the client: for a folder of a run it also lists and downloads the files of a model of that name.
         return get_artifact_repository(self._found_again(uri), tracking_uri=self.uri)
 
     def _found_again(self, uri: str) -> str:
-        """Return where the files are now: a store that was carried here still names the folder where they once were."""
+        """Return where the files are now: a store that was moved here still records their former folder."""
         repository = get_artifact_repository(uri, tracking_uri=self.uri)
         if self.folder is None or not isinstance(repository, LocalArtifactRepository):
             return uri
@@ -64,18 +64,18 @@ class Store:
 
 @dataclass(slots=True)
 class Findings:
-    """What there is to say about one run; a fault in one of its parts does not stop the others."""
+    """Faults and notes about one run; a fault in one part does not stop the others."""
 
     check: Callable[[], None]
-    """Raises TrackingUnavailableError if the target is gone, which is no fault of the run."""
+    """Raises TrackingUnavailableError if the target is gone, which is not a fault of the run."""
     faults: list[str] = field(default_factory=list)
-    """What was not copied and should have been: the copy is not complete."""
+    """What should have been copied and was not: the copy is incomplete."""
     notes: list[str] = field(default_factory=list)
     """What cannot be copied, now or ever."""
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
-        """Take note of what fails inside the block."""
+        """Record an exception of the block as a fault of `part`; TrackingUnavailableError is raised instead."""
         try:
             yield
         except TrackingUnavailableError:
@@ -85,7 +85,7 @@ class Findings:
             self.faults.append(f"{part}: {mask(first_line(error))}")
 
     def reason(self) -> str | None:
-        """Return them in one line, None if there are none."""
+        """Return the faults and notes in one line; None if there are none."""
         found = [*self.faults, *self.notes]
         more = [f"and {len(found) - _SHOWN} more"] if len(found) > _SHOWN else []
         return "; ".join([*found[:_SHOWN], *more]) or None
@@ -94,21 +94,21 @@ class Findings:
 @dataclass(frozen=True, slots=True)
 class _File:
     path: str
-    """In the artifacts, with slashes."""
+    """Path among the artifacts, with slashes."""
     size: int | None
-    """Bytes; None if it cannot be told."""
+    """Bytes; None if unknown."""
     local: Path | None
-    """Where it can be read without fetching it."""
+    """Where the file can be read without a download; None if it is remote."""
 
 
 def count_files(source: ArtifactRepository, findings: Findings) -> int:
-    """Return how many artifacts there are."""
+    """Return the number of artifacts."""
     return sum(1 for _ in _walk(source, findings))
 
 
 def describe_files(source: ArtifactRepository) -> list[tuple[str, int | None, int]]:
-    """Return path, size and last change of each artifact, without reading any; a time is known of local ones only."""
-    findings = Findings(lambda: None)  # what cannot be listed is named when it is sent
+    """Return path, size and time of change (nanoseconds; 0 for a remote one) of each artifact, without reading any."""
+    findings = Findings(lambda: None)  # `send_files` reports what cannot be listed
     return sorted(
         (file.path, file.size, file.local.stat().st_mtime_ns if file.local and file.local.is_file() else 0)
         for file in _walk(source, findings)
@@ -124,10 +124,10 @@ def send_files(
     findings: Findings,
     tell: Tell,
 ) -> int:
-    """Copy what is not there yet, file by file, and look afterwards whether it arrived; return how many were sent.
+    """Copy missing and changed artifacts file by file, check that they have arrived, and return how many were sent.
 
-    `renamed` are the ids, and addresses, that an MLmodel gets. What is there in the same size is taken for the same,
-    unless it has changed after `since`, in seconds since the epoch.
+    `renamed` maps old ids and addresses in MLmodel files to new ones. An artifact that has the same size on the target
+    counts as the same, unless it has changed after `since`, in seconds since the epoch.
     """
     there = _sizes(target, findings)
     sent: dict[str, int] = {}
@@ -142,7 +142,7 @@ def send_files(
                 if there.get(file.path) == size and not changed:
                     continue
                 if isinstance(target, HttpArtifactRepository) and _MISREAD_IN_ADDRESSES & set(file.path):
-                    # MLflow does not escape them: `a#b.txt` would overwrite `a`.
+                    # MLflow does not escape these characters: `a#b.txt` would overwrite `a`.
                     raise ValueError("MLflow cannot send names that hold #, ? or % to a server; rename it")
                 tell(file.path)
                 folder = str(PurePosixPath(file.path).parent)
@@ -150,7 +150,7 @@ def send_files(
                 sent[file.path] = size
     if sent:
         there = _sizes(target, findings)
-        # A server names no size for an empty file.
+        # A server reports an empty file without its size.
         lost = [path for path, size in sent.items() if there.get(path, -1) not in (0, size)]
         findings.faults += [f"artifact {path}: it was sent and did not arrive" for path in lost]
     return len(sent)
@@ -158,10 +158,10 @@ def send_files(
 
 @contextmanager
 def _content(file: _File, source: ArtifactRepository, renamed: Mapping[str, str]) -> Iterator[Path]:
-    """Yield the file as it is to be sent, for the time of the block."""
+    """Yield the file as it is to be sent; the path is valid inside the block only."""
     with TemporaryDirectory(prefix="autogen-team-") as scratch:
         local = file.local or Path(source.download_artifacts(file.path, scratch))  # type: ignore[no-untyped-call]  # MLflow's
-        if not local.is_file():  # a dangling link; or a pipe, which would be waited for
+        if not local.is_file():  # a dangling link, or a pipe, from which a read would block
             raise FileNotFoundError("there is no such file, or none that can be read as one")
         if local.name == _MLMODEL:
             content = local.read_bytes()
@@ -180,7 +180,7 @@ def _sizes(repository: ArtifactRepository, findings: Findings) -> dict[str, int]
 
 def _walk(repository: ArtifactRepository, findings: Findings, path: str | None = None) -> Iterator[_File]:
     if isinstance(repository, LocalArtifactRepository):
-        # Not by MLflow, of whose listing of a folder a single dangling link leaves nothing.
+        # Not through MLflow: a single dangling link makes it fail to list the whole folder.
         folder = Path(repository.artifact_dir)
         yield from _walk_local(folder, "", frozenset({folder.resolve()}), findings) if folder.is_dir() else ()
         return
@@ -201,12 +201,12 @@ def _walk_local(folder: Path, prefix: str, above: frozenset[Path], findings: Fin
             continue
         if not entry.is_dir():
             yield _File(f"{prefix}{entry.name}", path.stat().st_size if path.is_file() else None, path)
-        elif (real := path.resolve()) not in above:  # else a link that leads back up
+        elif (real := path.resolve()) not in above:  # else a link to a folder above, which would never end
             yield from _walk_local(path, f"{prefix}{entry.name}/", above | {real}, findings)
 
 
 def pages(search: Callable[..., Any], *arguments: Any, **fields: Any) -> Iterator[Any]:
-    """Yield all that one of MLflow's searches finds, page by page."""
+    """Yield all results of an MLflow search, page by page."""
     token = None
     while True:
         page = search(*arguments, page_token=token, **fields)

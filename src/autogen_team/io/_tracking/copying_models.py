@@ -1,4 +1,4 @@
-"""Logged models on their way from one MLflow store to another."""
+"""Copy logged models from one MLflow store to another."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from autogen_team.io._tracking.copying_files import Findings, Store, Tell, pages, send_files
 
 COPIED_FROM = "autogen_team.copied_from"
-"""The tag by which the copy of a run or of a model is found again: the id that it has in the source."""
+"""Tag that identifies the copy of a run or of a model: its id in the source."""
 
 Point: TypeAlias = tuple[str, int, float | str, int]
 Moment: TypeAlias = tuple[str, int, float | str]
@@ -26,22 +26,22 @@ _LARGEST = sys.float_info.max
 class Models:
     """The logged models of the source, and their copies on the target.
 
-    The `owner` that its methods are given returns the copy of a run, begun if it is not there yet, or None if that run
-    is gone.
+    The `owner` argument of the methods returns the id of the copy of a run, which it creates if need be. It returns
+    None if the run is gone.
     """
 
     def __init__(self, source: Store, target: Store, experiment: Callable[[str], str]) -> None:
         self._source = source
         self._target = target
         self._experiment = experiment
-        """Returns the target's experiment for one of the source, made if it is missing."""
+        """Returns the id of the target's experiment for one of the source's, and creates a missing one."""
         self._known: dict[str, LoggedModel] = {}
         self._made_by: defaultdict[str | None, list[LoggedModel]] = defaultdict(list)
         self._measured_by: defaultdict[str | None, list[tuple[LoggedModel, Metric]]] = defaultdict(list)
         self._copies: dict[str, LoggedModel] = {}
 
     def learn(self, experiment_ids: list[str]) -> None:
-        """Read which there are."""
+        """Read the logged models of these experiments."""
         for model in pages(self._source.client.search_logged_models, experiment_ids):
             self._known[model.model_id] = model
             self._made_by[model.source_run_id].append(model)
@@ -49,22 +49,22 @@ class Models:
                 self._measured_by[metric.run_id].append((model, metric))
 
     def made_by(self, run_id: str | None) -> list[LoggedModel]:
-        """Return those of a run; of None, those that no run has made."""
+        """Return the models that a run created; for None, those that no run created."""
         return self._made_by[run_id]
 
     def get(self, model_id: str) -> LoggedModel | None:
-        """Return one of them; None if it is deleted."""
+        """Return a model by its id; None if it is deleted."""
         return self._known.get(model_id)
 
     def used_by(self, run: Run) -> list[LoggedModel]:
-        """Return those that a run has come by in any way, whoever made them."""
+        """Return the models that a run is linked to, has measured or has created."""
         linked = [self._known.get(link.model_id) for link in links(run)]
         measured = [model for model, _ in self._measured_by[run.info.run_id]]
         made = self._made_by[run.info.run_id]
         return list({model.model_id: model for model in (*linked, *measured, *made) if model}.values())
 
     def measured_by(self, run_id: str, owner: Owner, findings: Findings) -> dict[Moment, list[tuple[str, Metric]]]:
-        """Return what the run has logged about models and their copies do not have, each with the id of the copy."""
+        """Return the metrics of models that the run logged and the copies lack, each with the id of the copy."""
         missing: defaultdict[Moment, list[tuple[str, Metric]]] = defaultdict(list)
         there: dict[str, set[Point]] = {}
         for model, metric in self._measured_by[run_id]:
@@ -105,7 +105,7 @@ class Models:
         return sent
 
     def copy(self, model: LoggedModel, owner: Owner) -> LoggedModel:
-        """Return the copy of a model, begun if it is not there yet."""
+        """Return the copy of a model, which is created if need be."""
         if model.model_id not in self._copies:
             client, experiment_id = self._target.client, self._experiment(model.experiment_id)
             wanted = f"tags.`{COPIED_FROM}` = '{model.model_id}'"
@@ -122,21 +122,22 @@ class Models:
 
 
 def _tags(model: LoggedModel) -> dict[str, str]:
-    """Return the tags of the copy: it is registered nowhere, whatever the model is."""
+    """Return the tags of the copy, without registered versions: the copy is not registered, even if the model is."""
     kept = {key: value for key, value in model.tags.items() if key != MLFLOW_MODEL_VERSIONS}
     return {**kept, COPIED_FROM: model.model_id}
 
 
 def as_point(metric: Metric, *, nan: float | str = "nan") -> Point:
-    """Return what makes a point of a metric the same in all stores.
+    """Return a key that is the same for a metric point in every store.
 
-    NaN equals nothing, so it needs a stand-in; databases keep infinity as the largest number, and NaN, of models, as 0.
+    NaN does not equal itself, so `nan` replaces it. Databases keep infinity as the largest number, and NaN in a metric
+    of a model as 0.
     """
     value = nan if math.isnan(metric.value) else max(-_LARGEST, min(_LARGEST, metric.value))
     return metric.key, metric.timestamp, value, metric.step
 
 
 def links(run: Run) -> list[LoggedModelOutput | LoggedModelInput]:
-    """Return the models that came out of the run, and that went in."""
+    """Return the output models of a run, then its input models."""
     outputs = run.outputs.model_outputs if run.outputs else []
     return [*outputs, *(run.inputs.model_inputs if run.inputs else [])]

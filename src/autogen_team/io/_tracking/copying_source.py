@@ -1,7 +1,7 @@
-"""What runs there are in a store that is copied from: all that can be read of a folder of which something is broken.
+"""List the experiments and runs of a source store, even if parts of a file store are broken.
 
-MLflow reads a folder experiment by experiment, and fails as a whole if one `meta.yaml` is empty, as a full disk leaves
-it. So what MLflow cannot list is looked up one by one.
+MLflow reads a file store experiment by experiment. The whole listing fails if a single `meta.yaml` is empty, as a full
+disk leaves it. So the experiments or runs that MLflow cannot list are read one by one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _Found = TypeVar("_Found")
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """Something of a store that cannot be read."""
+    """A part of a store that cannot be read."""
 
     experiment: str
-    """Its name; empty if it is not known."""
+    """Name of the experiment; empty if unknown."""
     run_name: str
     run_id: str
     reason: str
@@ -47,7 +47,7 @@ class Listing:
         self.broken: list[Broken] = []
 
     def experiments(self) -> list[Experiment]:
-        """Return the experiments by their names."""
+        """Return the experiments, sorted by name."""
         try:
             return list(pages(self._client.search_experiments, order_by=["name"]))
         except Exception:
@@ -58,7 +58,7 @@ class Listing:
         return sorted(active, key=lambda experiment: experiment.name)
 
     def runs(self, experiment: Experiment) -> list[Run]:
-        """Return the runs of an experiment, a parent before its children: it begins before they do."""
+        """Return the runs of an experiment by start time, so that a parent comes before its children."""
         order = ["attributes.start_time ASC"]
         try:
             return list(pages(self._client.search_runs, [experiment.experiment_id], order_by=order))
@@ -71,7 +71,7 @@ class Listing:
         return sorted(active, key=lambda run: run.info.start_time)
 
     def attempt(self, what: str, read: Callable[[], None]) -> None:
-        """Read something else of the store; of a folder, what fails is noted instead of raised."""
+        """Call `read` for `what`; for a file store, a failure is recorded instead of raised."""
         try:
             read()
         except Exception as error:
@@ -91,7 +91,7 @@ class Listing:
 
 
 def first_page(store: Store) -> PagedList[Experiment] | None:
-    """Return the first experiment, if MLflow can list them; None of a folder of which it cannot.
+    """Return a page with the first experiment; None for a file store with experiments that MLflow cannot list.
 
     Raises:
         Exception: the store cannot be opened.
@@ -106,7 +106,7 @@ def first_page(store: Store) -> PagedList[Experiment] | None:
 
 
 def _kept_in(folder: Path | None) -> Iterator[Path]:
-    """Yield the folders of experiments, or of runs: those that have a `meta.yaml`."""
+    """Yield the folders of experiments or runs, which are those with a `meta.yaml`."""
     found: Iterable[Path] = () if folder is None else sorted(folder.iterdir())
     for path in found:
         is_other = path.name.startswith(".") or path.name in _NOT_EXPERIMENTS
