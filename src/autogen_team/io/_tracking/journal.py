@@ -1,12 +1,13 @@
-"""The journal of a process: what it has to say to its store, on disk before the call that says it returns.
+"""The journal of a process: its entries are on disk before the logging call returns.
 
-A folder for each process, `<state>/journals/<host>-<pid>-<random>`, 0700, in it segments of JSON lines (see `entries`),
-`acked` with the number of the last entry that the store has taken, and `lock`, held for as long as the process lives.
+Each process has a folder, `<state>/journals/<host>-<pid>-<random>`, mode 0700. The folder holds segments of JSON lines
+(see `entries`), `acked` with the number of the last entry that the store has taken, and `lock`. The process holds the
+lock for as long as it lives.
 
-Lines are copied into a file that is mapped into memory. That survives SIGKILL just as `os.write` does, and it keeps
-the interpreter lock: a write that releases it, beside a thread that computes, waits for up to 5 ms to get it back
-(measured: 495 us a line against 0.4). The space of a segment is allocated before it is mapped, because a mapped page
-for which there is none would kill the process.
+Lines are copied into a memory-mapped file. They survive SIGKILL just as with `os.write`, and the copy keeps the
+interpreter lock. A write that releases this lock beside a computing thread waits up to 5 ms to get it back (measured:
+495 us a line against 0.4). The space of a segment is allocated before it is mapped: a write to a mapped page without
+space would kill the process.
 """
 
 from __future__ import annotations
@@ -32,24 +33,24 @@ from autogen_team.io._tracking import entries
 from autogen_team.io._tracking.wakeup import Wakeup
 
 SEGMENT = 2**20
-"""Bytes of a segment; a longer entry gets one of its own size."""
+"""Bytes of a segment; a longer entry gets a segment of its own size."""
 _RETRY = 1.0
-"""Seconds after which a segment that could not be made is tried again."""
+"""Seconds before the creation of a segment is tried again after it has failed."""
 
 _report = logging.getLogger("autogen_team")
 
 
 class JournalError(OSError):
-    """The entry is not on disk: there is no space, or no permission."""
+    """The entry is not on disk: space or permission is missing, or the journal is closed."""
 
 
 def folder_of(state: Path) -> Path:
-    """Return where the journals of all processes are."""
+    """Return the folder that holds the journals of all processes."""
     return state / "journals"
 
 
 def boot_id() -> str:
-    """Return what tells this run of the machine from the one before; empty where the system does not say."""
+    """Return the id of the machine's current boot; empty where the system does not provide one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -57,17 +58,17 @@ def boot_id() -> str:
 
 
 def started_at(pid: int) -> float | None:
-    """Return when the process began, which tells it from a later one with the same id; None if there is none.
+    """Return when the process started, which tells it from a later one with the same id; None if it does not exist.
 
-    In a unit of the system's own, on Linux ticks since its boot, which no change of the clock touches. A process that
-    has died and that its parent has not asked about yet, a zombie, is none.
+    The unit is the system's own: on Linux, ticks since boot, which clock changes do not affect. A zombie (dead, but its
+    parent has not waited for it yet) does not count as existing.
     """
     with suppress(OSError, IndexError, ValueError):
         state, *fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if state in "ZX" else float(fields[18])
     if Path("/proc/self/stat").exists():
         return None
-    import psutil  # here, because Linux does without
+    import psutil  # imported here, because Linux does not need it
 
     try:
         process = psutil.Process(pid)
@@ -77,26 +78,26 @@ def started_at(pid: int) -> float | None:
 
 
 class Journal:
-    """Where this process writes; safe to use from any thread, a signal handler, and after a fork.
+    """The journal of this process; safe to use from any thread, in a signal handler, and after a fork.
 
     Nothing is on disk before the first entry. A forked child has a journal of its own from its first entry on.
     """
 
     def __init__(self, state: Path, *, uri: str) -> None:
-        """Keep a journal below `state` for the store `uri`, which must hold no password."""
+        """Prepare a journal below `state` for the store `uri`, which must not contain a password."""
         self._state = state
         self._uri = uri
         self.on_begin: Callable[[Path], None] | None = None
-        """Called with the folder when it has been made, before the first entry is written."""
+        """Called with the folder once it is created, before the first entry is written."""
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Leave the parent's folder to the parent."""
+        """Start with an empty journal, and leave the parent's folder to the parent."""
         for descriptor in (getattr(self, "_lock_file", None), getattr(self, "_acked_file", None)):
             if descriptor is not None:
                 os.close(descriptor)
         self._is_closed = False
-        # Reentrant, because a signal handler may log in the midst of a write.
+        # Reentrant, because a signal handler may log during a write.
         self._lock = threading.RLock()
         self._more = Wakeup()
         self._is_read = True
@@ -111,7 +112,7 @@ class Journal:
         self.acked = 0
         self._map: mmap.mmap | None = None
         self._segment = self._position = self._size = 0
-        self._end = (1, 0)  # in one piece, for a reader that takes no lock
+        self._end = (1, 0)  # one tuple, so that a reader without the lock sees both numbers of one moment
         self._sealed: list[tuple[Path, int]] = []
         self._lock_file: int | None = None
         self._acked_file: int | None = None
@@ -121,11 +122,11 @@ class Journal:
         """Write an entry, and return its number.
 
         Raises:
-            JournalError: it cannot be written.
+            JournalError: the entry cannot be written.
 
         """
         with self._lock:
-            if self._writing:  # by the code that this signal handler interrupts, which will write it in a moment
+            if self._writing:  # in a signal handler: the code that it interrupts writes the entry in a moment
                 self._interrupting.append(body)
                 return self.number + 1 + len(self._interrupting)
             self._writing = True
@@ -136,8 +137,8 @@ class Journal:
                 number = self.number
             finally:
                 self._writing = False
-        while self._interrupting:  # it came in the very last moment
-            with suppress(IndexError):  # and a signal handler that came still later has written it
+        while self._interrupting:  # a signal handler added an entry after the loop above
+            with suppress(IndexError):  # a later signal handler has written it already
                 self.append(self._interrupting.popleft())
         if self._is_read:
             self._is_read = False
@@ -145,10 +146,10 @@ class Journal:
         return number
 
     def begin(self) -> Path:
-        """Return the folder, made if there is none yet.
+        """Return the folder; create it and its first segment if they do not exist yet.
 
         Raises:
-            JournalError: it cannot be made.
+            JournalError: they cannot be created.
 
         """
         with self._lock:
@@ -158,24 +159,24 @@ class Journal:
             return self.folder
 
     def run_opening(self, mark: str, experiment_id: str) -> None:
-        """Note that a run is about to be made, which will carry the mark."""
+        """Note that a run is about to be created, whose tag will hold `mark`."""
         self._opening[mark] = experiment_id
         self.append(entries.body("opening", mark=mark, experiment=experiment_id))
 
     def run_opened(self, run_id: str, *, mark: str | None, name: str, experiment: str) -> None:
-        """Note that this process has the run open, so that somebody closes it if the process dies."""
+        """Note that this process has the run open, so that another process can close it if this one dies."""
         if mark is not None:
             self._opening.pop(mark, None)
         self._open[run_id] = {"name": name, "experiment": experiment}
         self.append(entries.body("open", run=run_id, mark=mark, name=name, experiment=experiment))
 
     def run_created(self, local: str, real: str) -> None:
-        """Note what the store calls a run that was begun without it."""
+        """Note the store's id of a run that was begun while the store was out of reach."""
         self._created[local] = real
         self.append(entries.body("created", run=local, id=real))
 
     def run_closed(self, run_id: str) -> None:
-        """Note that the run needs no closing by others; call after the entry that closes it."""
+        """Note that no other process needs to close the run; call this after writing the entry that closes it."""
         self._open.pop(run_id, None)
 
     def open_runs(self) -> list[str]:
@@ -183,16 +184,16 @@ class Journal:
         return list(self._open)
 
     def wait(self, timeout: float | None) -> None:
-        """Return when there is an entry since the last call, or after `timeout` seconds; for one reader."""
+        """Return once there is an entry since the last call, or after `timeout` seconds; for a single reader."""
         self._more.wait(timeout)
         self._is_read = True
 
     def wake(self) -> None:
-        """Let `wait` return."""
+        """Make `wait` return."""
         self._more.set()
 
     def end(self) -> tuple[int, int]:
-        """Return the segment that is written, and how many of its bytes are."""
+        """Return the number of the current segment, and how many of its bytes are written."""
         return self._end
 
     def path(self, segment: int) -> Path:
@@ -201,7 +202,7 @@ class Journal:
         return self.folder / f"{segment:06d}.jsonl"
 
     def ack(self, number: int) -> None:
-        """Note that the store has taken every entry up to `number`, and remove the segments that hold no other."""
+        """Note that the store has taken every entry up to `number`, and remove the segments without later entries."""
         with self._lock:
             self.acked = number
             if self._acked_file is not None:
@@ -210,7 +211,7 @@ class Journal:
                 self._sealed.pop(0)[0].unlink(missing_ok=True)
 
     def sync(self) -> None:
-        """Let the present segment survive the death of the machine too."""
+        """Sync the current segment to disk, so that it survives a crash of the machine too."""
         with self._lock:
             path = None if self._map is None else self.path(self._segment)
         if path is None:
@@ -223,7 +224,12 @@ class Journal:
                 os.close(descriptor)
 
     def close(self) -> Path | None:
-        """Write no more; return the folder if it holds entries that the store has not taken, else remove it."""
+        """Stop writing, and remove the folder unless it holds entries that the store has not taken.
+
+        Returns:
+            The folder if it holds such entries, else None.
+
+        """
         with self._lock:
             if self.folder is None:
                 self._is_closed = True
@@ -249,13 +255,13 @@ class Journal:
         end = self._position + len(line)
         if self._map is None or end > self._size:
             self._begin_segment(len(line))
-            line = entries.line(self.number + 1, body)  # the header of the segment has taken a number
+            line = entries.line(self.number + 1, body)  # the header of the new segment has taken a number
             end = self._position + len(line)
         self._write(line, end)
 
     def _write(self, line: bytes, end: int) -> None:
-        # The number counts once the line is there: an interrupt in between leaves a line that the next one overwrites.
-        self._map[self._position : end] = line  # type: ignore[index]  # there is one, see `_put`
+        # Count the number after the copy: an interrupt in between leaves a line that the next write overwrites.
+        self._map[self._position : end] = line  # type: ignore[index]  # `_put` has mapped a segment
         self.number += 1
         self._position = end
         self._end = (self._segment, end)
@@ -278,7 +284,7 @@ class Journal:
         folder = folder_of(self._state) / f"{_job.process_name()}-{secrets.token_hex(4)}"
         for each in (self._state, folder.parent, folder):  # one by one, or `parents` would leave one open to others
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with ExitStack() as undo:  # what fails, or is interrupted, is begun anew
+        with ExitStack() as undo:  # a failed or interrupted attempt leaves nothing behind
             undo.callback(remove, folder)
             lock = take_lock(folder)
             if lock is not None:
@@ -335,15 +341,16 @@ class Journal:
 
 
 def acked_line(number: int) -> bytes:
-    """Return the content of `acked`, a line like that of an entry; of one length, to be replaced in one piece."""
+    """Return the content of `acked`: a line like that of an entry, of fixed length, so that one write replaces it."""
     return entries.line(number, '"op":"acked"}' + " " * (20 - len(str(number))))
 
 
 def take_lock(folder: Path) -> int | None:
     """Take the lock of a journal and return its descriptor; None if another process holds it.
 
-    The lock is the process's own, so a forked child does not hold it; it ends with the process, however that ends. Two
-    threads would both get it, and the first to close any descriptor of the file would lose it for both: `take_over`.
+    The lock belongs to the process: a forked child does not hold it, and it ends with the process, however that ends.
+    Two threads would both get it, and the first to close any descriptor of the file would release it for both.
+    `take_over` prevents that.
     """
     descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     if os.name == "posix" and _is_held(descriptor, os.F_TLOCK):
@@ -353,7 +360,10 @@ def take_lock(folder: Path) -> int | None:
 
 
 def _is_held(descriptor: int, command: int) -> bool:
-    """Tell whether another process holds the lock; where the file system has none (Lustre without -o flock), nobody."""
+    """Run a command of `lockf`, and tell whether another process holds the lock.
+
+    The answer is False where the file system has no locks (Lustre without -o flock).
+    """
     try:
         os.lockf(descriptor, command, 0)
     except OSError as error:
@@ -362,7 +372,10 @@ def _is_held(descriptor: int, command: int) -> bool:
 
 
 def is_locked(folder: Path) -> bool:
-    """Tell whether anybody else holds the lock of a journal; to ask for this process's own would cost it the lock."""
+    """Tell whether another process holds the lock of a journal, or a thread of this process has taken it over.
+
+    Do not ask about the journal that this process writes: the question would release its lock.
+    """
     if folder in _taken_over:
         return True
     with suppress(FileNotFoundError):
@@ -375,10 +388,12 @@ def is_locked(folder: Path) -> bool:
 
 
 def take_over(folder: Path) -> int | None:
-    """Take the lock to recover the journal, and sign it, else its writer is who holds it; None if somebody else has it.
+    """Take the lock of a journal to recover it, and sign the lock; None if another process or thread has it.
+
+    Without the signature, the holder of the lock is taken for the writer of the journal.
 
     Raises:
-        FileNotFoundError: somebody has recovered it, and removed it.
+        FileNotFoundError: another process has recovered the journal and removed it.
 
     """
     with _taking:
@@ -388,14 +403,14 @@ def take_over(folder: Path) -> int | None:
         if lock is None:
             return None
         _taken_over.add(folder)
-    with suppress(OSError):  # a full disk: then it looks as if the writer had it
+    with suppress(OSError):  # a full disk: the lock then looks like the writer's
         os.truncate(lock, 0)
         os.write(lock, f"{os.getpid()} {socket.gethostname()}".encode())
     return lock
 
 
 def give_back(folder: Path, lock: int) -> None:
-    """Let others recover what is left of a journal that this process has taken over."""
+    """Release a journal that this process has taken over, so that others can recover what is left of it."""
     with _taking:
         _taken_over.discard(folder)
         os.close(lock)
@@ -403,12 +418,12 @@ def give_back(folder: Path, lock: int) -> None:
 
 _taking = ForkSafeLock()
 _taken_over: set[Path] = set()
-"""The journals that a thread of this process recovers, whose locks the others must not touch."""
+"""Journals that a thread of this process is recovering; other threads must not touch their locks."""
 call_in_child(_taken_over.clear)  # the locks are the parent's
 
 
 def recoverer(folder: Path) -> tuple[int, str] | None:
-    """Return the process that has taken the journal over last, and its host."""
+    """Return the id and the host of the process that last took the journal over; None if that is unknown."""
     with suppress(OSError, ValueError):
         pid, host = (folder / "lock").read_text().split()
         return int(pid), host
@@ -416,7 +431,7 @@ def recoverer(folder: Path) -> tuple[int, str] | None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a journal if it is there, the lock last, so that whoever finds it half removed finds it locked."""
+    """Remove a journal if it exists; the lock goes last, so that a half-removed journal is still locked."""
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -428,7 +443,7 @@ def remove(folder: Path) -> None:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    """Reserve the space, or raise OSError; a mapped page without would be SIGBUS."""
+    """Reserve the space, or raise OSError; a write to a mapped page without space would raise SIGBUS."""
     if hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)

@@ -1,4 +1,4 @@
-"""Reads a journal: every entry that is whole, in order, each once, whatever has happened to the files."""
+"""Read a journal: every whole entry, in order and once, whatever has happened to the files."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _HEADER: dict[str, type | UnionType] = {
     "boot": str,
     "uri": str,
 }
-"""What every format of the journal has in its header, whatever else a later one has or has not."""
+"""Fields of the header in every format of the journal, whatever else a later format adds or drops."""
 
 
 def acked(folder: Path) -> int:
-    """Return the number of the last entry that the store has taken; 0 if that cannot be told, as if it had none."""
+    """Return the number of the last entry that the store has taken; 0, as if it had none, if that cannot be read."""
     found = entries.parse(_bytes(folder / "acked").rstrip(b"\n"))
     return 0 if found is None else int(found["n"])
 
 
 def header(folder: Path) -> Entry | None:
-    """Return the first entry of the first segment, which says whose journal it is; None if it cannot be told."""
+    """Return the first entry of the first segment, which describes the journal's process; None if it cannot be read."""
     for path in sorted(folder.glob("*.jsonl"))[:1]:
         with suppress(OSError), path.open("rb") as file:
             found = entries.parse(file.readline(_LONGEST_HEADER).rstrip(b"\n"))
@@ -40,14 +40,14 @@ def header(folder: Path) -> Entry | None:
 
 
 def is_header(entry: Entry) -> bool:
-    """Tell whether the entry says whose journal it is."""
+    """Tell whether the entry is a header, which describes the journal's process."""
     return entry["op"] == "journal" and all(isinstance(entry.get(name), kind) for name, kind in _HEADER.items())
 
 
 def read(folder: Path) -> list[Entry]:
-    """Return the entries of a journal that nobody writes any more, those that the store has taken among them.
+    """Return the entries of a journal that is not written any more, including those that the store has taken.
 
-    Files are put in order by what they hold, not by what they are called.
+    Segments are ordered by their content, not by their file names.
     """
     segments = [whole for path in sorted(folder.glob("*.jsonl")) if (whole := list(_whole(_bytes(path))))]
     segments.sort(key=lambda segment: segment[0]["n"])
@@ -66,7 +66,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _whole(data: bytes) -> Iterator[Entry]:
-    # The rest of a segment that was not closed is NUL bytes.
+    # A segment that was not closed ends in NUL bytes.
     for line in data.replace(b"\0", b"").split(b"\n"):
         entry = entries.parse(line)
         if entry is not None:
@@ -76,7 +76,7 @@ def _whole(data: bytes) -> Iterator[Entry]:
 class Follower:
     """Reads the journal of this process while it is written.
 
-    It holds the segment open that it reads, so that whoever cleans up the folder takes nothing from it.
+    The follower holds the current segment open, so that removing files from the folder takes nothing from it.
     """
 
     def __init__(self, journal: Journal) -> None:
@@ -86,7 +86,7 @@ class Follower:
         self._offset = 0
         self._rest = b""
         self.number = 0
-        """The number of the last line that was read, whether there was an entry in it or not."""
+        """The number of the last line that was read, whether it held an entry or not."""
 
     def read(self, limit: int) -> list[Entry] | None:
         """Return the next entries, about `limit` bytes of them; None if there are no more."""
@@ -107,7 +107,7 @@ class Follower:
                 self._segment, self._offset, self._rest = self._segment + 1, 0, b""
 
     def close(self) -> None:
-        """Let go of the segment."""
+        """Close the segment."""
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             os.close(descriptor)

@@ -1,4 +1,4 @@
-"""What dead processes have left behind: delivered, and their runs closed."""
+"""Recovery of journals of dead processes: deliver their entries, and close their runs."""
 
 from __future__ import annotations
 
@@ -25,45 +25,45 @@ from autogen_team.io._tracking.inventory import Found
 from autogen_team.io._tracking.words import with_kind
 
 _PATIENCE, _PAUSE = 900.0, 10.0
-"""Seconds for which whoever recovers a journal tries again while its server is away, and in between."""
+"""Seconds for which a watchdog tries to recover a journal again while the server is away, and between two tries."""
 
 _GLANCE = 0.2
-"""Seconds between two looks at a journal that somebody else recovers."""
+"""Seconds between two looks at a journal that another process or thread is recovering."""
 
 _report = logging.getLogger("autogen_team")
 
 
 @dataclass(slots=True)
 class Recovered:
-    """What has become of a journal."""
+    """The result of recovering one journal."""
 
     folder: Path
     delivered: int = 0
     closed: list[str] = field(default_factory=list)
-    """Ids of runs that were closed as KILLED."""
+    """Ids of the runs that were closed, as KILLED unless the caller gave another status."""
     refused: int = 0
     problem: str = ""
-    """Why it could not be recovered, or not all of it; empty if it was."""
+    """Why the journal could not be recovered, or not completely; empty if it was."""
     by_others: bool = False
-    """Whether another process, or thread, was quicker."""
+    """Whether another process or thread was faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """How runs have ended that nobody has closed."""
+    """How runs ended that were never closed."""
 
     reason: str
     status: _job.Status = "KILLED"
     at: float | None = None
-    """Seconds since 1970, if somebody has seen it; else the last write to the journal is the end."""
+    """Seconds since 1970, if the end was observed; otherwise `recover` takes the last write to the journal."""
 
 
 def recover(
     found: Found, uri: str, registry_uri: str, state: Path, *, end: Cause | None = None, lock: int | None = None
 ) -> Recovered:
-    """Deliver a dead process's journal to `uri`, close the runs it had open, attach their logs, remove it.
+    """Deliver a dead process's journal to `uri`, close its open runs, attach their logs, and remove the journal.
 
-    Unless `end` says better, the runs were KILLED. `lock` is that of the journal, if the caller has taken it.
+    The runs are closed as KILLED unless `end` says otherwise. `lock` is the journal's lock, if the caller has taken it.
     """
     result = Recovered(found.folder)
     if found.state != "dead":
@@ -91,10 +91,10 @@ def recover(
 def recover_all(
     uri: str, registry_uri: str, state: Path, *, others: bool = False, hosts: Collection[str] = ()
 ) -> Iterator[tuple[Found, Recovered]]:
-    """Recover every dead journal of this machine that belongs to the store of `uri`, and with `others` the rest too.
+    """Recover every dead journal of this machine that belongs to the store of `uri`; with `others`, of every store.
 
-    With `others`, those that another process is recovering are waited for, and recovered here if it fails. `hosts`
-    names machines that are gone, whose journals are treated as this one's.
+    With `others`, a journal that another process is recovering is waited for, and recovered here if that fails. `hosts`
+    names machines that are gone; their journals are treated as this machine's.
     """
     inventory.sweep(state)
     for found in inventory.find(state, hosts, held=others):
@@ -124,11 +124,11 @@ def _see_to(found: Found, uri: str, registry_uri: str, state: Path, hosts: Colle
 
 
 def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
-    """Recover what belongs to the store of `uri` on a thread of its own, if there is anything."""
+    """Recover the journals of the store of `uri` on a background thread, if there are any journals."""
 
     def work() -> None:
         for found, result in recover_all(uri, registry_uri, state):
-            if result.problem and found.folder.exists():  # else it needs nobody any more
+            if result.problem and found.folder.exists():  # otherwise there is nothing left to recover
                 _report.warning("the journal of process %d is left as it is: %s", found.pid, result.problem)
             elif not result.problem and not result.by_others:
                 closed = f"; closed as KILLED: {', '.join(result.closed)}" if result.closed else ""
@@ -140,11 +140,11 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
 
 
 def after_death(folder: str) -> None:
-    """Recover the journal of the process whose watchdog this was; the stores are those of the environment."""
+    """Recover the journal of the process that this watchdog watched; the environment names the stores."""
     path = Path(folder)
     state = path.parent.parent
     give_up = time.monotonic() + _PATIENCE
-    deadline = time.monotonic() + 2.0  # a process that has lost its pipe may yet hold its lock for a moment
+    deadline = time.monotonic() + 2.0  # a process that has lost its pipe may still hold its lock for a moment
     while (found := inventory.look(path)) is not None:
         if found.state == "alive":
             if time.monotonic() > deadline:
@@ -159,7 +159,7 @@ def after_death(folder: str) -> None:
                 return
         if time.monotonic() > give_up:
             return
-        time.sleep(_PAUSE)  # the server is away too, or somebody else is at it and may fail
+        time.sleep(_PAUSE)  # the server is away too, or another process is recovering it and may fail
 
 
 def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause, result: Recovered) -> None:
@@ -192,7 +192,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
 
 
 def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause) -> bool:
-    """Close a run whose process is dead and has left no journal, and attach its log; tell whether it was open."""
+    """Close a run whose dead process has left no journal, and attach its log; return whether the run was open."""
     client = mlflow.MlflowClient(uri, registry_uri)
     destination = destinations.of(seam.plain_store(uri), uri)
     is_open = _is_there(client, run_id) and _close(
@@ -204,7 +204,7 @@ def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause)
 
 
 def _half_open(entries: list[Entry], client: mlflow.MlflowClient) -> Iterator[str]:
-    """Return runs whose ids could not be noted any more, by the mark that was noted before they were made."""
+    """Yield the ids of runs that were created but not noted, found by the mark noted before their creation."""
     opening: dict[str, str] = {}
     if any(entry["op"] == "closed" for entry in entries):
         return
@@ -221,7 +221,7 @@ def _half_open(entries: list[Entry], client: mlflow.MlflowClient) -> Iterator[st
 
 
 def _is_there(client: mlflow.MlflowClient, run_id: str) -> bool:
-    """Tell whether the run can still be closed; somebody may have deleted it, for good even."""
+    """Tell whether the run can still be closed; it may have been deleted, even for good."""
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
     except MlflowException as error:

@@ -1,4 +1,7 @@
-"""One process at a time makes the tables of a new database; of eight that start at once, plain MLflow fails seven."""
+"""Lock that lets one process at a time create the tables of a new database.
+
+Of eight plain MLflow processes that start at once, seven fail.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from autogen_team.io._tracking.places import is_folder, local_place
 _report = logging.getLogger("autogen_team")
 
 PATIENCE = 120.0
-"""Seconds to wait for the others; one needs about two, so whoever takes this long hangs and is not waited for."""
+"""Seconds to wait for other processes; one needs about two, so a process that takes this long hangs."""
 _PAUSE = 0.02
 
 
@@ -30,7 +33,7 @@ def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
 
     folder = state_dir / "locks"
     try:
-        for each in (state_dir, folder):  # one by one, because `parents` would leave the first one open to others
+        for each in (state_dir, folder):  # one by one, because `parents` would leave the outer one open to others
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(folder / hashlib.sha256(bytes(database)).hexdigest()[:16], os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:

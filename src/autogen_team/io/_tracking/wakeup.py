@@ -1,4 +1,4 @@
-"""What a thread waits for, and any code may call, a signal handler that interrupts such a call among it."""
+"""Signal-safe wake-up for one waiting thread."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from queue import Empty, SimpleQueue
 
 
 class Wakeup:
-    """An event for one waiter, which its waiting uses up.
+    """An event for one waiter, which each wait consumes.
 
-    A `threading.Event` has a lock that a signal handler would wait for in vain if it has interrupted its `set`; the
+    If a signal handler interrupts `threading.Event.set` and calls it again, it waits in vain for the event's lock. The
     `put` of this queue is documented to be reentrant.
     """
 
@@ -17,17 +17,17 @@ class Wakeup:
         self._calls: SimpleQueue[None] = SimpleQueue()
 
     def set(self) -> None:
-        """Let the waiter go on, or its next waiting end at once."""
+        """Wake the waiter, or make its next wait return at once."""
         if self._calls.empty():
             self._calls.put(None)
 
     def clear(self) -> None:
-        """Forget what was set."""
+        """Forget earlier calls of `set`."""
         with suppress(Empty):
             while True:
                 self._calls.get_nowait()
 
     def wait(self, timeout: float | None) -> None:
-        """Return when it is set, or after `timeout` seconds."""
+        """Return when `set` is called, or after `timeout` seconds."""
         with suppress(Empty):
             self._calls.get(timeout=timeout)

@@ -1,9 +1,9 @@
-"""A tiny process that outlives the job: it sees the job die, and has its runs closed and its journal delivered.
+"""A tiny process that outlives the job: when the job dies, it closes the job's runs and delivers the journal.
 
-It holds the reading end of a pipe. When the job ends in good order it is told so and goes; when the pipe just ends, or
-the job is no more although a child of it holds the pipe, the job has been killed, and the process becomes the one that
-recovers the journal. It is no child of the job's, which may wait for its children. It loads no more of Python than it
-needs: 10 MB, and some 15 ms of the job's time.
+The watchdog holds the read end of a pipe. A job that ends in good order tells it so, and it exits. If the pipe just
+ends, the job has been killed. It has also been killed if it is gone although a child of it still holds the pipe. Then
+the watchdog becomes the process that recovers the journal. It is not a child of the job, because the job may wait for
+its children. It loads no more of Python than it needs: 10 MB, and some 15 ms of the job's time.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from autogen_team.io._tracking import recovery
 recovery.after_death({folder!r})
 """
 _PATIENCE = 5.0
-"""Seconds that the watchdog may take to begin."""
+"""Seconds that the watchdog may take to start."""
 
 
 class Watchdog:
@@ -69,19 +69,19 @@ class Watchdog:
         self._pipe: IO[bytes] | None = None
 
     def watch(self, folder: Path) -> None:
-        """Begin to watch; where that cannot be done, the next start here or `autogen-team recover` recovers."""
+        """Start the watchdog; if that fails, the next start here or `autogen-team recover` recovers the journal."""
         self.dismiss()
         if os.name != "posix":
             return
         recover = _RECOVER.format(path=[entry or str(Path.cwd()) for entry in sys.path], folder=str(folder))
         pid = os.getpid()
-        name = f"autogen-team-watchdog-{pid}"  # for whoever lists processes
+        name = f"autogen-team-watchdog-{pid}"  # shown in process lists
         order = {"pid": pid, "started": started_at(pid), "command": [sys.executable, "-c", recover, name]}
         with suppress(OSError, subprocess.TimeoutExpired):
             process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
                 [sys.executable, "-I", "-S", "-c", _WATCH, name],
                 stdin=subprocess.PIPE,
-                # Whoever reads the job's output until its end must not wait for the watchdog's.
+                # A reader of the job's output must not wait for the watchdog's.
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env={**os.environ, **self._uris},
@@ -91,10 +91,10 @@ class Watchdog:
             assert self._pipe is not None
             self._pipe.write(json.dumps(order).encode() + b"\n")
             self._pipe.flush()
-            process.wait(_PATIENCE)  # it has forked: who watches is nobody's child
+            process.wait(_PATIENCE)  # it has forked: the process that watches is not our child
 
     def dismiss(self) -> None:
-        """Send it away: the job has ended in good order."""
+        """Tell the watchdog to exit: the job has ended in good order."""
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             with suppress(OSError):
@@ -102,7 +102,7 @@ class Watchdog:
                 pipe.close()
 
     def after_fork(self) -> None:
-        """Let go of the parent's pipe, which would not end with the parent otherwise."""
+        """Close the parent's pipe, which would otherwise stay open after the parent's end."""
         pipe, self._pipe = self._pipe, None
         if pipe is not None:
             with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Tracking that does not wait: the journal, the thread that delivers it, and the store that stands in for MLflow's."""
+"""Write-behind tracking: the journal, the thread that delivers it, and the stand-in for MLflow's store."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from autogen_team.io._tracking.watchdog import Watchdog
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
 _working: dict[str, WriteBehind] = {}
-"""By the identity of the store."""
+"""Active instances, by the identity of their store."""
 
 
 def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, flush_timeout: float) -> _job.Undo:
-    """Let what is logged to the store of `uri` go through a journal; the returned function delivers and ends that.
+    """Send what is logged to the store of `uri` through a journal; the returned function delivers it and ends that.
 
-    Whoever starts it again for the same store shares it, and the last one to leave ends it.
+    Several callers for the same store share the journal, and the last one to leave ends it.
     """
     key = seam.identity(uri)
     with _lock, seam.starting_stand_in():
@@ -53,24 +53,24 @@ def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, f
 
 
 def of(uri: str) -> WriteBehind | None:
-    """Return what works for this store, if anything does."""
+    """Return the instance in charge of this store; None if there is none."""
     return _working.get(seam.identity(uri))
 
 
 def open_runs() -> dict[str, str]:
-    """Return the store of each run that this process has open, however it was opened."""
+    """Return the store URI of each run that this process has open, however it was opened."""
     return {run_id: one.uri for one in list(_working.values()) for run_id in one.journal.open_runs()}
 
 
 def flush(timeout: float) -> bool:
-    """Deliver what was written up to now to each store, and tell whether all of them have it."""
+    """Deliver what was written up to now to each store, and return whether all of them have it."""
     deadline = time.monotonic() + timeout
     answers = [one.flush(max(0.0, deadline - time.monotonic())) for one in list(_working.values())]
     return all(answers)
 
 
 class WriteBehind:
-    """One store, written behind the job's back."""
+    """Write-behind tracking of one store."""
 
     def __init__(self, uri: str, registry_uri: str, state: Path, connect_timeout: float, flush_timeout: float) -> None:
         self.users = 0
@@ -104,11 +104,11 @@ class WriteBehind:
         self._room.after_fork()
 
     def flush(self, timeout: float) -> bool:
-        """Deliver what was written up to now, and tell whether the store has it; an attempt that fails is the last."""
+        """Deliver what was written up to now, and return whether the store has it; a failed attempt ends the wait."""
         return self.courier.flush(timeout, give_up_when_cut=True)
 
     def close(self) -> None:
-        """Stand in for the store no longer, and deliver what is left, at most for `flush_timeout` seconds."""
+        """Stop standing in for the store, and deliver what is left within at most `flush_timeout` seconds."""
         try:
             self._undo.close()  # first, so that other threads of the job write to the store itself from now on
         finally:
@@ -125,7 +125,7 @@ class WriteBehind:
             finally:
                 self._watchdog.dismiss()
         if left is not None:
-            waiting = self.journal.number - self.journal.acked - 1  # the last one says that the journal is closed
+            waiting = self.journal.number - self.journal.acked - 1  # the last entry says that the journal is closed
             _report.error(
                 "%d entries for the MLflow store at %s were not delivered within %g s; they wait in %s. "
                 "`autogen-team sync` delivers them, and so does the next start here with this store",
@@ -139,13 +139,13 @@ class WriteBehind:
             _report.error(text, self.courier.lost, mask_url(self.uri))
 
     def _close_with_child(self) -> None:
-        """Let a child of multiprocessing deliver before it leaves, which it does without any exit handler."""
+        """Make a child of multiprocessing deliver before it exits, which it does without calling exit handlers."""
         util.Finalize(self, self._finish, exitpriority=0)
 
     def _finish(self) -> None:
         if self.journal.folder is not None and os.getpid() != self._owner:
-            # A store that is out of reach is not waited for: whoever started the child may wait for that. One that has
-            # no time for us now, because all children end at once, is.
+            # Do not wait for a store that is out of reach: the parent may be waiting for this child. Do wait for a
+            # store that is only busy because all children end at once.
             deadline = time.monotonic() + self._flush_timeout
             is_there = self.flush(self._flush_timeout) or self._link.answers()
             self._end(max(0.0, deadline - time.monotonic()) if is_there else 0.0)
@@ -155,7 +155,7 @@ class WriteBehind:
         self.courier.start()
 
     def _created(self, local: str, real: str) -> None:
-        with suppress(JournalError):  # a full disk; whoever recovers the journal finds the run by its mark
+        with suppress(JournalError):  # a full disk; a recovery then finds the run by its mark
             self.journal.run_created(local, real)
         info = self.store.info_of(local)
         if info is not None:

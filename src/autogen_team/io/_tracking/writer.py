@@ -1,4 +1,4 @@
-"""Entries into the journal, or past it: a disk that is full or read-only does not stop a job."""
+"""Write entries to the journal, or past it to the store: a full or read-only disk does not stop a job."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _report = logging.getLogger("autogen_team")
 
 
 class Writer:
-    """Writes for one store; each turn, away from the journal and back to it, is reported once."""
+    """Writes for one store; reports once when it goes past the journal, and once when it is back."""
 
     def __init__(self, journal: Journal, courier: Courier) -> None:
         self._journal = journal
         self._courier = courier
         self._past = 0
-        """Entries that have gone past the journal since it could be written last."""
+        """Entries that could not be written since the journal last took one."""
 
     def write(self, body: str) -> None:
-        """Write an entry to the journal; bring it to the store directly if that cannot be."""
+        """Write an entry to the journal; if that fails, deliver it to the store directly."""
         try:
             self._journal.append(body)
         except JournalError as error:
@@ -35,7 +35,7 @@ class Writer:
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Let the block go on if what it notes in the journal, for whoever recovers it, cannot be written."""
+        """Ignore a journal that cannot be written, in a block that only notes something for a recovery."""
         try:
             yield
         except JournalError as error:
