@@ -1,4 +1,4 @@
-"""What a process knows of the runs that it logs to, so that it need not ask their store at each call."""
+"""Cache of the runs that a process logs to, so that it need not ask their store on each call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mlflow.entities import LifecycleStage, Param, Run, RunData, RunInfo, RunTag
 
 
 class Known:
-    """One run, as the store had it last, with what was logged here since."""
+    """One run as the store returned it last, with what this process has logged since."""
 
     __slots__ = ("info", "is_deleted", "params", "tags")
 
@@ -19,7 +19,7 @@ class Known:
         self.is_deleted = run.info.lifecycle_stage == LifecycleStage.DELETED
 
     def as_run(self) -> Run:
-        """Return the run; its metrics, of which only the store knows the latest, are left out."""
+        """Return the run without its metrics, because only the store knows their latest values."""
         params = [Param(*pair) for pair in self.params.items()]
         return Run(self.info, RunData([], params, _tags(self.tags)))
 
@@ -27,8 +27,8 @@ class Known:
 def run_to_be_made(
     run_id: str, experiment_id: str, user_id: str, start_time: int, name: str, tags: Mapping[str, str]
 ) -> Run:
-    """Return a run that its store will make later."""
-    place = f"pending:/{run_id}"  # no kind of place that MLflow knows, so asking for it fails at once
+    """Return a placeholder for a run that its store will create later."""
+    place = f"pending:/{run_id}"  # a scheme that MLflow does not know, so that any use of it fails at once
     info = RunInfo(run_id, experiment_id, user_id, "RUNNING", start_time, None, LifecycleStage.ACTIVE, place, name)
     return Run(info, RunData([], [], _tags(tags)))
 

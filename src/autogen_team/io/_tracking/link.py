@@ -1,4 +1,4 @@
-"""Whether the store answers: one warning when it stops, one when it is back, and no long waits in between."""
+"""Availability of a store: one warning when it stops answering, one when it is back, no long waits in between."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._tracking import probe
 
 _FRESH = 1.0
-"""Seconds for which an answer counts, or that there was none."""
+"""Seconds for which the result of a check counts, whether the store answered or not."""
 
 _report = logging.getLogger("autogen_team")
 
 
 class StoreUnavailableError(MlflowException, TrackingUnavailableError):
-    """The store does not answer; what waits for MLflow's own errors catches it too."""
+    """The store does not answer; code that catches MLflow's own errors catches this one too."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, error_code=TEMPORARILY_UNAVAILABLE)
 
 
 def _say(text: str, *arguments: object) -> None:
-    with suppress(Exception):  # a log handler that raises is no reason to fail, or not to deliver
+    with suppress(Exception):  # a log handler that raises must stop neither the caller nor the delivery
         _report.warning(text, *arguments)
 
 
 class Link:
-    """The way to one store."""
+    """Availability of one store."""
 
     def __init__(self, uri: str, timeout: float) -> None:
-        """Ask the server at `uri` with `timeout` seconds of patience; what is not a server is never asked."""
+        """Track the store at `uri`; a check takes at most `timeout` seconds, and only servers are checked."""
         self.uri = uri
         self.is_remote = probe.is_server(uri)
         self._timeout = timeout
@@ -48,16 +48,16 @@ class Link:
         self._fault = ""
 
     def after_fork(self) -> None:
-        """Make a lock that nobody holds."""
-        self._lock = threading.RLock()  # a signal handler may log in the midst of this
+        """Replace the lock, which another thread of the parent may have held."""
+        self._lock = threading.RLock()  # reentrant: a signal handler may log while the lock is held
 
     @property
     def is_cut(self) -> bool:
-        """Whether the last attempt has failed."""
+        """Whether the last attempt to reach the store has failed."""
         return self._cut is not None
 
     def answered(self, waiting: str = "") -> None:
-        """Note that the store has answered; `waiting` says what can be delivered now."""
+        """Note that the store has answered; if it was cut off, say so, with `waiting` at the end of the message."""
         with self._lock:
             cut, self._cut = self._cut, None
             self._answered = time.monotonic()
@@ -84,13 +84,13 @@ class Link:
         """Return if the store can be asked now.
 
         Raises:
-            StoreUnavailableError: it does not answer within the timeout; MLflow would find that out in four minutes.
+            StoreUnavailableError: it does not answer within the timeout; MLflow would need four minutes to notice.
 
         """
         if not self.is_remote:
             return
         now = time.monotonic()
-        # Who has answered a moment ago is there if it still takes connections, which costs a hundredth of a question.
+        # A server that answered a moment ago is up if it still takes connections, at a hundredth of a request's cost.
         if not self.is_cut and now - self._answered < _FRESH and probe.takes_connections(self.uri, self._timeout):
             return
         if self.is_cut and now - self._asked < _FRESH:
@@ -99,7 +99,7 @@ class Link:
         self.answered()
 
     def refuse(self) -> NoReturn:
-        """Raise for what was found out last."""
+        """Raise an error that names the fault found last."""
         raise StoreUnavailableError(probe.unavailable(self.uri, self._fault))
 
     def answers(self) -> bool:

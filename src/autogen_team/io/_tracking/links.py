@@ -1,4 +1,4 @@
-"""Addresses for people."""
+"""Web UI URLs of servers and runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from urllib.parse import urlsplit
 
 
 def pages(uri: str) -> str | None:
-    """Return the address of a server's pages, without any password; None for a store that is not a server."""
+    """Return the URL of a server's web UI, without any password; None for a store that is not a server."""
     parts = urlsplit(uri)
     if parts.scheme not in ("http", "https"):
         return None
@@ -14,6 +14,6 @@ def pages(uri: str) -> str | None:
 
 
 def of_run(tracking_uri: str, experiment_id: str, run_id: str) -> str | None:
-    """Return the page of a run on its server, without any password; None for a store that is not a server."""
+    """Return the web UI URL of a run, without any password; None for a store that is not a server."""
     base = pages(tracking_uri)
     return base and f"{base}/#/experiments/{experiment_id}/runs/{run_id}"

@@ -1,15 +1,15 @@
-"""Every method of MLflow's stores, and what we do with it.
+"""Every method of MLflow's stores, and how we treat it.
 
-We stand in for MLflow's stores, so each method of theirs passes through our hands. A method that is missing here is
-one that MLflow has added since: it is called all the same, with secrets redacted from what it is given, and the log
-says so once. `tests/io/tracking/test_manifest.py` compares this module with MLflow's own classes.
+Our stand-ins receive every call to a store of MLflow's. A method that is missing here is newer than this module: it is
+called all the same, with secrets redacted from its arguments, and the log says so once.
+`tests/io/tracking/test_manifest.py` compares this module with MLflow's own classes.
 
-- `JOURNALLED`: written to the journal, redacted. Without a journal: redacted.
-- `REDACTED`: called at once, with secrets redacted from its arguments. This includes lookups by name, so that a name
-  that was redacted when it was stored is found again under the name that the job uses.
-- `FLUSH_FIRST`: called once the store has what was logged before; its arguments are not stored.
-- `PASSED`: called as it is. Its arguments are ids and numbers, or a credential that MLflow keeps as one, or a trace,
-  which `traces` redacts on its way to any store.
+- `journalled`: written to the journal, redacted. Without a journal: redacted.
+- `redacted`: called at once, with secrets redacted from its arguments. This includes lookups by name: a name that was
+  redacted when it was stored is found again under the name that the job uses.
+- `flush first`: called once the store has what was logged before; its arguments are not stored.
+- `passed`: called unchanged. Its arguments are ids and numbers, a credential that MLflow keeps as one, or a trace.
+  `traces` redacts a trace on its way to any store.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Treatment: TypeAlias = Literal["journalled", "redacted", "flush first", "passed"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What is done with one method."""
+    """How one method is treated."""
 
     treatment: Treatment
     kept: frozenset[str] = frozenset()
@@ -36,7 +36,7 @@ class Rule:
 
 
 UNKNOWN = Rule("redacted")
-"""For a method that no manifest names."""
+"""The rule for a method that no manifest names."""
 
 
 def _rules(

@@ -1,4 +1,4 @@
-"""Stores that redact what they are given, also where nothing goes through a journal."""
+"""Stand-ins that redact what a store is given, also where no journal is in use."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from autogen_team.io._tracking.standin import StandIn
 
 _report = logging.getLogger("autogen_team")
 _reported: set[tuple[str, str]] = set()
-"""Methods that no manifest names, and that the log has told of, with the class that has them."""
+"""Methods that no manifest names and that the log has reported, each with the name of its class."""
 
 
 def start(uri: str) -> _job.Undo:
-    """Redact what goes to the tracking store of `uri`, as long as no journal does; the returned function undoes it."""
+    """Redact what goes to the tracking store of `uri` while it has no journal; return a function that stops this."""
     return seam.stand_in(uri, RedactingStore(seam.plain_store(uri), manifest.TRACKING), yields=True)
 
 
 def start_registry() -> _job.Undo:
-    """Redact what goes to any model registry; the returned function undoes that."""
+    """Redact what goes to any model registry; return a function that stops this."""
     return seam.stand_in_registries(lambda store: RedactingStore(store, manifest.REGISTRY))
 
 
 class RedactingStore(StandIn):
-    """Stands in for a store, and hands it each call at once, with secrets redacted as a manifest says."""
+    """Stand-in for a store; passes each call on at once, with secrets redacted as a manifest says."""
 
     def __init__(self, inner: Any, rules: Mapping[str, Rule]) -> None:
         super().__init__(inner)
@@ -46,7 +46,7 @@ class RedactingStore(StandIn):
         return call
 
     def _rule(self, name: str) -> Rule | None:
-        """Return what is to be done with a method; None for what is not a method of the store."""
+        """Return the rule for a method; None for a private name that is not listed, and for what is not a method."""
         rule = self._rules.get(name)
         if rule is not None or name.startswith("_"):
             return rule

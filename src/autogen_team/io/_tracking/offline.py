@@ -1,4 +1,4 @@
-"""Where runs are that cannot or shall not be brought to their server yet: in an ordinary SQLite store of MLflow's."""
+"""Offline runs: an ordinary SQLite store of MLflow's keeps them while they cannot or must not go to their server."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ _STORE = "mlflow.db"
 
 
 def folder(state: Path, destination: str) -> Path:
-    """Return where runs wait that are meant for the store `destination`."""
+    """Return the folder of the offline runs that are meant for the store `destination`."""
     return state / "offline" / hashlib.sha256(mask_url(destination).encode()).hexdigest()[:12]
 
 
 def store_uri(state: Path, destination: str) -> str:
-    """Return the store of these runs."""
+    """Return the URI of the store that keeps these runs."""
     return f"sqlite:///{folder(state, destination) / _STORE}"
 
 
 def existing_store(state: Path, destination: str) -> str | None:
-    """Return the store of these runs, if there are any."""
+    """Return the URI of the store that keeps these runs; None if it does not exist."""
     return store_uri(state, destination) if (folder(state, destination) / _STORE).exists() else None
 
 
 def prepare(state: Path, destination: str) -> str:
-    """Return the store, with a place made for it."""
+    """Create the folder of the store, and return the URI of the store."""
     place = folder(state, destination)
     for each in (state, place.parent, place):
         each.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -39,8 +39,8 @@ def prepare(state: Path, destination: str) -> str:
 
 
 def make_experiment(uri: str, name: str) -> None:
-    """Make the experiment if it is not there, with its artifacts beside the store instead of in the working folder."""
-    import mlflow  # here, because the rest of this module is for those who do not load it
+    """Create the experiment unless it exists; its artifacts go beside the store instead of into the working folder."""
+    import mlflow  # imported here, because callers of the other functions do not load it
 
     client = mlflow.MlflowClient(uri)
     if client.get_experiment_by_name(name) is None:
@@ -52,7 +52,7 @@ def make_experiment(uri: str, name: str) -> None:
 
 
 def find(state: Path) -> dict[str, str]:
-    """Return the stores that there are, each with the destination of its runs, masked."""
+    """Return the URIs of the existing stores, each with the destination of its runs, masked."""
     found = {}
     for about in sorted((state / "offline").glob(f"*/{_ABOUT}")):
         if (about.parent / _STORE).exists():

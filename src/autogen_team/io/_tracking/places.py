@@ -1,4 +1,4 @@
-"""Where a store of this machine is kept, as its URI says; nothing here loads MLflow."""
+"""Locations and identities of stores, read from their URIs; nothing here loads MLflow."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from urllib.request import url2pathname
 
 
 def is_folder(uri: str) -> bool:
-    """Tell whether MLflow would keep this store in a folder."""
+    """Tell whether MLflow would keep the store of this URI in a folder."""
     scheme = urlsplit(uri).scheme
     return scheme in ("", "file") or len(scheme) == 1  # C:\runs
 
 
 def local_place(uri: str) -> Path | None:
-    """Return the file or the folder that a store, or artifacts, are kept in; None for a server, and for memory.
+    """Return the file or folder that holds a store or artifacts; None for a server, and for a database in memory.
 
     >>> local_place("sqlite:////data/mlflow.db?timeout=5"), local_place("file:///data/my%20runs")
     (PosixPath('/data/mlflow.db'), PosixPath('/data/my runs'))
@@ -37,8 +37,8 @@ _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 
 def identity(uri: str) -> str:
     """Return a text that is the same for all URIs of one store, however they are written.
 
-    Relative and absolute paths, options of a database file, a slash at the end of an address, the port that goes
-    without saying, and the names by which a machine calls itself make no difference.
+    These make no difference: relative and absolute paths, options of a database file, a slash at the end of a URL, the
+    default port, and whether the local machine is named or given by its loopback address.
 
     >>> identity("sqlite:////data/mlflow.db?timeout=5") == identity("sqlite:////data/./mlflow.db")
     True

@@ -1,4 +1,4 @@
-"""Is there somebody at the other end? A question with a time limit, asked before MLflow is.
+"""Check with a time limit whether a server answers, before MLflow asks it.
 
 MLflow itself retries for 4 minutes when a server refuses and for 20 when it is silent (measured, mlflow 3.17).
 """
@@ -26,8 +26,8 @@ def check(uri: str, timeout: float) -> None:
     """Return if the server of `uri` answers within `timeout` seconds in all; a local store always does.
 
     Raises:
-        TrackingUnavailableError: it refused, was silent, or said that it cannot serve.
-        ConfigurationError: the URI is none.
+        TrackingUnavailableError: the server refused, was silent, or said that it cannot serve.
+        ConfigurationError: the URI is not valid.
 
     """
     fault = find_fault(uri, timeout)
@@ -36,11 +36,11 @@ def check(uri: str, timeout: float) -> None:
 
 
 def check_all(uris: Iterable[str], timeout: float) -> None:
-    """Return if a job that uses these stores can be online: each of them answers, as `check` has it.
+    """Return if each of these stores answers, so that a job that uses them can be online; see `check`.
 
     Raises:
-        TrackingUnavailableError: one of them does not.
-        ConfigurationError: a URI is none.
+        TrackingUnavailableError: one of them does not answer.
+        ConfigurationError: one of the URIs is not valid.
 
     """
     for uri in dict.fromkeys(uris):
@@ -48,22 +48,22 @@ def check_all(uris: Iterable[str], timeout: float) -> None:
 
 
 def takes_connections(uri: str, timeout: float) -> bool:
-    """Tell whether somebody listens where the server of `uri` should be; a proxy in between may say no for a yes."""
+    """Tell whether the server of `uri` takes connections; False may be wrong if it is reached through a proxy."""
     parts = urlsplit(uri)
     default = {"http": 80, "https": 443}.get(parts.scheme) or _DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
     connect = partial(_connect, parts.hostname or "", parts.port or default, timeout)
     try:
-        within(timeout, connect, name="autogen-team-probe")  # for finding the address has no timeout of its own
+        within(timeout, connect, name="autogen-team-probe")  # name resolution has no timeout of its own
     except OSError:
         return False
     return True
 
 
 def find_fault(uri: str, timeout: float) -> str | None:
-    """Return why the server of `uri` does not answer, in a few words; None if it does, or there is none to ask.
+    """Return in a few words why the server of `uri` does not answer; None if it does, or if the store is not a server.
 
     Raises:
-        ConfigurationError: the URI is none.
+        ConfigurationError: the URI is not valid.
 
     """
     try:
@@ -81,19 +81,19 @@ def find_fault(uri: str, timeout: float) -> str | None:
         return None
     try:
         within(timeout, ask, name="autogen-team-probe")
-    except Exception as error:  # whatever it is that does not speak HTTP
+    except Exception as error:  # the other end may not speak HTTP at all
         return str(error) or type(error).__name__
     return None
 
 
 def is_server(uri: str) -> bool:
-    """Tell whether the store of `uri` is somewhere else: an MLflow server, or a database with one of its own."""
+    """Tell whether the store of `uri` is remote: an MLflow server, or a database with a server of its own."""
     scheme = urlsplit(uri).scheme
     return scheme in ("http", "https") or scheme.partition("+")[0] in _DEFAULT_PORTS
 
 
 def unavailable(uri: str, fault: str) -> str:
-    """Say that the store of `uri` cannot be used, why, and what to do."""
+    """Return a message that says that the store of `uri` cannot be used, why, and what to do."""
     remedy = "Correct MLFLOW_TRACKING_URI (or MLFLOW_REGISTRY_URI)"
     if is_server(uri):
         remedy += ", start the server, raise AUTOGEN_TEAM_MLFLOW_CONNECT_TIMEOUT if it is only slow, or work without it"
@@ -106,7 +106,7 @@ def _connect(host: str, port: int, timeout: float) -> None:
 
 
 def _ask_http(uri: str, timeout: float) -> None:
-    """Any answer but a 5xx will do: a proxy may well want a password for `/health`."""
+    """Ask for `/health`, and accept any answer but a 5xx: a proxy may well want a password for it."""
     request = urllib.request.Request(f"{_without_userinfo(uri).rstrip('/')}/health")  # noqa: S310 - http(s) only, see `check`
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_tls()))
     try:
@@ -116,7 +116,7 @@ def _ask_http(uri: str, timeout: float) -> None:
         if answer.code >= 500:
             raise OSError(f"it answers {answer.code} {answer.reason}") from None
     except urllib.error.URLError as error:
-        # It did answer. Which certificates to trust is MLflow's to decide: it looks in other places than Python does.
+        # It did answer. MLflow decides which certificates to trust: it looks for them in other places than Python does.
         if not isinstance(error.reason, ssl.SSLCertVerificationError):
             raise OSError(str(error.reason)) from None
 
@@ -127,7 +127,7 @@ def _without_userinfo(uri: str) -> str:
 
 
 def _tls() -> ssl.SSLContext:
-    """Trust what MLflow is told to trust."""
+    """Return a context that trusts what MLflow is told to trust."""
     trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or None
     if trusted is not None and Path(trusted).is_dir():
         context = ssl.create_default_context(capath=trusted)

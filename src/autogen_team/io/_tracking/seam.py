@@ -1,44 +1,46 @@
-"""Everything that we touch of MLflow's inside; nothing else in this library does.
+"""The private parts of MLflow that this library touches.
 
-What other modules import has public names, undocumented though some are: `mlflow.utils` for requests, limits and tags,
-`mlflow.protos`, `mlflow.store.artifact`. The tests on the oldest MLflow that we support, and on the newest, hold these.
+Other modules import only public names, undocumented though some are: `mlflow.utils` for requests, limits and tags,
+`mlflow.protos`, `mlflow.store.artifact`. The tests on the oldest MLflow that we support and on the newest guard these.
 
-Each touch of the inside is named here, held by a contract test (`tests/io/tracking/test_seam.py`), and undone when the
-service stops:
+Each private part is listed here, guarded by a contract test (`tests/io/tracking/test_seam.py`), and restored when the
+service stops. Where another module touches it, the entry names that module:
 
-- ``mlflow.tracking.fluent._active_experiment_id`` and ``_get_experiment_id``: `mlflow.set_experiment` can set it,
-  nothing can unset it; and a default that depends on the store in use has no other place;
+- ``mlflow.tracking.fluent._active_experiment_id`` and ``_get_experiment_id``: `mlflow.set_experiment` can set the
+  experiment, but nothing can unset it; and a default that depends on the store in use has no other place;
 - ``mlflow.tracking._model_registry.utils._registry_uri``: the same for `mlflow.set_registry_uri`;
-- ``mlflow.tracking._tracking_service.utils._tracking_uri``: what a call set, apart from what the environment says; it
-  hides what the job writes into the environment later;
+- ``mlflow.tracking._tracking_service.utils._tracking_uri``: the URI that a call has set, apart from the environment.
+  It hides what the job writes into the environment later;
 - ``mlflow.utils.autologging_utils.AUTOLOGGING_INTEGRATIONS``, ``revert_patches`` in ``safety`` beside it, and
   ``mlflow.utils.import_hooks._post_import_hooks``: what `mlflow.autolog` has switched on, and will switch on when a
   library is imported;
 - ``mlflow.tracking.fluent._active_run_stack``, ``_get_or_start_run``, ``_get_latest_active_run`` and ``start_run``: the
-  open runs of each thread, of which MLflow shows only the topmost of the calling one, and ends no other; touched in
-  `isolation`, which gives each task its own;
+  open runs of each thread. MLflow shows only the topmost run of the calling thread, and ends no other. `isolation`
+  replaces them, so that each task has open runs of its own;
 - ``mlflow.tracking.fluent._last_active_run_id``: the run that was ended last;
 - ``mlflow.start_run``, ``mlflow.end_run``, ``mlflow.active_run``, ``_get_or_start_run`` and ``_get_latest_active_run``
-  of ``mlflow.tracking.fluent``, replaced in `guests` while a supervised job runs, so that the job's own first run joins
-  the supervisor's unless it is in another store; and some while a worker has the run of its job open, so that it opens
-  children of that;
-- ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which ``autologging_is_disabled`` of it asks, in
-  `guests`;
-- ``mlflow.store.db.utils.MAX_RETRY_COUNT``: a database that refuses is asked ten times in 100 seconds;
+  of ``mlflow.tracking.fluent``: replaced in `guests` while a supervised job runs. The job's own first run then joins
+  the supervisor's run unless it is in another store. Some are also replaced while a worker has the run of its job open,
+  so that the worker opens children of that run;
+- ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which its ``autologging_is_disabled`` asks: replaced
+  in `guests`;
+- ``mlflow.store.db.utils.MAX_RETRY_COUNT``: MLflow asks a database that refuses ten times in 100 seconds;
 - ``mlflow.tracking.fluent.run_id_to_system_metrics_monitor``: the threads that MLflow forgets when it cannot end a run;
 - ``_get_store_with_resolved_uri`` of ``_tracking_store_registry`` in ``mlflow.tracking._tracking_service.utils``: where
-  MLflow finds the store of a URI, at every call, so that another object can stand in for it while the URI stays what
-  it is. (The registry's own door, `register`, has a cache in front of it, and a builder that is not MLflow's changes
-  what MLflow says of the scheme.); and ``ModelRegistryStoreRegistry._get_store_with_resolved_uri``: the same for model
-  registries, of the class, because to make the object takes 15 ms that a job without a model need not spend;
+  MLflow looks up the store of a URI, at every call. Another object can stand in for the store there while the URI stays
+  what it is. (The registry's public method, `register`, has a cache in front of it, and a builder that is not MLflow's
+  changes what MLflow says of the scheme.) ``ModelRegistryStoreRegistry._get_store_with_resolved_uri`` is the same for
+  model registries. It is replaced in the class, because making the object takes 15 ms that a job without a model need
+  not spend;
 - ``TrackingServiceClient._get_artifact_repo``: the same for artifacts; and ``_get_artifact_repo`` of
-  ``mlflow.tracking.fluent``, by which `mlflow.flush_artifact_async_logging` finds whose images it waits for;
+  ``mlflow.tracking.fluent``, by which `mlflow.flush_artifact_async_logging` finds the repository whose images it waits
+  for;
 - ``RunInfo._copy_with_overrides``: a run as it will be;
 - ``ManagedSessionMaker``, ``sanitize_metric_value``, ``_get_run`` and ``_check_run_is_active`` of MLflow's
-  SqlAlchemyStore with its tables ``runs``, ``metrics`` and ``latest_metrics``, in `tables`;
+  SqlAlchemyStore with its tables ``runs``, ``metrics`` and ``latest_metrics``: used in `tables`;
 - ``_hard_delete_run`` of MLflow's stores: what `mlflow gc` calls;
 - ``_validate_metric`` and its siblings in ``mlflow.utils.validation``, and the conversion of a metric's value to a
-  float: MLflow's own rules, asked at the call instead of by the store;
+  float: MLflow's own rules, applied at the call instead of by the store;
 - ``start_trace``, ``log_spans``, ``set_trace_tag``, ``_upload_trace_data``, ``_upload_attachments`` and
   ``link_prompt_versions_to_trace`` of ``mlflow.tracing.client.TracingClient``: what a trace passes on its way to any
   store; and ``Span._span``, whose resource `Span.to_dict` leaves out;
@@ -46,9 +48,9 @@ service stops:
   `mlflow.set_tracking_uri` forgets;
 - ``_batch_processor_registry`` of ``mlflow.tracing.processor.base_mlflow``, ``mlflow.tracing.provider``'s
   ``_get_trace_exporter``, and the ``_queue`` of its ``_async_queue``: `mlflow.flush_trace_async_logging` waits for the
-  same, but starts MLflow's threads anew, which takes a second; and MLflow 3.10 logs an error if there are none;
-- ``mlflow.tracking.fluent._safe_end_run``: ends a run at the exit of the process, and has to do so before the journal
-  is closed there.
+  same, but restarts MLflow's threads, which takes a second; and MLflow 3.10 logs an error if there are none;
+- ``mlflow.tracking.fluent._safe_end_run``: ends a run when the process exits, and has to do so before the journal is
+  closed there.
 """
 
 from __future__ import annotations
@@ -101,21 +103,21 @@ as_float: Callable[[Any], Any] = convert_metric_value_to_float_if_possible
 
 
 class _Holders:
-    """Those who change the same state, in order, each with what it found.
+    """Saved values of one global state, one for each holder, the innermost last.
 
-    Whoever leaves out of order hands what it found down to the next: the last one to leave gives back the first.
+    A holder that leaves out of order hands its value to the next holder. The last one to leave restores the first.
     """
 
     def __init__(
         self, apply: Callable[[Any], None], *, add: Callable[[Any, Any], Any] = lambda found, _: found
     ) -> None:
-        """`add` tells what is to be given back for what one has found and, later, the next one."""
+        """Restore by `apply`; `add` merges the value of a holder that leaves into that of the next holder."""
         self._apply = apply
         self._add = add
         self._found: list[list[Any]] = []
 
     def hold(self, found: Any) -> Undo:
-        """Note what was found; the returned function gives it back."""
+        """Save a value; return a function that restores it."""
         mine = [found]
         self._found.append(mine)
 
@@ -131,7 +133,7 @@ class _Holders:
 
 
 def keep_environment(*names: str) -> Undo:
-    """Remember these variables; the returned function gives them back."""
+    """Save these environment variables; return a function that restores them."""
     return _environments.hold({name: os.environ.get(name) for name in names})
 
 
@@ -143,11 +145,11 @@ def _restore_environment(before: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-_environments = _Holders(_restore_environment, add=lambda found, later: {**later, **found})  # each of its own names
+_environments = _Holders(_restore_environment, add=lambda found, later: {**later, **found})  # each with its own names
 
 
 def keep_uris() -> Undo:
-    """Remember the tracking URI, the registry URI and the experiment; the returned function gives them back."""
+    """Save the tracking URI, the registry URI and the experiment; return a function that restores them."""
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
     environment = {name: os.environ.get(name) for name in names}
     return _uris.hold((tracking._tracking_uri, registry._registry_uri, fluent._active_experiment_id, environment))
@@ -156,7 +158,7 @@ def keep_uris() -> Undo:
 def _restore_uris(found: tuple[str | None, str | None, str | None, dict[str, str | None]]) -> None:
     tracking_uri, registry_uri, experiment_id, environment = found
     module: Any = tracking
-    module._tracking_uri = mlflow.get_tracking_uri()  # else MLflow would not notice that it changes
+    module._tracking_uri = mlflow.get_tracking_uri()  # otherwise MLflow would not notice the change
     with keeping_span_processors():
         mlflow.set_tracking_uri(tracking_uri)  # type: ignore[arg-type]  # None unsets it, as MLflow's own tests do
     registry._registry_uri = registry_uri  # type: ignore[assignment]  # it begins as None, and is given no type
@@ -168,24 +170,24 @@ _uris = _Holders(_restore_uris)
 
 
 def point_at(tracking_uri: str, registry_uri: str, *, for_good: bool = False) -> None:
-    """Let MLflow use these stores until the job names others, by a call or, unless `for_good`, by the variables.
+    """Point MLflow at these stores until the job names others by a call or, unless `for_good`, by the variables.
 
-    A registry that is where runs are stays there, wherever that is.
+    A registry at the URI of the tracking store follows that store, wherever the job moves it.
     """
     with keeping_span_processors():
         mlflow.set_tracking_uri(tracking_uri)
     if not for_good:
-        tracking._tracking_uri = None  # the call has set the variable too, which is heeded from now on
+        tracking._tracking_uri = None  # the call has set the variable too, which counts from now on
     if registry_uri != tracking_uri or for_good:
         mlflow.set_registry_uri(registry_uri)
     else:
-        registry._registry_uri = None  # as it begins
+        registry._registry_uri = None  # its initial value
         os.environ.pop("MLFLOW_REGISTRY_URI", None)
 
 
 @contextmanager
 def keeping_span_processors() -> Iterator[None]:
-    """Let what the job has given to `mlflow.tracing.configure` outlive the block."""
+    """Restore, after the block, the span processors that the job has given to `mlflow.tracing.configure`."""
     found = get_config().span_processors
     yield
     if found:
@@ -194,7 +196,7 @@ def keeping_span_processors() -> Iterator[None]:
 
 @contextmanager
 def quiet(name: str) -> Iterator[None]:
-    """Let this logger and those below it speak of nothing less than a warning inside the block."""
+    """Silence this logger and those below it inside the block, except for warnings and errors."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.WARNING)
@@ -205,7 +207,7 @@ def quiet(name: str) -> Iterator[None]:
 
 
 def keep_autolog() -> Undo:
-    """Remember what autologging is switched on, now and for later imports; the returned function gives it back."""
+    """Save what autologging is switched on, now and for later imports; return a function that restores it."""
     integrations = copy.deepcopy(autologging_utils.AUTOLOGGING_INTEGRATIONS)
     hooks = {name: list(pending) for name, pending in import_hooks._post_import_hooks.items()}
     return _autolog.hold((integrations, hooks))
@@ -221,7 +223,7 @@ def _restore_autolog(found: tuple[dict[str, Any], dict[str, list[Any]]]) -> None
         import_hooks._post_import_hooks.clear()
         import_hooks._post_import_hooks.update(hooks)
     if integrations.get(_ALL_FLAVORS):
-        # Libraries imported since then get the configuration that they would have got, without a word about it.
+        # Libraries imported since then get the configuration that they would have got, without a log line.
         with quiet("mlflow.tracking.fluent"):
             mlflow.autolog(**integrations[_ALL_FLAVORS])
 
@@ -230,7 +232,7 @@ _autolog = _Holders(_restore_autolog)
 
 
 def ask_databases_once() -> Undo:
-    """Let a database that refuses fail at once; the returned function gives MLflow its patience back."""
+    """Make MLflow ask a database that refuses only once; return a function that restores its retries."""
     from mlflow.store.db import utils
 
     before, utils.MAX_RETRY_COUNT = utils.MAX_RETRY_COUNT, 0
@@ -242,12 +244,12 @@ def ask_databases_once() -> Undo:
 
 
 def open_run_ids() -> list[str]:
-    """Return the ids of this thread's open runs, the innermost last."""
+    """Return the ids of the caller's open runs, the innermost last."""
     return [run.info.run_id for run in fluent._active_run_stack.get()]
 
 
 def leave_runs(run_id: str) -> list[str]:
-    """Take the run, and what is open inside of it, off the stacks of whichever task or thread has it open.
+    """Take the run, and runs open inside of it, off the stack of the task or thread that has it open.
 
     Returns their ids, the innermost first; none if the run is not open any more.
     """
@@ -266,10 +268,10 @@ def stop_system_metrics(run_id: str) -> None:
 
 
 def provide_experiment(experiment_id: str, find: Callable[[], str], *, is_given: bool = False) -> Undo:
-    """Let `find` name the experiment of runs, as long as the job does not choose one by `mlflow.set_experiment`.
+    """Make `find` name the experiment of new runs, unless the job chooses one by `mlflow.set_experiment`.
 
-    `experiment_id` is what other processes find in their environment; `is_given` tells that it has been there before.
-    `keep_uris` gives both back.
+    `experiment_id` goes into the environment for other processes; `is_given` says that it was there before. Only
+    `keep_uris` restores the environment and the experiment that MLflow had.
     """
     _fluent._active_experiment_id = None
     os.environ["MLFLOW_EXPERIMENT_ID"] = experiment_id
@@ -290,14 +292,14 @@ def provide_experiment(experiment_id: str, find: Callable[[], str], *, is_given:
 
 
 def experiment_id() -> str:
-    """Return the experiment in which runs are made now."""
+    """Return the id of the experiment in which runs are created now."""
     return str(fluent._get_experiment_id())
 
 
 def given_experiment_id(tracking_uri: str) -> str | None:
-    """Return the experiment of this store that the environment names by its id; None if it names none.
+    """Return the id of the experiment of this store that the environment names; None if it names none.
 
-    An id means something in the store only that the environment names beside it, and one that a service of this process
+    An id means something only in the store that the environment names beside it. An id that a service of this process
     has put there says nothing about the next service.
     """
     experiment_id, uri = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_TRACKING_URI")
@@ -307,16 +309,16 @@ def given_experiment_id(tracking_uri: str) -> str | None:
 
 
 _published: list[str] = []
-"""The experiments that services of this process have put into the environment."""
+"""Ids of experiments that services of this process have put into the environment."""
 
 
 def plain_store(uri: str) -> Any:
-    """Return MLflow's own store of the URI, whatever stands in for it."""
+    """Return MLflow's own store of the URI, even if another object stands in for it."""
     return _plain_store_of(uri, None)
 
 
 def gc_of(uri: str) -> Callable[[str], object] | None:
-    """Return what deletes a run of this store for good, by its id; None for a server."""
+    """Return the function that deletes a run of this store for good, by its id; None for a server."""
     found: Callable[[str], object] | None = getattr(plain_store(uri), "_hard_delete_run", None)
     return found
 
@@ -325,11 +327,11 @@ _FindArtifacts: TypeAlias = "Callable[[Callable[[], Any], str, Kind], Any]"
 
 _registry: Any = tracking._tracking_store_registry
 _stand_ins: dict[str, list[tuple[Any, _FindArtifacts]]] = {}
-"""Of each store, by its identity, what stands in for it; the first one does, the others wait for its end."""
+"""Stand-ins for each store, by its identity; the first one is in use, the others wait for its end."""
 _identities: dict[str, str] = {}
-"""By URI. As MLflow does, a relative path is taken as that of the folder in which it was met first."""
+"""Identities by URI. As in MLflow, a relative path is relative to the folder in which it was met first."""
 _substitutes: dict[str, str] = {}
-"""The stores that are used in place of others, by identity."""
+"""Stores that are used in place of others, by identity."""
 _starters: list[Callable[[str], object]] = []
 _starting = threading.local()
 _client_class: Any = TrackingServiceClient
@@ -343,9 +345,10 @@ def _find_plainly(find: Callable[[], Any], _owner: str, _kind: Kind) -> Any:
 
 
 def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainly, *, yields: bool = False) -> Undo:
-    """Let `store` stand in for MLflow's store of `uri`, and `find_artifacts` answer for its artifact repositories.
+    """Use `store` in place of MLflow's store of `uri`, and ask `find_artifacts` for its artifact repositories.
 
-    The latter is given a function that returns MLflow's own. One that `yields` does so as long as no other does.
+    `find_artifacts` is given a function that returns MLflow's own repository. A stand-in that `yields` is used only
+    while no other one is in place.
     """
     key = identity(uri)
     here, found = (store, find_artifacts), _stand_ins.setdefault(key, [])
@@ -368,7 +371,7 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
 
 
 def identity(uri: str) -> str:
-    """Return what tells a store from others, however its URI is written, see `places.identity`."""
+    """Return a text that identifies a store, or its substitute, however the URI is written; see `places.identity`."""
     found = _identities.get(uri)
     if found is None:
         found = places.identity(uri)
@@ -377,7 +380,7 @@ def identity(uri: str) -> str:
 
 
 def substitute(uri: str, store: str) -> Undo:
-    """Let a store be used wherever the job names the one of `uri`, because that is out of reach."""
+    """Use `store` wherever the job names the store of `uri`, because that one is out of reach."""
     key = places.identity(uri)
     _substitutes[key] = places.identity(store)
     _identities.clear()
@@ -390,9 +393,9 @@ def substitute(uri: str, store: str) -> Undo:
 
 
 def stand_in_for_others(start: Callable[[str], object]) -> Undo:
-    """Call `start` with the URI of a store that is used and has no stand-in, so that it has one from then on.
+    """Call `start` with the URI of a store that is used without a stand-in, so that it has one from then on.
 
-    Works while anything stands in for a store.
+    This works only while some store has a stand-in.
     """
     _starters.append(start)
     return lambda: _starters.remove(start)
@@ -400,7 +403,7 @@ def stand_in_for_others(start: Callable[[str], object]) -> Undo:
 
 @contextmanager
 def starting_stand_in() -> Iterator[None]:
-    """Let this thread have MLflow's own stores inside the block, where there is no stand-in."""
+    """Give this thread MLflow's own stores inside the block, unless they have a stand-in already."""
     before, _starting.now = getattr(_starting, "now", False), True
     try:
         yield
@@ -423,17 +426,17 @@ def _find_store(uri: str, artifact_uri: str | None = None) -> Any:
 
 
 def _plain_store_of(uri: str, artifact_uri: str | None) -> Any:
-    return type(_registry)._get_store_with_resolved_uri(_registry, uri, artifact_uri)  # as its cache knows the call
+    return type(_registry)._get_store_with_resolved_uri(_registry, uri, artifact_uri)  # positional, to hit its cache
 
 
 _registry_class: Any = ModelRegistryStoreRegistry
 _plain_registry_store: Any = _registry_class._get_store_with_resolved_uri
 _registry_wraps: list[list[Callable[[Any], Any]]] = []
-"""What wraps the stores of model registries; the first one does, the others wait for its end."""
+"""Wrappers for the stores of model registries; the first one is in use, the others wait for its end."""
 
 
 def stand_in_registries(wrap: Callable[[Any], Any]) -> Undo:
-    """Hand MLflow, in place of the store of any model registry, what `wrap` makes of it."""
+    """Give MLflow the result of `wrap` in place of the store of any model registry."""
     here = [wrap]
     _registry_wraps.insert(0, here)
     _registry_class._get_store_with_resolved_uri = _find_registry_store
@@ -463,14 +466,14 @@ def _find_known_repo(run_id: str) -> Any:
 
 
 def artifact_repository(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
-    """Return MLflow's own repository of a run or a logged model."""
+    """Return MLflow's own artifact repository of a run or a logged model."""
     return _plain_artifact_repo(client._tracking_client, owner, resource=kind)
 
 
 def tap_traces(taps: Mapping[str, Callable[..., Any]]) -> Undo:
-    """Let each tap answer for a method of MLflow's client of traces, if this MLflow has it.
+    """Replace methods of MLflow's tracing client by taps, as far as this MLflow has them.
 
-    A tap is given the client, MLflow's own method, and what that was called with.
+    A tap is given the client, MLflow's own method, and the arguments of the call.
     """
     client_class: Any = TracingClient
     plain = {name: getattr(client_class, name) for name in taps if hasattr(client_class, name)}
@@ -493,7 +496,7 @@ def _tapped(method: Callable[..., Any], tap: Callable[..., Any]) -> Callable[...
 
 
 def wait_for_traces() -> None:
-    """Return when MLflow has brought every span that has ended to its store, or has failed to."""
+    """Wait until MLflow has brought every span that has ended to its store, or has failed to."""
     base = sys.modules.get("mlflow.tracing.processor.base_mlflow")
     if base is None:  # nothing has been traced
         return
@@ -505,29 +508,29 @@ def wait_for_traces() -> None:
 
 
 def span_of(data: dict[str, Any], *, like: Span) -> Span:
-    """Return the span that is described as `Span.to_dict` does, of the same process as another one."""
+    """Return the span that `data` describes as `Span.to_dict` does; resource and attachments are those of `like`."""
     found: Span = Span.from_dict(data)
     found._span._resource = like._span.resource
-    if hasattr(like, "_attachments"):  # which MLflow 3.10 does not have
+    if hasattr(like, "_attachments"):  # MLflow 3.10 has none
         found._attachments = like._attachments
     return found
 
 
 def as_stored(info: TraceInfo) -> TraceInfo:
-    """Return what a store returns for a trace whose spans it has, too, so that MLflow does not upload them."""
+    """Return what a store that also holds the spans returns for a trace, so that MLflow does not upload them."""
     found = copy.copy(info)
     found.tags = {**info.tags, TraceTagKey.SPANS_LOCATION: SpansLocation.TRACKING_STORE.value}
     return found
 
 
 def changed(info: RunInfo, status: int | None, end_time: int | None, name: str | None) -> RunInfo:
-    """Return the run with what is not None changed."""
+    """Return the run's info with each value changed that is not None."""
     found: RunInfo = info._copy_with_overrides(status, end_time, run_name=name)
     return found
 
 
 def operations(*futures: Future[Any]) -> RunOperations:
-    """Return what MLflow returns for something that it does in the background; without a future, it is done."""
+    """Return MLflow's handle for work in the background; without a future, the work is done."""
     return RunOperations(futures)
 
 
@@ -535,5 +538,5 @@ def close_at_exit(close: Callable[[], None]) -> Undo:
     """Call `close` when the process exits, after MLflow has ended the run that is still open then."""
     atexit.unregister(fluent._safe_end_run)
     atexit.register(close)
-    atexit.register(fluent._safe_end_run)  # the latest is called first
+    atexit.register(fluent._safe_end_run)  # the handler registered last is called first
     return lambda: atexit.unregister(close)

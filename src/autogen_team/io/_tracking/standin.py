@@ -1,4 +1,4 @@
-"""An object that stands in for another one, and is taken for it."""
+"""Transparent proxy for an object."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from typing import Any
 
 
 class StandIn:
-    """Answers for `inner` whatever a subclass does not answer itself, and `isinstance` as `inner` does."""
+    """Forwards to `inner` whatever a subclass does not define, and passes `isinstance` checks as `inner` does."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
 
-    @property  # type: ignore[misc]  # a property is what makes isinstance believe it
+    @property  # type: ignore[misc]  # a property, because isinstance reads the class from it
     def __class__(self) -> type:  # pyright: ignore[reportIncompatibleMethodOverride] - the same
         return type(self._inner)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_inner":  # of a copy that is being made
+        if name == "_inner":  # a copy under construction has none yet
             raise AttributeError(name)
         return getattr(self._inner, name)

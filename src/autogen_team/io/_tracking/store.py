@@ -1,8 +1,8 @@
-"""A store of MLflow's that answers at once: what is logged goes to the journal, everything else to the store itself.
+"""A tracking store that answers at once: what is logged goes to the journal, other calls to MLflow's own store.
 
-It stands where MLflow looks for its store, so every call gets here that logs: the fluent functions, clients,
-autologgers, system metrics. What is wrong with a value is found at the call, by MLflow's own rules. Whatever reads is
-preceded by a delivery of what was written, so that this process sees its own writes.
+It stands where MLflow looks for its store, so it receives every call that logs: from the fluent functions, clients,
+autologgers and system metrics. MLflow's own rules check a value at the call. Before a read, what was written is
+delivered, so that this process sees its own writes.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from mlflow.utils.async_logging.run_operations import RunOperations
 
 LOCAL_ID = "autogen_team.local_run_id"
-"""The tag that says what a run was called while its store was out of reach."""
+"""The tag that holds the id of a run from the time when its store was out of reach."""
 _READ_SOON, _READ_PATIENCE = 1.0, 20.0
-"""Seconds that a read waits for what was written before it: of any store, and of one that answers."""
+"""Seconds that a read waits for what was written before it: first for any store, then for one that answers."""
 
 _report = logging.getLogger("autogen_team")
 
@@ -49,7 +49,7 @@ def _body(op: str, **fields: Any) -> str:
     """Return the body of an entry.
 
     Raises:
-        MlflowException: a value cannot be written: a lone surrogate in a text, say, as in a file name that is not
+        MlflowException: a value cannot be written, such as a text with a lone surrogate, as in a file name that is not
             valid UTF-8.
 
     """
@@ -60,10 +60,10 @@ def _body(op: str, **fields: Any) -> str:
 
 
 class DurableStore(RedactingStore):
-    """Stands in for a tracking store, with a journal."""
+    """Stand-in for a tracking store that writes to a journal."""
 
     def __init__(self, inner: Any, journal: Journal, courier: Courier, link: Link, ids: dict[str, str]) -> None:
-        """Write to the journal; `ids` says what the store calls runs that were begun without it."""
+        """Write to `journal`; `ids` maps the ids of runs begun while the store was out of reach to the store's."""
         super().__init__(inner, manifest.TRACKING)
         self._ids = ids
         self._journal = journal
@@ -94,16 +94,16 @@ class DurableStore(RedactingStore):
         return call
 
     def flush(self) -> bool:
-        """Deliver what was written up to now; tell whether the store has it.
+        """Deliver what was written up to now; return whether the store has it.
 
-        A server that is silent is not waited for: it is asked whether it is there.
+        The call waits for longer than a moment only if the store answers.
         """
         if self._courier.flush(_READ_SOON, give_up_when_cut=True):
             return True
         is_there = not self._link.is_remote or self._link.answers()
         return is_there and self._courier.flush(_READ_PATIENCE, give_up_when_cut=True)
 
-    # What is logged
+    # Logging
 
     def log_metric(self, run_id: str, metric: Metric) -> None:
         """Write a metric to the journal."""
@@ -111,12 +111,12 @@ class DurableStore(RedactingStore):
         self._writer.write(self._metrics.of_one(run_id, metric))
 
     def log_floats(self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: float) -> None:
-        """Write metrics that are not wrapped in objects of MLflow's; a bad one is raised once the others are safe."""
+        """Write metrics given as plain numbers; the error of a bad one is raised once the others are written."""
         self._knows(run_id)
         self._write_metrics(*self._metrics.of_floats(run_id, metrics, timestamp, step))
 
     def log_param(self, run_id: str, param: Param) -> None:
-        """Write a parameter to the journal; one that the run has with another value is the store's to refuse."""
+        """Write a parameter to the journal; if the run has it with another value, the store refuses it."""
         known = self._knows(run_id)
         param = redaction.item(seam.check_param(param.key, param.value))
         before = None if known is None else known.params.get(param.key)
@@ -129,7 +129,7 @@ class DurableStore(RedactingStore):
         known = self._knows(run_id)
         try:
             checked = seam.check_tag(tag.key, tag.value)
-        except TypeError:  # a key that is no text, at which each store has words of its own
+        except TypeError:  # a key that is not text, for which each store has its own error
             self._require()
             self._inner.set_tag(self._real(run_id), tag)
             raise
@@ -138,7 +138,7 @@ class DurableStore(RedactingStore):
     def log_batch(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
     ) -> None:
-        """Write all of it to the journal; if some of it is bad, the good metrics all the same."""
+        """Write everything to the journal; if some of it is bad, the good metrics are written all the same."""
         seam.check_limits(metrics, params, tags)
         known = self._knows(run_id)
         self._write_metrics(*self._metrics.of_many(run_id, metrics))
@@ -178,7 +178,7 @@ class DurableStore(RedactingStore):
         self._writer.write(_body("inputs", run=run_id, datasets=written, models=named))
 
     def delete_tag(self, run_id: str, key: str) -> None:
-        """Write the removal to the journal; of a tag that is not known to be there, it is the store's to judge."""
+        """Write the removal to the journal; the store itself judges the removal of a tag that is not known here."""
         known = self._knows(run_id)
         if known is None or key not in known.tags:
             self.flush()
@@ -189,29 +189,29 @@ class DurableStore(RedactingStore):
         self._writer.write(_body("untag", run=run_id, key=key))
 
     def log_metric_async(self, run_id: str, metric: Metric) -> RunOperations:
-        """Write it to the journal, which is as good as done; what is refused fails in `wait`."""
+        """Write the metric to the journal, which counts as done; `wait` raises the error of a refusal."""
         return self._operations(partial(self.log_metric, run_id, metric))
 
     def log_param_async(self, run_id: str, param: Param) -> RunOperations:
-        """Write it to the journal, which is as good as done; what is refused fails in `wait`."""
+        """Write the parameter to the journal, which counts as done; `wait` raises the error of a refusal."""
         return self._operations(partial(self.log_param, run_id, param))
 
     def set_tag_async(self, run_id: str, tag: RunTag) -> RunOperations:
-        """Write it to the journal, which is as good as done; what is refused fails in `wait`."""
+        """Write the tag to the journal, which counts as done; `wait` raises the error of a refusal."""
         return self._operations(partial(self.set_tag, run_id, tag))
 
     def log_batch_async(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
     ) -> RunOperations:
-        """Write all of it to the journal, which is as good as done; what is refused fails in `wait`."""
+        """Write everything to the journal, which counts as done; `wait` raises the error of a refusal."""
         return self._operations(partial(self.log_batch, run_id, metrics, params, tags))
 
     def _operations(self, write: Callable[[], None]) -> RunOperations:
-        """Write now, and return MLflow's handle on that, which raises in `wait` what was raised here."""
+        """Write now, and return MLflow's handle, whose `wait` raises what the write has raised."""
         try:
             write()
         except Exception as error:
-            if not self._has_told_of_refusal:  # a job that never waits would not hear of it
+            if not self._has_told_of_refusal:  # a job that never waits would not notice
                 self._has_told_of_refusal = True
                 _report.warning("what is logged with synchronous=False is refused: %s", mask(with_kind(error)))
             failed: Future[Any] = Future()
@@ -224,25 +224,25 @@ class DurableStore(RedactingStore):
         self.flush()
 
     def shut_down_async_logging(self) -> None:
-        """Do nothing: MLflow calls this before it ends a run, and the end is written behind everything else."""
+        """Do nothing: MLflow calls this before it ends a run, and the end is written after everything else."""
 
     def end_async_logging(self) -> None:
-        """Do nothing, as above."""
+        """Do nothing, for the same reason."""
 
     # Runs
 
     def create_run(
         self, experiment_id: str, user_id: str, start_time: int, tags: Sequence[RunTag], run_name: str | None
     ) -> Run:
-        """Let the store make the run; should this process die meanwhile, it can be found by its tag.
+        """Create the run in the store; should this process die meanwhile, a tag identifies the run.
 
-        If the store is out of reach it makes the run later, under another id; until then, and in this process also
-        after that, the id that is returned here means that run.
+        A store that is out of reach creates the run later, under another id. In this process, the id that is returned
+        here means that run until then and afterwards.
         """
         mark = uuid.uuid4().hex
         run_name = (
             None if run_name is None else redaction.text(run_name)
-        )  # MLflow has put it among the tags too, and refuses two names
+        )  # MLflow has put it among the tags too, and refuses two different names
         tags = [*map(redaction.item, tags), RunTag(OPENED_BY, mark)]
         try:
             self._require()
@@ -255,7 +255,7 @@ class DurableStore(RedactingStore):
         except Exception:
             if not self._link.is_remote or self._link.answers():
                 raise
-            # Should it have made the run after all, the mark is how that is found instead of making another.
+            # If the store has created the run after all, the mark finds it, so that no second one is created.
             return self._create_later(str(experiment_id), user_id, start_time, tags, run_name)
         self._note_open(run.info, mark)
         self._known[run.info.run_id] = Known(run)
@@ -276,17 +276,17 @@ class DurableStore(RedactingStore):
         return run
 
     def is_to_be_made(self, run_id: str) -> bool:
-        """Tell whether this is a run that the store has not made yet."""
+        """Tell whether the store has yet to create this run."""
         return self._to_be_made(run_id) is not None
 
     def _to_be_made(self, run_id: str) -> Known | None:
         known = self._known.get(run_id)
         if known is None or run_id in self._ids:
             return None
-        return known if known.tags.get(LOCAL_ID) == run_id else None  # made, it has the tag, and another id
+        return known if known.tags.get(LOCAL_ID) == run_id else None  # a created run has this tag, and another id
 
     def info_of(self, run_id: str) -> RunInfo | None:
-        """Return what this process knows of a run that it has logged to."""
+        """Return the cached info of a run; None if this process has not logged to it."""
         known = self._known.get(run_id)
         return None if known is None else known.info
 
@@ -301,7 +301,7 @@ class DurableStore(RedactingStore):
             StoreUnavailableError: it does not answer, or it answers but takes nothing that is delivered to it.
 
         """
-        if self._courier.is_asking:  # it finds out itself
+        if self._courier.is_asking:  # the delivering thread finds out by itself
             return
         if self._is_stuck:
             self._courier.flush(_READ_SOON, give_up_when_cut=True)
@@ -310,19 +310,19 @@ class DurableStore(RedactingStore):
         self._link.require()
 
     def _real(self, value: Any) -> Any:
-        """Return what the store calls a run, or each run of a list; whatever else it is given, as it is."""
+        """Return the store's id of a run, or of each run in a list; return any other value as it is."""
         if isinstance(value, list):
             return [self._real(one) for one in value]
         return self.real_id(value) if isinstance(value, str) else value
 
     def real_id(self, run_id: str) -> str:
-        """Return what the store calls a run, which may have been begun under another id while it was out of reach."""
+        """Return the store's id of a run, which differs if the run was begun while the store was out of reach."""
         return self._ids.get(run_id, run_id)
 
     def update_run_info(
         self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None
     ) -> RunInfo:
-        """Write status, end and name to the journal, and return the run as it will be."""
+        """Write status, end and name to the journal, and return the run's info as it will be."""
         known = self._knows(run_id)
         run_name = None if run_name is None else redaction.text(run_name)
         status = None if run_status is None else RunStatus.to_string(run_status)
@@ -335,19 +335,19 @@ class DurableStore(RedactingStore):
             changed = seam.changed(known.info, run_status, end_time, run_name)
         except (TypeError, ValueError, UnicodeError) as error:
             raise MlflowException(f"run {run_id}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
-        if status == "RUNNING":  # resumed: from now on it is ours to close
+        if status == "RUNNING":  # resumed: from now on this process closes it
             self._note_open(known.info, None)
         self._writer.write(_body("info", run=run_id, status=status, end=end_time, name=run_name))
         if status in ("FINISHED", "FAILED", "KILLED"):
             self._journal.run_closed(run_id)
             link = links.of_run(self._link.uri, known.info.experiment_id, run_id)
-            if link is not None:  # MLflow prints it on stdout, which is the job's
+            if link is not None:  # MLflow prints it on stdout, which belongs to the job
                 _report.info("run %s ended as %s: %s", known.info.run_name, status, link)
         known.info = changed
         return changed
 
     def get_run(self, run_id: str) -> Run:
-        """Return the run as the store has it after what was written here; as it is known here, if the store is gone."""
+        """Return the run from the store after a flush; if the store is out of reach, return the cached run."""
         delivered = self.flush()
         known = self._known.get(run_id)
         try:
@@ -358,7 +358,7 @@ class DurableStore(RedactingStore):
             return known.as_run()
         if (
             to_be_made := self._to_be_made(run_id)
-        ) is not None:  # the store answers again, and will make it in a moment
+        ) is not None:  # the store answers again, and will create it in a moment
             return to_be_made.as_run()
         try:
             run: Run = self._inner.get_run(self._real(run_id))
@@ -366,24 +366,24 @@ class DurableStore(RedactingStore):
             if known is None or not self._link.is_remote or self._link.answers():
                 raise
             return known.as_run()
-        if delivered and run_id in self._known:  # a run that is only looked at is not remembered
+        if delivered and run_id in self._known:  # a run that is only read is not cached
             self._known[run_id] = Known(run)
         return run
 
     def delete_run(self, run_id: str) -> None:
-        """Delete it after what was written, and ask anew what is known of it."""
+        """Delete the run after a flush, and drop it from the cache."""
         self._known.pop(run_id, None)
         self.__getattr__("delete_run")(run_id)
 
     def restore_run(self, run_id: str) -> None:
-        """Restore it, and ask anew what is known of it."""
+        """Restore the run after a flush, and drop it from the cache."""
         self._known.pop(run_id, None)
         self.__getattr__("restore_run")(run_id)
 
-    # How it is done
+    # Helpers
 
     def after_fork(self) -> None:
-        """Let go of connections that are the parent's."""
+        """Drop the database connections, which belong to the parent."""
         engine = getattr(self._inner, "engine", None)
         if engine is not None:
             engine.dispose(close=False)
@@ -393,10 +393,10 @@ class DurableStore(RedactingStore):
             self._journal.run_opened(info.run_id, mark=mark, name=info.run_name or "", experiment=info.experiment_id)
 
     def _knows(self, run_id: str) -> Known | None:
-        """Return what is known of the run, asking the store the first time; None if it cannot be asked.
+        """Return the cached run, asking the store the first time; None if the store cannot be asked.
 
         Raises:
-            MlflowException: there is no such run, or it is deleted.
+            MlflowException: the run does not exist, or is deleted.
 
         """
         try:
@@ -404,7 +404,7 @@ class DurableStore(RedactingStore):
         except KeyError:
             seam.check_run_id(run_id)
             if self._link.is_cut:
-                return None  # it will be asked when it is back: what is logged does not wait for that
+                return None  # do not wait: the store is asked once it is back
             try:
                 self._require()
             except StoreUnavailableError:
@@ -416,7 +416,7 @@ class DurableStore(RedactingStore):
         return known
 
     def _refuse_change(self, run_id: str, param: Param, before: str, ask: Callable[[], object]) -> None:
-        """Let the store refuse it in its own words; it is refused even if it cannot be asked."""
+        """Make the store refuse the change in its own words; refuse it here if the store cannot be asked."""
         self.flush()
         try:
             self._require()
@@ -426,7 +426,7 @@ class DurableStore(RedactingStore):
         ask()
 
     def _write_metrics(self, bodies: list[str], fault: Exception | None) -> None:
-        """Write the good ones, and raise what is wrong with the first bad one."""
+        """Write the good metrics, and raise the error of the first bad one."""
         for body in bodies:
             self._writer.write(body)
         if fault is not None:

@@ -1,10 +1,10 @@
-"""Metrics straight into the tables of MLflow's database, many rows by one statement.
+"""Insert metrics directly into the tables of MLflow's database, many rows per statement.
 
-SQLAlchemy's way for many rows, and `log_batch` still more, hand the interpreter's lock back after each row. Beside a
-job that computes in Python, each of these waits up to 5 ms (`sys.getswitchinterval`) to have it again: 250 metrics were
-1.4 s on their way to SQLite. A statement of many rows gives the lock away once, and the database works beside the job.
+SQLAlchemy's inserts of many rows, and `log_batch` even more, release the interpreter lock after each row. Beside a job
+that computes in Python, each release costs up to 5 ms (`sys.getswitchinterval`) until the lock is back: 250 metrics
+took 1.4 s to reach SQLite. A statement with many rows releases the lock once, and the database works beside the job.
 
-What is touched of MLflow's SqlAlchemyStore is named in `seam`, and held by
+`seam` names the parts of MLflow's SqlAlchemyStore that are used here. They are guarded by
 `test_the_table_gets_what_log_batch_would_write` in `tests/io/tracking/test_write_behind.py`.
 """
 
@@ -15,13 +15,13 @@ from itertools import chain, islice
 from typing import Any, TypeAlias
 
 Row: TypeAlias = tuple[str, str, float, int, int, bool]
-"""The values of `_COLUMNS`."""
+"""One row: the values of `_COLUMNS`."""
 
 _COLUMNS = ("run_uuid", "key", "value", "timestamp", "step", "is_nan")
 _ROWS = 125
-"""Rows of one statement: their values stay below the 999 that an old SQLite takes."""
+"""Rows per statement: their values stay below the 999 that an old SQLite takes."""
 _PLACES = {"sqlite": "?", "postgresql": "%s"}
-"""Where a value goes in a statement, by database; those whose statements are the same otherwise."""
+"""The placeholder of a value, by database; the statements of these databases are the same otherwise."""
 _OVERWRITE = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[2:])
 _AGE = ("step", "timestamp", "value")
 _NEWER = "({}) > ({})".format(
@@ -30,10 +30,10 @@ _NEWER = "({}) > ({})".format(
 
 
 def insert_metrics(store: Any, run_id: str, metrics: Iterable[dict[str, Any]]) -> bool:
-    """Write plain metrics to the tables of a database, in one transaction; False if this database is not written so.
+    """Write plain metrics to the tables of a database, in one transaction; return False if it is not supported.
 
-    Each has `key`, `value`, `timestamp` and `step`. What is there already stays, and a latest value is replaced by a
-    newer one only, as MLflow itself sees to.
+    Each metric has `key`, `value`, `timestamp` and `step`. Existing rows stay, and a latest value is replaced only by a
+    newer one, as MLflow does it.
 
     Raises:
         AttributeError: the tables or methods are not those that we know.
@@ -59,11 +59,11 @@ def insert_metrics(store: Any, run_id: str, metrics: Iterable[dict[str, Any]]) -
     with _writing_session(store) as session:
         connection = session.connection()
         found = connection.exec_driver_sql(f"SELECT lifecycle_stage FROM runs WHERE run_uuid = {place}", (run_id,))
-        if found.scalar() != "active":  # MLflow says it in its own words
+        if found.scalar() != "active":  # MLflow raises its own error
             store._check_run_is_active(store._get_run(run_uuid=run_id, session=session))
         for statement, values in _statements("metrics", place, rows, "NOTHING"):
             connection.exec_driver_sql(statement, values)
-        # in the order of their keys, so that two who write the same ones wait for each other, not both
+        # Sorted by key, so that two processes that write the same keys do not deadlock.
         newest = [latest[key] for key in sorted(latest)]
         update = f"UPDATE SET {_OVERWRITE} WHERE {_NEWER}"
         for statement, values in _statements("latest_metrics", place, newest, update):
@@ -72,7 +72,7 @@ def insert_metrics(store: Any, run_id: str, metrics: Iterable[dict[str, Any]]) -
 
 
 def count_points(store: Any) -> dict[str, int] | None:
-    """Return how many points of metrics each run of a database has; None for what is not a database."""
+    """Return the number of metric points of each run in a database; None if the store is not a database."""
     import sqlalchemy
 
     engine = getattr(store, "engine", None)
@@ -95,5 +95,5 @@ def _statements(table: str, place: str, rows: Sequence[Row], conflict: str) -> I
 def _writing_session(store: Any) -> Any:
     try:
         return store.ManagedSessionMaker(read_only=False)
-    except TypeError:  # in older MLflows every session may write
+    except TypeError:  # in older versions of MLflow every session may write
         return store.ManagedSessionMaker()
