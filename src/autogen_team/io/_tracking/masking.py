@@ -1,9 +1,9 @@
-"""Secrets out of what a trace holds, which is JSON: by the name that a value stands under, and by its text.
+"""Mask secrets in traces, which are JSON: by the name of a field, and by the text of its value.
 
-What `io._redact` finds in text is found in each string; here the structure helps too, for what stands under
-`Authorization` or `api_key` is a secret whatever it looks like. Nothing else is changed: counts of tokens, prompts, the
-texts of tokens beside their probabilities, the schemas of tools that take a password. What holds no secret is returned
-as the very object that came.
+Each string is searched for what `io._redact` finds in text. Here the structure helps too: a value under `Authorization`
+or `api_key` is a secret whatever it looks like. Nothing else is changed: counts of tokens, prompts, the texts of tokens
+beside their probabilities, the schemas of tools that take a password. An object without a secret is returned itself,
+not as a copy.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _MORE_NAMES = re.compile(
     r"authorization$|(?:^|[._-])(?:set-?)?cookies?2?$|accesstoken$|(?:subscription|functions?)-key$",
     re.IGNORECASE,
 )
-"""Names of headers, and those that `is_secret_name` leaves out because variables are not called so."""
+"""Names of headers, and names that `is_secret_name` leaves out because variables are not called so."""
 _TEXT_TOKEN = re.compile(
     r"(?:^|[._-])(?:bos|eos|pad|unk|sep|cls|mask|next|special|image|audio|max|min|num|n|stop|start|end|first|last|prompt"
     r"|page|continuation)[_-]?token$",
     re.IGNORECASE,
 )
-"""Tokens of text and of pages."""
+"""Names of text tokens and page tokens, which are not secrets."""
 _A_TOKEN = re.compile(r"token$", re.IGNORECASE)
 _HEADERS = re.compile(r"headers?$", re.IGNORECASE)
 _HEADER_NAME = re.compile(r"[\w.-]+")
@@ -51,7 +51,7 @@ _SCHEMA_WORDS = frozenset(
         "$ref",
     }
 )
-"""What the schema of a field says of it; anything else, as its default, may be a value."""
+"""Keywords by which a schema describes a field; any other entry, such as a default, may be a value."""
 
 _JSON_BEGINS, _JSON_ENDS = ("{", "[", '"'), ("}", "]", '"')
 _CUT = "..."
@@ -63,14 +63,14 @@ _HALF_A_SHAPE = re.compile(
     r"|(?i:bearer)\s+)[\w.~+/=-]*$"
 )
 _SHORTEST_SECRET = 8
-"""Characters below which the name of a field is not looked into."""
+"""Fewest characters of a field's name that is itself searched for secrets."""
 _SHORTEST_PART = 4
-"""Characters at the end of a text that was cut, from which on they may be the beginning of a secret."""
+"""Fewest characters at the end of a truncated text that may be the beginning of a secret."""
 
 
 @lru_cache(maxsize=4096)
 def hides(name: str) -> bool:
-    """Tell whether what stands under this name is a secret, in the fields, headers and attributes of a trace.
+    """Tell whether a value under this name is a secret, in the fields, headers and attributes of a trace.
 
     >>> [hides(name) for name in ("Authorization", "x-api-key", "Set-Cookie", "total_tokens", "eos_token")]
     [True, True, True, False, False]
@@ -79,7 +79,7 @@ def hides(name: str) -> bool:
 
 
 class Masker:
-    """Masks what traces are made of, and knows the secrets that an environment holds.
+    """Masks the parts of traces, and knows the secrets in an environment.
 
     >>> Masker({}).value({"extra_headers": {"Authorization": "Bearer topsecret"}, "max_tokens": 5})
     {'extra_headers': {'Authorization': '***'}, 'max_tokens': 5}
@@ -90,7 +90,7 @@ class Masker:
         self._secrets = secret_values(environment)
 
     def span(self, span: dict[str, Any]) -> dict[str, Any]:
-        """Return what `Span.to_dict` returns, masked."""
+        """Return a span masked; it has the form that `Span.to_dict` returns."""
         events = self._each(span["events"], self._event)
         links = self._each(span.get("links", []), self.value)
         parts = {
@@ -105,7 +105,7 @@ class Masker:
         return {**span, **changed} if changed else span
 
     def attribute(self, name: str, value: Any) -> Any:
-        """Return the value of an attribute of a span: text that is JSON, mostly."""
+        """Return the value of a span's attribute masked; it is mostly text that holds JSON."""
         if isinstance(value, tuple):
             found = self._each(list(value), lambda item: self.attribute(name, item))
             return value if all(new is old for new, old in zip(found, value, strict=True)) else tuple(found)
@@ -119,13 +119,13 @@ class Masker:
         return value if after is before else json.dumps(after, ensure_ascii=False)
 
     def tag(self, name: str, value: Any) -> Any:
-        """Return the value of a tag, which may be the beginning of a text that was cut."""
+        """Return the value of a tag masked; it may be a truncated text."""
         if not isinstance(value, str):
             return self.value(value, name)
         return self._hidden(value, name) if hides(name) else self.excerpt(value)
 
     def excerpt(self, text: str) -> str:
-        """Return a text that may have been cut: half a secret at its end is one, too."""
+        """Return a text masked that may be truncated; a part of a secret at its end is masked too."""
         masked = self.text(text)
         if not masked.endswith(_CUT):
             return masked
@@ -146,7 +146,7 @@ class Masker:
         return body + _CUT
 
     def text(self, text: str) -> str:
-        """Return the text masked; if it is JSON itself, also by the names in it."""
+        """Return the text masked; if it is JSON, also by the names in it."""
         if text.lstrip()[:1] in _JSON_BEGINS and text.rstrip()[-1:] in _JSON_ENDS:
             try:
                 before = json.loads(text)
@@ -162,7 +162,7 @@ class Masker:
         return text if masked == text else masked
 
     def value(self, value: Any, name: str = "") -> Any:
-        """Return what was JSON, masked; `name` is what it stands under."""
+        """Return a value decoded from JSON masked; `name` is the key that it stands under."""
         return self._under(name, value)
 
     def _under(self, name: str, value: Any) -> Any:
@@ -175,7 +175,7 @@ class Masker:
         return self._items(value) if isinstance(value, list) else value
 
     def _hidden(self, value: Any, name: str) -> Any:
-        """Return what stands under the name of a secret, without what may be one."""
+        """Return a value that stands under the name of a secret, with everything masked that may be one."""
         if value is None or isinstance(value, bool) or value in ("", MASK):
             return value
         if isinstance(value, dict):
@@ -186,7 +186,7 @@ class Masker:
             return _same_or_new(value, found)
         if isinstance(value, list):
             return self._each(value, lambda item: self._hidden(item, name))
-        if not isinstance(value, str) and _A_TOKEN.search(name):  # a count, or the number of a token
+        if not isinstance(value, str) and _A_TOKEN.search(name):  # a count, or a token id
             return value
         return MASK
 
@@ -218,7 +218,7 @@ class Masker:
         return self._each(items, self._pair if is_of_pairs else self.value)
 
     def _pair(self, pair: list[Any]) -> list[Any]:
-        """Return a header as clients write them: `["Authorization", "Bearer ..."]`."""
+        """Return a header masked that is a pair, as some clients write it: `["Authorization", "Bearer ..."]`."""
         name, value = pair
         new = [self.text(name), self._hidden(value, name) if _HEADER_KEY.search(name) else self._under(name, value)]
         return pair if new[0] is name and new[1] is value else new
@@ -245,7 +245,7 @@ def _is_schema(value: dict[str, Any]) -> bool:
 
 
 def _is_of_a_text(fields: dict[str, Any]) -> bool:
-    """Tell whether this is a token of a language model's answer, with its probability."""
+    """Tell whether the fields describe a token of a language model's answer, with its probability."""
     return isinstance(fields.get("logprob"), int | float)
 
 

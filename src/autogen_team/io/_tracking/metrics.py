@@ -1,6 +1,6 @@
-"""Metrics as entries of the journal: checked by MLflow's own rules, those that share time and step together.
+"""Metrics as journal entries: checked by MLflow's own rules, and grouped by time and step.
 
-A key that has passed the checks once is remembered as the journal wants it, so that a loop pays for them once.
+A key that has passed the checks is cached in its journal form, so that a loop pays for them once.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from autogen_team.io._tracking import entries, seam
 
 _MOST_KEYS = 10_000
 _LARGEST = 2**63 - 1
-"""What a database and a server have room for, of steps and times."""
+"""Largest absolute step, and largest time, that a database and a server can hold."""
 
 
 class MetricEntries:
-    """Makes bodies of entries."""
+    """Builds the bodies of metric entries."""
 
     def __init__(self, *, is_remote: bool) -> None:
-        """For a store behind a server, or for one that is not: they take different numbers."""
+        """Apply the rules of a server, or those of any other store; the two accept different numbers."""
         self._is_remote = is_remote
         self._keys: dict[str, str] = {}
-        """The keys that have passed the checks, as the journal wants them."""
+        """Keys that have passed the checks, each with its form in the journal."""
 
     def of_one(self, run_id: str, metric: Metric) -> str:
         """Return the body of a metric, or raise what MLflow raises."""
@@ -51,7 +51,7 @@ class MetricEntries:
     def of_floats(
         self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: float
     ) -> tuple[list[str], Exception | None]:
-        """Return the body of the good ones, if there are any, and what is wrong with the first bad one."""
+        """Return the body of the good metrics, if there are any, and the error of the first bad one."""
         pairs = []
         fault: Exception | None = None
         is_fine = type(step) is int and -_LARGEST <= step <= _LARGEST
@@ -68,7 +68,7 @@ class MetricEntries:
         return [entries.metrics_body(run_id, timestamp, step, ",".join(pairs))] if pairs else [], fault
 
     def of_many(self, run_id: str, metrics: Sequence[Metric]) -> tuple[list[str], Exception | None]:
-        """Return the bodies of the good ones, and what is wrong with the first bad one."""
+        """Return the bodies of the good metrics, and the error of the first bad one."""
         bodies: list[str] = []
         fault: Exception | None = None
         group: dict[str, str] = {}
@@ -94,14 +94,14 @@ class MetricEntries:
     def _checked(
         self, key: Any, value: Any, timestamp: Any, step: Any, path: str = ""
     ) -> tuple[str, float, float, float]:
-        """Return the key as the journal wants it, the numbers as the store does, or raise what MLflow raises."""
+        """Return the key in its journal form and the numbers as the store takes them, or raise what MLflow raises."""
         seam.check_metric(key, value, timestamp, step, path=path)
         number = float(value)
         if not _is_finite(step) or not _is_finite(timestamp):
             text = f"the step {step!r} or the timestamp {timestamp!r} of the metric {key!r} is not a finite number"
             raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
         if self._is_remote:
-            Metric(key, number, timestamp, step).to_proto()  # a server takes whole numbers only, and says so here
+            Metric(key, number, timestamp, step).to_proto()  # raises here, because a server takes whole numbers only
         timestamp, step = _plain(timestamp), _plain(step)
         if not (timestamp <= _LARGEST and -_LARGEST <= step <= _LARGEST):
             text = f"the step {step} or the timestamp {timestamp} of the metric {key!r} has more than 64 bits"
@@ -115,14 +115,14 @@ class MetricEntries:
 def _is_finite(number: Any) -> bool:
     try:
         return isfinite(number)
-    except OverflowError:  # an integer that no float has room for
+    except OverflowError:  # an integer too large for a float
         return True
-    except TypeError:  # a complex number, which is a number to MLflow
+    except TypeError:  # a complex number, which MLflow accepts as a number
         return False
 
 
 def _plain(number: Any) -> float:
-    """Return it as a database has it, where True is 1."""
+    """Return the number as a database holds it, where True is 1."""
     return int(number) if number == int(number) else float(number)
 
 
@@ -139,5 +139,5 @@ def _extras(model_id: str | None, dataset_name: str | None, dataset_digest: str 
 
 
 def _not_text(dataset_name: object, error: TypeError) -> MlflowException:
-    """Return what is raised for a name that holds a lone surrogate, say."""
+    """Return the error for a dataset name that cannot be written, such as one with a lone surrogate."""
     return MlflowException(f"dataset {dataset_name!r}: {error}", error_code=INVALID_PARAMETER_VALUE)

@@ -1,7 +1,7 @@
 """Redact what MLflow's stores are given: text, tags and parameters, nested values and MLflow's own entities.
 
-A value is judged by its text, as everywhere, and a tag or parameter by its name too. What holds no secret is returned
-as the very object that came.
+A value is judged by its text, as everywhere, and a tag or parameter by its name too. An object without a secret is
+returned itself, not as a copy.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from autogen_team.io._redact import MASK, mask
 from autogen_team.io._tracking.masking import Masker, hides
 
 _OF_MLFLOW = "mlflow."
-"""What the names of MLflow's own tags begin with, as do its modules."""
+"""Prefix of the names of MLflow's own tags, and of its modules."""
 _JSON = ("{", "[", '"')
 _HARMLESS = frozenset({"", "none", "null", "true", "false", MASK})
-"""Values that say that there is a secret, or none, and not which."""
+"""Values that say whether there is a secret, but not which."""
 _NUMBER = re.compile(r"[-+]?\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?", re.IGNORECASE)
 _COUNTED = re.compile(r"token$|^(?:n|num|max|min|total)_|_(?:count|size|len|length|limit|rate|loss)$", re.IGNORECASE)
-"""Names under which a number is a number, though they say secret: `secret_count`, `token`."""
+"""Names that sound secret but under which a number is just a number: `secret_count`, `token`."""
 _FOLDER_NAME = re.compile(r"pwd$", re.IGNORECASE)
 _FOLDER = re.compile(r"~?[/\\]|[A-Za-z]:[/\\]")
 _DEEPEST = 12
-"""Entities are nested less deeply; what is deeper refers to itself."""
+"""Deepest nesting that is searched; entities are nested less deeply, and anything deeper refers to itself."""
 _PLAIN = (bool, int, float, complex, bytes, Enum, type, Metric)
 
 
@@ -80,7 +80,7 @@ def value(found: Any, depth: int = 0) -> Any:
 def arguments(
     method: Callable[..., Any], kept: frozenset[str], given: tuple[Any, ...], fields: Mapping[str, Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """Return the arguments of a call without secrets; `kept` names those that are left alone."""
+    """Return the arguments of a call without secrets; those that `kept` names stay as they are."""
     names = _parameters(getattr(method, "__func__", method))
     by_name = {**dict(zip(names, given, strict=False)), **fields}
     key = by_name.get("key")
@@ -117,7 +117,7 @@ def _is_harmless(name: str, value: str) -> bool:
 
 
 def _nested(name: object, found: Any, depth: int = 0) -> Any:
-    """Return what is nested under a name, as JSON is, with MLflow's entities in it."""
+    """Return a value nested under a name without secrets, be it JSON or MLflow's entities."""
     if isinstance(found, (dict, list)):
         found = Masker(os.environ).value(found, name if isinstance(name, str) else "")
     return found if isinstance(found, str) else value(found, depth + 1)

@@ -1,15 +1,15 @@
-"""Traces on their way to a store: secrets are masked, and a store that is gone does not hold the process up.
+"""Mask the secrets in traces on their way to a store, and do not let an unreachable store hold the process up.
 
-Every trace passes MLflow's client of traces, at whose methods this stands: spans of `mlflow.start_span`, of
+Every trace passes the methods of MLflow's tracing client that are tapped here: spans of `mlflow.start_span`, of
 autologging and of OpenTelemetry's own instrumentation, traces copied in by hand, and tags set later. MLflow documents
-another door, `mlflow.tracing.configure(span_processors=...)`, which this leaves to the job: each call of it replaces
-the processors of the one before, it sees neither events nor tags, and a span that a library opens through OpenTelemetry
-does not pass it.
+another hook, `mlflow.tracing.configure(span_processors=...)`, which this module leaves to the job. Each call of it
+replaces the processors of the call before. It sees neither events nor tags. A span that a library opens through
+OpenTelemetry does not pass it.
 
-Masking happens where traces are exported, in MLflow's background threads, and so costs the job's own thread nothing
-but its share of the interpreter. A chat span with 2 kB of inputs and outputs takes 160 microseconds there, 200 if a
-header is masked (medians of 2000 on one of two busy cores, Python 3.11, MLflow 3.17.2), beside the 35 ms in which
-SQLite stores it. What holds no secret is passed on as the very object that came.
+Masking happens where traces are exported, in MLflow's background threads, so the job's own thread pays only with its
+share of the interpreter. A chat span with 2 kB of inputs and outputs takes 160 microseconds there, 200 if a header is
+masked (medians of 2000 on one of two busy cores, Python 3.11, MLflow 3.17.2). SQLite takes 35 ms to store it. An object
+without a secret is passed on itself, not as a copy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from autogen_team.io._tracking.masking import Masker
 
 WITHHELD = "[withheld: it could not be searched for secrets]"
 _GRACE = 5.0
-"""Seconds within which MLflow's threads let go of what has been given up."""
+"""Seconds that MLflow's threads have to let go of calls that were given up."""
 _HARMLESS = ("mlflow.trace_schema.version", "mlflow.sourceRun", "mlflow.modelId", "mlflow.trace.sizeStats")
 _OF_ANY_SPAN = ("mlflow.traceRequestId", "mlflow.spanType")
 
@@ -45,10 +45,11 @@ _door: Door | None = None
 
 
 def start(*, masked: bool, flush_timeout: float) -> _job.Undo:
-    """Stand in the way of traces; the returned function waits for those under way, and steps aside.
+    """Tap the traces; the returned function waits for those under way, and removes the taps.
 
-    It waits at most `flush_timeout` seconds; what a server has not taken by then is given up, counted, and said in one
-    warning. Whoever starts this again shares it, and the last one to leave ends it; one who wants masking is enough.
+    It waits at most `flush_timeout` seconds. Traces that a server has not taken by then are given up, counted, and
+    reported in one warning. Several callers share the taps, and the last one to leave removes them. If one of them
+    wants masking, all traces are masked.
     """
     global _door
     with _lock:
@@ -75,16 +76,16 @@ def start(*, masked: bool, flush_timeout: float) -> _job.Undo:
 
 
 class _GivenUpError(Exception):
-    """Nobody waits for the store any more."""
+    """The wait for the store has been given up."""
 
 
 class Door:
-    """What stands between MLflow and its stores, where traces are concerned."""
+    """The taps between MLflow and its stores, for traces."""
 
     def __init__(self) -> None:
         self.users = 0
         self.masking = 0
-        """How many of the users want it."""
+        """How many of the users want masking."""
         self.lost = 0
         self._uri = ""
         self._is_closed = False
@@ -102,7 +103,7 @@ class Door:
         )
 
     def finish(self, timeout: float) -> bool:
-        """Wait for what is under way, then give up the rest; tell whether nothing is left."""
+        """Wait for the calls under way, then give up the rest; return whether nothing is left."""
         flushing = threading.Thread(target=seam.wait_for_traces, name="autogen-team-traces", daemon=True)
         try:
             flushing.start()
@@ -118,7 +119,7 @@ class Door:
             _report.warning(text, self.lost, mask_url(self._uri))
             self.lost = 0
         self._is_closed = False
-        # Should MLflow's threads be at work still, what they have goes on being masked.
+        # If MLflow's threads are still at work, the taps stay, so that their traces are masked too.
         return not flushing.is_alive()
 
     def _give_up(self) -> None:
@@ -157,16 +158,16 @@ class Door:
     def _set_trace_tag(self, client: Any, send: Callable[..., Any], trace_id: str, key: str, value: Any) -> Any:
         if self.masking:
             value = self._safely(partial(_masked_tag, key), value, lambda _: WITHHELD)
-        return send(client, trace_id, key, value)  # the job waits for it, and hears what is wrong
+        return send(client, trace_id, key, value)  # the job waits for this call, and gets its errors
 
-    # How it is done
+    # Helpers
 
     def _masked_spans(self, spans: list[Span]) -> list[Span]:
         found = [self._safely(_masked_span, span, _bare_span) for span in spans]
         return [span for span in found if span is not None]
 
     def _safely(self, masked: Callable[[Any], Any], item: Any, bare: Callable[[Any], Any]) -> Any:
-        """Return the item masked, or what is left of it without any content, or None if even that cannot be had."""
+        """Return the item masked; if that fails, the item without content; if that fails too, None."""
         try:
             return masked(item)
         except Exception as error:
@@ -185,8 +186,8 @@ class Door:
             return instead
         if client.tracking_uri.startswith("sqlite"):
             return send(client, *arguments, **fields)
-        # On a thread that nobody has to wait for: a server that is silent holds each of MLflow's for minutes, and
-        # those keep the process alive.
+        # Use a daemon thread: a silent server holds each of MLflow's threads for minutes, and those keep the process
+        # alive.
         waiting: Future[Any] = Future()
         work = partial(contextvars.copy_context().run, send, client, *arguments, **fields)
         thread = threading.Thread(target=_fill, args=(waiting, work), name="autogen-team-trace", daemon=True)
