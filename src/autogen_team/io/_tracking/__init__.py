@@ -1,1 +1,1 @@
-"""The tracking engine: the only place that imports mlflow."""
+"""The tracking engine: the only package that imports mlflow at run time."""

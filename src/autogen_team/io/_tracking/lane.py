@@ -1,4 +1,4 @@
-"""Metrics of hot loops: to the active run, through the same checks and the same journal, past MLflow's own layers."""
+"""Fast path for the metrics of hot loops: the same checks and journal, but without MLflow's layers in between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _Write: TypeAlias = Callable[[str, Mapping[str, float], int, int], None]
 
 
 def logging_metrics() -> Callable[[Mapping[str, float], int | None], None]:
-    """Return what logs metrics, at a step, to the active run in the store in which that was opened."""
+    """Return a function that logs metrics at a step to the active run, in the store in which the run was opened.
+
+    The function raises NotStartedError if no run is open.
+    """
     find, now = isolation.job_run, time.time
     latest: tuple[str, _Write] | None = None
 

@@ -1,4 +1,4 @@
-"""Runs that tell the truth about how they ended."""
+"""Runs that are closed with the status that tells how they ended."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from autogen_team.io._redact import mask
 from autogen_team.io._tracking import ending, guests, isolation, links, seam, write_behind
 
 PATIENCE = 15.0
-"""Seconds that the end of a run may take to be recorded."""
+"""Seconds that recording the end of a run may take."""
 
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
 _experiments: dict[str, str] = {}
-"""Names by id; filled when an experiment is set, because a log record must not wait for a server."""
+"""Experiment names by id, filled when an experiment is set, because a log record must not wait for a server."""
 _facts: dict[str, dict[str, str]] = {}
-"""What log records say of each run seen so far, by its id."""
+"""What log records say of each run seen so far, by run id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +38,15 @@ class _Open:
 
     run: _job.Run
     client: mlflow.MlflowClient
-    """Bound to the stores of the moment when it was opened, wherever the job points MLflow to later."""
+    """Bound to the stores in use when the run was opened, wherever the job points MLflow later."""
     started: float
     uri: str
     owner: int
-    """The process; a forked child inherits the block, but not the run."""
+    """The id of the process that opened it; a forked child inherits the block, but not the run."""
 
 
 _open: list[_Open] = []
-"""The latest last."""
+"""Open runs, the latest last."""
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def open_run(
     parent_run_id: str | None = None,
     run_id: str | None = None,
 ) -> Iterator[mlflow.ActiveRun]:
-    """Open a run, and close it with the status that the job deserves."""
+    """Open a run, and close it with the status that the end of the block implies."""
     with ending.signals_raise():
         ending.hold()
         try:
@@ -73,15 +73,15 @@ def open_run(
                 tags=as_text(tags),
                 log_system_metrics=log_system_metrics,
             )
-            if _job.EXCEPTION_TAG in active.data.tags:  # it is gone on with, and has failed before
+            if _job.EXCEPTION_TAG in active.data.tags:  # the run is resumed, and has failed before
                 mlflow.MlflowClient().delete_tag(active.info.run_id, _job.EXCEPTION_TAG)
-            opened = None if isinstance(active, guests.JoinedRun) else _note(active)  # else its host closes it
+            opened = None if isinstance(active, guests.JoinedRun) else _note(active)  # otherwise its opener closes it
         except BaseException as error:
             ending.release(leaving=ending.is_leaving(error))
             raise
         failure: BaseException | None = None
         try:
-            ending.release()  # a signal that came meanwhile is raised here, where the run is closed for it
+            ending.release()  # a signal that came meanwhile is raised here, so that it closes the run
             yield active
         except BaseException as error:
             failure = error
@@ -99,7 +99,7 @@ def open_run(
 
 @contextmanager
 def host_run(**config: Any) -> Iterator[mlflow.ActiveRun]:
-    """Open a run as `open_run` does, which the first run that the code inside opens joins instead of being its own."""
+    """Open a run like `open_run`; the first run that the code inside opens joins it instead of starting its own."""
     with open_run(**config) as active:
         restore = guests.let_join(active)
         try:
@@ -111,8 +111,8 @@ def host_run(**config: Any) -> Iterator[mlflow.ActiveRun]:
 def close_what_is_left(before: Collection[str] = ()) -> None:
     """Close the runs that this process has left open, if a signal, an exception or an exit status ends the job.
 
-    Those of `open_run` in other threads, and others that other threads have open, are closed for a signal only: without
-    one they will end by themselves. Runs named in `before` belong to somebody else.
+    Runs of `open_run`, and runs that other threads have open, are closed for a signal only: otherwise they end by
+    themselves. Runs named in `before` belong to other code, and stay open.
     """
     signum = ending.fatal_signal()
     failure = _job.failure() if signum is None else ending.Terminated(signum)
@@ -132,7 +132,7 @@ def close_what_is_left(before: Collection[str] = ()) -> None:
 
 
 def left_open() -> dict[str, str]:
-    """Return the store of each run that this process has open, by `mlflow.start_run` or by a client of MLflow's.
+    """Return the store URI of each run that this process has open, by `mlflow.start_run` or by a client of MLflow's.
 
     Without a journal, runs of clients are not known.
     """
@@ -144,7 +144,7 @@ def _of_this_process(*, everywhere: bool) -> dict[str, str]:
 
 
 def _end(run_id: str, uri: str, end: _job.End) -> None:
-    """End a run that was opened without `open_run`, unless another process has ended it."""
+    """End a run that was opened without `open_run`, unless it has already ended in the store."""
     client = mlflow.MlflowClient(uri)
     seam.leave_runs(run_id)
 
@@ -159,12 +159,12 @@ def _end(run_id: str, uri: str, end: _job.End) -> None:
 
 
 def as_text(tags: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Return the tags as MLflow's servers want them, text (a number works on SQLite only), secrets masked."""
+    """Return the tags as text, as MLflow's servers want them (a number works on SQLite only), with secrets masked."""
     return None if tags is None else {str(key): mask(str(value)) for key, value in tags.items()}
 
 
 def facts() -> _job.Facts:
-    """Return the run and the span of the calling line; the job's run for a thread that has none of its own."""
+    """Return the run and the span of the calling line; a thread without a run of its own gets the job's run."""
     active = isolation.job_run()
     found = {} if active is None else _facts.get(active.info.run_id) or _learn(active.info)
     span = mlflow.get_current_active_span()
@@ -178,7 +178,7 @@ def _learn(info: RunInfo) -> dict[str, str]:
 
 
 def remember_experiment(experiment_id: str, name: str) -> None:
-    """Take note of the name, which a run itself does not know."""
+    """Remember the name of an experiment, because a run knows only the id."""
     _experiments[experiment_id] = name
 
 
@@ -214,18 +214,18 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
         status, reason = guests.given_end(run_id) or _recorded_end(opened) or (status, reason)
     end = _job.End(status, reason, failure, time.monotonic() - opened.started)
     _job.run_ending(opened.run, end)
-    # What was left open inside of the run ends with it; a run that the job ended itself stays as it ended.
+    # Runs left open inside of this run end with it; a run that the job ended itself keeps its status.
     ids = seam.leave_runs(run_id)
     try:
         within(PATIENCE, partial(_record, opened.client, ids, run_id, end), name="autogen-team-end-of-run")
     except Exception as error:
-        # The job has its own end, and perhaps its own exception: a store that is gone must not mask it.
+        # The job has its own end, and perhaps its own exception, which an unreachable store must not mask.
         _report.error("the end of run %s as %s could not be recorded: %s", run_id, status, mask(str(error)))
     _job.run_ended(opened.run, end)
 
 
 def _recorded_end(opened: _Open) -> tuple[_job.Status, str] | None:
-    """Return how the job itself has ended the run in the store, by a client of MLflow's; None unless as a failure."""
+    """Return the failure that the job has recorded for the run by a client of MLflow's; None if there is none."""
     working = write_behind.of(opened.uri)
     info = None if working is None else working.store.info_of(opened.run.run_id)
     return None if info is None else guests.as_failure(info.status)

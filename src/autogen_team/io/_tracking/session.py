@@ -1,4 +1,4 @@
-"""MLflow set up for a job, and given back as it was."""
+"""Set MLflow up for a job, and restore it afterwards."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _report = logging.getLogger("autogen_team")
 _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
-_SAMPLER = "mlflow.system_metrics"  # tells four times in each run that it is there
+_SAMPLER = "mlflow.system_metrics"  # announces itself four times in each run
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _QUIET_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
@@ -39,7 +39,7 @@ _QUIET_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What tracking needs to know."""
+    """Settings of the tracking engine."""
 
     tracking_uri: str
     registry_uri: str
@@ -63,27 +63,28 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """MLflow, set up."""
+    """MLflow as it is set up for a job."""
 
     tracking_uri: str
-    """The store in use: the one asked for, or that of offline runs."""
+    """The store in use: the one asked for, or the store of offline runs."""
     registry_uri: str
     stop: _job.Undo
-    """Gives everything back."""
+    """Restores everything."""
     log_metrics: Callable[[Mapping[str, float], int | None], None]
     """Logs to the active run, for hot loops."""
 
 
 def start(settings: Settings) -> Session:
-    """Point MLflow at the stores, set the experiment, switch autologging on.
+    """Point MLflow at the stores, set the experiment, and switch autologging on.
 
     Raises:
-        TrackingUnavailableError: a store does not answer, or not in time, and the mode is `online`.
-        ConfigurationError: the experiment cannot be used.
+        TrackingUnavailableError: a store does not answer in time and the mode is `online`, or the store of offline runs
+            cannot be used.
+        ConfigurationError: the experiment cannot be used, or a URI is not valid.
 
     """
     settings = replace(settings, experiment_name=mask(settings.experiment_name))
-    if settings.works_for is not None:  # whatever it logs waits for a store that is out of reach, as in the job itself
+    if settings.works_for is not None:  # what it logs waits while the store is out of reach, as in the job itself
         return _start(settings)
     if settings.mode != "offline":
         try:
@@ -115,7 +116,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
 
     with ExitStack() as undo:
         undo.enter_context(ending.signals_raise())
-        if not logging.getLogger(_SAMPLER).level:  # else the job has said how much it wants to hear
+        if not logging.getLogger(_SAMPLER).level:  # otherwise the job has chosen a level
             undo.enter_context(seam.quiet(_SAMPLER))
         undo.callback(seam.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS, _RETRIES, _TIMEOUT))
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
@@ -133,8 +134,8 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         experiments = _Experiments(settings.tracking_uri, *experiment)
         is_given = experiment[0] == given_id
         undo.callback(seam.provide_experiment(experiment[0], experiments.current, is_given=is_given))
-        os.environ.setdefault(_RETRIES, "2")  # which MLflow spreads over 6 seconds, its own 7 over 4 minutes
-        os.environ.setdefault(_TIMEOUT, "30")  # for each of them; MLflow waits 120
+        os.environ.setdefault(_RETRIES, "2")  # spread over 6 seconds; MLflow's own 7 take 4 minutes
+        os.environ.setdefault(_TIMEOUT, "30")  # for each try; MLflow waits 120
         if settings.durable:
             recovery.recover_behind(settings.tracking_uri, settings.registry_uri, settings.state_dir)
         undo.callback(_stand_in(settings.tracking_uri, settings.registry_uri, settings))
@@ -148,13 +149,13 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         undo.callback(_job.set_source(runs.facts))
         undo.callback(
             partial(runs.close_what_is_left, frozenset(runs.left_open()))
-        )  # the first thing that a stop does, while everything is still in place
+        )  # what a stop does first, while everything is still in place
         log_metrics = lane.logging_metrics()
         return Session(settings.tracking_uri, settings.registry_uri, undo.pop_all().close, log_metrics)
 
 
 def _stand_in(uri: str, registry_uri: str, settings: Settings) -> _job.Undo:
-    """Let what is logged to a store be masked, and go through a journal unless the settings say otherwise."""
+    """Mask what is logged to a store, and send it through a journal unless the settings say otherwise."""
     from autogen_team.io._tracking import masked, write_behind
 
     if not settings.durable:
@@ -169,17 +170,17 @@ def _stand_in(uri: str, registry_uri: str, settings: Settings) -> _job.Undo:
 
 
 def _stand_in_for_other(uri: str, settings: Settings) -> _job.Undo:
-    """Do the same for a store that the job uses beside its own."""
+    """Do the same as `_stand_in` for a store that the job uses beside its own."""
     from autogen_team.io._tracking import seam
 
     _allow_file_store(uri)
-    # many processes of a job may find that the database has no tables yet
+    # several processes of a job may find at once that the database has no tables yet
     with turns.in_turn(uri, settings.state_dir), seam.quiet("alembic"):
         return _stand_in(uri, uri, settings)
 
 
 def absolute(uri: str) -> str:
-    """Return the URI of a SQLite file by its full path, so that it stays the same file when the job changes folders."""
+    """Return the URI of a SQLite file by its full path, so that it names the same file when the job changes folders."""
     scheme, _, path = uri.partition(":///")
     is_relative = scheme.startswith("sqlite") and path and not path.startswith((":memory:", "/", "file:"))
     return f"{scheme}:///{Path.cwd() / path}" if is_relative else uri
@@ -193,13 +194,13 @@ def client(tracking_uri: str, registry_uri: str) -> MlflowClient:
 
 
 def active_run() -> mlflow.ActiveRun | None:
-    """Return the innermost open run of this thread; does not load MLflow only to find none."""
+    """Return the innermost open run of the caller; do not load MLflow only to find none."""
     loaded = sys.modules.get("mlflow")
     return loaded.active_run() if loaded else None
 
 
 class _Experiments:
-    """The experiment of the job in each store that it uses; made there, if it is missing."""
+    """The job's experiment in each store that the job uses; created there if it is missing."""
 
     def __init__(self, uri: str, experiment_id: str, name: str) -> None:
         from autogen_team.io._tracking import seam
@@ -209,7 +210,7 @@ class _Experiments:
         self._remember(experiment_id)
 
     def current(self) -> str:
-        """Return its id in the store that MLflow is pointed to."""
+        """Return the id of the experiment in the store that MLflow points at."""
         import mlflow
 
         from autogen_team.io._tracking import seam
@@ -228,7 +229,10 @@ class _Experiments:
 
 
 def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_offline: bool) -> tuple[str, str]:
-    """Return the id and the name of the experiment of the job: the one with the id that was given, or by its name."""
+    """Return the id and the name of the job's experiment.
+
+    Online, an experiment with the given id is used. Otherwise the experiment is found by its name, or created.
+    """
     import mlflow
 
     from autogen_team.io._tracking import offline, seam
@@ -237,7 +241,7 @@ def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_off
         with (
             turns.in_turn(settings.tracking_uri, settings.state_dir),
             _impatient(settings.connect_timeout),
-            seam.quiet("alembic"),  # some 70 lines about the schema of a database that is being made
+            seam.quiet("alembic"),  # silences some 70 lines about the schema of a new database
         ):
             if is_offline:
                 offline.make_experiment(settings.tracking_uri, settings.experiment_name)
@@ -269,7 +273,7 @@ def _known_experiment(experiment_id: str) -> Experiment:
     """Return the experiment with the id that the environment names.
 
     Raises:
-        ConfigurationError: there is none, or it is deleted.
+        ConfigurationError: the experiment does not exist, or is deleted.
 
     """
     import mlflow
@@ -292,7 +296,10 @@ def _known_experiment(experiment_id: str) -> Experiment:
 
 
 def _find_experiment(name: str) -> Experiment:
-    """Return the experiment of a server, made if it has none; nothing is set, because the caller may have given up."""
+    """Return the experiment with this name; create it if it is missing.
+
+    MLflow's active experiment is not set, because the caller may have given up by now.
+    """
     import mlflow
     from mlflow.entities import LifecycleStage
 
@@ -302,7 +309,7 @@ def _find_experiment(name: str) -> Experiment:
         try:
             return client.get_experiment(client.create_experiment(name))
         except mlflow.MlflowException as error:
-            found = client.get_experiment_by_name(name)  # made by somebody else at the same moment, perhaps
+            found = client.get_experiment_by_name(name)  # perhaps another process has created it at the same moment
             if found is None:
                 raise error from None
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
@@ -312,7 +319,7 @@ def _find_experiment(name: str) -> Experiment:
 
 @contextmanager
 def _impatient(timeout: float) -> Iterator[None]:
-    """Bound MLflow's own waiting, for the time of the start only; what the user has set stays."""
+    """Bound MLflow's own waiting inside the block; values that the user has set stay."""
     from autogen_team.io._tracking import seam
 
     bounds = {
