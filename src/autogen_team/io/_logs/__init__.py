@@ -1,1 +1,1 @@
-"""The logging engine: sinks, the bridge from the standard library, rendering, the log of a run."""
+"""The logging engine: sinks, the bridge from the standard library, rendering and the logs of runs."""

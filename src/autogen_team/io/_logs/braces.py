@@ -1,9 +1,11 @@
-"""Messages whose braces are no place for the arguments: logged as they are, instead of an error in the job.
+"""Log messages that cannot be formatted as they are, instead of raising an error in the job.
 
-`logger.info('{"a": 1} {}', 5)` is a KeyError inside of loguru, before any handler is asked, so nothing that can be
-added to loguru helps; JSON in messages makes it the most reported crash of loguru there is. While logging runs, the
-methods of `loguru.Logger` are ours: they do what loguru's do, at the same depth of the stack and at the same cost, and
-step in when the formatting of a message has failed. `logger` stays the object that everybody has imported.
+`logger.info('{"a": 1} {}', 5)` raises a KeyError inside loguru before it calls any handler. So nothing that can be
+added to loguru helps. JSON in messages makes this the most reported crash of loguru.
+
+While logging runs, we replace the methods of `loguru.Logger`. Ours do what loguru's do, at the same stack depth and the
+same cost. They step in only when the formatting of a message has failed. `logger` stays the object that every module
+has imported.
 """
 
 from __future__ import annotations
@@ -23,11 +25,11 @@ if TYPE_CHECKING:
 
 _METHODS = ("trace", "debug", "info", "success", "warning", "error", "critical", "exception", "log")
 _FORMATTING = ("message.format(", "str(message)", "Colorizer.prepare_")
-"""What stands on the lines of `Logger._log` that format the message."""
+"""Fragments of the lines of `Logger._log` that format the message."""
 
 
 def forgive() -> Undo:
-    """Log messages that cannot be formatted as they are; the returned function gives loguru's methods back."""
+    """Log unformattable messages as they are; return a function that gives loguru's methods back."""
     before = {name: getattr(Logger, name) for name in _METHODS}
     ours: dict[str, Callable[..., None]] = {name: _method(name.upper()) for name in _METHODS[:-2]}
     ours |= {"exception": _exception, "log": _log}
@@ -82,7 +84,7 @@ def _log(self: Any, level: str | int, message: Any, /, *args: Any, **kwargs: Any
 
 
 def _is_about_the_message(trace: TracebackType | None) -> bool:
-    """Tell whether `Logger._log`, one call down, was formatting the message when it failed."""
+    """Tell whether `Logger._log`, one frame down, failed while it formatted the message."""
     inner = trace.tb_next if trace is not None else None
     if inner is None or inner.tb_frame.f_code is not Logger._log.__code__:  # noqa: SLF001 - see the head of the module
         return False
@@ -95,14 +97,14 @@ def _log_as_it_is(
 ) -> None:
     exception, depth, record, lazy, _, raw, capture, patchers, extra = options
     if exception and not isinstance(exception, (BaseException, tuple)):
-        # The exception that the job is handling, not the one of the formatting.
+        # The exception that the job is handling, not the formatting error.
         exception = error.__context__ or False
     if record:
-        kwargs.pop("record", None)  # put there by `_log`
+        kwargs.pop("record", None)  # loguru's `_log` has put it there
     if lazy:
         args = [_safely(_call, arg) for arg in args]
         kwargs = {name: _safely(_call, value) for name, value in kwargs.items()}
-    # Named arguments become fields of the line, as ever; those without a name follow the message.
+    # Keyword arguments become fields of the line, as usual; positional arguments follow the message.
     text = _safely(str, message)
     if args:
         text = f"{text} [{', '.join(_safely(repr, arg) for arg in args)}]"

@@ -1,14 +1,18 @@
-"""The records of the standard library's logging, and warnings, in loguru: every library's lines in the job's own log.
+"""Forward the standard library's log records, and warnings, to loguru: all libraries log in the job's own log.
 
-A handler on the root logger takes what propagates there, after all other handlers; a record that one of them has
-logged by loguru is left to it. What other handlers would print on the console is kept back, and `logging.basicConfig`
-still sets the level. Libraries that print on the console through a handler of their own and do not propagate (mlflow,
-alembic, sqlalchemy, huey, transformers, optuna) are found when they log, so the order of imports does not matter: what
-such a handler would print goes to loguru instead. Handlers of other kinds, levels and `propagate` stay as they are, and
-a record that a logger would not emit is not emitted: a suppressed debug call costs what it always did.
+A handler on the root logger takes the records that propagate there. It runs after all other handlers, and skips a
+record that one of them has logged through loguru. Other handlers no longer print on the console. `logging.basicConfig`
+still sets the level.
 
-Handlers are looked at from `Logger.filter`, which has returned before they are called: a handler that looks for the
-caller of `logging` by counting frames, or by their files, finds the frames that it knows.
+Some libraries print on the console through their own handler and do not propagate: mlflow, alembic, sqlalchemy, huey,
+transformers, optuna. We find their handlers when they log, so the order of imports does not matter. What such a handler
+would print goes to loguru instead.
+
+Handlers of other kinds, levels and `propagate` stay as they are. A record that its logger would not emit is not
+emitted, so a suppressed debug call costs what it always did.
+
+We inspect handlers in `Logger.filter`, which returns before they are called. So a handler that looks for the caller of
+`logging`, by counting frames or by their files, finds the frames that it expects.
 """
 
 from __future__ import annotations
@@ -36,28 +40,28 @@ if TYPE_CHECKING:
 
 _OWN = "autogen_team"
 _LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
-_WARNINGS = "py.warnings"  # the name that the standard library has for them
+_WARNINGS = "py.warnings"  # the standard library's name of their logger
 
 _PARTS = frozenset({*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"})
-"""The attributes of a record that are not fields of the caller's own."""
+"""The attributes that a record has by itself; all others are fields that the caller has added."""
 
 consoles_left: list[object] = []
 """The sinks that have left the console to the job."""
 
 _formatter = logging.Formatter()
 _diverted = threading.local()
-"""The record that a library's handler has handed to loguru last in this thread."""
+"""Holds, for each thread, the last record that a library's own handler has handed to loguru."""
 
 
 def is_unheard() -> bool:
-    """Tell whether the job has removed what shows lines on the console, and has put nothing in its place."""
+    """Tell whether the job has removed our console handler and has no handler of its own."""
     return bool(consoles_left) and not seam.has_other_handlers()
 
 
 def forward(record: logging.LogRecord) -> None:
-    """Log the record through loguru, with its own name, place, time, fields and exception; never raises."""
+    """Log the record through loguru with its own name, location, time, fields and exception; never raises."""
     if is_reporting() or passing.is_forwarding() or seam.is_inside_a_sink() or _is_about_a_sink(record):
-        # It comes out of loguru, or a sink says it: it must not go in again.
+        # The record comes from loguru or from a sink, so it must not go back in.
         _say_or_leave(record)
         return
     if record.levelno < seam.least_level():
@@ -68,12 +72,12 @@ def forward(record: logging.LogRecord) -> None:
         passing.forwarding(record)
         try:
             text = record.getMessage()
-        except Exception as error:  # the arguments do not fit: the standard library would print a traceback
+        except Exception as error:  # the arguments do not match; the standard library would print a traceback
             text = f"{record.msg} {record.args!r} [{type(error).__name__}: {error}]"
         _log(record, text)
         if is_unheard():
             _last_resort(record)
-    except Exception:  # with `catch=False` a sink may raise: to whoever logs, not to whatever library says something
+    except Exception:  # with `catch=False` a sink may raise, which is not for a library that logs
         _say(record)
     finally:  # also after Ctrl-C in the `__str__` of an argument
         passing.forwarding(None)
@@ -106,20 +110,20 @@ def _log(record: logging.LogRecord, text: str) -> None:
     if record.stack_info:
         text = f"{text}\n{record.stack_info}"
     level = _LEVELS.get(record.levelno, record.levelno)
-    plain = loguru.logger.opt(exception=exception) if exception else loguru.logger  # each step makes a logger anew
+    plain = loguru.logger.opt(exception=exception) if exception else loguru.logger  # each step makes a new logger
     plain.patch(describe).log(level, text)
 
 
 def _is_about_a_sink(record: logging.LogRecord) -> bool:
-    """Tell whether asyncio reports the failure of a sink that is a coroutine, which would fail again."""
+    """Tell whether asyncio reports the failure of a coroutine sink, which would fail on the report too."""
     return record.name == "asyncio" and bool(record.exc_info) and seam.comes_from_a_sink(record.exc_info)
 
 
 def _say_or_leave(record: logging.LogRecord) -> None:
-    """Print what is for no log, where `logging` would print it as well."""
+    """Print a record that must not be logged: our own always, others unless a handler takes them."""
     if record.name.partition(".")[0] == _OWN:
         _say(record)
-    elif not (passing.is_echo(record) or hasattr(record, "extra")):  # that is a line of loguru's, come back
+    elif not (passing.is_echo(record) or hasattr(record, "extra")):  # a line of loguru's that came back
         logger: logging.Logger | None = logging.getLogger(record.name)
         while logger is not None:
             if not all(isinstance(handler, Bridge) for handler in logger.handlers):
@@ -134,22 +138,22 @@ def _last_resort(record: logging.LogRecord) -> None:
 
 
 def _say(record: logging.LogRecord) -> None:
-    """Print a word about logging itself, for which there is no log."""
+    """Print a report about logging itself on stderr."""
     try:
         _streams.write(sys.stderr, f"{_OWN}: {_formatter.format(record)}\n")
-    except Exception:  # nobody is left to be told
+    except Exception:  # there is no place left to report to
         return
 
 
 class Bridge(logging.Handler):
-    """Hands records to loguru, which has its own locks."""
+    """Handler that passes records on to loguru, which has its own locks."""
 
     def createLock(self) -> None:  # noqa: N802 - the standard library's name
-        """Do without: held around loguru's lock, it would be a deadlock with a sink that logs."""
+        """Make no lock: held around loguru's lock, it would deadlock with a sink that logs."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Forward the record, unless a handler before has logged it by loguru."""
+        """Forward the record, unless an earlier handler has logged it through loguru."""
         is_logged = passing.end(record)
         if not is_logged and self.filter(record):
             forward(record)
@@ -157,7 +161,7 @@ class Bridge(logging.Handler):
 
 
 class _Diversion(logging.Filter):
-    """Forwards what a library's own handler is about to print, and keeps it from printing."""
+    """Filter that forwards what a library's own handler is about to print, and keeps it from printing."""
 
     def __init__(self, handler: logging.Handler, *, forwards: bool) -> None:
         super().__init__()
@@ -166,23 +170,23 @@ class _Diversion(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         stream = getattr(self._handler, "stream", None)
-        if self._forwards and getattr(stream, "enabled", True):  # mlflow silences itself so
+        if self._forwards and getattr(stream, "enabled", True):  # this is how mlflow silences its stream
             last: weakref.ref[logging.LogRecord] | None = getattr(_diverted, "record", None)
-            if last is None or last() is not record:  # else another handler of the library has been there
+            if last is None or last() is not record:  # else another handler of the library has forwarded it
                 _diverted.record = weakref.ref(record)
                 forward(record)
         return False
 
 
 class _Once(logging.Filter):
-    """Keeps what a sink hands back from a handler that gets the record by its logger."""
+    """Filter for a handler that is a sink too: drops a line that it also gets as a record from its logger."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not passing.is_echo(record)
 
 
 def intercept() -> Undo:
-    """Forward records and warnings from now on; the returned function puts everything back."""
+    """Start forwarding records and warnings; return a function that undoes it."""
     bridge = Bridge()
     added: dict[logging.Handler, list[logging.Filter]] = {}
     once = _Once()
@@ -205,7 +209,7 @@ def intercept() -> Undo:
                 if _is_on_console(handler):
                     # The bridge forwards what reaches the root logger.
                     add_filter(handler, _Diversion(handler, forwards=last is not None))
-                elif not isinstance(handler, logging.StreamHandler):  # of which the stream may change
+                elif not isinstance(handler, logging.StreamHandler):  # a StreamHandler may change its stream later
                     others.add(handler)
         for handler in seam.logging_sinks():
             if handler in handlers and once not in handler.filters:
@@ -232,7 +236,7 @@ def intercept() -> Undo:
     def without_bridge(previous: Hook, is_active: Callable[[], bool]) -> Hook:
         @functools.wraps(previous)
         def configure(**options: Any) -> None:
-            """Do what the job asks for, as if the bridge, for which it would do nothing, were not there."""
+            """Call `basicConfig` without the bridge, because it does nothing when the root logger has a handler."""
             was_there = bridge in root.handlers
             root.removeHandler(bridge)
             try:
@@ -262,7 +266,7 @@ def intercept() -> Undo:
 
 
 def _is_on_console(handler: logging.Handler, depth: int = 3) -> bool:
-    """Tell whether the handler prints on the console, itself or by what it holds, such as rich's `Console`."""
+    """Tell whether the handler prints on the console, directly or through an attribute such as rich's `Console`."""
     if isinstance(handler, (logging.FileHandler, Bridge)) or not depth:
         return False
     if isinstance(handler, logging.StreamHandler):
@@ -287,14 +291,14 @@ def _prints(held: Any) -> bool:
 def _is_console(stream: Any) -> bool:
     if stream is None:
         return False
-    # mlflow's own stream passes on to whatever sys.stderr is.
+    # mlflow's own stream writes to the current sys.stderr.
     if type(stream).__name__ == "MlflowLoggingStream" or any(
         stream is one for one in (sys.stderr, sys.stdout, sys.__stderr__, sys.__stdout__)
     ):
         return True
     try:
         return stream.fileno() in (1, 2)
-    except Exception:  # no file at all, or closed
+    except Exception:  # not a file, or closed
         return False
 
 
@@ -319,7 +323,7 @@ def _forward_warnings(previous: Hook, is_active: Callable[[], bool]) -> Hook:
 
 
 class _TasksOnly(Bridge):
-    """Forwards unless everything is forwarded."""
+    """Bridge for asyncio's logger alone; leaves records to the bridge on the root logger if there is one."""
 
     def handle(self, record: logging.LogRecord) -> bool:
         if any(isinstance(handler, Bridge) for handler in logging.getLogger().handlers):
@@ -328,7 +332,7 @@ class _TasksOnly(Bridge):
 
 
 def forward_asyncio() -> Undo:
-    """Forward what asyncio says about tasks that failed with nobody looking, even if nothing else is forwarded."""
+    """Forward asyncio's reports of task exceptions never retrieved, even if nothing else is forwarded."""
     logger = logging.getLogger("asyncio")
     bridge = _TasksOnly(logging.ERROR)
     logger.addHandler(bridge)

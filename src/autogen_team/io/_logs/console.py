@@ -1,4 +1,4 @@
-"""Lines on stderr and stdout: whatever these are at the moment, with or without colour, above progress bars."""
+"""Lines on the current stderr or stdout: with or without colour, above progress bars."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Name = Literal["stderr", "stdout"]
 
 
 class Console:
-    """`sys.stderr` or `sys.stdout`, looked up for each line, so that redirections, pytest and notebooks see it."""
+    """`sys.stderr` or `sys.stdout`, looked up for each line, so that redirections, pytest and notebooks get it."""
 
     def __init__(self, name: Name, *, colorize: bool) -> None:
         self.name = name
         self._colorize = colorize and not os.environ.get("NO_COLOR")
         self._force = bool(os.environ.get("FORCE_COLOR"))
         self.lines = 0
-        """How many were written."""
+        """How many lines were written."""
         self._is_writing = False
         self._known: tuple[Any, bool] = (None, False)
 
     def is_coloured(self) -> bool:
-        """Tell whether the next line is to be coloured: FORCE_COLOR or a terminal, and nothing against it."""
+        """Tell whether to colour the next line: FORCE_COLOR or a terminal, unless NO_COLOR or `colorize` forbids it."""
         if not self._colorize:
             return False
         stream = getattr(sys, self.name)
@@ -36,7 +36,7 @@ class Console:
 
     def write(self, line: bytes, moment: object = None) -> None:  # noqa: ARG002 - for files that rotate
         """Write the line and flush it; a process without this stream writes nothing."""
-        # A stream that logs what is written to it would log for ever: then ours goes to the one behind it.
+        # A stream that logs what is written to it would recurse for ever; a nested line goes to the original stream.
         stream = getattr(sys, f"__{self.name}__" if self._is_writing else self.name)
         if stream is None:
             return
@@ -48,11 +48,11 @@ class Console:
         self.lines += 1
 
     def after_fork(self) -> None:
-        """Forget that another thread, which the child does not have, was writing."""
+        """Clear the mark of a write in progress: the child does not have the thread that was writing."""
         self._is_writing = False
 
     def close(self) -> None:
-        """Leave the stream to its owner."""
+        """Do nothing: the stream belongs to the process."""
 
 
 def _write(stream: Any, line: str) -> None:

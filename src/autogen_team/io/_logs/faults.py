@@ -1,4 +1,4 @@
-"""What happens when a line cannot be written: one report, then a count, until writing works again."""
+"""Faults of a log destination: the first is reported, the rest are counted until writing works again."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _state = threading.local()
 
 
 def is_reporting() -> bool:
-    """Tell whether the calling code handles a report about logging itself, which the log is not fit for."""
+    """Tell whether this thread is reporting a fault of logging, which must not go to the log."""
     return getattr(_state, "reporting", False)
 
 
 def report(message: str, *args: object) -> None:
-    """Tell about a fault of logging, on the ways that are left."""
+    """Report a fault of logging through the `autogen_team` logger, but not in the log."""
     _state.reporting = True
     try:
         _report.warning(message, *args)
@@ -30,16 +30,16 @@ class Faults:
         self._destination = destination
         self._last = ""
         self.lost = 0
-        """Lines that were not written since the last one that was."""
+        """Lines lost since the last line that was written."""
 
     def count(self, error: BaseException) -> bool:
-        """Count a line as lost, and tell whether it is the first, to be reported once no lock is held."""
+        """Count a lost line; return True for the first one, to be reported once the caller holds no lock."""
         self.lost += 1
         self._last = f"{type(error).__name__}: {error}"
         return self.lost == 1
 
     def report(self) -> None:
-        """Tell that lines are being lost."""
+        """Report that lines are being lost."""
         report(
             "cannot write the log to %s: %s; the job goes on, lines are counted until it works again",
             self._destination,
@@ -47,11 +47,11 @@ class Faults:
         )
 
     def over(self) -> str:
-        """Start counting anew, and return what is to be said about the lines that were lost."""
+        """Reset the count, and return a message about the lines that were lost."""
         lost, self.lost = self.lost, 0
         return f"{lost} line{'' if lost == 1 else 's'} of log could not be written here: {self._last}"
 
     def close(self) -> None:
-        """Report the count of what was lost for good."""
+        """Report how many lines were lost for good, if any."""
         if self.lost:
             report("%s: %s", self._destination, self.over())

@@ -1,4 +1,4 @@
-"""Lines in a file: appended whole, by any number of processes, to whatever the path names at the moment."""
+"""A log file that any number of processes append whole lines to, and that follows its path."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path
 from time import monotonic
 
 _COMPARE = 1.0
-"""Seconds between two looks at whether the path names another file by now."""
+"""Seconds between two checks whether the path names another file."""
 _BURST = 32
-"""Lines in quick succession, after which the file is no longer looked for before each, but every `_TRUST` seconds."""
+"""Lines in quick succession, after which we check the file every `_TRUST` seconds instead of before each line."""
 _TRUST = 0.001
 _NONE = (-1, (0, 0))
 
@@ -19,8 +19,9 @@ _NONE = (-1, (0, 0))
 class File:
     """A file that lines are appended to.
 
-    Each line is one `write` in append mode, which local file systems do not mix with those of other processes. A file
-    that is deleted or moved away is made anew; what a burst of lines has written to a deleted one is written again.
+    Each line is one `write` in append mode, which local file systems do not mix with those of other processes. If the
+    file is deleted or moved away, a new one is created. Lines that a burst has written to a deleted file are written
+    again.
     """
 
     def __init__(self, path: str, *, mode: int = 0o666) -> None:
@@ -33,11 +34,11 @@ class File:
         self._unseen: list[bytes] = []
         self._open(path)
 
-    def write(self, line: bytes, moment: object = None) -> None:  # noqa: ARG002 - for those that rotate
+    def write(self, line: bytes, moment: object = None) -> None:  # noqa: ARG002 - for files that rotate
         """Append the line.
 
         Raises:
-            OSError: it could not be written, or only its beginning; the next line then begins on a line of its own.
+            OSError: the line was not written, or only its beginning; the next line then starts on a line of its own.
 
         """
         now = monotonic()
@@ -53,13 +54,13 @@ class File:
             self._unseen.append(line)
 
     def append(self, line: bytes) -> None:
-        """Append the line without a look at what has become of the file."""
+        """Append the line without checking that the path still names this file."""
         written = 0 if self._torn else write(self._fd, line)
         if written != len(line):
             self._append_rest(b"\n" + line if self._torn else line[written:])
 
     def close(self) -> None:
-        """Close the file; writing to it opens it again."""
+        """Close the file; the next `write` opens it again."""
         try:
             if self._unseen:
                 self._look(monotonic())
@@ -67,7 +68,7 @@ class File:
             self._close()
 
     def after_fork(self) -> None:
-        """Leave it to the parent to write again what has been deleted."""
+        """Forget recent lines: if the file is deleted, the parent writes them again."""
         self._unseen = []
 
     @property
@@ -89,13 +90,13 @@ class File:
         self.path = path
         self._fd, self._identity = fd, _identity(os.fstat(fd))
         self._torn = False
-        # From an open folder a name is looked up quicker than a whole path.
+        # Looking up a name in an open folder is faster than resolving the whole path.
         folder_fd = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY) | os.O_DIRECTORY | os.O_CLOEXEC)
         self._folder, self._folder_identity = folder_fd, _identity(os.fstat(folder_fd))
         self._name = os.fsencode(name)
 
     def _look(self, now: float) -> None:
-        """Make sure that the file is there, and that the lines since the last look are in it."""
+        """Make sure that the file exists, and holds the lines written since the last check."""
         if (
             self._fd < 0
             or not access(self._name, F_OK, dir_fd=self._folder)
@@ -113,7 +114,7 @@ class File:
         try:
             self._open(self.path)
         except OSError:
-            # Moved away, and no new one can be made: then the lines still go where it was moved to.
+            # Moved away, and no new file can be made: lines still go to the moved file.
             if self._fd < 0 or is_deleted:
                 raise
         else:
@@ -123,7 +124,7 @@ class File:
     def _is_deleted(self) -> bool:
         try:
             return self._fd >= 0 and os.fstat(self._fd).st_nlink == 0
-        except OSError:  # somebody has closed it
+        except OSError:  # other code has closed it
             self._fd = -1
             return False
 
@@ -132,7 +133,7 @@ class File:
         self._fd, self._identity = self._folder, self._folder_identity = _NONE
         self._trusted_until = 0.0
         for fd, identity in mine:
-            # What turns a process into a daemon closes all files, and our numbers may be somebody else's by now.
+            # Code that daemonizes the process closes all files, and our numbers may name other files by now.
             with contextlib.suppress(OSError):
                 if fd >= 0 and _identity(os.fstat(fd)) == identity:
                     os.close(fd)

@@ -1,4 +1,4 @@
-"""Functions of the process that others may replace as well, replaced for a while."""
+"""Temporary replacements of functions of the process that other tools may replace too."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ Hook: TypeAlias = Callable[..., Any]
 
 
 def replace(owner: Any, name: str, make: Callable[[Hook, Callable[[], bool]], Hook]) -> Undo:
-    """Put what `make` makes in the place of `owner.name`; the returned function gives the previous one back.
+    """Replace `owner.name` with what `make` returns; return a function that gives the previous value back.
 
-    The class or module may have inherited the previous one, or have none. `make` gets the previous one, and a function
-    that tells whether the replacement still holds: if another tool has wrapped ours meanwhile, ours cannot be
-    taken out any more, and has to pass everything on.
+    Args:
+        owner: the class or module; it may have inherited the previous value, or have none.
+        name: the attribute.
+        make: takes the previous value, and a function that tells whether the replacement is still in force. If another
+            tool has wrapped ours meanwhile, ours stays in place and must pass every call on.
+
     """
     is_own = name in vars(owner)
     previous: Any = getattr(owner, name, None)

@@ -28,18 +28,18 @@ RESERVED = frozenset(
         "exception",
     }
 )
-"""The fields that each line has; a bound value of such a name gets `extra_` before it."""
+"""The fields of each line; a bound value with one of these names gets the prefix `extra_`."""
 
 _DEEPEST = 20
 _SHORT = 10**7
-"""Numbers below it are no secrets."""
+"""Smaller numbers are not compared with known secrets."""
 _SHORTEST_SECRET = 8
-"""Letters below which the name of a field is not looked into."""
+"""Letters; shorter field names are not searched for secrets."""
 _LARGEST = 2**63 - 1
 
 
 class JsonLines:
-    """Turns records into lines."""
+    """Renders records as JSON lines."""
 
     def __init__(self, redact: Callable[[str], str] | None) -> None:
         import orjson
@@ -56,20 +56,20 @@ class JsonLines:
             self._facts: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
 
     def __call__(self, record: Record, facts: Mapping[str, Any], exception: str) -> bytes:
-        """Return the line, secrets masked, with its newline; there is one, whatever the values are."""
+        """Return the record as a line with its newline, secrets masked, whatever its values are."""
         extra = record["extra"]
         message = record["message"]
         redact = self._redact
-        if redact is not None:  # before anything is escaped, so each value is judged as it is
+        if redact is not None:  # before escaping, so that each value is checked as it is
             message = redact(message) if type(message) is str else message
             exception = redact(exception) if exception else exception
-            if facts is not self._facts[0]:  # a run has the same ones for each of its lines
+            if facts is not self._facts[0]:  # a run has the same facts for all its lines
                 self._facts = facts, {name: redact(value) for name, value in facts.items()}
             facts = self._facts[1]
             if extra:
                 try:
                     extra = {self._name(name): self._masked(name, value, redact) for name, value in extra.items()}
-                except Exception:  # a value changes meanwhile, or fails to be read
+                except Exception:  # a value changes meanwhile, or cannot be read
                     extra = {self._name(name): mask_value(plain(value), redact, name) for name, value in extra.items()}
         fields: dict[str, Any] = {
             "time": self._time(record["time"]),
@@ -93,7 +93,7 @@ class JsonLines:
             return self._in_spite_of(fields)
 
     def _masked(self, name: str, value: Any, redact: Callable[[str], str]) -> Any:
-        """Return a bound value without secrets; `name` is what it is bound to."""
+        """Return the value that is bound to `name`, secrets masked."""
         kind = type(value)
         if kind is float or value is None or kind is bool:
             return value
@@ -103,7 +103,7 @@ class JsonLines:
         return mask_value(value, redact, name)
 
     def _in_spite_of(self, fields: Mapping[str, Any]) -> bytes:
-        """Return the line though JSON cannot hold a field, or its repr fails: that one is said as well as it can be."""
+        """Return the line although JSON cannot hold a field, or its repr fails; only that field is approximated."""
         found: dict[str, Any] = {}
         for name, value in fields.items():
             try:
@@ -114,7 +114,7 @@ class JsonLines:
                 found[name] = value
         try:
             return self._dumps(found, self._other, self._options)
-        except Exception:  # somebody changes a value meanwhile
+        except Exception:  # another thread changes a value meanwhile
             return self._dumps(plain(found), None, self._options)
 
     def _time(self, moment: Any) -> str:
@@ -136,7 +136,7 @@ def _free_name(name: str, taken: Mapping[str, Any]) -> str:
 
 
 def other(value: Any) -> Any:
-    """Return what stands for a value that JSON does not have: a number for one of numpy's, otherwise the repr."""
+    """Return a stand-in for a value that JSON lacks: the number of a numpy scalar, otherwise the repr."""
     if isinstance(value, float):
         return float(value)
     if getattr(value, "shape", None) == () and hasattr(value, "item"):
@@ -145,7 +145,7 @@ def other(value: Any) -> Any:
 
 
 def plain(value: Any, depth: int = 0) -> Any:
-    """Return the value made of nothing but what JSON has; never raises.
+    """Return the value converted to JSON types only; never raises.
 
     >>> plain({1: float("nan"), "set": {2}, "big": 2**64})
     {'1': None, 'set': '{2}', 'big': '18446744073709551616'}
@@ -164,13 +164,13 @@ def plain(value: Any, depth: int = 0) -> Any:
                 return {as_text(key): plain(item, depth + 1) for key, item in list(value.items())}
             if isinstance(value, (list, tuple)):
                 return [plain(item, depth + 1) for item in list(value)]
-        except Exception:  # somebody changes it meanwhile
+        except Exception:  # another thread changes it meanwhile
             return as_text(value)
     return as_text(value)
 
 
 def as_text(value: Any) -> str:
-    """Return the value as text that UTF-8 can hold: a string itself, otherwise its repr; never raises."""
+    """Return the value as text that UTF-8 can hold: a string itself, anything else as its repr; never raises."""
     try:
         text = value if isinstance(value, str) else repr(value)
     except Exception:

@@ -1,8 +1,8 @@
-"""Records of the standard library on their way through its handlers, for each thread.
+"""Track records of the standard library while their handlers run, for each thread.
 
-Jobs wire loguru and `logging` to each other as well: a handler hands records to loguru, as loguru's InterceptHandler
-does, or a sink hands lines to `logging`, as its PropagateHandler does, or pytest's `caplog`. What is noted here tells a
-new line from one that has been in the log or in a handler already.
+Jobs may connect loguru and `logging` themselves. A handler hands records to loguru, as loguru's InterceptHandler does.
+Or a sink hands lines to `logging`, as loguru's PropagateHandler and pytest's `caplog` do. The notes kept here tell a
+new line from one that has already been in the log or in a handler.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from autogen_team.io._forking import call_in_child
 
 
 class _Passage:
-    """A record, between its logger and the last handler."""
+    """A record whose handlers are running."""
 
     __slots__ = ("is_logged", "record")
 
     def __init__(self, record: logging.LogRecord) -> None:
         self.record = record
         self.is_logged = False
-        """Whether one of the handlers has logged it by loguru."""
+        """Whether one of the handlers has logged the record through loguru."""
 
 
 under_way: dict[int, list[_Passage]] = {}
-"""The passages of each thread that has any, innermost last; nearly always empty, so looking at it costs little."""
+"""The passages of each thread that has any, innermost last. Nearly always empty, so a check costs little."""
 _forwarding: dict[int, logging.LogRecord] = {}
-"""The record that a thread is handing to loguru."""
+"""The record that the bridge is handing to loguru, by thread id."""
 
 
 def begin(record: logging.LogRecord) -> None:
-    """Note that the handlers of the record's logger are about to be called, and the bridge after all others."""
+    """Note that the handlers of the record's logger are about to run, the bridge after all others."""
     passages = under_way.setdefault(get_ident(), [])
-    if passages:  # a handler logs, or an exception has left a record on its way
+    if passages:  # a handler logs, or an exception has left an older record here
         del passages[_calls_of_handlers() :]
     passages.append(_Passage(record))
 
@@ -50,14 +50,14 @@ def _calls_of_handlers() -> int:
 
 
 def end(record: logging.LogRecord) -> bool:
-    """Note that all handlers but the bridge are done; return whether one of them has logged the record by loguru."""
+    """Note that the handlers before the bridge have run; tell whether one of them logged the record through loguru."""
     thread = get_ident()
     passages = under_way.get(thread, [])
     is_logged = False
     for position in reversed(range(len(passages))):
         if passages[position].record is record:
             is_logged = passages[position].is_logged
-            del passages[position:]  # those further in were interrupted by an exception
+            del passages[position:]  # an exception has interrupted the inner ones
             break
     if not passages:
         under_way.pop(thread, None)
@@ -65,7 +65,7 @@ def end(record: logging.LogRecord) -> bool:
 
 
 def notice(message: object, args: tuple[object, ...]) -> None:
-    """Take note of a call of loguru: a handler passes the record on if the call has its text."""
+    """Note a call to loguru; if it contains the text of the current record, a handler passes that record on."""
     passages = under_way.get(get_ident())
     if not passages or passages[-1].is_logged:
         return
@@ -74,12 +74,12 @@ def notice(message: object, args: tuple[object, ...]) -> None:
         passages[-1].is_logged = any(
             text == part or (text and text in part) for part in (message, *args) if isinstance(part, str)
         )
-    except Exception:  # arguments that do not fit; then the handler has not got the text either
+    except Exception:  # the arguments do not match, so the handler has not got the text either
         return
 
 
 def is_passed_on() -> bool:
-    """Tell whether the calling code handles a record that is being handed to loguru, by the bridge or by a handler."""
+    """Tell whether this thread is handing a record to loguru, through the bridge or another handler."""
     thread = get_ident()
     passages = under_way.get(thread)
     return thread in _forwarding or bool(passages and passages[-1].is_logged)
@@ -91,7 +91,7 @@ def is_forwarding() -> bool:
 
 
 def forwarding(record: logging.LogRecord | None) -> None:
-    """Note which record this thread hands to loguru from now on; None for none."""
+    """Set the record that this thread is handing to loguru; None clears it."""
     if record is None:
         _forwarding.pop(get_ident(), None)
     else:
@@ -99,7 +99,7 @@ def forwarding(record: logging.LogRecord | None) -> None:
 
 
 def is_echo(record: logging.LogRecord) -> bool:
-    """Tell whether a sink has made the record of the one that this thread is handing to loguru."""
+    """Tell whether a sink has made this record from the one that this thread is handing to loguru."""
     original = _forwarding.get(get_ident())
     return original is not None and (
         record is original

@@ -1,4 +1,4 @@
-"""From settings to running sinks, and back to the process as it was."""
+"""Start logging as the settings say, and restore the process afterwards."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _report = logging.getLogger("autogen_team")
 
 @dataclass(frozen=True, slots=True)
 class _Pipeline:
-    """One start."""
+    """A started sink and its settings."""
 
     settings: Settings
     place: str
-    """The destination, the same for each spelling of it."""
+    """The destination, in its canonical spelling."""
     sink: Sink
 
 
@@ -44,9 +44,9 @@ _has_told_of_removal = False
 
 
 def start(settings: Settings) -> Undo:
-    """Send log lines where the settings say; the returned function undoes exactly that, and never raises.
+    """Start logging as the settings say; return a function that undoes exactly that and never raises.
 
-    Of several that have the same destination, the one started last owns it, until it is stopped.
+    If several pipelines have the same destination, the one started last owns it until it is stopped.
 
     Raises:
         ConfigurationError: the sink, level, format or rotation cannot be used; nothing has changed then.
@@ -116,15 +116,15 @@ def _forget(pipeline: _Pipeline) -> None:
 
 
 def _remove(handler: int) -> None:
-    with contextlib.suppress(ValueError):  # the job has removed it, with all others
+    with contextlib.suppress(ValueError):  # the job has removed it with all other handlers
         loguru.logger.remove(handler)
 
 
 def _assign() -> None:
-    """Give each destination to the pipeline that was started last, and the logs of runs to the most talkative one.
+    """Assign each destination to the pipeline started last, and the logs of runs to the one with the lowest level.
 
-    A console that the job has taken over has no owner. Of two with the same level, the later one that is not muted has
-    the logs of runs.
+    A console that the job has taken over has no owner. Among pipelines of that level, one that is not muted is
+    preferred, and then the latest.
     """
     owners = {pipeline.place: pipeline for pipeline in _started}
     bridge.consoles_left[:] = [pipeline.sink for pipeline in _started if pipeline.sink.has_left_console]
@@ -142,7 +142,7 @@ def _number(level: str) -> int:
 
 
 class _Shared:
-    """Something of the process that is changed once, however many pipelines want it."""
+    """A change of the process that is made once, however many pipelines need it."""
 
     def __init__(self, install: Callable[[Settings], Undo]) -> None:
         self._install = install
@@ -150,7 +150,7 @@ class _Shared:
         self._users = 0
 
     def take(self, settings: Settings) -> Undo:
-        """Install it unless somebody has; the returned function uninstalls it unless somebody else needs it."""
+        """Make the change for the first user; return a function that undoes it after the last one."""
         if self._undo is None:
             self._undo = self._install(settings)
         self._users += 1
@@ -215,7 +215,7 @@ def _words(level: str, message: str, exception: BaseException | None = None) -> 
     for pipeline in reversed(_started):
         if pipeline.settings.run_log:
             return pipeline.sink.line(record, trace)
-    return f"{level}: {message}\n".encode()  # the last one is being stopped
+    return f"{level}: {message}\n".encode()  # the last pipeline is being stopped
 
 
 _process = _Shared(_take_over)

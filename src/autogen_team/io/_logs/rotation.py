@@ -1,10 +1,11 @@
-"""A log file that is rotated, packed and cleaned up by several processes at once, without losing a line.
+"""A log file that several processes rotate, pack and clean up at once without losing a line.
 
-loguru's own rotation renames a file that other processes go on writing to: up to a third of their lines is gone when
-the next rename or the packing hits it. Here every line is written under a lock on the file itself (`flock`), after a
-look whether the path still names that file. So whoever holds the lock may rename it: nobody will write to the old file
-any more, and it can be packed at leisure. The words `rotation`, `retention` and `compression` are loguru's, and so is
-what they do.
+loguru's own rotation renames a file while other processes still write to it. Up to a third of their lines are lost when
+the next rename, or the packing, hits that file.
+
+Here every line is written under a lock on the file itself (`flock`), after a check that the path still names that file.
+So the process that holds the lock may rename the file. No process writes to the old file afterwards, and it can be
+packed at leisure. The settings `rotation`, `retention` and `compression` take loguru's values, with loguru's meaning.
 """
 
 from __future__ import annotations
@@ -25,15 +26,15 @@ if TYPE_CHECKING:
 
 
 class RotatingFile(File):
-    """A file that is begun anew when it is full or old; its path may hold `{time}`."""
+    """A file that gives way to a new one when it is full or old; its path may hold `{time}`."""
 
     def __init__(
         self, template: str, rotation: str | int | None, retention: str | int | None, compression: str | None
     ) -> None:
-        """Open it.
+        """Open the file.
 
         Raises:
-            ValueError: rotation, retention or compression is none that loguru knows.
+            ValueError: loguru does not know the value of rotation, retention or compression.
             OSError: the file cannot be opened.
 
         """
@@ -59,13 +60,13 @@ class RotatingFile(File):
             self._unlock()
 
     def after_fork(self) -> None:
-        """Open the file anew: the lock belongs to the open file, which a child shares with its parent."""
+        """Close the file, to open it anew: the lock belongs to the open file, which a child shares with its parent."""
         super().after_fork()
         self._writing = False
         self._close()
 
     def close(self) -> None:
-        """Close the file; as with loguru, one that does not rotate is packed and cleaned up now."""
+        """Close the file; pack and clean up now if it does not rotate, as loguru does."""
         if self._fd >= 0 and self._rules.new_due is None:
             try:
                 self._lock_current()
@@ -80,7 +81,7 @@ class RotatingFile(File):
         self._due = None
 
     def _lock_current(self) -> None:
-        """Hold the lock of the file that the path names now."""
+        """Lock the file that the path names now."""
         while True:
             if self._fd < 0:
                 self._open(self.path)
@@ -91,7 +92,7 @@ class RotatingFile(File):
             self._close()
 
     def _lock(self) -> None:
-        with contextlib.suppress(OSError):  # a file system without locks; one process is as safe as ever
+        with contextlib.suppress(OSError):  # a file system without locks; a single process is safe all the same
             flock(self._fd, LOCK_EX)
 
     def _unlock(self) -> None:
@@ -107,7 +108,7 @@ class RotatingFile(File):
         return self._due(moment, size + len(line), self.path) and size > 0
 
     def _rotate(self) -> None:
-        """Begin a new file, and leave it locked."""
+        """Start a new file, and leave it locked."""
         full, new = self.path, seam.path_now(self._template)
         if new == full:
             full = seam.set_aside_name(full)

@@ -1,8 +1,8 @@
-"""The log of a run: the lines of this process while it has the run open, on disk at once and in the run soon after.
+"""The log of a run: what this process logs while the run is open, on disk at once and in the run soon after.
 
-Each process writes its own file, `<state>/logs/<run id>/<host>-<pid>.log`, so that a killed process leaves every line
-behind. The process that opened the run brings all files of that folder to the run, those of forked workers too. Files
-that made it are removed when the run ends.
+Each process writes its own file, `<state>/logs/<run id>/<host>-<pid>.log`, so a killed process leaves every line
+behind. The process that opened the run uploads all files of that folder, including those of forked workers. Uploaded
+files are removed when the run ends.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SEGMENT = 16 * 2**20
-"""Bytes after which a new file is begun, so that a long log is never brought to the run as a whole again."""
+"""Bytes after which a new segment starts, so that a long log is never uploaded as a whole again."""
 PATIENCE = 10.0
-"""Seconds that the end of a run waits for the rest of its log to arrive."""
+"""Seconds that the end of a run waits for the upload of the rest of its log."""
 
 _report = logging.getLogger("autogen_team")
 
 
 class Words(Protocol):
-    """Makes a line, newline included, of something that nobody has logged."""
+    """Renders a line that was not logged, newline included."""
 
     def __call__(self, level: str, message: str, exception: BaseException | None = None) -> bytes:
         """Return the line in the format of the log."""
@@ -37,10 +37,10 @@ class Words(Protocol):
 
 
 class RunLogs(_job.Listener):
-    """The logs of all runs that this process has open; listens to `_job`."""
+    """The logs of all runs that this process has open; a listener of `_job`."""
 
     def __init__(self, state: Path, words: Words) -> None:
-        """Keep logs below `state`."""
+        """Write logs below `state`."""
         self._state = state
         self._words = words
         self._open: tuple[RunLog, ...] = ()
@@ -48,12 +48,12 @@ class RunLogs(_job.Listener):
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Make a lock that nobody holds."""
+        """Make a new lock: a thread of the parent may hold the old one."""
         self._lock = threading.Lock()
 
     @property
     def has_any(self) -> bool:
-        """Whether a run is active, so that `write` is worth its line."""
+        """Whether any run is open, so that a line for `write` is worth rendering."""
         return bool(self._open)
 
     def write(self, line: bytes) -> None:
@@ -62,18 +62,18 @@ class RunLogs(_job.Listener):
         thread = threading.get_ident()
         has_own = len(logs) > 1 and any(log.thread == thread for log in logs)
         for log in logs:
-            # A thread that opened runs of its own does not speak in those of its siblings, only in the main thread's.
+            # A thread that has opened its own runs does not write to those of its siblings, only to the main thread's.
             if not has_own or log.thread == thread or log.is_everybodys:
                 log.write(line)
 
     def run_started(self, run: _job.Run) -> None:
-        """Begin a log."""
+        """Start the log of the run."""
         log = RunLog(run, _job.log_folder(self._state, run.run_id), self._words)
         with self._lock:
             self._open = (*self._open, log)
 
     def run_ending(self, run: _job.Run, end: _job.End) -> None:
-        """End the log with how the run ended, and wait a while for it to arrive."""
+        """Write how the run ended unless it is FINISHED, close its log, and wait up to `PATIENCE` for the upload."""
         for log in self._forget(run):
             if end.status != "FINISHED":
                 text = f"the run {run.name} ended as {end.status}: {end.reason}"
@@ -81,19 +81,19 @@ class RunLogs(_job.Listener):
             log.finish(PATIENCE)
 
     def run_joined(self, run: _job.Run, *, brings_log: bool) -> None:
-        """Begin a log for what this process has to say; the process that opened the run brings it, if it can."""
+        """Start a log of what this process logs; with `brings_log`, this process also uploads it."""
         log = RunLog(run, _job.log_folder(self._state, run.run_id), self._words, brings="own" if brings_log else None)
         log.is_everybodys = True
         with self._lock:
             self._open = (*self._open, log)
 
     def run_left(self, run: _job.Run) -> None:
-        """End that log, and wait a while for it to arrive."""
+        """Close that log, and wait up to `PATIENCE` seconds for the upload."""
         for log in self._forget(run):
             log.finish(PATIENCE)
 
     def close(self) -> None:
-        """End the logs of runs that are still open."""
+        """Close the logs of runs that are still open."""
         for log in self._forget():
             log.finish(PATIENCE)
 
@@ -110,7 +110,7 @@ class RunLog:
     def __init__(
         self, run: _job.Run, folder: Path, words: Words, *, brings: Literal["all", "own"] | None = "all"
     ) -> None:
-        """Write below `folder`, and bring to the run what stands there: of all processes, of this one, or nothing."""
+        """Write below `folder`, and upload the files of all processes there, of this one (`own`), or none."""
         self.run = run
         self._words = words
         self.thread = threading.get_ident()
@@ -129,7 +129,7 @@ class RunLog:
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Write a file of the child's own; its parent brings it to the run."""
+        """Write to a file of the child's own; the process that opened the run uploads it."""
         self._upload = None
         if self._file is not None:
             self._file.close()
@@ -137,21 +137,21 @@ class RunLog:
         self._begin()
 
     def _begin(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may log in the midst of a write
+        self._lock = threading.RLock()  # a signal handler may log in the middle of a write
         self.stem = _job.process_name()
         self._number = 1
         self._size = 0
 
     @property
     def path(self) -> Path:
-        """The file that is written now."""
+        """The file that is being written."""
         return self._folder / (self.stem + (f"_{self._number:04d}" if self._number > 1 else "") + ".log")
 
     def write(self, line: bytes) -> None:
         """Append the line; a fault is reported once and counted."""
         is_first = False
         with self._lock:
-            if self._has_ended:  # meanwhile, for a thread that has found the run open
+            if self._has_ended:  # ended after this thread found the run open
                 return
             try:
                 if self._file is None:
@@ -168,7 +168,7 @@ class RunLog:
             self._faults.report()
 
     def begin_segment(self) -> None:
-        """Write no more to the present file, if there is one."""
+        """Close the current segment, if there is one; the next line starts another."""
         with self._lock:
             if self._file is not None:
                 self._file.close()
@@ -177,7 +177,7 @@ class RunLog:
                 self._size = 0
 
     def finish(self, timeout: float) -> None:
-        """End the log, and wait for it to arrive; it stays on disk if it does not."""
+        """Close the log, and wait `timeout` seconds for its upload; if that does not succeed, the log stays on disk."""
         with self._lock:
             self._has_ended = True
             if self._file is not None:

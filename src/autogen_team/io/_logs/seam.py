@@ -1,18 +1,19 @@
-"""Everything that we need of loguru and that it does not promise, in one place.
+"""All uses of loguru's internals, in one place.
 
-Each touch has a contract test (`tests/io/logs/test_seam.py`), so that a new loguru that breaks one is found by the
-suite and not by a job. What is touched:
+Each use has a contract test (`tests/io/logs/test_seam.py`). So the suite, not a job, finds the loguru release that
+breaks one. What is touched:
 
 - `loguru.logger._core`: its handlers and the least level among them, to set loguru's own first handler aside and give
-  it back, under its own id; and the locks of the handlers, to know whether this thread is inside one.
-- `loguru._colorizer.Colorizer`: from markup such as `<green>` to escape sequences.
-- `loguru._file_sink.FileSink`: what `rotation`, `retention` and `compression` mean, and how a rotated file is called.
+  it back under its own id. The locks of the handlers, to know whether this thread is inside one.
+- `loguru._colorizer.Colorizer`: converts markup such as `<green>` to escape sequences.
+- `loguru._file_sink.FileSink`: the meaning of `rotation`, `retention` and `compression`, and the name of a rotated
+  file.
 - `loguru._recattrs`: the parts of a record.
-- `loguru._logger.Logger`: `opt`, to know raw messages; `_log`, `_options` (see `braces`); its constructor, `__reduce__`
-  and `__deepcopy__`, to pickle and to copy a logger without our handlers; `remove`, to keep ours.
-- `loguru._simple_sinks`: handlers of the standard library that are sinks (`StandardSink._handler`), the tasks of sinks
-  that are coroutines (`AsyncSink._tasks`); `Handler._thread`, which calls a sink with `enqueue=True`.
-- `loguru._handler.Handler`: how it is pickled, and what of it only a child process can receive (`_queue`,
+- `loguru._logger.Logger`: `opt`, to recognize raw messages; `_log`, `_options` (see `braces`); its constructor,
+  `__reduce__` and `__deepcopy__`, to pickle and to copy a logger without our handlers; `remove`, to keep ours.
+- `loguru._simple_sinks`: handlers of the standard library that are sinks (`StandardSink._handler`), and the tasks of
+  coroutine sinks (`AsyncSink._tasks`); `Handler._thread`, which calls a sink with `enqueue=True`.
+- `loguru._handler.Handler`: how it is pickled, and the parts that only a child process can receive (`_queue`,
   `_confirmation_event`, `_confirmation_lock`).
 """
 
@@ -49,16 +50,16 @@ if TYPE_CHECKING:
 
 _DEFAULT_HANDLER = 0
 _UNREACHABLE = sys.maxsize
-"""A level above all others; `repr(logger)` formats levels as integers, so infinity will not do."""
+"""A level above all others. Not infinity, because `repr(logger)` formats levels as integers."""
 
-# None of them has types.
+# None of these has types.
 _colorizer: Any = loguru._colorizer.Colorizer  # noqa: SLF001 - what this module is for
 _file_sink: Any = loguru._file_sink  # noqa: SLF001 - see the head of the module
 _sinks: Any = loguru._simple_sinks  # noqa: SLF001 - see the head of the module
 _record: Any = loguru._recattrs  # noqa: SLF001 - see the head of the module
 _logger: Any = Logger
 _of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Handlers that no copy of a logger takes along: those of our sinks, and loguru's own while it is set aside."""
+"""Handlers left out of copies of a logger: those of our sinks, and loguru's own while it is set aside."""
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
 """Handlers that `logger.remove()` leaves in place."""
 
@@ -68,9 +69,9 @@ def _core() -> Any:
 
 
 def set_default_handler_aside() -> Undo:
-    """Silence the handler that loguru adds to itself when it is imported; the returned function gives it back.
+    """Silence the handler that loguru adds on import; return a function that gives it back.
 
-    It stays where it is, because scripts that begin with `logger.remove(0)` must not fail.
+    The handler stays registered, because scripts that begin with `logger.remove(0)` must not fail.
     """
     core = _core()
     with core.lock:
@@ -96,10 +97,10 @@ def _find_least_level(core: Any) -> None:
 
 
 def adopt(handler_id: int) -> threading.local:
-    """Keep the handler in this process, and in place when a script calls `logger.remove()`.
+    """Keep the handler out of copies of the logger, and in place when a script calls `logger.remove()`.
 
     Returns:
-        Where the handler notes whether the calling thread is inside of its sink, as the attribute `acquired`.
+        The handler's thread-local state; its attribute `acquired` tells whether the thread is inside the sink.
 
     """
     handler = _core().handlers[handler_id]
@@ -110,7 +111,7 @@ def adopt(handler_id: int) -> threading.local:
 
 
 def keep_on_removal(removed: Callable[[], None]) -> Undo:
-    """Leave adopted handlers in place when `logger.remove()` removes all others; the returned function stops it.
+    """Make `logger.remove()` leave adopted handlers in place; return a function that undoes it.
 
     Args:
         removed: called after each `logger.remove()` that has left an adopted handler in place.
@@ -136,10 +137,10 @@ def keep_on_removal(removed: Callable[[], None]) -> Undo:
 
 
 def is_inside_a_sink() -> bool:
-    """Tell whether a sink of loguru's runs the code that asks, perhaps by detours.
+    """Tell whether a loguru sink runs the calling code, directly or indirectly.
 
-    Another message would be refused there, or call the same sink again and again: sinks that are called directly, that
-    have a queue and a thread (`enqueue=True`), and that are coroutines.
+    There loguru would refuse another message, or call the same sink again and again. Sinks of three kinds count: called
+    directly, with a queue and a thread (`enqueue=True`), and coroutines.
     """
     thread = threading.get_ident()
     for handler in _core().handlers.values():
@@ -159,12 +160,12 @@ def _current_task() -> object:
 
     try:
         return asyncio.current_task()
-    except RuntimeError:  # no loop runs
+    except RuntimeError:  # no event loop is running
         return None
 
 
 def comes_from_a_sink(error: Any) -> bool:
-    """Tell whether an exception, as `sys.exc_info` gives it, is the failure of a sink that is a coroutine."""
+    """Tell whether an exception, a tuple as from `sys.exc_info`, is the failure of a coroutine sink."""
     trace = error[2]
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == _sinks.__file__:
@@ -174,9 +175,9 @@ def comes_from_a_sink(error: Any) -> bool:
 
 
 def logging_sinks() -> tuple[logging.Handler, ...]:
-    """Return the handlers of the standard library that are sinks of loguru's."""
+    """Return the handlers of the standard library that are sinks of loguru."""
     global _logging_sinks
-    handlers = _core().handlers  # made anew whenever a handler is added or removed
+    handlers = _core().handlers  # loguru replaces this dict whenever a handler is added or removed
     if handlers is not _logging_sinks[0]:
         sinks = (handler._sink for handler in handlers.values())  # noqa: SLF001 - see the head of the module
         found = tuple(sink._handler for sink in sinks if type(sink) is _sinks.StandardSink)  # noqa: SLF001 - as above
@@ -188,27 +189,27 @@ _logging_sinks: tuple[Any, tuple[logging.Handler, ...]] = (None, ())
 
 
 def has_other_handlers() -> bool:
-    """Tell whether the job has handlers of its own."""
+    """Tell whether the job has loguru handlers of its own."""
     return any(handler not in _of_this_process for handler in _core().handlers.values())
 
 
 def least_level() -> float:
-    """Return the level below which no handler takes anything."""
+    """Return the lowest level that any handler takes."""
     found: float = _core().min_level
     return found
 
 
 def takes_anything() -> bool:
-    """Tell whether any handler is left, but for loguru's own that is set aside."""
+    """Tell whether any handler is left, apart from loguru's own while it is set aside."""
     return least_level() < _UNREACHABLE
 
 
 RAW = "raw"
-"""The key of records that come from `opt(raw=True)`, while `mark_raw` is in force."""
+"""The key that marks a record of `opt(raw=True)`, while `mark_raw` is in force."""
 
 
 def mark_raw() -> Undo:
-    """Mark records of `opt(raw=True)`, which handlers cannot tell from others; the returned function stops it."""
+    """Mark records of `opt(raw=True)`, which handlers cannot recognize; return a function that stops it."""
     return replace(_logger, "opt", _marking)
 
 
@@ -226,13 +227,13 @@ def _mark(record: Any) -> None:
 
 
 def let_travel() -> Undo:
-    """Let a logger be pickled and copied in spite of our handlers; the returned function stops it.
+    """Make loggers picklable and copyable in spite of our handlers; return a function that stops it.
 
-    Loguru copies and pickles all handlers, which fails for ours.
+    loguru copies and pickles all handlers, which fails for ours.
 
     - A deep copy has all handlers but ours, as in loguru's recipe for independent loggers.
-    - A process that is being spawned gets the handlers that can be sent there: those with `enqueue=True`, mainly.
-    - Any other pickle has what was bound, and no handlers: it writes to the handlers of the process that loads it.
+    - A process that is being spawned gets the handlers that can be sent there, mainly those with `enqueue=True`.
+    - Any other pickle has the bound values and no handlers. It writes to the handlers of the process that loads it.
       Functions of `__main__` take the global `logger` along when joblib, Dask or Ray send them to a worker.
     """
     undo = [
@@ -279,7 +280,7 @@ def _without_ours(core: Any, wanted: Callable[[Any], bool]) -> Any:
 
 
 def _can_be_sent(handler: Any) -> bool:
-    """Tell whether pickle takes the handler, but for its queue, which only a process that is being spawned receives."""
+    """Tell whether the handler can be pickled, apart from its queue, which only a process being spawned can receive."""
     trial = copy.copy(handler)
     trial._queue = trial._confirmation_event = trial._confirmation_lock = None  # noqa: SLF001 - see the head of the module
     try:
@@ -301,13 +302,13 @@ def without_markup(template: str) -> str:
 
 
 def with_colours(template: str, level_colour: str) -> str:
-    """Return the template with escape sequences in the place of its markup, `<level>` being `level_colour`."""
+    """Return the template with escape sequences in place of its markup; `<level>` becomes `level_colour`."""
     coloured: str = _colorizer.prepare_format(template).colorize(_colorizer.ansify(level_colour))
     return coloured
 
 
 def level_colour(name: str) -> str:
-    """Return the markup of a level, as `logger.level` knows it; nothing for a level without a name."""
+    """Return the colour markup of a level from `logger.level`; an empty string if it does not know the level."""
     try:
         return loguru.logger.level(name).color
     except ValueError:
@@ -315,12 +316,12 @@ def level_colour(name: str) -> str:
 
 
 def time_formatter(spec: str) -> Callable[[Any], str]:
-    """Return what formats the time of a record by loguru's tokens, such as `YYYY-MM-DD`."""
+    """Return a function that formats the time of a record by loguru's tokens, such as `YYYY-MM-DD`."""
     return lambda time: format(time, spec)
 
 
 def make_record(level: str, message: str, *, name: str, exception: BaseException | None = None) -> dict[str, Any]:
-    """Return a record as loguru makes them, of this moment and this thread."""
+    """Return a record like loguru's, of the current time and thread."""
     found = loguru.logger.level(level)
     thread = threading.current_thread()
     now = datetime.now(UTC).astimezone()
@@ -357,7 +358,7 @@ def record_process(number: int, name: str | None) -> Any:
 
 
 def record_time(timestamp: float, like: Any) -> Any:
-    """Return the time part of a record, in the time zone of another one."""
+    """Return the time part of a record, in the time zone of `like`."""
     return datetime.fromtimestamp(timestamp, like.tzinfo)
 
 
@@ -368,10 +369,10 @@ def record_file(name: str, path: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What loguru makes of the words of `rotation`, `retention` and `compression`."""
+    """The meaning that loguru gives to `rotation`, `retention` and `compression`."""
 
     new_due: Callable[[], Callable[[Any, int, str], bool]] | None
-    """Makes, for a new file, what tells whether it is full: `due(time, size it would have, path)`."""
+    """Makes the check for a new file: `due(time, size it would have, path)` tells whether it is full."""
     compress: Callable[[str], None] | None
     retain: Callable[[list[str]], None] | None
     patterns: list[str]
@@ -379,10 +380,10 @@ class Rules:
 
 
 def rules(path: str, rotation: str | int | None, retention: str | int | None, compression: str | None) -> Rules:
-    """Return what loguru makes of these words.
+    """Return the meaning that loguru gives to these settings.
 
     Raises:
-        ValueError: one of them is none that it knows.
+        ValueError: loguru does not know one of them.
 
     """
     make_rotation = _file_sink.FileSink._make_rotation_function  # noqa: SLF001 - see the head of the module
@@ -405,24 +406,24 @@ def _due(rotation: Any) -> Callable[[Any, int, str], bool]:
 
 
 def path_now(template: str) -> str:
-    """Return the path of a log file whose name may hold `{time}`.
+    """Return the absolute path of a log file whose name may hold `{time}`.
 
     Raises:
-        KeyError, ValueError, IndexError: it holds other braces.
+        KeyError, ValueError, IndexError: the name holds other braces.
 
     """
     return os.path.abspath(template.format_map({"time": _file_sink.FileDateFormatter()}))  # noqa: PTH100 - links stay as they are
 
 
 def set_aside_name(path: str) -> str:
-    """Return how a full log file is called from now on."""
+    """Return the name that a full log file gets."""
     stem, extension = os.path.splitext(path)  # noqa: PTH122 - as loguru does
     name: str = _file_sink.generate_rename_path(stem, extension, _file_sink.get_ctime(path))
     return name
 
 
 def note_birth(path: str) -> None:
-    """Note on the new file when it was made, which Linux does not tell; rotation by time goes by that."""
+    """Store the creation time on the new file: Linux does not tell it, and rotation by time needs it."""
     import time
 
     _file_sink.set_ctime(path, time.time())

@@ -1,8 +1,8 @@
-"""What loguru hands its messages to: renders, masks, delivers, and lets no fault of that reach the job.
+"""The sink that loguru hands messages to: it renders, masks and delivers, and keeps its faults from the job.
 
-A line is delivered from the filter of the handler, which then refuses the record: what loguru would do next - render
-the line its own way, and take a lock that a signal handler must not meet - is left out, and with it a quarter of the
-cost of a line. Only what loguru alone can render goes the whole way: exceptions, messages with markup, raw ones.
+A line is delivered from the filter of the handler, which then refuses the record. So loguru skips its next steps:
+rendering the line its own way, and taking a lock that a signal handler must not meet. This saves a quarter of the cost
+of a line. Only what loguru alone can render goes the whole way: exceptions, messages with markup, raw messages.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 _WARNING = 30
 _END = f"\x1e{secrets.token_hex(4)}\x1e"
-"""Between what loguru made of the message and of the exception; a raw message has none, data cannot guess it."""
+"""Separates loguru's renderings of the message and of the exception. Raw messages lack it; data cannot guess it."""
 
 
 class Sink:
-    """One destination of log lines, and on the side the logs of the runs that are active."""
+    """One destination of log lines; one of the sinks also feeds the logs of the active runs."""
 
-    encoding = "utf8"  # loguru asks, before it draws the arrows of its tracebacks
+    encoding = "utf8"  # loguru reads it before it draws the arrows of its tracebacks
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class Sink:
         self._catch = catch
         self._process = {name: str(value) for name, value in (("rank", rank), ("worker", worker)) if value is not None}
         self._joined: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, self._process)
-        # One process of a distributed job speaks on the console, the others only if something is wrong.
+        # Rank 0 of a distributed job shows all lines on the console, the other ranks only warnings and errors.
         self._least_level = _WARNING if self._console is not None and rank else 0
         self._faults = Faults(name)
         self._interrupted: deque[tuple[bytes, Record]] = deque()
@@ -70,18 +70,18 @@ class Sink:
         self.colours = template is not None and self._console is not None and self._console.is_coloured()
         """Whether loguru is to colour messages and tracebacks."""
         self.is_muted = False
-        """Whether another sink, started later, has the same destination, or the job writes to the console itself."""
+        """Whether a sink started later has the same destination, or the job writes to the console itself."""
         self.has_left_console = False
-        """Whether the job has called `logger.remove()`, and so has taken the console over."""
+        """Whether the job has called `logger.remove()`, and so has taken over the console."""
         self.runs: RunLogs | None = None
-        """The logs of the active runs, if it is this sink that feeds them."""
+        """The logs of the active runs, if this sink feeds them."""
         self.line: Callable[[Record, str], bytes] = self._text_line if self._json is None else self._json_line
-        """Makes a line of a record and its traceback: without colours, secrets masked."""
+        """Renders a record and its traceback as a line, without colours and with secrets masked."""
         self.after_fork()
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Make a lock that nobody holds; reentrant, because signal handlers log too."""
+        """Make a new lock, because a thread of the parent may hold the old one; reentrant for signal handlers."""
         self._lock = threading.RLock()
         self._destination.after_fork()
 
@@ -91,7 +91,7 @@ class Sink:
         return self._console.lines if self._console is not None else 0
 
     def handlers_removed(self) -> str:
-        """Take note that the job has removed its handlers of loguru; return what that means for the destination."""
+        """Leave the console after `logger.remove()`; return what the removal means for the destination."""
         if self._console is None:
             return f"{self._name} still gets each line"
         self.has_left_console = True
@@ -99,15 +99,15 @@ class Sink:
 
     @property
     def format(self) -> str:
-        """What loguru is to render: the message only where it can have markup of its own."""
+        """The format for loguru; it has the message only where that may hold markup of its own."""
         return "{message}" + _END if self.colours else _END
 
     def added(self, handler_id: int) -> None:
-        """Take note of the handler that loguru has made for this sink."""
+        """Adopt the handler that loguru has made for this sink."""
         self._loguru = seam.adopt(handler_id)
 
     def accepts(self, record: Record) -> bool:
-        """Deliver the record, or tell loguru to go on with it."""
+        """Deliver the record, or return True to have loguru render it first."""
         if self.is_muted and (self.runs is None or not self.runs.has_any):
             return False
         error = record["exception"]
@@ -121,7 +121,7 @@ class Sink:
         return True
 
     def write(self, message: Any) -> None:
-        """Take a message that loguru has rendered."""
+        """Deliver a message that loguru has rendered."""
         text, end, trace = message.partition(_END)
         record = message.record
         if end:
@@ -134,7 +134,7 @@ class Sink:
     def stop(self) -> None:
         """Close the destination; loguru calls it when the handler is removed."""
         with self._lock:
-            with suppress(Exception):  # with `catch=False` it raises, and there is more to be closed
+            with suppress(Exception):  # with `catch=False` it raises, and the destination must be closed all the same
                 for _ in range(len(self._interrupted)):
                     self._put(*self._interrupted.popleft())
             self._is_stopped = True
@@ -173,7 +173,7 @@ class Sink:
                 self._destination.write(line, record["time"])
             except Exception as error:
                 if isinstance(error, RuntimeError) and "reentrant call" in str(error):
-                    # Called by a signal handler in the midst of a write to a stream, which Python refuses.
+                    # A signal handler logs in the middle of a write to the stream, which Python refuses.
                     self._interrupted.append((line, record))
                     return
                 if not self._catch:
@@ -202,7 +202,7 @@ class Sink:
     def _coloured_line(self, record: Record, message: str, trace: str) -> bytes:
         template: Template = self._template  # type: ignore[assignment]  # as above
         redact = self._redact
-        if redact is not None:  # before colours stand between a name and its value
+        if redact is not None:  # before colour codes separate a name from its value
             message, trace = masked_colours(message, redact), masked_colours(trace, redact)
         try:
             text = template.coloured(record, self._extra(record), message, trace)
@@ -223,7 +223,7 @@ class Sink:
     def _facts(self) -> Mapping[str, Any]:
         try:
             facts = _job.facts()
-        except Exception:  # whatever a run is, a line is not lost for it
+        except Exception:  # a fault in the facts about a run must not lose the line
             return self._process
         if not self._process:
             return facts
@@ -233,14 +233,14 @@ class Sink:
 
 
 def _in_spite_of(error: Exception, record: Record, trace: str) -> str:
-    """Return a line for a record that the format cannot show, because a value in it fails or a patch took it away."""
+    """Return a line for a record that does not fit the format: a value fails, or a patch has removed it."""
     parts = [f"{record.get(name)!s}" for name in ("time", "level", "name", "message")]
     text = " | ".join([*parts, f"(the format could not be filled: {type(error).__name__}: {error})"])
     return f"{text}\n{trace}" if trace else text
 
 
 def masked_colours(text: str, redact: Redact) -> str:
-    """Return the text without secrets, as it would be without colours; lines that hold none keep theirs."""
+    """Return the text, with secrets masked as if it had no colours; lines without secrets keep their colours."""
     if "\x1b" not in text:
         return redact(text) if text else text
     plain = without_colour(text)
@@ -249,7 +249,7 @@ def masked_colours(text: str, redact: Redact) -> str:
         return text
     lines = text.split("\n")
     shown = zip(lines, plain.split("\n"), masked.split("\n"), strict=False)
-    if plain.count("\n") != masked.count("\n"):  # a secret of many lines
+    if plain.count("\n") != masked.count("\n"):  # a secret that spans lines
         return masked
     return "\n".join(line if before == after else after for line, before, after in shown)
 

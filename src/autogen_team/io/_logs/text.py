@@ -1,7 +1,8 @@
-"""Lines of text: a template in loguru's markup, filled with a record, made safe for files and terminals.
+"""Lines of text: a template in loguru's markup, filled with a record, and made safe for files and terminals.
 
-What stands in the data cannot forge a line nor paint the terminal: control characters are shown escaped, and whatever
-follows a line break is indented. Only the colours of the template reach the terminal as escape sequences.
+Logged data can neither forge a line nor send colours to the terminal. Control characters are escaped, and text after a
+line break is indented. Only the colours of the template, and those that loguru renders, reach the terminal as escape
+sequences.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Record = dict[str, Any]
 _INDENT = "    "
 _COMMON_TIME = "YYYY-MM-DD HH:mm:ss.SSS"
 
-# C0 but tab and newline, C1, the line and paragraph separators, what reverses the direction of text, lone surrogates.
+# C0 except tab and newline, C1, line and paragraph separators, marks that reverse text direction, lone surrogates.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _CONTINUED = re.compile(r"\n(?=[^\n])")
 _COLOUR = re.compile(r"\x1b(\[[0-9;]*m)")
@@ -49,10 +50,10 @@ def without_colour(text: str) -> str:
 
 
 class Template:
-    """A format, ready to be filled."""
+    """A parsed format of log lines."""
 
     def __init__(self, format: str) -> None:  # noqa: A002 - the user story's word
-        """Parse it.
+        """Parse the format.
 
         Raises:
             ValueError: markup or braces are not well formed.
@@ -66,19 +67,19 @@ class Template:
 
     @property
     def wants_extra(self) -> bool:
-        """Whether the line shows bound values, so perhaps those that belong to the run."""
+        """Whether the format shows bound values, which include the facts about a run."""
         return self._wants_extra
 
     def plain(self, record: Record, extra: Mapping[str, Any] | None, exception: str) -> str:
-        """Return the line as text that may still hold anything, without its newline."""
+        """Return the line without colours and newline; the caller still has to make it safe."""
         text = self._plain.format_map(self._values(record, extra, exception))
         return f"{text}\n{exception}" if exception else text
 
     def coloured(self, record: Record, extra: Mapping[str, Any] | None, message: str, exception: str) -> str:
-        """Return the line likewise, but for `paint`; `message` and `exception` may hold loguru's escape sequences."""
+        """Return the line for `paint`, not yet safe; `message` and `exception` may hold loguru's escape sequences."""
         template, active = self._painted(record["level"].name)
         values = self._values(record, extra, "")
-        if message != record["message"]:  # it has markup of its own, and behind it the colours around it go on
+        if message != record["message"]:  # it has markup of its own; after it the surrounding colours continue
             message = _COLOUR.sub(self._mark + r"\1", message).replace(
                 self._mark + _RESET, self._mark + _RESET + active
             )
@@ -87,7 +88,7 @@ class Template:
         return text + "\n" + _COLOUR.sub(self._mark + r"\1", exception) if exception else text
 
     def paint(self, text: str) -> str:
-        """Return what `coloured` made, once it is safe, with its colours."""
+        """Return the result of `coloured`, made safe meanwhile, with its escape sequences."""
         return text.replace(self._mark, "\x1b")
 
     def _painted(self, level: str) -> tuple[str, str]:
@@ -114,7 +115,7 @@ class Template:
 
 
 def _prepare(template: str) -> tuple[str, list[tuple[str, Callable[[Any], str]]], bool]:
-    """Return the template with quicker fields, what shows its times, and whether it has the field `extra`.
+    """Return the template with faster fields, the formatters of its times, and whether it has the field `extra`.
 
     `{level}` and `{time:...}` are the most common fields, and formatting a record's own objects for them is slow.
     """
@@ -138,7 +139,7 @@ def _prepare(template: str) -> tuple[str, list[tuple[str, Callable[[Any], str]]]
 
 
 class CommonTime:
-    """Shows a time as loguru's `YYYY-MM-DD HH:mm:ss.SSS` does, remembering the second that it showed last."""
+    """Formats a time like loguru's `YYYY-MM-DD HH:mm:ss.SSS`, and caches the last second."""
 
     __slots__ = ("_last",)
 
@@ -158,7 +159,7 @@ class CommonTime:
 
 
 class Extra(dict[str, Any]):
-    """Bound values as a format sees them: what is not bound is empty, whatever is asked of it."""
+    """Bound values for a format; a missing value is empty, with any attribute, index or format spec."""
 
     def __missing__(self, key: str) -> Any:
         return NOTHING

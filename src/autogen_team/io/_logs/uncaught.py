@@ -1,7 +1,7 @@
-"""What nobody caught, in the log: in the main thread, in others, in finalizers; tasks of asyncio by its own logger.
+"""Log uncaught exceptions of the main thread, other threads and finalizers; asyncio logs those of tasks itself.
 
-The hooks that were there are called too, and come back on undo. Only the interpreter's own, which would print the same
-traceback a second time and with its secrets, is left out when the line has just been shown on stderr.
+The previous hooks are called too, and restored on undo. Only the interpreter's own hook is skipped when the line has
+just been shown on stderr. It would print the same traceback a second time, with its secrets.
 """
 
 from __future__ import annotations
@@ -25,10 +25,13 @@ if TYPE_CHECKING:
 
 
 def log_uncaught(shown: Callable[[], int]) -> Undo:
-    """Log what is not caught from now on; `shown` tells how many lines have been written to stderr.
+    """Log uncaught exceptions from now on; return a function that restores the previous hooks.
 
-    The hooks that were there before are called too; only Python's own is spared a line that stderr has seen already.
-    The returned function gives them back.
+    The previous hooks are called too. Only Python's own hook is skipped for a line that stderr has already shown.
+
+    Args:
+        shown: returns how many lines have been written to stderr.
+
     """
     undo = [
         replace(sys, "excepthook", partial(_main_thread, shown)),
@@ -48,7 +51,7 @@ def log_uncaught(shown: Callable[[], int]) -> Undo:
 def _main_thread(shown: Callable[[], int], previous: Hook, is_active: Callable[[], bool]) -> Hook:
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         before = shown()
-        if is_active() and issubclass(kind, Exception):  # Ctrl-C is no failure
+        if is_active() and issubclass(kind, Exception):  # Ctrl-C is not a failure
             _log("CRITICAL", "uncaught exception", (kind, error, trace))
         if previous is not sys.__excepthook__ or shown() == before:
             previous(kind, error, trace)
@@ -59,7 +62,7 @@ def _main_thread(shown: Callable[[], int], previous: Hook, is_active: Callable[[
 def _threads(shown: Callable[[], int], previous: Hook, is_active: Callable[[], bool]) -> Hook:
     def hook(args: threading.ExceptHookArgs, /) -> None:
         before = shown()
-        if is_active() and issubclass(args.exc_type, Exception):  # SystemExit ends a thread in silence
+        if is_active() and issubclass(args.exc_type, Exception):  # SystemExit ends a thread silently
             name = args.thread.name if args.thread is not None else "a thread that is gone"
             _log("ERROR", f"uncaught exception in {name}", (args.exc_type, args.exc_value, args.exc_traceback))
         if previous is not threading.__excepthook__ or shown() == before:
@@ -81,19 +84,19 @@ def _finalizers(shown: Callable[[], int], previous: Hook, is_active: Callable[[]
 
 
 def log_failure(error: Exception) -> None:
-    """Log an exception with which the job leaves, before logging ends and nobody can."""
+    """Log the exception that ends the job, before logging stops."""
     _log("CRITICAL", "the job ends with an exception", (type(error), error, error.__traceback__))
 
 
 def _log(level: str, text: str, exception: tuple[type[BaseException], BaseException | None, Any]) -> None:
     global _logged
     _, error, trace = exception
-    if error is not None and error is _logged:  # on its way out it may pass several of our places
+    if error is not None and error is _logged:  # on its way out it may pass several of our hooks
         return
     _logged = error
     try:
         loguru.logger.opt(exception=exception).patch(partial(_place, trace)).log(level, text)
-    except Exception:  # a sink with catch=False; the hook that was there before still has its turn
+    except Exception:  # a sink with catch=False; the previous hook must still run
         return
 
 
@@ -101,7 +104,7 @@ _logged: BaseException | None = None
 
 
 def _place(trace: TracebackType | None, record: Any) -> None:
-    """Say that the line comes from where the exception does."""
+    """Set the location of the line to where the exception was raised."""
     if trace is None:
         return
     while trace.tb_next is not None:

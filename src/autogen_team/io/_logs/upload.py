@@ -1,4 +1,4 @@
-"""Brings the files of a folder to a run while they are written: soon after each line, and never a long log twice."""
+"""Upload the files of a folder to a run while they grow: soon after each line, and never a long log twice."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SLACK = 8 * 2**20
-"""Bytes that may be brought again and again, as a short log is."""
+"""Bytes that may be uploaded again and again, enough for a short log."""
 WORTH = 64 * 2**10
-"""Bytes that make a file of its own."""
+"""Bytes from which a segment is worth a file of its own."""
 
 _report = logging.getLogger("autogen_team")
 
 
 class Writer(Protocol):
-    """Whoever writes files there, one after the other."""
+    """The writer of files in the folder, one after the other."""
 
     @property
     def stem(self) -> str:
-        """What its files are called: this, for all but the first `_` and a number, and `.log`."""
+        """The common start of its file names: the first adds `.log`, the others `_`, a number and `.log`."""
         ...
 
     @property
     def path(self) -> Path:
-        """The file that is written now."""
+        """The file that is being written."""
         ...
 
     def begin_segment(self) -> None:
-        """Write no more to that file."""
+        """Close that file; the next line starts another."""
         ...
 
 
 def pause(age: float) -> float:
-    """Return how many seconds to wait before looking again, `age` seconds after the start of the run.
+    """Return the seconds to wait before the next check, `age` seconds after the start of the run.
 
-    Every second at first, every 31 seconds after half an hour: Metaflow's curve (`metaflow/mflog`), because a person
-    watches a run closely at its beginning.
+    One second at first, 31 after half an hour: Metaflow's curve (`metaflow/mflog`), because people watch a run closely
+    at its beginning.
     """
     return 1.0 + 30.0 / (1.0 + math.exp(9.0 - 0.01 * age))
 
 
 class Upload:
-    """A thread that copies what has grown.
+    """A thread that uploads files that have grown.
 
-    A file that still grows has to be brought as a whole again. So that this stays cheap, all such repetitions together
-    may have `SLACK` bytes and half of the length of the log; beyond that the file is closed and another begun.
+    A file that still grows must be uploaded as a whole each time. To keep this cheap, all repetitions together may have
+    `SLACK` bytes plus half the length of the log. Beyond that, the file is closed and another one started.
     """
 
     def __init__(self, folder: Path, attach: Callable[[Path], None], writer: Writer, *, only_own: bool = False) -> None:
-        """Bring the files of the folder; with `only_own` no others than those of `writer`."""
+        """Upload the files of the folder; with `only_own`, only those of `writer`."""
         self._folder = folder
         self._only_own = only_own
         self._attach = attach
@@ -73,14 +73,14 @@ class Upload:
         self._thread = threading.Thread(target=self._run, name="autogen_team-run-log", daemon=True)
 
     def start(self) -> None:
-        """Begin to look for news."""
+        """Start the thread."""
         try:
             self._thread.start()
-        except RuntimeError:  # no thread can be started any more: the interpreter is going down
+        except RuntimeError:  # no thread can be started any more: the interpreter is shutting down
             self._done.set()
 
     def finish(self, timeout: float) -> bool:
-        """Bring what is left, and tell whether all has arrived within `timeout` seconds."""
+        """Upload the rest, and tell whether everything has arrived within `timeout` seconds."""
         self._last_call.set()
         return self._done.wait(timeout) and not self._failing and self._thread.ident is not None
 
@@ -115,10 +115,10 @@ class Upload:
     def _bring(self, path: Path, size: int, *, total: int, final: bool) -> None:
         current = self._writer.path
         is_own = self._is_own(path)
-        if final or (is_own and path != current):  # it grows no more
+        if final or (is_own and path != current):  # it does not grow any more
             self._attach(path)
             self._brought[path.name] = size
-        elif not is_own:  # a file of another process: once it has doubled, it is worth the way
+        elif not is_own:  # a file of another process: uploaded again once it has doubled
             if size >= 2 * self._brought.get(path.name, 0):
                 self._bring_copy(path)
         elif self._repeated + size <= SLACK + total // 2:
@@ -128,7 +128,7 @@ class Upload:
             self._bring(path, path.stat().st_size, total=total, final=True)
 
     def _bring_copy(self, path: Path) -> int:
-        """Bring a file that may grow on the way, which not every store would take; return what was brought."""
+        """Upload a copy, since not every store takes a file that grows meanwhile; return the bytes uploaded."""
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(shutil.copy(path, folder))
             size = copy.stat().st_size
@@ -137,7 +137,7 @@ class Upload:
         return size
 
     def _clean_up(self) -> None:
-        """Remove what has arrived in full."""
+        """Remove the files that have arrived in full."""
         with contextlib.suppress(OSError):
             for path in self._files():
                 if path.stat().st_size == self._brought.get(path.name):

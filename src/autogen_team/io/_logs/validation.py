@@ -1,4 +1,4 @@
-"""What can be used as a level, a format and a sink, and what is said about anything else."""
+"""Validate the settings of logging: the level, the format and the sink, with errors that say what is possible."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autogen_team.io._logs.text import Extra, Template
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What logging needs to know; the fields are described at `LoggerService`."""
+    """The settings of the logging engine; `LoggerService` describes the fields."""
 
     sink: str
     level: str
@@ -42,7 +42,12 @@ class Settings:
 
 
 def level(text: str) -> str | int:
-    """Return the level as loguru knows it, by name in any case or by number."""
+    """Return the level as loguru knows it, by name in any case or by number.
+
+    Raises:
+        ConfigurationError: the level does not exist.
+
+    """
     name = text.strip()
     for candidate in (name, name.upper()):
         try:
@@ -58,7 +63,12 @@ def level(text: str) -> str | int:
 
 
 def template(format: str) -> Template:  # noqa: A002 - the user story's word
-    """Return the format, ready to be filled; a record has been tried on it."""
+    """Return the parsed format, after a trial with a sample record.
+
+    Raises:
+        ConfigurationError: the format is empty, malformed, or has a field that no record has.
+
+    """
     if not format.strip():
         raise ConfigurationError(
             "the log format is empty, so every line would be; write for example '{level} {message}'"
@@ -79,7 +89,12 @@ def template(format: str) -> Template:  # noqa: A002 - the user story's word
 
 
 def destination(settings: Settings) -> tuple[Console | File, str]:
-    """Return where lines go, open, and its name, which is the same for each spelling of it."""
+    """Open the destination of the lines; return it with its canonical name.
+
+    Raises:
+        ConfigurationError: the sink cannot be used, or its rotation, retention or compression.
+
+    """
     text = settings.sink.strip()
     rotation, retention, compression = (
         int(value) if isinstance(value, str) and value.strip().isdecimal() else value
@@ -121,9 +136,9 @@ def destination(settings: Settings) -> tuple[Console | File, str]:
 
 
 def _of_this_process(path: str) -> str:
-    """Return the path of a worker's own file, `train-<host>-<pid>.log` beside `train.log`; the job's is as it is."""
+    """Return a worker's own path, `train-<host>-<pid>.log` beside `train.log`; in the job itself, `path` unchanged."""
     worker = _job.worker()
-    if worker is None or (Path(path).exists() and not Path(path).is_file()):  # /dev/null is for everybody
+    if worker is None or (Path(path).exists() and not Path(path).is_file()):  # all processes share /dev/null
         return path
-    stem, extension = os.path.splitext(path)  # noqa: PTH122 - as loguru does with what it sets aside
+    stem, extension = os.path.splitext(path)  # noqa: PTH122 - as loguru does with rotated files
     return f"{stem}-{worker}{extension}"
