@@ -1,4 +1,4 @@
-"""What an alert is, and what can carry one."""
+"""Alerts, and the channels that deliver them."""
 
 from __future__ import annotations
 
@@ -15,49 +15,49 @@ LEVELS: Final = ("info", "success", "warning", "error")
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Clean text for people, and how much it matters."""
+    """Clean text for people, with a level."""
 
     title: str
     message: str
     level: str = "info"
     brief: str = field(default="", repr=False, compare=False)
-    """What the console shows in the place of the message, if that has shown the rest of it already."""
+    """The console shows this instead of the message, when it has shown the rest of the message already."""
 
 
 class UndeliveredError(Exception):
-    """A channel did not take an alert; says why in one line, without secrets."""
+    """A channel did not take an alert; the message gives the reason in one line, without secrets."""
 
 
 class NoDesktopError(UndeliveredError):
-    """There is no desktop, as on any server."""
+    """This machine has no desktop, like any server."""
 
 
 class NoAnswerError(UndeliveredError):
-    """A channel did not answer in time; the alert may arrive yet."""
+    """A channel did not answer in time; the alert may still arrive."""
 
 
 class Channel(Protocol):
     """A way to reach people. Its methods are called from one thread at a time."""
 
     name: str
-    """What a log or a table may call it, without secrets."""
+    """Its name in logs and tables, without secrets."""
     is_local: bool
     """Whether it answers in milliseconds, so that the caller of `notify` waits for it."""
 
     def takes(self, level: str) -> bool:
-        """Tell whether alerts of this level go this way."""
+        """Tell whether the channel takes alerts of this level."""
         ...
 
     def deliver(self, alert: Alert) -> None:
         """Return when the alert is confirmed; raise an UndeliveredError if it is not."""
 
     def close(self) -> None:
-        """Let go of connections; `deliver` makes new ones if it is called again."""
+        """Close connections; a later `deliver` opens new ones."""
 
 
 @dataclass
 class RecordingChannel:
-    """A channel for tests: keeps what it is given, or refuses it with `fail_with`."""
+    """A channel for tests: keeps the alerts that it gets, or refuses them with `fail_with`."""
 
     name: str = "recorder"
     is_local: bool = True
@@ -80,14 +80,14 @@ class RecordingChannel:
 
 
 def make_alert(title: object, message: object, level: str, brief: object = "") -> Alert:
-    """Return an alert of any title, message and form for the console, cleaned.
+    """Return an alert with a cleaned title, message and brief form.
 
     Raises:
-        ConfigurationError: `level` is none of the four.
+        ConfigurationError: `level` is not one of the four.
 
     """
     if level not in LEVELS:
         raise ConfigurationError(f"alert level {level!r} does not exist: use one of {', '.join(LEVELS)}")
-    mask = Redactor(os.environ)  # made once for all
+    mask = Redactor(os.environ)  # one redactor for all three texts
     texts = clean(title, TITLE_LIMIT, mask), clean(message, MESSAGE_LIMIT, mask), clean(brief, MESSAGE_LIMIT, mask)
     return Alert(texts[0], texts[1], level, texts[2])

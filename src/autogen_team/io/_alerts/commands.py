@@ -1,4 +1,4 @@
-"""The desktops of macOS and Windows, through the command that each system has for it.
+"""Alerts on the desktops of macOS and Windows, through a command of each system.
 
 Tested with stand-ins for the two commands, never on the systems themselves.
 """
@@ -23,7 +23,7 @@ _APPLESCRIPT: Final = (
     "end run",
 )
 
-# The texts come by the environment and go into the document as text nodes: nothing of them is ever parsed.
+# The texts arrive in the environment and enter the document as text nodes, so they are never parsed.
 _POWERSHELL: Final = """
 $ErrorActionPreference = 'Stop'
 [void][Windows.UI.Notifications.ToastNotificationManager, Windows.UI.Notifications, ContentType = WindowsRuntime]
@@ -39,7 +39,7 @@ $notification = [Windows.UI.Notifications.ToastNotification]::new($toast)
 
 
 class CommandDesktop:
-    """Show alerts by running a command for each; how long they stay is the system's own choice."""
+    """Show alerts by running a command for each; the system chooses how long they stay."""
 
     name = "desktop"
     is_local = True
@@ -57,7 +57,7 @@ class CommandDesktop:
         """Do nothing: each command ends by itself."""
 
     def deliver(self, alert: Alert) -> None:
-        """Return when the command says that the system took the alert."""
+        """Return when the command reports that the system took the alert."""
         command, environment = self._command(alert)
         try:
             subprocess.run(  # noqa: S603 - a fixed command; the texts are arguments or variables, never code

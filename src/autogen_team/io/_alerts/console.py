@@ -1,4 +1,4 @@
-"""The last resort of every alert: a line or a block on the console, whatever state the console is in."""
+"""The last resort for every alert: a line or a block on the console, in whatever state the console is."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from autogen_team.io import _streams
 
 
 def write_line(line: str) -> None:
-    """Write `line` to stdout; to stderr if stdout is full, closed or gone; never raise.
+    """Write `line` to stdout; to stderr if stdout is full, closed or missing; never raise.
 
-    Under `autogen-team run` stderr comes first: a shell that takes the output of the job, `x=$(autogen-team run ...)`,
-    takes no alert for it. Characters that the stream cannot encode are written as escapes.
+    Under `autogen-team run` stderr comes first: a shell that captures the output of the job, with
+    `x=$(autogen-team run ...)`, captures no alert. Characters that the stream cannot encode are written as escapes.
     """
     for stream in (sys.stderr, sys.stdout) if os.environ.get(_streams.SUPERVISED) else (sys.stdout, sys.stderr):
         try:

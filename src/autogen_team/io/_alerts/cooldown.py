@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from autogen_team.io._alerts.channel import Alert
 
-_FORGET_AT = 256  # titles; a job that puts the epoch into each title must not grow for it
+_FORGET_AT = 256  # titles; a job that puts the epoch into each title must not grow without bound
 
 
 @dataclass(slots=True)
@@ -21,15 +21,15 @@ class _Entry:
 
 
 class Cooldown:
-    """Let the same level and title pass once in `seconds`; the next that passes tells how many did not."""
+    """Admit the same level and title once in `seconds`; the next admitted alert tells how many were held back."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.forget()
 
     def forget(self) -> None:
-        """Start afresh, as in a forked child: the parent tells of what the parent counted."""
-        self._lock = threading.RLock()  # reentrant for the sake of signal handlers
+        """Start afresh, as in a forked child: the parent tells what the parent has counted."""
+        self._lock = threading.RLock()  # reentrant for signal handlers
         self._entries: dict[tuple[str, str], _Entry] = {}
 
     @property
@@ -39,7 +39,7 @@ class Cooldown:
             return any(entry.more for entry in self._entries.values())
 
     def admit(self, alert: Alert) -> Alert | None:
-        """Return the alert as it should be sent, or None if it was counted."""
+        """Return the alert to send, or None if it was only counted."""
         if self._seconds <= 0:
             return alert
         with self._lock:
@@ -54,7 +54,7 @@ class Cooldown:
             return alert if entry is None else _telling(alert, entry.more)
 
     def drain(self) -> list[Alert]:
-        """Return an alert for each count that no later alert has told, and forget them all."""
+        """Return an alert for each count that no later alert has told, and forget all counts."""
         with self._lock:
             entries, self._entries = self._entries, {}
         return [

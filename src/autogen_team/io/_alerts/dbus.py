@@ -1,4 +1,4 @@
-"""The desktop of Linux: freedesktop.org's notification service on the session bus, spoken to directly.
+"""Alerts on Linux desktops: a client of freedesktop.org's notification service on the session bus.
 
 https://specifications.freedesktop.org/notification-spec/1.2/
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ANSWER_WITHIN: Final = 3.0  # seconds; a healthy daemon takes one to ten milliseconds
 _FOREVER: Final = 2**31 - 1  # milliseconds, the most that the protocol can say: 24 days
 
-# "low" is for what need not be seen at once, and GNOME shows no banner for it; icons tell the three others apart.
+# Not "low": it is for what need not be seen at once, and GNOME shows no banner for it. Icons tell the others apart.
 _URGENCY: Final = {"info": 1, "success": 1, "warning": 1, "error": 2}
 _ICON: Final = {
     "info": "dialog-information",
@@ -33,7 +33,7 @@ _ICON: Final = {
 
 
 class DBusDesktop:
-    """Show alerts through whichever notification daemon owns the name; one connection for all of them.
+    """Show alerts through the notification daemon on the session bus, over one connection.
 
     `timeout` is in seconds: None for the daemon's own, 0 to stay until dismissed.
     """
@@ -54,9 +54,9 @@ class DBusDesktop:
         return True
 
     def deliver(self, alert: Alert) -> None:
-        """Return when the daemon has answered that it shows the alert."""
+        """Return when the daemon has confirmed that it shows the alert."""
         if self._owner != os.getpid():
-            self.close()  # in a forked child: the parent's connection carries the parent's answers
+            self.close()  # in a forked child; the parent's connection carries the parent's answers
         fresh = self._connection is None
         try:
             self._notify(alert)
@@ -69,16 +69,16 @@ class DBusDesktop:
                 is_gone = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
                 kind = NoDesktopError if is_gone else UndeliveredError
                 raise kind(f"the session bus cannot be reached: {error}") from error
-            self.deliver(alert)  # the bus was restarted, maybe: once more, on a connection of today
+            self.deliver(alert)  # the bus may have been restarted: try once more, on a new connection
 
     def close(self) -> None:
         """Close the connection to the bus."""
         connection, self._connection = self._connection, None
-        self._reads_markup = None  # the next daemon may answer otherwise
+        self._reads_markup = None  # the next daemon may answer differently
         if connection is not None:
             connection.close()
 
-    def __del__(self) -> None:  # of a service that nobody has stopped
+    def __del__(self) -> None:  # of a service that was never stopped
         self.close()
 
     def _notify(self, alert: Alert) -> None:
@@ -105,9 +105,9 @@ class DBusDesktop:
             connection = open_dbus_connection(address, auth_timeout=self._answer_within)
         except OSError:
             raise
-        except Exception as error:  # jeepney's own: an address that it cannot use, a bus that does not want this user
+        except Exception as error:  # jeepney's own errors: an address that it cannot use, a bus that refuses this user
             raise UndeliveredError(f"the session bus cannot be used: {type(error).__name__}: {error}") from error
-        connection.sock.settimeout(self._answer_within)  # or sending to a bus that reads nothing would block for ever
+        connection.sock.settimeout(self._answer_within)  # else sending to a bus that does not read would block for ever
         return connection
 
     def _call(self, deadline: float, method: str, signature: str | None = None, body: tuple[Any, ...] = ()) -> Any:
@@ -136,7 +136,12 @@ class DBusDesktop:
 
 
 def session_bus() -> str:
-    """Return the address of the session bus, where the variable says or where systemd puts it."""
+    """Return the address of the session bus, from its variable or from where systemd puts the socket.
+
+    Raises:
+        NoDesktopError: there is neither.
+
+    """
     address = os.environ.get("DBUS_SESSION_BUS_ADDRESS", "")
     if address:
         return address

@@ -1,8 +1,8 @@
-"""Alerts on their way: handed over without waiting, to each channel on a worker of its own, printed if nobody has them.
+"""Deliver alerts without making the job wait: each channel has a worker, and unconfirmed alerts are printed.
 
 An alert is *confirmed* when one channel says so. The caller waits for the desktop only, and at most a second. Remote
-channels go on in the background: when the last of them gives up on an alert that nobody has confirmed, or `stop` does,
-its line is printed then. So a desktop that is missing does not matter where a remote channel delivers.
+channels work in the background. An alert is printed when the last of them gives up and no channel has confirmed it, or
+on `stop`. So a missing desktop does not matter where a remote channel delivers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _reported: set[str] = set()
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The fields of the service, as plain values; times in seconds."""
+    """The fields of the alerts service, as plain values; times in seconds."""
 
     enable: bool
     app_name: str
@@ -54,23 +54,23 @@ class _Lane:
     def __init__(self, channel: Channel, delivery: Delivery) -> None:
         self.channel = channel
         self.hangs = False
-        """Whether it owes an answer for longer than anyone should wait, until it gives one."""
+        """Whether the channel has failed to answer in time, and has not answered since."""
         self.worker: Worker[_Ticket] = Worker(
             lambda ticket: delivery.carry(self, ticket), name=f"alerts to {channel.name}", capacity=_CAPACITY
         )
 
 
 class _Ticket:
-    """One alert, and what became of it."""
+    """One alert, and the state of its delivery."""
 
     __slots__ = ("alert", "answered", "awaited", "closed", "confirmed", "waiting")
 
     def __init__(self, alert: Alert, waiting: set[_Lane], *, awaited: bool) -> None:
         self.alert = alert
         self.waiting = waiting
-        """The lanes that have not said yes or no."""
+        """The lanes that have neither delivered the alert nor given it up."""
         self.awaited = awaited
-        """Whether a caller waits for the local lanes, and closes the ticket."""
+        """Whether a caller waits for the local lanes, and then closes the ticket."""
         self.answered = threading.Event()
         self.confirmed = False
         self.closed = False
@@ -79,10 +79,10 @@ class _Ticket:
 class Delivery:
     """The engine behind an alerts service.
 
-    Nothing is connected before the first alert. `channels` takes the place of the desktop and the urls, for tests.
+    Nothing is connected before the first alert. For tests, `channels` replaces the desktop and the URLs.
 
     Raises:
-        ConfigurationError: a URL is none that Apprise knows.
+        ConfigurationError: Apprise does not know a URL.
         MissingExtraError: there are URLs and Apprise is not installed.
 
     """
@@ -98,7 +98,7 @@ class Delivery:
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Forget the alerts of the parent, which carries and counts them itself."""
+        """Forget the alerts of the parent, which delivers and counts them itself."""
         self._lock = threading.RLock()  # reentrant, since a signal handler may notify in the middle of it
         self._changed = threading.Condition(self._lock)
         self._open: dict[_Ticket, None] = {}
@@ -108,10 +108,10 @@ class Delivery:
             lane.hangs = False
 
     def notify(self, title: object, message: object, level: str = "info", *, brief: object = "") -> None:
-        """Send an alert, or print it, or its brief form if it has one; wait at most a second.
+        """Send an alert, or print it, in its brief form if it has one; wait at most a second.
 
         Raises:
-            ConfigurationError: `level` is none of the four.
+            ConfigurationError: `level` is not one of the four.
 
         """
         alert = make_alert(title, message, level, brief)
@@ -129,13 +129,13 @@ class Delivery:
             self._print(alert)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until each alert up to now is delivered by all its channels, or given up; False if it takes longer."""
+        """Wait until each alert so far is delivered or given up by all its channels; return False on a timeout."""
         with self._lock:
             pending = list(self._open)
             return self._changed.wait_for(lambda: not any(ticket in self._open for ticket in pending), timeout)
 
     def stop(self) -> None:
-        """Send what the cooldown counted, wait at most `flush_timeout`, and print what nobody has confirmed."""
+        """Send what the cooldown counted, wait at most `flush_timeout`, and print what no channel has confirmed."""
         with self._lock:
             if self._stopped:
                 return
@@ -162,7 +162,7 @@ class Delivery:
         except Exception as error:
             lane.hangs = isinstance(error, NoAnswerError)
             self._report_failure(lane.channel, ticket.alert, error)
-        finally:  # also when a plugin exits, or a log handler of the job's raises
+        finally:  # also when a plugin exits, or a log handler of the job raises
             self._settle(ticket, lane, confirmed=confirmed)
             if lane.channel.is_local:
                 ticket.answered.set()
@@ -179,7 +179,7 @@ class Delivery:
                 self._open[ticket] = None
             self._be_known_at_exit()
             for lane in lanes:
-                # A desktop that hangs gets one alert at a time, to see whether it is back; no other queues up for it.
+                # A desktop that hangs gets one alert at a time, to see whether it is back; other alerts skip it.
                 skip = lane.channel.is_local and lane.hangs and not lane.worker.is_idle
                 if skip or not lane.worker.submit(ticket):
                     continue
@@ -189,7 +189,7 @@ class Delivery:
                     carried.add(lane)
             if local is not None and patience is not None and not local.hangs and not ticket.answered.wait(patience):
                 local.hangs = True
-        finally:  # also when Ctrl-C comes in between
+        finally:  # also after Ctrl-C
             for lane in lanes:
                 if lane not in carried:
                     self._settle(ticket, lane, confirmed=False)
@@ -201,14 +201,14 @@ class Delivery:
             ticket.confirmed |= confirmed
 
     def _close(self, ticket: _Ticket) -> None:
-        """Print the alert if all of its channels are through with it and none has confirmed it."""
+        """Print the alert if none of its channels has confirmed it, once all of them are done with it."""
         with self._lock:
             if ticket.waiting or ticket.closed:
                 return
             ticket.closed = True
         if not ticket.confirmed:
             self._print(ticket.alert)
-        with self._lock:  # after the line is out, so that whoever flushes before an exit waits for it
+        with self._lock:  # after the line is printed, so that a flush before an exit waits for it
             self._open.pop(ticket, None)
             if not self._open and not self._cooldown.is_counting:
                 _known_at_exit.discard(self)
@@ -233,21 +233,21 @@ class Delivery:
 
     def _report_failure(self, channel: Channel, alert: Alert, error: Exception) -> None:
         others = [lane for lane in self._lanes if lane.channel is not channel and lane.channel.takes(alert.level)]
-        # On a machine without a desktop the alert itself is on the console; `autogen-team doctor` tells why.
+        # Without a desktop the alert itself is on the console, and `autogen-team doctor` tells why.
         if channel.is_local and (others or isinstance(error, NoDesktopError)):
             _report.debug("alerts: %s: %s", channel.name, error)
         else:
             _report_once(channel.name, f"{channel.name}: {error}; alerts that nobody confirms are printed")
 
     def _be_known_at_exit(self) -> None:
-        """Have `stop` called when the process exits, if nobody did before and there is something left to do."""
+        """Register this delivery to be stopped at the exit of the process, unless it has stopped already."""
         if not self._stopped:
             _known_at_exit.add(self)
             _stop_at_exit_of_child()
 
 
 def open_all(settings: Settings) -> list[Channel]:
-    """Return the desktop and a channel for each URL; one that cannot be used raises, even if alerts are disabled."""
+    """Return the desktop and a channel for each URL; raise for an unusable URL even if alerts are disabled."""
     return [desktop(settings.app_name, settings.timeout), *open_channels(settings.urls, settings.app_name)]
 
 
@@ -261,11 +261,11 @@ def _stop_all() -> None:
 
 atexit.register(_stop_all)
 _child = 0
-"""The process of multiprocessing's that has been told to stop them all."""
+"""The child process of multiprocessing that has registered `_stop_all` as a finalizer."""
 
 
 def _stop_at_exit_of_child() -> None:
-    """Make up for `atexit` in a forked child of multiprocessing: it leaves by os._exit, after finalizers of its own."""
+    """Stand in for `atexit` in a child of multiprocessing, which exits by os._exit after its own finalizers."""
     global _child
     processes = sys.modules.get("multiprocessing.process")
     if processes is not None and processes.parent_process() is not None and _child != os.getpid():
@@ -278,5 +278,5 @@ def _stop_at_exit_of_child() -> None:
 def _report_once(channel: str, what: str) -> None:
     if channel not in _reported:
         _reported.add(channel)
-        with suppress(Exception):  # a handler of the job's may raise
+        with suppress(Exception):  # a log handler of the job may raise
             _report.warning("alerts: %s (reported once)", what)

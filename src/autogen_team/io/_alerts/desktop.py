@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def desktop(app_name: str, timeout: int | None, *, system: str = sys.platform) -> Channel:
-    """Return the channel that reaches the desktop of `system`; nothing is connected before the first alert."""
+    """Return the channel to the desktop of `system`; nothing is connected before the first alert."""
     if system in {"darwin", "win32"}:
         from autogen_team.io._alerts.commands import CommandDesktop
 

@@ -1,7 +1,7 @@
-"""Catch what libraries log while they deliver an alert: the reason of a failure, and web addresses that are secrets.
+"""Capture what libraries log while they deliver an alert: reasons of failures, and URLs that are secrets.
 
-At DEBUG, apprise logs whole webhook addresses and payloads, and urllib3 the paths of requests. At WARNING, apprise says
-why an alert was refused, which its return value does not. Neither belongs into the job's log once for each attempt.
+At DEBUG, apprise logs whole webhook URLs and payloads, and urllib3 logs the paths of requests. At WARNING, apprise logs
+why an alert was refused, which its return value does not tell. Neither belongs in the job's log once per attempt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _TALKERS = ("apprise", "urllib3.connectionpool", "urllib3.util.retry")
 
 
 class _Catch(logging.Filter, threading.local):
-    """Keep the records of threads that are delivering an alert; other threads log as ever."""
+    """Keep the records of threads that are delivering an alert; other threads log as usual."""
 
     said: list[str] | None = None
 
@@ -35,9 +35,9 @@ _catch = _Catch()
 
 @contextmanager
 def hushed() -> Iterator[list[str]]:
-    """Keep this thread's deliveries out of every log; yield the list that their warnings go to."""
+    """Keep this thread's deliveries out of every log; yield the list that collects their warnings."""
     for name in _TALKERS:
-        logging.getLogger(name).addFilter(_catch)  # once: adding it again changes nothing
+        logging.getLogger(name).addFilter(_catch)  # adding it again changes nothing
     said: list[str] = []
     _catch.said = said
     try:

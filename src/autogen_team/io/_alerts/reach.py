@@ -1,4 +1,4 @@
-"""Whether an alert could get through, found out without sending one; for `autogen-team doctor`."""
+"""Check whether alerts could get through without sending one; for `autogen-team doctor`."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ if TYPE_CHECKING:
 _ANSWER_WITHIN: Final = 3.0  # seconds
 _COMMANDS: Final = {"darwin": "osascript", "win32": "powershell.exe"}
 _LITERAL: Final = re.compile(r"https?://[\w.-]+(?::\d+)?(?:/|$)")
-"""An address whose host is the same for everybody."""
+"""A URL with a literal host, the same for all users."""
 _OWN_HOST: Final = frozenset({"NotifyWorkflows"})
-"""Plugins that have only a form with TLS, and connect to the host of the URL all the same."""
+"""Plugins that have only a TLS form, but still connect to the host of the URL."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the connection of a channel goes."""
+    """The target of a channel's connection."""
 
     host: str
     port: int
     is_proxy: bool = False
-    """Whether it is only the first step of the way."""
+    """Whether this is only the first hop."""
 
     def __str__(self) -> str:
         return f"{'the proxy ' if self.is_proxy else ''}{self.host}:{self.port}"
 
 
 def desktop(*, system: str = sys.platform) -> str:
-    """Return what shows notifications here, on Linux with its version.
+    """Return the name of what shows notifications here, on Linux with its version.
 
     Raises:
-        UndeliveredError: nothing does.
+        UndeliveredError: nothing shows notifications.
         NoAnswerError: there is a daemon, and it does not answer.
 
     """
@@ -59,7 +59,7 @@ def desktop(*, system: str = sys.platform) -> str:
 
 
 class _Inquirer(DBusDesktop):
-    """Asks the notification daemon who it is."""
+    """Asks the notification daemon for its name and version."""
 
     def ask(self) -> str:
         try:
@@ -75,11 +75,11 @@ class _Inquirer(DBusDesktop):
 
 
 def endpoint(channel: RemoteChannel) -> Endpoint | None:
-    """Return where a channel connects to; None where its plugin does not tell, or does not speak TCP.
+    """Return the target of a channel's connection; None if its plugin does not tell, or does not use TCP.
 
-    Apprise has no word for it, so it is put together from what its plugins have in common: mail names its server;
-    those that have a form with and without TLS are servers of people's own, at the host of the URL; the others have
-    the address of their service as an attribute.
+    Apprise has no function for this, so it is derived from what its plugins have in common. Mail plugins name their
+    server. Plugins with a form with and one without TLS connect to a user's own server, the host of the URL. The others
+    have the URL of their service as an attribute.
     """
     plugin: Any = channel.plugin
     server = getattr(plugin, "smtp_host", None)
@@ -96,13 +96,13 @@ def endpoint(channel: RemoteChannel) -> Endpoint | None:
 
 
 def connect(target: Endpoint, seconds: float) -> None:
-    """Return if somebody listens there; nothing is said to them.
+    """Return if a server accepts a connection there; nothing is sent.
 
     Raises:
-        OSError: nobody does, or not within so many seconds.
+        OSError: no server accepts it within `seconds`.
 
     """
-    # Finding the address has no timeout of its own.
+    # Resolving the host has no timeout of its own.
     open_socket = partial(socket.create_connection, (target.host, target.port), seconds)
     within(seconds, lambda: open_socket().close(), name="autogen-team-reach")
 
@@ -112,7 +112,7 @@ def _address(plugin: Any) -> str | None:
     for name in (f"{mode}_notify_url", f"web{mode}_url", f"{mode}_url"):
         if mode and (url := _literal(plugin, name)):
             return url
-    if mode.endswith("hook"):  # a web hook of its own kind, whose address is put together where it is used
+    if mode.endswith("hook"):  # a special web hook, whose URL is built where it is used
         return None
     fixed = {url for name in ("notify_url", "api_url") if (url := _literal(plugin, name))}
     is_own = type(plugin).__name__ in _OWN_HOST or bool(plugin.protocol and plugin.secure_protocol)
@@ -130,7 +130,7 @@ def _literal(plugin: Any, name: str) -> str | None:
 
 
 def _proxy(scheme: str, host: str) -> Endpoint | None:
-    """Return the proxy that requests would take."""
+    """Return the proxy that requests would use."""
     proxies = urllib.request.getproxies()
     address = proxies.get(scheme) or proxies.get("all")
     if not address or urllib.request.proxy_bypass(host):

@@ -1,8 +1,8 @@
-"""Channels to people who are elsewhere: any service that Apprise knows, each through its own plugin object.
+"""Remote channels: any service that Apprise knows, each through its own plugin object.
 
-Apprise's own ``notify()`` is not used, for its pool of threads keeps a process from exiting while an endpoint drips
-(measured: killed after 200 s). Attempts, pauses and the deadline are ours. An attempt whose answer was lost is made
-again: an alert may come twice, rather than not at all.
+Apprise's own ``notify()`` is not used. While an endpoint sends its answer byte by byte, the thread pool of ``notify()``
+keeps the process from exiting (measured: killed after 200 s). Attempts, pauses and the deadline are ours. An attempt
+whose answer was lost is repeated: an alert may come twice, rather than not at all.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ DEADLINE: Final = 30.0  # seconds for one alert, all attempts and pauses togethe
 PAUSES: Final = (0.5, 2.0)  # seconds before the second and the third attempt
 _REASON_LIMIT: Final = 200
 _ANSWER: Final = "Response Details"
-"""How Apprise's plugins begin the record that holds what the service has answered."""
+"""The first words of the records in which Apprise's plugins log the answer of a service."""
 _MARKUP: Final = re.compile(r"<[^<>]*>")
 
 _TAGGED = re.compile(r"^(?P<tags>[\w ,-]+)=(?P<url>[\w+.-]+://.*)$", re.DOTALL)
 _STATUS = re.compile(r"error=(\d{3})\b")
-# Asking again helps with these; with any other 3xx and 4xx it does not.
+# Another attempt may help with these, but not with any other 3xx or 4xx.
 _PASSING = frozenset({408, 425, 429})
 
 
@@ -55,7 +55,7 @@ class RemoteChannel:
     ) -> None:
         self.name = name
         self.levels = levels
-        """Those it takes; empty for all."""
+        """The levels that the channel takes; empty for all."""
         self.plugin = plugin
         """Apprise's own object for this channel."""
         self._logger = plugin.logger = _PluginLogger()
@@ -65,7 +65,7 @@ class RemoteChannel:
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Forget what is owed to the parent."""
+        """Forget the attempts of the parent."""
         self._failed = False
         self._is_busy = False
 
@@ -79,7 +79,7 @@ class RemoteChannel:
     def deliver(self, alert: Alert) -> None:
         """Return when the service has taken the alert."""
         deadline = time.monotonic() + self._deadline
-        # After an alert that failed, the next ones get one attempt each, so that a queue behind an outage moves on.
+        # After a failed alert, the next ones get one attempt each, so that the queue moves on during an outage.
         pauses = () if self._failed else self._pauses
         self._failed = True
         for pause in (*pauses, None):
@@ -88,15 +88,15 @@ class RemoteChannel:
                 self._failed = False
                 return
             if pause is None or _is_final(reason) or time.monotonic() + pause >= deadline:
-                self._failed = not _is_final(reason)  # else the service is there, and wants no such alert
+                self._failed = not _is_final(reason)  # else the service is reachable and has refused this alert
                 raise UndeliveredError(reason)
             time.sleep(pause)
 
     def _attempt(self, alert: Alert, deadline: float) -> str | None:
-        """Return None for a success, else why not; raise a NoAnswerError at the deadline.
+        """Return None for a success, otherwise the reason of the failure; raise a NoAnswerError at the deadline.
 
-        Timeouts of requests and smtplib count from the last byte, so an endpoint that drips outlives all of them. That
-        is why attempts have a thread of their own, which can be left waiting.
+        Timeouts of requests and smtplib count from the last byte, so an endpoint that sends single bytes outlives them.
+        So each attempt has its own thread, which can be abandoned.
         """
         if self._is_busy:
             raise NoAnswerError("an earlier alert still waits for its answer")
@@ -117,7 +117,7 @@ class RemoteChannel:
         from apprise import NotifyFormat, NotifyType
 
         kinds = {"success": NotifyType.SUCCESS, "warning": NotifyType.WARNING, "error": NotifyType.FAILURE}
-        title, body = _fitting(self.plugin, alert.title, alert.message or alert.title)  # many refuse an empty one
+        title, body = _fitting(self.plugin, alert.title, alert.message or alert.title)  # many refuse an empty body
         self._logger.begin()
         with hushed() as said:
             try:
@@ -133,10 +133,10 @@ class RemoteChannel:
 
 
 class _PluginLogger(logging.Logger):
-    """The logger of one plugin: keeps why an alert was refused, in Apprise's words and in those of the service.
+    """The logger of one plugin: keeps why an alert was refused, in the words of Apprise and of the service.
 
-    Plugins log what a service has answered at DEBUG, as they log addresses and payloads, which are secrets. So nothing
-    goes on from here to any other logger.
+    Plugins log the answer of a service at DEBUG, as they log URLs and payloads, which are secrets. So no record goes
+    from here to any other logger.
     """
 
     def __init__(self) -> None:
@@ -144,12 +144,12 @@ class _PluginLogger(logging.Logger):
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was said about the alert before."""
+        """Forget the reasons for the previous alert."""
         self.said: list[str] = []
         self.answer = ""
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Keep what says why."""
+        """Keep the text of a record that tells the reason."""
         if record.levelno >= logging.WARNING:
             self.said.append(record.getMessage())
         elif str(record.msg).startswith(_ANSWER):
@@ -158,7 +158,7 @@ class _PluginLogger(logging.Logger):
 
 
 def _fitting(plugin: Any, title: str, body: str) -> tuple[str, str]:
-    """Return title and body, cut to what the service takes, unless the URL says `overflow=split` or `truncate`."""
+    """Return title and body, cut to the limits of the service, unless the URL says `overflow=split` or `truncate`."""
     from apprise import OverflowMode
 
     if plugin.overflow_mode != OverflowMode.UPSTREAM:
@@ -167,7 +167,7 @@ def _fitting(plugin: Any, title: str, body: str) -> tuple[str, str]:
     if plugin.title_maxlen > 0:
         title = cut(title, plugin.title_maxlen)
     if title and (plugin.title_maxlen <= 0 or plugin.overflow_amalgamate_title):
-        # The service has one text, which begins with the title; 8 for marks and line ends between them.
+        # The service takes one text that begins with the title; 8 for marks and line ends between title and body.
         title = cut(title, max(most // 2, 1))
         most -= len(title) + max(8, plugin.overflow_buffer)
     if 0 < plugin.body_max_line_count <= body.count("\n"):
@@ -176,9 +176,14 @@ def _fitting(plugin: Any, title: str, body: str) -> tuple[str, str]:
 
 
 def open_channels(urls: Sequence[str], app_name: str) -> list[RemoteChannel]:
-    """Return a channel for each URL, or raise an error that shows none of their secrets.
+    """Return a channel for each URL.
 
-    A URL may have Apprise's tags before it, which are levels here: ``error=slack://...``, ``warning,error=mailto://...``.
+    A URL may begin with Apprise's tags, which are levels here: ``error=slack://...``, ``warning,error=mailto://...``.
+
+    Raises:
+        ConfigurationError: a URL cannot be used; the message shows none of its secrets.
+        MissingExtraError: there are URLs and Apprise is not installed.
+
     """
     if not urls:
         return []
@@ -188,14 +193,14 @@ def open_channels(urls: Sequence[str], app_name: str) -> list[RemoteChannel]:
         raise MissingExtraError(
             "alerts urls need the extra `alerts`, which is not installed: pip install 'autogen-team[alerts]'"
         ) from error
-    # Importing its plugins sets off deprecation warnings of the standard library.
+    # Importing Apprise's plugins causes deprecation warnings of the standard library.
     with warnings.catch_warnings(), hushed():
         warnings.simplefilter("ignore")
         asset = apprise.AppriseAsset(app_id=app_name, app_desc=app_name)
         channels = [_open(apprise, asset, number, url.strip()) for number, url in enumerate(urls, start=1)]
     names = [channel.name for channel in channels]
     for number, channel in enumerate(channels, start=1):
-        if names.count(channel.name) > 1:  # two of a kind are told apart by their place in the setting
+        if names.count(channel.name) > 1:  # channels of one kind are told apart by their place in the setting
             channel.name += f" (url {number})"
     return channels
 
@@ -217,13 +222,13 @@ def _open(apprise: Any, asset: Any, number: int, text: str) -> RemoteChannel:
             f"alerts url {number} ({shown}) is not one that Apprise knows, or something in it is missing: see "
             "https://appriseit.com/services/ for the form of each service (a plain web hook is jsons://host/path)"
         )
-    plugin.redirects = False  # a redirected POST becomes a GET elsewhere, which is then taken for a success
-    plugin.request_rate_per_sec = 0  # or it would sleep up to 5.5 s between two alerts, holding up the second
+    plugin.redirects = False  # a redirected POST becomes a GET elsewhere, which would count as a success
+    plugin.request_rate_per_sec = 0  # else it would sleep up to 5.5 s between two alerts, which delays the second
     return RemoteChannel(plugin, _name(plugin, url), levels)
 
 
 def _name(plugin: Any, url: str) -> str:
-    """Return the scheme, and the host where that is one: in most URLs of Apprise all that follows is a secret."""
+    """Return the scheme, and the host if there is one: in most URLs of Apprise all the rest is secret."""
     scheme = url.partition("://")[0].lower()
     tokens = getattr(plugin, "template_tokens", {})
     host = plugin.host if "host" in tokens and "topic" not in tokens else None  # ntfy's host may be its secret topic
@@ -237,6 +242,6 @@ def _is_final(reason: str) -> bool:
 
 
 def _reason(said: list[str], answer: str) -> str:
-    """Return why an alert was not taken, as Apprise says it and as the service does, without secrets."""
+    """Return why an alert was not taken, in the words of Apprise and of the service, without secrets."""
     parts = [said[-1] if said else "the service did not take it", " ".join(_MARKUP.sub(" ", answer).split())]
     return ": ".join(one_line(_redact.mask(part)).rstrip(" .:")[:_REASON_LIMIT] for part in parts if part)

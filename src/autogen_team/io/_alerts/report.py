@@ -1,4 +1,4 @@
-"""The alert about the end of a run: whether there is one, and what it says."""
+"""Alerts about the end of a run: when to send one, and its text."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _ENDINGS: Final = {
 
 
 class Reporter(_job.Listener):
-    """Sends one alert for each job that ends, as a listener of `_job`; not for runs inside of another run.
+    """Sends one alert when a job's run ends, as a listener of `_job`; none for a run inside another run.
 
-    A worker tells of the failures of its own runs only, which are inside of the job's.
+    A worker alerts only about failures of its own outermost runs, which are nested in those of the job.
     """
 
     def __init__(self, notify: Callable[..., None], *, always: bool) -> None:
@@ -32,9 +32,9 @@ class Reporter(_job.Listener):
         self._rank = _job.rank() or 0
 
     def run_ended(self, run: _job.Run, end: _job.End) -> None:
-        """Alert if the end is worth it; of many ranks, each tells of its failure and the first of a success.
+        """Alert if the end is worth it: each rank about its failures, and rank 0 alone about a success.
 
-        Not before the run is closed, so that its page shows what the alert says.
+        This is called after the run is closed, so that its page shows what the alert says.
         """
         is_success = end.status == "FINISHED"
         is_ours = run.parent_id is None or (run.is_outermost and _job.worker() is not None)
@@ -44,9 +44,9 @@ class Reporter(_job.Listener):
 
 
 def job_ended(run: _job.Run, end: _job.End, *, host: str, rank: int) -> tuple[str, str, str, str]:
-    """Return title, message, level and brief form of the alert that says how the run ended, secrets masked.
+    """Return title, message, level and brief form of the alert about the end of a run, secrets masked.
 
-    The brief form is for the console, which has the traceback already.
+    The brief form is for the console, which has shown the traceback already.
     """
     ending, level = _ENDINGS[end.status]
     title = f"{run.name} {ending}" + (f" (rank {rank})" if rank else "")
@@ -57,13 +57,13 @@ def job_ended(run: _job.Run, end: _job.End, *, host: str, rank: int) -> tuple[st
     if run.link is not None:
         lines.append(run.link)
     brief = "\n".join(lines)
-    if end.exception is not None and not isinstance(end.exception, SystemExit):  # an exit says all in its reason
+    if end.exception is not None and not isinstance(end.exception, SystemExit):  # the reason says all about an exit
         lines += ["", *_last_lines(end.exception)]
     return _redact.mask(title), _redact.mask("\n".join(lines)), level, _redact.mask(brief)
 
 
 def duration(seconds: float) -> str:
-    """Return a duration as people say it: its two largest units.
+    """Return a duration for people, in its two largest units.
 
     >>> duration(0.25), duration(75), duration(7380), duration(180000)
     ('0.2 s', '1 min 15 s', '2 h 3 min', '2 d 2 h')
@@ -86,14 +86,14 @@ def _last_lines(exception: BaseException) -> list[str]:
         frames = frames.tb_next
     try:
         text = "".join(traceback.format_exception(type(exception), exception, frames))
-    except Exception as error:  # a __str__ or a source file that cannot be read must not cost the alert
+    except Exception as error:  # a __str__ that fails or an unreadable source file must not cost the alert
         text = f"{type(exception).__name__} (its traceback could not be made: {type(error).__name__})"
     lines = [line for line in text.rstrip().splitlines() if line.strip(" ^~")]
     return ["...", *lines[-_TRACEBACK_LINES:]] if len(lines) > _TRACEBACK_LINES else lines
 
 
 def _is_machinery(filename: str) -> bool:
-    """Tell whether a frame at the outer end of a traceback is how the job was run, and not the job."""
+    """Tell whether a frame belongs to the code that runs the job, and not to the job."""
     return filename in _RUNNERS or Path(filename).is_relative_to(_PACKAGE)
 
 

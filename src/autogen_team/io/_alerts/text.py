@@ -1,4 +1,4 @@
-"""Whatever a caller passes, as text that a desktop, a chat and a terminal can show: clean, capped, without secrets."""
+"""Convert any value to text that a desktop, a chat and a terminal can show: clean, short, without secrets."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ MESSAGE_LIMIT = 4000  # daemons and chats cut or refuse much more than that
 
 _INDENT = "    "
 _ESCAPE_SEQUENCES = re.compile(
-    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # titles and links of a terminal
-    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # colours, movements
+    r"\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?"  # terminal titles and links
+    r"|(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]?"  # colours and cursor movements
     r"|\x1b[ -/]*[0-~]?"
 )
 _LINE_ENDS = re.compile("\r\n|[\r\x0b\x0c\x1c-\x1e\x85\u2028\u2029]")
 _SURROGATES = re.compile("[\ud800-\udfff]")
-# Controls that a terminal obeys or D-Bus refuses, and marks that turn the direction of the text that follows.
+# Controls that a terminal obeys or D-Bus refuses, and marks that change the direction of the text after them.
 _CONTROLS = re.compile("[\x01-\x08\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def clean(value: object, limit: int, mask: Callable[[str], str] = mask) -> str:
-    """Return at most about `limit` characters of `value`, masked, with no control but newline and tab."""
+    """Return at most about `limit` characters of `value`, masked, with no control character but newline and tab."""
     text = _as_text(value)
-    # Masked before it is cut, for half a secret no longer looks like one; cut before that, for 200 kB take their time.
+    # Mask before the cut, since half a secret does not look like one. Cut roughly before that, since 200 kB take time.
     head = _mended(text[: 4 * limit])
     head = _CONTROLS.sub("", _LINE_ENDS.sub("\n", _ESCAPE_SEQUENCES.sub("", head))).replace("\0", "\ufffd")
     head = mask(head)
@@ -36,12 +36,12 @@ def clean(value: object, limit: int, mask: Callable[[str], str] = mask) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return clean text without its line ends, so that nothing in it can pass for a line of its own."""
+    """Return clean text without its line ends, so that no part of it can pass for a line of its own."""
     return re.sub(r"\s*\n\s*", " ", text.strip("\n"))
 
 
 def console_text(app_name: str, title: str, message: str) -> str:
-    r"""Return how the console shows an alert: what follows the first line is indented, so that it cannot pass for one.
+    r"""Return an alert for the console; lines after the first are indented, so that none can pass for an alert.
 
     >>> console_text("train", "failed", "after 2 s\nValueError: bad shape")
     '[train] failed: after 2 s\n    ValueError: bad shape'
@@ -51,7 +51,7 @@ def console_text(app_name: str, title: str, message: str) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """Return at most `limit` characters of the text, with a word about the rest if there is one.
+    """Return at most `limit` characters of the text; a cut text ends with a note about the rest, if that fits.
 
     >>> cut("a long message about a run", 25)
     'a l… (23 more characters)'
@@ -73,7 +73,7 @@ def _as_text(value: object) -> str:
 
 
 def _mended(text: str) -> str:
-    """Join surrogates that make a pair, and replace those that do not."""
+    """Join surrogates that form a pair, and replace the others."""
     if _SURROGATES.search(text) is None:
         return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

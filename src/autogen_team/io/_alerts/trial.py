@@ -1,4 +1,4 @@
-"""One alert through each channel while the caller waits, to see which of them work."""
+"""Send one alert through each channel while the caller waits, to see which of them work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ DEADLINE: Final = 15.0  # seconds: three attempts at an endpoint that hangs for 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of an alert in one channel."""
+    """The result of an alert in one channel."""
 
     channel: str
     """Its name, without secrets."""
@@ -40,13 +40,13 @@ def deliver_now(
     timeout: float = DEADLINE,
     channels: Sequence[Channel] | None = None,
 ) -> list[Outcome]:
-    """Send an alert through the desktop and each URL at the same time; return what happened, at most `timeout` later.
+    """Send an alert through the desktop and each URL at the same time; return the results within `timeout` seconds.
 
-    With alerts disabled its line is printed, the only outcome then. A channel that does not answer in time leaves
-    a thread behind, which does not keep the process alive.
+    With alerts disabled, its line is printed, and that is the only result. A channel that does not answer in time
+    leaves a thread behind, which does not keep the process alive.
 
     Raises:
-        ConfigurationError: `level` is none of the four, or a URL is none that Apprise knows.
+        ConfigurationError: `level` is not one of the four, or Apprise does not know a URL.
         MissingExtraError: there are URLs and Apprise is not installed.
 
     """

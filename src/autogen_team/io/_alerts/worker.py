@@ -1,9 +1,9 @@
-"""One background thread that delivers what it is handed, so that the job never waits for it.
+"""A background thread that delivers items from a queue, so that the job never waits for a delivery.
 
-The thread is a daemon, started by the first item and gone after a while without any: a worker that is forgotten is
-garbage like any other object. The queue is bounded and the caller is told when it is full. After a fork the child's
-worker is empty and makes its own thread, since the parent still delivers what it had. `submit` and `stop` may be called
-from any thread and from a signal handler.
+The thread is a daemon. The first item starts it, and it ends after a while without items, so an unused worker is
+garbage like any other object. The queue is bounded, and the caller is told when it is full. After a fork, the child's
+worker is empty and makes its own thread, since the parent still delivers its own items. `submit` and `stop` may be
+called from any thread and from a signal handler.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _report = logging.getLogger("autogen_team")
 class Worker(Generic[Item]):
     """Hand one item after another to `deliver`, on a thread of its own.
 
-    `deliver` is expected to deal with its own failures; one that raises is reported once, until the next success.
+    `deliver` should handle its own failures. If it raises, that is reported once, until the next success.
     """
 
     def __init__(self, deliver: Callable[[Item], object], *, name: str, capacity: int) -> None:
@@ -42,15 +42,15 @@ class Worker(Generic[Item]):
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Forget the parent's thread and what the parent will deliver."""
-        # Reentrant, because a signal handler may submit while the code that it interrupts holds the lock.
+        """Forget the parent's thread, and the items that the parent will deliver."""
+        # Reentrant, because a signal handler may call `submit` while the interrupted code holds the lock.
         self._work = threading.Condition(threading.RLock())
         self._queue: deque[Item] = deque()
         self._is_delivering = False
         self._thread: threading.Thread | None = None
 
     def submit(self, item: Item) -> bool:
-        """Queue `item`; False if the queue is full, the worker is stopped or no thread is to be had."""
+        """Queue `item`; return False if the queue is full, the worker is stopped, or no thread can be started."""
         with self._work:
             if self._stopped or len(self._queue) >= self._capacity or not self._has_thread():
                 return False
@@ -59,7 +59,7 @@ class Worker(Generic[Item]):
             return True
 
     def stop(self) -> bool:
-        """Take no more items and forget those that wait; False if a delivery is still under way."""
+        """Accept no more items and drop those that wait; return False if a delivery is still under way."""
         with self._work:
             self._stopped = True
             self._queue.clear()
@@ -68,7 +68,7 @@ class Worker(Generic[Item]):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing waits and nothing is under way."""
+        """Whether no item waits or is being delivered."""
         return not self._queue and not self._is_delivering
 
     def _has_thread(self) -> bool:
@@ -76,9 +76,9 @@ class Worker(Generic[Item]):
             self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
             try:
                 self._thread.start()
-            except RuntimeError:  # no thread can be started: a limit of the system, or the interpreter is going down
+            except RuntimeError:  # no thread can be started: a limit of the system, or the interpreter is shutting down
                 self._thread = None
-            except BaseException:  # Ctrl-C; if there is a thread in spite of it, it finds that it is not wanted
+            except BaseException:  # Ctrl-C; if a thread has started all the same, it finds that it is not wanted
                 if self._thread.ident is None:
                     self._thread = None
                 raise
@@ -92,14 +92,14 @@ class Worker(Generic[Item]):
                 self._is_delivering = False
                 self._work.wait_for(lambda: self._queue or self._stopped, IDLE)
                 if not self._queue:
-                    # Forgotten under the lock under which `submit` looks, so that no item is left without a thread.
+                    # Cleared under the lock that `submit` takes for its check, so no item is left without a thread.
                     self._thread = None
                     return
-                self._is_delivering = True  # first, for `is_idle` does not wait for the lock
+                self._is_delivering = True  # set first, because `is_idle` does not take the lock
                 item = self._queue.popleft()
             try:
                 self._deliver(item)
-            except BaseException as error:  # SystemExit included: the items behind this one still want delivery
+            except BaseException as error:  # SystemExit too: the items behind this one still have to be delivered
                 self._report_failure(error)
             else:
                 self._failing = False
@@ -107,5 +107,5 @@ class Worker(Generic[Item]):
     def _report_failure(self, error: BaseException) -> None:
         if not self._failing:
             self._failing = True
-            with suppress(Exception):  # a handler of the job's may raise, and the thread must not end by it
+            with suppress(Exception):  # a log handler of the job may raise, which must not end the thread
                 _report.warning("%s: could not deliver: %s: %s", self.name, type(error).__name__, error)
