@@ -1,11 +1,17 @@
-"""Secrets out of text and values: pure functions, shared by logs, alerts, tags, errors and the command line.
+"""Mask secrets in text and values: pure functions, shared by logs, alerts, tags, errors and the command line.
 
-Masked are the values that must not be seen (`values`), what looks like a secret by itself (`shapes`), what is
-assigned to a name that says secret (`assignments`), passwords in URLs, and what the user's own patterns match. A line
-without any costs a microsecond or two, because each pattern is tried only where letters that it needs are there, and
-time grows with the length of the text, whatever it holds.
+Masked are:
 
-The mask never takes a quote or a backslash away, so a masked line of JSON is still JSON.
+- known secret values (`values`),
+- text in the shape of a key or token (`shapes`),
+- values assigned to secret names (`assignments`),
+- passwords in URLs,
+- matches of the user's own patterns.
+
+A line without secrets costs a microsecond or two, because each pattern is tried only where the letters that it needs
+occur. Time grows with the length of the text, whatever it holds.
+
+The mask never removes a quote or a backslash, so a masked line of JSON is still JSON.
 """
 
 from __future__ import annotations
@@ -63,9 +69,9 @@ Allowed = Callable[[str], bool]
 
 
 class Redactor:
-    """Masks text, and knows the secrets that an environment holds; make a new one when the environment changes.
+    """Masks text, and knows the secrets of an environment; make a new one when the environment changes.
 
-    What is added in this process later, by `add_secrets` or the settings, is known too.
+    It also follows what this process adds later, by `add_secrets` or the settings.
 
     >>> Redactor({"API_TOKEN": "correct-horse"})("sent correct-horse to Bearer abc123def456")
     'sent *** to Bearer ***'
@@ -125,7 +131,7 @@ class Redactor:
 
 
 def mask(text: str) -> str:
-    """Return the text without secrets, those of the environment as it is now and those that look like some.
+    """Return the text without secrets: those of the current environment, and text that looks like a secret.
 
     >>> mask("login with password=hunter2 failed, max_tokens=512")
     'login with password=*** failed, max_tokens=512'
@@ -134,7 +140,7 @@ def mask(text: str) -> str:
 
 
 def mask_url(url: str) -> str:
-    """Return the URL with its password masked; what is not a URL is returned as it is.
+    """Return the URL with its password masked; text that is not a URL is returned unchanged.
 
     >>> mask_url("postgresql://bob:hunter2@db:5432/runs")
     'postgresql://bob:***@db:5432/runs'
@@ -143,9 +149,16 @@ def mask_url(url: str) -> str:
 
 
 def mask_value(value: Any, redact: Callable[[str], str], name: str = "", depth: int = 0) -> Any:
-    """Return a value made of dicts, lists and texts without secrets, found by the names in it too.
+    """Return a value of dicts, lists and texts without secrets, also those under a secret name.
 
-    It is the same object if it has none. `name` is what the value stands under. What is neither is returned as it is.
+    A value without secrets is returned as the same object. So is a value of another type, unless its name is secret.
+
+    Args:
+        value: the value.
+        redact: masks a text.
+        name: the key or name of the value.
+        depth: the depth of the value in the whole; very deep values are not searched.
+
     """
     is_secret = bool(name) and is_secret_name(name)
     if isinstance(value, str):
@@ -178,22 +191,22 @@ def add_secrets(*secrets: str) -> None:
 
 
 def configured(patterns: tuple[str, ...], allow: tuple[str, ...]) -> Callable[[], None]:
-    """Follow the user's own patterns, beside those of the environment, until the returned function is called."""
+    """Use the user's own patterns, besides those of the environment, until the returned function is called."""
     before = values.extra()
     values.configure((*before.patterns, *patterns), (*before.allow, *allow))
     return lambda: values.configure(before.patterns, before.allow)
 
 
 def secret_values(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the values that must not be seen, the longest first: of secret variables, and passwords in URLs."""
+    """Return the secret values of an environment, longest first: of secret variables, and passwords in URLs."""
     return values.texts_of_environment(environment)
 
 
 def check(variable: str, text: str) -> None:
-    """Check the patterns that the text of a variable holds.
+    """Check the patterns in the text of a variable.
 
     Raises:
-        ConfigurationError: one is not a regular expression, or matches an empty text.
+        ConfigurationError: a pattern is not a regular expression, or matches an empty text.
 
     """
     for pattern in values.lines(text):
@@ -202,10 +215,10 @@ def check(variable: str, text: str) -> None:
 
 @lru_cache(maxsize=64)
 def compiled(name: str, pattern: str) -> re.Pattern[str]:
-    """Return a pattern of the user's, compiled.
+    """Return a user's pattern, compiled.
 
     Raises:
-        ConfigurationError: it is not a regular expression, or matches an empty text.
+        ConfigurationError: the pattern is not a regular expression, or matches an empty text.
 
     """
     try:
@@ -218,7 +231,7 @@ def compiled(name: str, pattern: str) -> re.Pattern[str]:
 
 
 def _usable(name: str, patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    """Return the patterns, compiled, without those that cannot be: settings refuse these, and masking never fails."""
+    """Return the usable patterns, compiled: the settings refuse the others, and masking never fails."""
     found = []
     for pattern in patterns:
         with suppress(ConfigurationError):
@@ -233,7 +246,7 @@ def _allowed_by(allow: tuple[str, ...]) -> Allowed:
 
 
 def _masked_match(found: re.Match[str], allowed: Allowed | None) -> str:
-    """Return what stands for a match of the user's pattern: of its first group, if it has one."""
+    """Return the text for a match of the user's pattern, with its first group masked, or all of it without a group."""
     group = 1 if found.re.groups and found[1] is not None else 0
     if allowed and allowed(found[group]):
         return found[0]
@@ -248,7 +261,7 @@ def _masked(text: str, spans: list[assignments.Span], allowed: Allowed | None) -
 
 
 def _small(text: str, lower: str) -> str:
-    """Return the text in small letters, of the same length: `str.lower` makes two of some letters."""
+    """Return the text in lower case, of the same length: `str.lower` turns some letters into two."""
     return lower if len(lower) == len(text) else text.translate(_LOWER)
 
 
@@ -265,7 +278,10 @@ def _without_passwords(text: str, allowed: Allowed | None) -> str:
 
 
 def _password(text: str, begin: int, scheme_ends: int) -> assignments.Span | None:
-    """Return where the password of the URL is whose authority begins there; `:`, `/`, `?`, `#` and `@` may be in it."""
+    """Return the position of the password in the URL whose authority starts at `begin`.
+
+    The password may hold `:`, `/`, `?`, `#` and `@`.
+    """
     rest = _REST_OF_URL.match(text, begin)
     end = rest.end() if rest else begin
     user = _USER.match(text, begin, end)
@@ -289,7 +305,7 @@ def _password(text: str, begin: int, scheme_ends: int) -> assignments.Span | Non
 
 
 def _schemes(text: str, lower: str) -> list[assignments.Span]:
-    """Return where credentials stand behind the name of a scheme, and signatures in queries."""
+    """Return the positions of credentials after the name of a scheme, and of signatures in queries."""
     spans = [
         found.span("value")
         for found in _BEARER.finditer(lower)
@@ -308,7 +324,7 @@ def _schemes(text: str, lower: str) -> list[assignments.Span]:
 
 
 def _is_user_and_password(text: str) -> bool:
-    """Return whether the text is `user:password` in base64, so that "basic configuration" stays."""
+    """Return whether the text is `user:password` in base64; so "basic configuration" is not masked."""
     try:
         return b":" in base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):

@@ -1,9 +1,8 @@
-"""What is assigned to a name that says secret: `password=hunter2`, `"api_key": "..."`, `Authorization: Bearer ...`.
+"""Find values assigned to secret names: `password=hunter2`, `"api_key": "..."`, `Authorization: Bearer ...`.
 
-Names are searched in the text in small letters, by patterns that begin with a word and ask for a sign and a value
-behind it. So a text that only speaks of passwords and tokens is rejected without a step in Python, and what was read
-once is not read again: time grows with the length of the text. A quoted value is read to its true end, whatever it
-holds.
+Names are searched in the lower-case text, by patterns that begin with a word and require a sign and a value after it.
+So a text that only mentions passwords and tokens is rejected without a step in Python. No text is read twice, so time
+grows with its length. A quoted value is read to its true end, whatever it holds.
 """
 
 from __future__ import annotations
@@ -124,7 +123,7 @@ _SHORTEST_KEY = 16
 
 
 def find(text: str, lower: str) -> list[Span]:
-    """Return where the values of secret names stand, in order; `lower` is the text in small letters."""
+    """Return the positions of the values of secret names, in order; `lower` is the text in lower case."""
     spans: list[Span] = []
     for word, pattern in _NAMES.items():
         if word in lower:
@@ -150,14 +149,14 @@ def _search(word: str, pattern: re.Pattern[str], text: str, lower: str, spans: l
         begin, position = found.span("bare")
         sign = found["sign"] if word != "--" else ""
         if "\n" in sign and _is_name(lower, begin):
-            position = begin  # that name has the value
+            position = begin  # the value belongs to that name
         elif word in _HEADERS and (credentials := _credential(text, begin, None)) is not None:
             spans += credentials
         else:
             value = text[begin:position].rstrip(".:!?")
             if _is_secret(word, value, lower, found, is_quoted=False):
                 if sign == "=" and _is_variable(text, found.start(), found.start("sign")):
-                    position = _LINE.match(text, begin).end()  # type: ignore[union-attr]  # it has a letter at least
+                    position = _LINE.match(text, begin).end()  # type: ignore[union-attr]  # it has at least one letter
                     value = text[begin:position]
                 spans.append((begin, begin + len(value)))
 
@@ -167,7 +166,7 @@ _LINE = re.compile(r"[^\s\x00-\x1f\"'\\]++|\\")
 
 
 def _quoted(word: str, text: str, lower: str, found: re.Match[str], spans: list[Span]) -> int:
-    """Note a value in quotes, or each of a list of them; return from where to go on."""
+    """Collect a quoted value, or each value of a list; return the position to continue from."""
     opening = _FIRST.match(text, found.end()) if found.re is not _FLAG and found["list"] is not None else None
     is_list = opening is not None
     if opening is None:
@@ -176,7 +175,7 @@ def _quoted(word: str, text: str, lower: str, found: re.Match[str], spans: list[
     while opening is not None:
         begin, quote = opening.end(), opening["open"].lstrip("bBrRuUfF")
         end = _end_of_quoted(text, quote, begin)
-        if end is None:  # it is cut off: its first word is what is known
+        if end is None:  # the value is cut off, so only its first word is known
             first = _FIRST_WORD.match(text, begin)
             if first is not None and _is_secret(word, first[0], lower, found, is_quoted=True):
                 spans.append(first.span())
@@ -213,7 +212,7 @@ def _is_secret(word: str, value: str, lower: str, found: re.Match[str], *, is_qu
         return not is_word(value) and not _NUMBER.fullmatch(value)
     if "=" in sign or is_named or word == "authorization":
         return True
-    # Prose puts a colon too: "the secret: never overfit".
+    # Prose uses colons too: "the secret: never overfit".
     return not is_word(value) or (is_quoted and " " not in value)
 
 
@@ -223,7 +222,7 @@ def _name_before(lower: str, begin: int) -> str:
 
 
 def _is_variable(text: str, begin: int, end: int) -> bool:
-    """Return whether the name is written as one of a variable, in capitals, at the beginning of a word."""
+    """Return whether the name is written like a variable: in upper case, at the start of a word."""
     if not text[begin:end].isupper():
         return False
     begin -= len(_name_before(text, begin))
@@ -231,7 +230,7 @@ def _is_variable(text: str, begin: int, end: int) -> bool:
 
 
 def _is_pair(lower: str, found: re.Match[str]) -> bool:
-    """Return whether name and value are two items of a list: a flag and its value, or a header."""
+    """Return whether name and value are two items of a list: a flag with its value, or a header."""
     begin = found.start() - len(_name_before(lower, found.start()))
     if found["close"] is None or begin == 0 or lower[begin - 1] not in "\"'":
         return False
@@ -240,7 +239,7 @@ def _is_pair(lower: str, found: re.Match[str]) -> bool:
 
 
 def _is_token(value: str, lower: str, found: re.Match[str]) -> bool:
-    """Return whether it is a credential, and no token of a language model."""
+    """Return whether the value is a credential, and not a token of a language model."""
     value = value.strip()
     if len(value) < _SHORTEST_TOKEN or _NUMBER.fullmatch(value):
         return False
@@ -259,7 +258,7 @@ def _is_token(value: str, lower: str, found: re.Match[str]) -> bool:
 
 
 def is_harmless(value: str) -> bool:
-    """Return whether the value is none, a type, code, a placeholder, or has been masked before."""
+    """Return whether the value is `none` or the like, a type, code, a placeholder, or already masked."""
     return (
         value.lower() in _NOT_VALUES
         or value.startswith(_CODE)
@@ -269,7 +268,7 @@ def is_harmless(value: str) -> bool:
 
 
 def _is_name(lower: str, begin: int) -> bool:
-    """Return whether what stands there is another name with its own sign, so that the name before has no value."""
+    """Return whether another name with its own sign follows, so that the name before it has no value."""
     found = _ANY_NAME.match(lower, begin)
     return found is not None and any(word in found[0] for word in _NAMES)
 
@@ -278,9 +277,9 @@ _ANY_NAME = re.compile(rf"(?:{_QUOTE})?[\w.-]{{1,{_LONGEST_NAME}}}(?:{_QUOTE})?\
 
 
 def _credential(text: str, begin: int, end: int | None) -> list[Span] | None:
-    """Return where the credential of a header stands behind its scheme; None if there is no scheme.
+    """Return the position of a header's credential after its scheme; None without a scheme.
 
-    `end` is where the quoted value ends; a value without quotes goes on as far as it looks like a credential.
+    `end` is the end of a quoted value. Without quotes, the value goes on as long as it looks like a credential.
     """
     found = _CREDENTIAL.match(text, begin) if end is None else _CREDENTIAL.match(text, begin, end)
     if found is None:
@@ -288,13 +287,13 @@ def _credential(text: str, begin: int, end: int | None) -> list[Span] | None:
     if found["scheme"].lower() in _SCHEMES:
         begin = found.start("value")
     elif end is None and is_word(found["value"].rstrip(".:!?")):
-        return None  # an ordinary sentence goes on behind the value
+        return None  # an ordinary sentence continues after the value
     end = found.end() if end is None else end
     return [(begin, end)] if text[begin:end].strip("*") else []
 
 
 def _end_of_quoted(text: str, opening: str, begin: int) -> int | None:
-    """Return where the text behind the opening quote ends; None if it is cut off before that."""
+    """Return the end of the text after the opening quote; None if the text is cut off before it."""
     quote = opening.lstrip("\\")
     backslashes = len(opening) - len(quote)
     if backslashes:
@@ -309,7 +308,7 @@ def _end_of_quoted(text: str, opening: str, begin: int) -> int | None:
 
 @lru_cache(maxsize=64)
 def _closing(backslashes: int, quote: str) -> re.Pattern[str]:
-    """Return what a text between quotes holds that have backslashes before them: more of them are an escaped quote."""
+    """Return a pattern for text between quotes that have backslashes before them; more backslashes escape a quote."""
     closing = rf"(?<!\\)\\{{{backslashes}}}{quote}"
     return re.compile(rf"(?:(?!{closing})[^\n])*+(?={closing})")
 

@@ -1,4 +1,4 @@
-"""Which names say that what stands under them is a secret."""
+"""Tell from the name of a variable or field whether it holds a secret."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXT_TOKEN = re.compile(
     r"[_-]?tokens?$",
     re.IGNORECASE,
 )
-"""Names of the tokens of language models and of pages."""
+"""Names of tokens of language models and of pages, which are not secrets."""
 _PUBLIC_KEY = re.compile(
     r"(?:public|primary|foreign|partition|sort|cache|group|index|row|col|column|map|dict|shard|hash|lookup|metric|order)"
     r"[_.-]?keys?$",
@@ -32,7 +32,7 @@ _OF_OURS = frozenset({"AUTOGEN_TEAM_ALERTS_URLS", "AUTOGEN_TEAM_ALERTS_PING"})
 
 
 def is_word(value: str) -> bool:
-    """Return whether it is written as a word of a sentence: in small letters, in capitals, or capitalised."""
+    """Return whether the value is written like a word of a sentence: lower case, upper case or capitalised."""
     return value.isalpha() and len(value) <= _LONGEST_WORD and (value.isupper() or value[1:] == value[1:].lower())
 
 

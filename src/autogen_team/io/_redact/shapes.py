@@ -1,8 +1,8 @@
-"""What looks like a secret by itself: the keys of services, signed tokens, blocks of private keys.
+"""Patterns for text that looks like a secret by itself: keys of services, signed tokens, blocks of private keys.
 
-Each pattern begins with the letters that all keys of its kind have, so that a text without them costs nothing, and
-asks for the boundary before these letters only then. A boundary is also where an escape ends (a line break in a
-`repr`, in JSON or in a URL) or a colour of a terminal. The shapes were compared with the rules of gitleaks 8 and
+Each pattern begins with the letters that all keys of its kind have. So a text without them costs nothing, and the
+boundary before the letters is checked only after they are found. A boundary is also the end of an escape (a line break
+in a `repr`, in JSON or in a URL) or of a terminal colour. The shapes were compared with the rules of gitleaks 8 and
 detect-secrets 1.5.
 """
 
@@ -21,7 +21,7 @@ _ESCAPES = (
 
 
 def behind_boundary(letters: str, not_behind: str = r"[\w-]") -> str:
-    """Return a pattern for the letters where a word begins, as a person or a program that decodes the text sees it."""
+    """Return a pattern for the letters at the start of a word, as a reader or a program decodes the text."""
     found = "|".join([f"(?<!{not_behind}{letters})", *(f"(?<={escape}{letters})" for escape in _ESCAPES)])
     return f"{letters}(?:{found})"
 
@@ -82,18 +82,18 @@ SHAPES: dict[str, re.Pattern[str]] = {
     "/api/webhooks/": re.compile(r"(?<=/api/webhooks/)\d+/[\w-]+"),
     "/bot": re.compile(r"(?<=/bot)\d{8,10}:[\w-]{30,}"),
 }
-"""Patterns by the letters without which they match nothing."""
+"""Patterns by the letters without which they cannot match."""
 
 PRIVATE_KEY = re.compile(
     r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----)"
-    r"(?!\*\*\*)"  # it has been masked before, and what follows belongs to the text
+    r"(?!\*\*\*)"  # already masked, so what follows belongs to the text
     r"(?:(?!-----)(?:[A-Za-z0-9+/=*\s:,.-]|\\+[nrt/]))*"
     r"(?:-----END [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?"
 )
 
 
 def may_have_shape(text: str) -> bool:
-    """Return whether any of the patterns can match; written out, because each line of log asks."""
+    """Return whether any pattern can match; written out for speed, because it is called for each line of log."""
     return (
         "sk-" in text
         or "gh" in text

@@ -1,8 +1,8 @@
-"""Which values of this process must not be seen.
+"""The values of this process to mask.
 
-These are the values of secret variables, of our own settings, and what the job has told us. A value is masked in each
-form in which it may be written: as it is, in JSON, in a Python literal, in a URL. A value that is a word is masked as a
-whole word only: the password `postgres` is not in `postgresql`.
+These are the values of secret variables and of our own settings, and those that the job has added. A value is masked in
+each form in which it may be written: as it is, in JSON, in a Python literal, in a URL. A value that is a word is masked
+as a whole word only: the password `postgres` is not masked in `postgresql`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from autogen_team.io._redact.shapes import behind_boundary
 PATTERNS_VARIABLE = "AUTOGEN_TEAM_REDACT_PATTERNS"
 ALLOW_VARIABLE = "AUTOGEN_TEAM_REDACT_ALLOW"
 SHORTEST = 8
-"""Characters below which the value of a variable is not masked: it would be taken out of ordinary text."""
+"""Characters; shorter values of variables are not masked, because the mask would spoil ordinary text."""
 
 _ORDINARY = frozenset(
     {
@@ -43,7 +43,7 @@ _ORDINARY = frozenset(
         "username",
     }
 )
-"""Values that some environments hold under such names, and that masking would take out of every sentence."""
+"""Values that some environments hold under secret names; to mask them would spoil ordinary text."""
 _PLACES = ("_FILE", "_PATH", "_DIR")
 _TAGS = re.compile(r"^[\w ,-]+=(?=\w+://)")
 _PART = re.compile(r"([A-Za-z][\w ]*)=([^;]*)")
@@ -52,7 +52,7 @@ _TOKEN_IN_URL = re.compile(r"(?=[^/?&=]*\d)[\w.~+%-]{12,}")
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """What is masked, or not, beyond what the environment says; replaced as a whole when it changes."""
+    """Values, patterns and exceptions beyond those of the environment; replaced as a whole when one changes."""
 
     values: frozenset[str] = frozenset()
     patterns: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ _listeners: list[Callable[[frozenset[str]], None]] = []
 
 
 def listen(listener: Callable[[frozenset[str]], None]) -> Callable[[], None]:
-    """Call the listener with the values that are known, and with those added later, until the returned function is."""
+    """Call the listener with the known values and with later ones; return a function that stops it."""
     _listeners.append(listener)
     if _extra.values:
         listener(_extra.values)
@@ -72,7 +72,7 @@ def listen(listener: Callable[[frozenset[str]], None]) -> Callable[[], None]:
 
 
 def extra() -> Extra:
-    """Return what has been added in this process."""
+    """Return the additions of this process."""
     return _extra
 
 
@@ -87,7 +87,7 @@ def add(values: Iterable[str]) -> None:
 
 
 def learn(texts: Mapping[str, str | None]) -> None:
-    """Mask what the variables of a `.env` file hold that are secret, and follow the patterns that it has."""
+    """Mask the secrets in the variables of a `.env` file, and follow the patterns that the file sets."""
     found = [secret for name, text in texts.items() for secret in of_setting(name, text or "")]
     add(secret for secret in found if len(secret) >= SHORTEST and secret.lower() not in _ORDINARY)
     patterns, allow = (lines(texts.get(name) or "") for name in (PATTERNS_VARIABLE, ALLOW_VARIABLE))
@@ -96,18 +96,18 @@ def learn(texts: Mapping[str, str | None]) -> None:
 
 
 def lines(text: str) -> tuple[str, ...]:
-    """Return the patterns that the text of a variable holds, one on each line."""
+    """Return the patterns in the text of a variable, one on each line."""
     return tuple(line.strip() for line in text.splitlines() if line.strip())
 
 
 def configure(patterns: tuple[str, ...], allow: tuple[str, ...]) -> None:
-    """Set the user's own patterns, and what is no secret though it looks like one."""
+    """Set the user's own patterns, and the patterns of text that only looks like a secret."""
     global _extra
     _extra = Extra(_extra.values, patterns, allow)
 
 
 def of_setting(name: str, text: str) -> Iterator[str]:
-    """Yield the secrets that the variable `name` holds, wherever its text came from: the environment or `.env`."""
+    """Yield the secrets in the variable `name`, whose text comes from the environment or from `.env`."""
     stripped = _unquoted(text)
     if is_secret_variable(name) and not _is_place(name, stripped):
         yield stripped
@@ -120,7 +120,7 @@ def of_setting(name: str, text: str) -> Iterator[str]:
 def of_environment(
     environment: tuple[tuple[str, str], ...], more: frozenset[str]
 ) -> tuple[tuple[str, re.Pattern[str] | None], ...]:
-    """Return the texts to look for, the longest first, and a pattern for each that is a word, to find it whole."""
+    """Return the texts to search for, longest first, each with a pattern if it is a word, to match it as a whole."""
     found = {value for name, text in environment for value in of_setting(name, text)}
     wanted = {value for value in found if len(value) >= SHORTEST and value.lower() not in _ORDINARY} | more
     forms = sorted({form for value in wanted for form in _forms(value)}, key=len, reverse=True)
@@ -128,7 +128,7 @@ def of_environment(
 
 
 def texts_of_environment(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the secret values themselves, in each form, the longest first."""
+    """Return the secret values themselves, in each form, longest first."""
     return tuple(text for text, _ in of_environment(tuple(environment.items()), _extra.values))
 
 
@@ -137,13 +137,13 @@ def _whole(word: str) -> re.Pattern[str]:
 
 
 def _unquoted(text: str) -> str:
-    """Return the text without what surrounds it in files of variables: blanks, line ends, quotes."""
+    """Return the text without the blanks, line ends and quotes that surround it in files of variables."""
     text = text.strip()
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
 
 def _is_place(name: str, value: str) -> bool:
-    """Return whether the value says where a secret is; a key in base64 may begin with a slash, too."""
+    """Return whether the value is the path of a secret, not the secret; a base64 key may begin with a slash, too."""
     try:
         return Path(value).is_absolute() and (name.upper().endswith(_PLACES) or Path(value).exists())
     except (OSError, ValueError):  # longer than any path, or with a NUL
@@ -151,9 +151,9 @@ def _is_place(name: str, value: str) -> bool:
 
 
 def _of_url(word: str, *, has_tokens: bool) -> Iterator[str]:
-    """Yield the password of a URL as it stands there and as it is meant; tags may stand before a URL of alerts.
+    """Yield the password of a URL, as written and decoded; the URL of an alert may have tags before it.
 
-    With `has_tokens` what looks like a token in its path or query is a secret too.
+    With `has_tokens`, the URL itself and what looks like a token in its path or query are secrets too.
     """
     url = _TAGS.sub("", word)
     try:
