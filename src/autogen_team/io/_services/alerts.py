@@ -31,7 +31,7 @@ def _split(value: object) -> object:
 
 
 class AlertsService(Service):
-    """Notifications for people: on the desktop, through remote channels, and on the console if none of them can.
+    """Notifications for people: on the desktop, through remote channels, and on the console as the last resort.
 
     >>> AlertsService(enable=False, app_name="train").notify("done", "model trained")
     [train] done: model trained
@@ -58,7 +58,7 @@ class AlertsService(Service):
         """Check the channels; nothing is sent.
 
         Raises:
-            ConfigurationError: a URL is none that Apprise knows; the message shows it masked.
+            ConfigurationError: Apprise does not know a URL; the message shows it masked.
             MissingExtraError: there are URLs and the extra `alerts` is not installed.
 
         """
@@ -67,12 +67,12 @@ class AlertsService(Service):
                 self._on_stop(self._deliverer().stop)
 
     def stop(self) -> None:
-        """Wait for alerts on their way, at most `flush_timeout` seconds; print those that did not make it."""
+        """Wait for alerts on their way, at most `flush_timeout` seconds; print those that no channel has confirmed."""
         with self._lock:
             found: Delivery | None = getattr(self, "_delivery", None)
             object.__setattr__(self, "_delivery", None)
         super().stop()
-        if found is not None:  # made by an alert from before `start`
+        if found is not None:  # made by an alert that was sent before `start`
             found.stop()
 
     def notify(
@@ -80,12 +80,12 @@ class AlertsService(Service):
     ) -> None:
         """Send an alert; works before `start` too, from any thread, in an event loop and after a fork.
 
-        Waits at most a second, and raises nothing about the delivery: what nobody confirms is printed. In a
-        worker of a job only errors are sent; of the others there may be as many as there are workers, so they are
-        logged.
+        Waits at most a second, and raises nothing about the delivery: an alert that no channel confirms is printed. A
+        worker of a job sends errors only. It logs alerts of other levels, since there may be as many as there are
+        workers.
 
         Raises:
-            ConfigurationError: `level` is none of the four; or, before `start`, a URL is none that Apprise knows.
+            ConfigurationError: `level` is not one of the four; or, before `start`, Apprise does not know a URL.
             MissingExtraError: before `start`, there are URLs and the extra `alerts` is not installed.
 
         """
@@ -103,10 +103,10 @@ class AlertsService(Service):
     def deliver_now(
         self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
     ) -> list[Outcome]:
-        """Send an alert through every channel while the caller waits, at most 15 s, and tell what became of it in each.
+        """Send an alert through every channel while the caller waits, at most 15 s; return the result of each channel.
 
         Raises:
-            ConfigurationError: `level` is none of the four, or a URL is none that Apprise knows.
+            ConfigurationError: `level` is not one of the four, or Apprise does not know a URL.
             MissingExtraError: there are URLs and the extra `alerts` is not installed.
 
         """
@@ -117,8 +117,8 @@ class AlertsService(Service):
     def report_runs(self, when: Literal["failure", "always"]) -> Callable[[], None]:
         """Alert when a run of this process ends, until the returned function is called.
 
-        With `failure` only FAILED and KILLED are told; with `always` FINISHED is too, by rank 0 alone. A run inside
-        another one is the job's own business.
+        With `failure`, only FAILED and KILLED runs are reported. With `always`, FINISHED ones are too, by rank 0 alone.
+        A run inside another run is not reported; it is the job's own business.
         """
         from autogen_team.io._alerts.report import Reporter
 

@@ -17,7 +17,7 @@ Place: TypeAlias = Annotated[str, BeforeValidator(_as_text)]
 """A URI, a path or a name of a stream; given as a text or a `Path`."""
 
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400.0)]
-"""How long to wait; whoever wants to wait for longer than a day has mistaken the unit."""
+"""How long to wait, at most a day; a larger value is taken for a mistake in the unit."""
 
 
 def _lines(value: object) -> object:

@@ -69,7 +69,7 @@ class LoggerService(Service):
     def start(self) -> None:
         """Direct log lines to the sink.
 
-        Handlers that others have added to loguru stay; loguru's own first one is set aside until `stop`.
+        Handlers that the job has added to loguru stay. loguru's own first one is set aside until `stop`.
 
         Raises:
             ConfigurationError: the sink, the level, the format or the rotation cannot be used.
@@ -83,7 +83,7 @@ class LoggerService(Service):
                 self._on_stop(pipeline.start(pipeline.Settings(**fields, state_dir=state_dir())))
 
     def for_worker(self) -> Self:
-        """Return the service with a sink that is the same in every folder; a worker has a file of its own there."""
+        """Return the service with an absolute path as sink; a worker writes to its own file beside it."""
         is_file = self.sink.strip().lower() not in ("stderr", "stdout")
         return self.model_copy(update={"sink": str(Path(self.sink).expanduser().absolute())} if is_file else {})
 
@@ -94,7 +94,7 @@ class LoggerService(Service):
         super().__exit__(kind, error, traceback)
 
     def log_failure(self, error: BaseException | None) -> None:
-        """Log the exception with which a job leaves its block; Python itself shows it on stderr, and only there."""
+        """Log the exception that ends the job; not as text on stderr, where Python itself shows it."""
         is_shown = self.sink.lower() == "stderr" and not self.serialize
         if self.is_started and self.uncaught and isinstance(error, Exception) and not is_shown:
             from autogen_team.io._logs import uncaught
@@ -102,7 +102,7 @@ class LoggerService(Service):
             uncaught.log_failure(error)
 
     def logger(self) -> loguru.Logger:
-        """Return loguru's logger: the one that every module gets by `from loguru import logger`."""
+        """Return loguru's logger, the same one as `from loguru import logger` gives."""
         import loguru
 
         return loguru.logger

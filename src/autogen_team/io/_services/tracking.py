@@ -31,14 +31,14 @@ __all__ = ["MlflowService"]
 
 
 class _CurrentEnv:
-    """`MlflowService.env`: the variables as they are when it is asked for, not as they were at import."""
+    """`MlflowService.env`: the variables at the time of access, not at import."""
 
     def __get__(self, instance: object, owner: type) -> Env:
         return Env()
 
 
 class MlflowService(Service):
-    """MLflow tracking and model registry: plain `mlflow.log_...` and autologging, in runs that tell how they ended.
+    """MLflow tracking and model registry: plain `mlflow.log_...` and autologging, in runs that record how they ended.
 
     >>> service = MlflowService(tracking_uri="sqlite:///docs.db", experiment_name="digits")
     >>> with service, service.run_context(MlflowService.RunConfig(name="train", tags={"fold": 1})) as run:
@@ -48,7 +48,7 @@ class MlflowService(Service):
     """
 
     class RunConfig(BaseModel):
-        """What a run is called and described by."""
+        """The name, description and other properties of a run."""
 
         model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -127,8 +127,8 @@ class MlflowService(Service):
         """Set tracking and registry URI, the experiment and autologging.
 
         Raises:
-            TrackingUnavailableError: the server refuses or does not answer within `connect_timeout` seconds, and `mode`
-                is `online`.
+            TrackingUnavailableError: the server refuses the connection or does not answer within `connect_timeout`
+                seconds, and `mode` is `online`.
             ConfigurationError: the experiment cannot be used, for example because it is deleted.
 
         """
@@ -162,21 +162,23 @@ class MlflowService(Service):
                 object.__setattr__(self, "_lane", started.log_metrics)
 
     def stop(self) -> None:
-        """Deliver what waits in the journal, for at most `flush_timeout` seconds, and give MLflow back as it was."""
+        """Deliver what waits in the journal, for at most `flush_timeout` seconds, and restore MLflow."""
         object.__setattr__(self, "_lane", None)
         super().stop()
 
     @contextmanager
     def run_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
-        """Open a run for the block, and close it with the status that the block deserves.
+        """Open a run for the block, and close it with the status of the block.
 
-        FINISHED after a normal end or `sys.exit(0)`, KILLED after Ctrl-C, SIGTERM, SIGHUP or the cancelling of a task,
-        otherwise FAILED; unless FINISHED, the tag `autogen_team.exception` says why. The exception itself passes
-        through unchanged. While the service runs, SIGTERM and SIGHUP become `SystemExit` with 128 plus their number in
-        the main thread; a handler that the job has installed is called instead, and what it raises ends the run.
+        The status is FINISHED after a normal end or `sys.exit(0)`. It is KILLED after Ctrl-C, SIGTERM, SIGHUP or the
+        cancelling of a task, and otherwise FAILED. Unless it is FINISHED, the tag `autogen_team.exception` says why.
+        The exception itself passes through unchanged.
+
+        While the service runs, SIGTERM and SIGHUP raise `SystemExit` with 128 plus their number in the main thread. If
+        the job has installed a handler, it is called instead, and the exception that it raises ends the run.
 
         Raises:
-            NotStartedError: the service does not run, so the run would go who knows where.
+            NotStartedError: the service does not run, so the run would go to an unknown store.
 
         """
         with self._runs().open_run(**run_config.model_dump()) as run:
@@ -185,8 +187,8 @@ class MlflowService(Service):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log to the active run as `mlflow.log_metrics` does, at a tenth of its cost: fit for every step of a hot loop.
 
-        Values are checked by the same rules and written to the same journal. In a thread that has no run of its own,
-        the run is the job's. `step` is 0 unless given.
+        Values are checked by the same rules and written to the same journal. In a thread without a run of its own, the
+        run is the job's. `step` is 0 unless given.
 
         >>> service = MlflowService(tracking_uri="sqlite:///loop.db")
         >>> with service, service.run_context(MlflowService.RunConfig(name="loop")) as run:
@@ -197,7 +199,7 @@ class MlflowService(Service):
 
         Raises:
             NotStartedError: the service does not run, or no run is open.
-            MlflowException: a value or a key is none that MLflow takes; the others are logged all the same.
+            MlflowException: MLflow does not accept a value or a key; the others are logged all the same.
 
         """
         lane: Callable[[Mapping[str, float], int | None], None] | None = getattr(self, "_lane", None)
@@ -207,15 +209,15 @@ class MlflowService(Service):
 
     @contextmanager
     def host_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
-        """Open a run as `run_context` does, for code that may well open its own: its first run joins this one.
+        """Open a run as `run_context` does, for code that may open runs itself: its first run joins this one.
 
-        Runs that it opens later become children of this one. This is what `autogen-team run` puts around a script.
+        Runs that the code opens later become children of this one. `autogen-team run` puts this around a script.
         """
         with self._runs().host_run(**run_config.model_dump()) as run:
             yield run
 
     def shared_run(self) -> Shared | None:
-        """Return the run that the caller has open, as others need to know it who work for it; None if there is none.
+        """Return the open run of the caller, in the form that workers need to join it; None if there is none.
 
         Raises:
             NotStartedError: the service does not run.
@@ -227,23 +229,26 @@ class MlflowService(Service):
         return joining.shared_run(self.stores()[0], state_dir())
 
     def for_worker(self) -> Self:
-        """Return the service with the stores that are in use here, which need not be asked for again."""
+        """Return the service with the stores in use here, so that a worker need not check them again."""
         tracking_uri, registry_uri = self.stores()
         stores = {"tracking_uri": tracking_uri, "registry_uri": registry_uri, "mode": "online"}
         return self.model_copy(update=stores)
 
     def begin_work(self, run: Shared) -> None:
-        """Let the next `start` set up what is known from the run of another process, without asking for it."""
+        """Make the next `start` use the store and experiment of this run without asking the server for them."""
         object.__setattr__(self, "_works_for", run)
 
     def find_shared_run(self, tags: Mapping[str, str], *, since: float, place_tag: str) -> Shared | None:
-        """Return the newest open run with these tags, begun after `since` (seconds since 1970); None if there is none.
+        """Return the newest open run with these tags, begun after `since`; None if there is none.
 
-        `place_tag` is the one that holds what `place` says where the run was opened.
+        Args:
+            tags: the tags of the run.
+            since: seconds since 1970.
+            place_tag: the tag of the run that holds the `place` where it was opened.
 
         Raises:
             NotStartedError: the service does not run.
-            Exception: whatever the store has to say.
+            Exception: any error of the store.
 
         """
         self._runs()
@@ -252,7 +257,7 @@ class MlflowService(Service):
         return joining.find(tags, since, place_tag)
 
     def place(self) -> str:
-        """Return where logs of runs are kept here, as other processes compare it with theirs."""
+        """Return `host:state_dir`; processes with equal values share the logs of runs."""
         from autogen_team.io._tracking import joining
 
         return joining.place(state_dir())
@@ -261,10 +266,10 @@ class MlflowService(Service):
     def work_for(
         self, run: Shared, child: RunConfig | None = None, *, failure_tag: str | None = None
     ) -> Generator[mlflow.ActiveRun, None, None]:
-        """Let this thread log to a run that another process has open, or to a child of it that is made for the block.
+        """Make this thread log to a run that another process has open, or to a child of it for the block.
 
-        The run stays open; the child is closed as `run_context` closes one. With `failure_tag` a failure is told like
-        that of a run: in a tag of this name of the run that stays open, and by an alert.
+        The run stays open; the child is closed as `run_context` closes one. With `failure_tag`, a failure is reported
+        by an alert, and by a tag of this name on the run that stays open.
 
         Raises:
             NotStartedError: the service does not run.
@@ -281,15 +286,17 @@ class MlflowService(Service):
                     yield opened
 
     def contribute_log(self, run: Shared) -> AbstractContextManager[None]:
-        """Let what this process logs inside the block be part of the log of a run that another one has open."""
+        """Add what this process logs inside the block to the log of a run that another process has open."""
         from autogen_team.io._tracking import joining
 
         return joining.contribute_log(run, state_dir())
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the store has what was logged up to now, at most `timeout` seconds (`flush_timeout` if None).
+        """Wait until the store has everything logged so far, at most `timeout` seconds (`flush_timeout` if None).
 
-        Tells whether it has. A store that is out of reach is not waited for; what was logged stays in the journal.
+        Returns:
+            Whether the store has it. A store that is out of reach is not waited for; the data stays in the journal.
+
         """
         if not (self.is_started and self.durable):
             return True
@@ -306,22 +313,22 @@ class MlflowService(Service):
 
     @property
     def active_run(self) -> mlflow.ActiveRun | None:
-        """The innermost open run of this thread, by whomever it was opened."""
+        """The innermost open run of this thread, no matter which code opened it."""
         from autogen_team.io._tracking import session
 
         return session.active_run()
 
     def link(self, experiment_id: str, run_id: str) -> str | None:
-        """Return the page of a run on the tracking server; None for a store that is not one, or for an offline run."""
+        """Return the URL of a run on the tracking server; None for a store without a server, or for an offline run."""
         from autogen_team.io._tracking import links
 
         return links.of_run(self.stores()[0], experiment_id, run_id)
 
     def recover(self, hosts: Collection[str] = ()) -> Iterator[tuple[Found, Recovered]]:
-        """Deliver what dead processes of this machine have left in their journals, and close their runs as KILLED.
+        """Deliver the journals that dead processes of this machine have left, and close their runs as KILLED.
 
-        Yields each journal with what has become of it. The journal of a living process is never touched. `hosts` names
-        other machines that share the state folder and are gone for good, such as pods.
+        Yields each journal with its result. The journal of a living process is never touched. `hosts` names other
+        machines that share the state folder and are gone for good, such as pods.
         """
         from autogen_team.io._tracking import recovery, session
 
@@ -336,11 +343,11 @@ class MlflowService(Service):
         delete: bool = False,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> Iterator[Copied]:
-        """Copy the runs of another store to this service's, each once, and tell what became of it.
+        """Copy the runs of another store to this service's store, each once, and yield the result of each.
 
-        `source` is a SQLite database or a folder of MLflow's. Metrics come with their history, and parameters, tags,
-        datasets, artifacts, models, nesting and times are kept. With `dry_run` nothing is written, with `delete` what
-        has been copied completely is deleted in the source. Nothing happens before the first result is asked for.
+        `source` is a SQLite database or a folder of MLflow's. Metrics come with their history. Parameters, tags,
+        datasets, artifacts, models, nesting and times are kept. With `dry_run`, nothing is written. With `delete`, a
+        run that was copied completely is deleted in the source. Nothing happens before the first result is requested.
 
         Raises:
             ConfigurationError: the source does not exist, or is the store itself.
@@ -357,15 +364,15 @@ class MlflowService(Service):
     def client(self) -> MlflowClient:
         """Return a client for this service's stores; works whether the service runs or not.
 
-        The path of a SQLite file is that of the folder in which the service was started last, or else of this one; when
-        it was started offline, the client is for the store of offline runs.
+        The relative path of a SQLite file belongs to the folder where the service was last started, otherwise to the
+        current folder. After an offline start, the client is for the store of offline runs.
         """
         from autogen_team.io._tracking import session
 
         return session.client(*self.stores())
 
     def stores(self) -> tuple[str, str]:
-        """Return the tracking and the registry URI in use: those of offline runs, if that is how it was started."""
+        """Return the tracking and the registry URI in use: those of offline runs after an offline start."""
         from autogen_team.io._tracking import session
 
         stores: tuple[str, str] | None = getattr(self, "_stores", None)
