@@ -1,6 +1,7 @@
-"""Work that may take for ever, given a certain time.
+"""Run work that may never end, within a given time.
 
-Timeouts of sockets do not bound anything, for a server that sends a byte now and then outwits them; nor do retries.
+Timeouts of sockets do not bound anything, because a server that sends a byte now and then outlasts them. Neither do
+retries.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ Result = TypeVar("Result")
 
 
 def within(seconds: float, work: Callable[[], Result], *, name: str) -> Result:
-    """Return what `work` returns, or raise what it raises; it runs on a thread of its own, called `name`.
+    """Return what `work` returns, or raise what it raises; `work` runs on its own thread, called `name`.
 
     Raises:
         TimeoutError: it took longer. The thread is left behind, and does not keep the process alive.
@@ -31,7 +32,7 @@ def within(seconds: float, work: Callable[[], Result], *, name: str) -> Result:
     thread = threading.Thread(target=run, name=name, daemon=True)
     try:
         thread.start()
-    except RuntimeError:  # no thread can be started any more: the interpreter is going down
+    except RuntimeError:  # no thread can be started any more: the interpreter is shutting down
         return work()
     thread.join(min(seconds, threading.TIMEOUT_MAX))
     if errors:

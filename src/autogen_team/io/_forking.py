@@ -1,4 +1,4 @@
-"""What a forked child needs its own of: locks, threads, queues, and what modules remember."""
+"""Reset the state that a forked child must not share: locks, threads, queues, and what modules remember."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def call_in_child(function: Callable[[], None]) -> None:
 
 
 class Forkable(Protocol):
-    """An object that can start afresh."""
+    """An object that can start afresh in a forked child."""
 
     def after_fork(self) -> None:
-        """Start afresh; called in the child, before anything else runs in it."""
+        """Reset the object; called in the child, before anything else runs there."""
 
 
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
 def start_afresh_after_fork(it: Forkable) -> None:
-    """Call `it.after_fork` in every child that this process forks, for as long as `it` is alive."""
+    """Call `it.after_fork` in every child that this process forks, as long as `it` is alive."""
     _forkables.add(it)
 
 
@@ -40,19 +40,19 @@ call_in_child(_start_all_afresh)
 
 
 class ForkSafeLock:
-    """A reentrant lock of which a forked child has its own, since nobody there releases what other threads held."""
+    """A reentrant lock that is new in a forked child, where no thread would release what the parent held."""
 
     def __init__(self) -> None:
         self.after_fork()
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Be free."""
+        """Make a new, free lock."""
         self._lock = threading.RLock()
 
     def __enter__(self) -> None:
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
-        with suppress(RuntimeError):  # the block was entered by the parent
+        with suppress(RuntimeError):  # the parent entered the block
             self._lock.release()

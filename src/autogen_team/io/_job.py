@@ -1,7 +1,7 @@
-"""What the engines tell each other about the job's runs, without knowing each other.
+"""Run events and facts that the engines exchange without knowing each other.
 
-Tracking publishes: a run has started, is ending, has ended, and which run and span this very line of code belongs to.
-Logs and alerts listen. A listener that fails is reported and skipped: it never harms the job, nor the next listener.
+Tracking publishes that a run has started, is ending or has ended, and which run and span a line of code belongs to.
+Logs and alerts listen. A listener that fails is reported and skipped. It never harms the job or the next listener.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ _worker: str | None = None
 
 
 def process_name(pid: int | None = None) -> str:
-    """Return what tells a process, by default this one, from all others, fit for the name of a file: `<host>-<pid>`."""
+    """Return a unique name of a process, by default this one, fit for a file name: `<host>-<pid>`."""
     return f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{os.getpid() if pid is None else pid}"
 
 
 def become_worker() -> None:
-    """Note that this process works for the job of another one, as `worker` of which it is known from now on."""
+    """Mark this process as a worker of another process's job; `worker` returns its name from now on."""
     global _worker
     _worker = process_name()
 
 
 def worker() -> str | None:
-    """Return what this process is called among the workers of its job; None in the process of the job itself.
+    """Return the name of this process among the workers of its job; None in the process of the job itself.
 
-    A process that a worker forks is a worker only once it says so itself.
+    A process that a worker forks is a worker only after it calls `become_worker` itself.
     """
     return _worker if _worker is not None and _worker.endswith(f"-{os.getpid()}") else None
 
 
 def forget_worker() -> None:
-    """Let this process be as it was before `become_worker`."""
+    """Undo `become_worker`."""
     global _worker
     _worker = None
 
 
 def rank() -> int | None:
-    """Return which of the processes this is that a launcher such as torchrun has started; None if it is one alone."""
+    """Return the rank that a launcher such as torchrun gave to this process; None without one, or if it is alone."""
     text, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     return int(text) if text.isdecimal() and size != "1" else None
 
@@ -70,7 +70,7 @@ _failure: ContextVar[BaseException | None] = ContextVar("autogen_team_failure", 
 
 @contextmanager
 def leaving_by(error: BaseException | None) -> Iterator[None]:
-    """Note that the services that stop inside the block do so because of this exception."""
+    """Note that services that stop inside the block stop because of this exception."""
     token = _failure.set(error)
     try:
         yield
@@ -79,12 +79,12 @@ def leaving_by(error: BaseException | None) -> Iterator[None]:
 
 
 def failure() -> BaseException | None:
-    """Return the exception because of which a service stops; None if it stops for another reason."""
+    """Return the exception that makes a service stop; None if it stops for another reason."""
     return _failure.get()
 
 
 def log_folder(state: Path, run_id: str) -> Path:
-    """Return where the log of a run is kept until it has arrived among the artifacts."""
+    """Return the folder of a run's log on disk, used until the log has arrived among the artifacts."""
     return state / "logs" / run_id
 
 
@@ -96,13 +96,13 @@ class Run:
     name: str
     experiment: str
     link: str | None
-    """Where a person can look at it: the page of a server, None for a local store."""
+    """The URL of its page on a server; None for a local store."""
     attach: Callable[[Path, str], None]
-    """Copy a local file into the run's artifacts, into the folder named second; blocks, and raises on failure."""
+    """Copy a local file into the run's artifacts, into the folder given second; blocks, and raises on failure."""
     parent_id: str | None = None
-    """The run that this one is nested in; None for the run of a whole job."""
+    """The run that contains this one; None for the run of a whole job."""
     is_outermost: bool = True
-    """Whether this process has opened no other run around it; a worker's may well have a parent in another process."""
+    """Whether this process has opened no run around this one; a worker's run may have a parent in another process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,28 +118,28 @@ class End:
 
 
 class Listener:
-    """Whoever wants to know about runs; called on the job's own thread, so be quick and bounded.
+    """Observer of run events. Callbacks run on the job's thread and must be fast and bounded.
 
-    A subclass has what it wants to know; the rest does nothing.
+    A subclass overrides the callbacks that it needs; the others do nothing.
     """
 
     def run_started(self, run: Run) -> None:
-        """Take note that the run is open."""
+        """Handle the start of a run."""
 
     def run_ending(self, run: Run, end: End) -> None:
-        """Use the last chance to attach something before the run is closed."""
+        """Handle the end of a run before it is closed: the last chance to attach something."""
 
     def run_ended(self, run: Run, end: End) -> None:
-        """Take note that the run is closed."""
+        """Handle the end of a run after it is closed."""
 
     def run_joined(self, run: Run, *, brings_log: bool) -> None:
-        """Take note that this process works for a run that another one has opened, and closes.
+        """Handle that this process works for a run that another process has opened and will close.
 
-        With `brings_log` this process has to bring its own log to the run, because the other one cannot see it.
+        With `brings_log`, this process must upload its own log, because the other process cannot see it.
         """
 
     def run_left(self, run: Run) -> None:
-        """Take note that this process has done its work for the run."""
+        """Handle that this process has finished its work for the run."""
 
 
 def _no_facts() -> Facts:
@@ -150,11 +150,11 @@ _lock = ForkSafeLock()
 _listeners: tuple[Listener, ...] = ()
 _sources: dict[object, Callable[[], Facts]] = {}
 _source: Callable[[], Facts] = _no_facts
-"""The latest of them."""
+"""The latest source."""
 
 
 def subscribe(listener: Listener) -> Undo:
-    """Tell `listener` of every run from now on; the returned function stops that."""
+    """Tell `listener` about every run from now on; return a function that stops it."""
     global _listeners
     with _lock:
         _listeners = (*_listeners, listener)
@@ -203,14 +203,14 @@ def _tell(moment: str, run: Run, *end: End, **how: bool) -> None:
 def facts() -> Facts:
     """Return which run and span the calling line belongs to.
 
-    Some of ``run_id``, ``run_name``, ``experiment``, ``trace_id`` and ``span_id``; empty when there is no run. Called
-    for every log record, so a source must cost a microsecond or two, and it must not raise.
+    The keys are some of ``run_id``, ``run_name``, ``experiment``, ``trace_id`` and ``span_id``; empty without a run.
+    Called for every log record, so a source must cost a microsecond or two, and must not raise.
     """
     return _source()
 
 
 def set_source(source: Callable[[], Facts]) -> Undo:
-    """Let `source` answer for `facts` until the returned function is called; of several, the latest answers."""
+    """Use `source` for `facts` until the returned function is called; the latest of several sources counts."""
     global _source
     key = object()
     with _lock:

@@ -1,4 +1,4 @@
-"""The logger by which we report our own faults: in force however the job configures logging."""
+"""The logger for our own faults, which stays enabled however the job configures logging."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ NAME = "autogen_team"
 
 
 def keep_enabled() -> None:
-    """Make the logger `autogen_team` one that cannot be disabled; its level and its handlers are the job's to set.
+    """Make the logger `autogen_team` impossible to disable; the job still sets its level and handlers.
 
-    `logging.config.dictConfig` and `fileConfig` disable each logger that they do not name, unless they are told not to.
-    A full disk or an alert that fails would be reported no more.
+    `logging.config.dictConfig` and `fileConfig` disable each logger that they do not name, unless told otherwise. Then
+    a full disk or a failed alert would not be reported any more.
     """
     logger = logging.getLogger(NAME)
     kind = type(logger)

@@ -1,4 +1,4 @@
-"""What every service is: configuration that starts, and gives back what it has changed when it stops."""
+"""The base of every service: configuration that starts, and restores on stop what it has changed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 _report = logging.getLogger("autogen_team")
 _locks: dict[type, threading.RLock] = {}
-call_in_child(_locks.clear)  # nobody there would release what another thread of the parent held
+call_in_child(_locks.clear)  # no thread of the child would release what another thread of the parent held
 
 
 class Service(ABC, Settings):
-    """Something that a job starts before its work and stops after it.
+    """A part of a job that starts before its work and stops after it.
 
     A service is a value: equal to another with the same fields; pickled, copied and sent to a worker as its fields.
-    Whether it runs is no part of that value, so a copy of a running service does not run. Starting twice does nothing,
-    nor does stopping what does not run. `stop` undoes exactly what `start` did, and a failed `start` leaves the process
-    as it was.
+    Whether it runs is not part of that value, so a copy of a running service does not run. A second start does nothing,
+    and neither does a stop of a service that does not run. `stop` undoes exactly what `start` did. A failed `start`
+    leaves the process as it was.
 
     >>> from autogen_team.io.services import LoggerService
     >>> with LoggerService(sink="stdout", format="{level} {message}") as service:
@@ -54,15 +54,16 @@ class Service(ABC, Settings):
 
     @classmethod
     def variables(cls) -> dict[str, str]:
-        """Return the variable of each field that has one; without a `variable_prefix` those that are named, if any.
+        """Return the variable of each field that has one.
 
-        Else the field `path` of somebody's service would be read from PATH.
+        Without a `variable_prefix`, only fields with a `Variable` annotation have one. Otherwise the field `path` of a
+        user's service would be read from PATH.
         """
         found = super().variables()
         return found if cls.variable_prefix else {name: one for name, one in found.items() if one != name.upper()}
 
     def for_worker(self) -> Self:
-        """Return the service as a worker of this job is to start it."""
+        """Return the service in the form that a worker of this job starts."""
         return self.model_copy()
 
     @property
@@ -82,9 +83,9 @@ class Service(ABC, Settings):
 
     @property
     def _lock(self) -> threading.RLock:
-        # One for each class of services, so that an alert does not wait for a server that tracking waits for.
+        # One lock for each class of services, so that an alert does not wait for the server that tracking waits for.
         return _locks.setdefault(type(self), threading.RLock())
 
     def _on_stop(self, undo: Callable[[], None] | None) -> None:
-        """Note what `stop` has to do; having noted something is what makes a service a started one."""
+        """Note what `stop` has to undo; a service counts as started while something is noted."""
         object.__setattr__(self, "_undo", undo)

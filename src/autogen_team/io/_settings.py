@@ -1,7 +1,11 @@
 """Settings read from arguments, the environment and `.env`, in that order of precedence.
 
-pydantic-settings does the reading; here is what it leaves open: one documented variable per field, errors that name the
-variable and what it may be, where each value came from, and a word about variables that look like ours but are not.
+pydantic-settings does the reading. This module adds:
+
+- one documented variable per field,
+- errors that name the variable and its possible values,
+- the source of each value,
+- a warning about variables that look like ours but are not.
 """
 
 from __future__ import annotations
@@ -40,40 +44,40 @@ if TYPE_CHECKING:
 PREFIX = "AUTOGEN_TEAM_"
 STATE_DIR = PREFIX + "STATE_DIR"
 _PATTERNS = {f"{PREFIX}REDACT_PATTERNS", f"{PREFIX}REDACT_ALLOW"}
-"""Variables of a context that masking in each service follows, so each service refuses what cannot be followed."""
+"""Variables of a context that the masking in each service follows, so each service refuses unusable patterns."""
 
 Source: TypeAlias = Literal["argument", "environment", ".env", "default"]
 
 _MACHINERY = ("autogen_team.", "pydantic")
 OF_RUN = frozenset(f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT", "SYSTEM_METRICS"))
-"""The variables of the options of `autogen-team run` that are no settings of a service."""
+"""The variables for options of `autogen-team run` that are not settings of a service."""
 WORKER_OF = PREFIX + "WORKER_OF"
-"""The variable that makes a process a worker: which run it works for."""
+"""The variable that makes a process a worker, and names the run that it works for."""
 _OF_OTHERS = frozenset(
     f"{PREFIX}{name}" for name in ("ALERT_ON", "ALERT_TITLE", "ALERT_MESSAGE", "REDACT_PATTERNS", "REDACT_ALLOW")
 )
-"""Settings of the context, which need not be loaded, and what a command that sends an alert is given."""
+"""Settings of the context, which need not be loaded, and the variables passed to a command that sends an alert."""
 _variables = {STATE_DIR, WORKER_OF, SUPERVISED, *OF_RUN, *_OF_OTHERS}
-"""Every variable that some class of settings reads."""
+"""Every variable that a class of settings reads."""
 _prefixes: set[str] = set()
-"""What the variables of each class begin with."""
+"""The prefix of each class's variables."""
 _LIKE_OURS = "AUTO"
 _SIMILAR = 0.8
-"""How alike, as `difflib` counts, a variable must be to one of ours to be taken for a misspelt one."""
+"""The least similarity to one of our variables, as `difflib` counts, of a variable taken for a misspelling."""
 _reported: set[str] = set()
-"""Every variable that nothing reads, and that somebody has been told of."""
+"""Unknown variables for which a warning has been issued."""
 
 
 @dataclass(frozen=True, slots=True)
 class Variable:
-    """Annotation of a field whose variable is not made of its class's prefix and its own name."""
+    """Annotation of a field whose variable differs from the class's prefix plus the field's name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One field, as a person wants to see it."""
+    """One field, for display."""
 
     name: str
     """`level`; in the settings of a context, `logger.level`."""
@@ -85,7 +89,7 @@ class Setting:
 
 
 class Settings(BaseSettings):
-    """Immutable settings: an unknown field is refused and a bad value is a `ConfigurationError`."""
+    """Immutable settings: an unknown field is refused, and a bad value is a `ConfigurationError`."""
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         frozen=True,
@@ -131,7 +135,7 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic-settings'
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Let pydantic-settings read both places, and look up our own names in them."""
+        """Leave reading the environment and `.env` to pydantic-settings, and look up our own names in both."""
         return (
             init_settings,
             _Place(settings_cls, env_settings),
@@ -151,7 +155,7 @@ class Settings(BaseSettings):
         }
 
     def settings(self) -> list[Setting]:
-        """Return each field that has a variable, with its value and where that came from."""
+        """Return each field that has a variable, with its value and the source of the value."""
         cls = type(self)
         found, texts = _found(cls), descriptions(cls)
         return [
@@ -160,7 +164,7 @@ class Settings(BaseSettings):
         ]
 
     def source(self, name: str) -> Source:
-        """Return where the value of a field came from."""
+        """Return the source of a field's value."""
         return self._source(name, _found(type(self)))
 
     def _source(self, name: str, found: Mapping[str, tuple[Source, str]]) -> Source:
@@ -170,10 +174,11 @@ class Settings(BaseSettings):
         return found[variable][0] if variable in found else "default"
 
     def environment(self) -> dict[str, str]:
-        """Return the variables by which another process that inherits this environment gets the same settings.
+        """Return the variables that give the same settings to a process that inherits this environment.
 
-        Those whose fields are as they would be without are left out, and secrets: an environment is shown in too many
-        places. Who has put a secret into the environment finds it in that of the child.
+        Variables are left out if their fields would have the same value without them. Secrets are left out too, since
+        an environment is shown in too many places. A secret that is already in the environment is inherited by the
+        child anyway.
         """
         cls = type(self)
         found = _found(cls)
@@ -195,16 +200,16 @@ class Settings(BaseSettings):
 
 @cache
 def descriptions(cls: type[BaseModel]) -> Mapping[str, str]:
-    """Return what the source says below each field of a class and its bases.
+    """Return the text below each field in the source of a class and its bases.
 
-    Pydantic's `use_attribute_docstrings` reads the source of each class at each import, in 37 ms for our services. Few
-    processes ask for it, so it is read when the first one asks.
+    Pydantic's `use_attribute_docstrings` reads the source of each class at each import, which takes 37 ms for our
+    services. Few processes need the texts, so the source is read at the first call.
     """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not issubclass(base, BaseModel) or base in (BaseModel, BaseSettings):
             continue
-        with suppress(OSError, TypeError, SyntaxError):  # typed at a prompt, or with a text at the margin
+        with suppress(OSError, TypeError, SyntaxError):  # typed at a prompt, or with text at the left margin
             (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
             assert isinstance(definition, ast.ClassDef)
             for field, text in pairwise(definition.body):
@@ -215,7 +220,7 @@ def descriptions(cls: type[BaseModel]) -> Mapping[str, str]:
 
 
 def _as_text(value: object) -> str | None:
-    """Return what a variable has to say for a field to have this value; None for a secret."""
+    """Return the text of a variable that gives a field this value; None for a secret."""
     if isinstance(value, tuple):
         texts = [_as_text(item) for item in value]
         return None if None in texts else "\n".join(filter(None, texts))
@@ -226,7 +231,7 @@ def _as_text(value: object) -> str | None:
 
 def show(name: str, value: object) -> str:
     """Return the value of the field or variable `name` as text for people, secrets masked."""
-    # Its patterns take some 6 ms to compile, which importing the services need not wait for.
+    # The patterns take some 6 ms to compile, and an import of the services should not wait for that.
     from autogen_team.io._redact import MASK, is_secret_name, mask
 
     if isinstance(value, tuple):
@@ -243,7 +248,7 @@ def state_dir() -> Path:
 
 
 def state_dir_setting() -> Setting:
-    """Return where that folder is and why; it belongs to no service."""
+    """Return the setting of the state folder, which belongs to no service."""
     place, text = _found(Settings).get(STATE_DIR, ("default", ""))
     if text:
         path = Path(text).expanduser().absolute()
@@ -261,9 +266,9 @@ def state_dir_setting() -> Setting:
 
 
 def warn_of_strangers(prefix: str) -> None:
-    """Warn, once in a process, of each variable that nothing reads, with the nearest that is read.
+    """Warn, once in a process, about each unknown variable, and suggest the nearest known one.
 
-    These are all variables with `prefix`, and those that look like ours and begin as the variables of no class do.
+    Unknown variables are those with `prefix`, and those that look like ours without the prefix of any class.
     """
     known = sorted(name for name in _variables if name.startswith(PREFIX))
     for variable, (place, _) in _found(Settings).items():
@@ -271,7 +276,7 @@ def warn_of_strangers(prefix: str) -> None:
             continue
         is_own = variable.startswith(prefix)
         if not is_own and variable.startswith(tuple(_prefixes)):
-            continue  # for the service that it is meant for to report
+            continue  # reported by the service that it is meant for
         least = 0.0 if is_own else _SIMILAR
         near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=least)
         if near:
@@ -282,14 +287,14 @@ def warn_of_strangers(prefix: str) -> None:
 
 def _frames_of_machinery() -> int:
     """Return the stack level, as `warnings.warn` counts, of the code that made the service."""
-    frame, level = sys._getframe(1), 1  # noqa: SLF001 - what warnings do themselves
+    frame, level = sys._getframe(1), 1  # noqa: SLF001 - as the module `warnings` does itself
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_MACHINERY):
         frame, level = frame.f_back, level + 1
     return level
 
 
 class _Place(PydanticBaseSettingsSource):
-    """The environment or `.env`, as read by pydantic-settings, seen through the variables of one class."""
+    """The environment or `.env`, as read by pydantic-settings, reduced to the variables of one class."""
 
     def __init__(
         self, settings_cls: type[BaseSettings], source: PydanticBaseSettingsSource, *, has_secrets: bool = False
@@ -300,7 +305,7 @@ class _Place(PydanticBaseSettingsSource):
             from autogen_team.io import _redact
 
             _redact.check(variable, self._texts[variable] or "")
-        if has_secrets and self._texts:  # the environment is looked into by the redactor itself
+        if has_secrets and self._texts:  # the redactor reads the environment itself
             from autogen_team.io._redact import values
 
             values.learn(self._texts)
@@ -312,18 +317,18 @@ class _Place(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Return the texts found, for pydantic to convert."""
         found = {name: self._texts.get(variable) for name, variable in self._variables.items()}
-        # A name alone in `.env`, without a sign of equality, has no text: it says as little as an empty one.
+        # A name in `.env` without an equals sign has no text, and counts like an empty value.
         return {name: none_or_text(self.settings_cls, name, text) for name, text in found.items() if text is not None}
 
 
 def none_or_text(cls: type[BaseSettings], name: str, text: str) -> str | None:
-    """Return None for the word ``none`` where the field takes None; elsewhere it is a word like any other."""
+    """Return None for the word ``none`` where the field takes None; elsewhere the word stays text."""
     takes_none = NoneType in get_args(cls.model_fields[name].annotation)
     return None if takes_none and text.lower() == "none" else text
 
 
 def _found(cls: type[Settings]) -> dict[str, tuple[Source, str]]:
-    """Return place and text of every variable there is now, ours or not, the environment before `.env`."""
+    """Return the place and text of every variable there is now, known or not; the environment beats `.env`."""
     try:
         dotenv = DotEnvSettingsSource(cls).env_vars
     except UnicodeDecodeError as error:
@@ -362,7 +367,7 @@ def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str
 
 
 def _shown(cls: type[Settings], name: str, value: object) -> str:
-    """Return a value that was not accepted, so that is not of the field's own type yet."""
+    """Return a refused value, which need not have the field's own type, with secrets masked."""
     field = cls.model_fields.get(name)
     if field is not None and SecretStr.__name__ in str(field.annotation):
         value = SecretStr("")

@@ -1,8 +1,8 @@
 """Write to standard output and standard error past their buffers.
 
-What a full disk or a closed pipe refuses would stay in the buffer of the stream. Python writes it once more when it
-exits, and exits with status 120 if that fails, so a line of ours would change how the job ends. A buffer also refuses
-a signal handler that interrupts a write.
+Text that a full disk or a closed pipe refuses would stay in the buffer of the stream. Python writes it again at exit,
+and exits with status 120 if that fails. So a line of ours would change how the job ends. A buffer also refuses a signal
+handler that interrupts a write.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from contextlib import suppress
 from typing import TextIO
 
 SUPERVISED = "AUTOGEN_TEAM_SUPERVISED"
-"""The variable of a job under `autogen-team run`, and of what the job starts: stdout is for the output of the job."""
+"""The variable of a job under `autogen-team run`, and of its child processes: stdout is for the job's output."""
 _PATIENCE = 5.0
 """Seconds that the reader of a non-blocking stream may take to make room."""
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write the text and flush it, after whatever the job has written to the stream.
+    """Write the text and flush it, after the text that the job has written to the stream.
 
     A stream that stands in for a standard one, such as a notebook's or a progress bar's, gets the text by its own
-    method. What the encoding of the stream cannot express is written as escapes.
+    method. Characters that the encoding of the stream cannot express are written as escapes.
 
     Raises:
         OSError: the stream did not take all of the text; no part of it is left in the buffer.
@@ -47,7 +47,7 @@ def write(stream: TextIO, text: str) -> None:
 
 
 def _descriptor(stream: TextIO) -> int | None:
-    """Return the descriptor of a standard stream of the process; None for anything else."""
+    """Return the descriptor of a standard stream of the process; None for any other stream."""
     if (stream is not sys.__stdout__ and stream is not sys.__stderr__) or os.name != "posix":
         return None
     try:

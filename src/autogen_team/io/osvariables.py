@@ -1,4 +1,4 @@
-"""The variables of the operating system that MLflow itself knows, with this library's defaults."""
+"""The environment variables that MLflow itself knows, with this library's defaults."""
 
 from __future__ import annotations
 
