@@ -5,7 +5,7 @@
     with GlobalContext() as context, context.run("train"):
         context.logger.info("started")
 
-The names below are loaded when they are first used, so that importing the package costs next to nothing.
+The names below are loaded at their first use, so importing the package costs next to nothing.
 """
 
 from __future__ import annotations

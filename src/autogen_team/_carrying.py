@@ -1,9 +1,9 @@
-"""How a context gets into the workers of a job: what travels, and what a process does with it that it reaches.
+"""Carry a context into the workers of a job: the form that is pickled, and the start and end in the worker process.
 
-A context is captured with the run that is open at that moment. Where it arrives it is started once, and kept: what each
-call does is to join that run, or to open a child of it, and to wait until the store has what was logged. In the process
-that it was captured in, in threads, there is nothing to start. The context of a worker stops when its process exits, or
-when an engine says that the process works for the job no more.
+A context is captured with the run that is open at that moment. A worker process starts it once and keeps it. Each call
+then joins that run, or opens a child of it, and waits until the store has what was logged. In the process that captured
+the context, in threads, nothing needs to start. The context of a worker stops when its process exits, or when an engine
+reports that the process no longer works for the job.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _RUN_CONTEXT = "MLFLOW_RUN_CONTEXT"
-"""MLflow's own variable: tags that every run gets which a process opens."""
+"""MLflow's own variable: tags for every run that a process opens."""
 _PARENT_TAG = "mlflow.parentRunId"
 
 _report = logging.getLogger("autogen_team")
@@ -46,18 +46,18 @@ _report = logging.getLogger("autogen_team")
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """A context on its way to a worker."""
+    """A context in the form that travels to a worker."""
 
     context: GlobalContext
-    """As a worker is to start it."""
+    """The context for the worker to start."""
     run: Shared | None
-    """The run that was open when it was captured."""
+    """The run that was open when the context was captured."""
     child: RunConfig | None
-    """What to make a child run of; None to log to the run itself."""
+    """The configuration of a child run to open; None to log to the run itself."""
 
 
 class _Carrier:
-    """Whatever brings a context along; in the process that it was made in it knows the very one that runs there."""
+    """Base of the objects that carry a context; in the process that made one, it uses the running context itself."""
 
     def __init__(self, context: GlobalContext, child: RunConfig | None) -> None:
         if not context.is_started:
@@ -71,22 +71,22 @@ class _Carrier:
 
     @property
     def _running(self) -> GlobalContext | None:
-        """The context that was captured, if this is its process; a forked child is another one.
+        """The captured context, if this is the process that captured it; None elsewhere, even in a forked child.
 
         Raises:
-            NotStartedError: this is its process, and the context is gone.
+            NotStartedError: this is that process, and the context is gone.
 
         """
         process = _Process.here()
         if self._home != process.token:
             return None
-        context = process.captured.get(self._key)  # by a key: engines with threads pickle what they send, too
+        context = process.captured.get(self._key)  # by a key, since engines with threads pickle what they send, too
         if context is None:
             raise NotStartedError("the GlobalContext does not run any more: wait for its workers before it stops")
         return context
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the running context where it is; a run that has been opened meanwhile is the one to join."""
+        """Leave the running context out; if no run was open at the capture, take the run that is open now."""
         context, carried = _Process.here().captured.get(self._key), self._carried
         if carried.run is None and context is not None and context.is_started:
             carried = Carried(carried.context, context.mlflow_service.shared_run(), carried.child)
@@ -94,7 +94,7 @@ class _Carrier:
 
 
 class Bound(_Carrier, Generic[Parameters, Result]):
-    """A function that is called inside of a context, wherever that is; it can be pickled if the function can."""
+    """A function to call inside a context, in any process; it can be pickled if the function can."""
 
     __wrapped__: Callable[Parameters, Result]
 
@@ -164,20 +164,20 @@ class Bound(_Carrier, Generic[Parameters, Result]):
 
 
 class Initializer(_Carrier):
-    """Puts a worker process inside of a context until it exits; can be pickled, and takes no arguments."""
+    """Puts a worker process inside a context until it exits; can be pickled, and takes no arguments."""
 
     def __call__(self) -> None:
         """Start the context, unless this process has it already."""
         self.enter()
 
     def enter(self) -> Callable[[], None]:
-        """Do the same, and return what leaves again once the store has what was logged; in the job itself, nothing."""
+        """Enter the context and return a callable that flushes and leaves it; a no-op in the job's own process."""
         return (lambda: None) if self._running is not None else _Process.here().stay(self._carried)
 
 
 @contextmanager
 def _run_of(service: MlflowService, run: Shared | None, child: RunConfig | None) -> Iterator[None]:
-    """Have the run open, or the child; a child of a worker says which one."""
+    """Open the run, or the child, for the block; a child names its worker in a tag."""
     worker = _job.worker()
     if child is not None and worker is not None:
         tags = {_job.WORKER_TAG: worker, **(child.tags or {})}
@@ -194,7 +194,7 @@ def _run_of(service: MlflowService, run: Shared | None, child: RunConfig | None)
 
 @dataclass(slots=True)
 class _Log:
-    """What this process contributes to the log of a run."""
+    """The part of this process in the log of a run."""
 
     end: Callable[[], None]
     users: int = 0
@@ -205,20 +205,20 @@ class _Started:
     """A context that runs in this worker."""
 
     carried: GlobalContext
-    """As it has arrived, to be recognized by."""
+    """The context as it arrived, for comparison."""
     context: GlobalContext
     logs: dict[str, _Log] = field(default_factory=dict)
-    """By the ids of their runs; one that nobody uses is kept until another run is wanted."""
+    """By run id; a log without users is kept until another run is wanted."""
     users: int = 0
 
     def count(self, carried: Carried, change: int) -> None:
-        """Count who uses it, and the log of a run."""
+        """Add `change` users to the context, and to the log of its run."""
         self.users += change
         if carried.run is not None and carried.child is None:
             self.logs[carried.run.run_id].users += change
 
     def contribute(self, run: Shared) -> None:
-        """Contribute to the log of a run from now on, and no more to those of runs that nobody works for."""
+        """Contribute to the log of a run from now on, and end the logs that have no users."""
         if run.run_id not in self.logs:
             self.end_logs([run_id for run_id, log in self.logs.items() if not log.users])
             contribution = ExitStack()
@@ -226,13 +226,13 @@ class _Started:
             self.logs[run.run_id] = _Log(contribution.close)
 
     def end_logs(self, run_ids: Iterable[str]) -> None:
-        """Contribute to these no more."""
+        """Stop contributing to the logs of these runs."""
         for run_id in run_ids:
             self.logs.pop(run_id).end()
 
 
 class _Process:
-    """What this process does for the jobs that it works for."""
+    """The state of this process as a worker of jobs."""
 
     _here: _Process
 
@@ -247,16 +247,16 @@ class _Process:
 
     @classmethod
     def here(cls) -> _Process:
-        """Return the one of this process."""
+        """Return the state of this process."""
         return cls._here
 
     @classmethod
     def begin(cls) -> None:
-        """Have one that has done nothing; a forked child has its own."""
+        """Start with an empty state; a forked child gets its own."""
         cls._here = cls()
 
     def capture(self, context: GlobalContext) -> str:
-        """Return a key by which the context is found in this process again, as long as it is there."""
+        """Return a key that finds the context in this process, as long as it exists."""
         with self._lock:
             known = next((key for key, other in self.captured.items() if other is context), None)
             key = known or uuid.uuid4().hex
@@ -265,7 +265,7 @@ class _Process:
 
     @contextmanager
     def using(self, carried: Carried) -> Iterator[GlobalContext]:
-        """Have the context run for the block at least; it is kept until another one is wanted, or the process exits."""
+        """Run the context at least for the block; it is kept until another one is wanted, or the process exits."""
         with self._lock:
             started = self._find(carried)
             started.count(carried, +1)
@@ -276,7 +276,7 @@ class _Process:
                 started.count(carried, -1)
 
     def stay(self, carried: Carried) -> Callable[[], None]:
-        """Have the context and its run until the process exits, or until the returned function is called."""
+        """Run the context and its run until the process exits, or until the returned function is called."""
         with self._lock, ExitStack() as run:
             started = self._find(carried)
             run.enter_context(_run_of(started.context.mlflow_service, carried.run, carried.child))
@@ -285,14 +285,14 @@ class _Process:
             self._stays.append(stay)
 
         def leave() -> None:
-            if self is not _Process._here:  # a forked child is not what stays
+            if self is not _Process._here:  # a forked child has not entered the context itself
                 return
             with self._lock:
                 if stay not in self._stays:
                     return
                 self._stays.remove(stay)
             stay.close()
-            started.context.mlflow_service.flush()  # others may begin and end their work meanwhile
+            started.context.mlflow_service.flush()  # without the lock, so that other calls may begin and end meanwhile
             with self._lock:
                 started.count(carried, -1)
                 if not started.users and started in self._started:
@@ -301,8 +301,8 @@ class _Process:
         return leave
 
     def close(self) -> None:
-        """Stop what runs here."""
-        if self is not _Process._here:  # a forked child leaves what its parent has started to that
+        """Stop the contexts of this process."""
+        if self is not _Process._here:  # the parent stops what it has started, not a forked child
             return
         with self._lock:
             while self._stays:
@@ -330,7 +330,7 @@ class _Process:
         self._started.append(started)
         if not self._is_watching:
             self._is_watching = True
-            # A process of multiprocessing leaves by os._exit, which knows its own finalizers only.
+            # A process of multiprocessing exits by os._exit, after its own finalizers only.
             util.Finalize(None, self.close, exitpriority=50)
             atexit.register(self.close)
         return started
@@ -348,7 +348,7 @@ call_in_child(_Process.begin)
 
 
 def environment(context: GlobalContext) -> dict[str, str]:
-    """Return the variables by which any child process is inside of the context.
+    """Return the variables that put any child process inside the context.
 
     Raises:
         NotStartedError: the context does not run.
@@ -368,7 +368,7 @@ def environment(context: GlobalContext) -> dict[str, str]:
 
 
 def run_of_environment(service: MlflowService) -> Shared | None:
-    """Return the run that the environment makes this process a worker of; None if it does not, or if it is one already.
+    """Return the run that the environment assigns to this process; None without one, or if it is a worker already.
 
     Raises:
         ConfigurationError: the variable cannot be read.
@@ -386,7 +386,7 @@ def run_of_environment(service: MlflowService) -> Shared | None:
         run = Shared(**order)
     except (ValueError, TypeError, AttributeError, KeyError):
         raise ConfigurationError(f"{WORKER_OF} is {text!r}; it is what GlobalContext.worker_env() returns") from None
-    return run if uri == mask_url(service.stores()[0]) else None  # a process with a store of its own is no worker
+    return run if uri == mask_url(service.stores()[0]) else None  # a process with a store of its own is not a worker
 
 
 def _tags_of_runs() -> dict[str, Any]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["GlobalContext"]
 
 _SHORTEST_SECRET = 4
-"""Characters of the shortest value that `redact` takes."""
+"""Length of the shortest value that `redact` accepts, in characters."""
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
@@ -36,9 +36,9 @@ _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
 _running: list[GlobalContext] = []
 _reporting: list[GlobalContext] = []
-"""The one that alerts when a run ends, if any does."""
+"""The context that alerts when a run ends, if there is one."""
 _inherited: list[GlobalContext] = []
-"""Those that a forked child has from its parent."""
+"""The contexts that a forked child has from its parent."""
 
 
 def _note_inherited() -> None:
@@ -49,7 +49,7 @@ call_in_child(_note_inherited)
 
 
 def _leave_inherited_logs() -> None:
-    """Write no more to where the parent of this forked worker writes."""
+    """Stop writing to the log destinations of the parent of this forked worker."""
     for context in _inherited:
         context.logger_service.stop()
     _inherited.clear()
@@ -60,12 +60,12 @@ def _child(nested: bool | str | MlflowService.RunConfig, name: str) -> MlflowSer
         return nested
     if not nested:
         return None
-    # Sampling the machine once is the job's; every child would have the same.
+    # The job's run samples the machine already; every child would record the same.
     return MlflowService.RunConfig(name=nested if isinstance(nested, str) else name, log_system_metrics=None)
 
 
 class GlobalContext(Service):
-    """Logging, alerts and MLflow tracking that start together, know of each other and stop together.
+    """Logging, alerts and MLflow tracking that start together, know each other and stop together.
 
     >>> with GlobalContext() as context:
     ...     with context.run("train") as run:
@@ -97,7 +97,7 @@ class GlobalContext(Service):
         """Return the context that runs in this process, the latest started if there are several.
 
         Raises:
-            NotStartedError: none does.
+            NotStartedError: no context runs.
 
         """
         with _lock:
@@ -106,7 +106,7 @@ class GlobalContext(Service):
             return _running[-1]
 
     def start(self) -> None:
-        """Start logging, alerts and tracking, in this order; if one cannot, those before it are stopped again."""
+        """Start logging, alerts and tracking, in this order; if one fails, the services before it are stopped again."""
         with _lock, ExitStack() as undo:
             if self.is_started:
                 return
@@ -115,7 +115,7 @@ class GlobalContext(Service):
 
                 undo.callback(_redact.configured(self.redact_patterns, self.redact_allow))
             run = _carrying.run_of_environment(self.mlflow_service)
-            if _job.worker() is None and (run is not None or _job.rank()):  # the first rank is the job itself
+            if _job.worker() is None and (run is not None or _job.rank()):  # rank 0 is the job itself
                 _job.become_worker()
                 undo.callback(_job.forget_worker)
             if run is not None:
@@ -123,10 +123,10 @@ class GlobalContext(Service):
             if _job.worker() is not None:
                 _leave_inherited_logs()
             for service in (self.logger_service, self.alerts_service, self.mlflow_service):
-                if not service.is_started:  # one that the job has started itself is the job's to stop
+                if not service.is_started:  # the job stops a service that it has started itself
                     service.start()
                     undo.callback(service.stop)
-            if self.alert_on != "never" and not _reporting:  # else the outer context tells of every run already
+            if self.alert_on != "never" and not _reporting:  # else the outer context already reports every run
                 _reporting.append(self)
                 undo.callback(_reporting.clear)
                 undo.callback(self.alerts_service.report_runs(self.alert_on))
@@ -157,7 +157,7 @@ class GlobalContext(Service):
         }
 
     def for_worker(self) -> Self:
-        """Return the context as a worker is to start it: with addresses that hold in every process."""
+        """Return the context in the form that a worker starts, with addresses that are valid in every process."""
         services = {name: getattr(self, name).for_worker() for name in self.argument_only}
         return self.model_copy(update=services)
 
@@ -176,14 +176,17 @@ class GlobalContext(Service):
     ) -> Callable[_Parameters, _Result]:
         """Return a function that enters this context, calls `fn`, and leaves: in a thread, or in any worker process.
 
-        In another process the services start with the first call, with these very settings, and stop when that process
-        exits. There `mlflow.log_...` goes to the run that is open here now, through a journal of the process's own;
-        with `nested`, each call gets a child run of that, named after the function unless `nested` is a name or a
-        configuration. Autologging works in child runs, not in a run that many share. A log file is one per process,
-        `train-<host>-<pid>.log` beside `train.log`; lines carry the same `run_id`, and `worker`. Alerts are sent for
-        failures only. A call returns when the store has what it has logged, unless the store is out of reach.
+        In another process, the first call starts the services with these very settings. They stop when that process
+        exits. There `mlflow.log_...` goes to the run that is open here now, through a journal of that process. With
+        `nested`, each call gets a child run, named after the function unless `nested` is a name or a configuration.
+        Autologging works in child runs, not in a run that many processes share.
 
-        The result can be pickled wherever `fn` can; coroutine functions and generators are entered while they run.
+        Each process writes its own log file, `train-<host>-<pid>.log` beside `train.log`; lines carry the same
+        `run_id`, and `worker`. Alerts are sent for failures only. A call returns when the store has what the call has
+        logged, unless the store is out of reach.
+
+        The result can be pickled wherever `fn` can. Coroutine functions and generators are inside the context while
+        they run.
 
         >>> from concurrent.futures import ThreadPoolExecutor
         >>> def fold(number):
@@ -199,14 +202,14 @@ class GlobalContext(Service):
         """
         name: str = getattr(
             getattr(fn, "func", fn), "__name__", type(fn).__name__
-        )  # of a partial, that of its function
+        )  # for a partial, the name of its function
         return _carrying.Bound(self, fn, _child(nested, name))
 
     def initializer(self, *, nested: bool | str | MlflowService.RunConfig = False) -> Callable[[], None]:
-        """Return what puts a worker process inside this context until it exits: the initializer of a pool.
+        """Return a callable that puts a worker process inside this context until it exits: the initializer of a pool.
 
-        What holds there is described at `bind`; with `nested`, each process has one child run. Make it while the run
-        is open that the workers are to log to.
+        `bind` describes what holds there; with `nested`, each process has one child run. Call this while the run that
+        the workers are to log to is open.
 
         >>> from concurrent.futures import ProcessPoolExecutor
         >>> from math import sqrt
@@ -224,9 +227,9 @@ class GlobalContext(Service):
     def worker_env(self) -> dict[str, str]:
         """Return the variables that put a child process inside this context, to be added to its environment.
 
-        A `GlobalContext` that is started there has these settings, and joins the run that is open here now, as
-        described at `bind`; runs that it opens become children, and so do those of a program that only knows MLflow.
-        Secrets are left out: the URLs of alerts that were given as an argument, but not the password in a tracking URI.
+        A `GlobalContext` started there has these settings, and joins the run that is open here now, as described at
+        `bind`. Runs that it opens become children, and so do those of a program that only knows MLflow. Secrets are
+        left out, such as the URLs of alerts given as an argument. The password in a tracking URI is not left out.
 
         >>> import os, subprocess
         >>> with GlobalContext() as context, context.run("train"):
@@ -256,17 +259,22 @@ class GlobalContext(Service):
 
     @property
     def active_run(self) -> mlflow.ActiveRun | None:
-        """The innermost open run of this thread, by whomever it was opened."""
+        """The innermost open run of this thread, no matter which code opened it."""
         return self.mlflow_service.active_run
 
     @contextmanager
     def run(
         self, run: str | MlflowService.RunConfig, *, host: bool = False, **fields: Any
     ) -> Generator[mlflow.ActiveRun, None, None]:
-        """Open a run for the block; `run` is its configuration, or its name with the other fields beside it.
+        """Open a run for the block.
 
-        How it is closed is described at `MlflowService.run_context`; with `host`, a run that the code inside opens
-        joins it, as described at `MlflowService.host_context`.
+        The run is closed as described at `MlflowService.run_context`.
+
+        Args:
+            run: the configuration of the run, or its name.
+            host: whether a run that the code inside opens joins this one, as described at `MlflowService.host_context`.
+            **fields: other fields of the configuration.
+
         """
         given = {"name": run} if isinstance(run, str) else run.model_dump()
         config = MlflowService.RunConfig(**{**given, **fields})
@@ -279,17 +287,17 @@ class GlobalContext(Service):
         self.mlflow_service.log_metrics(metrics, step)
 
     def redact(self, *secrets: str) -> None:
-        """Mask these values wherever they would be logged from now on: what comes out of a vault at run time.
+        """Mask these values wherever they would be logged from now on; for secrets that a vault hands out at run time.
 
-        In lines of log, alerts, parameters, tags, traces and errors, of this process and of the children that it forks,
-        and in the output that `autogen-team run` keeps. It stays so when the context has stopped. Other processes, such
-        as spawned workers, have to be told themselves.
+        They are masked in log lines, alerts, parameters, tags, traces and errors of this process and of its forked
+        children. They are also masked in the output that `autogen-team run` keeps. They stay masked after the context
+        has stopped. Other processes, such as spawned workers, must call this themselves.
 
         >>> with GlobalContext() as context:
         ...     context.redact("correct-horse")
 
         Raises:
-            ConfigurationError: a value is shorter than four characters, and would be taken out of ordinary text.
+            ConfigurationError: a value is shorter than four characters, so masking it would spoil ordinary text.
 
         """
         from autogen_team.io import _redact

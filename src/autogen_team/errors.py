@@ -7,11 +7,11 @@
     └── TrackingUnavailableError(ConnectionError)   the tracking or registry server does not answer
 
     AutogenTeamWarning(UserWarning)
-    └── ConfigurationWarning                    a setting was ignored, or works but will not for ever
+    └── ConfigurationWarning                    a setting was ignored, or is about to stop working
 
 Configuration faults are raised early and name the value and the remedy. Delivery faults (an alert that does not arrive,
-a log line that cannot be written) never reach the job: they are reported once through the standard library's
-``autogen_team`` logger and counted.
+a log line that cannot be written) never reach the job. They are reported once through the standard library's
+``autogen_team`` logger, and counted.
 """
 
 __all__ = [

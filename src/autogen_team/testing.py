@@ -1,4 +1,4 @@
-"""For those who test code that logs or alerts: lines and alerts as values, and as pytest's `caplog` sees them.
+"""Tools for tests of code that logs or alerts: lines and alerts as values, and loguru in pytest's `caplog`.
 
 `capture_logs` needs nothing; the fixture `caplog` replaces pytest's own where a `conftest.py` imports it:
 
@@ -27,12 +27,12 @@ __all__ = ["Alert", "Line", "RecordingChannel", "capture_alerts", "capture_logs"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of log, as it was logged."""
+    """One line of the log, as it was logged."""
 
     level: str
     message: str
     logger: str
-    """The name of the module, or of the standard library's logger that a library uses."""
+    """The name of the module, or of a library's logger in the standard library."""
     function: str
     line: int
     extra: Mapping[str, Any]
@@ -44,7 +44,7 @@ class Line:
 def capture_logs(level: str = "TRACE") -> Iterator[list[Line]]:
     """Collect what is logged inside the block, from `level` on; other handlers get it too.
 
-    Records of the standard library are among it while a LoggerService with `intercept` runs.
+    Records of the standard library are included while a LoggerService with `intercept` runs.
 
     >>> with capture_logs() as lines:
     ...     logger.bind(step=3).warning("loss is {}", "nan")
@@ -80,7 +80,7 @@ def capture_logs(level: str = "TRACE") -> Iterator[list[Line]]:
 def capture_alerts(service: AlertsService, *, fail_with: str | None = None) -> Iterator[list[Alert]]:
     """Collect the alerts that the service sends inside the block, instead of sending them.
 
-    With `fail_with` they are refused for that reason, so that the service prints them as it would without a desktop.
+    With `fail_with`, the alerts are refused for that reason, so the service prints them as it would without a desktop.
 
     >>> from autogen_team import AlertsService
     >>> service = AlertsService()
@@ -97,7 +97,7 @@ def capture_alerts(service: AlertsService, *, fail_with: str | None = None) -> I
 @contextmanager
 def _forwarded_to(handler: logging.Handler) -> Iterator[None]:
     def take(message: Any) -> None:
-        if bridge.is_passed_on():  # it is a record of the standard library's, which the handler has got already
+        if bridge.is_passed_on():  # a record of the standard library, which the handler has already got
             return
         made = message.record
         error = made["exception"]
@@ -126,13 +126,13 @@ def _forwarded_to(handler: logging.Handler) -> Iterator[None]:
 
 try:
     import pytest
-except ImportError:  # `capture_logs` goes without
+except ImportError:  # `capture_logs` does not need pytest
     pass
 else:
 
     @pytest.fixture
     def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-        """Let pytest's `caplog` see what is logged through loguru."""
+        """Show pytest's `caplog` what is logged through loguru."""
         with _forwarded_to(caplog.handler):
             yield caplog
 

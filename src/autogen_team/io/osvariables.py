@@ -1,4 +1,4 @@
-"""The environment variables that MLflow itself knows, with this library's defaults."""
+"""The MLFLOW_* environment variables that the services read, with this library's defaults."""
 
 from __future__ import annotations
 
