@@ -1,6 +1,6 @@
-"""The context in the workers of the engines that people use: a module for each, imported when it is asked for.
+"""The context in the workers of common engines: one module for each, imported on demand.
 
-Pools of the standard library need none of them: `GlobalContext.initializer()` is made for them,
-`GlobalContext.bind(fn)` for everything that calls a function somewhere, `GlobalContext.worker_env()` for any child
+Pools of the standard library need none of these modules. Use `GlobalContext.initializer()` for pools,
+`GlobalContext.bind(fn)` for everything that calls a function somewhere, and `GlobalContext.worker_env()` for any child
 process.
 """

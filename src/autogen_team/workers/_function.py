@@ -1,4 +1,4 @@
-"""A function for engines that take nothing else."""
+"""Plain functions for engines that accept nothing else."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def function_of(bound: Callable[..., Any], fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function, as `inspect` knows them, that does what `bound` does, and is described like `fn`.
+    """Return a function, as `inspect` defines one, that calls `bound` and has the name and docstring of `fn`.
 
-    What `GlobalContext.bind` returns is an object, because only so can it be pickled by the standard library. Engines
-    that look for a function pickle by cloudpickle, which can.
+    `GlobalContext.bind` returns an object, because the standard library can pickle only that. Engines that require a
+    function pickle by cloudpickle, which can pickle it.
     """
     if inspect.isgeneratorfunction(fn):
 

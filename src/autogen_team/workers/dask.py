@@ -28,13 +28,13 @@ _report = logging.getLogger("autogen_team")
 def workers(
     client: Client, context: GlobalContext, *, nested: bool | str | MlflowService.RunConfig = False
 ) -> Iterator[None]:
-    """Put every worker of the client's cluster inside the context for the block, those too that join or restart later.
+    """Put every worker of the client's cluster inside the context for the block, even one that joins or restarts later.
 
-    Enter it while the run is open that the tasks are to log to, and gather their results before the block ends: then
-    each worker has delivered what was logged, and is outside again. What holds in a worker is described at
-    `GlobalContext.bind`; with `nested`, each worker process has one child run. For a child per task, submit
-    `context.bind(fn, nested=True)`, inside of the block or without it. The threads of a cluster without processes
-    are inside anyway, without a child.
+    Enter the block while the run that the tasks are to log to is open, and gather the results before the block ends.
+    Then each worker has delivered what was logged, and has left the context. `GlobalContext.bind` describes what holds
+    in a worker. With `nested`, each worker process has one child run. For a child per task, submit `context.bind(fn,
+    nested=True)`, inside the block or without it. The threads of a cluster without processes are inside anyway, without
+    a child.
 
     >>> from autogen_team import GlobalContext
     >>> from distributed import Client
@@ -49,7 +49,7 @@ def workers(
 
     Raises:
         NotStartedError: the context does not run.
-        ConfigurationError: the client is none, is closed, or is asynchronous.
+        ConfigurationError: `client` is not a Client, is closed, or is asynchronous.
 
     """
     _check(client)
@@ -60,7 +60,7 @@ def workers(
     finally:
         try:
             client.unregister_worker_plugin(plugin.name)  # type: ignore[no-untyped-call]  # Dask gives it no types
-        except Exception as error:  # the cluster may be gone before the block; its workers have delivered then
+        except Exception as error:  # the cluster may end before the block; then its workers have delivered
             _report.warning("the workers of %r could not be told that they are done: %s", client, mask(str(error)))
 
 
@@ -79,7 +79,7 @@ def _check(client: Client) -> None:
 
 
 class _Inside(WorkerPlugin):
-    """Keeps a worker inside of the context from its setup to its teardown."""
+    """Keeps a worker inside the context from its setup to its teardown."""
 
     def __init__(self, context: GlobalContext, *, nested: bool | str | MlflowService.RunConfig) -> None:
         self.name = f"autogen_team-{uuid.uuid4().hex}"
@@ -87,10 +87,10 @@ class _Inside(WorkerPlugin):
         self._leave: Callable[[], None] | None = None
 
     def setup(self, worker: Worker) -> None:  # noqa: ARG002 - Dask names it
-        """Start the context and open the run, in the thread of the event loop, which is the worker's main one."""
+        """Start the context and open the run, in the worker's main thread, which runs the event loop."""
         self._leave = self._initializer.enter()
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask names it
-        """Leave, and wait for the store meanwhile without keeping the event loop."""
+        """Leave the context; wait for the store in another thread, so that the event loop goes on."""
         if self._leave is not None:
             await asyncio.to_thread(self._leave)

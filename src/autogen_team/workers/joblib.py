@@ -22,14 +22,15 @@ _NAME = "autogen_team.loky"
 def workers(
     context: GlobalContext, n_jobs: int = -1, *, nested: bool | str | MlflowService.RunConfig = False, **options: Any
 ) -> Iterator[None]:
-    """Let every `joblib.Parallel` of the block, scikit-learn's among them, run in processes inside the context.
+    """Make every `joblib.Parallel` of the block, also scikit-learn's, run in processes inside the context.
 
-    It is `joblib.parallel_config` with the backend loky, whose other `options` it takes. The processes log to the run
-    that is open when a Parallel begins; another run gets other processes. What holds in them is described at
-    `GlobalContext.bind`; with `nested`, each process has one child run. For a child per task, call
-    `context.bind(fn, nested=True)` in the tasks. When the block ends, its processes have delivered what was logged and
-    are gone. What joblib runs in this process instead, because of `n_jobs=1` or in threads, is inside anyway, without a
-    child.
+    This is `joblib.parallel_config` with the backend loky, whose other `options` it takes. The processes log to the run
+    that is open when a Parallel begins; another run gets other processes. `GlobalContext.bind` describes what holds in
+    them. With `nested`, each process has one child run. For a child per task, call `context.bind(fn, nested=True)` in
+    the tasks.
+
+    When the block ends, its processes have delivered what was logged, and have exited. Work that joblib runs in this
+    process instead, because of `n_jobs=1` or in threads, is inside anyway, without a child.
 
     >>> from autogen_team import GlobalContext
     >>> from joblib import Parallel, delayed
@@ -44,18 +45,18 @@ def workers(
         NotStartedError: the context does not run.
 
     """
-    context.initializer()  # to raise here what is wrong with the context
+    context.initializer()  # to raise an error of the context here
     pools: list[Any] = []
     try:
         with parallel_config(_NAME, n_jobs=n_jobs, context=context, nested=nested, pools=pools, **options):
             yield
     finally:
         for pool in pools:
-            pool.terminate()  # it waits for the processes, who deliver before they exit
+            pool.terminate()  # waits for the processes, which deliver before they exit
 
 
 class _Backend(LokyBackend):  # type: ignore[misc]  # joblib has no types
-    """Loky, with processes that are inside of the context, and of the run that is open when a Parallel begins."""
+    """Loky, with processes inside the context and the run that is open when a Parallel begins."""
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class _Backend(LokyBackend):  # type: ignore[misc]  # joblib has no types
         self._initializer: Callable[[], None] | None = None
 
     def configure(self, *arguments: Any, **options: Any) -> int:
-        """Have the processes ready; those of another run are replaced, because their initializer is another one."""
+        """Start or reuse the processes; another run has another initializer, and so other processes."""
         run = self._context.mlflow_service.shared_run()
         run_id = None if run is None else run.run_id
         if self._initializer is None or run_id != self._run_id:

@@ -1,7 +1,7 @@
-"""One run for all processes that a launcher such as torchrun starts, which know each other by `RANK` and `WORLD_SIZE`.
+"""One run for all processes that a launcher such as torchrun starts with `RANK` and `WORLD_SIZE`.
 
-The first rank opens the run, with a tag that says which launch it belongs to; the others find it in the store by that,
-so nothing has to travel between them, and no library for that is needed.
+Rank 0 opens the run, with a tag that names the launch. The other ranks find the run in the store by that tag. So
+nothing has to travel between the ranks, and they need no library for that.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["run"]
 _LAUNCH_TAG = "autogen_team.launch"
 _PLACE_TAG = "autogen_team.launched_from"
 _LAUNCH = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
-"""What differs between launches, and is the same for all ranks of one."""
+"""The variables that differ between launches, and are the same for all ranks of one."""
 _CLOCKS = 60.0
 """Seconds by which the clocks of two hosts, and the starts of two ranks, may differ."""
 _LONGEST_PAUSE = 5.0
@@ -48,11 +48,12 @@ def run(
     timeout: float = 60.0,
     **fields: Any,
 ) -> Generator[mlflow.ActiveRun, None, None]:
-    """Open a run for the block in the first rank, as `GlobalContext.run` does; in the others, join that run.
+    """Open a run for the block in rank 0, as `GlobalContext.run` does; in the other ranks, join that run.
 
-    With `nested` the others have children of it, `rank 1` and so on. A failure of any rank is alerted, and noted in
-    the run as the tag `autogen_team.exception.rank_<rank>`. A rank that does not find the run within `timeout`
-    seconds has a run of its own, and says so. Without those variables this is `GlobalContext.run`.
+    With `nested`, the other ranks have children of it, `rank 1` and so on. A failure of any rank is alerted. A rank
+    that has joined the run itself also notes its failure there, as the tag `autogen_team.exception.rank_<rank>`. A rank
+    that does not find the run within `timeout` seconds opens its own run, and reports that. Without `RANK`, or with a
+    `WORLD_SIZE` of 1, this is `GlobalContext.run`.
 
     >>> from autogen_team import GlobalContext
     >>> from autogen_team.workers import ranks
@@ -92,7 +93,7 @@ def run(
 
 
 def _launch() -> str:
-    """Return a name of this launch, fit for a search in the store."""
+    """Return an identifier of this launch, fit for a search in the store."""
     text = "\n".join(os.environ.get(name, "") for name in _LAUNCH)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -108,6 +109,6 @@ def _wait_for(service: MlflowService, launch: str, timeout: float) -> Shared | N
             shared = None
         if shared is not None or time.monotonic() >= deadline:
             return shared
-        wait = pause * random.uniform(0.75, 1.25)  # noqa: S311 - it is no secret  # nosec B311
+        wait = pause * random.uniform(0.75, 1.25)  # noqa: S311 - it is not a secret  # nosec B311
         time.sleep(min(wait, max(deadline - time.monotonic(), 0.0)))
         pause = min(2 * pause, _LONGEST_PAUSE)

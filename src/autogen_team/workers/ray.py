@@ -28,13 +28,13 @@ _report = logging.getLogger("autogen_team")
 def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
     """Return the `runtime_env` for `ray.init` that puts every worker process of the job inside the context.
 
-    So plain tasks and actors are inside, in all threads, and log to the run that is open at this call, or else at
-    `ray.init`. What holds in a worker is described at `GlobalContext.bind`, with one difference: a call does not wait
-    for the store. What was logged is delivered behind it; Ray kills its workers at `ray.shutdown()`, and what is left
-    then is delivered from their journals, some seconds later. A worker that cannot be inside says so, and works all
-    the same.
+    So plain tasks and actors are inside, in all threads. They log to the run that is open at this call, or else at
+    `ray.init`. `GlobalContext.bind` describes what holds in a worker, with one difference: a call does not wait for the
+    store, and its data is delivered later. Ray kills its workers at `ray.shutdown()`. What is left then is delivered
+    from their journals, some seconds later. A worker that cannot enter the context reports that, and works all the
+    same.
 
-    `own` is what else Ray is to be told, such as `env_vars`, `pip` or `working_dir`. The packages of the workers must
+    `own` holds other entries for Ray, such as `env_vars`, `pip` or `working_dir`. The packages of the workers must
     include this one.
 
     >>> from autogen_team import GlobalContext
@@ -45,7 +45,7 @@ def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
 
     Raises:
         NotStartedError: the context does not run.
-        ConfigurationError: `own` has a `worker_process_setup_hook`, of which Ray takes one only, or another state
+        ConfigurationError: `own` has a `worker_process_setup_hook`, of which Ray takes only one, or another state
             folder.
 
     """
@@ -55,7 +55,7 @@ def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
             "in the tasks, or bind each of them instead: autogen_team.workers.ray.remote(context, fn)"
         )
     variables = dict(own.get("env_vars") or {})
-    folder = context.environment().get(STATE_DIR)  # Ray may run already, with another environment than this one
+    folder = context.environment().get(STATE_DIR)  # Ray may already run, with another environment
     if folder is not None and variables.setdefault(STATE_DIR, folder) != folder:
         raise ConfigurationError(
             f"{STATE_DIR} is {variables[STATE_DIR]!r} in env_vars, but {folder!r} in this process: set it there, "
@@ -73,8 +73,8 @@ def remote(
 ) -> Any:
     """Return `ray.remote(**options)(context.bind(fn, nested=nested))`, which Ray refuses because it wants a function.
 
-    Each task is inside the context, and returns when the store has what it has logged; with `nested`, it has a child
-    run of its own, and so has each attempt of a task that Ray tries again. No `runtime_env` is needed for that.
+    Each task is inside the context, and returns when the store has what the task has logged. With `nested`, each task
+    has its own child run, and so has each attempt that Ray repeats. No `runtime_env` is needed for that.
 
     >>> from autogen_team import GlobalContext
     >>> def fold(number):
@@ -91,10 +91,10 @@ def remote(
 
 
 class _Hook:
-    """What Ray calls in a worker before its first task; if it raises, Ray ends the worker."""
+    """The callable that Ray calls in a worker before its first task; if it raises, Ray ends the worker."""
 
     __name__ = "autogen_team"
-    """Ray shows it."""
+    """Ray shows this name."""
 
     def __init__(self, enter: Callable[[], None]) -> None:
         self._enter = enter

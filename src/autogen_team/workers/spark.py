@@ -23,9 +23,9 @@ def partitions(
 ) -> Callable[..., Iterator[Any]]:
     """Return `fn` for `DataFrame.mapInPandas`, `mapInArrow` or `RDD.mapPartitions`: each partition inside the context.
 
-    `fn` takes an iterator and returns one; a worker is inside as long as Spark reads from it, and the partition is done
-    when the store has what was logged. What holds there is described at `GlobalContext.bind`; with `nested`, each
-    partition has one child run. The run is the one that is open at this call, whenever Spark computes.
+    `fn` takes an iterator and returns one. A worker is inside as long as Spark reads from the iterator, and the
+    partition is done when the store has what was logged. `GlobalContext.bind` describes what holds there. With
+    `nested`, each partition has one child run. The run is the one that is open at this call, whenever Spark computes.
 
     >>> from autogen_team import GlobalContext
     >>> def count(rows):
@@ -44,6 +44,6 @@ def partitions(
 
     @functools.wraps(fn)
     def consume(*arguments: Any) -> Iterator[Any]:
-        yield from fn(*arguments)  # what only returns an iterator is to be inside as long, too
+        yield from fn(*arguments)  # a function that only returns an iterator must stay inside as long, too
 
     return function_of(context.bind(consume, nested=nested), consume)
