@@ -1,6 +1,6 @@
 """The commands and their options, and nothing else, so that `--help` and completion answer at once.
 
-Each command's work is a room of its own, imported when it is called.
+The work of each command is in a module of its own, imported when the command is called.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def root(
 
 
 class _Target(typer.core.TyperCommand):
-    """A command whose arguments may be any command's, behind `--`."""
+    """A command that takes any other command as its arguments, after `--`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Note whether a `--` stands before what the options have left over."""
+        """Parse the options, and note in `ctx.meta` whether `--` precedes the remaining arguments."""
         words = list(args)
         left = super().parse_args(ctx, args)
         target = ctx.params.get("command") or []
@@ -288,7 +288,7 @@ def ui(
 
 
 for _command in app.registered_commands:
-    # Typer keeps the ends of lines of a docstring, which are where the source wants them.
+    # Typer keeps the line breaks of a docstring, which only suit the width of the source.
     _command.help = re.sub(
         r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc((_command.callback and _command.callback.__doc__) or "")
     )
@@ -297,7 +297,7 @@ for _command in app.registered_commands:
 def _overrides(
     assignments: list[str] | None, *, experiment: str | None, tracking_uri: str | None, log_level: str | None
 ) -> dict[str, str]:
-    """Return what the options set, as `service.field` and text."""
+    """Return the values of the options as text, by `service.field`."""
     from autogen_team.cli import _context
 
     given = {"mlflow.experiment_name": experiment, "mlflow.tracking_uri": tracking_uri, "logger.level": log_level}

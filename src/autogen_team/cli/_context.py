@@ -1,4 +1,4 @@
-"""The context that the options of a command ask for."""
+"""Build the context of a command from its options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autogen_team.io._settings import none_or_text
 
 
 def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
-    """Split `key=value` texts."""
+    """Split `key=value` texts; exit with a usage error that names the option if one has no key or no `=`."""
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -23,7 +23,10 @@ def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
 
 
 def build(overrides: Mapping[str, str]) -> GlobalContext:
-    """Return a context made of the environment and the overrides, which are `service.field` and text."""
+    """Return a context built from the environment and the overrides, which are text by `service.field`.
+
+    Exits with a usage error if an override names an unknown setting.
+    """
     classes = GlobalContext.service_classes()
     fields: dict[str, dict[str, Any]] = {name: {} for name in classes}
     own: dict[str, Any] = {}
@@ -41,7 +44,7 @@ def build(overrides: Mapping[str, str]) -> GlobalContext:
 
 
 def variables_of(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Return the same overrides as environment variables, for whatever the target makes itself."""
+    """Return the overrides as environment variables, for contexts that the target builds itself."""
     classes = GlobalContext.service_classes()
     names = {
         f"{name}.{field}": variable for name, cls in classes.items() for field, variable in cls.variables().items()

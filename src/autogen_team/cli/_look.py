@@ -1,4 +1,4 @@
-"""The one look of all commands: tables where there is a terminal, plain text where there is none."""
+"""Output of all commands: ruled tables on a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from autogen_team.errors import AutogenTeamError, AutogenTeamWarning, Configurat
 from autogen_team.io import _streams
 
 WRONG_USAGE = 2
-NOT_STARTED = 125  # as env, nohup and timeout say that they, not the command, have failed
+NOT_STARTED = 125  # the status of env, nohup and timeout when they fail themselves, not their command
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console that never guesses at markup, and colours only a terminal; a stream that is gone is nowhere."""
+    """Return a console without markup that uses colours only on a terminal; if the stream is None, drop the output."""
     stream = sys.stderr if stderr else sys.stdout
     file = io.StringIO() if stream is None else cast("IO[str]", _Whole(stream))
     return _Console(file=file, highlight=False, markup=False, emoji=False)
 
 
 class _Whole:
-    """A stream that writes past its buffer, so that a full disk or a closed pipe cannot change the exit status."""
+    """A stream that bypasses its buffer, so that a full disk or a closed pipe cannot change the exit status."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -42,7 +42,7 @@ class _Whole:
         return len(text)
 
     def flush(self) -> None:
-        """Write what was kept; what cannot be written is dropped."""
+        """Write the kept texts; drop them if that fails."""
         text = "".join(self._texts)
         self._texts.clear()
         _streams.write(self._stream, text)
@@ -52,15 +52,15 @@ class _Whole:
 
 
 class _Console(Console):
-    """A console that leaves it to the caller what the end of its reader means."""
+    """A console that leaves the handling of a closed pipe to the caller."""
 
     def on_broken_pipe(self) -> None:
-        """Raise the error that rich has caught, where rich would exit."""
-        raise  # noqa: PLE0704 - called while it is handled
+        """Raise the error that rich has caught; rich itself would exit."""
+        raise  # noqa: PLE0704 - called while the error is handled
 
 
 def rows(rows: Sequence[tuple[str, str]]) -> None:
-    """Print labels and texts on stderr, each text on one line of its own, however long, so that it can be copied."""
+    """Print labelled texts on stderr. However long a text is, it stays on one line, so that it can be copied."""
     target = console(stderr=True)
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
@@ -68,7 +68,7 @@ def rows(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False) -> None:
-    """Print a table: ruled on a terminal, else one line a row, for `grep`."""
+    """Print a table: ruled on a terminal, else with one line per row, for `grep`."""
     target = console(stderr=stderr)
     if not target.is_terminal:
         lines = [columns, *rows]
@@ -87,7 +87,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool
 
 def as_json(value: object) -> None:
     """Print the value as JSON on stdout, for programs."""
-    print(json.dumps(value, indent=2, default=str))  # noqa: T201 - this is what was asked for
+    print(json.dumps(value, indent=2, default=str))  # noqa: T201 - the output of the command
 
 
 def age(seconds: float) -> str:
@@ -106,7 +106,7 @@ def fail(message: str, status: int) -> NoReturn:
 
 def say(kind: str, message: str, style: str) -> None:
     """Print a line on stderr that begins with its kind."""
-    with suppress(OSError):  # nobody hears it: no reason to end anything
+    with suppress(OSError):  # a lost message must not end the process
         console(stderr=True).print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True)
 
 

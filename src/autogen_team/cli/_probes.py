@@ -1,4 +1,4 @@
-"""What `doctor` finds on this machine: versions, settings, the state folder, the log sink and the ways of alerts."""
+"""Probes of `doctor` on this machine: versions, the state folder, the log sink and the alert channels."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ _URLS = "AUTOGEN_TEAM_ALERTS_URLS"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at."""
+    """The result of one probe."""
 
     name: str
     outcome: Outcome
     found: str
     remedy: str = ""
-    """What to do about it; there is one for each failure."""
+    """What the user can do about it; every failure has a remedy."""
 
 
 def versions() -> dict[str, str]:
-    """Return what is installed, and on what it runs."""
+    """Return the versions of the library, Python, the platform, the dependencies and the extras."""
     found = {
         "autogen-team": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
@@ -62,7 +62,7 @@ def _version(distribution: str) -> str:
 
 
 def state_folder() -> list[Check]:
-    """Look at the state folder, and at what waits in it."""
+    """Check the state folder, and what waits in it."""
     folder = state_dir()
     remedy = f"make {folder} a folder that you can write to, or name another one in {STATE_DIR}"
     fault, is_there = unwritable(folder)
@@ -103,10 +103,10 @@ def _waiting(folder: Path, remedy: str) -> Check:
 
 
 def unwritable(folder: Path) -> tuple[str, bool]:
-    """Return why nothing can be written in the folder, or nothing if it can, and whether the folder is there.
+    """Return why the folder cannot be written to, or "" if it can, and whether it exists.
 
-    A folder that is not there is judged by the nearest one above it. What is written for the trial has no name where
-    the system knows such files, and is gone at once.
+    If the folder does not exist, its nearest existing parent is tried. The trial file has no name where the system
+    supports such files, and is removed at once.
     """
     place = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
     try:
@@ -120,7 +120,7 @@ def unwritable(folder: Path) -> tuple[str, bool]:
 
 
 def log_sink(service: LoggerService) -> list[Check]:
-    """Look at where log lines go, without making the file or its folders."""
+    """Check the log sink without creating its file or folders."""
     from autogen_team.io._logs import validation
 
     fields = {name: getattr(service, name) for name in type(service).model_fields}
@@ -147,8 +147,8 @@ def _sink(settings: validation.Settings) -> str:
         return text.lower()
     path = Path(text).expanduser().absolute()
     if not text or text.endswith(("/", os.sep)) or path.is_dir():
-        validation.destination(settings)  # which says what is wrong, and makes nothing
-    with tempfile.TemporaryDirectory() as folder:  # rotation and its siblings are tried out where they harm nothing
+        validation.destination(settings)  # raises an error that says what is wrong, and creates nothing
+    with tempfile.TemporaryDirectory() as folder:  # rotation, retention and compression are tried out only here
         trial = f"{folder}/{path.name}"
         try:
             file, _ = validation.destination(replace(settings, sink=trial))
@@ -165,7 +165,7 @@ def _sink(settings: validation.Settings) -> str:
 
 
 def alert_probes(service: AlertsService) -> Iterator[Callable[[], Check]]:
-    """Return what is to be done to know whether alerts can get through; each waits for somebody of its own."""
+    """Yield one probe per alert channel; each may block on its own peer."""
     if not service.enable:
         yield partial(Check, "alerts", "ok", "disabled: they are printed")
         return

@@ -1,4 +1,4 @@
-"""MLflow's server as a child of this process, on the loopback interface, which never outlives it."""
+"""MLflow's server on the loopback interface, as a child that never outlives this process."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from autogen_team.io._redact import Redactor
 
 HOST = "127.0.0.1"
 _PATIENCE = 120.0
-"""Seconds until it must answer: it loads 200 MB of code, and may have the tables of a database to make."""
+"""Seconds until the server must answer. It loads 200 MB of code, and may have to create the tables of a database."""
 _GRACE = 5.0
-"""Seconds from asking it to end until it is killed."""
+"""Seconds between SIGTERM and SIGKILL."""
 _KEPT_LINES = 20
 
-# The thread makes an end of the whole group when the other side of the pipe is gone: even if we are killed.
+# The thread kills the whole process group when the other end of the pipe is closed, even if SIGKILL ends us.
 _CHILD = """\
 import os, runpy, signal, sys, threading
 def end_with_parent(pipe):
@@ -36,15 +36,15 @@ runpy.run_module("mlflow", run_name="__main__", alter_sys=True)
 
 
 def find_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a port that no process listens on."""
     return _bind(0)
 
 
 def check_port(port: int) -> int:
-    """Return the port if a server can have it.
+    """Return the port if a server can listen on it.
 
     Raises:
-        ConfigurationError: somebody has it already, or it is not for us.
+        ConfigurationError: another process listens on it, or this process may not.
 
     """
     try:
@@ -57,10 +57,11 @@ def check_port(port: int) -> int:
 
 @contextmanager
 def serving(port: int, variables: Mapping[str, str]) -> Iterator[Server]:
-    """Have MLflow's server answer inside the block, with these variables as its environment; at its end it is gone.
+    """Run MLflow's server inside the block, with these variables as its environment, and stop it at the end.
 
     Raises:
-        TrackingUnavailableError: it ended before it answered, or did not answer in time; its last lines say why.
+        TrackingUnavailableError: the server ended before it answered, or did not answer in time. The message has its
+            last lines of output.
 
     """
     server = Server(port, variables)
@@ -72,7 +73,7 @@ def serving(port: int, variables: Mapping[str, str]) -> Iterator[Server]:
 
 
 class Server:
-    """The process that was started, and those that it starts: one group."""
+    """The process of the server and the processes that it starts, as one process group."""
 
     def __init__(self, port: int, variables: Mapping[str, str]) -> None:
         self._port = port
@@ -91,7 +92,7 @@ class Server:
                 pass_fds=[theirs],
                 # The user's folder may have a `flask.py` of its own.
                 env={**variables, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # a key pressed in a terminal is for us, and one signal ends them all
+                start_new_session=True,  # keys of the terminal reach only us, and one signal ends the whole group
             )
         finally:
             os.close(theirs)
@@ -99,7 +100,12 @@ class Server:
         self._listener.start()
 
     def wait_until_ready(self) -> None:
-        """Return when it answers."""
+        """Return when the server answers.
+
+        Raises:
+            TrackingUnavailableError: the server has ended, or does not answer in time.
+
+        """
         deadline = time.monotonic() + _PATIENCE
         while not self._answers():
             if self._process.poll() is not None:
@@ -109,22 +115,27 @@ class Server:
             time.sleep(0.1)
 
     def wait(self) -> None:
-        """Wait for its end, which is always an error: nobody has asked for it."""
+        """Wait for the server to end by itself, which is always an error.
+
+        Raises:
+            TrackingUnavailableError: the server has ended.
+
+        """
         self._process.wait()
         self._raise(f"MLflow's UI has ended by itself, with status {self._process.returncode}")
 
     def stop(self) -> None:
-        """End all its processes: first by asking, then by force."""
+        """End all processes of the server, first with SIGTERM, then with SIGKILL."""
         if self._process.poll() is None:
             self._signal(signal.SIGTERM)
             with suppress(subprocess.TimeoutExpired):
                 self._process.wait(_GRACE)
-        self._signal(signal.SIGKILL)  # it may have left its workers behind
+        self._signal(signal.SIGKILL)  # the server may have left its workers behind
         self._process.wait()
         os.close(self._lifeline)
 
     def _answers(self) -> bool:
-        # Not urllib, which would ask a proxy.
+        # Not urllib, which would use a proxy.
         connection = http.client.HTTPConnection(HOST, self._port, timeout=5)
         try:
             connection.request("GET", "/health")
@@ -146,13 +157,13 @@ class Server:
         raise TrackingUnavailableError(f"{what}. The last that it said:{lines or ' nothing'}")
 
     def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of processes that have ended
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for processes that have ended
             os.killpg(self._process.pid, number)
 
 
 def _bind(port: int) -> int:
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # the server sets it too
         probe.bind((HOST, port))
         found: int = probe.getsockname()[1]
         return found

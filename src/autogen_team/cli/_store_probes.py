@@ -1,7 +1,7 @@
-"""What `doctor` finds out about the tracking store and the registry, by asking them and by a run made for the purpose.
+"""Probes of `doctor` on the tracking store and the registry: a few requests, and a trial run.
 
-Nothing is made that was not there: not a database, not a table, not an experiment. Where there is none yet, the row
-says so. A store that does not answer is waited for once, and what depends on it is skipped.
+They never create a database, a table or an experiment. If one does not exist yet, its row says so. A store that does
+not answer is waited for once, and the probes that depend on it are skipped.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from autogen_team.io._tracking import checks
 
 LIMIT = 10.0
-"""Seconds for all that a trial run takes; each question before it gets as long as a server at the start of a job."""
+"""Seconds for the whole trial run. Each request before it has the `connect_timeout` of the service, as in a job."""
 SKEW = 5.0
-"""Seconds that clocks may differ before anybody should care: runs are sorted and compared by their times."""
+"""Seconds that clocks may differ before it matters: runs are sorted and compared by their times."""
 
 _TRACKING, _REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 
 
 class _UnusableError(Exception):
-    """A store of which nothing more can be asked: the last row of it, and why the others are skipped."""
+    """A store that cannot be probed further. Carries its last row, and why the other rows are skipped."""
 
     def __init__(self, check: Check, why: str) -> None:
         super().__init__(why)
@@ -43,7 +43,7 @@ class _UnusableError(Exception):
 
 
 class Probing:
-    """The questions to the store and the registry of a service."""
+    """The probes of the tracking store and the registry of a service."""
 
     def __init__(self, service: MlflowService) -> None:
         self._uri = session.absolute(service.tracking_uri)
@@ -53,7 +53,7 @@ class Probing:
         self._works_offline = service.mode != "online"
 
     def run(self) -> list[Check]:
-        """Ask everything, and return what was found."""
+        """Run all probes, and return their results."""
         is_same = self._registry_uri == self._uri
         try:
             self._reach("tracking", self._uri, _TRACKING)
@@ -72,7 +72,12 @@ class Probing:
             return [error.check, *skipped.values()]
 
     def _reach(self, name: str, uri: str, variable: str) -> None:
-        """Return if there is somebody to ask."""
+        """Return if the store exists and answers.
+
+        Raises:
+            _UnusableError: it does not, or a database has an unexpected schema.
+
+        """
         shown = mask_url(uri)
         try:
             fault = probe.find_fault(uri, self._limit)
@@ -101,7 +106,12 @@ class Probing:
             self._read_schema(name, uri)
 
     def _read_schema(self, name: str, uri: str) -> None:
-        """Return if the tables of a database are those that this MLflow expects."""
+        """Return if the database has the schema that this MLflow expects.
+
+        Raises:
+            _UnusableError: it has another schema or no tables, or it cannot be read.
+
+        """
         from autogen_team.io._deadline import within
         from autogen_team.io._tracking import checks
 
@@ -120,7 +130,7 @@ class Probing:
             raise _UnusableError(Check(name, "fail", found, remedy), f"see {name}")
 
     def _tracking(self) -> tuple[Check, checks.Server | None]:
-        """Say what kind of store it is, and what a server says of itself."""
+        """Check the tracking store; return the result and, if the store is a server, what the server answered."""
         from autogen_team.io._tracking import checks
 
         shown = mask_url(self._uri)
@@ -150,7 +160,7 @@ class Probing:
         return Check("tracking", "ok", f"{found}: MLflow {server.version}"), server
 
     def _registry(self) -> Check:
-        """Ask a registry that is somewhere else than the runs."""
+        """Check a registry whose store is not that of the runs."""
         try:
             self._reach("registry", self._registry_uri, _REGISTRY)
         except _UnusableError as error:
@@ -165,7 +175,7 @@ class Probing:
 
         shown = "the same store" if self._registry_uri == self._uri else mask_url(self._registry_uri)
         place = places.local_place(self._registry_uri)
-        if place is not None and place.is_dir() and not (place / "models").exists():  # it would be made by the question
+        if place is not None and place.is_dir() and not (place / "models").exists():  # the request would create it
             return Check("registry", "ok", f"{shown} has no models yet")
         try:
             checks.ask_registry(client, self._limit)
@@ -175,7 +185,7 @@ class Probing:
         return Check("registry", "ok", f"{shown} answers")
 
     def _runs(self, client: MlflowClient) -> Iterator[Check]:
-        """Find the experiment, and try out a run in it; where there is none, in MLflow's own."""
+        """Look up the experiment and try out a run in it; if it does not exist, in MLflow's default experiment."""
         from autogen_team.io._tracking import checks
 
         name = self._experiment_name
@@ -255,7 +265,7 @@ def _is_database(uri: str) -> bool:
 
 
 def _is_begun(place: Path) -> bool:
-    """Tell whether MLflow has put something there; it would as soon as it is pointed at it."""
+    """Tell whether MLflow has created something there. It would as soon as it opens the store."""
     try:
         return (
             any(place.glob("*/meta.yaml")) or (place / "models").is_dir()

@@ -1,4 +1,4 @@
-"""What a run has recorded, as a short table, and how to look at it."""
+"""A short table of what a run has recorded, with the link or the command to look at it."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Where people type commands: in which folder, and which store is used there by a command without options."""
+    """Where the user types commands: the folder, and the store that a command without options uses there."""
 
     folder: Path
     store: str | None
-    """None if the settings there are no good."""
+    """None if the settings there are invalid."""
 
     @classmethod
     def here(cls) -> Self:
-        """Return what holds now, before anything has pointed MLflow elsewhere."""
+        """Return the current folder and store; call it before anything points MLflow to another store."""
         store = None
         with suppress(ConfigurationError):
             store = MlflowService().stores()[0]
@@ -52,7 +52,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class Summary:
-    """Which run to tell of, and where the job was started."""
+    """The run to summarize, and the prompt at which the job was started."""
 
     prompt: Prompt
     run_id: str | None = None
@@ -60,9 +60,9 @@ class Summary:
 
 @contextmanager
 def printed(summary: Summary, context: GlobalContext) -> Iterator[None]:
-    """Print the summary when the block ends, however it does; on stderr, because stdout belongs to the target.
+    """Print the summary when the block ends, also by an exception; on stderr, because stdout belongs to the target.
 
-    Nothing that goes wrong with it changes how the job has ended.
+    A failure to print it does not change how the job ends.
     """
     try:
         yield
@@ -116,12 +116,12 @@ def _count(items: list[str]) -> str:
 
 
 def where(service: MlflowService, info: RunInfo, prompt: Prompt) -> str:
-    """Return the run's page on its server, or the command that, typed at the prompt, shows a local store."""
+    """Return the URL of the run on its server or, for a local store, the command to type at the prompt."""
     return service.link(info.experiment_id, info.run_id) or command_to_look(service, prompt)
 
 
 def command_to_look(service: MlflowService, prompt: Prompt) -> str:
-    """Return the command that shows the store in a browser, as it is typed at the prompt."""
+    """Return the command to type at the prompt to show the store in a browser."""
     program = Path(sys.executable).with_name("autogen-team")
     if shutil.which("autogen-team") == str(program):
         words = ["autogen-team", "ui"]

@@ -1,4 +1,4 @@
-"""`autogen-team config`: which settings are in force, and why."""
+"""`autogen-team config`: the settings in force, and where each comes from."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["show"]
 
 
 def show(overrides: Mapping[str, str], *, as_json: bool) -> None:
-    """Print every setting of a context that would be made now."""
+    """Print every setting of the context that a job would have now, with these overrides."""
     with _look.plain_warnings(), _look.plain_errors():
         settings = _context.build(overrides).settings()
     if as_json:

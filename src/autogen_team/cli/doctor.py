@@ -1,4 +1,4 @@
-"""`autogen-team doctor`: what is installed, what is set, and whether all that a job needs really answers."""
+"""`autogen-team doctor`: installed versions, settings, and checks of everything that a job needs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FAILED = 1
 
 
 def diagnose(overrides: Mapping[str, str], *, as_json: bool) -> None:
-    """Print versions, settings and what was found; exit with 1 if something does not work."""
+    """Print versions, settings and the results of all checks; exit with 1 if a check fails."""
     with _look.plain_errors(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         context = _context.build(overrides)
@@ -57,14 +57,14 @@ def _row(check: Check) -> tuple[str, ...]:
 
 
 def _redactor(context: GlobalContext) -> Redactor:
-    """Return what masks the secrets of the environment, and those of the settings wherever they are from."""
+    """Return a redactor for the secrets of the environment and of the settings, whatever their source."""
     mlflow, alerts = context.mlflow_service, context.alerts_service
     secrets = [mlflow.tracking_uri, mlflow.registry_uri, *(url.get_secret_value() for url in alerts.urls)]
     return Redactor({**os.environ, **{f"setting {number}": text for number, text in enumerate(secrets)}})
 
 
 def _settings(caught: list[warnings.WarningMessage]) -> Iterator[Check]:
-    """Return a row for each variable that nothing reads, and the like."""
+    """Yield a row for each of our warnings about settings, such as an unknown variable."""
     for one in caught:
         if issubclass(one.category, AutogenTeamWarning):
             yield Check("settings", "note", str(one.message), "correct or remove it")
@@ -85,7 +85,7 @@ def _jobs(context: GlobalContext) -> list[Callable[[], list[Check]]]:
 
 
 def _together(jobs: list[Callable[[], list[Check]]]) -> list[Check]:
-    """Do all at once, for most of it is waiting; return what was found in their order."""
+    """Run all jobs at once, because they mostly wait; return their results in order."""
     with ThreadPoolExecutor(len(jobs), thread_name_prefix="autogen-team-doctor") as pool:
         return [check for found in pool.map(_guarded, jobs) for check in found]
 
@@ -93,6 +93,6 @@ def _together(jobs: list[Callable[[], list[Check]]]) -> list[Check]:
 def _guarded(job: Callable[[], list[Check]]) -> list[Check]:
     try:
         return job()
-    except Exception as error:  # what is ill must not keep the rest from being told
+    except Exception as error:  # a broken probe must not hide the results of the others
         found = f"a probe has failed itself: {type(error).__name__}: {error}"
         return [Check("doctor", "fail", found, "please report it, with this table")]

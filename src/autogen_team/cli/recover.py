@@ -1,4 +1,4 @@
-"""`autogen-team recover`: what dead processes have left behind, delivered and closed."""
+"""`autogen-team recover`: deliver the journals of dead processes, and close their runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _FAILED = 1
 
 
 def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bool, as_json: bool) -> None:
-    """Recover every dead journal of this machine, or only tell which and why."""
+    """Recover every dead journal of this machine and of the hosts; if `dry_run`, only print which ones and why.
+
+    Exits with 1 if a journal could not be recovered.
+    """
     from autogen_team.io._tracking import inventory
 
     with _look.plain_warnings(), _look.plain_errors():

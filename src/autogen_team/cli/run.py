@@ -1,4 +1,4 @@
-"""`autogen-team run`: any job, supervised."""
+"""`autogen-team run`: run any job under supervision."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def run(
     system_metrics: bool,
     overrides: Mapping[str, str],
 ) -> NoReturn:
-    """Run the command, and exit as it does."""
+    """Run the command under supervision, and exit as it does."""
     order = Order(
         list(command), is_command, name, description, list(tags), dict(overrides), keep_output, system_metrics
     )

@@ -1,4 +1,4 @@
-"""`autogen-team status`: what waits on this machine."""
+"""`autogen-team status`: the journals and offline runs that wait on this machine."""
 
 from __future__ import annotations
 

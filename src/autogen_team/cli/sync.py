@@ -1,4 +1,4 @@
-"""`autogen-team sync`: what waits on this machine, brought to its server."""
+"""`autogen-team sync`: deliver what waits on this machine to its server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["sync"]
 
 _FAILED = 1
 _SCHEMES = ("databricks", "databricks-uc", "file", "http", "https", "mssql", "mysql", "postgresql", "sqlite", "uc")
-"""What the URIs of MLflow's own stores begin with; plugins bring others."""
+"""Schemes of the URIs of MLflow's own stores; plugins add others."""
 _HOST_AND_PORT = re.compile(r"[\w.-]+:\d+(?:/|\Z)")
 
 
@@ -39,12 +39,15 @@ def sync(
     delete: bool,
     as_json: bool,
 ) -> None:
-    """Deliver the journals of dead processes and copy the runs of a local store, or only tell what would be done."""
+    """Deliver the journals of dead processes and copy the runs of local stores; if `dry_run`, only print the plan.
+
+    Exits with 1 if a journal or a run could not be delivered.
+    """
     with _look.plain_warnings(), _look.plain_errors():
         usual = _context.build(overrides).mlflow_service
         place = None if to is None else _uri(to)
         service = usual if place is None else usual.model_copy(update={"tracking_uri": place, "registry_uri": place})
-        # A journal belongs to the store that its process had; `--to` is for the runs of another one.
+        # A journal is delivered to the store of its process; `--to` applies only to runs that are copied.
         stores = _stores(source, usual, is_elsewhere=to is not None)
         recovered = [] if source else list(_journals(usual, dry_run=dry_run))
         outcomes: list[Outcome] = []
@@ -86,7 +89,7 @@ def _row(found: Found, result: Recovered | None) -> dict[str, object]:
 
 
 def _left(stores: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Tell what goes on to wait on this machine, and why."""
+    """Yield what still waits on this machine, and why."""
     from autogen_team.io._tracking import inventory, offline
 
     for store, destination in offline.find(state_dir()).items():
@@ -99,9 +102,9 @@ def _left(stores: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def _stores(source: str | None, service: MlflowService, *, is_elsewhere: bool) -> list[str]:
-    """Return the stores to copy: the source, as a URI; without one, those of offline runs.
+    """Return the URIs of the stores to copy: that of the source or, without a source, those of offline runs.
 
-    These are the runs that are meant for the service's store, and all there are if they go elsewhere.
+    If `is_elsewhere`, all offline runs are copied, else only those that are meant for the service's store.
     """
     from autogen_team.io._tracking import offline
 
@@ -122,7 +125,7 @@ def _is_uri(store: str) -> bool:
 
 
 def _uri(store: str) -> str:
-    """Return the URI of a store that may be named by its path: a folder, or the file of a database."""
+    """Return the URI of a store; it may be given as the path of a folder or of a database file."""
     if _is_uri(store):
         _require_scheme(store)
         return store
@@ -145,7 +148,7 @@ def _require_scheme(uri: str) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[Progress], None]]:
-    """Draw a bar on a terminal; elsewhere nobody would see it move."""
+    """Draw a progress bar if stderr is a terminal."""
     console = _look.console(stderr=True)
     if not console.is_terminal:
         yield lambda _: None

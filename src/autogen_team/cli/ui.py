@@ -1,4 +1,4 @@
-"""`autogen-team ui`: MLflow's own pages on the store in use, and the way to the last run."""
+"""`autogen-team ui`: serve MLflow's own pages for the store in use, and link to the last run."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ _OTHER_SERVERS = (
     "MLFLOW_STATIC_PREFIX",
     "MLFLOW_UVICORN_OPTS",
 )
-"""Variables by which a server of the team is set up, on the machine where it runs; this one is for one person."""
+"""Variables that configure a team's server on the machine where it runs. This server, for one user, ignores them."""
 
 
 def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool, as_json: bool) -> None:
-    """Print the address of the pages and of the last run; unless a server has them, serve them until a signal comes."""
+    """Print the URLs of the pages and of the last run; unless a server has the pages, serve them until a signal."""
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
         stores = _stores(service)
@@ -65,11 +65,11 @@ def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool,
 
 
 def _stores(service: MlflowService) -> tuple[str, str]:
-    """Return the stores whose runs a job would add to, with these settings, at this moment.
+    """Return the tracking store and the registry that a job with these settings would use now.
 
     Raises:
-        TrackingUnavailableError: one of them does not answer, and a job would not work offline for that.
-        ConfigurationError: it would, and none has done so yet.
+        TrackingUnavailableError: one of them does not answer, and the mode does not let a job work offline.
+        ConfigurationError: a job would work offline, but no offline run has been recorded yet.
 
     """
     from autogen_team.io._tracking import probe
@@ -99,8 +99,8 @@ def _offline(destination: str) -> tuple[str, str]:
 
 
 def _require_pages() -> None:
-    """Raise if this MLflow is the one without pages, which is all that the library itself needs."""
-    found = importlib.util.find_spec("mlflow")  # finds it, does not load it
+    """Raise if the installed MLflow has no pages; the library itself does not need them."""
+    found = importlib.util.find_spec("mlflow")  # does not import it
     folders = (found.submodule_search_locations if found else None) or []
     if not any(Path(folder, "server", "js", "build", "index.html").exists() for folder in folders):
         raise MissingExtraError(
@@ -119,7 +119,7 @@ def _prepare(store: str) -> None:
 
 
 def _variables(tracking: str, registry: str) -> dict[str, str]:
-    """Return the environment of the server; not arguments, because those may be read by everybody on the machine."""
+    """Return the environment of the server; arguments could be read by every user of the machine."""
     from autogen_team.io._tracking import places
 
     variables = {name: value for name, value in os.environ.items() if name not in _OTHER_SERVERS}
@@ -129,24 +129,24 @@ def _variables(tracking: str, registry: str) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": tracking,
         "MLFLOW_REGISTRY_URI": registry,
     }
-    # Where a job without a server keeps artifacts: experiments that are made in the pages are to be of use to jobs too.
+    # Where a job without a server keeps artifacts, so that jobs can use experiments that are created in the pages.
     root = tracking if places.is_folder(tracking) else str(Path.cwd() / "mlruns")
     variables.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", root)
-    # For evaluations by language models, which nobody has asked for: four more processes, 200 MB each.
+    # Jobs are for evaluations by language models, which are not needed here: four more processes, 200 MB each.
     variables.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     return variables
 
 
 @contextmanager
 def _signals_exit() -> Iterator[None]:
-    """Make of SIGTERM, SIGHUP and Ctrl-C the exit of this process, with 128 and the number of the signal."""
+    """Turn SIGTERM, SIGHUP and Ctrl-C into an exit with status 128 plus the number of the signal."""
 
     def leave(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)
 
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup's decision
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(number, leave)
     try:
         yield
@@ -155,7 +155,7 @@ def _signals_exit() -> Iterator[None]:
 
 
 def _tell(experiment: str, stores: tuple[str, str], address: str, *, opens_browser: bool, as_json: bool) -> None:
-    """Print the address of the pages, and of the last run if there is one; open the browser there."""
+    """Print the URLs of the pages and of the last run, if there is one; open the browser there if asked to."""
     run = _find_last_run(experiment, stores)
     link = links.of_run(address, run.info.experiment_id, run.info.run_id) if run else None
     if as_json:
@@ -173,13 +173,16 @@ def _tell(experiment: str, stores: tuple[str, str], address: str, *, opens_brows
 
 
 def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
-    """Return the run of the experiment that was started last; of all experiments, if there is none of that name."""
+    """Return the last started run of the experiment, or of all experiments if none has that name.
+
+    Returns None, with a warning, if the store cannot be searched.
+    """
     from autogen_team.io._tracking import session
 
     try:
-        client = session.client(*stores)  # loads MLflow, which on a busy machine takes longer than a store may
+        client = session.client(*stores)  # imports MLflow, which may take longer than `_PATIENCE` on a busy machine
         return within(_PATIENCE, partial(_last_run, experiment, client), name="autogen-team-last-run")
-    except Exception as error:  # a server that wants to know who asks, say: it still has pages
+    except Exception as error:  # such as a server that requires a login: it still has pages
         _look.say("warning", f"the last run cannot be found: {mask(str(error))}", "yellow")
         return None
 
@@ -194,5 +197,5 @@ def _last_run(experiment: str, client: MlflowClient) -> Run | None:
 
 
 def _flush() -> None:
-    """Let the addresses be read now: a pipe would keep them until the end."""
+    """Flush the URLs now; a pipe would keep them until the end."""
     _look.console().file.flush()

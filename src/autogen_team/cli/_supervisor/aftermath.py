@@ -1,4 +1,4 @@
-"""What the supervisor does when its child has died without closing its run: does it in its place, and tells people."""
+"""What the supervisor does when its child has died without closing its run: close the run and send the alert."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from autogen_team.io._tracking.inventory import Found
 
 _PATIENCE = 60.0
-"""Seconds that closing the run may take; a server that is away has the watchdog of the job to wait for it."""
+"""Seconds that closing the run may take; if the server is down for longer, the watchdog of the job waits for it."""
 
 
 Left: TypeAlias = "list[tuple[Found, int | None]]"
-"""The journals that the child has left, with their locks; None if somebody else has that."""
+"""The journals that the child has left, each with its lock; the lock is None if another process holds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,21 +32,21 @@ class Death:
     """How the child has ended."""
 
     status: int
-    """Its exit status, or less than 0 for the signal that killed it."""
+    """Its exit status, or the negative number of the signal that killed it."""
     run: OpenRun | None
-    """The run that it had open."""
+    """The run that it had open; None if it died before it had one."""
     at: float
     """Seconds since 1970."""
     pid: int
     order: Order
     lacked_memory: bool
-    """Whether the kernel has killed somebody meanwhile because memory was used up."""
+    """Whether the kernel has killed any process for lack of memory while the child ran."""
     left: Left = field(default_factory=list)
-    """What has been taken over already."""
+    """The journals that have been taken over already."""
 
     @property
     def reason(self) -> str:
-        """Why it has ended, in a few words."""
+        """Why the child has ended, in a few words."""
         if self.status >= 0:
             return f"exit status {self.status} without closing its run"
         name = ending.signal_name(-self.status)
@@ -57,23 +57,23 @@ class Death:
 
     @property
     def verdict(self) -> Status:
-        """The status that the run deserves."""
+        """The status to close the run with."""
         if self.status < 0:
             return "KILLED"
         return "FAILED" if self.status else "FINISHED"
 
 
 def kills_for_memory() -> int:
-    """Return how many processes the kernel has killed so far because memory was used up; 0 if it does not count."""
+    """Return how many processes the kernel has killed so far for lack of memory; 0 if it does not count them."""
     with suppress(OSError, ValueError, StopIteration), Path("/proc/vmstat").open() as counters:
         return int(next(line for line in counters if line.startswith("oom_kill ")).split()[1])
     return 0
 
 
 def take_over(run: OpenRun, pid: int) -> Left:
-    """Take the locks of what the child has left, so that its watchdog, which knows less, lets us do it.
+    """Take the locks of the child's journals, so that its watchdog, which knows less, leaves them to the supervisor.
 
-    What it has left for another store than that of its run is the watchdog's, which has the address with its password.
+    Journals for other stores than that of the run are left to the watchdog, which has their URI with its password.
     """
     from autogen_team.io._redact import mask_url
     from autogen_team.io._tracking import inventory, journal, places
@@ -86,9 +86,9 @@ def take_over(run: OpenRun, pid: int) -> Left:
 
 
 def settle(death: Death) -> None:
-    """Deliver what the child has left behind, close its run, send the alert; prints what it has done."""
+    """Deliver the journals of the child, close its run, send the alert, and print what was done."""
     if death.order.is_command and death.status < 0:
-        with suppress(ProcessLookupError):  # the command, which has lost its parent
+        with suppress(ProcessLookupError):  # the command has lost its parent
             os.killpg(death.pid, signal.SIGTERM)
     run = death.run
     if run is None:
@@ -109,16 +109,16 @@ def settle(death: Death) -> None:
         has_closed = None
     if has_closed:
         _look.say("run", f"{run.name} {death.verdict}: {death.reason}", "bold")
-    if has_closed or has_closed is None:  # people have to know
+    if has_closed or has_closed is None:  # None: it is not known whether the run is closed, so send the alert too
         with _look.plain_warnings(), suppress(Exception):
             _alert(death, run)
     _look.say("run", f"{run.name} {run.shown}", "bold")
 
 
 def _close(death: Death, run: OpenRun) -> bool:
-    """Close the run, and tell whether it was open."""
+    """Close the run, and return whether it was open."""
     left = death.left or take_over(run, death.pid)
-    # MLflow would try for four minutes.
+    # By default, MLflow would try for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     from autogen_team.io._tracking import recovery

@@ -1,4 +1,4 @@
-"""Exit handlers of the target: called while its run is still open, as what they log belongs to it."""
+"""Exit handlers of the target, called while its run is still open because what they log belongs to the run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ALSO_OURS = {"autogen_team", "mlflow"}
 
 
 class _Handler:
-    """What is registered in place of a function: calls it once, whoever comes first."""
+    """Stand-in for a registered function, which calls it only once: at the end of the block, or when Python exits."""
 
     def __init__(self, function: Callable[..., object], arguments: tuple[Any, ...], fields: dict[str, Any]) -> None:
         self.function = function
@@ -25,7 +25,7 @@ class _Handler:
         self.is_left = True
 
     def __call__(self) -> None:
-        """Call the function, unless it has been called."""
+        """Call the function, unless it has been called before."""
         if self.is_left:
             self.is_left = False
             self.function(*self._arguments, **self._fields)
@@ -33,16 +33,16 @@ class _Handler:
 
 @contextmanager
 def called_early() -> Iterator[None]:
-    """Call the exit handlers that are registered inside the block when it ends, the latest first, as Python would.
+    """At the end of the block, call the exit handlers that were registered inside it, latest first, as Python would.
 
-    Those that the standard library, MLflow or this library register are left to the end of the process: closing the run
-    needs what they end. In a process that is forked inside the block, all of them are.
+    Handlers that the standard library, MLflow or this library register wait until the process exits, because closing
+    the run needs what they end. In a process that is forked inside the block, all handlers wait until then.
     """
     handlers: list[_Handler] = []
     register, unregister, owner = atexit.register, atexit.unregister, os.getpid()
 
     def register_early(func: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        registrar = sys._getframe(1).f_globals.get("__name__")  # noqa: SLF001 - the function may be of another module
+        registrar = sys._getframe(1).f_globals.get("__name__")  # noqa: SLF001 - `func` may be from another module
         if _is_needed_later(registrar) or not callable(func):
             return register(func, *args, **kwargs)
         handler = _Handler(func, args, kwargs)
@@ -56,7 +56,7 @@ def called_early() -> Iterator[None]:
             unregister(handler)
         unregister(func)
 
-    setattr(atexit, "register", register_early)  # noqa: B010 - mypy forbids to assign functions of a module
+    setattr(atexit, "register", register_early)  # noqa: B010 - mypy forbids assigning to functions of a module
     setattr(atexit, "unregister", unregister_early)  # noqa: B010 - the same
     try:
         yield
@@ -79,7 +79,7 @@ def _call(handler: _Handler) -> None:
         handler()
     except (KeyboardInterrupt, Terminated):
         raise
-    except BaseException as error:  # its end is not the job's, as in Python
+    except BaseException as error:  # a handler that fails does not end the job, as in Python
         text = f"Exception ignored in atexit callback: {handler.function!r}"
         print(text, file=sys.stderr)  # noqa: T201 - as Python does
         traceback.print_exception(error)

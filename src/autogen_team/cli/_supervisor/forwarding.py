@@ -1,4 +1,4 @@
-"""Signals of ours that are meant for a process of ours: the supervisor's for its child, that one's for a command."""
+"""Forward signals to a child process: from the supervisor to the job, and from the job to a command."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 NAMES = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-"""What a person or a scheduler sends to one process; Ctrl-C is a terminal's, and sent to many."""
+"""Signals that a person or a scheduler sends to one process; Ctrl-C comes from a terminal, and reaches many."""
 
 
 class Forwarding:
-    """Hands signals on, those that come before the process is there once it is."""
+    """Forwards signals to a process, and keeps those that come before the process is known."""
 
     def __init__(self, send: Callable[[subprocess.Popen[bytes], int], None] = subprocess.Popen.send_signal) -> None:
-        """`send` is how."""
+        """Forward signals by calling `send` with the process and the number of the signal."""
         self._send = send
         self._process: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
 
     def to(self, process: subprocess.Popen[bytes]) -> None:
-        """Hand them to this process from now on."""
+        """Forward signals to this process from now on, first those that were kept."""
         self._process = process
         for number in self._early:
             self(number)
 
     def __call__(self, number: int, _frame: FrameType | None = None) -> None:
-        """Hand on a signal; a handler."""
+        """Forward a signal, or keep it; callable as a signal handler."""
         if self._process is None:
             self._early.append(number)
             return
@@ -38,7 +38,7 @@ class Forwarding:
 
 
 def install(handler: Callable[[int, FrameType | None], None], names: Iterable[str] = NAMES) -> list[int]:
-    """Handle the signals of these names, and return which; one that is ignored is so by somebody's decision (nohup)."""
+    """Handle the signals of these names and return their numbers; a signal that is ignored, as by nohup, stays so."""
     found = list(_heeded(names))
     for number in found:
         signal.signal(number, handler)
@@ -47,7 +47,7 @@ def install(handler: Callable[[int, FrameType | None], None], names: Iterable[st
 
 @contextmanager
 def stopped(groups: Collection[int]) -> Iterator[None]:
-    """Have groups of processes stopped inside of the block, in which we stop as well; they go on with us."""
+    """Stop process groups inside the block, in which this process stops too, and continue them at its end."""
     _signal_groups(groups, signal.SIGSTOP)
     try:
         yield
@@ -63,6 +63,6 @@ def _signal_groups(groups: Collection[int], number: signal.Signals) -> None:
 
 def _heeded(names: Iterable[str]) -> Iterator[int]:
     for name in names:
-        number = getattr(signal, name, None)  # other systems know fewer
+        number = getattr(signal, name, None)  # not every system has all of them
         if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
             yield number

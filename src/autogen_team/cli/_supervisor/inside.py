@@ -1,4 +1,4 @@
-"""The child of the supervisor: the global context, one run, and in it the target."""
+"""The child of the supervisor: the global context, one run, and the target inside it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _INTERRUPTED = 130
 
 
 def main() -> NoReturn:
-    """Do what the supervisor orders, which is at the other end of the descriptor that the arguments name."""
+    """Execute the order of the supervisor; the first argument is the descriptor of the socket to it."""
     wire = ChildEnd(int(sys.argv[1]))
     execute(wire.order, wire)
 
@@ -43,11 +43,11 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
         "tags": _context.assignments(order.tags, "--tag") or None,
         "log_system_metrics": order.system_metrics,
     }
-    sys.excepthook = sys.__excepthook__  # Typer has one of its own, which is not for the target's exceptions
+    sys.excepthook = sys.__excepthook__  # Typer installs its own, which must not handle the target's exceptions
     with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
         context = _context.build(overrides)
         if context.logger_service.source("backtrace") == "default":
-            # The stack above the target is ours, and of no interest to anybody who reads the log.
+            # The frames above the target are ours, and do not help the reader of the log.
             overrides = {**overrides, "logger.backtrace": "false"}
             logger_service = context.logger_service.model_copy(update={"backtrace": False})
             context = context.model_copy(update={"logger_service": logger_service})
@@ -60,7 +60,7 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
             context.stop()
 
     with ExitStack() as undo:
-        # before the log of the run listens, so that its end has the output up to there
+        # Before the log of the run subscribes, so that the transcript is complete when the run's log is attached.
         undo.callback(_job.subscribe(_Told(wire, context, summary.prompt)))
         undo.callback(values.listen(wire.hide))
         with _look.plain_errors(_look.NOT_STARTED):
@@ -76,7 +76,7 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
                 summary.run_id = active.info.run_id
                 shown = _summary.where(context.mlflow_service, active.info, summary.prompt)
                 _look.say("run", f"{active.info.run_name} {shown}", "bold")
-                with exits.called_early(), threads.awaited(), _reported():  # all of that still belongs to the run
+                with exits.called_early(), threads.awaited(), _reported():  # all of these still belong to the run
                     target.execute(_run_variables(active))
         except SystemExit as error:
             failure = error
@@ -86,14 +86,14 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
             status = _INTERRUPTED
         except Exception as error:
             failure = error
-            if summary.run_id is None:  # else it has been reported
+            if summary.run_id is None:  # else the error has been reported
                 _look.fail(f"the run cannot be opened: {mask(str(error))}", _look.NOT_STARTED)
             status = 1
     raise SystemExit(status)
 
 
 class _Told(_job.Listener):
-    """Tells the supervisor of the run of the job, as a listener of `_job`."""
+    """Listener that tells the supervisor about the run of the job."""
 
     def __init__(self, wire: ChildEnd, context: GlobalContext, prompt: _summary.Prompt) -> None:
         self._wire = wire
@@ -102,7 +102,7 @@ class _Told(_job.Listener):
         self._run_id: str | None = None
 
     def run_started(self, run: _job.Run) -> None:
-        """Tell of the first run, which is that of the whole job."""
+        """Tell the supervisor about the first run, which is that of the whole job."""
         if self._run_id is not None:
             return
         self._run_id = run.run_id
@@ -124,31 +124,31 @@ class _Told(_job.Listener):
         )
         self._wire.opened(opened)
 
-    def run_ending(self, run: _job.Run, end: _job.End) -> None:  # noqa: ARG002 - a listener's
-        """Have the transcript complete before the log of the run goes to its artifacts."""
+    def run_ending(self, run: _job.Run, end: _job.End) -> None:  # noqa: ARG002 - the listener's signature
+        """Complete the transcript before the log of the run becomes an artifact."""
         if run.run_id == self._run_id:
             self._wire.flush()
 
-    def run_ended(self, run: _job.Run, end: _job.End) -> None:  # noqa: ARG002 - a listener's
-        """Tell that nobody else needs to close it."""
+    def run_ended(self, run: _job.Run, end: _job.End) -> None:  # noqa: ARG002 - the listener's signature
+        """Tell the supervisor that the run is closed."""
         if run.run_id == self._run_id:
             self._wire.closed(run.run_id)
 
 
 def _run_variables(active: mlflow.ActiveRun) -> dict[str, str]:
-    """Return the variables by which any process with MLflow joins the run; the rest of them MLflow has set itself."""
+    """Return the variables by which any process with MLflow joins the run; MLflow itself has set the others."""
     return {"MLFLOW_RUN_ID": active.info.run_id, "MLFLOW_EXPERIMENT_ID": active.info.experiment_id}
 
 
 def _variables(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Return the options of the command line as variables, which mean the same in any folder."""
+    """Return the options of the command line as environment variables that mean the same in any folder."""
     found = _context.variables_of(overrides)
     return {name: absolute(value) if name.endswith("_URI") else value for name, value in found.items()}
 
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Let a context that the target makes itself see the options of the command line."""
+    """Set the variables inside the block, so that a context that the target builds itself sees the options."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -163,7 +163,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _reported() -> Iterator[None]:
-    """Report an uncaught exception while the run is open, so that its log has it, without our own frames."""
+    """Report an uncaught exception, without our own frames, while the run is open, so that its log has it."""
     try:
         yield
     except Exception as error:
@@ -182,7 +182,7 @@ _OURS = {__file__, targets.__file__, runpy.__file__, "<frozen runpy>"}
 
 
 def _status(code: object) -> int:
-    """Return the status with which Python would exit."""
+    """Return the status with which Python would exit for the code of a `SystemExit`."""
     if code is None:
         return 0
     if isinstance(code, int):

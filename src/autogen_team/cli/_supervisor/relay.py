@@ -1,4 +1,4 @@
-"""Bytes from one descriptor to another, as they are, while somebody watches."""
+"""Pass bytes from one descriptor to another unchanged, and show them to a function."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from contextlib import suppress
 
 _SIZE = 2**16
 _GRACE = 0.5
-"""Seconds for which processes that a job has left behind are listened to."""
+"""Seconds for which the output of processes that outlive the job is still read."""
 _REST = 2**20
-"""Bytes that a job may have left in a pipe, which come before what those say; the most that Linux gives a pipe."""
+"""Bytes that the job may have left in the pipe, ahead of the output of those processes: the largest pipe of Linux."""
 
 
 class Relay:
-    """A thread that reads from one descriptor and writes to another, until there is no more to come.
+    """A thread that reads from one descriptor and writes to another, until the input ends.
 
-    When nobody reads at the other end any more, it stops reading too, so that the writer learns of it as without us.
+    When the reader of the output is gone, the thread stops reading too. The writer then gets a broken pipe, as it would
+    without us.
     """
 
     def __init__(self, name: str, source: int, target: int, show: Callable[[bytes], None]) -> None:
@@ -30,22 +31,22 @@ class Relay:
         self._until: float | None = None
         self._rest = 0
         self.fault = ""
-        """Why something could not be passed on, and how much."""
+        """How many bytes could not be passed on, and why; empty if none."""
         self._lost = 0
         self._over, self._no_more = os.pipe()
         self._thread = threading.Thread(target=self._run, name=f"autogen_team-{name}", daemon=True)
         self._thread.start()
 
     def has_caught_up(self) -> bool:
-        """Tell whether all that was written up to now has been passed on."""
+        """Tell whether everything that was written so far has been passed on."""
         try:
             waiting = bool(select.select([self._source], [], [], 0)[0])
-        except (OSError, ValueError):  # it is closed: there is no more to come
+        except (OSError, ValueError):  # the source is closed, so nothing more can come
             return True
         return (not waiting and self._is_idle) or not self._thread.is_alive()
 
     def finish(self) -> None:
-        """Pass on what is there, and wait for it; the writer has ended, but may have left children behind."""
+        """Pass on the rest of the input, and wait for that; the writer has ended, but its children may still write."""
         os.close(self._no_more)
         self._thread.join()
 
@@ -64,7 +65,7 @@ class Relay:
         self._is_idle = True
         ready = select.select([self._source, self._over], [], [])[0]
         if self._over in ready:
-            # What the writer has left is there by now; what its own children go on to say has an end.
+            # The writer has ended, so all its output is here. The output of its children is read for a limited time.
             now = time.monotonic()
             self._until = now + _GRACE if self._until is None else self._until
             left = max(0.0, self._until - now)
@@ -83,7 +84,7 @@ class Relay:
         while view:
             try:
                 view = view[os.write(self._target, view) :]
-            except BlockingIOError:  # somebody has made our output non-blocking
+            except BlockingIOError:  # another process has made our output non-blocking
                 select.select([], [self._target], [])
             except BrokenPipeError:
                 return False
@@ -95,9 +96,9 @@ class Relay:
 
 
 def wait_for(relays: Sequence[Relay], timeout: float) -> None:
-    """Wait until all have caught up, at most `timeout` seconds: whoever reads what we pass on may be slow."""
+    """Wait until all relays have caught up, at most `timeout` seconds, because the reader of our output may be slow."""
     deadline = time.monotonic() + timeout
     quiet = 0
-    while quiet < 2 and time.monotonic() < deadline:  # a terminal takes a moment from one of its sides to the other
+    while quiet < 2 and time.monotonic() < deadline:  # bytes take a moment from one side of a terminal to the other
         quiet = quiet + 1 if all(relay.has_caught_up() for relay in relays) else 0
         time.sleep(0.005)

@@ -1,6 +1,6 @@
-"""The supervising process: starts the job as its child, passes on what it prints and what it is sent, waits for it.
+"""The supervising process: start the job as its child, pass on its output and our signals, and wait for it.
 
-It loads neither mlflow nor pydantic as long as the child closes its run itself.
+It imports neither mlflow nor pydantic if the child closes its run itself.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ main()
 """
 _FORWARDED = ("SIGINT", *forwarding.NAMES)
 _SLOW_READER = 1.0
-"""Seconds that the end of a run waits for whoever reads our output, so that the run has it too."""
+"""Seconds that the end of a run waits for the reader of our output, so that the transcript is complete."""
 
 
 def supervise(order: Order) -> NoReturn:
-    """Have the order done by a child, and exit as that did: with its status, or 128 and the signal that ended it."""
+    """Execute the order in a child, and exit as it did: with its status, or 128 plus the signal that ended it."""
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        # Some launchers ignore it, and every process inherits that. The kernel then keeps no exit status for us.
+        # Some launchers ignore SIGCHLD, and their children inherit that. The kernel then keeps no exit status for us.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     child = _Child(order)
     status = child.wait()
@@ -51,14 +51,14 @@ def supervise(order: Order) -> NoReturn:
         )
         aftermath.settle(death)
     if child.was_interrupted and status in (128 + signal.SIGINT, -signal.SIGINT):
-        # As the key would have without us: a script of a shell that runs us ends too, and what reads our output.
+        # As the key would do without us: a shell script that runs us ends too, and so does the reader of our output.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.killpg(os.getpgrp(), signal.SIGINT)
     raise SystemExit(status if status >= 0 else 128 - status)
 
 
 class _Child:
-    """The job's process, with all that connects us to it."""
+    """The process of the job, with everything that connects us to it."""
 
     def __init__(self, order: Order) -> None:
         self._is_command = order.is_command
@@ -68,8 +68,8 @@ class _Child:
         self.ended_at = 0.0
         """Seconds since 1970."""
         self.left: aftermath.Left = []
-        """The journals that it has not closed."""
-        for number in (0, 1, 2):  # closed ones would be given to our own sockets
+        """The journals that the child has not closed."""
+        for number in (0, 1, 2):  # our own sockets would get the numbers of closed descriptors
             if not _is_open(number):
                 os.open(os.devnull, os.O_RDWR)
         ours, theirs = socket.socketpair()
@@ -80,15 +80,15 @@ class _Child:
             self._process, sources = self._start(order, theirs.fileno())
         self.pid = self._process.pid
         forward.to(self._process)
-        if self._terminal is None or not self._terminal.is_fed:  # else its key does it
+        if self._terminal is None or not self._terminal.is_fed:  # else the terminal handles its key
             signal.signal(signal.SIGTSTP, self._stop)
         self.wire.send(order)
-        with _without_signals():  # they wake only the main thread, which waits for the child
+        with _without_signals():  # signals must wake the main thread, which waits for the child
             self._relays = [self._relay(*source) for source in sources]
             self._listener = self.wire.listen(on_run=self._run_opened, on_flush=self._flush)
 
     def _start(self, order: Order, wire: int) -> tuple[subprocess.Popen[bytes], list[tuple[str, int, int]]]:
-        """Start the child; return it with what it writes to: a name, the descriptor to read from, and ours for it."""
+        """Start the child; return it with its outputs: a name, the descriptor to read from and our own to write to."""
         code = _CHILD.format(path=[entry or str(Path.cwd()) for entry in sys.path])
         command = [sys.executable, "-c", code, str(wire), *order.command]
         streams: dict[str, int] = {}
@@ -114,9 +114,9 @@ class _Child:
                 stdout=streams.get("stdout"),
                 stderr=streams.get("stderr"),
                 pass_fds=[wire],
-                # a supervisor inside of the job has a run of its own
+                # a supervisor inside the job opens a run of its own
                 env={name: value for name, value in os.environ.items() if not name.startswith("AUTOGEN_TEAM_RUN_")},
-                start_new_session=True,  # a key pressed in a terminal shall reach it once, through us
+                start_new_session=True,  # a key pressed in a terminal must reach it only once, through us
                 preexec_fn=self._terminal.become_controlling if self._terminal else None,  # noqa: PLW1509 - no threads yet
             )
         finally:
@@ -130,18 +130,18 @@ class _Child:
         return Relay(name, source, target, lambda data: transcript.add(name, data))
 
     def wait(self) -> int:
-        """Return how the child has ended, its status or less than 0 for a signal, once all it has said is heard."""
+        """Wait for the child and all its output; return its status, or the negative number of a signal."""
         with self._terminal.feed(self.pid) if self._terminal else nullcontext():
             status = self._process.wait()
             self.ended_at = time.time()
-            for number in [*self._forwarded, signal.SIGTSTP]:  # from now on they are for us
+            for number in [*self._forwarded, signal.SIGTSTP]:  # from now on, signals are meant for us
                 signal.signal(number, signal.SIG_DFL)
             with suppress(OSError):
-                self.wire.socket.shutdown(socket.SHUT_RD)  # a process that it has forked may hold the other end
+                self.wire.socket.shutdown(socket.SHUT_RD)  # a process that the child has forked may hold the other end
             self._listener.join()
             if self.wire.run is not None and not self.wire.is_closed:
-                # Before the output, which is passed on as slowly as its reader likes: the watchdog waits for nobody.
-                with suppress(Exception):  # met again, and told, when the run is closed
+                # Before the rest of the output, which a slow reader may delay: the watchdog does not wait for that.
+                with suppress(Exception):  # the error recurs, and is reported, when the run is closed
                     self.left = aftermath.take_over(self.wire.run, self.pid)
             for one in self._relays:
                 one.finish()
@@ -153,12 +153,12 @@ class _Child:
 
     @property
     def was_interrupted(self) -> bool:
-        """Whether the key that interrupts was pressed in the child's terminal."""
+        """Whether the interrupt key was pressed in the child's terminal."""
         return self._terminal is not None and self._terminal.was_interrupted
 
     @property
     def lacked_memory(self) -> bool:
-        """Whether the kernel has killed somebody for lack of memory meanwhile."""
+        """Whether the kernel has killed any process for lack of memory since the child was started."""
         return aftermath.kills_for_memory() > self._kills
 
     def _send(self, process: subprocess.Popen[bytes], number: int) -> None:
@@ -168,7 +168,7 @@ class _Child:
             process.send_signal(number)
 
     def _stop(self, number: int, _frame: FrameType | None) -> None:
-        """Stop the child, which is in another session, and ourselves; go on together."""
+        """Stop the child, which is in another session, and ourselves; both continue together."""
         with forwarding.stopped([self.pid]):
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -190,7 +190,7 @@ class _Child:
 
 @contextmanager
 def _without_signals() -> Iterator[None]:
-    """Let threads that are started inside the block leave signals to others."""
+    """Block the forwarded signals in threads that are started inside the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _FORWARDED])
     try:
         yield

@@ -1,4 +1,4 @@
-"""What is run: a Python script, a module, or any command."""
+"""The target of a run: a Python script, a module, or any command."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from autogen_team.cli._supervisor import forwarding
 from autogen_team.cli._supervisor.forwarding import Forwarding
 from autogen_team.io._tracking.ending import Terminated
 
-_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # as a shell says it
+_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # the exit statuses of a shell
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What is run."""
+    """What to run, and how."""
 
     name: str
     arguments: list[str]
-    """What the target finds in `sys.argv`, itself first."""
+    """The `sys.argv` of the target, its own name first."""
     folder: str | None
-    """What the target finds first on `sys.path`; None if it is not of Python's."""
+    """The first entry of `sys.path` for the target; None if the target is a command."""
     execute: Callable[[Mapping[str, str]], object]
-    """Called with the variables that tell a command of the run."""
+    """Runs the target; called with the variables by which a command joins the run."""
 
 
 def parse(words: Sequence[str], *, is_command: bool) -> Target:
-    """Return the target that the words of the command line name, or exit saying what is wrong with them."""
+    """Return the target that the command line names, or exit with a message that says what is wrong with it."""
     first, *rest = words
     if is_command:
         return _command(first, rest)
@@ -63,12 +63,12 @@ def parse(words: Sequence[str], *, is_command: bool) -> Target:
 
 
 def _execute(script: str) -> None:
-    """Execute a script as Python does: by its full name, in a module that stays, for what is pickled or still runs."""
+    """Execute a script as Python does: by its full path, in a module that stays for pickling and running threads."""
     main = ModuleType("__main__")
     main.__dict__.update(__file__=script, __builtins__=builtins, __cached__=None)
     sys.modules["__main__"] = sys.modules["__mp_main__"] = main
     with io.open_code(script) as file:
-        code = compile(file.read(), script, "exec", dont_inherit=True)  # else our own future imports hold for it
+        code = compile(file.read(), script, "exec", dont_inherit=True)  # else our own future imports apply to it
     exec(code, main.__dict__)  # noqa: S102 - the user's own script  # nosec B102
 
 
@@ -95,10 +95,10 @@ def _module(name: str, arguments: Sequence[str]) -> Target:
 
 
 class _MainAlias(ModuleType):
-    """What `__main__` is at the moment: objects that come back from a spawned worker name its module `__mp_main__`.
+    """Alias of the current `__main__`: objects that come back from a spawned worker name the module `__mp_main__`.
 
-    `multiprocessing` makes the two one when it is first imported, which was before the target. `runpy` replaces
-    `__main__` for as long as a module runs.
+    `multiprocessing` makes both names one module when it is first imported, which was before the target. `runpy`
+    replaces `__main__` while a module runs.
     """
 
     def __getattr__(self, name: str) -> object:
@@ -107,7 +107,7 @@ class _MainAlias(ModuleType):
 
 @contextmanager
 def as_main(target: Target) -> Iterator[None]:
-    """Show the target the interpreter as if Python itself had started it."""
+    """Set up the interpreter inside the block as if Python itself had started the target."""
     arguments, path = sys.argv, sys.path[:]
     sys.argv = target.arguments
     if target.folder is not None:
@@ -131,27 +131,27 @@ def _command(first: str, rest: Sequence[str]) -> Target:
 
 
 class _Command:
-    """A program of its own; signals that reach us are for it, and its end is ours."""
+    """A command that runs in a process of its own. It gets the signals that reach us, and we end as it does."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = list(words)
         self._forward: Forwarding | None = None
-        """Set from the moment at which the program is started."""
+        """Set just before the command is started."""
         forwarding.install(self._handle)
         signal.signal(signal.SIGINT, self._interrupt)
 
     def execute(self, run: Mapping[str, str]) -> None:
-        """Run the program; raises what the end of its process means for the run.
+        """Run the command, and raise what the end of its process means for the run.
 
         Raises:
-            Terminated: a signal has ended it.
-            SystemExit: its status is not 0.
+            Terminated: a signal has ended the command.
+            SystemExit: the status of the command is not 0, or it cannot be executed.
 
         """
         self._forward = Forwarding()
         try:
             process = subprocess.Popen(self._words, env={**os.environ, **run})  # noqa: S603 - the user's own command
-        except OSError as error:  # a script without a first line that says what runs it, say
+        except OSError as error:  # such as a script without a shebang line
             _look.fail(f"{self._words[0]!r} cannot be executed: {error.strerror}", _NOT_EXECUTABLE)
         self._forward.to(process)
         status = process.wait()
@@ -161,7 +161,7 @@ class _Command:
             raise SystemExit(status)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self._forward is None:  # else who sends it sends it to both of us
+        if self._forward is None:  # else the sender has sent it to the command too
             raise KeyboardInterrupt
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:

@@ -1,7 +1,7 @@
-"""A terminal of the child's own, because one whose output is kept cannot write to ours.
+"""A pseudo-terminal for the child, because a child whose output is kept cannot write to our terminal.
 
-While we are in the foreground, ours hands each key to it as it is, Ctrl-C too; so the child's terminal decides what
-they mean, and its size is that of ours. A child that is stopped by Ctrl-Z stops us with it.
+While we are in the foreground, our terminal passes each key on unchanged, even Ctrl-C. So the child's terminal decides
+what a key means. It has the size of ours. Ctrl-Z stops the child and us.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from autogen_team.cli._supervisor import forwarding
 _STDIN = 0
 _STOPPING = 0.1
 _GLANCE = 0.2
-"""Seconds between two looks at whether we are in the foreground again."""
+"""Seconds between two checks whether we are in the foreground again."""
 
 
 class Terminal:
-    """A terminal like the one of `model`, which is a descriptor of ours."""
+    """A pseudo-terminal with the attributes and size of the terminal at `model`, a descriptor of ours."""
 
     def __init__(self, model: int) -> None:
         self._model = model
@@ -35,25 +35,25 @@ class Terminal:
         self.is_fed = os.isatty(_STDIN) and _is_in_foreground(_STDIN)
         """Whether keys go to the child."""
         if not self.is_fed:
-            attributes[1] &= ~termios.OPOST  # ours turns the end of a line into its two characters, once
+            attributes[1] &= ~termios.OPOST  # our terminal already turns a line feed into CR LF
         termios.tcsetattr(self.child, termios.TCSANOW, attributes)
         self.resize()
         self._attributes = termios.tcgetattr(_STDIN) if self.is_fed else None
         self.was_interrupted = False
-        """Whether the key that interrupts was pressed."""
+        """Whether the interrupt key was pressed."""
 
     def become_controlling(self) -> None:
-        """Make it the terminal of the calling process's session; called in the child."""
+        """Make it the controlling terminal of the calling process's session; called in the child."""
         fcntl.ioctl(self.child, termios.TIOCSCTTY, 0)
 
     def resize(self, *_: object) -> None:
-        """Give it the size of ours."""
+        """Give it the size of our terminal."""
         with suppress(OSError):
             fcntl.ioctl(self.main, termios.TIOCSWINSZ, fcntl.ioctl(self._model, termios.TIOCGWINSZ, b"\0" * 8))
 
     @contextmanager
     def feed(self, pid: int) -> Iterator[None]:
-        """Hand keys to the child, the process `pid`, inside the block."""
+        """Pass keys on to the child, the process `pid`, inside the block."""
         previous = {number: signal.getsignal(number) for number in (signal.SIGWINCH, signal.SIGCONT)}
         signal.signal(signal.SIGWINCH, self._resized)
         signal.signal(signal.SIGCONT, self._resized)
@@ -72,13 +72,13 @@ class Terminal:
         self._take()
 
     def _take(self) -> None:
-        """Have our terminal hand over keys as they are."""
+        """Put our terminal into raw mode, so that keys come unchanged; only while we are in the foreground."""
         if self._attributes is not None and _is_in_foreground(_STDIN):
             with suppress(termios.error):
                 tty.setraw(_STDIN, termios.TCSADRAIN)
 
     def _give_back(self) -> None:
-        """Make our terminal what it was."""
+        """Restore the attributes of our terminal, while we are in the foreground."""
         if self._attributes is not None and _is_in_foreground(_STDIN):
             with suppress(termios.error):
                 termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._attributes)
@@ -87,7 +87,7 @@ class Terminal:
         with suppress(OSError, termios.error):
             while True:
                 select.select([_STDIN], [], [])
-                if not _is_in_foreground(_STDIN):  # to read would stop us
+                if not _is_in_foreground(_STDIN):  # reading would stop us
                     time.sleep(_GLANCE)
                     continue
                 keys = os.read(_STDIN, 1024)
@@ -102,7 +102,7 @@ class Terminal:
                     keys = keys[os.write(self.main, keys) :]
 
     def _key(self, name: int) -> bytes:
-        """Return the key that stops or interrupts a job, or what is no key if the child has switched it off."""
+        """Return the key that stops or interrupts a job, or bytes that no key sends if the child has disabled it."""
         attributes = termios.tcgetattr(self.main)
         key: bytes = attributes[6][name]
         return key if attributes[3] & termios.ISIG and key != b"\0" else b"\xff\xff"
@@ -110,11 +110,11 @@ class Terminal:
     def _stop(self, pid: int) -> None:
         """Stop the child and ourselves, until the shell continues us.
 
-        The kernel stops no job whose parent is in another session, as ours is, by a key.
+        The key alone would not: the kernel does not stop a job whose parent is in another session, as it is here.
         """
         with forwarding.stopped({os.tcgetpgrp(self.main), pid}):
             self._give_back()
-            # Whoever shares our pipe too, as by the key. Where no shell could continue us the kernel ignores it.
+            # The other processes of our pipeline too, as by the key. The kernel ignores it if no shell can continue us.
             os.killpg(os.getpgrp(), signal.SIGTSTP)
             time.sleep(_STOPPING)  # this thread may run on for a moment before it is stopped with the others
             self._take()

@@ -1,8 +1,8 @@
-"""Waiting for what a target has left at work, in the order in which Python does that before it exits.
+"""Wait for threads and tasks that a target has left running, in the order in which Python does before it exits.
 
 Python lets the main thread look ended, calls what libraries have registered for that moment, and joins all threads that
-are not daemons. So does this, while the run is still open. Executors of the standard library are the exception: Python
-shuts them down for good, but the run is still to be closed with their help. Their tasks are waited for instead.
+are not daemons. This module does the same while the run is still open. Executors of the standard library are the
+exception: Python shuts them down for good, but closing the run still needs them. Only their tasks are waited for.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _report = logging.getLogger("autogen_team")
 
 @contextmanager
 def awaited() -> Iterator[None]:
-    """Wait for threads and tasks when the block has ended, except by a signal, which wants an end now.
+    """Wait for threads and tasks at the end of the block, unless a signal has ended it: that must take effect now.
 
-    A process that the target has forked, and that leaves the block too, waits for nothing here: Python does, later.
+    A process that the target has forked, and that leaves the block too, does not wait here; Python waits there later.
     """
     owner = os.getpid()
     tasks = _Tasks()
@@ -54,13 +54,13 @@ def _wait(tasks: _Tasks, end: threading.Event, owner: int) -> None:
         tasks.wait()
         _call_back()
         for thread in _own():
-            with suppress(RuntimeError):  # it is being started at this moment, and waited for in the next round
+            with suppress(RuntimeError):  # the thread is just being started; the next round waits for it
                 thread.join()
         is_over = not (tasks.are_left() or _own())
 
 
 def _own() -> list[threading.Thread]:
-    """Return the threads that Python would join, except those of executors, which end when Python shuts these down."""
+    """Return the threads that Python would join, except those of executors, which end when Python shuts those down."""
     return [
         thread
         for thread in threading.enumerate()
@@ -72,9 +72,9 @@ def _own() -> list[threading.Thread]:
 
 
 def _call_back() -> None:
-    """Call what is registered to be called before Python joins threads, the latest first, but for the executors' own.
+    """Call the functions that Python calls before it joins threads, latest first, except those of executors.
 
-    Libraries end their threads by that, joblib among them; Python offers no public way to register it.
+    Libraries such as joblib end their threads in such a function. Python has no public way to register one.
     """
     registered: list[Callable[[], object]] = getattr(threading, "_threading_atexits", [])
     for call in registered[::-1]:
@@ -88,21 +88,21 @@ def _call_back() -> None:
 
 
 class _Tasks:
-    """The tasks that executors have been given while the block of `noted` runs, and what is to be called after each."""
+    """The tasks that were submitted to executors inside the block of `noted`, and the callbacks of these tasks."""
 
     def __init__(self) -> None:
         self.after_fork()
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Leave the parent's tasks to the parent."""
+        """Forget the tasks of the parent process."""
         self._change = threading.Condition()
         self._futures: set[Future[Any]] = set()
         self._callbacks: set[object] = set()
 
     @contextmanager
     def noted(self) -> Iterator[None]:
-        """Take note of each task that is submitted inside the block."""
+        """Record each task that is submitted to an executor inside the block."""
         plain = [executor.submit for executor in _EXECUTORS]
         plain_add = Future.add_done_callback
         for executor, submit in zip(_EXECUTORS, plain, strict=True):
@@ -116,12 +116,12 @@ class _Tasks:
             setattr(Future, "add_done_callback", plain_add)  # noqa: B010 - the same
 
     def wait(self) -> None:
-        """Return when every task has ended, those that tasks have submitted too, and what was to be called has been."""
-        with self._change:  # `concurrent.futures.wait` waits for ever for a task that is cancelled by a shutdown
+        """Return when all tasks and their callbacks have ended, including tasks that other tasks have submitted."""
+        with self._change:  # `concurrent.futures.wait` waits forever for a task that is cancelled by a shutdown
             self._change.wait_for(lambda: not self.are_left())
 
     def are_left(self) -> bool:
-        """Tell whether there is anything to wait for."""
+        """Tell whether any task or callback has not ended."""
         return bool(self._futures or self._callbacks)
 
     def _noting(self, submit: Callable[..., Future[Any]]) -> Callable[..., Future[Any]]:
@@ -164,10 +164,9 @@ class _Tasks:
 
 
 def _end_of_main_thread() -> threading.Event:
-    """Return what is set when the main thread is to look ended to the threads that ask for that, or join it.
+    """Return an event that, once set, makes the main thread look ended to threads that join it or check it.
 
-    By then they have the methods that are replaced here for as long as this process lives; its forked children have
-    those of the class.
+    The methods that are replaced here stay so as long as this process lives; forked children get those of the class.
     """
     main: Any = threading.main_thread()
     end = threading.Event()

@@ -1,4 +1,4 @@
-"""The output of a job as it would stand on paper: lines of text without colours, of a progress bar its last state."""
+"""The output of a job as plain lines of text: without colours, and with only the last state of a progress bar."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from autogen_team.io import _job
 from autogen_team.io._redact import Redactor
 
 _SEGMENT = 16 * 2**20
-"""Bytes after which a new file is begun, so that a long transcript is never brought to the run as a whole again."""
+"""Bytes after which a new file begins, so that a long transcript is never attached to the run as a whole again."""
 _WAITING = 1000
-"""Lines that wait for a run; there are few before it, because the job begins inside of it."""
+"""Lines that are kept until the run is known; there are few, because the job begins inside its run."""
 _LONGEST = 64 * 2**10
-"""Characters after which a line without an end is written as it is."""
+"""Characters after which an unfinished line is written as it is."""
 _CONTROLS = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, movements
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
@@ -26,9 +26,9 @@ _CONTROLS = re.compile(
 
 
 class Transcript:
-    """Lines that wait until somebody says which run they belong to, and go to a file of that run from then on.
+    """Lines of output that are kept until their run is known, and written to a file of that run from then on.
 
-    Whatever fails here, the output itself is passed on.
+    An error here does not keep the output itself from being passed on.
     """
 
     def __init__(self) -> None:
@@ -44,20 +44,20 @@ class Transcript:
         self._is_wanted = True
 
     def add(self, stream: str, data: bytes) -> None:
-        """Take what came from a stream; what is no whole line yet waits."""
+        """Add bytes from a stream; an unfinished line waits for its end."""
         with self._lock:
             if self._is_wanted:
                 line = self._pending.setdefault(stream, _Line())
                 self._write(line.complete(data))
 
     def flush(self) -> None:
-        """Write what waits for the end of its line."""
+        """Write the unfinished lines."""
         with self._lock:
             if self._is_wanted:
                 self._write([rest for line in self._pending.values() if (rest := line.take_rest())])
 
     def belongs_to(self, run_id: str, state: Path, *, masked: bool) -> None:
-        """Write to the folder of this run, first of all what there is."""
+        """Write to the folder of this run from now on, first the lines that were kept."""
         with self._lock:
             self._folder = _job.log_folder(state, run_id)
             if not masked:
@@ -66,12 +66,12 @@ class Transcript:
             self._write(lines)
 
     def discard(self) -> None:
-        """Keep nothing from now on: nobody wants it."""
+        """Drop all further lines, because the run keeps no log."""
         with self._lock:
             self._is_wanted = False
 
     def close(self) -> None:
-        """End it."""
+        """Write the unfinished lines, and close the file."""
         self.flush()
         with self._lock:
             self._close()
@@ -91,7 +91,7 @@ class Transcript:
                 path = self._folder / (self._name + (f"_{self._number:04d}" if self._number > 1 else "") + ".log")
                 self._descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
             os.write(self._descriptor, data)
-        except OSError:  # a full disk, say: the job matters more than what it printed
+        except OSError:  # such as a full disk: the job matters more than its transcript
             return
         self._size += len(data)
         if self._size >= _SEGMENT:
@@ -106,14 +106,14 @@ class Transcript:
 
 
 class _Line:
-    """The line that a stream is in the middle of."""
+    """The unfinished line of a stream."""
 
     def __init__(self) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._text = ""
 
     def complete(self, data: bytes) -> list[str]:
-        """Add what has come, and return the lines that are whole by now."""
+        """Add bytes, and return the lines that are complete now."""
         *whole, rest = (self._text + self._decode(data)).split("\n")
         if len(rest) > _LONGEST:
             _, bar, now = rest.rstrip("\r").rpartition("\r")
@@ -126,13 +126,13 @@ class _Line:
         return [line for line in map(_as_shown, whole) if line is not None]
 
     def take_rest(self) -> str | None:
-        """Return what there is of it, and begin anew."""
+        """Return the unfinished line, and start a new one."""
         rest, self._text = self._text, ""
         return _as_shown(rest) or None
 
 
 def _as_shown(line: str) -> str | None:
-    r"""Return a line as it stands at its end, what was overwritten gone; None if that was all there was.
+    r"""Return the final state of a line, without the text that was overwritten; None if only overwritten blanks remain.
 
     >>> _as_shown("10%|#   |\r100%|####|\x1b[0m\r")
     '100%|####|'

@@ -1,4 +1,4 @@
-"""What the supervisor and the child say to each other: a line of JSON each, over a pair of sockets."""
+"""Messages between the supervisor and the child: one line of JSON each, over a pair of sockets."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from typing import Any
 from autogen_team.io._redact import values
 
 _PATIENCE = 2.0
-"""Seconds that the child waits for its output to be on disk."""
+"""Seconds that the child waits until its output is on disk."""
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the child is to do."""
+    """What the child must run, and how."""
 
     command: list[str]
     is_command: bool
-    """Any command, not a target of Python's."""
+    """Whether the target is any command, not a Python script or module."""
     name: str | None
     description: str | None
     tags: list[str]
     overrides: dict[str, str]
-    """`service.field` and text."""
+    """Settings as text, by `service.field`."""
     is_kept: bool
-    """The output goes to a transcript."""
+    """Whether the output goes to a transcript."""
     system_metrics: bool
-    """They are sampled."""
+    """Whether system metrics are sampled."""
 
 
 @dataclass(frozen=True, slots=True)
 class OpenRun:
-    """The run of the child, for whoever has to close it in its place."""
+    """The run of the child, with all that the supervisor needs to close it in the child's place."""
 
     run_id: str
     name: str
@@ -49,32 +49,32 @@ class OpenRun:
     tracking_uri: str
     registry_uri: str
     state: str
-    """The folder."""
+    """The state folder."""
     started: float
     """Seconds since 1970."""
     keeps_log: bool
     masks: bool
     shown: str
-    """Where a person can look at it."""
+    """The URL of the run, or the command that shows it."""
 
 
 @dataclass(slots=True)
 class SupervisorEnd:
-    """The supervisor's side."""
+    """The supervisor's end of the connection."""
 
     socket: socket.socket
     run: OpenRun | None = field(default=None)
-    """The run that the child has open, or had."""
+    """The run that the child has or had open."""
     is_closed: bool = False
-    """The child has closed its run itself."""
+    """Whether the child has closed its run itself."""
 
     def send(self, order: Order) -> None:
-        """Tell the child what to do."""
-        with suppress(OSError):  # it is dead already, as its status will tell
+        """Send the order to the child."""
+        with suppress(OSError):  # the child is dead already, as its exit status will tell
             self.socket.sendall(_line(asdict(order)))
 
     def listen(self, *, on_run: Callable[[OpenRun], None], on_flush: Callable[[], None]) -> threading.Thread:
-        """Hear the child out on a thread of its own, which is returned."""
+        """Start a thread that handles the messages of the child, and return it."""
         thread = threading.Thread(target=self._listen, args=(on_run, on_flush), name="autogen_team-wire", daemon=True)
         thread.start()
         return thread
@@ -98,7 +98,7 @@ class SupervisorEnd:
 
 
 class ChildEnd:
-    """The child's side."""
+    """The child's end of the connection."""
 
     def __init__(self, descriptor: int) -> None:
         os.set_inheritable(descriptor, False)
@@ -110,22 +110,22 @@ class ChildEnd:
         threading.Thread(target=self._listen, name="autogen_team-wire", daemon=True).start()
 
     def opened(self, run: OpenRun) -> None:
-        """Tell of the run."""
+        """Tell the supervisor about the open run."""
         self._say({"run": asdict(run)})
 
     def closed(self, run_id: str) -> None:
-        """Tell that the run has its end."""
+        """Tell the supervisor that the run is closed."""
         self._say({"closed": run_id})
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Wait until these values are masked in the transcript from now on."""
+        """Tell the supervisor to mask these values in the transcript, and wait until it does."""
         if self.order.is_kept and self._owner == os.getpid():
             self._flushed.clear()
             self._say({"secrets": sorted(secrets)})
             self._flushed.wait(_PATIENCE)
 
     def flush(self) -> None:
-        """Wait until what was printed up to now is in the transcript."""
+        """Wait until everything that was printed so far is in the transcript."""
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):
                 stream.flush()
@@ -142,7 +142,7 @@ class ChildEnd:
     def _listen(self) -> None:
         for _ in self._heard:
             self._flushed.set()
-        # The supervisor is gone, by SIGKILL perhaps: without it nobody could end the job any more.
+        # The supervisor is gone, perhaps by SIGKILL. Without it, no signal of the user could end the job any more.
         os.kill(self._owner, signal.SIGTERM)
 
 
