@@ -1,9 +1,9 @@
-"""Time that `notify` takes from its caller, beside plyer on the same bus.
+"""Compare the time that `notify` takes from its caller with plyer on the same bus.
 
-Needs `dbus-daemon`, and `notify-send` for plyer, which is installed into a temporary folder (`pip install --target`)
-unless it can be imported. Bus and notification daemon are processes of their own; calls are interleaved, ours then
-theirs, and the figures are medians of rounds. While the daemon hangs plyer is not called, or once with
-`--hang-plyer`, since it takes 25 s.
+Needs `dbus-daemon`, and `notify-send` for plyer. If plyer cannot be imported, it is installed into a temporary folder
+(`pip install --target`). The bus and the notification daemon are separate processes. Calls are interleaved, ours then
+theirs, and the figures are medians of rounds. While the daemon hangs, plyer is called only with `--hang-plyer`, and
+only once, because the call takes 25 s.
 """
 
 import argparse
@@ -43,7 +43,7 @@ while True:
 
 @contextlib.contextmanager
 def running(*command, **options):
-    """Run a process that says one line when it is ready; yield that line."""
+    """Run a process that prints one line when it is ready, and yield that line."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **options) as process:
         try:
             yield process.stdout.readline().strip()
@@ -53,7 +53,7 @@ def running(*command, **options):
 
 @contextlib.contextmanager
 def session(mode):
-    """Make a bus with a notification daemon on it the session bus."""
+    """Run a bus with a notification daemon, and make it the session bus."""
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as configuration:
         configuration.write(BUS)
         configuration.flush()
@@ -65,7 +65,7 @@ def session(mode):
 
 
 def plyer(folder):
-    """Return plyer's notify."""
+    """Return a function that calls plyer's `notify`; install plyer into the folder if it cannot be imported."""
     try:
         import plyer
     except ImportError:
@@ -77,19 +77,19 @@ def plyer(folder):
 
 
 def deliver():
-    """Return a delivery as the service makes it."""
+    """Return a delivery as the service creates it."""
     return Delivery(Settings(enable=True, app_name="bench", timeout=5, urls=(), cooldown=0.0, flush_timeout=0.0))
 
 
 def milliseconds(call):
-    """Return how long a call takes."""
+    """Return how many milliseconds a call takes."""
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1000
 
 
 def healthy(rounds, calls, theirs):
-    """Return the medians of delivered alerts, ours and theirs."""
+    """Return the median times of delivered alerts, ours and plyer's."""
     alerts = deliver()
     alerts.notify("done", "model trained")
     theirs()
@@ -106,7 +106,7 @@ def healthy(rounds, calls, theirs):
 
 
 def hanging(rounds, calls, theirs):
-    """Return the median of alerts while the daemon is known to hang; they are printed, here to nowhere."""
+    """Return the median time of an alert while the daemon is known to hang; alerts are printed, here to devnull."""
     alerts = deliver()
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         first = milliseconds(lambda: alerts.notify("done", "model trained"))
@@ -123,7 +123,7 @@ def hanging(rounds, calls, theirs):
 
 
 def main():
-    """Measure and print."""
+    """Measure and print the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=40)

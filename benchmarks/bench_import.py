@@ -1,6 +1,6 @@
-"""What importing costs, beside the libraries that it is made of, and what the first answer of the command does.
+"""Compare the time of our imports with that of the libraries behind them, and of `--help` with `mlflow --version`.
 
-Each import runs in a fresh interpreter; the peers take turns, and the figure is the median of the rounds.
+Each import runs in a fresh interpreter. The peers take turns, and the figure is the median of the rounds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MODULES = ["autogen_team", "autogen_team.io.services", "loguru, pydantic_setting
 
 
 def seconds(modules: str) -> float:
-    """Return what importing them takes in a fresh interpreter."""
+    """Return the seconds that importing the modules takes in a fresh interpreter."""
     command = [sys.executable, "-c", CODE.format(modules)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def seconds_of(*words: str) -> float:
-    """Return what a command of this environment takes, from its start to its end."""
+    """Return the seconds that a command of this environment takes, from its start to its end."""
     program = Path(sys.executable).with_name(words[0])
     begun = time.perf_counter()
     subprocess.run([program, *words[1:]], capture_output=True, check=True)
@@ -33,9 +33,9 @@ def seconds_of(*words: str) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the comparisons."""
     found: dict[str, list[float]] = {modules: [] for modules in MODULES}
-    for _ in range(ROUNDS + 1):  # the first round warms the caches of the file system
+    for _ in range(ROUNDS + 1):  # the first round warms up the caches of the file system
         for modules in MODULES:
             found[modules].append(seconds(modules))
     commands = {("autogen-team", "--help"): [], ("mlflow", "--version"): []}

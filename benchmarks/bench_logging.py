@@ -1,6 +1,7 @@
-"""What a log line costs, beside loguru and the standard library on the same work.
+"""Compare the time of a log line with that of loguru and of the standard library.
 
-Every variant logs the same message with four arguments to a file, in rounds that take turns; the medians are compared.
+Every variant logs the same message with four arguments to a file. The variants take turns in rounds, and the medians
+are compared.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ def loguru(log=logger.info, **options):
 
 
 def on_stderr(make):
-    """Let stderr be a file, as in a job of a cluster, while the variant runs."""
+    """Redirect stderr to a file, as in a job on a cluster, while the variant runs."""
 
     def made(path):
         run = make("stderr")

@@ -1,7 +1,7 @@
-"""What it takes to mask a megabyte of text, beside a megabyte of prose; and twice the text beside the text.
+"""Compare the time to mask a megabyte of difficult text with a megabyte of prose, and with two megabytes of the text.
 
-The peer is the redactor itself on plain prose, so the ratio says how much slower the worst text is. Medians of rounds
-are compared.
+The peer is the redactor itself on plain prose, so the ratio shows how much slower the worst text is. The figures are
+medians of rounds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from autogen_team.io._redact import Redactor
 MEGABYTE = 10**6
 ROUNDS = 3
 MOST = 10.0
-"""How many times longer than prose any text may take."""
+"""How many times as long as prose a text may take."""
 PROSE = "Please enter your password here to continue, the user forgot it again. "
 UNITS = {
     "no secret word": "the word of the day. ",
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def took(redact: Redactor, unit: str, size: int) -> float:
-    """Return the median of the seconds that masking a text made of the unit takes."""
+    """Return the median of the seconds that it takes to mask a text of repeated units."""
     text = (unit * (size // len(unit) + 1))[:size]
     found = []
     for _ in range(ROUNDS):

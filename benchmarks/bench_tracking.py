@@ -1,8 +1,8 @@
-"""What tracking costs the job, beside MLflow itself, trackio, tensorboardX and wandb, in the same loops (`peers/`).
+"""Compare the cost of tracking to the job with MLflow, trackio, tensorboardX and wandb in the same loops (`peers/`).
 
-Contenders are processes of their own, which take turns in rounds; the figures are medians of the rounds, of means over
-loops that last long enough for the deliveries behind them to happen meanwhile. Servers are `mlflow server` on
-127.0.0.1, with SQLite. The peers are in a venv of their own, which `make bench` makes; without it their rows say so.
+Each contender is a separate process; they take turns in rounds. The figures are medians of the rounds. Each round is a
+mean over a loop that lasts long enough to include deliveries. Servers are `mlflow server` on 127.0.0.1, with SQLite.
+The peers have their own venv, which `make bench` creates; without it, their rows say so.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PEERS = {"trackio": "trackio_local.py", "tensorboardX": "tensorboardx_files.py",
 PATIENCE = 240.0
 """Seconds after which a contender or a server that does not answer is killed."""
 SUSTAINED = 2.0
-"""Seconds of a loop of ours; the journal is delivered four times a second."""
+"""Seconds of one of our loops; the journal is delivered four times per second."""
 STEPS = 2000
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -45,25 +45,25 @@ ENVIRONMENT = {
 
 @dataclass
 class Bench:
-    """What all comparisons need."""
+    """The parts that all comparisons share."""
 
     folder: Path
     rounds: int
     peers_python: Path
     stack: contextlib.ExitStack
-    """What is started goes when it is closed."""
+    """Ends the processes that were started when it is closed."""
 
     def contender(self, script: str, *arguments: str, python: Path = Path(sys.executable)) -> Contender:
-        """Start a contender."""
+        """Start a contender, a script of `peers/`."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         return self.stack.enter_context(Contender([str(python), str(HERE / "peers" / script), *arguments], folder))
 
     def peers(self) -> dict[str, Contender | None]:
-        """Start those peers that are installed."""
+        """Start the peers that are installed; the others are None."""
         return {name: self._peer(name) for name in PEERS}
 
     def database(self) -> str:
-        """Return the URI of a database that has MLflow's tables, and nothing in them."""
+        """Return the URI of a new database with MLflow's tables, which are empty."""
         template = self.folder / "template.db"
         if not template.exists():
             code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
@@ -73,7 +73,7 @@ class Bench:
         return f"sqlite:///{shutil.copy(template, Path(tempfile.mkdtemp(dir=self.folder)) / 'mlflow.db')}"
 
     def server(self, *options: str) -> Server:
-        """Start an MLflow server."""
+        """Start an MLflow server on a new database."""
         return self.stack.enter_context(Server(self.database(), Path(tempfile.mkdtemp(dir=self.folder)), *options))
 
     def _peer(self, name: str) -> Contender | None:
@@ -85,7 +85,7 @@ class Bench:
 
 
 class Group:
-    """A process and those that it starts, which end with it."""
+    """A process and its children, which end with it."""
 
     def __init__(self, command: Sequence[str], folder: Path, **pipes: Any) -> None:
         self.log = folder / "log"
@@ -106,14 +106,14 @@ class Group:
         self.kill()
 
     def kill(self) -> None:
-        """Kill all of them."""
+        """Kill the process and its children."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(PATIENCE)
 
 
 class Contender(Group):
-    """A process of `peers/`."""
+    """A process that runs a script of `peers/`."""
 
     def __init__(self, command: Sequence[str], folder: Path) -> None:
         super().__init__(command, folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -125,7 +125,7 @@ class Contender(Group):
         super().__exit__()
 
     def ask(self, order: str, **details: Any) -> Any:
-        """Let it do something, and return its answer."""
+        """Send an order to the contender, and return its answer; kill it if it does not answer in time."""
         watch = threading.Timer(PATIENCE, self.kill)
         watch.start()
         try:
@@ -140,7 +140,7 @@ class Contender(Group):
 
 
 class Server(Group):
-    """`mlflow server`."""
+    """A process that runs `mlflow server`."""
 
     def __init__(self, database: str, folder: Path, *options: str) -> None:
         with socket.socket() as probe:
@@ -165,7 +165,7 @@ class Server(Group):
 
 
 def medians(rounds: int, *turns: Callable[[], dict[str, float]]) -> list[dict[str, float]]:
-    """Let them take turns, and return the medians of what each finds."""
+    """Call the turns alternately in rounds, and return the medians of the figures of each."""
     found = [[turn() for turn in turns] for _ in range(rounds)]
     return [
         {name: statistics.median(one[name] for one in answers) for name in answers[0]}
@@ -174,7 +174,7 @@ def medians(rounds: int, *turns: Callable[[], dict[str, float]]) -> list[dict[st
 
 
 def calls(contender: Contender, run: str, **details: Any) -> Callable[[], dict[str, float]]:
-    """Return what asks for the time of a call."""
+    """Return a function that asks the contender for the time of a call."""
     return lambda: contender.ask("calls", run=run, **{"seconds": SUSTAINED, **details})
 
 
@@ -206,7 +206,7 @@ def of_a_call(bench: Bench) -> Iterator[Row]:
 
 
 def of_all_delivered(bench: Bench) -> Iterator[Row]:
-    """Compare the time until a server has everything."""
+    """Compare the time until a server has all metrics."""
     steps = 10_000
     uri = bench.server("--workers", "1").uri
     ours, plain = bench.contender("ours.py", uri), bench.contender("plain_mlflow.py", uri)
@@ -271,7 +271,7 @@ def of_a_loop(bench: Bench) -> Iterator[Row]:
 
 
 def of_an_outage(bench: Bench) -> Iterator[Row]:
-    """Measure what a million metrics take of memory while the server is down."""
+    """Measure the memory that a million metrics take while the server is down."""
     server = bench.server("--workers", "1")
     ours = bench.contender("ours.py", server.uri)
     ours.ask("outage")
@@ -290,7 +290,7 @@ COMPARISONS = {
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("comparisons", nargs="*", choices=[*COMPARISONS, []], metavar=" ".join(COMPARISONS))
     parser.add_argument("--rounds", type=int, default=3)

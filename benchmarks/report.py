@@ -1,4 +1,4 @@
-"""One table for all benchmarks: ours, the peer, their ratio, and what we promise."""
+"""The table of all benchmarks: our figure, that of the peer, their ratio, and what we promise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Row:
     what: str
     ours: float | None
     peer: float | None
-    """One of them is None if there is no such thing here."""
+    """The figure of the peer; a figure is None if it was not measured."""
     peer_name: str
     unit: str
     at_most: float | None = None
@@ -22,7 +22,7 @@ class Row:
     """How many times as fast as the peer we promise to be."""
 
     def verdict(self) -> str:
-        """Say what the comparison comes to."""
+        """Return the ratio in words, and whether our promise is kept."""
         if self.ours is None or self.peer is None:
             return "not measured: it is not installed"
         if self.at_least is not None:
@@ -43,7 +43,7 @@ def _kept(what: str, is_kept: bool) -> str:
 
 
 def show(rows: Sequence[Row]) -> None:
-    """Print the rows."""
+    """Print the rows as a table."""
     widths = max(len(row.what) for row in rows), max(len(row.peer_name) for row in rows)
     for row in rows:
         ours, peer = ("-" if figure is None else f"{figure:.3f}" for figure in (row.ours, row.peer))

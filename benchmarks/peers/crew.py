@@ -1,8 +1,9 @@
-"""Many worker processes of one job, which log at the pace of a real one; by plain MLflow, or inside of our context.
+"""Many worker processes of one job, which log at the pace of a real job, by plain MLflow or inside our context.
 
-Arguments: `plain` or `ours`, the tracking URI, how many workers. They are forked from one parent that has loaded
-everything, so that some hundred fit into a machine, and are nice to the server, which is to have the machine as if they
-were elsewhere. A worker has a child run of the parent's run, and starts its loop when all are there.
+Arguments: `plain` or `ours`, the tracking URI, the number of workers. The workers are forked from one parent that has
+imported everything, so that some hundred fit into one machine. They have a low priority, so that the server has the
+machine as if they ran elsewhere. Each worker has a child run of the parent's run, and starts its loop when all workers
+are ready.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import mlflow
 
 NICENESS = 10
 PATIENCE = 200.0
-"""Seconds after which workers that do not come are given up."""
+"""Seconds to wait for a worker that is not ready."""
 
 kind, uri, crew_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 forking = multiprocessing.get_context("fork")
@@ -35,7 +36,7 @@ job = contextlib.ExitStack()
 
 
 def work(number: int) -> None:
-    """Log one metric after the other; one that comes late lets the next wait, as in a real loop."""
+    """Log one metric after the other; a late call delays the next one, as in a real loop."""
     clock = time.monotonic
     ready.release()
     begin.wait()
@@ -77,7 +78,7 @@ def ours() -> Iterator[object]:
 
 
 def hire(_: object, **details: float) -> dict[str, float]:
-    """Fork the workers, and return what it takes in seconds until all of them are there, with a run each."""
+    """Fork the workers, and return the seconds until all of them are ready, each with its run."""
     orders.update(details)
     os.nice(NICENESS)
     target = job.enter_context({"plain": plain, "ours": ours}[kind]())
@@ -92,7 +93,7 @@ def hire(_: object, **details: float) -> dict[str, float]:
 
 
 def go(_: object) -> dict[str, float]:
-    """Let them work; return seconds until the last call and until all have gone, and what the calls took, in us."""
+    """Run the loops; return the seconds until the last call and until all workers end, and the times of calls in us."""
     begun = time.monotonic()
     begin.set()
     answers = [found.get() for _ in workers]

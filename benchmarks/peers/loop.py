@@ -1,7 +1,7 @@
-"""The loops in which everybody is measured, and how a contender's process takes orders; needs no package but numpy.
+"""The loops in which all contenders are measured, and the orders that their processes take; needs only numpy.
 
-A contender says how it opens a run; what it yields logs a metric at a step. Orders are JSON lines on stdin, answers on
-stdout; what the contender itself prints goes to stderr.
+A contender provides a function that opens a run and yields a function that logs a metric at a step. Orders are JSON
+lines on stdin, answers are on stdout. The output of the contender itself goes to stderr.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 WARM = 20
 """Calls before the clock starts."""
 PART = 500
-"""Steps of a loop that are timed together; half a second."""
+"""Steps of a loop that are timed together: half a second."""
 _IS_BUSY = "BENCH_BUSY" in os.environ
 
 Log = Callable[[int], object]
@@ -32,7 +32,7 @@ os.dup2(2, 1)
 
 
 def serve(runs: Mapping[str, Open], **orders: Order) -> None:
-    """Do what is ordered until stdin ends."""
+    """Execute orders until stdin ends."""
     orders = {"calls": calls, "total": total, "steps": steps, **orders}
     for line in sys.stdin:
         order: dict[str, Any] = json.loads(line)
@@ -40,14 +40,14 @@ def serve(runs: Mapping[str, Open], **orders: Order) -> None:
 
 
 def say(answer: object) -> None:
-    """Answer an order."""
+    """Print the answer to an order."""
     _answers.write(json.dumps(answer) + "\n")
 
 
 def calls(runs: Mapping[str, Open], *, run: str, seconds: float, block: int = 100) -> dict[str, float]:
-    """Log for so many seconds without a pause; return mean and median of a call, in us.
+    """Log for some seconds without a pause; return the mean and median time of a call, in us.
 
-    The mean is that of all calls, the median that of one after each block.
+    The mean is over all calls, the median over one call after each block.
     """
     clock, singles, step = time.perf_counter, [], WARM
     with runs[run](delivers=False) as log:
@@ -67,7 +67,7 @@ def calls(runs: Mapping[str, Open], *, run: str, seconds: float, block: int = 10
 
 
 def total(runs: Mapping[str, Open], *, run: str, steps: int) -> dict[str, Any]:
-    """Log so many metrics and close the run; return the time of a metric, in us, from the first call to the end."""
+    """Log some metrics and close the run; return the time per metric, in us, from the first call to the end."""
     with runs[run](delivers=True) as log:
         _warm_up(log)
         taken = stopwatch()
@@ -79,11 +79,11 @@ def total(runs: Mapping[str, Open], *, run: str, steps: int) -> dict[str, Any]:
 def steps(
     runs: Mapping[str, Open], *, names: list[str], work: str, steps: int, rounds: int
 ) -> dict[str, dict[str, float]]:
-    """Do a millisecond of work in each step, log a metric after it; return what a step takes, in ms, and would without.
+    """Do a millisecond of work and log a metric in each step; return the ms of a step with and without the metric.
 
-    Loops with and without metrics take turns, and are timed in parts of `PART` steps, each with deliveries in it as the
-    whole has them. A part with metrics is compared with those without on either side. `noise` is by what share two
-    neighbouring loops without metrics differ.
+    Loops with and without metrics take turns. They are timed in parts of `PART` steps, long enough to include
+    deliveries. A part with metrics is compared with the loops without metrics before and after it. `noise` is the share
+    by which two neighbouring loops without metrics differ.
     """
     do = WORK[work]()
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -107,7 +107,7 @@ def steps(
 
 
 def _middle(values: list[float]) -> float:
-    """Return the mean of the middle half: as good as the mean, and a burst of something else does not move it."""
+    """Return the mean of the middle half, which is as good as the mean, and robust against a burst of other load."""
     aside = len(values) // 4
     return statistics.mean(sorted(values)[aside : len(values) - aside])
 
@@ -124,7 +124,7 @@ def _loop(do: Callable[[], object], log: Log, steps: int) -> list[float]:
 
 
 def stopwatch() -> Callable[[], float]:
-    """Return what tells the seconds since; on a busy machine without those that this thread has waited for a core."""
+    """Return a function that returns the seconds since now; with `BENCH_BUSY`, without those of waiting for a core."""
     begun = time.perf_counter() - _waited()
     return lambda: time.perf_counter() - _waited() - begun
 
@@ -143,7 +143,7 @@ def _warm_up(log: Log) -> None:
 
 
 def python_work() -> Callable[[], object]:
-    """Return about a millisecond of Python's own work, which holds the interpreter lock."""
+    """Return a function that works for about a millisecond in Python, and holds the interpreter lock."""
 
     def work(size: int) -> int:
         found = 0
@@ -156,7 +156,7 @@ def python_work() -> Callable[[], object]:
 
 
 def numpy_work() -> Callable[[], object]:
-    """Return about a millisecond of numpy's work, which releases the interpreter lock."""
+    """Return a function that works for about a millisecond in numpy, and releases the interpreter lock."""
     import numpy as np
 
     values = np.linspace(0.0, 1.0, 2**20)

@@ -1,4 +1,4 @@
-"""The least that survives the death of the process without tricks: a line of 100 bytes, by one system call each."""
+"""The simplest way to survive the death of the process: write a line of 100 bytes by one system call per metric."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINE = b"x" * 99 + b"\n"
 
 
 @contextmanager
-def run(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - nothing is to be delivered
+def run(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - there is nothing to deliver
     descriptor = os.open("lines", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     try:
         yield lambda _: os.write(descriptor, LINE)

@@ -1,4 +1,4 @@
-"""Our service, by MLflow's own function and by the fast lane; the argument is the tracking URI."""
+"""Our service, called by MLflow's own function and by `log_metrics`; the argument is the tracking URI."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from autogen_team.io.services import MlflowService
 
 HALF = 500_000
 NO_TIME = 0.05
-"""Seconds that a service waits for deliveries at its end, if these are not measured."""
+"""Seconds that a service waits for deliveries at its end, if deliveries are not measured."""
 
 last_run = ""
 
 
 @contextmanager
 def opened(*, delivers: bool) -> Iterator[MlflowService]:
-    """Run the service, with a journal of its own, and open a run."""
+    """Run the service with a new journal, and open a run."""
     global last_run
     state = os.environ["AUTOGEN_TEAM_STATE_DIR"] = tempfile.mkdtemp(dir=".")
     timeout = 60.0 if delivers else NO_TIME
@@ -52,12 +52,12 @@ def by_lane(*, delivers: bool) -> Iterator[loop.Log]:
 
 
 def stored(_: object) -> int:
-    """Return how many metrics the store has of the last run."""
+    """Return how many metrics of the last run the store has."""
     return len(mlflow.MlflowClient(sys.argv[1]).get_metric_history(last_run, "loss"))
 
 
 def outage(_: object) -> dict[str, float]:
-    """Log a million metrics after the server has been killed; return by how many MB the process grows."""
+    """Log a million metrics after the server was killed; return by how many MB the process grows."""
     with opened(delivers=False) as service:
         loop.say("ready")
         sys.stdin.readline()  # the server is dead

@@ -1,4 +1,4 @@
-"""MLflow as it comes, and with a store that does nothing; the argument is the tracking URI."""
+"""Plain MLflow, and MLflow with a store that does nothing; the argument is the tracking URI."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mlflow.tracking._tracking_service import utils
 
 
 class Nothing:
-    """Takes metrics, and forgets them."""
+    """A store that accepts metrics and drops them."""
 
     def log_metric(self, run_id: str, metric: object) -> None:
         pass
@@ -23,15 +23,15 @@ def log(step: int) -> None:
 
 
 @contextmanager
-def sync(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it always does
+def sync(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it always delivers
     with mlflow.start_run(log_system_metrics=False):
         yield log
 
 
 @contextmanager
-def nothing(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it never does
+def nothing(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it never delivers
     registry, store = utils._tracking_store_registry, Nothing()
-    mlflow.set_registry_uri(sys.argv[1])  # unless it is set, each call looks for pyspark: that is not to our credit
+    mlflow.set_registry_uri(sys.argv[1])  # else each call looks for pyspark, which would flatter us
     with mlflow.start_run(log_system_metrics=False):
         registry._get_store_with_resolved_uri = lambda uri, artifact_uri=None: store  # noqa: ARG005
         try:

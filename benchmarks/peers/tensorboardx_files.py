@@ -1,4 +1,4 @@
-"""tensorboardX, writing event files."""
+"""tensorboardX, which writes event files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tensorboardX import SummaryWriter
 
 
 @contextmanager
-def run(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it always does
+def run(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it always delivers
     with SummaryWriter(tempfile.mkdtemp(dir=".")) as writer:
         yield lambda step: writer.add_scalar("loss", 1 / (step + 1), step)
 

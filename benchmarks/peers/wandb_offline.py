@@ -10,7 +10,7 @@ import wandb
 
 
 @contextmanager
-def run(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it always does
+def run(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it always delivers
     with wandb.init(project="bench", mode="offline", dir=".", settings=wandb.Settings(silent=True)) as opened:
         yield lambda step: opened.log({"loss": 1 / (step + 1)}, step=step)
 
