@@ -1,8 +1,8 @@
 """Search for the best classifier of handwritten digits on a Dask cluster: a child run per candidate.
 
 Run it under the supervisor, `autogen-team run examples/grid_search_dask.py`, or alone,
-`python examples/grid_search_dask.py`. The cluster is two processes of this machine; for one that is there already,
-`Client("tcp://...")` is all that changes.
+`python examples/grid_search_dask.py`. The cluster is two processes on this machine; for an existing cluster, only
+change to `Client("tcp://...")`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ GRID = list(ParameterGrid({"C": [0.1, 1.0, 10.0], "gamma": [0.0001, 0.001, 0.01]
 
 def main() -> None:
     """Run the whole search inside the global context."""
-    logging.getLogger("distributed").setLevel("WARNING")  # else Dask's own 40 lines about its cluster are in the log
+    logging.getLogger("distributed").setLevel("WARNING")  # else the log has 40 lines of Dask's own about its cluster
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0")
-    # Autologging would keep each of the models that cross-validation fits.
+    # Autologging would log every model that cross-validation fits.
     context = GlobalContext(mlflow_service=MlflowService(autolog_disable=True))
     with cluster, cluster.get_client() as client, context:
         with context.run("grid search", description="Which SVC knows handwritten digits best?") as run:
@@ -46,7 +46,7 @@ def main() -> None:
 
 def search(client: Client, context: GlobalContext) -> list[float]:
     """Return the accuracy of each candidate of the grid."""
-    digits = client.submit(load_digits, return_X_y=True)  # a task of the run itself; its result stays on the cluster
+    digits = client.submit(load_digits, return_X_y=True)  # a task of the parent run; its result stays on the cluster
     futures = [
         client.submit(context.bind(evaluate, nested=name_of(candidate)), candidate, digits) for candidate in GRID
     ]
@@ -54,7 +54,7 @@ def search(client: Client, context: GlobalContext) -> list[float]:
 
 
 def evaluate(candidate: dict[str, Any], digits: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the accuracy of a candidate in cross-validation; logged to the run that is open, which is its own."""
+    """Return the accuracy of a candidate in cross-validation, and log it to the open run, which is the candidate's."""
     mlflow.log_params(candidate)
     folds = cross_val_score(SVC(**candidate), *digits, cv=3)
     for number, accuracy in enumerate(folds):
@@ -65,7 +65,7 @@ def evaluate(candidate: dict[str, Any], digits: tuple[np.ndarray, np.ndarray]) -
 
 
 def name_of(candidate: dict[str, Any]) -> str:
-    """Return what the run of a candidate is called."""
+    """Return the name of a candidate's run."""
     return " ".join(f"{name}={value:g}" for name, value in candidate.items())
 
 

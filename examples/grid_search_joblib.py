@@ -25,7 +25,7 @@ GRID = list(ParameterGrid({"C": [0.1, 1.0, 10.0], "gamma": [0.0001, 0.001, 0.01]
 
 def main() -> None:
     """Run the whole search inside the global context."""
-    # Autologging would keep each of the models that cross-validation fits.
+    # Autologging would log every model that cross-validation fits.
     with GlobalContext(mlflow_service=MlflowService(autolog_disable=True)) as context:
         with context.run("grid search", description="Which SVC knows handwritten digits best?") as run:
             images, labels = load_digits(return_X_y=True)
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def evaluate(candidate: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the accuracy of a candidate in cross-validation; logged to the run that is open, which is its own."""
+    """Return the accuracy of a candidate in cross-validation, and log it to the open run, which is the candidate's."""
     mlflow.log_params(candidate)
     folds = cross_val_score(SVC(**candidate), images, labels, cv=3)
     for number, accuracy in enumerate(folds):
@@ -56,7 +56,7 @@ def evaluate(candidate: dict[str, Any], images: np.ndarray, labels: np.ndarray) 
 
 
 def name_of(candidate: dict[str, Any]) -> str:
-    """Return what the run of a candidate is called."""
+    """Return the name of a candidate's run."""
     return " ".join(f"{name}={value:g}" for name, value in candidate.items())
 
 

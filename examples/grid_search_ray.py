@@ -26,9 +26,9 @@ GRID = ParameterGrid({"C": [0.1, 1.0, 10.0], "gamma": ["scale", 0.001]})
 
 
 def main() -> None:
-    """Let Ray's workers evaluate the candidates, and note the best one in the parent run."""
+    """Evaluate the candidates in Ray's workers, and log the best one to the parent run."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    service = MlflowService(autolog_disable=True)  # what matters of a candidate are its parameters and its score
+    service = MlflowService(autolog_disable=True)  # only parameters and score of a candidate matter here
     local = ray.init(num_cpus=2, include_dashboard=False, _node_ip_address="127.0.0.1")
     with local, GlobalContext(mlflow_service=service) as context, context.run("grid search"):
         digits = load_digits()
@@ -43,7 +43,7 @@ def main() -> None:
 
 
 def evaluate(parameters: dict[str, object], images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the accuracy in cross-validation; runs in a worker, inside of a run of its own."""
+    """Return the accuracy in cross-validation; called in a worker, inside a child run."""
     mlflow.log_params(parameters)
     accuracy = cross_val_score(make_pipeline(StandardScaler(), SVC(**parameters)), images, labels, cv=3).mean()
     mlflow.log_metric("cross_validation_accuracy", accuracy)

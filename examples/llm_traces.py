@@ -1,8 +1,8 @@
 """Trace an agent: each answer of the model and each tool is a span of a trace that belongs to the run.
 
-The model is a stand-in that this script starts itself, a server on this machine that speaks OpenAI's protocol, so no
-key and no network are needed. Run it under the supervisor, `autogen-team run examples/llm_traces.py`, or alone,
-`python examples/llm_traces.py`. It needs the client of OpenAI: `pip install "openai>=2.40,<2.48"`.
+The model is a stand-in: a server that this script starts on this machine, and that speaks OpenAI's protocol. So you
+need no key and no network. Run it under the supervisor, `autogen-team run examples/llm_traces.py`, or alone,
+`python examples/llm_traces.py`. It needs OpenAI's client: `pip install "openai>=2.40,<2.48"`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MOST_STEPS = 5
 
 
 def main() -> None:
-    """Ask one question, and show what has been kept of the answer."""
+    """Ask one question, and show what was stored of the answer."""
     logger_service = LoggerService(format=FORMAT)
     with GlobalContext(logger_service=logger_service) as context, context.run("agent", tags={"model": MODEL}) as run:
         with model_server() as address:
@@ -51,11 +51,11 @@ def main() -> None:
 
 @mlflow.trace(span_type=SpanType.AGENT)
 def ask(context: GlobalContext, client: OpenAI, question: str) -> tuple[str, int]:
-    """Think, call tools and think again, until there is an answer; return it with the number of steps."""
+    """Call the model and its tools until there is an answer; return the answer and the number of steps."""
     messages: list[Any] = [{"role": "user", "content": question}]
     for step in range(MOST_STEPS):
         began = time.perf_counter()
-        # Autologging makes a span of this call with all its arguments; what the header holds is masked in there.
+        # Autologging records this call as a span with all its arguments; the value of the header is masked there.
         reply = client.chat.completions.create(
             model=MODEL, messages=messages, tools=[TOOL], extra_headers={"Authorization": FAKE_HEADER}
         )
@@ -81,7 +81,7 @@ def temperature(city: str) -> float:
 
 
 def show_what_is_stored(context: GlobalContext, run: mlflow.ActiveRun) -> None:
-    """Look the trace up by its run, as one would later, and log what became of the header."""
+    """Look up the trace by its run, as you would later, and log what is stored of the header."""
     mlflow.flush_trace_async_logging()
     for trace in mlflow.search_traces(run_id=run.info.run_id, return_type="list"):
         for span in trace.data.spans:
@@ -91,7 +91,7 @@ def show_what_is_stored(context: GlobalContext, run: mlflow.ActiveRun) -> None:
 
 @contextmanager
 def model_server() -> Iterator[str]:
-    """Run the stand-in for a model, and yield the address to give to the client."""
+    """Run the stand-in for a model, and yield the base URL for the client."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -102,10 +102,10 @@ def model_server() -> Iterator[str]:
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """A model that asks for each temperature, and then answers: the same every time."""
+    """A model that asks for each temperature and then answers, the same way every time."""
 
     def do_POST(self) -> None:
-        """Answer /v1/chat/completions."""
+        """Answer a request to /v1/chat/completions."""
         request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         if self.path != "/v1/chat/completions":
             self.send_error(404)
@@ -138,7 +138,7 @@ class StandIn(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Print nothing."""
 
 
 if __name__ == "__main__":

@@ -43,9 +43,9 @@ def main() -> None:
 
 
 def tune(context: GlobalContext, images: np.ndarray, labels: np.ndarray) -> dict[str, object]:
-    """Return the parameters with the best score in cross-validation, each score logged as a metric of the run."""
+    """Return the parameters with the best score in cross-validation, and log each score as a metric of the run."""
     scores = []
-    # Autologging would make a run of every candidate: it is the final model that is wanted.
+    # Autologging would create a run for every candidate, but only the final model is wanted.
     for step, parameters in enumerate(tqdm(GRID, desc="tuning", unit="candidate")):
         score = cross_val_score(make_pipeline(StandardScaler(), SVC(**parameters)), images, labels, cv=3).mean()
         mlflow.log_metric("cross_validation_accuracy", score, step=step)
