@@ -1,4 +1,4 @@
-"""A proxy or a firewall before the server that lets one item not through, and everything else."""
+"""A proxy or a firewall before the server that blocks one item and lets everything else through."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ WORD = "forbidden-word"
 
 
 def put_aside(state) -> list[dict[str, object]]:
-    """Return what was noted."""
+    """Return the entries of `refused.jsonl`."""
     path = state / "refused.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def said(caplog) -> list[str]:
-    """Return the errors that tell of it."""
+    """Return the logged errors."""
     return [record.message for record in caplog.records if record.levelno == logging.ERROR]
 
 
 def answer_to_the_word(proxy, status: int) -> None:
-    """Answer any request that holds the word with a page."""
+    """Make the proxy answer any request that contains the word with an error page."""
     proxy.status = status
     proxy.answer = b"<html>\n<head><title>Request rejected</title></head></html>"
     proxy.mentioning = WORD.encode()
@@ -35,7 +35,7 @@ def answer_to_the_word(proxy, status: int) -> None:
 def test_one_item_that_is_blocked_holds_up_nothing_behind_it(
     proxy, mlflow_server, start_session, caplog, tmp_path, status
 ):
-    """It is put aside with the reason, and the log says who refuses it; later items and runs arrive at once."""
+    """A blocked item is set aside with its reason, and all later items and runs arrive."""
     started = start_session(proxy.uri)
     with runs.open_run(name="first") as first:
         mlflow.log_metric("before", 1)
@@ -68,7 +68,7 @@ def test_one_item_that_is_blocked_holds_up_nothing_behind_it(
 
 @pytest.mark.parametrize("status", [403, 400])
 def test_a_proxy_that_blocks_everything_refuses_nothing(proxy, mlflow_server, start_session, caplog, tmp_path, status):
-    """Whoever may not log at all, or for a while, has lost nothing when he may."""
+    """While a proxy blocks all requests no item is refused, and all items arrive once it lets them through."""
     started = start_session(proxy.uri)
     with runs.open_run(name="train") as run:
         proxy.status = status
@@ -85,7 +85,7 @@ def test_a_proxy_that_blocks_everything_refuses_nothing(proxy, mlflow_server, st
 
 
 def test_what_a_dead_process_left_is_delivered_past_the_item(proxy, mlflow_server, start_session, tmp_path):
-    """`recover` and `sync` have nobody who tries again later, so they find out by themselves."""
+    """Recovery finds the blocked item in one attempt, refuses it, and delivers the rest of the journal."""
     started = start_session(proxy.uri, flush_timeout=0.0)
     with runs.open_run(name="train") as run:
         assert write_behind.of(proxy.uri).store.flush()
@@ -103,7 +103,7 @@ def test_what_a_dead_process_left_is_delivered_past_the_item(proxy, mlflow_serve
 
 
 def test_a_run_is_made_and_ended_without_what_is_blocked_of_it(proxy, mlflow_server, start_session, tmp_path):
-    """One that was begun in an outage, with such a tag, and is given such a name."""
+    """A run begun in an outage is created and ended without its blocked tag and blocked name."""
     started = start_session(proxy.uri)
     with runs.open_run(name="outer"):
         proxy.status = 502

@@ -1,4 +1,4 @@
-"""A store that is tried out, and what is left of that when it hangs."""
+"""The trial run of `doctor`, and what it leaves when the store hangs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def experiment(store_uri):
 
 
 class HangingClient(mlflow.MlflowClient):
-    """A client whose uploads wait for a word."""
+    """A client whose uploads wait for an event."""
 
     go_on = threading.Event()
 
@@ -34,7 +34,7 @@ class HangingClient(mlflow.MlflowClient):
 
 
 def test_a_trial_that_hangs_says_what_is_left_and_cleans_up_when_it_can(store_uri, experiment, monkeypatch):
-    """The metric was taken, the artifact was not, and the run is named."""
+    """A trial whose upload hangs names the run that it leaves, and deletes the run once the upload ends."""
     monkeypatch.setattr(checks, "_GRACE", 0.1)
     client = HangingClient(store_uri)
 
@@ -53,7 +53,7 @@ def test_a_trial_that_hangs_says_what_is_left_and_cleans_up_when_it_can(store_ur
 
 
 def test_what_was_set_before_is_given_back(monkeypatch):
-    """Variables that were there, and variables that were not."""
+    """`in_brief` restores variables that were set, and removes those that were not."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
 
     with checks.in_brief(5.0):
@@ -64,7 +64,7 @@ def test_what_was_set_before_is_given_back(monkeypatch):
 
 
 def test_an_empty_database_has_no_schema_and_gets_none(tmp_path):
-    """It is looked at, and left as it is."""
+    """Reading the schema of an empty database returns None and does not change the file."""
     path = tmp_path / "empty.db"
     path.touch()
 
@@ -74,7 +74,7 @@ def test_an_empty_database_has_no_schema_and_gets_none(tmp_path):
 
 
 def test_the_schema_of_this_mlflow_is_the_expected_one(store_uri):
-    """So that a new MLflow that keeps it elsewhere is noticed."""
+    """The schema of a database that this MLflow has created is the expected one."""
     found, expected = checks.schema(store_uri)
 
     assert found == expected

@@ -1,4 +1,4 @@
-"""A copy has all that its run has, whatever the stores, also when it is continued."""
+"""A copy has everything that its run has, for every kind of store, also if it was continued."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def folder_source(tmp_path, monkeypatch):
 
 
 def everything(client, run_id):
-    """Fill a run with some of everything."""
+    """Fill a run with an example of each kind of content."""
     points = [Metric("loss", 1 / step, 1_700_000_000_000 + step, step) for step in range(1, 1501)]
     odd = [Metric("odd", value, 1, step) for step, value in enumerate((math.nan, math.inf, -math.inf, 0.0, 1e-300))]
     params = [Param(f"p{number}", f"{number}" * 20) for number in range(150)]
@@ -65,13 +65,13 @@ def everything(client, run_id):
 
 
 def state_of(uri):
-    """Return all that there is of a local store, byte by byte."""
+    """Return every file and folder of a local store, with its bytes."""
     place = Path(uri.removeprefix("sqlite:///")).parent
     return {path: path.is_file() and path.read_bytes() for path in place.rglob("*")}
 
 
 def contents(uri, experiment=EXPERIMENT):
-    """Return what is in the runs of an experiment, without what differs in each store."""
+    """Return the contents of the runs of an experiment, without what differs between stores."""
     client = client_of(uri)
     found = {}
     for name, run in runs_of(uri, experiment).items():
@@ -111,7 +111,7 @@ def contents(uri, experiment=EXPERIMENT):
 
 @pytest.mark.parametrize("kind", ["database", "server"])
 def test_a_copy_has_everything_that_the_run_has(source, target, mlflow_server, request, kind, make_run):
-    """Full history, parameters, tags, datasets, artifacts and models, whatever the target is."""
+    """A copy has the full history, parameters, tags, datasets, artifacts and models, on each kind of target."""
     experiment = f"everything {kind}"
     make_experiment(source, experiment, team="risk")
     run_id = make_run(source, experiment=experiment, end="FAILED", fill=everything)
@@ -129,10 +129,10 @@ def test_a_copy_has_everything_that_the_run_has(source, target, mlflow_server, r
 
 
 def test_a_folder_is_a_source_as_good_as_any(folder_source, target, monkeypatch, make_run):
-    """MLflow refuses its own file store by now; the runs in it are wanted all the same."""
+    """Runs in a file store can be copied, although MLflow refuses its own file store by now."""
     make_run(folder_source, fill=everything)
     before = contents(folder_source)
-    before["train"]["metrics"]["auc"] = [("auc", 5, 0.9, 7)]  # a folder tells 0, the step of all that has a dataset
+    before["train"]["metrics"]["auc"] = [("auc", 5, 0.9, 7)]  # a file store reads steps of dataset metrics as 0
     monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE")
 
     (outcome,) = copy(folder_source, target)
@@ -143,7 +143,7 @@ def test_a_folder_is_a_source_as_good_as_any(folder_source, target, monkeypatch,
 
 
 def test_a_folder_is_a_target_as_good_as_any(source, tmp_path, monkeypatch, make_run):
-    """It is made if it is not there; the second time nothing is copied."""
+    """A file store is created as a target; a second copy finds everything unchanged."""
     make_run(source, fill=everything)
     make_run(source, "other")
     target = str(tmp_path / "mlruns")
@@ -158,7 +158,7 @@ def test_a_folder_is_a_target_as_good_as_any(source, tmp_path, monkeypatch, make
 
 
 def test_artifacts_that_are_kept_elsewhere_are_fetched(make_database, target, mlflow_server, make_run):
-    """A local database, with its files in a store of objects."""
+    """Artifacts of a local database are copied from a remote artifact store."""
     source = make_database("source")
     place = f"{mlflow_server}/api/2.0/mlflow-artifacts/artifacts/elsewhere"
     client_of(source).create_experiment(EXPERIMENT, place)
@@ -171,7 +171,7 @@ def test_artifacts_that_are_kept_elsewhere_are_fetched(make_database, target, ml
 
 
 def test_a_store_that_was_carried_elsewhere_has_its_artifacts_with_it(source, target, tmp_path, make_run):
-    """It still names the folder where it once was, and MLflow would find no artifacts there, without a word."""
+    """Artifacts are found beside a database that was moved, although it still names the old folder."""
     make_run(source, fill=everything)
     before = contents(source)
     shutil.copytree(tmp_path / "source", tmp_path / "carried")
@@ -184,7 +184,7 @@ def test_a_store_that_was_carried_elsewhere_has_its_artifacts_with_it(source, ta
 
 
 def test_a_model_may_be_used_by_a_run_that_comes_first(source, target, make_run):
-    """A parent evaluates what its child has made, which is copied after it."""
+    """A parent that evaluates the model of its child uses the copied model, although the child is copied later."""
     client = client_of(source)
     parent = make_run(source, "parent", end=None)
     child = make_run(source, "child", parent=parent, fill=everything)
@@ -209,7 +209,7 @@ def test_a_model_may_be_used_by_a_run_that_comes_first(source, target, make_run)
 
 
 def test_a_model_that_is_gone_is_named(source, target, make_run):
-    """The run arrives without it."""
+    """A run is copied without a deleted model that it is linked to, and the reason names the model."""
     run_id = make_run(source, fill=everything)
     (output,) = client_of(source).get_run(run_id).outputs.model_outputs
     client_of(source).delete_logged_model(output.model_id)
@@ -221,7 +221,7 @@ def test_a_model_that_is_gone_is_named(source, target, make_run):
 
 
 def test_the_copy_of_a_copy_is_marked_by_its_own_source(source, target, make_database, make_run):
-    """The marks of the first copy do not pass for those of the second."""
+    """The copy of a copy is marked with the run it was copied from, not with the original run."""
     make_run(source, fill=write({"a.txt": "a"}))
     (first,) = copy(source, target)
     third = make_database("third")
@@ -238,7 +238,7 @@ def test_the_copy_of_a_copy_is_marked_by_its_own_source(source, target, make_dat
 
 
 def test_a_dry_run_writes_nothing_and_tells_what_would_be_copied(source, target, make_run):
-    """Not even the experiment."""
+    """A dry run reports what would be copied, and does not change the target."""
     make_experiment(source, "new")
     make_run(source, "train", experiment="new", fill=everything)
     make_run(source, "done")
@@ -255,7 +255,7 @@ def test_a_dry_run_writes_nothing_and_tells_what_would_be_copied(source, target,
 
 
 def test_the_second_time_nothing_is_copied(source, target, make_run):
-    """Not a byte of the target changes."""
+    """A second copy reports the run as unchanged, and changes no byte of the target."""
     make_run(source, fill=everything)
     copied = copy(source, target)
     before = state_of(target)
@@ -300,7 +300,7 @@ for outcome in copying.copy(sys.argv[1], sys.argv[2], progress=progress):
     ],
 )
 def test_a_copy_that_was_killed_goes_on_where_it_was(source, target, start_python, moment, make_run):
-    """Nothing is missing afterwards, and nothing there twice."""
+    """A copy that was killed is continued, with nothing missing and nothing twice."""
     make_run(source, "train", fill=everything)
     make_run(source, "later", fill=write({"z.txt": "z"}))
     process = start_python("-c", KILLED, source, target, moment)
@@ -320,7 +320,7 @@ def test_a_copy_that_was_killed_goes_on_where_it_was(source, target, start_pytho
 
 @pytest.mark.parametrize(("moment", "files"), [("sub/c.txt", 4), ("MlflowClient.log_outputs", 0)])
 def test_what_was_sent_before_the_kill_is_not_sent_again(source, target, start_python, moment, files, make_run):
-    """The points of a metric, and the files that are there in full."""
+    """After a kill, metric points and complete files that were sent before are not sent again."""
     make_run(source, fill=everything)
     process = start_python("-c", KILLED, source, target, moment)
     process.wait_for("here")
@@ -333,7 +333,7 @@ def test_what_was_sent_before_the_kill_is_not_sent_again(source, target, start_p
 
 
 def test_a_copy_is_running_until_it_is_complete(source, target, make_run):
-    """Whoever looks at the target sees that there is more to come."""
+    """The run on the target is RUNNING and has no end time until its copy is complete."""
     make_run(source, fill=write({"a.txt": "a"}))
     seen = []
 
@@ -349,7 +349,7 @@ def test_a_copy_is_running_until_it_is_complete(source, target, make_run):
 
 
 def test_a_run_that_was_resumed_since_is_brought_up_to_date(source, target, make_run):
-    """With new points, tags and names, and with files that changed without growing."""
+    """A resumed run is copied again: new points, tags, names, and files that changed without growing."""
     run_id = make_run(source, fill=everything)
     client = client_of(source)
     client.log_text(run_id, "old", "a.txt")
@@ -413,7 +413,7 @@ def _tag_of_a_model(client, run_id):
 )
 @pytest.mark.parametrize("kind", ["database", "folder"])
 def test_what_is_added_to_a_run_that_has_ended_is_brought(request, target, monkeypatch, make_run, add, kind):
-    """An evaluation, a verdict, a file: by the next sync, and only by that one."""
+    """The next copy brings what was added to an ended run, and the one after that finds it unchanged."""
     uri = request.getfixturevalue("source" if kind == "database" else "folder_source")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     run_id = make_run(uri, fill=everything)
@@ -427,13 +427,13 @@ def test_what_is_added_to_a_run_that_has_ended_is_brought(request, target, monke
     assert (second.happened, again.happened) == ("continued", "unchanged")
     assert first.target_id == second.target_id == again.target_id
     here, there = contents(uri)["train"], contents(target)["train"]
-    if kind == "folder":  # which keeps models and the metrics about them otherwise
+    if kind == "folder":  # a file store keeps models and their metrics in another way
         here, there = ({part: one[part] for part in ("params", "tags", "datasets", "files")} for one in (here, there))
     assert there == here
 
 
 def test_a_copy_of_an_older_version_is_looked_at_once(source, target, make_run):
-    """It has no digest of what was in the source."""
+    """A copy without a digest of its source's content is compared once, and unchanged after that."""
     make_run(source, fill=everything)
     (first,) = copy(source, target)
     client_of(target).delete_tag(first.target_id, "autogen_team.copied_content")
@@ -443,7 +443,7 @@ def test_a_copy_of_an_older_version_is_looked_at_once(source, target, make_run):
 
 
 def break_artifact(uri, run_id, path):
-    """Let an artifact be a link that leads nowhere, and return its path."""
+    """Replace an artifact by a dangling link, and return its path."""
     broken = Path(client_of(uri).get_run(run_id).info.artifact_uri, path)
     broken.unlink()
     broken.symlink_to("/nowhere")
@@ -451,7 +451,7 @@ def break_artifact(uri, run_id, path):
 
 
 def test_an_artifact_that_cannot_be_read_is_named_and_the_others_arrive(source, target, make_run):
-    """The copy is continued when it can be read again."""
+    """Unreadable artifacts are named while others are copied; the copy continues once they can be read."""
     run_id = make_run(source, fill=write({"a.txt": "a", "sub/b.txt": "b", "sub/c.txt": "c"}))
     make_run(source, "other")
     broken = break_artifact(source, run_id, "sub/b.txt")

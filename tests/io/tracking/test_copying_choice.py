@@ -15,7 +15,7 @@ from testkit.copies import EXPERIMENT, client_of, copy, current, files_of, happe
 
 
 def break_artifact(uri, run_id, path):
-    """Let an artifact be a link that leads nowhere, and return its path."""
+    """Replace an artifact by a dangling link, and return its path."""
     broken = Path(client_of(uri).get_run(run_id).info.artifact_uri, path)
     broken.unlink()
     broken.symlink_to("/nowhere")
@@ -23,7 +23,7 @@ def break_artifact(uri, run_id, path):
 
 
 def test_nested_runs_stay_nested(source, target, make_run):
-    """Under the new ids of their parents, also if the parent comes later or is in another experiment."""
+    """Copied runs point to the new ids of their parents, also if those are copied later or in another experiment."""
     make_experiment(source, "another")
     outer = make_run(source, "outer", experiment="another")
     inner = make_run(source, "inner", parent=outer)
@@ -39,7 +39,7 @@ def test_nested_runs_stay_nested(source, target, make_run):
 
 
 def test_a_run_whose_parent_is_gone_comes_without(source, target, make_run):
-    """And it is said."""
+    """A run whose parent was deleted is copied without a parent, and the outcome says so."""
     parent = make_run(source, "parent")
     make_run(source, "child", parent=parent)
     client_of(source).delete_run(parent)
@@ -52,7 +52,7 @@ def test_a_run_whose_parent_is_gone_comes_without(source, target, make_run):
 
 
 def test_a_run_whose_parent_never_was_comes_without(source, target, make_run):
-    """Its tag leads nowhere, in the source as well."""
+    """A run whose parent tag names a run that never existed is copied without a parent."""
     make_run(source, parent="f" * 32)
 
     (outcome,) = copy(source, target)
@@ -62,7 +62,7 @@ def test_a_run_whose_parent_never_was_comes_without(source, target, make_run):
 
 
 def test_a_run_that_has_not_ended_is_skipped(source, target, make_run):
-    """It is said why, and what to do if nobody writes it any more."""
+    """A run that has not ended is skipped; the reason names its status and `autogen-team recover`."""
     make_run(source, "running", end=None)
 
     (outcome,) = copy(source, target)
@@ -74,7 +74,7 @@ def test_a_run_that_has_not_ended_is_skipped(source, target, make_run):
 
 
 def test_a_child_waits_for_its_parent_to_end(source, target, make_run):
-    """Without it, the nesting would be lost for ever."""
+    """A child whose parent has not ended is not copied before the parent, so that it stays nested."""
     parent = make_run(source, "parent", end=None)
     make_run(source, "child", parent=parent)
 
@@ -87,7 +87,7 @@ def test_a_child_waits_for_its_parent_to_end(source, target, make_run):
 
 
 def test_a_run_without_an_end_has_none_in_the_copy(source, target, make_run):
-    """As when somebody has set its status by hand; MLflow would put the time of the copying there."""
+    """A run that was set to FAILED without an end time has no end time in the copy either."""
     run_id = make_run(source, end=None)
     client_of(source).update_run(run_id, "FAILED")
 
@@ -98,7 +98,7 @@ def test_a_run_without_an_end_has_none_in_the_copy(source, target, make_run):
 
 
 def test_a_dry_run_sees_what_is_in_the_way(source, target, make_run):
-    """A parent that has not ended, for one."""
+    """A dry run skips a child whose parent has not ended, as a real copy would."""
     ended, running = make_run(source, "ended"), make_run(source, "running", end=None)
     make_run(source, "one", parent=ended)
     make_run(source, "two", parent=running)
@@ -109,7 +109,7 @@ def test_a_dry_run_sees_what_is_in_the_way(source, target, make_run):
 
 
 def test_a_store_behind_another_address_is_not_copied_onto_itself(source, make_database, make_run):
-    """As when the target is a server on the very database: every copy would be copied the next time."""
+    """A target that has the very run, such as a server on the same database, gets no copy of it."""
     make_run(source)
     twin = make_database("twin")
     shutil.copy(source.removeprefix("sqlite:///"), twin.removeprefix("sqlite:///"))
@@ -122,7 +122,7 @@ def test_a_store_behind_another_address_is_not_copied_onto_itself(source, make_d
 
 
 def test_new_runs_of_a_twin_are_copied(source, make_database, make_run):
-    """The target began as a copy of the database; a child finds its parent, which both have."""
+    """If the target began as a copy of the database, only new runs are copied, and they keep their parents."""
     parent = make_run(source, "parent")
     twin = make_database("twin")
     shutil.copy(source.removeprefix("sqlite:///"), twin.removeprefix("sqlite:///"))
@@ -133,7 +133,7 @@ def test_new_runs_of_a_twin_are_copied(source, make_database, make_run):
 
 
 def test_a_copy_is_not_copied_back(source, target, make_run):
-    """The original is there."""
+    """A copy is not copied back to the store of its original."""
     make_run(source)
     copy(source, target)
 
@@ -142,7 +142,7 @@ def test_a_copy_is_not_copied_back(source, target, make_run):
 
 
 def test_a_copy_that_was_deleted_on_the_target_stays_deleted(source, target, make_run):
-    """Somebody did not want it there."""
+    """A run whose copy was deleted on the target is skipped until the copy is restored."""
     make_run(source)
     (copied,) = copy(source, target)
     client_of(target).delete_run(copied.target_id)
@@ -157,7 +157,7 @@ def test_a_copy_that_was_deleted_on_the_target_stays_deleted(source, target, mak
 
 
 def test_an_experiment_that_was_deleted_on_the_target_is_not_written_to(source, target, make_run):
-    """Nor can one of that name be made."""
+    """Runs are skipped if their experiment was deleted on the target; the reason says how to restore it."""
     make_run(source)
     client_of(target).delete_experiment(client_of(target).get_experiment_by_name(EXPERIMENT).experiment_id)
 
@@ -168,7 +168,7 @@ def test_an_experiment_that_was_deleted_on_the_target_is_not_written_to(source, 
 
 
 def test_what_is_never_copied_is_counted(source, target, make_run):
-    """Registered model versions and traces, per experiment; a run that has some is not deleted."""
+    """Registered model versions and traces are counted as never copied, and runs that have them are not deleted."""
     client = client_of(source)
     run_id = make_run(source, fill=write({"model/MLmodel": "run_id: x"}))
     client.create_registered_model("fraud")
@@ -198,7 +198,7 @@ def test_what_is_never_copied_is_counted(source, target, make_run):
 
 
 def test_a_run_is_deleted_in_the_source_once_it_has_arrived(source, target, make_run):
-    """One that has not, stays; one that had arrived before goes as well."""
+    """With `delete`, runs that are copied or were copied before are deleted in the source, failed ones are not."""
     make_run(source, "before")
     copy(source, target)
     parent = make_run(source, "parent")
@@ -219,7 +219,7 @@ def test_a_run_is_deleted_in_the_source_once_it_has_arrived(source, target, make
 
 
 def test_a_run_that_cannot_be_deleted_is_named(source, target, make_run):
-    """It has been copied all the same."""
+    """A run that cannot be deleted in the source counts as copied, and the reason names the error."""
     make_run(source)
     with contextlib.closing(copying.sqlite3.connect(source.removeprefix("sqlite:///"))) as database:
         database.execute("CREATE TRIGGER no BEFORE UPDATE ON runs BEGIN SELECT RAISE(ABORT, 'read only'); END")
@@ -231,7 +231,7 @@ def test_a_run_that_cannot_be_deleted_is_named(source, target, make_run):
 
 
 def test_children_find_the_copy_of_a_parent_that_was_deleted(source, target, make_run):
-    """As when a sweep goes on after a sync."""
+    """A new child is nested in the copy of its parent, although the parent was deleted in the source."""
     parent = make_run(source, "parent")
     (copied,) = copy(source, target, delete=True)
     make_run(source, "child", parent=parent)
@@ -243,7 +243,7 @@ def test_children_find_the_copy_of_a_parent_that_was_deleted(source, target, mak
 
 
 def test_what_was_added_to_a_run_after_its_copy_arrives_before_it_is_deleted(source, target, make_run):
-    """A tag and a file, which change no time of the run."""
+    """A tag and a file added after the first copy are copied before the run is deleted in the source."""
     run_id = make_run(source)
     copy(source, target)
     client_of(source).set_tag(run_id, "late", "1")

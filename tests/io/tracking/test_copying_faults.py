@@ -1,4 +1,4 @@
-"""Stores that are refused, made, or fail on the way, and the process that is left as it was."""
+"""Stores that are refused, created, or fail during the copy, and the state of the process afterwards."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from testkit.copies import client_of, copy, happened, make_experiment, write
     ],
 )
 def test_a_source_that_is_no_store_is_refused(target, uri, fault):
-    """And stays as it is: MLflow would make a store of it."""
+    """A source that is not an MLflow store is refused and stays unchanged; MLflow would turn it into a store."""
     Path("folder").mkdir()
     Path("folder", "file").touch()
     Path("empty.db").touch()
@@ -46,7 +46,7 @@ def test_a_source_that_is_no_store_is_refused(target, uri, fault):
 
 
 def test_a_source_that_mlflow_cannot_open_is_refused_with_the_remedy(migrated_database, target):
-    """Its schema may be newer than the MLflow that is installed."""
+    """A source with a schema newer than the installed MLflow is refused, and the error names the remedy."""
     with contextlib.closing(copying.sqlite3.connect(shutil.copy(migrated_database, "newer.db"))) as database:
         database.execute("UPDATE alembic_version SET version_num = 'f00'")
         database.commit()
@@ -56,7 +56,7 @@ def test_a_source_that_mlflow_cannot_open_is_refused_with_the_remedy(migrated_da
 
 
 def test_somebody_else_s_database_is_no_target(source):
-    """MLflow would put fifty tables into it."""
+    """A database without MLflow's tables is refused as a target; MLflow would create fifty tables in it."""
     with contextlib.closing(copying.sqlite3.connect("other.db")) as database:
         database.execute("CREATE TABLE mine (id INTEGER)")
 
@@ -74,13 +74,13 @@ def test_somebody_else_s_database_is_no_target(source):
     ],
 )
 def test_a_store_is_not_copied_onto_itself(store_uri, one, other):
-    """However it is written."""
+    """A copy is refused if source and target are the same store, however their URIs are spelled."""
     with pytest.raises(ConfigurationError, match="same store"):
         copy(one, other.format(Path.cwd()))
 
 
 def test_a_dry_run_does_not_make_the_target(source, tmp_path, make_run):
-    """MLflow would make a database of any address."""
+    """A dry run does not create the database of the target."""
     make_run(source)
 
     outcomes = copy(source, f"sqlite:///{tmp_path}/new.db", dry_run=True)
@@ -90,7 +90,7 @@ def test_a_dry_run_does_not_make_the_target(source, tmp_path, make_run):
 
 
 def test_a_target_that_is_not_there_is_made(source, tmp_path, make_run):
-    """As MLflow always does."""
+    """A target database that does not exist is created, as MLflow itself does."""
     make_run(source)
 
     outcomes = copy(source, f"sqlite:///{tmp_path}/new.db")
@@ -100,7 +100,7 @@ def test_a_target_that_is_not_there_is_made(source, tmp_path, make_run):
 
 
 def test_what_the_target_refuses_is_named_without_secrets(source, target, make_run):
-    """A parameter does not keep the artifacts, nor a run the other runs."""
+    """A refused parameter or run is named without secrets, and does not keep the rest from being copied."""
 
     def fill(client, run_id):
         client.log_param(run_id, "bad", "1")
@@ -130,7 +130,7 @@ def test_what_the_target_refuses_is_named_without_secrets(source, target, make_r
 
 
 def test_a_target_that_does_not_answer_is_named_without_its_password(source, free_port):
-    """At once; MLflow would try for four minutes."""
+    """A target that does not answer is reported at once, without its password."""
     with pytest.raises(TrackingUnavailableError) as raised:
         copy(source, f"http://bob:hunter2hunter2@127.0.0.1:{free_port()}")
 
@@ -162,7 +162,7 @@ with socket.create_server(address(sys.argv[1])) as server:
 def test_a_target_that_is_suddenly_gone_ends_the_copying(
     source, mlflow_server, free_port, start_python, monkeypatch, make_run
 ):
-    """It is no fault of the runs; the next time goes on."""
+    """A copy ends with an error if the target is lost, without failing runs; the next copy continues it."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     make_experiment(source, "gone")
     make_run(source, "one", experiment="gone", fill=write({"a.txt": "a"}))
@@ -185,7 +185,7 @@ def test_a_target_that_is_suddenly_gone_ends_the_copying(
 
 
 def test_progress_is_told_by_run_and_part(source, target, make_run):
-    """Enough for a bar, and for what stands beside it."""
+    """Progress is reported per run and per part of a run."""
     make_run(source, "one", fill=write({"a.txt": "a"}))
     make_run(source, "two")
     told = []
@@ -197,7 +197,7 @@ def test_progress_is_told_by_run_and_part(source, target, make_run):
 
 
 def test_nothing_of_the_process_is_changed(source, mlflow_server, capsys, make_run):
-    """Neither MLflow's store, nor the environment, nor what is on stdout."""
+    """Copying changes neither MLflow's store nor the environment, and prints nothing to stdout."""
     make_experiment(source, "quiet")
     make_run(source, experiment="quiet")
     before = dict(os.environ), mlflow.is_tracking_uri_set()
@@ -231,7 +231,7 @@ def meta_of(folder, name):
 
 @pytest.mark.parametrize("content", ["", "a: [", "just: this", "\0\0\0"], ids=["empty", "cut", "other", "zeros"])
 def test_a_broken_run_of_a_folder_is_named_and_the_others_are_copied(folder, target, content):
-    """As a full disk or a crash leaves it."""
+    """A run of a file store with a broken `meta.yaml` fails and is named; the other runs are copied."""
     broken = meta_of(folder, "one first")
     broken.write_text(content)
 
@@ -249,7 +249,7 @@ def test_a_broken_run_of_a_folder_is_named_and_the_others_are_copied(folder, tar
 
 
 def test_a_broken_experiment_of_a_folder_is_named_and_the_others_are_copied(folder, target):
-    """And a folder that is none of MLflow's is passed over."""
+    """An experiment with a broken `meta.yaml` fails and is named; folders that are not MLflow's are ignored."""
     broken = meta_of(folder, "one")
     broken.write_text("")
     (folder / ".ipynb_checkpoints").mkdir()
@@ -262,7 +262,7 @@ def test_a_broken_experiment_of_a_folder_is_named_and_the_others_are_copied(fold
 
 
 def test_a_broken_model_of_a_folder_keeps_no_run_from_being_copied(folder, target):
-    """What cannot be read is named."""
+    """A broken model of a file store is named, and all runs are copied."""
     experiment_id = meta_of(folder, "one").parent.name
     client_of(str(folder)).create_logged_model(experiment_id, "model")
     (broken,) = folder.glob("*/models/*/meta.yaml")

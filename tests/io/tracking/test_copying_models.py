@@ -1,4 +1,4 @@
-"""Artifacts and logged models are copied one by one, and what does not arrive is named."""
+"""Artifacts and logged models are copied one by one, and each that does not arrive is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from testkit.copies import EXPERIMENT, client_of, copy, current, files_of, make_
 
 
 def test_names_that_mlflow_would_garble_are_not_sent_to_a_server(source, mlflow_server, make_run):
-    """`a#b.txt` would overwrite `a`."""
+    """Artifact names that MLflow's client would garble are not sent: `a#b.txt` would overwrite `a`."""
     make_experiment(source, "names")
     names = {"a": "a", "a#b.txt": "b", "a?c": "c", "a%41": "d", "sp ace/ü+&;=~.txt": "e"}
     make_run(source, experiment="names", fill=write(names))
@@ -29,7 +29,7 @@ def test_names_that_mlflow_would_garble_are_not_sent_to_a_server(source, mlflow_
 
 
 def test_artifacts_that_cannot_be_listed_are_named(make_database, target, free_port, monkeypatch, make_run):
-    """Everything else arrives, but the copy is not complete."""
+    """If artifacts cannot be listed, the rest is copied, and the copy counts as failed."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     source = make_database("source")
     client_of(source).create_experiment(EXPERIMENT, f"http://127.0.0.1:{free_port()}/mlflow-artifacts/artifacts/x")
@@ -42,7 +42,7 @@ def test_artifacts_that_cannot_be_listed_are_named(make_database, target, free_p
 
 
 def test_a_file_that_arrives_under_another_name_is_named(source, mlflow_server, make_run):
-    """MLflow sends it without complaint."""
+    """An artifact that MLflow stores under another name is reported as not arrived."""
     make_experiment(source, "spaces")
     make_run(source, experiment="spaces", fill=write({" a.txt": "a"}))
 
@@ -52,7 +52,7 @@ def test_a_file_that_arrives_under_another_name_is_named(source, mlflow_server, 
 
 
 def test_what_an_upload_left_behind_is_no_artifact(source, target, make_run):
-    """MLflow hides it as well."""
+    """Temporary files of interrupted uploads are not copied."""
     run_id = make_run(source, fill=write({"a.txt": "a"}))
     Path(client_of(source).get_run(run_id).info.artifact_uri, ".artifact.uploading.x").touch()
 
@@ -62,7 +62,7 @@ def test_what_an_upload_left_behind_is_no_artifact(source, target, make_run):
 
 
 def test_links_to_folders_are_followed_and_do_not_lead_in_circles(source, target, make_run):
-    """As MLflow itself follows them."""
+    """Links to folders are followed, except into a folder that contains them."""
     run_id = make_run(source, fill=write({"sub/a.txt": "a"}))
     root = Path(client_of(source).get_run(run_id).info.artifact_uri)
     Path("outside").mkdir()
@@ -77,7 +77,7 @@ def test_links_to_folders_are_followed_and_do_not_lead_in_circles(source, target
 
 
 def test_a_model_can_be_loaded_from_where_it_was_copied_to(source, mlflow_server):
-    """By its new id, and it says of itself what is true there."""
+    """A copied model can be loaded by its new id, and its `MLmodel` names the new run and id."""
     make_experiment(source, "models")
     with current(source):
         mlflow.set_experiment("models")
@@ -97,7 +97,7 @@ def test_a_model_can_be_loaded_from_where_it_was_copied_to(source, mlflow_server
 
 
 def test_a_model_of_no_run_comes_with_the_run_that_uses_it(source, target, make_run):
-    """It has nobody else."""
+    """A model that no run has created is copied with the run that uses it."""
 
     def fill(client, run_id):
         model = client.create_logged_model(client.get_run(run_id).info.experiment_id, "found")
@@ -118,7 +118,7 @@ def test_a_model_of_no_run_comes_with_the_run_that_uses_it(source, target, make_
 
 
 def test_a_model_that_was_not_finished_is_not_finished_in_the_copy(source, target, make_run):
-    """As when the job was killed while it logged it."""
+    """A model that was never finalized stays PENDING in the copy."""
 
     def fill(client, run_id):
         model = client.create_logged_model(client.get_run(run_id).info.experiment_id, "half", run_id)
@@ -134,7 +134,7 @@ def test_a_model_that_was_not_finished_is_not_finished_in_the_copy(source, targe
 
 
 def test_the_copy_of_a_registered_model_does_not_claim_to_be_registered(source, target, make_run):
-    """MLflow notes in a tag where it is; the registry is not copied."""
+    """The tag that lists registered versions of a model is not copied, because the registry is not copied."""
 
     def fill(client, run_id):
         tags = {"mlflow.modelVersions": '[{"name": "fraud", "version": 1}]', "stage": "one"}
@@ -150,7 +150,7 @@ def test_the_copy_of_a_registered_model_does_not_claim_to_be_registered(source, 
 
 
 def test_more_than_a_page_of_anything_is_copied(source, target, make_run):
-    """MLflow gives a hundred models at a time."""
+    """All models of a run are copied, although MLflow returns only a hundred per page."""
 
     def fill(client, run_id):
         experiment_id = client.get_run(run_id).info.experiment_id
@@ -165,7 +165,7 @@ def test_more_than_a_page_of_anything_is_copied(source, target, make_run):
 
 
 def test_what_is_sent_at_once_stays_below_what_a_server_takes():
-    """A thousand metrics, a hundred tags, and a million bytes."""
+    """Batches have at most 100 tags and less than a million bytes."""
     short = [RunTag(f"t{number}", "v") for number in range(250)]
     long = [RunTag(f"t{number}", "é" * 8000) for number in range(30)]
 

@@ -1,4 +1,4 @@
-"""Jobs that die without a word: their runs are closed as KILLED, and all that they said before is in the store."""
+"""Jobs that die suddenly: their runs are closed as KILLED, and everything they had acknowledged is in the store."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def state(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def start_job(start_python, store_uri, monkeypatch):
-    """Return a function that starts a job, and returns it with the id of its run."""
+    """Return a function that starts a job, and returns its process and the id of its run."""
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_AUTOLOG_DISABLE", "true")
 
     def start(body: str = "time.sleep(0.001)", **environment):
@@ -60,12 +60,12 @@ def start_job(start_python, store_uri, monkeypatch):
 
 
 def are_recovered(state: Path) -> bool:
-    """Tell whether no journal is left; what was killed while it began one has left an empty folder."""
+    """Return whether no journal is left; an empty folder of a journal that was never begun does not count."""
     return inventory.find(state) == []
 
 
 def test_a_killed_job_is_recovered_by_its_watchdog(start_job, store_uri, state, wait_until):
-    """Status, reason, every acknowledged item and the log, with nobody doing anything."""
+    """The watchdog closes the run of a killed job, and delivers every acknowledged item, the reason and the log."""
     process, run_id = start_job()
     process.wait_for("acknowledged 200")
     process.send(signal.SIGKILL)
@@ -88,7 +88,7 @@ def test_a_killed_job_is_recovered_by_its_watchdog(start_job, store_uri, state, 
 
 
 def last_acknowledged(process, at_least: int) -> int:
-    """Return the last number that the job has said is safe."""
+    """Return the last number that the job has acknowledged."""
     _, out, _ = process.finish()
     return max([at_least, *(int(line.split()[1]) for line in out.splitlines() if line.startswith("acknowledged "))])
 
@@ -97,7 +97,7 @@ def last_acknowledged(process, at_least: int) -> int:
     "body", ["os._exit(0)", "os.abort()", "signal.raise_signal(signal.SIGKILL)", "import ctypes; ctypes.string_at(0)"]
 )
 def test_every_sudden_end_is_one(start_job, store_uri, state, wait_until, body):
-    """A hard exit, an abort, a crash of native code."""
+    """A job that ends by a hard exit, an abort, SIGKILL or a native crash is closed as KILLED, with all its metrics."""
     process, run_id = start_job(f"if n == 30: {body}")
     process.finish()
     wait_until(lambda: are_recovered(state), timeout=SOON)
@@ -112,7 +112,7 @@ MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 
 @pytest.mark.skipif(not os.access(MEMORY_GROUPS / "tasks", os.W_OK), reason="memory cannot be limited on this machine")
 def test_the_kernel_s_out_of_memory_killer_is_one_too(start_job, store_uri, state, wait_until):
-    """A job that wants more than there is, in a group of processes that may not have it."""
+    """A job that the kernel kills for lack of memory is closed as KILLED."""
     group = MEMORY_GROUPS / f"autogen-team-{os.getpid()}"
     process, run_id = start_job(
         "if n == 30: print('hungry', flush=True); sys.stdin.readline(); hog = b'x' * 10**9", stdin=subprocess.PIPE
@@ -132,15 +132,15 @@ def test_the_kernel_s_out_of_memory_killer_is_one_too(start_job, store_uri, stat
 
 
 def test_a_job_whose_parent_does_not_ask_is_dead_all_the_same(start_job, state, wait_until):
-    """A zombie still has an id and a start; it does not live."""
-    process, _ = start_job("if n == 30: os.kill(os.getpid(), 9)", fresh=True)  # a fork server would ask
+    """A job that is a zombie, because its parent has not waited for it, is recovered as dead."""
+    process, _ = start_job("if n == 30: os.kill(os.getpid(), 9)", fresh=True)  # a fork server would wait for it
 
     wait_until(lambda: are_recovered(state), timeout=SOON)
-    assert process.popen.returncode is None  # nobody has waited for it up to here
+    assert process.popen.returncode is None  # its parent has not waited for it so far
 
 
 def test_a_forked_child_that_lives_on_does_not_hide_the_death(start_job, store_uri, state, wait_until):
-    """The child has copies of everything but of the pipe."""
+    """The death of a job is noticed although a forked child of it lives on."""
     process, run_id = start_job(
         "if n == 30:\n"
         "                child = os.fork()\n"
@@ -156,7 +156,7 @@ def test_a_forked_child_that_lives_on_does_not_hide_the_death(start_job, store_u
 
 
 def test_a_job_that_ends_in_good_order_has_no_watchdog_left(run_python, store_uri, state):
-    """Nobody closes what is closed."""
+    """The watchdog of a job ends after the job has closed its run and its service."""
     code = (
         "from autogen_team.io.services import MlflowService\n"
         "import os, psutil, time\n"
@@ -181,7 +181,7 @@ UNWATCHED = "from autogen_team.io._tracking import watchdog; watchdog.Watchdog.w
 
 @pytest.fixture
 def kill_unwatched(start_python, store_uri, monkeypatch):
-    """Return a function that lets a job die unseen, and returns it with the id of its run."""
+    """Return a function that kills a job that has no watchdog, and returns its process and the id of its run."""
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_AUTOLOG_DISABLE", "true")
 
     def kill():
@@ -196,7 +196,7 @@ def kill_unwatched(start_python, store_uri, monkeypatch):
 
 
 def test_recover_tells_before_it_does(kill_unwatched, store_uri, state, run_python):
-    """Which run, of which process, and why it is taken for dead; then it is closed, once."""
+    """`recover --dry-run` names the run, the process and the evidence; `recover` then closes the run once."""
     process, run_id = kill_unwatched()
 
     status, out, err = run_python("-m", "autogen_team", "recover", "--dry-run")
@@ -217,7 +217,7 @@ def test_recover_tells_before_it_does(kill_unwatched, store_uri, state, run_pyth
 
 
 def test_the_end_of_a_recovered_run_is_its_last_word(kill_unwatched, store_uri, run_python, wait_until):
-    """Not the moment at which somebody found it."""
+    """The end time of a recovered run is that of its last entry, not that of the recovery."""
     _, run_id = kill_unwatched()
     died = time.time()
     wait_until(lambda: time.time() > died + 1.5)
@@ -227,7 +227,7 @@ def test_the_end_of_a_recovered_run_is_its_last_word(kill_unwatched, store_uri, 
 
 
 def test_a_living_process_is_never_touched(start_job, store_uri, state, run_python):
-    """Neither by `recover`, nor by another job's start."""
+    """Recovery refuses the journal of a living process, whose run goes on."""
     process, run_id = start_job()
     process.wait_for("acknowledged 50")
 
@@ -242,7 +242,7 @@ def test_a_living_process_is_never_touched(start_job, store_uri, state, run_pyth
 
 
 def test_who_looks_for_the_dead_does_not_read_the_living(start_job, state, monkeypatch):
-    """Each worker looks when it starts: 200 of them would read each other's journals 40,000 times."""
+    """A search for the dead does not read living journals: 200 workers would do that 40,000 times."""
     process, _ = start_job()
     process.wait_for("acknowledged 50")
     read = []
@@ -255,7 +255,7 @@ def test_who_looks_for_the_dead_does_not_read_the_living(start_job, state, monke
 
 
 def test_two_who_recover_the_same_journal_do_not_trip(kill_unwatched, store_uri, state):
-    """The slower one finds it gone, between its look and its turn."""
+    """Recovery reports a journal that another process has removed in the meantime."""
     kill_unwatched()
     (found,) = inventory.find(state)
     assert inventory.find(state, held=False) == [found]
@@ -266,7 +266,7 @@ def test_two_who_recover_the_same_journal_do_not_trip(kill_unwatched, store_uri,
 
 @pytest.fixture
 def take_over(start_python):
-    """Return a function that has another process take a journal over, as if to recover it, and returns that."""
+    """Return a function that starts a process that takes over a journal, and returns that process."""
 
     def take(folder: Path):
         code = (
@@ -283,7 +283,7 @@ def take_over(start_python):
 def test_what_somebody_recovers_is_neither_alive_nor_done(
     kill_unwatched, take_over, store_uri, state, run_python, start_python
 ):
-    """`status` says so, and `recover` waits for it, and takes over if it fails."""
+    """`recover` waits while another process recovers a journal, and takes over when that process ends early."""
     kill_unwatched()
     (found,) = inventory.find(state)
     other = take_over(found.folder)
@@ -302,7 +302,7 @@ def test_what_somebody_recovers_is_neither_alive_nor_done(
 
 
 def test_what_somebody_else_has_recovered_meanwhile_is_no_failure(kill_unwatched, take_over, store_uri, state):
-    """The watchdog, of which whoever calls `recover` right after a crash need not know."""
+    """A journal that its watchdog has recovered in the meantime is not reported as a problem."""
     kill_unwatched()
     (found,) = inventory.find(state)
     other = take_over(found.folder)
@@ -315,7 +315,7 @@ def test_what_somebody_else_has_recovered_meanwhile_is_no_failure(kill_unwatched
 
 
 def test_a_watchdog_stays_while_somebody_else_recovers(kill_unwatched, take_over, store_uri, state, monkeypatch):
-    """The supervisor, say, whose server may be away; it is the watchdog that has a quarter of an hour."""
+    """A watchdog waits while another process recovers the journal, and recovers it when that process gives up."""
     kill_unwatched()
     (found,) = inventory.find(state)
     other = take_over(found.folder)
@@ -323,7 +323,7 @@ def test_a_watchdog_stays_while_somebody_else_recovers(kill_unwatched, take_over
     monkeypatch.setattr(recovery, "_PAUSE", 0.05)
     watchdog = threading.Thread(target=recovery.after_death, args=[str(found.folder)])
     watchdog.start()
-    watchdog.join(3.0)  # longer than it waits for a process that is just dying
+    watchdog.join(3.0)  # longer than a watchdog waits for a process that is just dying
     assert watchdog.is_alive()
 
     other.finish("")
@@ -332,7 +332,7 @@ def test_a_watchdog_stays_while_somebody_else_recovers(kill_unwatched, take_over
 
 
 def test_a_journal_that_was_never_begun_is_removed(start_job, state):
-    """Its process was killed between two lines; one that begins at this moment is left alone, and one that lives."""
+    """`sweep` removes an old journal without entries, but not a new one or that of a living process."""
     process, _ = start_job()
     process.wait_for("acknowledged 50")
     [living] = journal.folder_of(state).iterdir()
@@ -352,7 +352,7 @@ def test_a_journal_that_was_never_begun_is_removed(start_job, state):
 
 
 def test_what_a_stop_has_left_is_delivered_though_its_process_lives(server, start_session, tmp_path):
-    """As in a notebook: by the next start in the same process, or by `sync` beside it."""
+    """A journal left by a stopped service is dead and can be recovered, although its process lives."""
     started = start_session(server.uri, flush_timeout=0.2)
     with runs.open_run(name="train") as run:
         server.kill()
@@ -369,7 +369,7 @@ def test_what_a_stop_has_left_is_delivered_though_its_process_lives(server, star
 
 @pytest.mark.parametrize("gone", ["deleted", "for good"])
 def test_a_run_that_is_gone_does_not_keep_its_journal(kill_unwatched, store_uri, state, gone):
-    """What cannot be delivered any more is noted in `refused.jsonl`, and that is that."""
+    """The journal of a deleted run is removed by recovery."""
     _, run_id = kill_unwatched()
     client = mlflow.MlflowClient(store_uri)
     client.delete_run(run_id)
@@ -382,7 +382,7 @@ def test_a_run_that_is_gone_does_not_keep_its_journal(kill_unwatched, store_uri,
 
 
 def test_the_next_start_recovers(kill_unwatched, start_job, store_uri, wait_until):
-    """A machine that has come back needs nobody to think of it."""
+    """The next start of a job recovers the journals of dead jobs."""
     _, run_id = kill_unwatched()
     started, _ = start_job()
 
@@ -392,7 +392,7 @@ def test_the_next_start_recovers(kill_unwatched, start_job, store_uri, wait_unti
 
 
 def test_a_run_that_was_being_made_is_found_by_its_mark(start_python, store_uri, run_python):
-    """The process died between the store's making it and the journal's noting its id."""
+    """A run is closed although its process died after creating it and before the journal noted its id."""
     code = UNWATCHED + (
         "import os; from autogen_team.io._tracking.journal import Journal\n"
         "Journal.run_opened = lambda *_, **__: os.kill(os.getpid(), 9)\n"

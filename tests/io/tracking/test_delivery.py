@@ -1,4 +1,4 @@
-"""From entries to requests: within the limits, in order, and past what the store refuses."""
+"""Turning entries into requests: within the limits, in order, and around items that the store refuses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from autogen_team.io._tracking.delivery import Delivery, _requests
 
 
 def test_requests_keep_to_the_limits_of_the_server():
-    """1000 metrics, 100 parameters and 100 tags, and what ends a run comes after what it has logged."""
+    """Requests have at most 1000 metrics, 100 parameters and 100 tags; the end of a run follows its items."""
     found = [
         *({"op": "metrics", "run": "a", "t": 1, "step": n, "values": {"loss": n, "acc": n}} for n in range(1200)),
         {"op": "params", "run": "a", "values": {str(n): "x" for n in range(250)}},
@@ -35,7 +35,7 @@ def test_requests_keep_to_the_limits_of_the_server():
 
 
 class Picky:
-    """A destination that refuses bad tags, and everything of a run that is gone; it counts what it is asked."""
+    """A destination that refuses bad tags and every batch of a run that is gone, and counts its requests."""
 
     def __init__(self, bad=(), gone=(), away_after=10**9):
         self.bad, self.gone, self.away_after = bad, gone, away_after
@@ -57,7 +57,7 @@ TAGS = [{"op": "tags", "run": "a", "values": {f"t{n}": "x"}} for n in range(100)
 
 
 def test_one_bad_item_costs_the_others_nothing(tmp_path):
-    """And a few requests only."""
+    """One bad tag among 100 is refused, and the other 99 are delivered in fewer than 30 requests."""
     picky = Picky(bad=["t42"])
     delivery = Delivery(picky, None, tmp_path)
     delivery.deliver(TAGS)
@@ -68,7 +68,7 @@ def test_one_bad_item_costs_the_others_nothing(tmp_path):
 
 
 def test_a_store_that_goes_away_meanwhile_has_refused_nothing(tmp_path):
-    """What it raises then is no bad value, although one is being dealt with."""
+    """An outage while a bad item is being isolated does not count as a refusal."""
     delivery = Delivery(Picky(bad=["t42"], away_after=4), None, tmp_path)
 
     with pytest.raises(destinations.Unreachable, match="away"):
@@ -78,7 +78,7 @@ def test_a_store_that_goes_away_meanwhile_has_refused_nothing(tmp_path):
 
 
 def test_a_run_that_is_gone_is_not_asked_for_item_by_item(tmp_path):
-    """Somebody has deleted it, while 1000 metrics a second are on their way to it."""
+    """All items of a deleted run are refused in two requests."""
     picky = Picky(gone=["a"])
     delivery = Delivery(picky, None, tmp_path)
     delivery.deliver(TAGS)
@@ -91,7 +91,7 @@ def test_a_run_that_is_gone_is_not_asked_for_item_by_item(tmp_path):
 
 @pytest.mark.parametrize("database", ["store_uri", "postgres_uri", "mlflow_server"])
 def test_an_empty_batch_asks_for_the_run(request, database):
-    """In each kind of store."""
+    """In each kind of store, an empty batch is accepted if the run exists, and refused if it is deleted."""
     uri = request.getfixturevalue(database)
     client = mlflow.MlflowClient(uri)
     run_id = client.create_run("0").info.run_id

@@ -1,4 +1,4 @@
-"""What an exception and a signal say about the status of a run."""
+"""How exceptions and signals determine the status of a run."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from autogen_team.io._tracking import ending
     ids=repr,
 )
 def test_each_end_has_its_status_and_reason(error, expected):
-    """The status tells a normal end, a failure and a wish to stop from each other."""
+    """Each exception gives the status and the reason of the end of a run."""
     assert ending.verdict(error) == expected
 
 
@@ -55,7 +55,7 @@ def test_an_exception_that_cannot_be_shown_is_still_a_failure():
 
 
 def test_sigterm_becomes_an_exception():
-    """The blocks of the job are left in order, and the process would exit with 143."""
+    """SIGTERM raises an exception in the job, with the exit status 143."""
     with pytest.raises(ending.Terminated) as raised, ending.signals_raise():
         signal.raise_signal(signal.SIGTERM)
 
@@ -63,7 +63,7 @@ def test_sigterm_becomes_an_exception():
 
 
 def test_handlers_are_given_back():
-    """After the run the process treats signals as before it."""
+    """After the run, the handlers of SIGTERM and SIGHUP are those from before it."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
 
     with ending.signals_raise():
@@ -73,7 +73,7 @@ def test_handlers_are_given_back():
 
 
 def test_signals_raise_until_the_last_one_has_left():
-    """Services may stop in another order than the reverse of their start."""
+    """Signals raise until the last service has stopped, also if services stop in the order of their start."""
     before = signal.getsignal(signal.SIGTERM)
     first, second = ExitStack(), ExitStack()
     first.enter_context(ending.signals_raise())
@@ -88,7 +88,7 @@ def test_signals_raise_until_the_last_one_has_left():
 
 @pytest.fixture
 def handler_of_the_job():
-    """Install a handler as a job would, and remember what it got."""
+    """Install a SIGTERM handler as a job would, and return the list of signals that it got."""
     got = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
     yield got
@@ -104,7 +104,7 @@ def test_the_handler_of_the_job_decides(handler_of_the_job):
 
 
 def test_an_exit_after_a_handled_signal_is_a_kill(handler_of_the_job):
-    """`sys.exit(0)` at the word of SIGTERM is not a normal end."""
+    """`sys.exit(0)` after a handled SIGTERM counts as KILLED, not as a normal end."""
     with ending.signals_raise():
         signal.raise_signal(signal.SIGTERM)
 
@@ -112,7 +112,7 @@ def test_an_exit_after_a_handled_signal_is_a_kill(handler_of_the_job):
 
 
 def test_a_handler_installed_meanwhile_stays(handler_of_the_job):
-    """What the job installs during the run is not taken from it."""
+    """A handler that the job installs during the run stays installed after it."""
     with ending.signals_raise():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
@@ -120,7 +120,7 @@ def test_a_handler_installed_meanwhile_stays(handler_of_the_job):
 
 
 def test_an_exit_by_a_handler_installed_meanwhile_is_a_kill(handler_of_the_job):
-    """Ours is not called any more, but the traceback leads to it."""
+    """An exit from a signal handler of the job is recognized by its traceback, and counts as KILLED."""
 
     def handle(number, frame):
         raise SystemExit(number)
@@ -135,7 +135,7 @@ def test_an_exit_by_a_handler_installed_meanwhile_is_a_kill(handler_of_the_job):
 
 
 def test_an_ignored_signal_stays_ignored():
-    """`nohup` keeps its meaning."""
+    """A signal that is ignored, as under `nohup`, stays ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with ending.signals_raise():
@@ -148,7 +148,7 @@ def test_an_ignored_signal_stays_ignored():
     ("signum", "kind"), [(signal.SIGTERM, ending.Terminated), (signal.SIGINT, KeyboardInterrupt)], ids=str
 )
 def test_a_signal_waits_while_signals_are_held(signum, kind):
-    """It does not interrupt the closing of a run, and it is not lost."""
+    """A signal does not interrupt the closing of a run, and is raised after it."""
     reached = []
     with pytest.raises(kind), ending.signals_raise():
         ending.hold()
@@ -161,7 +161,7 @@ def test_a_signal_waits_while_signals_are_held(signum, kind):
 
 
 def test_a_signal_that_waited_is_dropped_if_the_job_leaves_anyway():
-    """Its own exception is not masked."""
+    """A held signal is not raised if the job leaves by an exception of its own."""
     with ending.signals_raise():
         ending.hold()
         signal.raise_signal(signal.SIGTERM)
@@ -190,7 +190,7 @@ def test_other_threads_hold_nothing():
 
 
 def test_threads_leave_handlers_alone():
-    """Python allows handlers in the main thread only."""
+    """Outside the main thread `signals_raise` installs no handlers, because Python does not allow it."""
     seen = []
 
     def work() -> None:
@@ -205,7 +205,7 @@ def test_threads_leave_handlers_alone():
 
 
 def test_what_a_handler_has_dealt_with_ends_nothing(handler_of_the_job):
-    """Runs of other threads do not, and a later exit is not the doing of a SIGHUP by which a job reloads."""
+    """A signal that a handler of the job has dealt with is not fatal; an exit after a SIGHUP is a normal end."""
     before = signal.signal(signal.SIGHUP, lambda *_: None)
     try:
         with ending.signals_raise():
@@ -218,7 +218,7 @@ def test_what_a_handler_has_dealt_with_ends_nothing(handler_of_the_job):
 
 
 def test_a_handler_that_raises_ends_the_process():
-    """As one that we install."""
+    """A signal whose handler raises an exception is fatal to the process."""
 
     def leave(*_):
         sys.exit(3)
@@ -234,7 +234,7 @@ def test_a_handler_that_raises_ends_the_process():
 
 
 def test_a_child_that_is_forked_while_signals_are_held_heeds_them():
-    """By another thread, while the main one opens a run: the child is never told to release them."""
+    """A child that is forked while signals are held does not hold them itself."""
     ending.hold()
     child = os.fork()
     if child == 0:

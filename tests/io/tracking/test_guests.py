@@ -1,4 +1,4 @@
-"""Runs that somebody else has opened: joined, or worked for, and what opens inside of them."""
+"""Runs that another process or program has opened: joined here, or worked for, with child runs inside them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def host(mlflow_as_it_was, store_uri):
 
 
 def test_the_first_run_joins_its_host(host):
-    """It is the same run, it stays open after the block, and it takes the tags and the description."""
+    """The first `start_run` joins the host run, leaves it open, and adds its tags and description to it."""
     with mlflow.start_run(run_name="mine", tags={"a": "1"}, description="why") as joined:
         mlflow.log_param("inside", 1)
 
@@ -39,7 +39,7 @@ def test_the_first_run_joins_its_host(host):
 
 
 def test_later_runs_become_children_of_the_host(host):
-    """A script that opens several runs does not mix them up."""
+    """The second run of a script becomes a child of the host run."""
     with mlflow.start_run():
         pass
 
@@ -51,7 +51,7 @@ def test_later_runs_become_children_of_the_host(host):
 
 
 def test_the_end_of_a_joined_run_leaves_the_host_open(host):
-    """Also without `with`; what follows is a child."""
+    """`end_run` of a joined run leaves the host open, and the next run becomes a child of the host."""
     mlflow.start_run()
     mlflow.end_run()
     assert mlflow.active_run().info.run_id == host.info.run_id
@@ -63,7 +63,7 @@ def test_the_end_of_a_joined_run_leaves_the_host_open(host):
 
 
 def test_a_run_of_another_experiment_becomes_a_child(host):
-    """Its metrics are found where the job wants them."""
+    """A run of another experiment does not join the host run, but becomes its child."""
     other = mlflow.create_experiment("other")
 
     with mlflow.start_run(experiment_id=other) as run:
@@ -85,7 +85,7 @@ def elsewhere(host, tmp_path, migrated_database):
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("fields", [{}, {"nested": True}], ids=["plain", "nested"])
 def test_a_run_in_another_store_is_one_of_its_own(host, fields):
-    """The host is not there, so it is neither joined nor the parent; runs inside of it are children."""
+    """A run in another store neither joins the host nor is its child; runs inside it are its own children."""
     with mlflow.start_run(experiment_id="0", **fields) as run:
         mlflow.log_param("inside", 1)
         with mlflow.start_run(experiment_id="0", nested=True) as child:
@@ -101,7 +101,7 @@ def test_a_run_in_another_store_is_one_of_its_own(host, fields):
 
 @pytest.mark.usefixtures("elsewhere")
 def test_in_another_store_the_host_is_out_of_sight(host, monkeypatch):
-    """What is logged there without a run opens one, as in plain MLflow; the end of a run is not that of the host."""
+    """While MLflow points to another store, the host is neither logged to nor ended."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     assert mlflow.active_run() is None
     assert fluent._get_latest_active_run() is None
@@ -118,7 +118,7 @@ def test_in_another_store_the_host_is_out_of_sight(host, monkeypatch):
 
 
 def test_back_in_its_store_the_host_is_joined(host):
-    """In whichever words the store is named."""
+    """The host is joined also if its store is named by another spelling of its URI."""
     home = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(home.replace("/mlflow.db", "/./mlflow.db"))
 
@@ -134,7 +134,7 @@ def test_back_in_its_store_the_host_is_joined(host):
     [("FAILED", "the job has ended its run as FAILED"), ("KILLED", "the job has ended its run as KILLED")],
 )
 def test_a_failure_that_the_job_tells_of_its_run_is_noted(host, status, reason):
-    """For whoever closes the host; it is told once."""
+    """A failed end of the joined run is returned once, with a reason, for closing the host."""
     mlflow.start_run()
     mlflow.end_run(status)
 
@@ -143,14 +143,14 @@ def test_a_failure_that_the_job_tells_of_its_run_is_noted(host, status, reason):
 
 
 def test_an_exception_that_the_job_handles_is_the_reason(host):
-    """Whether it leaves the block of the run, or the run is ended while it is handled."""
+    """An exception that leaves the block of a joined run is the reason of its end."""
     with pytest.raises(ValueError, match="no data"), mlflow.start_run():
         raise ValueError("no data")
     assert guests.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
 
 
 def test_the_reason_of_an_explicit_end_is_what_is_handled(host):
-    """The usual `except: mlflow.end_run("FAILED")`."""
+    """The reason of `end_run("FAILED")` in an `except` block is the exception that is being handled."""
     try:
         raise ValueError("no data")
     except ValueError:
@@ -160,7 +160,7 @@ def test_the_reason_of_an_explicit_end_is_what_is_handled(host):
 
 
 def test_a_good_end_says_nothing(host):
-    """The end of the job decides; a status that MLflow does not know is refused as MLflow refuses it."""
+    """A normal end of the joined run leaves the end of the host to the job, and an invalid status is refused."""
     with pytest.raises(SystemExit), mlflow.start_run():
         raise SystemExit(0)
     mlflow.end_run()
@@ -171,7 +171,7 @@ def test_a_good_end_says_nothing(host):
 
 
 def test_who_asks_for_a_nested_run_gets_one(host):
-    """Only a run that would be the outermost joins."""
+    """`start_run(nested=True)` opens a child of the host instead of joining it."""
     with mlflow.start_run(nested=True) as child:
         pass
 
@@ -179,7 +179,7 @@ def test_who_asks_for_a_nested_run_gets_one(host):
 
 
 def test_without_a_host_runs_are_runs_again(host):
-    """The replacement of `mlflow.start_run` is undone."""
+    """Undoing `let_join` restores `mlflow.start_run`."""
     restore = guests.let_join(host)
     replaced = mlflow.start_run
     restore()
@@ -190,7 +190,7 @@ def test_without_a_host_runs_are_runs_again(host):
 
 @pytest.fixture
 def joined(store_uri):
-    """Return a run that is open elsewhere, and is worked for here."""
+    """Return a run that is open elsewhere, and that this process works for."""
     mlflow.set_tracking_uri(store_uri)
     run = mlflow.MlflowClient().create_run("0", run_name="elsewhere")
     active, leave = guests.work_for(run)
@@ -199,7 +199,7 @@ def joined(store_uri):
 
 
 def test_a_run_that_is_open_elsewhere_can_be_worked_for(joined):
-    """It is the active one, and its end is nobody's business here."""
+    """A run that is open elsewhere is the active run here, and `end_run` does not end it."""
     mlflow.log_param("fold", 1)
     mlflow.end_run()
 
@@ -209,7 +209,7 @@ def test_a_run_that_is_open_elsewhere_can_be_worked_for(joined):
 
 
 def test_runs_inside_of_it_are_children(joined):
-    """Also of a program that does not say `nested`; what is left open is told."""
+    """Runs inside a run that is open elsewhere are its children; leaving returns those that are still open."""
     with mlflow.start_run(run_name="child") as child:
         assert not guests.has_own_run_around(child)
         with mlflow.start_run(nested=True) as inner:
@@ -224,7 +224,7 @@ def test_runs_inside_of_it_are_children(joined):
 
 
 def test_autologging_waits_for_a_run_of_its_own(joined):
-    """Whether it is asked by the name that others have imported, or set up at this moment."""
+    """Autologging is disabled while a process works for a run, except inside runs that it opens itself."""
     is_disabled = autologging_utils.autologging_is_disabled
     mlflow.sklearn.autolog(silent=True)
     assert is_disabled("sklearn")
@@ -235,7 +235,7 @@ def test_autologging_waits_for_a_run_of_its_own(joined):
 
 
 def test_without_such_a_run_mlflow_is_as_it_was(store_uri):
-    """The last one that is left gives everything back."""
+    """MLflow's functions are restored when the last run that was worked for is left."""
     mlflow.set_tracking_uri(store_uri)
     before = mlflow.start_run, mlflow.end_run, autologging_utils.get_autologging_config
     run = mlflow.MlflowClient().create_run("0")
@@ -269,12 +269,12 @@ def _names_it(host, old):
 
 
 def test_runs_that_are_named_inside_of_a_host_are_those(host):
-    """The host itself, another one, and a child of either."""
+    """Inside a host, `start_run` with a run id or a parent id opens exactly that run, or a child of that parent."""
     _names_it(host, mlflow.MlflowClient().create_run("0").info.run_id)
 
 
 def test_runs_that_are_named_inside_of_a_joined_run_are_those(joined):
-    """MLflow's documented way for many processes is to name the parent."""
+    """In a process that works for a run, `start_run` with a run id or a parent id does as it is told."""
     undo = isolation.isolate()
     try:
         _names_it(joined, mlflow.MlflowClient().create_run("0").info.run_id)
@@ -283,7 +283,7 @@ def test_runs_that_are_named_inside_of_a_joined_run_are_those(joined):
 
 
 def test_what_stands_in_for_a_function_of_mlflow_s_is_pickled_by_its_name(mlflow_as_it_was):
-    """Autologging has such functions in closures, which joblib and Dask send to workers."""
+    """A stand-in for a function of MLflow's is pickled by name; joblib and Dask send closures with it."""
     plain = mlflow.active_run
     with mlflow.start_run() as host:
         restore = guests.let_join(host)
@@ -297,7 +297,7 @@ def test_what_stands_in_for_a_function_of_mlflow_s_is_pickled_by_its_name(mlflow
 
 
 def test_a_run_that_a_thread_opens_is_a_child(host):
-    """The thread has no run of its own to nest it in."""
+    """A run that a thread opens without a run of its own is a child of the host."""
 
     def work():
         with mlflow.start_run(run_name="trial") as run:

@@ -1,4 +1,4 @@
-"""What is known of a journal, and of the process that wrote it."""
+"""What a journal reveals about itself and about the process that wrote it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autogen_team.io._tracking import entries, inventory, journal, reading, reco
 
 
 def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monkeypatch):
-    """Two versions of the library may share a state folder, and a newer one may write what this one does not know."""
+    """A journal in a newer format than this version knows is reported, and is neither recovered nor removed."""
     monkeypatch.setattr(entries, "VERSION", 2)
     monkeypatch.setattr(journal, "started_at", lambda _: 1.0)
     written = journal.Journal(tmp_path / "state", uri=store_uri)
@@ -33,7 +33,7 @@ def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monke
 
 @pytest.mark.parametrize("body", ['"op":"journal"}', '"op":"journal","version":1,"host":"x","pid":"7"}'])
 def test_a_beginning_that_says_nothing_is_none(tmp_path, body):
-    """It cannot be told whose journal it is."""
+    """A journal without a complete header is ignored."""
     folder = journal.folder_of(tmp_path) / "x-7-0"
     folder.mkdir(parents=True)
     (folder / "000001.jsonl").write_bytes(entries.line(1, body))
@@ -53,7 +53,7 @@ def test_a_beginning_that_says_nothing_is_none(tmp_path, body):
     ids=["another boot", "another machine", "a container of this machine", "another process"],
 )
 def test_what_a_journal_says_of_its_process(tmp_path, changed, state_of_it, evidence, monkeypatch):
-    """The id of a process alone proves nothing: machines start anew, ids come again, folders are shared."""
+    """The state of a journal's process depends on boot id, host and start time, not on the process id alone."""
     facts = {"boot": journal.boot_id(), "host": socket.gethostname(), "started": 7.0, **changed}
     monkeypatch.setattr(journal, "boot_id", lambda: facts["boot"])
     monkeypatch.setattr(journal, "started_at", lambda _: facts["started"])
@@ -71,7 +71,7 @@ def test_what_a_journal_says_of_its_process(tmp_path, changed, state_of_it, evid
 
 
 def test_a_process_never_takes_itself_for_dead(tmp_path):
-    """Looking must not cost it its lock either, which a process loses by closing any descriptor of the file."""
+    """A process that looks at its own journal is alive, and does not lose the lock by looking."""
     written = journal.Journal(tmp_path / "state", uri="x")
     written.append('"op":"params","run":"r","values":{}}')
 
@@ -83,7 +83,7 @@ def test_a_process_never_takes_itself_for_dead(tmp_path):
 
 
 def test_where_there_are_no_locks_nobody_holds_one(tmp_path, monkeypatch):
-    """Lustre without `-o flock`: its process is dead if it does not run, and its journal can be taken over."""
+    """On a file system without locks, such as Lustre without `-o flock`, a journal can still be taken over."""
     (tmp_path / "lock").touch()
 
     def lockf(*_):

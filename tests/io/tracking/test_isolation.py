@@ -1,4 +1,4 @@
-"""Each task has its own open runs, and inherits those that it was created in."""
+"""Each task has its own open runs, and inherits those that were open where it was created."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
 
 
 def test_tasks_do_not_see_each_other_s_runs(isolated):
-    """However their waiting interleaves, each logs into its own run, and all of them end."""
+    """Concurrent tasks log to their own runs only, and all their runs end."""
 
     async def work(number):
         with mlflow.start_run() as run:
@@ -40,7 +40,7 @@ def test_tasks_do_not_see_each_other_s_runs(isolated):
 
 
 def test_runs_of_sibling_tasks_are_children_of_the_run_that_they_were_created_in(isolated):
-    """And not of each other; the outer run stays innermost where it was opened."""
+    """Runs of sibling tasks are children of the outer run, not of each other, and the outer run stays innermost."""
 
     async def work():
         with mlflow.start_run(nested=True) as run:
@@ -64,7 +64,7 @@ def test_runs_of_sibling_tasks_are_children_of_the_run_that_they_were_created_in
 
 
 def test_a_task_inherits_what_was_open_when_it_was_created(isolated):
-    """Not what its creator opens before the task asks for the first time."""
+    """A task does not inherit a run that its creator opens after creating the task."""
 
     async def work():
         with mlflow.start_run(nested=True) as run:
@@ -82,7 +82,7 @@ def test_a_task_inherits_what_was_open_when_it_was_created(isolated):
 
 
 def test_a_task_of_sync_code_inherits_its_run(isolated):
-    """`asyncio.run` inside a run is inside that run."""
+    """The tasks of `asyncio.run` inside a run inherit that run."""
 
     async def main():
         mlflow.log_metric("inside", 1)
@@ -98,7 +98,7 @@ def test_a_task_of_sync_code_inherits_its_run(isolated):
 
 
 def test_a_run_that_has_ended_is_gone_from_the_tasks_that_inherited_it(isolated):
-    """A task that outlives the run that it was created in may open its own."""
+    """A task that outlives its inherited run has no active run, and may open a new outermost one."""
 
     async def main():
         ended = asyncio.Event()
@@ -119,7 +119,7 @@ def test_a_run_that_has_ended_is_gone_from_the_tasks_that_inherited_it(isolated)
 
 
 def test_a_run_that_a_child_ends_has_ended_for_its_parent_too(isolated):
-    """As in MLflow, whose tasks share all runs."""
+    """A run that a child task ends is no longer active in the parent task."""
 
     async def end():
         mlflow.end_run("KILLED")
@@ -134,7 +134,7 @@ def test_a_run_that_a_child_ends_has_ended_for_its_parent_too(isolated):
 
 
 def test_a_task_is_itself_in_any_context(isolated):
-    """Code that it runs in another context sees its runs, and so does the code after that."""
+    """Code that a task runs in another context sees and changes the runs of the task."""
 
     async def main():
         with mlflow.start_run() as run:
@@ -149,7 +149,7 @@ def test_a_task_is_itself_in_any_context(isolated):
 
 
 def test_tasks_that_share_a_context_do_not_share_their_runs(isolated):
-    """The task decides, the context only says what it begins with."""
+    """Tasks that share a context have separate runs."""
 
     async def work():
         with mlflow.start_run(nested=True) as run:
@@ -167,7 +167,7 @@ def test_tasks_that_share_a_context_do_not_share_their_runs(isolated):
 
 
 def test_a_callback_of_a_task_belongs_to_its_run(isolated):
-    """The loop calls it outside of any task, in a copy of the context."""
+    """A callback that the loop calls for a task logs to the run of that task."""
 
     async def main():
         done = asyncio.Event()
@@ -180,7 +180,7 @@ def test_a_callback_of_a_task_belongs_to_its_run(isolated):
 
 
 def test_a_run_that_a_task_leaves_open_belongs_to_its_thread(isolated):
-    """The code after `asyncio.run` logs into it and ends it."""
+    """A run that a task leaves open is active after `asyncio.run`, and can be ended there."""
 
     async def setup():
         return mlflow.start_run()
@@ -194,7 +194,7 @@ def test_a_run_that_a_task_leaves_open_belongs_to_its_thread(isolated):
 
 
 def test_a_run_that_a_task_leaves_open_is_seen_by_the_tasks_after_it(isolated):
-    """Each cell of a notebook is a task of its own, and only some share a context."""
+    """A run that one notebook cell leaves open is active in the next cells, with or without a shared context."""
 
     async def cell(work, **fields):
         return work(**fields)
@@ -220,7 +220,7 @@ def test_a_run_that_a_task_leaves_open_is_seen_by_the_tasks_after_it(isolated):
 
 
 def test_a_task_without_a_run_gets_what_another_has_left_open(isolated):
-    """As when the run is opened by something that is awaited with a time limit, which is a task in Python 3.11."""
+    """A run opened inside `asyncio.wait_for`, a task in Python 3.11, is active in the awaiting task afterwards."""
 
     async def setup():
         mlflow.start_run()
@@ -238,7 +238,7 @@ def test_a_task_without_a_run_gets_what_another_has_left_open(isolated):
 
 
 def test_a_second_run_in_the_same_task_is_refused(isolated):
-    """As in plain MLflow, also when the first is inherited."""
+    """`start_run` without `nested` is refused while the task has or inherits a run."""
 
     async def work():
         with pytest.raises(Exception, match="already active"):
@@ -252,7 +252,7 @@ def test_a_second_run_in_the_same_task_is_refused(isolated):
 
 
 def test_traces_belong_to_the_run_of_their_task(isolated):
-    """MLflow takes the run that was started last, in whatever thread."""
+    """Traces of concurrent tasks belong to the run of their own task."""
 
     async def work(both):
         with mlflow.start_run() as run:
@@ -273,7 +273,7 @@ def test_traces_belong_to_the_run_of_their_task(isolated):
 
 
 def test_a_run_is_forgotten_by_everybody(isolated):
-    """With what its owner has open inside, but not what its child tasks have opened themselves."""
+    """`forget` drops a run and those that its owner has open inside it, but not runs of child tasks."""
 
     async def child(ready, done):
         with mlflow.start_run(nested=True) as run:
@@ -299,7 +299,7 @@ def test_a_run_is_forgotten_by_everybody(isolated):
 
 
 def test_what_the_leaving_task_has_open_inside_is_forgotten_too(isolated):
-    """As when a block is entered by one task and left by another."""
+    """`forget` in a child task also drops the runs that this task has open inside the run."""
 
     async def leave(outer):
         inner = mlflow.start_run(nested=True)

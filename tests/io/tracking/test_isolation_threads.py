@@ -1,4 +1,4 @@
-"""Each thread and each process has its own open runs, and what has none goes to the job's."""
+"""Each thread and each process has its own open runs; logging without one goes to the job's run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
 
 
 def test_what_a_thread_logs_goes_to_the_run_of_the_main_thread(isolated):
-    """The innermost one, and no stray run is made."""
+    """A thread without a run logs to the innermost run of the main thread, and creates no stray run."""
     with mlflow.start_run(), mlflow.start_run(nested=True) as inner:
         in_thread(mlflow.log_metric, "threaded", 1)
         assert in_thread(active_id) is None
@@ -28,7 +28,7 @@ def test_what_a_thread_logs_goes_to_the_run_of_the_main_thread(isolated):
 
 
 def test_what_a_thread_logs_goes_to_the_only_outermost_run(isolated):
-    """Wherever that was opened: here in a task."""
+    """A thread without a run logs to the innermost run of a task, if there is only one outermost run."""
 
     async def main():
         with mlflow.start_run(), mlflow.start_run(nested=True) as inner:
@@ -39,7 +39,7 @@ def test_what_a_thread_logs_goes_to_the_only_outermost_run(isolated):
 
 
 def test_tasks_with_children_of_one_run_share_that_run(isolated):
-    """What a thread logs might belong to any of the children, so it goes to their parent."""
+    """If several tasks have child runs of one parent, a thread without a run logs to the parent."""
 
     async def work(ready, done):
         with mlflow.start_run(nested=True):
@@ -61,7 +61,7 @@ def test_tasks_with_children_of_one_run_share_that_run(isolated):
 
 
 def test_the_run_of_a_waiting_main_thread_counts_less_than_those_of_its_tasks(isolated):
-    """The child of a task is the innermost run then."""
+    """While the main thread waits for tasks, a thread logs to the run of the task, not of the main thread."""
 
     async def main():
         with mlflow.start_run(nested=True) as inner:
@@ -73,7 +73,7 @@ def test_the_run_of_a_waiting_main_thread_counts_less_than_those_of_its_tasks(is
 
 
 def test_a_thread_that_opens_a_run_keeps_it(isolated):
-    """As in plain MLflow: it is not nested, and neither thread logs into the other's."""
+    """A run that a thread opens is not nested in the main thread's, and each thread logs to its own run."""
 
     def work():
         with mlflow.start_run() as run:
@@ -89,7 +89,7 @@ def test_a_thread_that_opens_a_run_keeps_it(isolated):
 
 
 def test_a_run_with_a_parent_elsewhere_does_not_count_as_independent(isolated, helper, other_helper):
-    """A worker that names its parent leaves it clear which run is the job's."""
+    """A run that names its parent is not an independent run, so the parent stays the job's run."""
     job = helper(mlflow.start_run)
     other_helper(mlflow.start_run, nested=True, parent_run_id=job.info.run_id)
 
@@ -99,7 +99,7 @@ def test_a_run_with_a_parent_elsewhere_does_not_count_as_independent(isolated, h
 
 
 def test_among_independent_runs_the_main_thread_s_is_the_job_s(isolated, helper):
-    """It is where the job began."""
+    """Among independent runs of several threads, the main thread's is the job's run."""
     helper(mlflow.start_run)
 
     with mlflow.start_run() as main:
@@ -109,7 +109,7 @@ def test_among_independent_runs_the_main_thread_s_is_the_job_s(isolated, helper)
 
 
 def test_what_could_belong_to_several_runs_gets_its_own(isolated, helper, other_helper, caplog):
-    """As in plain MLflow; it is said once what to do about it."""
+    """Logging that could belong to several runs opens a new run, as in plain MLflow, with one warning."""
     runs = [helper(mlflow.start_run), other_helper(mlflow.start_run)]
 
     def work():
@@ -130,7 +130,7 @@ def test_what_could_belong_to_several_runs_gets_its_own(isolated, helper, other_
 
 
 def test_without_any_run_mlflow_opens_one(isolated, caplog):
-    """Nothing is different then, and nothing is said."""
+    """Logging without any open run opens one, as in plain MLflow, without a warning."""
     assert isolation.job_run() is None
 
     mlflow.log_metric("plain", 1)
@@ -140,7 +140,7 @@ def test_without_any_run_mlflow_opens_one(isolated, caplog):
 
 
 def test_to_thread_sees_the_run_of_its_task(isolated):
-    """Also when there are others; and so does any thread that runs in a copy of the context."""
+    """A thread that runs in a copy of a task's context, as with `asyncio.to_thread`, has the run of that task."""
 
     def nested():
         with mlflow.start_run(nested=True) as run:
@@ -166,7 +166,7 @@ def test_to_thread_sees_the_run_of_its_task(isolated):
 
 
 def test_a_thread_that_sees_a_task_s_run_may_open_an_independent_one(isolated):
-    """As in plain MLflow; when that has ended it sees the task's again."""
+    """A thread that has inherited a task's run may open an independent run, and has the task's again after it."""
 
     def work():
         with mlflow.start_run() as own:
@@ -187,7 +187,7 @@ def test_a_thread_that_sees_a_task_s_run_may_open_an_independent_one(isolated):
 
 
 def test_a_thread_that_sees_a_task_s_run_may_name_another_parent(isolated, helper):
-    """As in plain MLflow, which refuses it only to who has a run open itself."""
+    """A thread that has inherited a task's run may open a child of another run by `parent_run_id`."""
     other = helper(mlflow.start_run)
 
     def work():
@@ -202,7 +202,7 @@ def test_a_thread_that_sees_a_task_s_run_may_name_another_parent(isolated, helpe
 
 
 def test_a_run_that_cannot_be_opened_changes_nothing(isolated):
-    """The thread still sees the run of its task."""
+    """A failed `start_run` in a thread leaves the inherited run active."""
 
     def work():
         with pytest.raises(Exception, match="no-such-run"):
@@ -219,7 +219,7 @@ def test_a_run_that_cannot_be_opened_changes_nothing(isolated):
 
 
 def test_the_job_s_run_is_known_everywhere(isolated):
-    """The caller's own first."""
+    """`job_run` returns the caller's innermost run, or else the run of the main thread."""
     assert isolation.job_run() is None
     with mlflow.start_run() as run:
         assert isolation.job_run() is run
@@ -230,7 +230,7 @@ def test_the_job_s_run_is_known_everywhere(isolated):
 
 
 def test_without_isolation_the_job_s_run_is_the_thread_s():
-    """It can be asked for at any time."""
+    """Without isolation, `job_run` returns the run of the calling thread, or None."""
     with mlflow.start_run() as run:
         assert isolation.job_run() is run
         assert in_thread(isolation.job_run) is None
@@ -238,7 +238,7 @@ def test_without_isolation_the_job_s_run_is_the_thread_s():
 
 @pytest.mark.parametrize("is_isolated", [True, False])
 def test_a_run_that_another_thread_has_left_open_is_forgotten(is_isolated, helper):
-    """As when a generator is begun in one thread and closed in another."""
+    """`forget` drops a run that another thread has left open, and the runs inside it."""
     undo = isolation.isolate() if is_isolated else lambda: None
     runs = [helper(mlflow.start_run), helper(mlflow.start_run, nested=True), helper(mlflow.start_run, nested=True)]
     outer, middle, inner = [run.info.run_id for run in runs]
@@ -252,7 +252,7 @@ def test_a_run_that_another_thread_has_left_open_is_forgotten(is_isolated, helpe
 
 
 def test_a_run_of_a_thread_that_is_gone_is_still_known(isolated):
-    """Somebody may still want to close it."""
+    """A run that an ended thread has left open is still listed, until it is forgotten."""
     run = in_thread(mlflow.start_run)
 
     assert list(fluent._active_run_stack.get_all_thread_values().values()) == [[run]]
@@ -261,7 +261,7 @@ def test_a_run_of_a_thread_that_is_gone_is_still_known(isolated):
 
 
 def test_a_forked_child_has_no_run(store_uri, run_python):
-    """What it logs gets a run of its own, as in plain MLflow; the parent's goes on, and may isolate again."""
+    """A forked child has MLflow's own state and no run; it may isolate again, and the parent's run goes on."""
     code = f"""if True:
         import os, sys, mlflow
         from mlflow.tracking import fluent

@@ -1,4 +1,4 @@
-"""What isolation replaces is given back, runs and all, and nothing else is kept."""
+"""Ending isolation restores what it has replaced, with all open runs, and keeps nothing else."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
 
 
 def replaced():
-    """Return the identities of all that is replaced, also where it was imported by value."""
+    """Return the ids of all objects that isolation replaces, also where they were imported by value."""
     return [
         id(vars(module)[name])
         for module, names in (
@@ -39,7 +39,7 @@ def replaced():
 
 
 def test_all_that_was_replaced_is_given_back():
-    """The very objects, also in the modules that had imported them by value."""
+    """`undo` restores the very objects, also in modules that had imported them by value."""
     before = replaced()
     undo = isolation.isolate()
     during = replaced()
@@ -50,7 +50,7 @@ def test_all_that_was_replaced_is_given_back():
 
 
 def test_what_was_imported_meanwhile_is_as_good_as_mlflow_s_own(helper):
-    """A function that somebody keeps by value does what MLflow's does."""
+    """A replaced function that was imported by value works like MLflow's own after the end of isolation."""
     undo = isolation.isolate()
     log, start = fluent._get_or_start_run, mlflow.start_run
     undo()
@@ -61,7 +61,7 @@ def test_what_was_imported_meanwhile_is_as_good_as_mlflow_s_own(helper):
 
 
 def test_runs_that_were_open_before_stay_open(helper):
-    """Each in its thread, and they are the job's."""
+    """Runs that were open before isolation stay open in their threads, and are found as the job's."""
     main, other = mlflow.start_run(), helper(mlflow.start_run)
 
     undo = isolation.isolate()
@@ -78,7 +78,7 @@ def test_runs_that_were_open_before_stay_open(helper):
 
 
 def test_runs_that_are_open_after_go_back_to_their_threads(helper):
-    """`mlflow.end_run` ends the right one, also in a thread that MLflow did not know before."""
+    """Runs that are open when isolation ends stay open in their threads, where `end_run` ends them."""
     before = mlflow.start_run()
     undo = isolation.isolate()
     main, other = mlflow.start_run(nested=True), helper(mlflow.start_run)
@@ -92,7 +92,7 @@ def test_runs_that_are_open_after_go_back_to_their_threads(helper):
 
 
 def test_a_task_gets_its_own_run_back():
-    """When tasks share a thread again, the run of the one that undoes it is the innermost."""
+    """When a task ends isolation, its own run is the innermost one of the thread."""
 
     async def work(ready, done):
         with mlflow.start_run():
@@ -119,7 +119,7 @@ def test_a_task_gets_its_own_run_back():
 
 
 def test_a_run_that_is_being_opened_when_isolation_ends_is_not_lost(helper, monkeypatch):
-    """Its thread has it open afterwards."""
+    """A run that is being opened while isolation ends is open in its thread afterwards."""
     undo = isolation.isolate()
     create = mlflow.MlflowClient.create_run
 
@@ -135,7 +135,7 @@ def test_a_run_that_is_being_opened_when_isolation_ends_is_not_lost(helper, monk
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_two_services_may_leave_in_any_order(order):
-    """The last one gives back what the first one found."""
+    """Two services may end isolation in any order; the last one restores what the first one found."""
     before = replaced()
     undo = [isolation.isolate(), isolation.isolate()]
 
@@ -149,7 +149,7 @@ def test_two_services_may_leave_in_any_order(order):
 
 
 def test_a_second_isolation_knows_nothing_of_the_first():
-    """Also in a context that was there before."""
+    """A second isolation does not know runs of the first, not even in a context from that time."""
     first = isolation.isolate()
     mlflow.start_run()
     context = contextvars.copy_context()
@@ -164,13 +164,13 @@ def test_a_second_isolation_knows_nothing_of_the_first():
 
 
 def stacks():
-    """Return the stacks that are alive."""
+    """Return all live stacks of isolation."""
     gc.collect()
     return [one for one in gc.get_objects() if type(one) is isolation._Stack]
 
 
 def test_nothing_is_kept_of_tasks_and_threads_that_are_gone(isolated):
-    """A job may have millions of them."""
+    """Ended tasks and threads leave no stacks behind, because a job may have millions of them."""
 
     async def work():
         with mlflow.start_run(nested=True):
@@ -187,7 +187,7 @@ def test_nothing_is_kept_of_tasks_and_threads_that_are_gone(isolated):
 
 
 def test_nothing_is_kept_after_the_end():
-    """Neither runs nor stacks, save the last one of each context."""
+    """After the end of isolation, a run is freed when its last user drops it."""
     undo = isolation.isolate()
     with mlflow.start_run() as run:
         gone = weakref.ref(run)
@@ -199,7 +199,7 @@ def test_nothing_is_kept_after_the_end():
 
 
 def test_the_variable_has_the_methods_of_mlflow_s(isolated):
-    """Though nobody in MLflow calls these two."""
+    """The stand-in for MLflow's stack has working `set` and `reset`, although MLflow calls neither."""
     runs = [mlflow.start_run(), mlflow.start_run(nested=True)]
 
     fluent._active_run_stack.set(runs[:1])
@@ -212,7 +212,7 @@ def test_the_variable_has_the_methods_of_mlflow_s(isolated):
 
 
 def test_mlflow_changes_its_list_of_open_runs_by_append_and_pop_only():
-    """And it does so in place: the contract that a list of ours relies on."""
+    """MLflow changes its list of open runs only in place, by `append` and `pop`, which our list relies on."""
     heard = []
 
     class Spy(list):
@@ -231,7 +231,7 @@ def test_mlflow_changes_its_list_of_open_runs_by_append_and_pop_only():
 
 
 def test_mlflow_s_names_are_what_they_are_taken_for():
-    """Those that are replaced, their class, and their arguments."""
+    """The functions and the class of MLflow that isolation replaces have the expected methods and arguments."""
     assert type(fluent._active_run_stack).__name__ == "ThreadLocalVariable"
     public = {name for name in vars(type(fluent._active_run_stack)) if not name.startswith("_")}
     assert public == {"get", "set", "get_all_thread_values", "reset"}
@@ -242,7 +242,7 @@ def test_mlflow_s_names_are_what_they_are_taken_for():
 
 
 def test_a_run_knows_its_parent_and_is_equal_to_itself_only():
-    """Runs are compared by identity, and found by the tag that MLflow gives a nested one."""
+    """MLflow compares active runs by identity, and tags a nested run with its parent."""
     with mlflow.start_run() as outer, mlflow.start_run(nested=True) as inner:
         assert parent(inner) == outer.info.run_id
     assert mlflow.ActiveRun.__eq__ is object.__eq__

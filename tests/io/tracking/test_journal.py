@@ -1,4 +1,4 @@
-"""What is written is there, whatever happens to the process, the disk or the files afterwards."""
+"""Entries that were written are in the journal, whatever happens to the process, the disk or the files afterwards."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ RUN = "0123456789abcdef0123456789abcdef"
 
 
 def metric(number: int, value: float = 0.5) -> str:
-    """Return the body of a metric."""
+    """Return the body of a metric entry."""
     return entries.metrics_body(RUN, 1_700_000_000_000 + number, number, entries.pair(entries.quote("loss"), value))
 
 
 @pytest.fixture
 def written(tmp_path):
-    """Return a journal, closed after the test."""
+    """Return a journal that is closed after the test."""
     found = Journal(tmp_path / "state", uri=URI)
     yield found
     found.close()
@@ -46,14 +46,14 @@ def steps(found: list[entries.Entry]) -> list[int]:
 
 
 def test_an_entry_is_on_disk_when_append_returns(written):
-    """Another reader sees it at once, without any flush."""
+    """Another reader finds an entry as soon as `append` has returned, without a flush."""
     written.append(metric(1))
 
     assert steps(reading.read(written.folder)) == [1]
 
 
 def test_each_line_is_json_that_proves_itself(written):
-    """Anybody can read it, and anybody can check it, with a JSON parser and a CRC-32."""
+    """Each line of a segment is JSON with its own CRC-32, so that any JSON parser can read and check it."""
     written.append(metric(1))
 
     for line in written.path(1).read_bytes().rstrip(b"\0").splitlines():
@@ -62,7 +62,7 @@ def test_each_line_is_json_that_proves_itself(written):
 
 
 def test_a_segment_begins_with_who_writes_what(written):
-    """A reader years later knows the format, the process, the machine and the store."""
+    """A segment begins with a header: format version, process, boot id, start time and store."""
     written.append(metric(1))
 
     header = reading.read(written.folder)[0]
@@ -72,7 +72,7 @@ def test_a_segment_begins_with_who_writes_what(written):
 
 
 def test_folder_and_files_are_for_their_owner_only(written):
-    """Parameters of a job are nobody else's business."""
+    """Only the owner can read the folder of a journal and its files."""
     written.append(metric(1))
 
     assert written.folder.parent.stat().st_mode & 0o777 == 0o700
@@ -81,12 +81,12 @@ def test_folder_and_files_are_for_their_owner_only(written):
 
 
 def test_nothing_is_made_before_the_first_entry(tmp_path, written):
-    """A job that tracks nothing leaves nothing."""
+    """A journal creates no folder before its first entry."""
     assert not (tmp_path / "state").exists()
 
 
 def test_segments_have_a_size(written, monkeypatch):
-    """A long journal is many files, all of whose entries are read in order."""
+    """A long journal is split into segments of limited size, whose entries are read in order."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
     for number in range(500):
         written.append(metric(number))
@@ -98,7 +98,7 @@ def test_segments_have_a_size(written, monkeypatch):
 
 
 def test_an_entry_longer_than_a_segment_is_whole(written, monkeypatch):
-    """A dataset's profile may have megabytes."""
+    """An entry longer than a segment, such as a dataset's profile, is written and read as a whole."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
     written.append(entries.body("params", run=RUN, values={"long": "x" * 100_000}))
     written.append(metric(1))
@@ -109,7 +109,7 @@ def test_an_entry_longer_than_a_segment_is_whole(written, monkeypatch):
 
 
 def test_segments_go_once_all_in_them_is_acknowledged(written, monkeypatch):
-    """And not before."""
+    """A segment is removed once all its entries are acknowledged, and not before."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
     numbers = [written.append(metric(number)) for number in range(100)]
     written.ack(numbers[49])
@@ -121,7 +121,7 @@ def test_segments_go_once_all_in_them_is_acknowledged(written, monkeypatch):
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 60, b'{"acked":100}\n', "torn", "higher"])
 def test_a_damaged_acknowledgement_is_none(written, damage):
-    """All is delivered again then, of which a store takes nothing twice; nothing is left out."""
+    """A damaged acknowledgement counts as none, so that all entries are delivered again."""
     written.ack(written.append(metric(1)))
     path = written.folder / "acked"
     whole = path.read_bytes()
@@ -133,7 +133,7 @@ def test_a_damaged_acknowledgement_is_none(written, damage):
 
 
 def test_a_new_segment_still_knows_which_runs_are_open(written, monkeypatch):
-    """The entry that opened them may be gone with its segment."""
+    """The header of a new segment lists the open runs, because older segments may be gone."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
     written.run_opening("mark", "7")
     written.run_opened(RUN, mark=None, name="train", experiment="1")
@@ -147,7 +147,7 @@ def test_a_new_segment_still_knows_which_runs_are_open(written, monkeypatch):
 
 
 def test_a_journal_without_rest_is_removed(written):
-    """What the store has needs no copy."""
+    """Closing a journal whose entries are all acknowledged removes its folder."""
     written.ack(written.append(metric(1)))
     folder = written.folder
 
@@ -156,7 +156,7 @@ def test_a_journal_without_rest_is_removed(written):
 
 
 def test_a_journal_with_a_rest_stays(written):
-    """Under its name, without the empty end of its segment."""
+    """Closing a journal with undelivered entries keeps its folder and cuts the unused end of its segment."""
     written.append(metric(1))
 
     folder = written.close()
@@ -165,7 +165,7 @@ def test_a_journal_with_a_rest_stays(written):
 
 
 def test_threads_write_whole_lines_in_one_order(written, monkeypatch):
-    """Every entry is there once, and numbers are in the order of the file."""
+    """Entries of several threads are each written once, numbered in the order of the file."""
     monkeypatch.setattr(journal, "SEGMENT", 16_384)
     threads = [
         threading.Thread(target=lambda of: [written.append(metric(of * 1000 + n)) for n in range(500)], args=(of,))
@@ -182,7 +182,7 @@ def test_threads_write_whole_lines_in_one_order(written, monkeypatch):
 
 
 def test_a_signal_handler_may_write_in_the_midst_of_a_write(written):
-    """It neither waits for the code that it interrupts nor mixes with it."""
+    """A signal handler may append while it interrupts an append; no entry is lost or mixed."""
     numbers = count(1_000_000)
     before = signal.signal(signal.SIGALRM, lambda *_: written.append(metric(next(numbers))))
     signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
@@ -200,7 +200,7 @@ def test_a_signal_handler_may_write_in_the_midst_of_a_write(written):
 
 
 def test_a_forked_child_has_a_journal_of_its_own(written):
-    """Two processes in one folder would overwrite each other."""
+    """A forked child writes to a journal in another folder than its parent's."""
     written.append(metric(1))
     reader, writer = os.pipe()
     if os.fork() == 0:
@@ -219,7 +219,7 @@ def test_a_forked_child_has_a_journal_of_its_own(written):
 
 
 def test_what_a_killed_process_wrote_is_there(tmp_path, start_python):
-    """SIGKILL takes what is in the process, not what is in its journal."""
+    """All entries that a process acknowledged before SIGKILL are in its journal."""
     code = (
         "import itertools, sys; from pathlib import Path\n"
         "from autogen_team.io._tracking import entries; from autogen_team.io._tracking.journal import Journal\n"
@@ -241,7 +241,7 @@ def test_what_a_killed_process_wrote_is_there(tmp_path, start_python):
 
 
 def test_a_full_disk_is_an_error_not_a_death(written, monkeypatch):
-    """The space of a segment is taken before it is mapped, so that no write into it can fail."""
+    """A full disk raises `JournalError`, because the space of a segment is allocated before it is mapped."""
     calls = []
 
     def full(*_):
@@ -254,11 +254,11 @@ def test_a_full_disk_is_an_error_not_a_death(written, monkeypatch):
     with pytest.raises(JournalError):
         written.append(metric(2))
 
-    assert len(calls) == 1  # the second one did not ask the disk again, so soon after
+    assert len(calls) == 1  # the second append came too soon to try the disk again
 
 
 def test_writing_goes_on_when_there_is_space_again(written, monkeypatch):
-    """A second after the failure it is tried anew."""
+    """A journal that failed on a full disk is written again once there is space."""
     monkeypatch.setattr(journal, "_RETRY", 0.0)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -275,7 +275,7 @@ def test_writing_goes_on_when_there_is_space_again(written, monkeypatch):
 
 
 def test_a_file_system_that_cannot_reserve_space_gets_zeros(written, monkeypatch):
-    """Which takes the space just as well."""
+    """A file system without `fallocate` gets segments that are filled with zeros."""
 
     def unsupported(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
@@ -287,7 +287,7 @@ def test_a_file_system_that_cannot_reserve_space_gets_zeros(written, monkeypatch
 
 
 def test_a_short_write_is_a_full_disk(written, monkeypatch):
-    """Where space cannot be reserved; a file that is shorter than its map would be another error altogether."""
+    """Without `fallocate`, a short write of zeros raises `JournalError`, as a full disk does."""
 
     def unsupported(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
@@ -300,7 +300,7 @@ def test_a_short_write_is_a_full_disk(written, monkeypatch):
 
 
 def test_a_beginning_that_fails_leaves_nothing_behind(written, monkeypatch):
-    """A full disk is tried again each second: descriptors would run out in minutes."""
+    """A segment that cannot be begun leaves neither descriptors nor files behind."""
     monkeypatch.setattr(journal, "_RETRY", 0.0)
     before = len(list(Path("/dev/fd").iterdir()))
 
@@ -320,7 +320,7 @@ def test_a_beginning_that_fails_leaves_nothing_behind(written, monkeypatch):
 
 
 def test_two_threads_do_not_recover_the_same_journal(tmp_path, run_python):
-    """The lock is the process's: the second would get it too, and lose it for both."""
+    """Only one thread of a process can take over a journal, and other processes find it locked."""
     folder = tmp_path / "journals" / "host-1-x"
     folder.mkdir(parents=True)
     lock = journal.take_over(folder)
@@ -338,7 +338,7 @@ def test_two_threads_do_not_recover_the_same_journal(tmp_path, run_python):
 
 
 def test_a_signal_handler_may_wake_in_the_midst_of_a_wakeup():
-    """A `threading.Event` would wait for itself for ever."""
+    """A signal handler may set a `Wakeup` whose call it interrupts; a `threading.Event` would deadlock."""
     wakeup = Wakeup()
     calls = count()
     before = signal.signal(signal.SIGALRM, lambda *_: (next(calls), wakeup.set()))
@@ -355,13 +355,13 @@ def test_a_signal_handler_may_wake_in_the_midst_of_a_wakeup():
     began = time.monotonic()
     wakeup.set()
     wakeup.wait(60.0)
-    wakeup.wait(0.01)  # it was used up
+    wakeup.wait(0.01)  # the first wait has used up the wake-up
 
     assert 0.01 <= time.monotonic() - began < 60.0
 
 
 def test_the_lock_tells_the_living_from_the_dead(tmp_path, written, run_python):
-    """Nobody else can take it while this process lives."""
+    """Another process cannot take the lock of a journal while its writer lives."""
     written.append(metric(1))
     code = (
         "import sys; from pathlib import Path; from autogen_team.io._tracking import journal\n"
@@ -372,7 +372,7 @@ def test_the_lock_tells_the_living_from_the_dead(tmp_path, written, run_python):
 
 
 def test_a_follower_reads_while_the_writer_writes(written, monkeypatch):
-    """Each entry once, over the ends of segments, also when segments are removed behind it."""
+    """A follower reads each entry once, across segments, also if acknowledged segments are removed behind it."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
     follower = reading.Follower(written)
     found: list[entries.Entry] = []
@@ -389,7 +389,7 @@ def test_a_follower_reads_while_the_writer_writes(written, monkeypatch):
 
 
 def test_a_line_that_is_no_entry_holds_up_nothing(written):
-    """It is counted as read, and what comes behind it is delivered."""
+    """A follower counts a malformed line as read, and delivers the entries behind it."""
     written.append(metric(1))
     written.append('"op":"metrics","step":True}')
     written.append(metric(3))
@@ -400,7 +400,7 @@ def test_a_line_that_is_no_entry_holds_up_nothing(written):
 
 
 def test_a_follower_reads_on_when_the_folder_is_cleaned_up(written):
-    """By somebody who thought that it was rubbish: what the process had written is not lost with it."""
+    """A follower reads new entries although the folder of the journal was deleted."""
     written.append(metric(1))
     follower = reading.Follower(written)
     follower.read(10_000)
@@ -411,7 +411,7 @@ def test_a_follower_reads_on_when_the_folder_is_cleaned_up(written):
 
 
 def test_nothing_is_written_once_it_is_closed(written):
-    """It would be delivered by nobody."""
+    """Appending to a closed journal raises `JournalError`."""
     written.append(metric(1))
     written.close()
 
@@ -424,7 +424,7 @@ values = st.floats(allow_nan=True, allow_infinity=True)
 
 @given(values)
 def test_a_value_reads_back_as_the_very_same(value):
-    """Also those that JSON has no numbers for."""
+    """Each float reads back as the same value, including NaN and infinity."""
     line = entries.line(1, metric(1, value))
 
     ((_, back),) = entries.values_of(entries.parse(line[:-1]))
@@ -433,7 +433,7 @@ def test_a_value_reads_back_as_the_very_same(value):
 
 @given(st.text(max_size=300))
 def test_any_key_reads_back_as_the_very_same(key):
-    """Quotes, newlines and every alphabet; one line each."""
+    """Any text reads back as the same key, and takes one line."""
     body = entries.metrics_body(RUN, 1, 1, entries.pair(entries.quote(key), 1.0))
     line = entries.line(1, body)
 
@@ -443,18 +443,18 @@ def test_any_key_reads_back_as_the_very_same(key):
 
 @given(st.binary(max_size=200))
 def test_foreign_bytes_are_no_entry(data):
-    """Whatever they are."""
+    """Arbitrary bytes are never parsed as an entry."""
     assert entries.parse(data) is None
 
 
 @given(st.data())
 def test_a_changed_line_is_no_entry(data):
-    """A single bit is enough."""
+    """A line with one flipped bit is not parsed as an entry."""
     line = bytearray(entries.line(17, metric(17))[:-1])
     place = data.draw(st.integers(0, len(line) - 1))
     line[place] ^= 1 << data.draw(st.integers(0, 7))
 
-    # The quote and the comma after the checksum are not proven by it, but no JSON without them.
+    # The checksum does not cover the quote and the comma after it, but the line is not JSON without them.
     assert entries.parse(bytes(line)) is None
 
 
@@ -467,7 +467,7 @@ def test_a_changed_line_is_no_entry(data):
     foreign=st.binary(max_size=80),
 )
 def test_what_is_whole_is_read_once_and_in_order(lengths, torn, order, copies, foreign):
-    """Torn ends, segments renamed in any order, copies of segments, foreign lines between ours."""
+    """Whole entries are read once and in order, despite torn, renamed and copied segments and foreign lines."""
     numbers = count(1)
     segments = [[next(numbers) for _ in range(length)] for length in lengths]
     with TemporaryDirectory() as folder:

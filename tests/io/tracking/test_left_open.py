@@ -1,4 +1,4 @@
-"""Runs that the job has opened by itself and left open when it dies: by MLflow's fluent functions, or by a client."""
+"""Runs that a job has opened itself, by fluent functions or a client, and that are open when it ends."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REASON = "autogen_team.exception"
 
 @pytest.fixture
 def context(store_uri):
-    """Return a context that does not run yet."""
+    """Return a context that is not started yet."""
     service = MlflowService(tracking_uri=store_uri, autolog_disable=True)
     return GlobalContext(
         logger_service=LoggerService(sink="log.txt"), alerts_service=AlertsService(enable=False), mlflow_service=service
@@ -25,13 +25,13 @@ def context(store_uri):
 
 
 def end_of(context, run):
-    """Return status and reason of a run as they are stored."""
+    """Return the status and the reason of a run from the store."""
     found = context.mlflow_service.client().get_run(run.info.run_id)
     return found.info.status, found.data.tags.get(REASON)
 
 
 def client_run(name="logger"):
-    """Open a run as the loggers of Lightning, Keras and Ray do."""
+    """Create a run by a client, as the loggers of Lightning, Keras and Ray do."""
     return mlflow.MlflowClient().create_run("0", run_name=name)
 
 
@@ -45,7 +45,7 @@ ENDS = {
 @pytest.mark.parametrize(("error", "wanted"), ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("open_one", [mlflow.start_run, client_run], ids=["start_run", "create_run"])
 def test_what_a_dying_job_leaves_open_is_closed_with_the_reason(context, open_one, error, wanted):
-    """As it is after SIGKILL."""
+    """A run that is open when the job ends by an exception is closed with its status and reason."""
     with pytest.raises(type(error)), context:
         run = open_one()
         raise error
@@ -56,7 +56,7 @@ def test_what_a_dying_job_leaves_open_is_closed_with_the_reason(context, open_on
 
 @pytest.mark.parametrize("error", [None, SystemExit(0)], ids=["end", "exit"])
 def test_a_run_of_a_client_outlives_a_job_that_ends_well(context, error):
-    """The job may hand it on."""
+    """A run created by a client stays open when the job ends normally, because the job may hand it on."""
     try:
         with context:
             run = client_run()
@@ -70,7 +70,7 @@ def test_a_run_of_a_client_outlives_a_job_that_ends_well(context, error):
 
 
 def test_a_run_that_has_ended_stays_as_it_has_ended(context):
-    """Also if another process has ended it, which this one does not see."""
+    """An ended run keeps its status when the job fails, also if another process has ended it."""
     other = mlflow.MlflowClient(context.mlflow_service.tracking_uri)
     with pytest.raises(ValueError, match="no data"), context:
         ended, handed_on = client_run(), client_run()
@@ -85,7 +85,7 @@ def test_a_run_that_has_ended_stays_as_it_has_ended(context):
 
 
 def test_an_inner_context_closes_what_was_opened_inside_of_it(context):
-    """The rest is the outer one's."""
+    """An inner context that fails closes the runs opened inside it, and leaves others to the outer context."""
     with context:
         outside = client_run()
         inner = context.model_copy(update={"mlflow_service": context.mlflow_service.model_copy()})
@@ -99,7 +99,7 @@ def test_an_inner_context_closes_what_was_opened_inside_of_it(context):
 
 
 def test_a_run_that_another_thread_has_open_is_left_to_it(context):
-    """It goes on working after the exception of the main thread."""
+    """A run that another thread has open stays open when the main thread's context ends by an exception."""
     opened, may_end = threading.Event(), threading.Event()
     found = []
 
@@ -122,7 +122,7 @@ def test_a_run_that_another_thread_has_open_is_left_to_it(context):
 
 
 def test_without_a_journal_open_runs_are_closed_as_well(context):
-    """Those of `mlflow.start_run`."""
+    """Without a journal, runs of `mlflow.start_run` are closed with the reason too."""
     service = context.mlflow_service.model_copy(update={"durable": False})
     with pytest.raises(ValueError, match="no data"), service:
         run = mlflow.start_run()
@@ -133,7 +133,7 @@ def test_without_a_journal_open_runs_are_closed_as_well(context):
 
 @pytest.mark.parametrize("way", ["SIGTERM", "sys.exit(2)"])
 def test_a_process_that_ends_closes_them(start_python, store_uri, way):
-    """In another store, too."""
+    """A process that ends by SIGTERM or an exit status closes its open runs in every store."""
     code = (
         "import mlflow, os, signal, sys; from autogen_team import GlobalContext\n"
         "with GlobalContext():\n"

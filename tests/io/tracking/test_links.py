@@ -1,4 +1,4 @@
-"""Addresses for people."""
+"""Web UI URLs of runs."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ from autogen_team.io._tracking import links
     ],
 )
 def test_a_run_has_a_page_only_on_a_server(uri, expected):
-    """The page of a run is given without any password."""
+    """A run has a URL, without any password, only if its store is a server."""
     assert links.of_run(uri, "7", "abc") == expected

@@ -1,4 +1,4 @@
-"""The manifest of MLflow's stores, compared with MLflow's own classes, on each MLflow that the tests run on."""
+"""The manifest of MLflow's stores matches MLflow's own classes, on each MLflow version that is tested."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def methods(classes) -> set[str]:
 
 @pytest.mark.parametrize("kind", STORES)
 def test_the_manifest_names_every_method_of_mlflow(kind):
-    """A method that MLflow has added has to be judged here: name it in `manifest`."""
+    """The manifest names every public method of MLflow's stores; a new method must be added to it."""
     rules, classes = STORES[kind]
 
     assert sorted(methods(classes) - rules.keys()) == []
@@ -58,7 +58,7 @@ def test_the_manifest_names_every_method_of_mlflow(kind):
 
 @pytest.mark.parametrize("kind", STORES)
 def test_the_manifest_names_no_method_that_mlflow_does_not_have(kind):
-    """Of the newest MLflow; an older one lacks some."""
+    """The manifest names no method that the newest MLflow lacks."""
     rules, classes = STORES[kind]
     named = {name for name in rules if not name.startswith("_")} - OLDER - {"get_host_creds"}
 
@@ -68,7 +68,7 @@ def test_the_manifest_names_no_method_that_mlflow_does_not_have(kind):
 
 
 def test_what_the_manifest_says_is_journalled_is_written_by_a_method_of_ours():
-    """And the other way round: of the methods that log, none is left to the store."""
+    """`DurableStore` defines every journalled method, and every logging method is journalled."""
     journalled = {name for name, rule in manifest.TRACKING.items() if rule.treatment == "journalled"}
 
     assert journalled <= vars(DurableStore).keys()
@@ -76,7 +76,7 @@ def test_what_the_manifest_says_is_journalled_is_written_by_a_method_of_ours():
 
 
 def test_arguments_that_are_kept_are_arguments_of_mlflow():
-    """A name that is misspelt keeps nothing."""
+    """Each argument that the manifest keeps unmasked is an argument of MLflow's method."""
     import inspect
 
     for rules, classes in STORES.values():
@@ -94,13 +94,13 @@ class NewStore:
         self.connect = lambda *given: given
 
     def annotate_run(self, run_id, tags, comment=None, **more) -> str:
-        """Do what no manifest knows."""
+        """Record the arguments, as a method that no manifest names."""
         self.seen = [run_id, tags, comment, more]
         return "done"
 
 
 def test_a_method_that_no_manifest_names_is_called_without_secrets_and_said_once(caplog):
-    """Text, tags, parameters, by place and by name; what is not a method of the store's class is left alone."""
+    """A method that the manifest lacks gets masked arguments, with one warning for all its calls."""
     caplog.set_level(logging.WARNING, "autogen_team")
     plain = NewStore()
     store = RedactingStore(plain, manifest.TRACKING)

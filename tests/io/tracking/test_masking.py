@@ -1,4 +1,4 @@
-"""What a trace holds, without secrets: by the name that a value stands under, and by its text."""
+"""Masking of traces: by the name of a value, and by its text."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PLAIN = st.recursive(
 
 @st.composite
 def with_a_secret(draw: Any) -> Any:
-    """Draw a value in which a secret stands somewhere, under a name or as a value of the environment."""
+    """Draw a value that contains a secret, under a secret name or as a value of the environment."""
     name = draw(SECRET_NAMES)
     found = draw(
         st.sampled_from(
@@ -84,7 +84,7 @@ def with_a_secret(draw: Any) -> Any:
 
 @given(with_a_secret())
 def test_no_secret_survives_any_nesting(value):
-    """In fields, lists, pairs, schemas, JSON inside of JSON, as values and as names."""
+    """A secret is masked in fields, lists, pairs, schemas, nested JSON, values and names."""
     masked = json.dumps(MASKER.value(value))
 
     assert SECRET not in masked
@@ -94,7 +94,7 @@ def test_no_secret_survives_any_nesting(value):
 
 @given(with_a_secret(), st.sampled_from(["mlflow.spanInputs", "arguments"]))
 def test_no_secret_survives_in_an_attribute(value, name):
-    """Which MLflow has made JSON of, and which is JSON after that."""
+    """A secret is masked in an attribute that MLflow has encoded as JSON, and the result is JSON."""
     masked = MASKER.attribute(name, json.dumps(value, ensure_ascii=False))
 
     json.loads(masked)
@@ -104,7 +104,7 @@ def test_no_secret_survives_in_an_attribute(value, name):
 
 @given(with_a_secret(), st.integers(1, 400))
 def test_no_half_of_a_secret_survives_in_what_was_cut(value, length):
-    """MLflow cuts the first characters out of inputs and outputs, wherever that is."""
+    """A secret is masked in a preview, wherever MLflow has cut the text."""
     text = json.dumps(value)
     masked = MASKER.excerpt(text if len(text) <= length else text[:length] + "...")
 
@@ -114,13 +114,13 @@ def test_no_half_of_a_secret_survives_in_what_was_cut(value, length):
 
 @given(PLAIN)
 def test_what_is_no_secret_is_the_very_object_that_came(value):
-    """Prompts, counts of tokens, numbers to the last digit."""
+    """A value without secrets is returned as the same object."""
     assert MASKER.value(value) is value
 
 
 @given(PLAIN, PLAIN_NAMES)
 def test_an_attribute_without_secrets_stays_bit_for_bit(value, name):
-    """As MLflow has written it."""
+    """An attribute without secrets is returned as the same text."""
     text = json.dumps(value)
 
     assert MASKER.attribute(name, text) is text
@@ -128,7 +128,7 @@ def test_an_attribute_without_secrets_stays_bit_for_bit(value, name):
 
 @given(PLAIN_NAMES)
 def test_names_that_only_sound_like_secrets_hide_nothing(name):
-    """Counts of tokens, tokens of text, keys of tables."""
+    """Names that only resemble secrets, such as `max_tokens` and `primary_key`, are not masked."""
     assert not hides(name)
 
 
@@ -143,12 +143,12 @@ def test_names_that_only_sound_like_secrets_hide_nothing(name):
     ],
 )
 def test_what_stands_under_such_a_name_and_is_no_secret_stays(value):
-    """The tokens of an answer, numbers of tokens, nothing at all, the schema of a tool."""
+    """Tokens of an answer, numbers, empty values and schemas of tools stay unmasked under secret names."""
     assert MASKER.value(value) is value
 
 
 def test_the_rest_of_what_holds_a_secret_stays():
-    """Only the secret is replaced, in the order and with the numbers that were there."""
+    """Only the secret is replaced; the order and the numbers around it stay the same."""
     before = {"n": 1.0, "args": '{"api_key": "' + SECRET + '", "é": 3}', "max_tokens": 5}
 
     assert MASKER.value(before) == {"n": 1.0, "args": '{"api_key": "***", "é": 3}', "max_tokens": 5}
@@ -164,12 +164,12 @@ def test_the_rest_of_what_holds_a_secret_stays():
     ],
 )
 def test_text_is_searched_too(text, masked):
-    """Exceptions show the headers of a request as Python writes them."""
+    """Secrets are masked in free text, such as the headers in the message of an exception."""
     assert MASKER.text(text).replace("Bearer ***", "***") == masked
 
 
 def test_attributes_of_opentelemetry_need_not_be_json():
-    """They are text, numbers, or several of them."""
+    """Attributes of OpenTelemetry that are text, numbers or sequences are masked without being JSON."""
     assert MASKER.attribute("http.request.header.authorization", (f"Bearer {SECRET}",)) == ("***",)
     assert MASKER.attribute("url", f"http://bob:{SECRET}@host/") == "http://bob:***@host/"
     assert MASKER.attribute("db.password", 12345) == "***"
@@ -178,13 +178,13 @@ def test_attributes_of_opentelemetry_need_not_be_json():
 
 
 def test_what_cannot_be_read_to_its_end_is_an_error():
-    """The caller withholds it then."""
+    """An attribute that is nested too deeply raises an error, so that the caller withholds it."""
     with pytest.raises(RecursionError):
         MASKER.attribute("mlflow.spanInputs", "[" * 100_000 + "]" * 100_000)
 
 
 def test_all_parts_of_a_span_are_masked():
-    """Its name, attributes, status, events and links; a span without secrets is the very object that came."""
+    """Secrets are masked in the name, attributes, status, events and links of a span."""
     event = {"name": "exception", "time_unix_nano": 1, "attributes": {"exception.message": "bad"}}
     plain = {
         "name": "ask",
@@ -213,7 +213,7 @@ def test_all_parts_of_a_span_are_masked():
 
 
 def test_the_end_of_a_text_that_was_cut_may_be_half_a_secret():
-    """Of a value of the environment, or of a token; the end of a sentence is none."""
+    """The end of a cut text is masked if it begins a secret, and kept otherwise."""
     assert MASKER.excerpt("use correct-ho...") == "use ***..."
     assert MASKER.excerpt("use sk-abc1...") == "use ***..."
     assert MASKER.excerpt("use a task-...") == "use a task-..."

@@ -1,4 +1,4 @@
-"""Runs inside of runs, beside runs, and after runs: in tasks, in threads, by their ids."""
+"""Runs inside, beside and after other runs: in tasks, in threads, and by their ids."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from autogen_team.io._tracking import joining, runs
 
 @pytest.fixture
 def started(store_uri, start_session):
-    """Start tracking on a local store."""
+    """Start tracking on a local store, and return a client."""
     start_session(store_uri)
     return mlflow.MlflowClient()
 
 
 def open_run(name="train", **fields):
-    """Open a run with nothing but a name, unless said otherwise."""
+    """Open a run with only a name and the given fields."""
     return runs.open_run(name=name, **fields)
 
 
 def test_tasks_with_a_run_each_do_not_write_into_each_other_s(started):
-    """Nor into that of the job around them, of which they are children."""
+    """Concurrent tasks log only to their own runs, which are children of the job's run."""
 
     async def work(number: int) -> str:
         with open_run(f"task {number}", nested=True) as run:
@@ -53,7 +53,7 @@ def test_tasks_with_a_run_each_do_not_write_into_each_other_s(started):
 
 
 def test_a_task_s_run_ends_as_the_task_does(started):
-    """One that fails is FAILED, one that is cancelled KILLED, and its sibling goes on."""
+    """The run of a failed task is FAILED, that of a cancelled task KILLED, and a sibling's is FINISHED."""
     ids = {}
 
     async def work(name: str, seconds: float, error: Exception | None = None) -> None:
@@ -81,7 +81,7 @@ def test_a_task_s_run_ends_as_the_task_does(started):
 
 
 def test_what_threads_log_goes_to_the_job_s_run(started):
-    """Instead of to a run of their own that stays RUNNING for ever."""
+    """Metrics of threads without a run go to the job's run, and no other run is created."""
     with open_run() as run, ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: mlflow.log_metric(f"m{number}", number), range(20)))
 
@@ -90,7 +90,7 @@ def test_what_threads_log_goes_to_the_job_s_run(started):
 
 
 def test_runs_nest_when_asked_to(started):
-    """And only then: the second one would be a mistake otherwise."""
+    """A second run is refused unless it is opened with `nested=True`."""
     with open_run("outer") as outer:
         with pytest.raises(Exception, match="already active"), open_run("inner"):
             pytest.fail("must not be entered")
@@ -101,7 +101,7 @@ def test_runs_nest_when_asked_to(started):
 
 
 def test_a_run_can_be_the_child_of_another_process_s(started):
-    """By its id, with nothing open here."""
+    """A run becomes the child of a run that is not open in this process by `parent_run_id`."""
     parent = started.create_run("1")
     with open_run("child", parent_run_id=parent.info.run_id) as run:
         pass
@@ -110,7 +110,7 @@ def test_a_run_can_be_the_child_of_another_process_s(started):
 
 
 def test_a_run_can_be_gone_on_with(started):
-    """After a preemption, say: the same run, RUNNING again, with what it had, and closed anew."""
+    """A run that failed can be resumed by its id, keeps its metrics, and is closed with a new status."""
     with pytest.raises(ValueError, match="x"), open_run("first") as first:
         mlflow.log_metric("loss", 1.0, step=0)
         raise ValueError("x")
@@ -126,7 +126,7 @@ def test_a_run_can_be_gone_on_with(started):
 
 
 def test_the_failure_of_a_worker_is_noted_in_the_run_that_it_works_for(started, tmp_path):
-    """Not in one that the worker had opened in it, and has left open."""
+    """The failure of a worker is noted in the run it works for, not in a run that it left open inside."""
     run = started.create_run("0", run_name="job")
     info = run.info
     fields = info.run_id, "job", info.experiment_id, "Default", info.user_id, info.start_time, "host", str(tmp_path)

@@ -1,4 +1,4 @@
-"""Jobs without their server: the mode says what that means."""
+"""Jobs without their server, in each mode."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from autogen_team.io.services import MlflowService
 
 @pytest.fixture
 def dead_server(free_port):
-    """Return the address of a server that is not there."""
+    """Return the URI of a server that does not run."""
     return f"http://127.0.0.1:{free_port()}"
 
 
 def train(service: MlflowService) -> mlflow.ActiveRun:
-    """Do what a job does."""
+    """Run a short job, and return its run."""
     with service, service.run_context(service.RunConfig(name="train", log_system_metrics=False)) as run:
         mlflow.log_metric("loss", 0.5)
         mlflow.log_text("artifact", "notes.txt")
@@ -29,7 +29,7 @@ def train(service: MlflowService) -> mlflow.ActiveRun:
 
 @pytest.mark.parametrize("mode", ["auto", "offline"])
 def test_a_job_works_without_its_server(dead_server, mode, tmp_path, caplog):
-    """Its run is in an ordinary MLflow store in the state folder, artifacts beside it."""
+    """Without a server, `auto` and `offline` keep the run and its artifacts in a store in the state folder."""
     service = MlflowService(tracking_uri=dead_server, mode=mode, autolog_disable=True)
     run = train(service)
 
@@ -43,7 +43,7 @@ def test_a_job_works_without_its_server(dead_server, mode, tmp_path, caplog):
 
 
 def test_every_call_of_mlflow_s_shows_offline_runs_at_once(dead_server):
-    """While the job runs, and through the service's client also afterwards."""
+    """MLflow's functions find offline runs during the job, and the service's client finds them after it."""
     service = MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True)
     with service:
         assert mlflow.get_tracking_uri().startswith("sqlite:///")
@@ -75,7 +75,7 @@ def test_what_waits_for_the_server_is_not_delivered_to_the_store_that_stands_in(
 
 
 def test_auto_is_online_when_the_server_answers(mlflow_server, tmp_path):
-    """Nothing is kept on this machine then."""
+    """If the server answers, `auto` stores the run there and creates no offline store."""
     service = MlflowService(tracking_uri=mlflow_server, mode="auto", autolog_disable=True, experiment_name="auto")
     run = train(service)
 
@@ -84,7 +84,7 @@ def test_auto_is_online_when_the_server_answers(mlflow_server, tmp_path):
 
 
 def test_online_is_the_default_and_an_error(dead_server, tmp_path):
-    """A job that is meant to be on the server does not go elsewhere without a word."""
+    """By default, a job whose server does not answer fails to start, and creates no offline store."""
     with pytest.raises(TrackingUnavailableError, match="Connection refused"):
         MlflowService(tracking_uri=dead_server).start()
 
@@ -92,7 +92,7 @@ def test_online_is_the_default_and_an_error(dead_server, tmp_path):
 
 
 def test_offline_asks_nobody(monkeypatch, dead_server):
-    """Not even whether somebody is there."""
+    """`offline` does not probe the server."""
     from autogen_team.io._tracking import probe
 
     monkeypatch.setattr(probe, "find_fault", lambda *_: pytest.fail("asked"))
@@ -100,7 +100,7 @@ def test_offline_asks_nobody(monkeypatch, dead_server):
 
 
 def test_runs_for_different_servers_are_kept_apart(dead_server, tmp_path):
-    """Each will go to its own; a password is in neither name nor description."""
+    """Offline runs for different servers are in different stores, whose files contain no password."""
     for uri in (dead_server, "http://bob:hunter2-hunter2@127.0.0.1:1"):
         train(MlflowService(tracking_uri=uri, mode="offline", autolog_disable=True))
 
@@ -111,7 +111,7 @@ def test_runs_for_different_servers_are_kept_apart(dead_server, tmp_path):
 
 
 def test_offline_runs_are_for_their_owner_only(dead_server, tmp_path):
-    """They hold what the job has logged."""
+    """Only the owner can read the folder of offline runs."""
     train(MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True))
 
     assert (tmp_path / "state" / "offline").stat().st_mode & 0o777 == 0o700

@@ -1,4 +1,4 @@
-"""A server that goes away in the middle of a job, in each way in which servers do."""
+"""Servers that fail in the middle of a job, in several ways."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SLOW = 0.2
 
 
 def hardly_wait(calls: int, log) -> bool:
-    """Return whether at most one in twenty calls was slow: on a busy machine some are, though they wait for nothing."""
+    """Return whether at most one in twenty calls was slow; on a busy machine, some are slow without waiting."""
     slow = 0
     for number in range(calls):
         begun = time.perf_counter()
@@ -41,12 +41,12 @@ def history(client: mlflow.MlflowClient, run_id: str, key: str = "loss") -> list
 
 
 def warnings_of(caplog) -> list[str]:
-    """Return what was said about the way to the store."""
+    """Return the warnings about the connection to the store."""
     return [record.message for record in caplog.records if "the MLflow store at" in record.message]
 
 
 def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, tmp_path):
-    """Nothing is lost, nothing is there twice, calls stay short, and two warnings tell of it."""
+    """An outage loses and repeats nothing, does not delay calls, and causes two warnings."""
     started = start_session(server.uri)
     with runs.open_run(name="train") as run:
         run_id = run.info.run_id
@@ -74,7 +74,7 @@ def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, t
 
 
 def test_a_server_on_postgresql_that_is_killed_and_comes_back(postgres_server, start_session):
-    """A store that holds locks for real loses as little."""
+    """An outage of a server on PostgreSQL loses and repeats nothing."""
     started = start_session(postgres_server.uri)
     with runs.open_run(name="train") as run:
         for step in range(1500):
@@ -90,7 +90,7 @@ def test_a_server_on_postgresql_that_is_killed_and_comes_back(postgres_server, s
 
 
 def test_a_server_that_is_stopped_and_goes_on(server, start_session):
-    """It accepts connections and answers nobody: a call does not wait for it, and a read not for long."""
+    """While a server hangs, calls do not wait for it, and a read waits for less than 30 s."""
     started = start_session(server.uri, connect_timeout=5.0)
     with runs.open_run(name="train") as run:
         mlflow.log_param("p", 1)
@@ -108,7 +108,7 @@ def test_a_server_that_is_stopped_and_goes_on(server, start_session):
 
 
 def test_a_server_that_never_comes_back(server, start_session, caplog):
-    """The job ends in time; what is left, and how to deliver it, is said; the next start delivers it."""
+    """Without its server, a job ends in time, and reports how many entries wait, where, and how to deliver them."""
     started = start_session(server.uri, flush_timeout=0.5)
     with runs.open_run(name="train"):
         server.kill()
@@ -121,17 +121,17 @@ def test_a_server_that_never_comes_back(server, start_session, caplog):
     folder = Path(report.partition("they wait in ")[2].partition(". `autogen-team sync`")[0])
     left = [entry["op"] for entry in reading.read(folder) if entry["n"] > reading.acked(folder)]
     assert {"metrics", "info", "closed"} <= set(left)
-    assert report.startswith(f"{len(left) - 1} entries ")  # all but the one that says that there will be no more
+    assert report.startswith(f"{len(left) - 1} entries ")  # all but the entry that ends the journal
 
 
 def artifacts_of(server, run) -> dict[str, str]:
-    """Return the files of a run with their texts, as they are on the server's disk."""
+    """Return the text files of a run on the server's disk, with their content."""
     folder = server.folder / "artifacts" / run.info.experiment_id / run.info.run_id / "artifacts"
     return {str(path.relative_to(folder)): path.read_text() for path in folder.rglob("*.txt")}
 
 
 def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
-    """As a search over parameters does: with all that they log, nested as they were, and closed as they ended."""
+    """Runs begun in an outage arrive with all their content, nesting and status; their local ids stay valid."""
     started = start_session(server.uri)
     with runs.open_run(name="search") as search:
         server.kill()
@@ -172,7 +172,7 @@ def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
 
 
 def test_a_full_disk_does_not_hide_what_a_run_is_called_now(server, start_session, caplog, monkeypatch):
-    """It was begun in the outage that has filled the disk."""
+    """The new id of a run begun in an outage is logged, although the journal's disk is full."""
     started = start_session(server.uri)
     with runs.open_run(name="first"):
         server.kill()
@@ -193,7 +193,7 @@ def test_a_full_disk_does_not_hide_what_a_run_is_called_now(server, start_sessio
 
 
 def test_runs_begun_without_the_server_survive_the_job(server, start_python, tmp_path):
-    """It is killed in the outage; whoever recovers it makes its runs, once."""
+    """Recovery creates a run that was begun in an outage by a job that was killed, once the server is back."""
     code = (
         "import mlflow, os, time; from autogen_team.io.services import MlflowService\n"
         "from autogen_team.io._tracking import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
@@ -220,7 +220,7 @@ def test_runs_begun_without_the_server_survive_the_job(server, start_python, tmp
 
 
 def test_what_needs_the_server_says_soon_that_it_is_gone(server, start_session):
-    """As an error of MLflow's and as one of ours, instead of after four minutes."""
+    """A read that needs the server fails within 30 s, with an error that is MLflow's and ours."""
     start_session(server.uri, flush_timeout=0.5)
     with runs.open_run(name="train"):
         server.kill()
@@ -233,7 +233,7 @@ def test_what_needs_the_server_says_soon_that_it_is_gone(server, start_session):
 
 
 def test_a_changed_parameter_is_refused_without_the_server(server, start_session):
-    """What the run has is known here."""
+    """A changed parameter is refused during an outage, because the run's parameters are known."""
     start_session(server.uri, flush_timeout=0.5)
     with runs.open_run(name="train"):
         mlflow.log_param("depth", 3)
@@ -245,7 +245,7 @@ def test_a_changed_parameter_is_refused_without_the_server(server, start_session
 
 
 def test_a_proxy_that_knows_no_such_page_refuses_nothing(proxy, mlflow_server, start_session, tmp_path):
-    """That is what some say while their server is away; only MLflow itself can refuse an item."""
+    """A 404 of a proxy counts as an outage; only MLflow itself can refuse an item."""
     started = start_session(proxy.uri)
     with runs.open_run(name="train") as run:
         proxy.status = 404
@@ -262,7 +262,7 @@ def test_a_proxy_that_knows_no_such_page_refuses_nothing(proxy, mlflow_server, s
 def test_a_server_without_a_free_connection_to_its_database_refuses_nothing(
     proxy, mlflow_server, start_session, tmp_path
 ):
-    """MLflow calls that a bad request, in these words; it is what 200 workers bring about that deliver at once."""
+    """A server whose database pool is exhausted refuses nothing, although it answers `BAD_REQUEST`."""
     started = start_session(proxy.uri)
     with runs.open_run(name="train") as run:
         said = "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00 (Background on this"
@@ -279,7 +279,7 @@ def test_a_server_without_a_free_connection_to_its_database_refuses_nothing(
 
 
 def test_sqlalchemy_still_says_it_in_these_words():
-    """A server is told apart by them from one that refuses an item for good."""
+    """SQLAlchemy words an exhausted pool as expected, which tells a busy server from a refusal."""
     engine = sqlalchemy.create_engine(
         "sqlite://", poolclass=sqlalchemy.pool.QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
     )
@@ -301,13 +301,13 @@ def test_sqlalchemy_still_says_it_in_these_words():
     ids=["empty pool", "lost primary", "lost connection", "bad value", "MLflow itself"],
 )
 def test_what_a_database_will_take_later_is_not_refused(cause, kind):
-    """Almost all that SQLAlchemy says is a bad request to MLflow."""
+    """A transient error of the database counts as an outage, and a bad value as refused."""
     with pytest.raises(kind), destinations._translated():
         raise mlflow.MlflowException("no", error_code=BAD_REQUEST) from cause
 
 
 def test_a_log_handler_that_raises_stops_no_delivery(server, start_session, wait_until):
-    """Nor does it reach the job; the report of an outage is the first thing that meets it."""
+    """A log handler that raises an exception stops neither the delivery nor the job."""
 
     class Broken(logging.Handler):
         def handle(self, record):
@@ -333,7 +333,7 @@ def test_a_log_handler_that_raises_stops_no_delivery(server, start_session, wait
 
 
 def test_a_thread_that_could_not_be_started_is_started_later(store_uri, start_session, monkeypatch):
-    """At a limit of processes, say; without one, nobody waits for what cannot be."""
+    """If the delivery thread cannot start, `flush` returns early, and the delivery is done later."""
     started = start_session(store_uri)
     start = threading.Thread.start
 
@@ -356,16 +356,16 @@ def test_a_thread_that_could_not_be_started_is_started_later(store_uri, start_se
 
 
 def test_a_worker_waits_for_a_server_that_has_no_time(proxy, mlflow_server, start_session, wait_until, tmp_path):
-    """All workers of a job end at once: what the first attempt could not bring must not stay behind."""
+    """A worker that ends retries while the server answers 429, and leaves no journal behind."""
     started = start_session(proxy.uri)
     with runs.open_run(name="train") as run:
-        proxy.status = 429  # which is an answer
+        proxy.status = 429  # an answer, so the server counts as reachable
         client = mlflow.MlflowClient(proxy.uri)
         worker = multiprocessing.get_context("fork").Process(
             target=client.log_metric, args=(run.info.run_id, "worker", 1.0)
         )
         worker.start()
-        wait_until(lambda: proxy.refused > 2)  # it has tried, asked whether somebody is there, and tries again
+        wait_until(lambda: proxy.refused > 2)  # it has tried, has probed the server, and tries again
         proxy.status = 200
         worker.join()
     started.stop()
@@ -376,7 +376,7 @@ def test_a_worker_waits_for_a_server_that_has_no_time(proxy, mlflow_server, star
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
 def test_a_server_that_answers_with_errors(proxy, mlflow_server, start_session, caplog, status):
-    """They are an outage like any other, and end like one."""
+    """A server that answers 5xx or 429 counts as an outage, with one warning at its start and one at its end."""
     started = start_session(proxy.uri)
     with runs.open_run(name="train") as run:
         proxy.status = status
@@ -393,7 +393,7 @@ def test_a_server_that_answers_with_errors(proxy, mlflow_server, start_session, 
 
 
 def test_a_server_that_is_slow_delays_nobody(proxy, mlflow_server, start_session):
-    """Half a second for each request is the courier's to wait."""
+    """A server that takes half a second per request does not delay calls of the job."""
     started = start_session(proxy.uri)
     with runs.open_run(name="train") as run:
         proxy.delay = 0.5
@@ -405,7 +405,7 @@ def test_a_server_that_is_slow_delays_nobody(proxy, mlflow_server, start_session
 
 
 def test_what_the_server_refuses_is_noted_and_holds_up_nothing(mlflow_server, start_session, caplog, tmp_path):
-    """Another process has given the parameter another value meanwhile: ours is refused, all else arrives."""
+    """A parameter that another process has set is refused and noted, and all other items arrive."""
     started = start_session(mlflow_server)
     with runs.open_run(name="train") as run:
         working = write_behind.of(mlflow_server)

@@ -1,4 +1,4 @@
-"""Artifacts while their server is away, or wants none of them."""
+"""Artifacts while their server is down, or refuses them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from autogen_team.io._tracking import runs
 
 
 def names_of(server, run) -> list[str]:
-    """Return the files of a run, as they are on the server's disk."""
+    """Return the paths of the files of a run on the server's disk."""
     folder = server.folder / "artifacts" / run.info.experiment_id / run.info.run_id / "artifacts"
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 def texts_of(server, run) -> dict[str, str]:
-    """Return the texts among them."""
+    """Return the texts of the text files of a run on the server's disk."""
     folder = server.folder / "artifacts" / run.info.experiment_id / run.info.run_id / "artifacts"
     return {name: (folder / name).read_text() for name in names_of(server, run) if name.endswith(".txt")}
 
 
 def test_artifacts_wait_beside_the_journal(server, start_session):
-    """Files, folders and texts; in their places, and with what was written last on top."""
+    """Files, folders and texts logged in an outage arrive, and the last version of a file wins."""
     started = start_session(server.uri)
     Path("folder/sub").mkdir(parents=True)
     Path("folder/sub/inner.txt").write_text("inner")
@@ -47,7 +47,7 @@ def test_artifacts_wait_beside_the_journal(server, start_session):
 
 
 def test_images_wait_like_other_artifacts(server, start_session):
-    """MLflow uploads them on a thread of its own, and only logs that it has failed."""
+    """Images logged in an outage arrive, although MLflow uploads them on a thread of its own."""
     started = start_session(server.uri)
     pixels = np.zeros((8, 8, 3), dtype=np.uint8)
     with runs.open_run(name="train") as run:
@@ -71,7 +71,7 @@ def test_images_wait_like_other_artifacts(server, start_session):
 
 @pytest.mark.parametrize("status", [413, 422])
 def test_an_artifact_that_is_refused_holds_up_nothing(proxy, mlflow_server, start_session, tmp_path, status):
-    """Nginx takes 1 MB unless told otherwise: what waited is put aside, and everything behind it arrives."""
+    """A refused artifact is set aside in a private folder, and everything behind it arrives."""
     started = start_session(proxy.uri)
     with runs.open_run(name="train") as run:
         proxy.status = 503
@@ -92,7 +92,7 @@ def test_an_artifact_that_is_refused_holds_up_nothing(proxy, mlflow_server, star
 
 
 def test_an_artifact_of_a_run_that_is_gone_holds_up_nothing(proxy, mlflow_server, start_session):
-    """Somebody has purged it, with `mlflow gc` say."""
+    """An artifact of a purged run does not hold up the delivery of other items."""
     started = start_session(proxy.uri)
     with runs.open_run(name="other") as other:
         pass

@@ -1,4 +1,4 @@
-"""Whether there is somebody at the other end, told in time."""
+"""Probes tell in time whether a server answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOON = 30.0
 
 @pytest.fixture
 def listener():
-    """Return a function that answers every connection with the same bytes, and then with drops of one byte."""
+    """Return a function that starts a server that answers with the same bytes, and may then drip one byte at a time."""
     sockets = []
 
     def listen(answer: bytes, *, drip: bool = False) -> str:
@@ -51,25 +51,25 @@ def listener():
 
 
 def test_a_server_that_answers_is_there(mlflow_server):
-    """A real MLflow server passes."""
+    """A real MLflow server passes the probe."""
     probe.check(mlflow_server, timeout=SOON)
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "./mlruns", "file:///tmp/mlruns", "databricks"])
 def test_what_is_not_a_server_is_not_asked(uri):
-    """Local stores need no probe, and other services have their own."""
+    """Local stores and other services are not probed."""
     probe.check(uri, timeout=0.001)
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg2", "mysql"])
 def test_a_refusal_is_told_at_once(scheme, free_port):
-    """Nobody listens, be it a server or a database."""
+    """A refused connection to a server or a database is reported at once."""
     with pytest.raises(TrackingUnavailableError, match="refused"):
         probe.check(f"{scheme}://127.0.0.1:{free_port()}/x", timeout=SOON)
 
 
 def test_silence_ends_with_the_timeout(listener):
-    """A server that accepts and never answers costs the limit, not MLflow's twenty minutes."""
+    """A server that accepts connections and never answers is given up after the timeout."""
     address = listener(b"")
     begun = time.monotonic()
 
@@ -80,7 +80,7 @@ def test_silence_ends_with_the_timeout(listener):
 
 
 def test_a_drip_ends_with_the_timeout(listener):
-    """A byte now and then restarts every timeout of a socket, but not the limit."""
+    """A server that sends single bytes, which restarts socket timeouts, is given up after the timeout."""
     address = listener(b"HTTP/1.1 200 OK\r\nX: ", drip=True)
     begun = time.monotonic()
 
@@ -92,14 +92,14 @@ def test_a_drip_ends_with_the_timeout(listener):
 
 @pytest.mark.parametrize("status", ["200 OK", "401 Unauthorized", "404 Not Found"])
 def test_any_answer_but_a_5xx_will_do(listener, status):
-    """A proxy may want a password for `/health`, and still let MLflow through."""
+    """Answers other than 5xx pass the probe, because a proxy may want a password only for `/health`."""
     address = listener(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
 
     probe.check(f"http://{address}", timeout=SOON)
 
 
 def test_a_5xx_is_said(listener):
-    """The proxy is there, the server behind it is not."""
+    """A 5xx answer fails the probe, and the error names the status."""
     address = listener(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
 
     with pytest.raises(TrackingUnavailableError, match="it answers 503 Service Unavailable"):
@@ -107,7 +107,7 @@ def test_a_5xx_is_said(listener):
 
 
 def test_the_message_masks_the_password_and_says_what_to_do(free_port):
-    """The address is in the message, its password is not, and three remedies are."""
+    """The error names the address without its password, and the settings to change."""
     port = free_port()
 
     with pytest.raises(TrackingUnavailableError) as raised:
@@ -121,7 +121,7 @@ def test_the_message_masks_the_password_and_says_what_to_do(free_port):
 
 
 def test_what_is_not_http_at_all_is_said(listener):
-    """A database on the port of the server is no reason for a traceback."""
+    """A server that does not speak HTTP fails the probe with our own error."""
     address = listener(b"\x00\x01\x02 nonsense")
 
     with pytest.raises(TrackingUnavailableError):
@@ -129,7 +129,7 @@ def test_what_is_not_http_at_all_is_said(listener):
 
 
 def test_tls_settings_of_mlflow_are_honoured(monkeypatch):
-    """MLFLOW_TRACKING_INSECURE_TLS works for the probe as it does for MLflow."""
+    """`MLFLOW_TRACKING_INSECURE_TLS` turns off certificate checks in the probe."""
     assert probe._tls().check_hostname
 
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
@@ -138,7 +138,7 @@ def test_tls_settings_of_mlflow_are_honoured(monkeypatch):
 
 
 def test_a_missing_certificate_is_said(monkeypatch, free_port):
-    """A path that leads nowhere is a fault of the connection, with the path's own message."""
+    """A certificate path that does not exist fails the probe with our own error."""
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "nowhere.pem")
 
     with pytest.raises(TrackingUnavailableError):
@@ -146,7 +146,7 @@ def test_a_missing_certificate_is_said(monkeypatch, free_port):
 
 
 def test_a_folder_of_certificates_will_do(monkeypatch, mlflow_server, tmp_path):
-    """As it does for requests, and so for MLflow."""
+    """A folder of certificates is accepted as the certificate path, as in requests and MLflow."""
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path))
 
     probe.check(mlflow_server, timeout=SOON)
@@ -155,7 +155,7 @@ def test_a_folder_of_certificates_will_do(monkeypatch, mlflow_server, tmp_path):
 
 @pytest.mark.parametrize("uri", ["http://[::1", "postgresql://bob:pa[hunter2@h/db", "postgresql://h:abc/db"])
 def test_what_is_no_address_is_a_fault_of_configuration(uri):
-    """In a word, and without the password."""
+    """A malformed URI raises a `ConfigurationError` without the password."""
     with pytest.raises(ConfigurationError, match="is no valid address") as raised:
         probe.check(uri, timeout=SOON)
 
@@ -163,7 +163,7 @@ def test_what_is_no_address_is_a_fault_of_configuration(uri):
 
 
 def test_a_certificate_is_mlflow_s_to_judge(monkeypatch):
-    """It looks for trusted ones where Python does not."""
+    """A certificate that Python rejects passes the probe, because MLflow looks for trusted ones elsewhere."""
 
     def refuse(*_, **__):
         raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed"))

@@ -1,4 +1,4 @@
-"""Secrets stay out of MLflow's stores, whichever door they come by."""
+"""Secrets stay out of MLflow's stores, by whichever call they come."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SECRETS = (b"example-hunter2", b"example-anything")
 
 
 class Source(DatasetSource):
-    """A data set that is read with a password."""
+    """A dataset source that contains a password."""
 
     @staticmethod
     def _get_source_type() -> str:
@@ -49,17 +49,17 @@ class Source(DatasetSource):
         return cls()
 
     def to_dict(self) -> dict[str, str]:
-        """Return what is stored of it."""
+        """Return the stored description of the source."""
         return {"url": URL, "password": "example-anything"}
 
     @classmethod
     def from_dict(cls, _):
-        """Return one."""
+        """Return a source."""
         return cls()
 
 
 def of_experiments(client, _run) -> None:
-    """By its name, its tags, and both when they are changed."""
+    """Log secrets in the name and tags of an experiment, when it is created and changed."""
     experiment_id = client.create_experiment(f"with {URL}", tags={"at": URL, **NAMED})
     client.set_experiment_tag(experiment_id, "password", "example-anything")
     client.set_experiment_tag(experiment_id, "note", URL)
@@ -69,7 +69,7 @@ def of_experiments(client, _run) -> None:
 
 
 def of_runs(client, run) -> None:
-    """By parameters and tags, whose names say secret, one by one and many at a time."""
+    """Log secrets in parameters, tags and names of runs, in single and batch calls."""
     mlflow.log_param("api_key", "example-anything")
     mlflow.log_params({"password": "example-anything", "depth": 3})
     mlflow.set_tag("api_key", "example-anything")
@@ -80,7 +80,7 @@ def of_runs(client, run) -> None:
 
 
 def of_logged_models(client, run) -> None:
-    """By name, parameters, tags."""
+    """Log secrets in the name, parameters and tags of a logged model."""
     experiment_id = run.info.experiment_id
     model = client.create_logged_model(experiment_id, f"m-{URL.rpartition(':')[0][-3:]}", tags=NAMED, params=NAMED)
     client.log_model_params(model.model_id, {"password": "example-anything", "at": URL})
@@ -89,14 +89,14 @@ def of_logged_models(client, run) -> None:
 
 
 def of_datasets(client, run) -> None:
-    """By their source, and the tags of their use."""
+    """Log secrets in the source of a dataset and in the tags of its use."""
     mlflow.log_input(MetaDataset(Source(), name="rows"), context=URL, tags=NAMED)
     used = Dataset("others", "digest", "database", f'{{"url": "{URL}"}}', schema="{}", profile=URL)
     client.log_inputs(run.info.run_id, [DatasetInput(used, [InputTag("password", "example-anything")])])
 
 
 def of_registered_models(client, _run) -> None:
-    """By name, description, tags, source, of the model and of its versions; the name that was given finds it."""
+    """Log secrets in registered models and versions, which are still found by the given name."""
     name = "token=example-anything"
     client.create_registered_model(name, tags=NAMED, description=URL)
     client.update_registered_model(name, f"later {URL}")
@@ -113,7 +113,7 @@ def of_registered_models(client, _run) -> None:
 
 
 def of_prompts(client, _run) -> None:
-    """By template, message, tags; a template's own variables stay."""
+    """Log secrets in templates, messages and tags of prompts, whose template variables stay."""
     found = client.register_prompt("greeting", f"use {URL} for {{{{ name }}}}", URL, {**NAMED})
     client.set_prompt_tag("greeting", "password", "example-anything")
     client.set_prompt_version_tag("greeting", found.version, "password", "example-anything")
@@ -122,7 +122,7 @@ def of_prompts(client, _run) -> None:
 
 
 def of_assessments(_client, _run) -> None:
-    """By value, rationale, metadata, error, made by a person or a judge, then changed; and those of a new trace."""
+    """Log secrets in values, rationales, metadata and errors of assessments, new and changed."""
     with mlflow.start_span("ask") as span:
         pass
     mlflow.flush_trace_async_logging()
@@ -134,7 +134,7 @@ def of_assessments(_client, _run) -> None:
 
 
 def of_evaluation_datasets(client, run) -> None:
-    """By tags and records."""
+    """Log secrets in tags and records of an evaluation dataset."""
     found = client.create_dataset("rows", [run.info.experiment_id], tags=NAMED)
     client.set_dataset_tags(found.dataset_id, {"password": "example-anything"})
     found.merge_records([{"inputs": {"question": URL, "api_key": "example-anything"}, "expectations": {"at": URL}}])
@@ -155,7 +155,7 @@ DOORS = (
 
 @pytest.mark.parametrize("durable", [True, False], ids=["journal", "no journal"])
 def test_no_secret_comes_into_a_store_by_any_door(start_session, store_uri, tmp_path, durable):
-    """Neither by its shape nor by its name; each door works, and what is not a secret is stored as it is."""
+    """No call stores a secret, recognized by shape or by name, and other values are stored unchanged."""
     started = start_session(store_uri, durable=durable)
     client = mlflow.MlflowClient()
     with mlflow.start_run() as run:
@@ -173,7 +173,7 @@ def test_no_secret_comes_into_a_store_by_any_door(start_session, store_uri, tmp_
 
 @pytest.mark.parametrize("durable", [True, False], ids=["journal", "no journal"])
 def test_a_server_gets_no_secret_by_any_door(start_session, server, durable):
-    """Nor its database."""
+    """No call brings a secret into the database of a server."""
     started = start_session(server.uri, durable=durable)
     client = mlflow.MlflowClient()
     with mlflow.start_run() as run:
@@ -186,7 +186,7 @@ def test_a_server_gets_no_secret_by_any_door(start_session, server, durable):
 
 
 def test_the_name_of_the_service_s_own_experiment_is_redacted(start_session, store_uri):
-    """It is made when the service starts, before anything is logged."""
+    """The name of the experiment that the service creates at its start is masked."""
     start_session(store_uri, experiment_name=f"at {URL}")
 
     names = [experiment.name for experiment in mlflow.MlflowClient(store_uri).search_experiments()]
@@ -194,7 +194,7 @@ def test_the_name_of_the_service_s_own_experiment_is_redacted(start_session, sto
 
 
 def test_a_registry_of_its_own_gets_no_secret(start_session, store_uri, make_database):
-    """Nor one that the job turns to later; when the service has stopped, MLflow is as it was."""
+    """A separate registry gets no secret while a service runs, and is unmasked after its stop."""
     other = make_database("registry")
     started = start_session(store_uri)
     for_later = mlflow.MlflowClient(store_uri, other)
@@ -207,7 +207,7 @@ def test_a_registry_of_its_own_gets_no_secret(start_session, store_uri, make_dat
 
 
 def test_assessments_that_come_with_a_trace_hold_no_secret():
-    """They are not made one by one then, but go to the store with the trace."""
+    """Assessments that are stored together with their trace are masked, without changing the caller's."""
     given = Feedback(name="good", value={"password": "example-anything"}, rationale=URL)
     place = TraceLocation.from_experiment_id("0")
     (stored,) = traces._masked_info(TraceInfo("tr-1", place, 0, TraceState.OK, assessments=[given])).assessments
@@ -225,7 +225,7 @@ def test_assessments_that_come_with_a_trace_hold_no_secret():
     ],
 )
 def test_what_says_only_whether_there_is_a_secret_is_kept(name, value):
-    """Of counts, switches and folders, and of MLflow's own tags."""
+    """Counts, switches, folders and MLflow's own tags are kept under names that resemble secrets."""
     assert redaction.under(name, value) == value
 
 
@@ -243,12 +243,12 @@ def test_what_says_only_whether_there_is_a_secret_is_kept(name, value):
     ],
 )
 def test_what_holds_no_secret_is_the_very_object_that_came(value):
-    """So that nothing is copied, and no type changed, without need."""
+    """A value without secrets is returned as the same object."""
     assert redaction.value(value) is value
 
 
 def test_what_a_caller_gives_is_not_changed():
-    """An entity that holds a secret is copied."""
+    """An entity with a secret is copied, so that the caller's object stays unchanged."""
     given = DatasetInput(Dataset("n", "d", "t", URL), [InputTag("password", "example-anything")])
     redacted = redaction.value([given])[0]
 

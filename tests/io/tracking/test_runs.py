@@ -1,4 +1,4 @@
-"""Runs that tell the truth about how they ended, whatever ends them."""
+"""Runs record how they ended, whatever ends them."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def started(store_uri):
 
 
 def open_run(name="train", **fields):
-    """Open a run with nothing but a name, unless said otherwise."""
+    """Open a run with only a name and the given fields."""
     return runs.open_run(**{"name": name, "description": None, "tags": None, "log_system_metrics": None, **fields})
 
 
 def test_a_run_has_its_name_description_and_tags_as_text(started):
-    """Numbers and nested values are accepted as tags; a server would refuse them as they are."""
+    """A run has its name and description, and numbers and nested values as tags in text form."""
     with open_run(description="about", tags={"fold": 1, "grid": {"C": [1, 2]}}) as run:
         pass
 
@@ -64,7 +64,7 @@ def test_a_run_has_its_name_description_and_tags_as_text(started):
     ids=repr,
 )
 def test_a_run_tells_how_it_ended(started, error, status, reason):
-    """Status and tag are those of the exception, which passes through as it is."""
+    """A run has the status and reason of the exception that ended it, and the exception passes unchanged."""
     with pytest.raises(type(error)) as raised, open_run() as run:
         raise error
 
@@ -76,7 +76,7 @@ def test_a_run_tells_how_it_ended(started, error, status, reason):
 
 
 def test_a_run_left_open_inside_is_closed_first(started):
-    """What was opened inside ends with the outer run, and as that does."""
+    """A run that is left open inside another run is closed with it, with the same status."""
     with pytest.raises(ValueError, match="x"), open_run() as outer:
         inner = mlflow.start_run(nested=True)
         raise ValueError("x")
@@ -86,7 +86,7 @@ def test_a_run_left_open_inside_is_closed_first(started):
 
 
 def test_a_run_that_the_job_opened_before_stays_open(started):
-    """MLflow refuses the second run, as it always does, and the first goes on."""
+    """A second run without `nested` is refused, as by plain MLflow, and the first stays open."""
     with mlflow.start_run() as mine:
         with pytest.raises(Exception, match="already active"), open_run():
             pytest.fail("must not be entered")
@@ -95,7 +95,7 @@ def test_a_run_that_the_job_opened_before_stays_open(started):
 
 
 def test_a_run_that_the_job_ended_itself_stays_as_it_ended(started):
-    """The job's own word about its run is the last."""
+    """A run that the job has ended itself keeps the status that the job gave."""
     with open_run() as run:
         mlflow.end_run("FAILED")
 
@@ -103,7 +103,7 @@ def test_a_run_that_the_job_ended_itself_stays_as_it_ended(started):
 
 
 class Listener:
-    """Takes notes, and fails if it is told to."""
+    """A listener that records its calls, and raises an exception if `fails`."""
 
     def __init__(self, *, fails: bool = False) -> None:
         self.heard = []
@@ -125,7 +125,7 @@ class Listener:
 
 
 def test_listeners_hear_of_start_and_end(started, caplog):
-    """While the run is ending it is still open; a listener that fails harms neither the job nor the next one."""
+    """Listeners are called at start, ending and end; one that fails harms neither the job nor others."""
     failing, listener = Listener(fails=True), Listener()
     undo = [_job.subscribe(failing), _job.subscribe(listener)]
 
@@ -144,7 +144,7 @@ def test_listeners_hear_of_start_and_end(started, caplog):
 
 
 def test_a_listener_can_attach_a_file(started, tmp_path):
-    """The log of a run gets to the run this way."""
+    """A listener can attach a file to a run that is ending, as the log of a run does."""
     (tmp_path / "job.log").write_text("line")
 
     class Attacher(Listener):
@@ -160,7 +160,7 @@ def test_a_listener_can_attach_a_file(started, tmp_path):
 
 
 def test_a_store_that_is_gone_does_not_mask_the_exception(started, monkeypatch, caplog):
-    """The job sees its own exception, and one line says that the end was not recorded."""
+    """If the end of a run cannot be recorded, the job's own exception passes, and one error is logged."""
 
     def gone(*_):
         raise ConnectionError("gone")
@@ -177,7 +177,7 @@ def test_a_store_that_is_gone_does_not_mask_the_exception(started, monkeypatch, 
 
 
 def test_a_line_knows_its_run(started):
-    """Id, name and experiment, inside the run only."""
+    """`facts` returns the id, name and experiment of the run inside it, and nothing outside."""
     assert _job.facts() == {}
 
     with open_run() as run:
@@ -187,14 +187,14 @@ def test_a_line_knows_its_run(started):
 
 
 def test_a_line_knows_a_run_that_plain_mlflow_opened(started):
-    """A job need not use anything of ours for its lines to carry the run."""
+    """`facts` returns the run that plain `mlflow.start_run` has opened."""
     with mlflow.start_run(run_name="plain") as run:
         assert _job.facts()["run_id"] == run.info.run_id
         assert _job.facts()["run_name"] == "plain"
 
 
 def test_a_line_of_another_thread_knows_the_job_s_run(started):
-    """MLflow's active run belongs to one thread, the job's lines come from many."""
+    """`facts` returns the job's run in a thread without a run of its own."""
     heard = []
     with open_run() as run:
         thread = threading.Thread(target=lambda: heard.append(_job.facts()["run_id"]))
@@ -205,7 +205,7 @@ def test_a_line_of_another_thread_knows_the_job_s_run(started):
 
 
 def test_a_line_inside_a_span_knows_its_trace(started):
-    """So that a log line leads to the trace of an agent and back."""
+    """`facts` returns the ids of trace and span inside a span."""
     with mlflow.start_span("call") as span:
         found = _job.facts()
 
@@ -213,7 +213,7 @@ def test_a_line_inside_a_span_knows_its_trace(started):
 
 
 def test_a_host_lets_the_job_s_own_run_join(started):
-    """Whatever way the job opens its first run, it is the host's, which closes it."""
+    """The job's first run joins the host run, which stays open until the host closes it."""
     with runs.host_run(name="host", description=None, tags=None, log_system_metrics=None) as host:
         with open_run("mine", tags={"fold": 1}) as joined:
             pass
@@ -226,7 +226,7 @@ def test_a_host_lets_the_job_s_own_run_join(started):
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda signum: signum.name)
 def test_a_process_that_is_sent_a_signal_closes_its_run_as_killed(store_uri, start_python, signum):
-    """The process ends by the signal, its run says so."""
+    """A process that ends by a signal closes its run as KILLED, with the signal as its reason."""
     process = start_python("-c", SCRIPT.format(body="time.sleep(600)"))
     process.wait_for("run ")
     process.send(signum)
@@ -242,7 +242,7 @@ def test_a_process_that_is_sent_a_signal_closes_its_run_as_killed(store_uri, sta
     [("sys.exit(0)", 0, "FINISHED"), ("sys.exit(3)", 3, "FAILED"), ("raise ValueError('bad')", 1, "FAILED")],
 )
 def test_a_process_that_exits_tells_its_run_how(store_uri, run_python, body, code, status):
-    """The status of the process is the job's own, and so is that of the run."""
+    """The exit status of a process stays the job's own, and determines the status of its run."""
     exit_status, _, err = run_python("-c", SCRIPT.format(body=body))
 
     assert exit_status == code, err
@@ -251,7 +251,7 @@ def test_a_process_that_exits_tells_its_run_how(store_uri, run_python, body, cod
 
 
 def test_a_run_on_a_server_is_closed_like_any_other(mlflow_server):
-    """Tags, status and link through a real server."""
+    """A run on a real server gets its tags and its status."""
     stop = start(mlflow_server, "served")
     listener = Listener()
     unsubscribe = _job.subscribe(listener)
@@ -267,7 +267,7 @@ def test_a_run_on_a_server_is_closed_like_any_other(mlflow_server):
 
 
 def test_nothing_of_mlflow_s_goes_to_stdout(mlflow_server, capsys):
-    """Standard output belongs to the job; MLflow prints two lines there for each run on a server."""
+    """MLflow's two lines per run on a server do not go to stdout, which belongs to the job."""
     stop = start(mlflow_server, "served")
     with open_run():
         pass
@@ -277,7 +277,7 @@ def test_nothing_of_mlflow_s_goes_to_stdout(mlflow_server, capsys):
 
 
 def test_a_store_that_is_silent_is_given_up(started, monkeypatch, caplog):
-    """The end of the job is not the end of its patience."""
+    """Closing a run in a store that does not answer is given up after a time limit, with a report."""
     silent = threading.Event()
     monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_: silent.wait())
     monkeypatch.setattr(runs, "PATIENCE", 0.2)
@@ -289,7 +289,7 @@ def test_a_store_that_is_silent_is_given_up(started, monkeypatch, caplog):
 
 
 def test_a_run_is_closed_in_the_store_that_it_was_opened_in(started, tmp_path):
-    """Wherever the job points MLflow meanwhile."""
+    """A run is closed in its own store, although MLflow points to another store by then."""
     with open_run() as run:
         mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/other.db")
 
@@ -297,7 +297,7 @@ def test_a_run_is_closed_in_the_store_that_it_was_opened_in(started, tmp_path):
 
 
 def test_a_run_can_be_closed_by_another_thread(started):
-    """As when a generator that holds one is continued elsewhere."""
+    """A run is closed when another thread leaves its block, as with a generator."""
 
     def generate():
         with open_run() as run:
@@ -324,7 +324,7 @@ def test_a_run_can_be_closed_by_another_thread(started):
 
 @pytest.mark.parametrize("end", ["os._exit(0)", "sys.exit(3)", "raise ValueError('child')"])
 def test_a_forked_child_leaves_its_parent_s_run_alone(store_uri, run_python, end):
-    """It inherits the block, but not the run."""
+    """A forked child that leaves the inherited block does not close its parent's run."""
     body = f"import os\n    if os.fork() == 0: {end}\n    os.wait()"
     status, _, err = run_python("-W", "ignore", "-c", SCRIPT.format(body=body))
 
@@ -334,7 +334,7 @@ def test_a_forked_child_leaves_its_parent_s_run_alone(store_uri, run_python, end
 
 
 def test_a_run_of_another_thread_is_closed_when_the_job_is_killed(store_uri, start_python):
-    """The handler of the signal is there while the service runs, not only while the main thread has a run."""
+    """SIGTERM closes the run of another thread, although the main thread has no run."""
     code = (
         "import threading, time; from autogen_team.io.services import MlflowService\n"
         "service = MlflowService()\n"
@@ -356,7 +356,7 @@ def test_a_run_of_another_thread_is_closed_when_the_job_is_killed(store_uri, sta
 @pytest.mark.parametrize("moment", ["run_started", "run_ending"])
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=lambda signum: signum.name)
 def test_a_signal_while_a_run_is_opened_or_closed_is_not_lost(started, moment, signum):
-    """It takes effect afterwards, and the run is closed."""
+    """A signal during the opening or closing of a run takes effect after it, and the run is closed."""
 
     class Signaller(Listener):
         pass
@@ -376,7 +376,7 @@ def test_a_signal_while_a_run_is_opened_or_closed_is_not_lost(started, moment, s
 
 
 def test_secrets_in_tags_and_descriptions_are_masked(started):
-    """They would stay in the store for ever."""
+    """Secrets in the tags and the description of a run are not stored."""
     address = "postgresql://bob:hunter2-hunter2@db/runs"
     with open_run(tags={"db": address}, description=f"from {address}") as run:
         pass
@@ -386,7 +386,7 @@ def test_secrets_in_tags_and_descriptions_are_masked(started):
 
 @pytest.mark.parametrize(("signum", "kind"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
 def test_a_signal_that_comes_while_a_run_cannot_be_opened_is_heeded(started, monkeypatch, signum, kind):
-    """A job that does without tracking then must not live on until SIGKILL."""
+    """A signal during a failed opening of a run ends the job."""
 
     def fail(**_):
         signal.raise_signal(signum)
@@ -398,7 +398,7 @@ def test_a_signal_that_comes_while_a_run_cannot_be_opened_is_heeded(started, mon
 
 
 def test_services_that_stop_in_any_order_leave_each_other_the_facts(started):
-    """The lines of the one that goes on still say which run they belong to."""
+    """`facts` returns the run of a remaining service, whichever services have stopped before."""
     stop_second = start(mlflow.get_tracking_uri(), "tests")
     stop_third = start(mlflow.get_tracking_uri(), "tests")
     stop_second()
@@ -409,7 +409,7 @@ def test_services_that_stop_in_any_order_leave_each_other_the_facts(started):
 
 
 def test_the_page_of_a_run_on_a_server_is_a_line_of_log(mlflow_server, caplog, capsys):
-    """MLflow prints it on stdout, which is the job's."""
+    """The URL of a run on a server is logged, not printed to stdout."""
     caplog.set_level(logging.INFO, logger="autogen_team")
     stop = start(mlflow_server, "served")
     with open_run() as run:
@@ -422,7 +422,7 @@ def test_the_page_of_a_run_on_a_server_is_a_line_of_log(mlflow_server, caplog, c
 
 
 def test_a_signal_that_the_job_has_dealt_with_closes_no_run(store_uri, start_session):
-    """A worker that ends after it, in a thread of the job, does not take it for the end of the job."""
+    """A signal that the job has handled does not close runs when a worker in a thread ends."""
     start_session(store_uri)
     before = signal.signal(signal.SIGHUP, lambda *_: None)
     try:

@@ -1,4 +1,4 @@
-"""The contract with the parts of MLflow that it does not promise: should an update move them, these tests say which."""
+"""The contract with MLflow's undocumented parts: if an update moves them, these tests show which."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autogen_team.io._tracking import seam
 
 @pytest.fixture(autouse=True)
 def mlflow_as_it_was():
-    """Give MLflow back to the next test as this one found it, by the very functions under test."""
+    """Restore MLflow's state after the test, by the very functions under test."""
     undo = [seam.keep_autolog(), seam.keep_uris()]
     yield
     while mlflow.active_run() is not None:
@@ -28,7 +28,7 @@ def mlflow_as_it_was():
 
 
 def test_uris_and_experiment_are_given_back(store_uri):
-    """Nothing of them stays, neither in MLflow nor in the environment."""
+    """Restoring removes URIs and experiment from MLflow and from the environment."""
     before = dict(os.environ), mlflow.is_tracking_uri_set(), registry._registry_uri, fluent._active_experiment_id
 
     restore = seam.keep_uris()
@@ -43,7 +43,7 @@ def test_uris_and_experiment_are_given_back(store_uri):
 
 
 def test_uris_that_the_job_had_set_are_given_back(store_uri):
-    """The user's own choice comes back, not MLflow's default."""
+    """Restoring brings back the tracking URI that the job had set, not MLflow's default."""
     mlflow.set_tracking_uri("sqlite:///mine.db")
 
     restore = seam.keep_uris()
@@ -55,7 +55,7 @@ def test_uris_that_the_job_had_set_are_given_back(store_uri):
 
 
 def test_autologging_that_was_off_is_off_again():
-    """Neither a library that is loaded nor one that is imported later is autologged any more."""
+    """Restoring turns autologging off again, for imported libraries and for those imported later."""
     import sklearn  # noqa: F401 - autologging starts at once for what is imported
 
     restore = seam.keep_autolog()
@@ -69,7 +69,7 @@ def test_autologging_that_was_off_is_off_again():
 
 
 def test_autologging_that_the_job_had_switched_on_is_on_again():
-    """With the arguments that the job gave."""
+    """Restoring turns autologging on again, with the arguments that the job had given."""
     import sklearn  # noqa: F401 - as above
 
     mlflow.autolog(silent=True, log_models=False)
@@ -84,7 +84,7 @@ def test_autologging_that_the_job_had_switched_on_is_on_again():
 
 
 def test_open_runs_of_the_thread_are_known(store_uri):
-    """All of them, the innermost last."""
+    """`open_run_ids` returns all open runs of the thread, innermost last."""
     mlflow.set_tracking_uri(store_uri)
 
     with mlflow.start_run() as outer, mlflow.start_run(nested=True) as inner:
@@ -94,7 +94,7 @@ def test_open_runs_of_the_thread_are_known(store_uri):
 
 
 def test_the_sampling_of_a_run_can_be_stopped(store_uri):
-    """MLflow forgets its thread when the end of the run cannot be recorded."""
+    """`stop_system_metrics` stops the sampling thread of a run, and may be called twice."""
     mlflow.set_tracking_uri(store_uri)
     run = mlflow.start_run(log_system_metrics=True)
     monitor = fluent.run_id_to_system_metrics_monitor[run.info.run_id]
@@ -106,7 +106,7 @@ def test_the_sampling_of_a_run_can_be_stopped(store_uri):
 
 
 def test_who_leaves_first_hands_down_what_it_found(store_uri):
-    """Services that are stopped in another order than the reverse give back the state of before them all."""
+    """Services that stop in the order of their start restore the state from before all of them."""
     first = seam.keep_uris()
     mlflow.set_tracking_uri("sqlite:///first.db")
     second = seam.keep_uris()
@@ -120,7 +120,7 @@ def test_who_leaves_first_hands_down_what_it_found(store_uri):
 
 
 def test_a_uri_that_only_the_environment_had_is_not_set_afterwards(store_uri, monkeypatch):
-    """Whoever changes the variable later is heard."""
+    """After restoring, a later change of `MLFLOW_TRACKING_URI` takes effect."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///first.db")
     restore = seam.keep_uris()
     mlflow.set_tracking_uri(store_uri)
@@ -132,7 +132,7 @@ def test_a_uri_that_only_the_environment_had_is_not_set_afterwards(store_uri, mo
 
 
 def test_a_run_can_be_deleted_for_good(store_uri):
-    """As `mlflow gc` does it."""
+    """`gc_of` deletes a run permanently, as `mlflow gc` does."""
     client = mlflow.MlflowClient(store_uri)
     run_id = client.create_run("0").info.run_id
     client.delete_run(run_id)
@@ -144,7 +144,7 @@ def test_a_run_can_be_deleted_for_good(store_uri):
 
 
 def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
-    """At every call, also of a client that was made before; and at what it found before when we have gone."""
+    """Existing and new clients use the stand-in for a store, and MLflow's own store after undo."""
     client = mlflow.MlflowClient(store_uri)
     plain = seam.plain_store(store_uri)
     assert client._tracking_client.store is plain
@@ -161,7 +161,7 @@ def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
 
 
 def test_mlflow_looks_for_its_model_registries_where_we_stand_in(store_uri):
-    """At every call, whichever registry it is; the first that came does once the second has gone, then MLflow's own."""
+    """Clients use the latest stand-in for a registry, then the earlier one, then MLflow's own."""
     client = mlflow.MlflowClient(store_uri, f"{store_uri}?registry")._get_registry_client()
     plain, method = client.store, registry.ModelRegistryStoreRegistry._get_store_with_resolved_uri
     first = seam.stand_in_registries(lambda store: ("first", store))
@@ -180,7 +180,7 @@ def test_mlflow_looks_for_its_model_registries_where_we_stand_in(store_uri):
 
 
 def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):
-    """For runs and for logged models, each with the function that finds MLflow's own."""
+    """Artifacts of runs and of logged models are found through the stand-in, until undo."""
     client = mlflow.MlflowClient(store_uri)
     run = client.create_run("0")
     asked = []
@@ -203,7 +203,7 @@ def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):
 
 
 def test_mlflow_can_say_what_a_run_will_be(store_uri):
-    """With what is not None changed, and the rest as it is."""
+    """`changed` returns a copy of a run's info in which only the values that are not None differ."""
     info = mlflow.MlflowClient(store_uri).create_run("0", run_name="before").info
     changed = seam.changed(info, RunStatus.FAILED, 7, None)
 
@@ -213,7 +213,7 @@ def test_mlflow_can_say_what_a_run_will_be(store_uri):
 
 
 def test_the_end_of_the_process_comes_after_the_end_of_its_run(run_python):
-    """MLflow ends the run that is open then; what closes the journal is called behind that."""
+    """`close_at_exit` calls its function after MLflow has ended the open run at exit."""
     code = (
         "import mlflow; from autogen_team.io._tracking import seam\n"
         "from mlflow.tracking import fluent\n"
@@ -228,7 +228,7 @@ def test_the_end_of_the_process_comes_after_the_end_of_its_run(run_python):
 
 
 def test_mlflow_s_rules_are_where_we_ask_for_them():
-    """Each raises MLflow's own exception for what it is about."""
+    """Each check of MLflow's raises MLflow's own exception for an invalid value."""
     for check, bad in (
         (seam.check_metric, ("a(b", 1.0, 0, 0)),
         (seam.check_param, ("a(b", "x")),
@@ -244,7 +244,7 @@ def test_mlflow_s_rules_are_where_we_ask_for_them():
 
 
 def test_what_a_trace_passes_can_be_tapped(store_uri):
-    """Its spans and itself, with the client and MLflow's own method; afterwards MLflow's client is as it was."""
+    """Taps are called for the spans, the trace and its tags, and MLflow's client is restored by undo."""
     mlflow.set_tracking_uri(store_uri)
     names = ("start_trace", "log_spans", "set_trace_tag", "_upload_trace_data", "link_prompt_versions_to_trace")
     before = [getattr(TracingClient, name) for name in names]
@@ -261,14 +261,14 @@ def test_what_a_trace_passes_can_be_tapped(store_uri):
     mlflow.set_trace_tag(span.trace_id, "stage", "final")
     undo()
 
-    # MLflow uploads a trace as well if that is stored before its spans are: both are on their way at the same time.
+    # MLflow also uploads a trace that is stored before its spans: both are sent at the same time.
     assert set(passed) >= {("start_trace", store_uri), ("log_spans", store_uri), ("set_trace_tag", store_uri)}
     assert [getattr(TracingClient, name) for name in names] == before
     assert mlflow.MlflowClient().get_trace(span.trace_id).info.tags["stage"] == "final"
 
 
 def test_traces_that_are_to_be_stored_are_waited_for(store_uri, monkeypatch):
-    """Once that has happened, the store has all of them."""
+    """After `wait_for_traces`, all asynchronous traces are in the store."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
     mlflow.set_tracking_uri(store_uri)
     for _ in range(5):
@@ -280,7 +280,7 @@ def test_traces_that_are_to_be_stored_are_waited_for(store_uri, monkeypatch):
 
 
 def test_a_span_can_be_made_of_what_it_says_of_itself(store_uri):
-    """All of it, with the description of its process, which it leaves out."""
+    """`span_of` rebuilds a span from its dictionary, and takes its resource from the original span."""
     mlflow.set_tracking_uri(store_uri)
     with pytest.raises(ValueError), mlflow.start_span("ask") as span:
         span.set_inputs({"a": 1})
@@ -295,7 +295,7 @@ def test_a_span_can_be_made_of_what_it_says_of_itself(store_uri):
 
 
 def test_a_trace_that_counts_as_stored_is_not_uploaded(store_uri):
-    """MLflow looks at a tag of what the store returns."""
+    """MLflow does not upload a trace that `as_stored` has tagged."""
     mlflow.set_tracking_uri(store_uri)
     uploads = []
 
@@ -318,7 +318,7 @@ def test_a_trace_that_counts_as_stored_is_not_uploaded(store_uri):
 
 
 def test_processors_of_spans_outlive_a_change_of_the_tracking_uri(store_uri):
-    """MLflow forgets them otherwise."""
+    """Span processors stay configured when the tracking URI changes inside `keeping_span_processors`."""
 
     def processor(span):
         """Do nothing."""
@@ -332,7 +332,7 @@ def test_processors_of_spans_outlive_a_change_of_the_tracking_uri(store_uri):
 
 
 def test_runs_are_made_in_the_experiment_that_is_provided(store_uri):
-    """MLflow asks for it wherever it has imported the function, until the job chooses one itself, or it is undone."""
+    """Runs are created in the provided experiment until the job chooses another one or it is undone."""
     mlflow.set_tracking_uri(store_uri)
     experiment_id = mlflow.create_experiment("other")
     undo = seam.provide_experiment(experiment_id, lambda: experiment_id)
@@ -351,7 +351,7 @@ def test_runs_are_made_in_the_experiment_that_is_provided(store_uri):
 
 
 def test_mlflow_is_pointed_to_stores_until_the_variable_says_otherwise(store_uri, monkeypatch):
-    """The registry follows unless it has a place of its own; offline, nothing is asked."""
+    """`point_at` sets both stores; a changed variable wins, unless `for_good`."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///before.db")
     restore = seam.keep_uris()
     seam.point_at(store_uri, store_uri)
@@ -368,7 +368,7 @@ def test_mlflow_is_pointed_to_stores_until_the_variable_says_otherwise(store_uri
 
 
 def test_a_store_without_a_stand_in_gets_one_when_it_is_used(store_uri):
-    """Once; and while that is being made, MLflow's own store answers."""
+    """A store gets a stand-in once, at its first use; MLflow's own store answers during that."""
     mlflow.set_tracking_uri(store_uri)
     started = []
 
@@ -391,7 +391,7 @@ def test_a_store_without_a_stand_in_gets_one_when_it_is_used(store_uri):
 
 
 def test_the_environment_is_given_back_whoever_leaves_first(monkeypatch):
-    """Each has kept variables of its own."""
+    """Variables are restored to their first values when services leave in the order of their start."""
     monkeypatch.setenv("AUTOGEN_TEAM_FIRST", "before")
     first = seam.keep_environment("AUTOGEN_TEAM_FIRST", "AUTOGEN_TEAM_BOTH")
     os.environ |= {"AUTOGEN_TEAM_FIRST": "1", "AUTOGEN_TEAM_BOTH": "1"}
@@ -405,7 +405,7 @@ def test_the_environment_is_given_back_whoever_leaves_first(monkeypatch):
 
 
 def test_the_images_of_a_run_are_waited_for_where_artifacts_are_found(store_uri):
-    """`mlflow.flush_artifact_async_logging` asks what stands in for MLflow's repository, and later that one again."""
+    """`mlflow.flush_artifact_async_logging` uses the stand-in for artifacts only until it is undone."""
     found = []
 
     def find(plain, owner, kind):

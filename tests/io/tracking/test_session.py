@@ -1,4 +1,4 @@
-"""MLflow set up for a job by many processes at once."""
+"""Starting MLflow in many processes of a job at once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PROCESSES = 8
 
 
 def test_many_processes_start_on_one_fresh_database(start_python):
-    """The first makes the tables, the others find them; plain MLflow lets most of them fail."""
+    """Eight processes can start on one new database at once; with plain MLflow, most of them fail."""
     code = (
         "import mlflow; from autogen_team.io.services import MlflowService\n"
         "service = MlflowService(experiment_name='race', autolog_disable=True)\n"
@@ -32,7 +32,7 @@ def test_many_processes_start_on_one_fresh_database(start_python):
 
 
 def test_a_folder_for_locks_that_cannot_be_made_is_no_obstacle(tmp_path, caplog):
-    """In a container without a home the store is fine all the same."""
+    """If the folder of locks cannot be created, `in_turn` warns and continues without a lock."""
     (tmp_path / "file").write_text("")
 
     with turns.in_turn("sqlite:///mlflow.db", tmp_path / "file" / "state"):
@@ -42,7 +42,7 @@ def test_a_folder_for_locks_that_cannot_be_made_is_no_obstacle(tmp_path, caplog)
 
 
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path, caplog, monkeypatch):
-    """Lustre without `-o flock` is one."""
+    """On a file system without locks, such as Lustre without `-o flock`, `in_turn` warns and continues."""
 
     def flock(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")
@@ -55,7 +55,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, caplog, monkeypatc
 
 
 def test_a_database_has_one_turn_whatever_its_options(tmp_path):
-    """They are no part of its place."""
+    """Different URIs of one database share one lock."""
     for uri in ("sqlite:///mlflow.db", "sqlite:///mlflow.db?timeout=5", f"sqlite:///{Path.cwd()}/mlflow.db"):
         with turns.in_turn(uri, tmp_path / "state"):
             pass
@@ -64,14 +64,14 @@ def test_a_database_has_one_turn_whatever_its_options(tmp_path):
 
 
 def test_the_state_folder_is_for_its_owner_only(tmp_path):
-    """All of it, not only the innermost folder."""
+    """Only the owner can read the state folder and its folder of locks."""
     with turns.in_turn("sqlite:///mlflow.db", tmp_path / "state"):
         assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
         assert (tmp_path / "state" / "locks").stat().st_mode & 0o777 == 0o700
 
 
 def test_whoever_looks_for_the_experiment_sets_nothing(store_uri, monkeypatch):
-    """A start that has given up on a slow server must not be overtaken by its answer."""
+    """Looking up the experiment sets no active experiment, so that a late answer changes nothing."""
     monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
     mlflow.set_tracking_uri(store_uri)
     made = session._find_experiment("digits")

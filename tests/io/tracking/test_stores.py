@@ -1,4 +1,4 @@
-"""Other stores than the one that was started with, and other words for the same one."""
+"""Stores other than the one that tracking was started with, and other spellings of the same store."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ def home(make_database):
 
 @pytest.fixture
 def other(make_database):
-    """Return another one."""
+    """Return another store."""
     return make_database("other")
 
 
 def runs_of(uri):
-    """Return the runs of a store as plain MLflow has them, by the names of their experiments."""
+    """Return the runs of a store by plain MLflow, each with the name of its experiment."""
     client = mlflow.MlflowClient(uri)
     found = {one.experiment_id: one.name for one in client.search_experiments()}
     return [(found[run.info.experiment_id], run) for run in client.search_runs(list(found))]
 
 
 def log_a_run():
-    """Log what has to be delivered, and what must not be shown."""
+    """Log a run with a metric and with secrets, and return its id."""
     with mlflow.start_run(run_name="train") as run:
         mlflow.log_metric("loss", 0.5)
         mlflow.log_param("database", SECRET)
@@ -56,7 +56,7 @@ def log_a_run():
     ],
 )
 def test_a_store_is_the_same_in_other_words(one, other):
-    """Paths, options, names of this machine, ports that go without saying, and drivers make no difference."""
+    """URIs that differ in paths, options, loopback names, default ports or drivers have the same identity."""
     assert places.identity(one) == places.identity(other)
 
 
@@ -72,12 +72,12 @@ def test_a_store_is_the_same_in_other_words(one, other):
     ],
 )
 def test_another_store_is_another_one(one, other):
-    """Also on the same machine, and for another user."""
+    """URIs of different databases, ports, paths, schemes or users have different identities."""
     assert places.identity(one) != places.identity(other)
 
 
 def test_a_path_and_its_absolute_form_are_one_store():
-    """Whether it is a file or a folder, and through links."""
+    """Relative, absolute and linked paths of a database or a folder have the same identity."""
     Path("link").symlink_to(Path.cwd())
 
     assert places.identity("sqlite:///mlflow.db") == places.identity(f"sqlite:///{Path.cwd()}/link/mlflow.db")
@@ -85,7 +85,7 @@ def test_a_path_and_its_absolute_form_are_one_store():
 
 
 def test_a_store_in_other_words_has_the_same_journal(start_session, home):
-    """What is logged there is masked, too."""
+    """A store under another spelling of its URI uses the same journal, and is masked."""
     start_session(home)
     words = home.replace("/mlflow.db", "/../home/mlflow.db?timeout=5")
     mlflow.set_tracking_uri(words)
@@ -100,7 +100,7 @@ def test_a_store_in_other_words_has_the_same_journal(start_session, home):
 
 
 def test_a_server_in_other_words_has_the_same_journal(start_session, mlflow_server):
-    """With another name for the machine, and a slash at the end."""
+    """A server under another loopback name and with a final slash uses the same journal."""
     start_session(mlflow_server)
     words = mlflow_server.replace("127.0.0.1", "localhost") + "/"
     mlflow.set_tracking_uri(words)
@@ -114,7 +114,7 @@ def test_a_server_in_other_words_has_the_same_journal(start_session, mlflow_serv
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("way", ["by a call", "by the variable"])
 def test_another_store_gets_what_the_first_one_has(start_session, home, other, monkeypatch, durable, way):
-    """Its runs are in the experiment of the job, masked, and go through a journal unless none is wanted."""
+    """Runs in another store are in the job's experiment, masked, and go through a journal if durable."""
     session = start_session(home, durable=durable)
     if way == "by a call":
         mlflow.set_tracking_uri(other)
@@ -134,7 +134,7 @@ def test_another_store_gets_what_the_first_one_has(start_session, home, other, m
 
 
 def test_a_client_of_another_store_is_masked_as_well(start_session, home, other):
-    """Loggers of libraries have clients, and never point MLflow anywhere."""
+    """A client of another store is masked, although MLflow does not point to that store."""
     start_session(home)
     client = mlflow.MlflowClient(other)
     run_id = client.create_run("0", run_name=SECRET).info.run_id
@@ -146,7 +146,7 @@ def test_a_client_of_another_store_is_masked_as_well(start_session, home, other)
 
 
 def test_an_experiment_that_the_job_chooses_is_used(start_session, home, other):
-    """In any store; it goes before that of the settings."""
+    """An experiment that the job chooses in another store is used instead of that of the settings."""
     start_session(home)
     mlflow.set_tracking_uri(other)
     mlflow.set_experiment("elsewhere")
@@ -157,7 +157,7 @@ def test_an_experiment_that_the_job_chooses_is_used(start_session, home, other):
 
 
 def test_a_store_that_mlflow_refuses_is_refused(start_session, home):
-    """By MLflow's own exception, at the call."""
+    """An invalid tracking URI raises MLflow's own exception at the first call."""
     start_session(home)
     mlflow.set_tracking_uri("nonsense://a")
 
@@ -167,7 +167,7 @@ def test_a_store_that_mlflow_refuses_is_refused(start_session, home):
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_metrics_of_a_hot_loop_go_to_the_store_of_their_run(start_session, home, other, durable):
-    """Wherever MLflow is pointed to meanwhile."""
+    """`log_metrics` logs to the store of the open run, wherever MLflow points by then."""
     log_metrics = start_session(home, durable=durable).log_metrics
     with mlflow.start_run():
         log_metrics({"a": 1}, 0)
@@ -183,7 +183,7 @@ def test_metrics_of_a_hot_loop_go_to_the_store_of_their_run(start_session, home,
 
 
 def test_the_store_of_a_run_is_where_it_was_opened(mlflow_as_it_was, isolated, store_uri, other):
-    """Until it has ended."""
+    """`uri_of` returns the store in which an open run was opened."""
     with mlflow.start_run() as run:
         mlflow.set_tracking_uri(other)
         assert isolation.uri_of(run) == store_uri
@@ -206,7 +206,7 @@ NAMED = "mlflow_service=__import__('autogen_team').io.services.MlflowService(exp
 
 @pytest.fixture
 def given(store_uri):
-    """Return a run, and its experiment, that another program has made."""
+    """Return a run that another program has created in an experiment of its own."""
     client = mlflow.MlflowClient(store_uri)
     return client.create_run(client.create_experiment("theirs"), run_name="theirs")
 
@@ -226,7 +226,7 @@ def given(store_uri):
 def test_a_run_and_an_experiment_that_are_given_from_outside_are_used(
     run_python, store_uri, given, arguments, environment, wanted
 ):
-    """As `mlflow run`, Azure ML and Databricks give them; the run goes on, later ones are in the experiment."""
+    """The first run resumes `MLFLOW_RUN_ID`; experiments from the environment are used for others."""
     values = {
         "MLFLOW_EXPERIMENT_ID": given.info.experiment_id,
         "MLFLOW_EXPERIMENT_NAME": "mine",
@@ -245,7 +245,7 @@ def test_a_run_and_an_experiment_that_are_given_from_outside_are_used(
 
 
 def test_an_experiment_of_another_store_is_not_meant(start_session, home, other, monkeypatch):
-    """An id says something in the store only that the environment names beside it."""
+    """`MLFLOW_EXPERIMENT_ID` is ignored if the environment names another store than the job's."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
 
@@ -256,7 +256,7 @@ def test_an_experiment_of_another_store_is_not_meant(start_session, home, other,
 
 
 def test_a_context_inside_of_a_given_experiment_uses_it_too(start_session, store_uri, given, monkeypatch):
-    """As the context of a script inside that of `autogen-team run`."""
+    """A context inside another one uses the experiment of the environment as well."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", given.info.experiment_id)
     start_session(store_uri, is_experiment_chosen=False)
     start_session(store_uri, is_experiment_chosen=False)
@@ -267,7 +267,7 @@ def test_a_context_inside_of_a_given_experiment_uses_it_too(start_session, store
 
 
 def test_a_job_that_works_offline_does_not_ask_the_server_that_it_names(start_session, tmp_path, free_port):
-    """Its runs are where all offline runs are."""
+    """Offline, runs stay in the offline store, although the job points MLflow to the server."""
     server = f"http://127.0.0.1:{free_port()}"
     session = start_session(server, mode="offline")
     mlflow.set_tracking_uri(server.replace("127.0.0.1", "localhost"))
@@ -279,7 +279,7 @@ def test_a_job_that_works_offline_does_not_ask_the_server_that_it_names(start_se
 
 
 def test_an_experiment_that_does_not_exist_is_told(run_python, store_uri):
-    """With the variable that names it, and what to do."""
+    """An unknown `MLFLOW_EXPERIMENT_ID` raises an error that names the variable and the id."""
     status, _, err = run_python("-c", EXPERIMENTS.format(arguments=""), MLFLOW_EXPERIMENT_ID="7")
 
     assert status == 1
@@ -287,7 +287,7 @@ def test_an_experiment_that_does_not_exist_is_told(run_python, store_uri):
 
 
 def test_a_child_process_with_another_store_uses_its_own_experiment(start_session, home, other):
-    """What a service has published for children means nothing there."""
+    """A child process with another store ignores the experiment that its parent has published."""
     start_session(home, experiment_name="parent")
     code = EXPERIMENTS.format(arguments=NAMED.replace("experiment_name='named'", f"tracking_uri={other!r}"))
 

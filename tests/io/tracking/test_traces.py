@@ -1,4 +1,4 @@
-"""Traces on their way to a store: secrets are masked, a dead store does not hold the process up."""
+"""Traces on their way to a store: secrets are masked, and a dead store does not delay the process."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ KNOWN = "correct-horse-battery"
 
 @pytest.fixture(autouse=True)
 def tracing_as_it_was(monkeypatch):
-    """Give the next test a tracing that nothing has been done to."""
+    """Set a known secret, and reset MLflow's tracing after the test."""
     monkeypatch.setenv("SOME_API_TOKEN", KNOWN)
     yield
     mlflow.tracing.reset()
 
 
 def trace(*, name: str = "ask") -> str:
-    """Make a trace that holds a secret in each of its parts, and return its id."""
+    """Log a trace with a secret in each of its parts, and return its id."""
     with pytest.raises(ValueError), mlflow.start_span(f"{name} {KNOWN}") as span:
         span.set_inputs(
             {**INPUTS, "extra_headers": {"Authorization": HEADER, "X-Other": HEADER}, "cookie": "example-secret"}
@@ -45,19 +45,19 @@ def trace(*, name: str = "ask") -> str:
 
 
 def stored(uri: str, trace_id: str) -> mlflow.entities.Trace:
-    """Return a trace as the store has it."""
+    """Return a trace from the store."""
     mlflow.set_tracking_uri(uri)
     return mlflow.MlflowClient(uri).get_trace(trace_id)
 
 
 def files_with_secrets(folder: Path) -> list[Path]:
-    """Return the files in which one of the secrets stands."""
+    """Return the files that contain one of the secrets."""
     secrets = (b"example-secret", KNOWN.encode())
     return [path for path in folder.rglob("*") if path.is_file() and any(s in path.read_bytes() for s in secrets)]
 
 
 def test_no_part_of_a_trace_is_stored_with_a_secret(start_session, store_uri, tmp_path):
-    """Inputs, outputs, attributes, events, status, names, tags, metadata and previews; the rest is as it was."""
+    """No part of a trace is stored with a secret, and all other content is unchanged."""
     session = start_session(store_uri)
     with mlflow.start_run() as run:
         trace_id = trace()
@@ -79,7 +79,7 @@ def test_no_part_of_a_trace_is_stored_with_a_secret(start_session, store_uri, tm
 
 
 def test_a_real_server_gets_no_secret(start_session, mlflow_server):
-    """Spans go to it as protocol buffers of OpenTelemetry."""
+    """A real server, which gets spans as OpenTelemetry messages, gets no secret."""
     session = start_session(mlflow_server)
     trace_id = trace()
     session.stop()
@@ -92,7 +92,7 @@ def test_a_real_server_gets_no_secret(start_session, mlflow_server):
 
 
 def test_a_store_that_keeps_spans_as_files_gets_no_secret(start_session, tmp_path):
-    """As MLflow's folders do."""
+    """A file store, which keeps spans as files, gets no secret."""
     folder = tmp_path / "store"
     with pytest.warns(ConfigurationWarning):
         session = start_session(folder.as_uri())
@@ -104,7 +104,7 @@ def test_a_store_that_keeps_spans_as_files_gets_no_secret(start_session, tmp_pat
 
 
 def test_a_span_of_opentelemetry_is_masked(start_session, store_uri, tmp_path):
-    """Libraries with instrumentation of their own do not go through MLflow's spans."""
+    """A span of plain OpenTelemetry, which is not one of MLflow's, is masked."""
     session = start_session(store_uri)
     with provider.get_or_init_tracer("other").start_as_current_span("call") as span:
         span.set_attribute("http.request.header.authorization", [HEADER])
@@ -120,7 +120,7 @@ def test_a_span_of_opentelemetry_is_masked(start_session, store_uri, tmp_path):
 
 
 def test_a_tag_that_is_set_later_is_masked(start_session, store_uri, tmp_path):
-    """It goes to the store by itself."""
+    """A tag that is set after the end of its trace is masked."""
     session = start_session(store_uri)
     with mlflow.start_span("ask") as span:
         pass
@@ -135,7 +135,7 @@ def test_a_tag_that_is_set_later_is_masked(start_session, store_uri, tmp_path):
 
 
 def test_a_span_without_secrets_is_passed_on_as_it_is(start_session, store_uri, monkeypatch):
-    """No copy is made of it."""
+    """A span without secrets is passed on without a copy."""
     session = start_session(store_uri)
     monkeypatch.setattr(traces.seam, "span_of", None)
     with mlflow.start_span("ask") as span:
@@ -146,7 +146,7 @@ def test_a_span_without_secrets_is_passed_on_as_it_is(start_session, store_uri, 
 
 
 def test_processors_of_the_job_work_and_stay(start_session, store_uri):
-    """Those from before the start and those from after it, and they see what the job has put in."""
+    """Span processors of the job see unmasked spans, whether configured before or after the start, and stay."""
     seen = []
 
     def first(span):
@@ -171,7 +171,7 @@ def test_processors_of_the_job_work_and_stay(start_session, store_uri):
 
 
 def test_what_cannot_be_masked_is_withheld(start_session, store_uri, tmp_path, monkeypatch, caplog):
-    """The trace is there, with its times and its run, and nothing of what the job put into it; one warning says so."""
+    """If masking fails, the content of a trace is withheld, its times and run are stored, and one warning says so."""
     session = start_session(store_uri)
 
     def fail(*_):
@@ -198,7 +198,7 @@ def test_what_cannot_be_masked_is_withheld(start_session, store_uri, tmp_path, m
 
 
 def test_a_span_that_cannot_even_be_read_is_left_out(start_session, store_uri, monkeypatch):
-    """Rather than stored as it is; the trace without it is there."""
+    """A span that can be neither masked nor stripped is left out of its trace."""
     session = start_session(store_uri)
 
     def fail(_):
@@ -213,7 +213,7 @@ def test_a_span_that_cannot_even_be_read_is_left_out(start_session, store_uri, m
 
 
 def test_masking_can_be_switched_off(start_session, store_uri):
-    """Then a trace holds what the job has put into it."""
+    """Without `mask_traces`, a trace is stored as the job has logged it."""
     session = start_session(store_uri, mask_traces=False)
     trace_id = trace()
     session.stop()
@@ -222,7 +222,7 @@ def test_masking_can_be_switched_off(start_session, store_uri):
 
 
 def test_the_last_one_to_leave_ends_it(start_session, store_uri, tmp_path):
-    """One that is stopped takes nothing from another; after the last, MLflow is as it was."""
+    """Masking lasts until the last service that asks for it stops; then MLflow's client is restored."""
     before = TracingClient.start_trace, TracingClient.log_spans
     first = start_session(store_uri)
     second = start_session(store_uri, mask_traces=False)
@@ -239,7 +239,7 @@ def test_the_last_one_to_leave_ends_it(start_session, store_uri, tmp_path):
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_server_that_is_silent_does_not_hold_the_stop_up(start_session, server, durable, caplog):
-    """MLflow would wait for minutes for each ten traces; what is given up is counted, and said once."""
+    """A hung server delays `stop` by less than 20 s; lost traces are counted in one message."""
     session = start_session(server.uri, durable=durable, flush_timeout=2.0)
     trace()
     traces.seam.wait_for_traces()
@@ -258,7 +258,7 @@ def test_a_server_that_is_silent_does_not_hold_the_stop_up(start_session, server
 
 
 def test_a_process_whose_server_is_gone_ends_in_time(start_python, server, tmp_path):
-    """It has traced, its service is stopped, and nothing is left that would keep it alive."""
+    """A process that has traced to a hung server ends within 30 s."""
     code = (
         "import sys, mlflow\n"
         "from autogen_team.io.services import MlflowService\n"
@@ -282,7 +282,7 @@ def test_a_process_whose_server_is_gone_ends_in_time(start_python, server, tmp_p
 
 
 def test_after_a_stop_that_gave_up_tracing_goes_on(start_session, server, store_uri):
-    """What is traced then is stored by plain MLflow."""
+    """After a stop that gave up on traces, plain MLflow stores new traces."""
     session = start_session(server.uri, durable=False, flush_timeout=0.5)
     server.send(signal.SIGSTOP)
     trace()
@@ -297,7 +297,7 @@ def test_after_a_stop_that_gave_up_tracing_goes_on(start_session, server, store_
 
 
 def test_what_the_store_refuses_is_refused_and_counted(start_session, mlflow_server, caplog):
-    """The error passes the thread on which the store is asked, and the loss is said at the end."""
+    """A trace that the store refuses raises MLflow's exception, and is counted as lost."""
     session = start_session(mlflow_server)
     trace_id = trace()
     traces.seam.wait_for_traces()
@@ -311,7 +311,7 @@ def test_what_the_store_refuses_is_refused_and_counted(start_session, mlflow_ser
 
 
 def test_at_the_end_of_the_interpreter_the_store_is_asked_directly(start_session, mlflow_server, monkeypatch):
-    """Python starts no threads then."""
+    """If no thread can be started, as at interpreter shutdown, traces are stored directly."""
     session = start_session(mlflow_server)
     trace_id = trace()
     traces.seam.wait_for_traces()

@@ -1,4 +1,4 @@
-"""A bad value harms only itself: it is refused at the call, as plain MLflow refuses it, and nothing else is lost."""
+"""A bad value is refused at the call, as by plain MLflow, and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def start_plain(uri: str, experiment: str) -> None:
 
 
 def without_numbers(error: Exception) -> str:
-    """Return what an exception says, but for the times in it."""
+    """Return the message of an exception without digits, such as times."""
     return re.sub(r"\d+", "", str(error))
 
 
@@ -31,7 +31,7 @@ BAD_METRICS = [None, "abc", [1.0], {}, np.array([1.0, 2.0]), 1 + 2j, 10**400, ob
 
 @pytest.mark.parametrize("value", BAD_METRICS, ids=lambda value: repr(value)[:20])
 def test_a_bad_value_is_refused_as_plain_mlflow_refuses_it(store_uri, start_session, value):
-    """By the same class of exception, at the same call; the metrics around it are stored."""
+    """A bad metric value raises the same exception as in plain MLflow; all other values are stored."""
     start_plain(store_uri, "tests")
     with mlflow.start_run(), pytest.raises(Exception) as plain:
         mlflow.log_metric("loss", value)
@@ -56,7 +56,7 @@ def test_a_bad_value_is_refused_as_plain_mlflow_refuses_it(store_uri, start_sess
                                  lambda key: mlflow.set_tag(key, 1), lambda key: mlflow.log_metrics({key: 1.0})],
                          ids=["metric", "param", "tag", "metrics"])  # fmt: skip
 def test_a_bad_key_is_refused_as_plain_mlflow_refuses_it(store_uri, start_session, log, key):
-    """For metrics, parameters and tags alike."""
+    """A bad key of a metric, parameter or tag has the same outcome as in plain MLflow."""
 
     def outcome() -> str:
         try:
@@ -75,7 +75,7 @@ def test_a_bad_key_is_refused_as_plain_mlflow_refuses_it(store_uri, start_sessio
 
 @pytest.mark.parametrize("fields", [{"step": 2**63}, {"step": -(2**64)}, {"timestamp": 2**63}, {"timestamp": -5}])
 def test_a_number_that_no_database_has_room_for_is_refused(store_uri, start_session, fields):
-    """At the call, also for a metric that was logged before; it does not hold up what comes behind it."""
+    """A step or time that no database can store is refused at the call; later metrics are stored."""
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0)
@@ -91,7 +91,7 @@ NAN, INFINITE, SURROGATE = float("nan"), float("inf"), "caf\udce9.csv"
 
 
 def log_input(run_id: str) -> None:
-    """Note a dataset with such a source, and such a tag."""
+    """Log a dataset with a source and a tag that are not valid UTF-8."""
     dataset = Dataset("rows", "digest", "local", SURROGATE)
     mlflow.MlflowClient().log_inputs(run_id, [DatasetInput(dataset, [InputTag("file", SURROGATE)])])
 
@@ -119,7 +119,7 @@ ODD = {
 
 @pytest.mark.parametrize("store", ["store_uri", "mlflow_server"])
 def test_an_odd_value_is_refused_by_an_exception_of_mlflow_s(request, start_session, store):
-    """At the call, so that the job catches what it catches with plain MLflow; what comes behind it is stored."""
+    """Values that no store can hold raise MLflow's exception at the call; later items are stored."""
     uri = request.getfixturevalue(store)
     started = start_session(uri)
     with runs.open_run(name="train") as run:
@@ -134,7 +134,7 @@ def test_an_odd_value_is_refused_by_an_exception_of_mlflow_s(request, start_sess
 
 
 def test_what_is_logged_asynchronously_is_refused_by_wait(store_uri, start_session, caplog):
-    """As by plain MLflow, so that a job that does not wait goes on; it is told once."""
+    """Asynchronous calls raise their refusals in `wait`, as in plain MLflow, with one warning."""
     started = start_session(store_uri)
     client = mlflow.MlflowClient()
     with runs.open_run(name="train") as run:
@@ -159,7 +159,7 @@ def test_what_is_logged_asynchronously_is_refused_by_wait(store_uri, start_sessi
 
 
 def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
-    """As a database has it."""
+    """A step of True is stored as 1."""
     start_session(store_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0, step=True)
@@ -169,7 +169,7 @@ def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
 
 
 def test_a_time_that_is_no_plain_number_is_a_number(store_uri, start_session):
-    """The entry could not be read back otherwise, and the metric would be lost without a word."""
+    """A time given as a boolean, a numpy integer or a fraction is stored as an integer."""
     start_session(store_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0, timestamp=True)
@@ -181,7 +181,7 @@ def test_a_time_that_is_no_plain_number_is_a_number(store_uri, start_session):
 
 
 def test_what_a_database_refuses_later_is_set_aside(store_uri, start_session, tmp_path):
-    """A model that is not there, say: noted with the reason, and everything else arrives."""
+    """An item that the database refuses later is noted with its reason, and everything else arrives."""
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("before", 1.0)
@@ -196,7 +196,7 @@ def test_what_a_database_refuses_later_is_set_aside(store_uri, start_session, tm
 
 
 def test_the_good_metrics_of_a_bad_call_are_stored(store_uri, start_session):
-    """One diverged value does not take its neighbours with it."""
+    """The good metrics of a call with bad ones are stored."""
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
         with pytest.raises(MlflowException):
@@ -211,7 +211,7 @@ def test_the_good_metrics_of_a_bad_call_are_stored(store_uri, start_session):
 
 @pytest.mark.parametrize("log", [lambda: mlflow.log_param("depth", 5), lambda: mlflow.log_params({"depth": 5, "x": 1})])
 def test_a_changed_parameter_is_refused_as_plain_mlflow_refuses_it(store_uri, start_session, log):
-    """By its own words, at the call, whoever has set it first."""
+    """A changed parameter is refused at the call with MLflow's message, also in a resumed run."""
     start_plain(store_uri, "tests")
     with mlflow.start_run() as before:
         mlflow.log_param("depth", 3)

@@ -1,4 +1,4 @@
-"""Logging behind the job's back is what plain MLflow does, with the same errors at the same calls."""
+"""Writing behind the job's back stores what plain MLflow stores, with the same errors at the same calls."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def start_plain(uri: str, experiment: str) -> None:
 
 
 def log_all_sorts() -> str:
-    """Log in every way that there is, and return the id of the run."""
+    """Log in every way that MLflow offers, and return the id of the run."""
     client = mlflow.MlflowClient()
     with mlflow.start_run(run_name="all sorts", tags={"first": "1"}, description="about") as run:
         run_id = run.info.run_id
@@ -77,7 +77,7 @@ def log_all_sorts() -> str:
 
 
 def content(run_id: str) -> dict[str, object]:
-    """Return all that the store has of a run, but for what is different in each."""
+    """Return all that the store has of a run, without what differs for each run."""
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     different = {"mlflow.user", "mlflow.source.name", "autogen_team.opened_by"}
@@ -95,7 +95,7 @@ def content(run_id: str) -> dict[str, object]:
 
 
 def test_what_arrives_is_what_plain_mlflow_logs(any_uri, start_session):
-    """Every kind of item, in every way of logging, with its history, order and latest value."""
+    """Every kind of item arrives as plain MLflow stores it, with history, order and latest value."""
     start_plain(any_uri, "tests")
     plain = content(log_all_sorts())
     started = start_session(any_uri)
@@ -107,7 +107,7 @@ def test_what_arrives_is_what_plain_mlflow_logs(any_uri, start_session):
 
 
 def test_a_read_sees_what_was_written_before(any_uri, start_session):
-    """In the same process, whatever is read."""
+    """A read in the same process sees everything that was logged before it."""
     start_session(any_uri)
     with runs.open_run(name="train") as run:
         run_id = run.info.run_id
@@ -122,7 +122,7 @@ def test_a_read_sees_what_was_written_before(any_uri, start_session):
 
 
 def test_what_is_logged_arrives_by_itself(any_uri, start_session, wait_until):
-    """Within half a second on an idle machine, with nobody asking for it."""
+    """A metric arrives in the store without a flush or a read."""
     started = start_session(any_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("loss", 0.5)
@@ -133,7 +133,7 @@ def test_what_is_logged_arrives_by_itself(any_uri, start_session, wait_until):
 
 @pytest.mark.parametrize("any_uri", ["sqlite", "server", "postgres"], indirect=True)  # a folder has no such traces
 def test_traces_belong_to_the_run(any_uri, start_session):
-    """Spans go to the store as they always did."""
+    """A trace inside a run is stored as a trace of that run."""
     start_session(any_uri)
     with runs.open_run(name="agent") as run:
         with mlflow.start_span("call") as span:
@@ -145,7 +145,7 @@ def test_traces_belong_to_the_run(any_uri, start_session):
 
 
 def test_the_uri_stays_and_the_store_seems_the_same(store_uri, mlflow_server, start_session):
-    """Whoever asks MLflow what it is set to, or what its store is, gets the answer of plain MLflow."""
+    """MLflow's tracking URI and the class of its store look like those of plain MLflow."""
     start_session(store_uri)
     assert mlflow.get_tracking_uri() == store_uri
     assert isinstance(_get_store(), SqlAlchemyStore)
@@ -156,7 +156,7 @@ def test_the_uri_stays_and_the_store_seems_the_same(store_uri, mlflow_server, st
 
 
 def test_stop_gives_mlflow_its_store_back(store_uri, start_session):
-    """The very object, and nothing is left in its registry."""
+    """`stop` restores MLflow's own store object, and leaves nothing in its registry."""
     before = _get_store(store_uri)
     started = start_session(store_uri)
     assert _get_store(store_uri) is not before
@@ -167,7 +167,7 @@ def test_stop_gives_mlflow_its_store_back(store_uri, start_session):
 
 
 def test_two_services_share_one_journal(store_uri, start_session, tmp_path):
-    """The last one to leave delivers and ends it."""
+    """Two services on one store share a journal, which the last one delivers and closes."""
     first, second = start_session(store_uri), start_session(store_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0)
@@ -181,7 +181,7 @@ def test_two_services_share_one_journal(store_uri, start_session, tmp_path):
 
 
 def test_an_unknown_or_deleted_run_is_refused(store_uri, start_session):
-    """At the call, as by plain MLflow."""
+    """Logging to an unknown or deleted run is refused at the call, as by plain MLflow."""
     start_session(store_uri)
     client = mlflow.MlflowClient()
     with pytest.raises(MlflowException, match="not found"):
@@ -196,7 +196,7 @@ def test_an_unknown_or_deleted_run_is_refused(store_uri, start_session):
 
 
 def test_secrets_in_parameters_and_tags_are_masked(store_uri, start_session):
-    """Neither the journal nor the store ever has them."""
+    """Secrets in parameters and tags are neither in the journal nor in the store."""
     started = start_session(store_uri)
     address = "postgresql://bob:hunter2-hunter2@db/runs"
     with runs.open_run(name="train") as run:
@@ -211,7 +211,7 @@ def test_secrets_in_parameters_and_tags_are_masked(store_uri, start_session):
 
 
 def test_secrets_in_the_name_of_a_run_are_masked(store_uri, start_session):
-    """The run is made all the same, and keeps no secret when it is renamed; by us and by plain MLflow."""
+    """Secrets in the names of runs are masked, in our runs and in plain ones, also in a new name."""
     started = start_session(store_uri)
     address = "train on postgresql://bob:hunter2-hunter2@db/runs"
     with runs.open_run(name=address, tags={"at": address}, description=address) as run:
@@ -228,7 +228,7 @@ def test_secrets_in_the_name_of_a_run_are_masked(store_uri, start_session):
 
 
 def test_the_fast_lane_writes_what_mlflow_writes(any_uri, start_session):
-    """To the active run, with the step; whole numbers and arrays of one element are converted."""
+    """`log_metrics` logs to the active run, and converts whole numbers and arrays of one element."""
     started = start_session(any_uri)
     with runs.open_run(name="train") as run:
         started.log_metrics({"loss": 0.5, "whole": 3, "array": np.array([4.0])}, 7)
@@ -241,7 +241,7 @@ def test_the_fast_lane_writes_what_mlflow_writes(any_uri, start_session):
 
 
 def test_the_fast_lane_needs_a_run(store_uri):
-    """It opens none behind anybody's back."""
+    """`log_metrics` raises an error if the service does not run or no run is open."""
     service = MlflowService(tracking_uri=store_uri, autolog_disable=True)
     with pytest.raises(NotStartedError, match="does not run"):
         service.log_metrics({"loss": 1.0})
@@ -250,7 +250,7 @@ def test_the_fast_lane_needs_a_run(store_uri):
 
 
 def test_secrets_are_masked_without_a_journal_too(any_uri):
-    """By each call that has any; a service with a journal that stops first leaves the masking in place."""
+    """Without a journal, every call masks secrets, also after a service with a journal has stopped."""
     secret = "postgresql://bob:hunter2-hunter2@db/runs"
     durable = MlflowService(tracking_uri=any_uri, autolog_disable=True)
     plain = MlflowService(tracking_uri=any_uri, autolog_disable=True, durable=False)
@@ -281,7 +281,7 @@ def test_secrets_are_masked_without_a_journal_too(any_uri):
 
 @pytest.mark.parametrize("first", [True, False])
 def test_a_journal_is_used_whoever_starts_first(store_uri, first):
-    """A second service without one does not take it away."""
+    """A journal is used if one of two services has one, in whichever order they start."""
     services = [
         MlflowService(tracking_uri=store_uri, autolog_disable=True, durable=each) for each in (first, not first)
     ]
@@ -292,7 +292,7 @@ def test_a_journal_is_used_whoever_starts_first(store_uri, first):
 
 
 def test_without_a_journal_everything_waits_for_the_store(store_uri, tmp_path):
-    """`durable=False` is plain MLflow, and the fast lane still works."""
+    """With `durable=False`, all calls write to the store directly, and no journal is created."""
     service = MlflowService(tracking_uri=store_uri, autolog_disable=True, durable=False)
     with service, service.run_context(service.RunConfig(name="train", log_system_metrics=False)) as run:
         service.log_metrics({"loss": 1.0}, 2)
@@ -302,7 +302,7 @@ def test_without_a_journal_everything_waits_for_the_store(store_uri, tmp_path):
 
 
 def test_a_state_folder_that_cannot_be_written_is_no_obstacle(store_uri, start_session, tmp_path, caplog):
-    """What is logged goes straight to the store, with one report."""
+    """If the state folder cannot be written, items go straight to the store, with one report."""
     (tmp_path / "state").write_text("a file where a folder should be")
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
@@ -318,7 +318,7 @@ def test_a_state_folder_that_cannot_be_written_is_no_obstacle(store_uri, start_s
 
 
 def test_a_disk_that_is_full_for_a_while_is_no_obstacle(store_uri, start_session, caplog, monkeypatch):
-    """The entries of that time go past the journal, later ones through it again, and both is said once."""
+    """While the disk is full, entries bypass the journal; the start and the end of that are reported once each."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
     monkeypatch.setattr(journal, "_RETRY", 0.0)
     started = start_session(store_uri)
@@ -345,7 +345,7 @@ def test_a_disk_that_is_full_for_a_while_is_no_obstacle(store_uri, start_session
 
 
 def test_a_run_that_was_begun_in_an_outage_is_later_like_any_other(store_uri, start_session):
-    """Its tag says so for good, and to every process that reads it."""
+    """A stored run that still has the tag of an outage is read and written like any other run."""
     client = mlflow.MlflowClient(store_uri)
     run_id = client.create_run("0", tags={LOCAL_ID: "0" * 32}).info.run_id
     client.log_metric(run_id, "loss", 0.5)
@@ -359,7 +359,7 @@ def test_a_run_that_was_begun_in_an_outage_is_later_like_any_other(store_uri, st
 
 
 def test_runs_that_are_only_read_are_not_remembered(store_uri, start_session):
-    """A report may go through 100 000 of them."""
+    """A run that is only read is not kept in memory, because a report may read 100,000 runs."""
     client = mlflow.MlflowClient(store_uri)
     run_id = client.create_run("0").info.run_id
     started = start_session(store_uri)
@@ -370,12 +370,12 @@ def test_runs_that_are_only_read_are_not_remembered(store_uri, start_session):
 
 
 def test_a_store_that_is_being_copied_has_nothing_yet():
-    """It says so as objects do, instead of asking itself for ever."""
+    """An uninitialized `DurableStore`, as in `copy`, has no attributes and does not recurse."""
     assert not hasattr(DurableStore.__new__(DurableStore), "uri")
 
 
 def test_a_folder_that_is_gone_keeps_no_watchdog(store_uri, start_session, tmp_path, monkeypatch):
-    """Somebody has cleaned up; the end of the job is in good order all the same."""
+    """The watchdog is dismissed at the end of a job although the journal's folder was deleted."""
     dismissed, dismiss = [], watchdog.Watchdog.dismiss
     monkeypatch.setattr(watchdog.Watchdog, "dismiss", lambda self: (dismissed.append(1), dismiss(self)))
     started = start_session(store_uri)
@@ -391,7 +391,7 @@ def test_a_folder_that_is_gone_keeps_no_watchdog(store_uri, start_session, tmp_p
 
 @pytest.mark.parametrize("database", ["store_uri", "postgres_uri"])
 def test_the_table_gets_what_log_batch_would_write(request, database):
-    """Our own statement and MLflow's own way leave the same rows, also of what is there already."""
+    """Our own statement leaves the same rows as `log_batch`, also for metrics that are already stored."""
     store = seam.plain_store(request.getfixturevalue(database))
     metrics = [
         {"key": f"k{number % 3}", "value": value, "timestamp": 1000 + number // 2, "step": number % 5}
@@ -415,7 +415,7 @@ def test_the_table_gets_what_log_batch_would_write(request, database):
 
 
 def test_another_mlflow_is_written_in_its_own_way(store_uri, start_session, monkeypatch):
-    """If its tables or methods are not what we know, metrics take the slow way, and arrive."""
+    """If MLflow's tables or methods are not as expected, metrics arrive by MLflow's own methods."""
 
     def changed(*_):
         raise AttributeError("_update_latest_metrics_if_necessary")

@@ -1,4 +1,4 @@
-"""What threads, children and exits of a job log arrives, each item once."""
+"""Items logged by threads, children and ending processes of a job arrive, each once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autogen_team.io._tracking import runs, seam, write_behind
 
 
 def test_a_process_that_never_stops_its_service_delivers_at_its_exit(store_uri, run_python, tmp_path):
-    """Also the end of a run that plain MLflow closes there."""
+    """A process that exits without stopping its service delivers its items and the end of its run."""
     code = (
         "import mlflow; from autogen_team.io.services import MlflowService\n"
         "MlflowService(autolog_disable=True).start()\n"
@@ -30,7 +30,7 @@ def test_a_process_that_never_stops_its_service_delivers_at_its_exit(store_uri, 
 
 
 def test_a_forked_child_logs_through_a_journal_of_its_own(store_uri, start_session, tmp_path, wait_until):
-    """To its parent's run, which stays open; what it leaves at a hard exit is delivered by its watchdog."""
+    """A forked child logs to its parent's run by its own journal, which is delivered even after a hard exit."""
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("parent", 1.0)
@@ -56,7 +56,7 @@ def test_a_forked_child_logs_through_a_journal_of_its_own(store_uri, start_sessi
 
 
 def test_many_threads_log_at_once(store_uri, start_session):
-    """Each value arrives, once."""
+    """Each value that eight threads log at once arrives once."""
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
         client = mlflow.MlflowClient()
@@ -79,7 +79,7 @@ def test_many_threads_log_at_once(store_uri, start_session):
 
 
 def test_what_threads_log_while_the_service_stops_is_not_lost(store_uri, start_session, wait_until):
-    """It goes through the journal as long as there is one, and to the store itself after that."""
+    """Values logged by a thread during and after `stop` arrive once."""
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
         client, logged, go_on = mlflow.MlflowClient(store_uri), [], [True]
@@ -103,7 +103,7 @@ def test_what_threads_log_while_the_service_stops_is_not_lost(store_uri, start_s
 
 
 def test_a_worker_of_multiprocessing_delivers_before_it_leaves(store_uri, start_session):
-    """Though it leaves without any exit handler: whoever has joined it sees what it has logged."""
+    """A worker of multiprocessing delivers its items before it ends, although it runs no exit handlers."""
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
         client = mlflow.MlflowClient(store_uri)
@@ -117,7 +117,7 @@ def test_a_worker_of_multiprocessing_delivers_before_it_leaves(store_uri, start_
 
 
 def test_a_job_may_wait_for_all_its_children(store_uri, run_python):
-    """The process that watches over it is none of them."""
+    """The watchdog is not a child of the job, so `os.wait` of the job finds no children."""
     code = (
         "import mlflow, os; from autogen_team.io.services import MlflowService\n"
         "service = MlflowService(autolog_disable=True)\n"
@@ -129,7 +129,7 @@ def test_a_job_may_wait_for_all_its_children(store_uri, run_python):
 
 
 def test_autologging_goes_through_the_journal_and_keeps_its_model(store_uri, run_python):
-    """Parameters, metrics, dataset and model of a fit, as a user gets them."""
+    """An autologged fit arrives with its parameters, metrics, dataset and model."""
     code = (
         "import mlflow; from autogen_team.io.services import MlflowService\n"
         "from sklearn.linear_model import LogisticRegression; from sklearn.datasets import load_iris\n"
