@@ -1,8 +1,8 @@
-"""What a store answers when it is tried out: who it is, what time it has, and whether it keeps what it is given.
+"""Checks of a store for `autogen-team doctor`: its version, its clock, and whether it keeps a metric and an artifact.
 
-For `autogen-team doctor`. A trial leaves as little as the store allows: its artifact is deleted, and so is its run, for
-good where MLflow's own store is at hand. A server knows no such request: there the run stays among the deleted ones,
-with the tag `autogen_team.doctor`, until somebody runs `mlflow gc`.
+A trial leaves as little behind as the store allows. Its artifact and its run are deleted; a store that MLflow opens
+directly deletes the run for good. A server has no request for that: the run stays among the deleted ones, with the tag
+`autogen_team.doctor`, until `mlflow gc` removes it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from autogen_team.io._tracking.words import first_line
 
 TAG = "autogen_team.doctor"
 DEFAULT_EXPERIMENT = "0"
-"""The id of the experiment that MLflow makes in each of its own stores."""
+"""Id of the experiment that MLflow creates in each of its own stores."""
 
 _request: Callable[..., Any] = http_request
 _credentials_of: Callable[[str], Any] = get_default_host_creds
 _RESOLUTION = 2.0
-"""Seconds: the Date header has whole ones, and servers such as uvicorn write it anew once in each."""
+"""Seconds by which a Date header may be behind: it has whole seconds, and servers such as uvicorn update it once a
+second."""
 _GRACE = 3.0
 """Seconds for cleaning up after a trial that took too long."""
 _FILE = "doctor.txt"
@@ -44,38 +45,38 @@ _TEXT = "written by autogen-team doctor"
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """What an MLflow server says of itself."""
+    """The answer of an MLflow server to `/version`."""
 
     version: str | None
-    """None if it does not tell: `/version` is not there, or something else answers in its place."""
+    """None if `/version` does not exist, or if the answer is not a version number."""
     status: int
-    """Of the answer, as HTTP counts."""
+    """HTTP status of the answer."""
     milliseconds: float
     ahead: tuple[float, float] | None
-    """The least and the most seconds that its clock may be ahead of ours; None if its answer has no date."""
+    """Least and most seconds that the server's clock may be ahead of ours; None if the answer has no valid date."""
 
 
 @dataclass(slots=True)
 class Trial:
-    """What became of a run that was made only to see whether that works."""
+    """Result of a test run that was created to see whether the store works."""
 
     store: str | None = None
-    """Why the store did not keep a metric; empty if it did, None if that was not reached."""
+    """Why the store did not keep a metric; empty if it did, None if the trial did not get that far."""
     artifacts: str | None = None
     """The same for an artifact."""
     run_id: str = ""
     is_local: bool = False
-    """Whether its artifacts are in a folder of this machine."""
+    """Whether the artifacts of the run are in a folder of this machine."""
     is_deleted: bool = False
-    """Whether nobody sees the run any more, even if a server keeps it among the deleted ones."""
+    """Whether the run is deleted; a server may still keep it among the deleted ones."""
     remains: str = ""
-    """What of it is still there; empty for nothing."""
+    """What is left of the run; empty if nothing is."""
     is_over: bool = False
 
 
 @contextmanager
 def in_brief(seconds: float) -> Iterator[None]:
-    """Bound MLflow's own waiting inside the block, and let it be quiet."""
+    """Limit MLflow's retries, timeouts and output inside the block."""
     bounds = {
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": f"{max(1.0, seconds):.0f}",
@@ -97,7 +98,7 @@ def ask_server(uri: str, seconds: float) -> Server:
     """Ask an HTTP server for its version, with the password, token and certificates that MLflow would use.
 
     Raises:
-        Exception: it does not answer; MLflow, requests and the operating system each have their own.
+        Exception: the server does not answer; MLflow, requests and the operating system raise different ones.
 
     """
     ask = partial(_request, _credentials_of(uri), "/version", "GET", raise_on_status=False)
@@ -122,9 +123,10 @@ def _ahead(date: str | None, before: float, after: float) -> tuple[float, float]
 
 
 def schema(uri: str) -> tuple[str | None, str]:
-    """Return the schema of a database, None if MLflow has no tables in it, and the one that this MLflow expects.
+    """Return the schema revision of a database and the one that this MLflow expects.
 
-    Asked before MLflow is, which makes missing tables and alters old ones as soon as it opens a database.
+    The first is None if MLflow has no tables in the database. Call this before MLflow opens the database: MLflow
+    creates missing tables and alters old ones as soon as it does.
     """
     import sqlalchemy
     from alembic.script import ScriptDirectory
@@ -142,22 +144,22 @@ def schema(uri: str) -> tuple[str | None, str]:
 
 
 def ask_registry(client: mlflow.MlflowClient, seconds: float) -> None:
-    """Ask for one registered model; return if there is an answer.
+    """Ask for one registered model, to see whether the registry answers.
 
     Raises:
-        Exception: there is none, or it is a refusal.
+        Exception: the registry does not answer, or refuses.
 
     """
     within(seconds, partial(client.search_registered_models, max_results=1), name="autogen-team-registry")
 
 
 def find_experiment(client: mlflow.MlflowClient, name: str, seconds: float) -> Experiment | None:
-    """Return the experiment, deleted or not; None if there is none of this name."""
+    """Return the experiment of this name, deleted or not; None if there is none."""
     return within(seconds, partial(client.get_experiment_by_name, name), name="autogen-team-experiment")
 
 
 def get_default_experiment(client: mlflow.MlflowClient, seconds: float) -> Experiment | None:
-    """Return the experiment that MLflow makes in each store; None where it is deleted or was never made."""
+    """Return the experiment that MLflow creates in each store; None if it is deleted or cannot be read."""
     try:
         found = within(seconds, partial(client.get_experiment, DEFAULT_EXPERIMENT), name="autogen-team-experiment")
     except Exception:
@@ -166,13 +168,13 @@ def get_default_experiment(client: mlflow.MlflowClient, seconds: float) -> Exper
 
 
 def try_out(client: mlflow.MlflowClient, experiment: Experiment, seconds: float) -> Trial:
-    """Make a run with a metric and a small artifact, read both back, and delete all of it; raises nothing."""
+    """Create a run with a metric and a small artifact, read both back, and delete everything; never raises."""
     trial = Trial()
     attempt = partial(_try_out, client, experiment, trial)
     try:
         within(seconds, attempt, name="autogen-team-trial")
     except TimeoutError as error:
-        deadline = time.monotonic() + _GRACE  # whoever is merely slow still cleans up
+        deadline = time.monotonic() + _GRACE  # a trial that is merely slow still cleans up
         while not trial.is_over and time.monotonic() < deadline:
             time.sleep(0.05)
         if trial.store is None:
@@ -201,7 +203,7 @@ def _try_out(client: mlflow.MlflowClient, experiment: Experiment, trial: Trial) 
             trial.remains = _remove(client, run, trial)
     finally:
         for path in made:
-            with suppress(OSError):  # somebody else's files are in it by now
+            with suppress(OSError):  # another process has put files into it by now
                 path.rmdir()
         trial.is_over = True
 
@@ -230,7 +232,7 @@ def _check_artifact(client: mlflow.MlflowClient, run_id: str) -> str:
 
 
 def _remove(client: mlflow.MlflowClient, run: Run, trial: Trial) -> str:
-    """Remove the run and its artifact, in the order of `mlflow gc`; return what is still there."""
+    """Remove the run and its artifact, in the order of `mlflow gc`; return what is left."""
     run_id = run.info.run_id
     fault = _fault_of(partial(_delete_run, client, run_id))
     trial.is_deleted = not fault
@@ -254,5 +256,5 @@ def _delete_artifacts(client: mlflow.MlflowClient, run: Run) -> str:
     folder = places.local_place(str(run.info.artifact_uri))
     if folder is not None:
         with suppress(OSError):
-            folder.parent.rmdir()  # the run's own; MLflow's store of folders has a file in it, and deletes it itself
+            folder.parent.rmdir()  # the run's folder; the file store keeps a file in it, and deletes it itself
     return ""

@@ -1,8 +1,9 @@
-"""How a job ends: what its exception and its signals say about the status of its run.
+"""How a job ends: its exception and its signals decide the status of its run.
 
-A signal that asks the process to end is turned into an exception in the main thread, so that `with` and `finally` of
-the job run, the run is closed as KILLED, and the process exits with 128 plus the number of the signal. A handler that
-was there before is called instead and decides. While a run is opened or closed signals wait, and are raised after.
+A signal that asks the process to end becomes an exception in the main thread. So the job's `with` and `finally` blocks
+are executed, and the run is closed as KILLED. The process exits with 128 plus the number of the signal. If the job had
+a handler for the signal before, that handler is called instead and decides. While a run is being opened or closed,
+signals wait; they are raised afterwards.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _NAMES = ("SIGTERM", "SIGHUP")  # Ctrl-C already is an exception: KeyboardInterr
 _CANCELLED = frozenset({"CancelledError", "Cancelled"})  # asyncio's, and trio's
 _LONGEST_REASON = 500
 _REPLACED = "_autogen_team_replaced"
-"""Of a handler of ours: what was there before."""
+"""Attribute of our handlers that holds the handler that was installed before."""
 
 _received: signal.Signals | None = None
 _fatal: signal.Signals | None = None
-"""The one of them that ends this process: what a handler of the job's has dealt with, and returned, does not."""
+"""The received signal, if it ends this process. It does not if a handler of the job has dealt with it and returned."""
 _guards = 0
-"""How many are inside of `signals_raise`."""
+"""Number of `signals_raise` blocks that are active."""
 _installed: dict[signal.Signals, Handler] = {}
 _held = 0
 _owed: BaseException | None = None
@@ -41,7 +42,7 @@ _interrupt_handler: object = None
 
 
 def signal_name(number: int) -> str:
-    """Return what a signal is called; some have no name."""
+    """Return the name of a signal, or its number in words if it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
@@ -57,13 +58,13 @@ class Terminated(SystemExit):
 
 
 def fatal_signal() -> signal.Signals | None:
-    """Return the signal by which this process is about to end, if one has come."""
+    """Return the signal that is about to end this process; None if there is none."""
     return _fatal
 
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise `Terminated` while somebody is inside; does nothing off the main thread."""
+    """Raise `Terminated` on SIGTERM and SIGHUP while any such block is active; does nothing off the main thread."""
     global _guards, _received, _fatal
     if not _is_main_thread():
         yield
@@ -75,7 +76,7 @@ def signals_raise() -> Iterator[None]:
     try:
         yield
     finally:
-        _guards = max(0, _guards - 1)  # a forked child leaves what its parent has entered
+        _guards = max(0, _guards - 1)  # a forked child leaves a block that its parent has entered
         if not _guards:
             _give_back()
             _received = _fatal = None
@@ -85,8 +86,8 @@ def _install() -> None:
     _installed.clear()
     for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
         previous = signal.getsignal(signum)
-        previous = getattr(previous, _REPLACED, previous)  # ours, of the process that has forked this one
-        # SIG_IGN is somebody's decision (nohup), None is a handler that Python does not know.
+        previous = getattr(previous, _REPLACED, previous)  # our own handler, inherited from the parent process
+        # SIG_IGN is a deliberate choice (nohup), None is a handler that Python does not know.
         if previous not in (signal.SIG_IGN, None):
             _installed[signum] = _handler(previous, os.getpid())
             signal.signal(signum, _installed[signum])
@@ -96,7 +97,7 @@ def _give_back() -> None:
     while _installed:
         signum, ours = _installed.popitem()
         if signal.getsignal(signum) is ours:
-            with contextlib.suppress(ValueError):  # stopped by another thread, which may not
+            with contextlib.suppress(ValueError):  # only the main thread may set handlers
                 signal.signal(signum, getattr(ours, _REPLACED))
 
 
@@ -105,7 +106,7 @@ def _handler(previous: object, owner: int) -> Handler:
         global _owed, _received, _fatal
         signum = signal.Signals(number)
         if os.getpid() != owner and not callable(previous):
-            # A forked child has no run to close: let it die as it would have.
+            # A forked child has no run to close: it dies as it would have without our handler.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
             return
@@ -116,7 +117,7 @@ def _handler(previous: object, owner: int) -> Handler:
             except BaseException:
                 _fatal = signum
                 raise
-            if signum is not signal.SIGTERM:  # by custom, SIGHUP has a job read its configuration anew
+            if signum is not signal.SIGTERM:  # by custom, SIGHUP makes a job read its configuration again
                 _received = None
             return
         _fatal = signum
@@ -131,8 +132,8 @@ def _handler(previous: object, owner: int) -> Handler:
 
 def _after_fork() -> None:
     global _guards, _received, _fatal, _held, _owed, _interrupt_handler
-    _guards, _received, _fatal = 0, None, None  # what the parent has installed does not raise in a child
-    _held, _owed = 0, None  # another thread has forked while the main one, which the child has not, opened a run
+    _guards, _received, _fatal = 0, None, None  # the parent's handlers do not raise in a child
+    _held, _owed = 0, None  # another thread may have forked while the main one, which the child lacks, opened a run
     if _interrupt_handler is not None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _interrupt_handler = None
@@ -142,7 +143,7 @@ call_in_child(_after_fork)
 
 
 def hold() -> None:
-    """Let signals wait until `release`, Ctrl-C among them; does nothing off the main thread."""
+    """Defer signals, Ctrl-C included, until `release`; does nothing off the main thread."""
     global _held, _interrupt_handler
     if not _is_main_thread():
         return
@@ -152,7 +153,7 @@ def hold() -> None:
 
 
 def release(*, leaving: bool = False) -> None:
-    """Raise what came since `hold`, unless the job is leaving anyway."""
+    """Raise the signal that was deferred since `hold`, unless the job is leaving anyway."""
     global _held, _interrupt_handler, _owed
     if not _is_main_thread() or not _held:
         return
@@ -177,13 +178,13 @@ def _is_main_thread() -> bool:
 
 
 def is_leaving(error: BaseException | None) -> bool:
-    """Tell whether the process is on its way out by this exception."""
+    """Tell whether this exception is about to end the process."""
     return isinstance(error, (SystemExit, KeyboardInterrupt))
 
 
 def verdict(error: BaseException | None) -> tuple[Status, str | None]:
-    """Return the status of a run that `error` has ended, and the reason in a few words, secrets masked."""
-    if error is None or isinstance(error, GeneratorExit):  # whoever consumed the block wanted no more of it
+    """Return the status of a run that `error` has ended, and a short reason with its secrets masked."""
+    if error is None or isinstance(error, GeneratorExit):  # the consumer of a generator wanted no more of it
         return "FINISHED", None
     if isinstance(error, Terminated):
         return "KILLED", error.signal
@@ -204,7 +205,7 @@ def verdict(error: BaseException | None) -> tuple[Status, str | None]:
 
 
 def _raised_by(error: BaseException) -> signal.Signals | None:
-    """Return the signal whose handler has raised this: one that the job has installed later than ours."""
+    """Return the signal whose handler has raised `error`: a handler that the job installed after ours."""
     raised = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
         if getattr(signal.getsignal(signum), "__code__", None) in raised:

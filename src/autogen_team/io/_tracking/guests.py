@@ -1,6 +1,6 @@
-"""Runs that somebody else has opened: join one, or work for one; what is open there stays open.
+"""Join a run that other code has opened, or work for one; the run stays open afterwards.
 
-What is touched of MLflow for that is named in `seam`, and held by `tests/io/tracking/test_guests.py`.
+`seam` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PARAMETERS = tuple(inspect.signature(mlflow.start_run).parameters)
 
 
 class JoinedRun(mlflow.ActiveRun):
-    """Somebody else's run, which stays open when its block ends."""
+    """A run that other code has opened; it stays open when the `with` block ends."""
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> Literal[False]:
         note_end(self, *ending.verdict(error))
@@ -35,19 +35,19 @@ class JoinedRun(mlflow.ActiveRun):
 
 
 def let_join(host: mlflow.ActiveRun) -> Undo:
-    """Let the next `mlflow.start_run` of this thread join `host`, and those after it become its children.
+    """Make the next `mlflow.start_run` of this thread join `host`, and later ones open children of it.
 
-    What asks for something else - a nested run, one by its id, a child of another one - gets that; one of another
-    experiment becomes a child. `mlflow.end_run` ends what the job has opened, never the host, but a failure that it
-    tells is noted, see `given_end`. While MLflow is pointed to another store, the host is out of sight: there the job
-    has no run but those that it opens there.
+    A call that asks for a nested run, a run by its id, or a child of another run gets that. A run in another experiment
+    becomes a child. `mlflow.end_run` ends runs that the job has opened, never the host; a failure that it reports is
+    recorded, see `given_end`. While MLflow points to another store, the host is hidden: the job sees only the runs that
+    it opens there. The returned function ends all this.
     """
     host_id = host.info.run_id
     _given.setdefault(host_id, None)
     home = seam.identity(mlflow.get_tracking_uri())
     plain: dict[str, Callable[..., Any]] = {name: vars(fluent)[name] for name in _REPLACED}
     original_start, original_end = plain["start_run"], plain["end_run"]
-    # The host is in another experiment than runs are by default if it was given from outside, by its id.
+    # A host that was given from outside, by its id, may be in another experiment than the default one.
     experiments = {host.info.experiment_id, seam.experiment_id()}
     joined = False
 
@@ -66,7 +66,7 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
         is_particular = fields.get("run_id") or fields.get("parent_run_id")
         if not is_innermost():
             if not seam.open_run_ids() and is_home() and not is_particular:
-                fields["parent_run_id"] = host_id  # a thread of the job's, which has no run of its own
+                fields["parent_run_id"] = host_id  # a thread of the job that has no run of its own
             return original_start(**fields)  # type: ignore[no-any-return]  # MLflow's own has the type
         if not is_home():
             with _aside():
@@ -102,19 +102,19 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
 
 
 def note_end(run: mlflow.ActiveRun, status: _job.Status, reason: str | None) -> None:
-    """Note how a block has ended that had joined a run, for whoever will close that; a success says nothing."""
+    """Record how a block that joined a run has ended, for the code that closes the run; a success is not recorded."""
     _note(run.info.run_id, None if reason is None or status == "FINISHED" else (status, reason))
 
 
 def given_end(run_id: str) -> tuple[_job.Status, str] | None:
-    """Return, once, the failure that the job has told of the run that it had joined; None if it has told none."""
+    """Return, once, the failure that the job reported for the run that it joined; None if it reported none."""
     return _given.pop(run_id, None)
 
 
 def as_failure(status: str) -> tuple[_job.Status, str] | None:
-    """Return a status that the job gives its run, with the exception that is being handled as the reason.
+    """Return the status that the job gives its run, with the exception that is being handled as the reason.
 
-    None if it is no failure.
+    Return None if the status is not a failure.
     """
     if status not in ("FAILED", "KILLED"):
         return None
@@ -124,7 +124,7 @@ def as_failure(status: str) -> tuple[_job.Status, str] | None:
 
 
 _given: dict[str, tuple[_job.Status, str] | None] = {}
-"""Of each run that can be joined, the failure that was told last."""
+"""The failure that was reported last for each run that can be joined, by run id."""
 
 
 def _note(run_id: str, failure: tuple[_job.Status, str] | None) -> None:
@@ -133,12 +133,12 @@ def _note(run_id: str, failure: tuple[_job.Status, str] | None) -> None:
 
 
 def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
-    """Let this thread have somebody else's run open, without a word to its store.
+    """Open another process's or thread's run in this thread, without a request to its store.
 
-    The returned function takes it away again, and returns the ids of the runs that were left open inside of it, the
-    innermost first. Meanwhile, wherever such a run is the innermost one, `mlflow.start_run` opens a child of it,
-    `mlflow.end_run` does nothing, and autologging waits for a run of the job's own: several workers would contradict
-    each other, with parameters that cannot be changed.
+    The returned function removes the run again, and returns the ids of the runs that were left open inside it, the
+    innermost first. While such a run is the innermost one, `mlflow.start_run` opens a child of it, and `mlflow.end_run`
+    does nothing. Autologging waits for a run of the job's own: several workers would log contradictory parameters,
+    which cannot be changed.
     """
     joined = JoinedRun(run)
     undo = _joined.take()
@@ -153,9 +153,9 @@ def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
 
 
 def has_own_run_around(active: mlflow.ActiveRun) -> bool:
-    """Tell whether this thread had a run of its own open when it opened this one, in its own process or its job."""
+    """Tell whether this thread had a run of its own open, rather than a joined one, when it opened this run."""
     around = [run for run in fluent._active_run_stack.get() if run is not active]
-    # What is around a joined run is inherited from the process, or the thread, that has opened that.
+    # The runs around a joined run are inherited from the process or thread that opened the joined run.
     return bool(around) and not isinstance(around[-1], JoinedRun)
 
 
@@ -178,7 +178,7 @@ def _let_children() -> Undo:
 
     @functools.wraps(plain_config)
     def get_autologging_config(flavor: str, key: str, default: Any = None) -> Any:
-        # Whoever sets it up asks too, perhaps at the first import of a library, and is to get the plain answer.
+        # The setup of autologging asks too, perhaps at the first import of a library, and gets the plain answer.
         asks_whether_to_log = sys._getframe(1).f_code is is_disabled and key == "disable"
         is_shared = asks_whether_to_log and isinstance(isolation.job_run(), JoinedRun)
         return True if is_shared else plain_config(flavor, key, default)
@@ -196,9 +196,10 @@ def _let_children() -> Undo:
 def _start_inside(
     innermost: mlflow.ActiveRun, start: Callable[..., mlflow.ActiveRun], fields: Mapping[str, Any]
 ) -> mlflow.ActiveRun:
-    """Start a run inside of one that somebody else has opened, of which the code that asks need not know.
+    """Start a run inside `innermost`, which other code has opened; the caller of `start` need not know of it.
 
-    That one itself, by its id, is joined; any other one is gone on with, or made a child of the parent that is named.
+    A call that names the id of `innermost` joins it. Any other run becomes a nested run, or a child of the parent that
+    the call names.
     """
     outer_id = innermost.info.run_id
     if fields.get("run_id") == outer_id:
@@ -206,13 +207,13 @@ def _start_inside(
         return JoinedRun(innermost)
     if fields.get("parent_run_id") in (None, outer_id):
         return start(**{**fields, "nested": True})
-    with _aside():  # else MLflow insists on the innermost one as the parent
+    with _aside():  # otherwise MLflow insists on the innermost run as the parent
         return start(**fields)
 
 
 @contextmanager
 def _aside() -> Iterator[None]:
-    """Let the caller have no run open inside the block; what it opens there comes on top of those that it has."""
+    """Hide the caller's open runs inside the block; runs that it opens there end up on top of them."""
     stack = fluent._active_run_stack.get()
     around = stack[:]
     stack.clear()
@@ -220,7 +221,7 @@ def _aside() -> Iterator[None]:
         yield
     finally:
         stack[:0] = around
-        fluent._active_run_stack.get()  # what is created from here on inherits all of them
+        fluent._active_run_stack.get()  # tasks that are created from here on inherit all of them
 
 
 def _innermost_is_joined() -> bool:
@@ -241,7 +242,7 @@ def _replace(start_run: Callable[..., Any], end_run: Callable[..., Any]) -> Undo
 
 
 class _Shared:
-    """A change that is made for the first who wants it, and undone with the last."""
+    """A change with a reference count: made for the first user, undone after the last."""
 
     def __init__(self, change: Callable[[], Undo]) -> None:
         self._change = change
@@ -268,7 +269,7 @@ _joined = _Shared(_let_children)
 
 
 def _describe(run_id: str, fields: Mapping[str, Any]) -> None:
-    """Give the host the tags and the description that the joining run would have had; it keeps its own name."""
+    """Set the tags and the description of the joining run on the host, which keeps its own name."""
     tags = dict(fields.get("tags") or {})
     if fields.get("description"):
         tags["mlflow.note.content"] = fields["description"]

@@ -1,18 +1,18 @@
-"""Open runs per asyncio task and per thread, where MLflow keeps them per thread only.
+"""Keep open runs per asyncio task and per thread; MLflow keeps them per thread only.
 
-All tasks of a thread share MLflow's list of open runs, so they log into each other's; and what is logged in a thread
-without a run makes MLflow open one that nobody ends. While `isolate` is in force:
+In MLflow, all tasks of a thread share one list of open runs, so they log into each other's runs. A thread that logs
+without a run makes MLflow open a run that is never ended. While `isolate` is in force:
 
-- a task begins with what was open where it was created. What it opens after that is seen by itself, by the tasks that
-  it creates, and by whatever runs in a copy of its context, as `asyncio.to_thread` does; not by its siblings;
-- a run that has ended is gone from every list that had inherited it;
+- a task inherits the runs that were open where it was created. Its siblings do not see the runs that it opens later.
+  The tasks that it creates see them, and so does code in a copy of its context, as with `asyncio.to_thread`;
+- a run that has ended disappears from every list that had inherited it;
 - a run that a finished task has left open belongs to its thread from then on, as it always did in MLflow: each cell of
   a notebook is a task of its own;
 - what is logged where no run is open goes to the job's run, see `job_run`.
 
-Replaced in `mlflow.tracking.fluent`, and wherever else in MLflow they were imported by value: ``_active_run_stack``,
-``_get_or_start_run``, ``_get_latest_active_run`` and ``start_run``; `tests/io/tracking/test_isolation_undo.py` holds
-the contract. A forked child has MLflow's own again, and no run, as it always had.
+``_active_run_stack``, ``_get_or_start_run``, ``_get_latest_active_run`` and ``start_run`` are replaced in
+`mlflow.tracking.fluent`, and wherever else MLflow has imported them by value. The contract tests are in
+`tests/io/tracking/test_isolation_undo.py`. A forked child has MLflow's own again, and no run, as it always had.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ _NAMES = ("_active_run_stack", "_get_or_start_run", "_get_latest_active_run", "s
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
 _users: list[object] = []
-"""One for each `isolate` that is in force."""
+"""One token for each `isolate` that is in force."""
 _stacks: _Stacks | None = None
 _here: ContextVar[tuple[_Stack, tuple[mlflow.ActiveRun, ...]] | None] = ContextVar("open_runs", default=None)
-"""The stack of whoever asked last in this context, and what it held then; only the latter is inherited."""
+"""The stack that was used last in this context, and the runs that it held then; only these runs are inherited."""
 
 
 def isolate() -> Undo:
-    """Give each task and each thread its own open runs; the returned function gives them back to MLflow.
+    """Give each task and each thread its own open runs; the returned function hands them back to MLflow.
 
-    What is open already stays open where it is. Several may ask for it, and leave in any order: the last one to leave
-    gives MLflow what is still open then, each run to the thread that it was opened in.
+    Runs that are already open stay open where they are. Several callers may isolate, and undo it in any order. The last
+    undo hands the runs that are still open to MLflow, each to the thread that it was opened in.
     """
     global _stacks
     user = object()
@@ -64,7 +64,7 @@ def isolate() -> Undo:
 
     def undo() -> None:
         with _lock:
-            if user in _users:  # else this is a forked child, or the second time
+            if user in _users:  # else this is a forked child, or a second call
                 _users.remove(user)
                 if not _users:
                     _uninstall()
@@ -73,27 +73,28 @@ def isolate() -> Undo:
 
 
 def job_run() -> mlflow.ActiveRun | None:
-    """Return the innermost run that the caller has open, else the job's.
+    """Return the innermost run that the caller has open, else the job's run.
 
-    That is the innermost run of the main thread, or else of the one outermost run that the process has open; tasks with
-    children of the same run share that run. None if there is no such run, or if it could be one of several.
+    The job's run is the innermost run of the main thread. If that thread has none, it is the innermost run inside the
+    only outermost run of the process. Tasks with children of the same run share that run. Return None if there is no
+    such run, or if several runs qualify.
     """
     stacks = _stacks
     return fluent.active_run() or (None if stacks is None else stacks.job)
 
 
 def uri_of(run: mlflow.ActiveRun) -> str:
-    """Return the store of a run that is open: the one in use when it was opened, or else the one in use now."""
+    """Return the store of an open run: the store in use when the run was opened if known, else the one in use now."""
     stacks = _stacks
     found = None if stacks is None else stacks.uris.get(id(run))
     return found or mlflow.get_tracking_uri()
 
 
 def open_runs(*, everywhere: bool, apart_from: type[mlflow.ActiveRun]) -> dict[str, str]:
-    """Return the store of each open run by its id, without those that another thread has open, and may still end.
+    """Return the stores of open runs by run id, without the runs of other live threads, which may still end them.
 
-    Those of all threads are returned with `everywhere`. Runs of the class `apart_from` are left out: another process
-    ends them.
+    With `everywhere`, the runs of all threads are returned. Runs of the class `apart_from` are left out: another
+    process ends them.
     """
     stacks = _stacks
     if stacks is None:
@@ -104,9 +105,9 @@ def open_runs(*, everywhere: bool, apart_from: type[mlflow.ActiveRun]) -> dict[s
 
 
 def forget(run_id: str) -> list[str]:
-    """Take the run, and what is open inside of it, off the stack of whoever has it open, and of all that inherited it.
+    """Remove a run, and the runs open inside it, from the stack of its owner and from all stacks that inherited it.
 
-    Returns their ids, the innermost first; none if the run is not open any more. Works without `isolate` too.
+    Return their ids, the innermost first; none if the run is not open any more. Works without `isolate` too.
     """
     stacks = _stacks
     if stacks is not None:
@@ -121,10 +122,10 @@ def forget(run_id: str) -> list[str]:
 
 
 def leave(run: mlflow.ActiveRun) -> list[mlflow.ActiveRun]:
-    """Take this very object, and what is open inside of it, off the stack of whoever has it open.
+    """Remove this very object, and the runs open inside it, from the stack of its owner.
 
-    Returns what was open inside, the innermost first. The same run may be open elsewhere as another object, as a run is
-    that several threads work for; there it stays.
+    Return the runs that were open inside, the innermost first. The same run may be open elsewhere as another object, as
+    when several threads work for one run; there it stays open.
     """
     stacks = _stacks
     if stacks is not None:
@@ -139,9 +140,9 @@ def leave(run: mlflow.ActiveRun) -> list[mlflow.ActiveRun]:
 
 
 class _Stack(list[mlflow.ActiveRun]):
-    """The runs that one task, or one thread outside of its tasks, has open or has inherited; the innermost last.
+    """Runs that one task, or one thread outside of its tasks, has open or has inherited; the innermost last.
 
-    Only its owner changes it. What others have ended goes when the owner asks for it the next time.
+    Only its owner changes it. Runs that others have ended are removed when the owner next asks for the stack.
     """
 
     __slots__ = ("__weakref__", "aside", "epoch", "home", "is_watched", "plain", "task", "thread")
@@ -163,9 +164,9 @@ class _Stack(list[mlflow.ActiveRun]):
         self.task = None if task is None else weakref.ref(task)
         self.is_watched = False
         self.epoch: object = None
-        """The state of `home` that this list is up to date with."""
+        """The epoch of `home` that this list is up to date with."""
         self.aside: list[mlflow.ActiveRun] = []
-        """What was inherited, and is seen again when the runs of this thread's own have ended."""
+        """Inherited runs that are hidden until the runs of this thread's own have ended."""
 
     def append(self, run: mlflow.ActiveRun, /) -> None:
         self.home.open(run, self)
@@ -183,44 +184,44 @@ class _Stack(list[mlflow.ActiveRun]):
 
 
 class _Stacks:
-    """What stands in for MLflow's variable, with the methods of its class, and for the functions that go with it."""
+    """Stand-in for MLflow's `_active_run_stack`, with the methods of its class, and for the functions that use it."""
 
     def __init__(self) -> None:
         self.job: mlflow.ActiveRun | None = None
-        """What `job_run` answers where no run is open; kept ready, for it is asked for more often than it changes."""
+        """Result of `job_run` where no run is open; kept ready, because it is read more often than it changes."""
         self._found = {name: vars(fluent)[name] for name in _NAMES}
         self._plain = self._found["_active_run_stack"]
         functions = (self._get_or_start_run, self._get_latest_active_run, self._with_own(self._found["start_run"]))
         self._ours: dict[str, object] = dict(zip(_NAMES, (self, *functions), strict=True))
         self._restore: Undo = lambda: None
         self.uris: dict[int, str] = {}
-        """Where each run was opened, as far as that is known, by the id of the object."""
+        """Store in which each run was opened, as far as it is known, by the id of the object."""
         self._in_force = True
         self._has_warned = False
         self._epoch = object()
-        """Another one whenever a run has ended, so that each owner notices in time."""
+        """Replaced whenever a run has ended, so that each owner notices in time."""
         self._owners: dict[int, tuple[mlflow.ActiveRun, _Stack]] = {}
-        """The open runs, in the order in which they were opened, and who has opened each, by the id of the object.
+        """The open runs in the order of their opening, each with the stack that opened it, by the id of the object.
 
-        This keeps the stack of somebody who has a run open alive, and of nobody else.
+        This keeps the stacks that have a run open alive, and no others.
         """
         self._of_thread = threading.local()
         self._of_task: weakref.WeakKeyDictionary[Task[Any], _Stack] = weakref.WeakKeyDictionary()
         self._carried: dict[int, _Stack] = {}
-        """Of threads that had runs open before, until they ask for it; by the id of MLflow's list."""
+        """Stacks of threads that had runs open before, until the thread asks for it; by the id of MLflow's list."""
 
     def install(self) -> None:
-        """Take over from MLflow."""
+        """Take over the open runs from MLflow, and replace its functions."""
         for thread, plain in self._plain.get_all_thread_values().items():
             if plain:
                 stack = self._carried[id(plain)] = _Stack(self, plain, plain, thread=thread)
                 self._owners.update((id(run), (run, stack)) for run in plain)
         self.job = self._find_job()
         self._restore = replace({name: (self._found[name], self._ours[name]) for name in _NAMES})
-        self.get()  # what is created from here on inherits what is open here
+        self.get()  # tasks that are created from here on inherit the runs that are open here
 
     def uninstall(self) -> None:
-        """Give back what was replaced, and the open runs: the caller's own on top, if tasks of one thread have some."""
+        """Restore MLflow's functions and hand back the open runs; the caller's own on top if tasks share its thread."""
         mine = self.get()
         self._restore()
         self._in_force = False
@@ -244,13 +245,13 @@ class _Stacks:
                 return stack
             if is_mine and stack.home is self:
                 return self.refresh(stack)
-        known = None if task is None else self._of_task.get(task)  # who has changed its context is still the same
+        known = None if task is None else self._of_task.get(task)  # a task that has changed its context keeps its stack
         stack = self._inherit(task, here) if known is None else self.refresh(known)
         _here.set((stack, tuple(stack)))
         return stack
 
     def set(self, value: Iterable[mlflow.ActiveRun]) -> None:
-        """Let the caller have these runs open, and no others of its own."""
+        """Replace the caller's own open runs by these."""
         stack, runs = self.get(), list(value)
         self.end([run for run, owner in list(self._owners.values()) if owner is stack and run not in runs])
         stack.clear()
@@ -258,9 +259,10 @@ class _Stacks:
             stack.append(run)
 
     def get_all_thread_values(self) -> dict[int, list[mlflow.ActiveRun]]:
-        """Return a list for each task and each thread that has runs open, of those that it has opened itself.
+        """Return a list for each task or thread with open runs: those that it has opened itself.
 
-        The keys are no ids of threads, which may have several; to change the lists changes nothing: see `forget`.
+        The keys are not thread ids, because one thread may have several lists. The lists are copies: to remove a run,
+        call `forget`.
         """
         found: dict[int, list[mlflow.ActiveRun]] = {}
         for run, stack in list(self._owners.values()):
@@ -268,7 +270,7 @@ class _Stacks:
         return found
 
     def opened(self) -> list[tuple[mlflow.ActiveRun, _Stack]]:
-        """Return the open runs, the latest last, each with the stack that it was opened in."""
+        """Return the open runs, the latest last, each with the stack that opened it."""
         return list(self._owners.values())
 
     def reset(self) -> None:
@@ -276,7 +278,7 @@ class _Stacks:
         self.end([run for run, _ in list(self._owners.values())])
 
     def open(self, run: mlflow.ActiveRun, stack: _Stack) -> None:
-        """Let the owner of the stack have the run open."""
+        """Add the run to the stack, and record its owner and its store."""
         uri = mlflow.get_tracking_uri()
         with _lock:
             list.append(stack, run)
@@ -284,11 +286,11 @@ class _Stacks:
                 self.uris[id(run)] = uri
                 self._owners[id(run)] = (run, stack)
                 self.job = self._find_job()
-            else:  # MLflow got its own back while the run was being opened
+            else:  # `uninstall` has run while the run was being opened
                 stack.plain.append(run)
 
     def end(self, runs: Iterable[mlflow.ActiveRun]) -> None:
-        """Let nobody have these runs open any more."""
+        """Remove these runs from the open ones, for every owner."""
         with _lock:
             for run in runs:
                 self._owners.pop(id(run), None)
@@ -297,26 +299,26 @@ class _Stacks:
             self.job = self._find_job()
 
     def forget(self, run_id: str) -> list[str]:
-        """Do what the function of this name says."""
+        """See the function `forget`."""
         with _lock:
             found = next((run for run, _ in self._owners.values() if run.info.run_id == run_id), None)
             return [] if found is None else [run.info.run_id for run in self.leave(found)]
 
     def leave(self, run: mlflow.ActiveRun) -> list[mlflow.ActiveRun]:
-        """End the run and what is open inside of it; return them, the innermost first."""
+        """End the run and the runs open inside it; return all of them, the innermost first."""
         mine = self.get()
         with _lock:
             if id(run) not in self._owners:
                 return []
             owner = self._owners[id(run)][1]
-            # Whoever leaves the block may be another task than the one that entered it, and have the inner runs.
+            # The task that leaves the block may not be the one that entered it, and may own the inner runs.
             inside = [inner for stack in (mine, owner) if run in stack for inner in stack[: stack.index(run) : -1]]
             leaving = [*self._still_open(dict.fromkeys(inside)), run]
             self.end(leaving)
         return leaving
 
     def hand_down(self, stack: _Stack) -> None:
-        """Let the thread have what its task has left open; to be called in that thread."""
+        """Pass the runs that a finished task has left open to its thread; call this in that thread."""
         base = self._base()
         with _lock:
             left = [run for run, owner in self._owners.values() if owner is stack]
@@ -327,8 +329,8 @@ class _Stacks:
                 self.job = self._find_job()
 
     def refresh(self, stack: _Stack) -> _Stack:
-        """Take off the stack what others have ended; if nothing is left, see what the thread has open."""
-        epoch = self._epoch  # read first: what ends meanwhile is noticed the next time
+        """Remove ended runs from the stack; if none is left, take those set aside, or else those of the thread."""
+        epoch = self._epoch  # read first: a run that ends meanwhile is noticed the next time
         if stack.epoch is not epoch:
             runs = self._still_open(stack) or self._still_open(stack.aside)
             is_base = stack is getattr(self._of_thread, "stack", None)
@@ -351,7 +353,7 @@ class _Stacks:
         """Return the stack of this thread outside of its tasks."""
         stack: _Stack | None = getattr(self._of_thread, "stack", None)
         if stack is None:
-            plain = self._plain.get()  # now MLflow has a list for this thread, to which runs can be given back
+            plain = self._plain.get()  # MLflow now has a list for this thread, to which runs can be handed back
             stack = self._carried.pop(id(plain), None) or _Stack(self, (), plain, thread=get_ident())
             self._of_thread.stack = stack
         return self.refresh(stack)
@@ -362,12 +364,12 @@ class _Stacks:
     def _find_job(self) -> mlflow.ActiveRun | None:
         stacks = list({id(stack): stack for _, stack in self._owners.values()}.values())
         busy = {stack.thread for stack in stacks if stack.task is not None}
-        # What a thread does outside of its tasks waits while they run.
+        # The code of a thread outside of its tasks waits while the tasks run.
         stacks = [stack for stack in stacks if stack.task is not None or stack.thread not in busy]
         main = threading.main_thread().ident
         stacks = [stack for stack in stacks if stack.thread == main] or stacks
         chains = [chain for chain in map(self._still_open, stacks) if chain]
-        # A run that was opened with `parent_run_id` belongs to the one that it names.
+        # A run that was opened with `parent_run_id` belongs to the run of that id.
         ids = {run.info.run_id for chain in chains for run in chain}
         chains = [chain for chain in chains if chain[0].data.tags.get(MLFLOW_PARENT_RUN_ID) not in ids]
         shared = None
@@ -393,11 +395,11 @@ class _Stacks:
         return self._found["_get_or_start_run"]()  # type: ignore[no-any-return]  # MLflow gives it no type
 
     def _get_latest_active_run(self) -> mlflow.ActiveRun | None:
-        """Return the run that a trace or a prompt belongs to; MLflow takes the latest of all threads."""
+        """Return the run that a trace or a prompt belongs to; MLflow would take the latest of all threads."""
         return job_run() or self._found["_get_latest_active_run"]()
 
     def _with_own(self, start: Callable[..., mlflow.ActiveRun]) -> Callable[..., mlflow.ActiveRun]:
-        """Let a thread that has inherited the runs of another still open one of its own, as MLflow lets it."""
+        """Wrap `start` so that a thread with inherited runs can open a run of its own, as in plain MLflow."""
 
         @functools.wraps(start)
         def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
@@ -418,16 +420,16 @@ class _Stacks:
         return start_run
 
     def _has_own(self, stack: _Stack) -> bool:
-        """Tell whether something on the stack was opened in its thread."""
+        """Tell whether a run on the stack was opened in the stack's own thread."""
         entries = [self._owners.get(id(run)) for run in stack]
         return any(entry is not None and entry[1].thread == stack.thread for entry in entries)
 
 
 class _ByName:
-    """A function in place of one of MLflow's, which a pickle holds by the name of that.
+    """Replacement for one of MLflow's functions that is pickled as the name of the original.
 
-    MLflow's autologging has such functions in the closures of what it patches, and joblib, Dask and Ray send these to
-    workers: there MLflow's own function is what is meant.
+    MLflow's autologging has such functions in the closures of its patches, and joblib, Dask and Ray send these patches
+    to workers. There the name must mean MLflow's own function.
     """
 
     def __init__(self, function: Callable[..., Any], original: Any) -> None:
@@ -447,7 +449,7 @@ def _named(module: str, name: str) -> Any:
 
 
 def replace(objects: Mapping[str, tuple[Any, Any]]) -> Undo:
-    """Put the second object in place of the first one wherever MLflow has it under this name."""
+    """Replace the first object by the second wherever MLflow has it under this name; return the undo function."""
     objects = {
         name: (original, _ByName(ours, original) if getattr(ours, "__closure__", None) else ours)
         for name, (original, ours) in objects.items()

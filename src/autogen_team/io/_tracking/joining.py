@@ -1,4 +1,4 @@
-"""Work for a run that another process, or another thread, has opened and will close."""
+"""Work for a run that another process or thread has opened and will close."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _report = logging.getLogger("autogen_team")
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """A run, as those who work for it need to know it; travels as text or as a pickle."""
+    """What a worker needs to know about the run that it works for; sent as text or as a pickle."""
 
     run_id: str
     name: str
@@ -38,8 +38,9 @@ class Shared:
     start: int
     """Milliseconds since 1970."""
     host: str
-    """Where it was opened, and where the logs of runs are there: who can see these brings them to the run."""
+    """Host that opened the run."""
     state: str
+    """State folder of the process that opened the run. It uploads the logs of workers on its host in this folder."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
@@ -47,9 +48,9 @@ class Shared:
 
 
 def shared_run(uri: str, state: Path) -> Shared | None:
-    """Return the run that the caller has open, for others to join; None if there is none, or none that they could find.
+    """Return the run that the caller has open, for workers to join; None if there is none that they could find.
 
-    A run that was begun while its store was out of reach has no place there yet.
+    Workers cannot find a run that was begun while its store was out of reach, until the store has created it.
     """
     active = isolation.job_run()
     if active is None:
@@ -77,15 +78,15 @@ def shared_run(uri: str, state: Path) -> Shared | None:
 
 
 def place(state: Path) -> str:
-    """Return where logs of runs are kept here, as other processes compare it with theirs."""
+    """Return `host:state_dir`; processes with equal values keep the logs of runs in the same folder."""
     return f"{socket.gethostname()}:{state}"
 
 
 def find(tags: Mapping[str, str], since: float, place_tag: str) -> Shared | None:
-    """Return the newest open run with these tags, begun after `since` (seconds since 1970); None if there is none yet.
+    """Return the newest open run with these tags that began after `since` (seconds since 1970); None if there is none.
 
     Raises:
-        Exception: whatever the store has to say.
+        Exception: any error of the store.
 
     """
     client = mlflow.MlflowClient()
@@ -112,9 +113,9 @@ def find(tags: Mapping[str, str], since: float, place_tag: str) -> Shared | None
 
 @contextmanager
 def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.ActiveRun]:
-    """Let this thread have the run open inside the block; what the block leaves open inside of it ends with it.
+    """Open the run in this thread inside the block; runs that the block leaves open inside it end with the block.
 
-    With `failure_tag`, a failure of the block is told like that of a run: by a tag of this name, and to the listeners.
+    With `failure_tag`, a failure of the block is reported like that of a run: by this tag, and to the listeners.
     """
     info = RunInfo(
         shared.run_id,
@@ -152,7 +153,7 @@ def _tell(shared: Shared, failure: BaseException, tag: str, duration: float) -> 
     status, reason = ending.verdict(failure)
     if status == "FAILED":
         try:
-            # Not by the fluent function: the thread that this runs on has a run of its own, or none.
+            # Not through the fluent function: the thread of this call has a run of its own, or none.
             note = partial(mlflow.MlflowClient().set_tag, shared.run_id, tag, reason)
             within(runs.PATIENCE, note, name="autogen-team-end-of-run")
         except Exception as error:
@@ -169,7 +170,7 @@ def _end(run_ids: list[str], status: _job.Status) -> None:
 
 _lock = ForkSafeLock()
 _published: dict[tuple[int, str], _Published] = {}
-"""By process and run; a forked child publishes anew."""
+"""Published runs by process id and run id; a forked child publishes them again."""
 
 
 @dataclass(slots=True)
@@ -180,7 +181,7 @@ class _Published:
 
 @contextmanager
 def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
-    """Let what this process logs inside the block be part of the log of the run; blocks may overlap."""
+    """Make what this process logs inside the block a part of the run's log; blocks may overlap."""
     key = os.getpid(), shared.run_id
     with _lock:
         found = _published.get(key)
@@ -195,7 +196,7 @@ def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
         with _lock:
             found.users -= 1
             if not found.users:
-                _published.pop(key, None)  # a forked child that leaves the block has forgotten it
+                _published.pop(key, None)  # a forked child that leaves the block has forgotten the entry
                 _job.run_left(found.run)
 
 
@@ -212,7 +213,7 @@ def _published_run(shared: Shared) -> _job.Run:
 
 
 def after_fork() -> None:
-    """Forget what the parent has published."""
+    """Forget the runs that the parent has published."""
     _published.clear()
 
 
