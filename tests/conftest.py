@@ -1,4 +1,4 @@
-"""What all tests share: a known environment, a migrated store, a real server, and processes of their own."""
+"""Fixtures of all tests: a known environment, a migrated store, a real server, and child processes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 WORKERS = ROOT / "tests" / "workers"
 PATIENCE = 100.0
-"""Seconds after which a test stops waiting; less than the timeout of a test, so that the test can say what for."""
+"""Seconds that a test waits; less than the timeout of a test, so that the test can report what it waits for."""
 
 known_state.enter()
 _servers = contextlib.ExitStack()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start the fork servers, once for all workers of pytest-xdist."""
+    """Start the fork servers once for all workers of pytest-xdist."""
     if not hasattr(config, "workerinput"):
         config.add_cleanup(_servers.close)
         _servers.enter_context(known_state.reaper())
@@ -62,11 +62,11 @@ NOT_QUICK = {
 
 
 LONGEST = {"test_docs_commands.py", "test_examples.py", "test_person.py", "test_death.py", "test_many_processes.py"}
-"""Modules that come first, with those of the workers, so that no worker of pytest-xdist ends with them."""
+"""Modules that run first, with those in `tests/workers`, so that no worker of pytest-xdist ends with one."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start nothing outside of their own process as quick; put those that take longest first."""
+    """Mark tests that start nothing outside their own process as quick, and run the longest modules first."""
     items.sort(key=lambda item: not item.path.is_relative_to(WORKERS) and item.path.name not in LONGEST)
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
@@ -78,7 +78,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say in one line what was not run, and how to have it."""
+    """Print one line with the number of skipped tests per reason."""
     reasons = collections.Counter(
         report.longrepr[2].removeprefix("Skipped: ") for report in terminalreporter.stats.get("skipped", [])
     )
@@ -90,7 +90,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
-    """End what a test that has failed left running."""
+    """Kill the processes that a failed test has left running."""
     report = yield
     if report.failed:
         known_state.end_processes(item.nodeid)
@@ -99,12 +99,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def known_environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[None]:
-    """Start each test in an empty folder, with none of our variables, its own state folder, and default signals."""
+    """Start each test in an empty folder, with its own state folder, default signals and none of our variables."""
     folder = tmp_path / "work"
     folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:  # of its own, for a test that calls `monkeypatch.undo()`
+    with pytest.MonkeyPatch.context() as patch:  # a separate one, so that `monkeypatch.undo()` in a test keeps this
         known_state.forget_stores()
-        patch.setattr(redact_values, "_extra", redact_values.Extra())  # what `.env` files of tests before have said
+        patch.setattr(redact_values, "_extra", redact_values.Extra())  # nothing from `.env` files of earlier tests
         patch.setenv(known_state.TEST, request.node.nodeid)
         patch.setenv("AUTOGEN_TEAM_STATE_DIR", str(tmp_path / "state"))
         patch.chdir(folder)
@@ -115,7 +115,7 @@ def known_environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database with MLflow's tables; making them takes two seconds, copying it takes none."""
+    """Return a database with MLflow's tables; creating them takes two seconds, copying the file takes none."""
     path = tmp_path_factory.mktemp("template") / "mlflow.db"
     code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
     subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], check=True, capture_output=True)
@@ -124,15 +124,15 @@ def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store_uri(migrated_database: Path) -> str:
-    """Return the default store, `mlflow.db` in the working folder, ready for use.
+    """Return the URI of the default store, `mlflow.db` in the working folder, with all tables.
 
-    Its URI is absolute: MLflow keeps one engine per URI for the whole process, and each test has its own folder.
+    The URI is absolute: MLflow keeps one engine per URI for the whole process, and each test has its own folder.
     """
     return f"sqlite:///{Path(shutil.copy(migrated_database, 'mlflow.db')).absolute()}"
 
 
 class Process:
-    """A Python process of the test's own, whose output is read line by line."""
+    """A Python process that a test has started, with its output line by line."""
 
     def __init__(self, *arguments: str, stdin: int | None = None, fresh: bool = False, **environment: str) -> None:
         self.popen = forkserver.popen(
@@ -146,31 +146,31 @@ class Process:
         )
 
     def wait_for(self, text: str) -> str:
-        """Read stdout up to a line that holds the text, and return that."""
+        """Read stdout up to a line that contains the text, and return that line."""
         for line in self.popen.stdout:
             if text in line:
                 return line
         raise AssertionError(f"the process ended without saying {text!r}: {self.popen.stderr.read()}")
 
     def send(self, signum: signal.Signals) -> None:
-        """Send it a signal."""
+        """Send a signal to the process."""
         self.popen.send_signal(signum)
 
     def finish(self, text: str | None = None, *, timeout: float = PATIENCE) -> tuple[int, str, str]:
-        """Write the text to its stdin, wait for its end; return exit status, stdout and stderr."""
+        """Write the text to stdin, wait for the process; return its exit status, stdout and stderr."""
         out, err = self.popen.communicate(text, timeout=timeout)
         return self.popen.returncode, out, err
 
 
 @pytest.fixture(scope="session")
 def processes_are_fresh() -> bool:
-    """Return whether `start_python` starts a new interpreter each time; a folder or module of tests may say so."""
+    """Return whether `start_python` starts a new interpreter each time; a folder or module of tests may override it."""
     return False
 
 
 @pytest.fixture
 def start_python(processes_are_fresh: bool) -> Iterator[Callable[..., Process]]:
-    """Return a function that starts `python ARGUMENTS...`; what still runs at the end of the test is killed.
+    """Return a function that starts `python ARGUMENTS...`; processes that outlive the test are killed.
 
     The process is forked from one that has imported MLflow (see `testkit.forkserver`), unless `fresh` is true.
     """
@@ -183,7 +183,7 @@ def start_python(processes_are_fresh: bool) -> Iterator[Callable[..., Process]]:
     yield start
     for process in started:
         if process.popen.poll() is None:
-            for child in psutil.Process(process.popen.pid).children(recursive=True):  # they would hold its output open
+            for child in psutil.Process(process.popen.pid).children(recursive=True):  # they would keep its output open
                 with suppress(psutil.NoSuchProcess):
                     child.kill()
             process.popen.kill()
@@ -192,13 +192,13 @@ def start_python(processes_are_fresh: bool) -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture
 def run_python(start_python: Callable[..., Process]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs `python ARGUMENTS...` to its end: exit status, stdout, stderr."""
+    """Return a function that runs `python ARGUMENTS...`, and returns its exit status, stdout and stderr."""
     return lambda *arguments, **environment: start_python(*arguments, **environment).finish()
 
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
-    """Return a function that names a port of 127.0.0.1 that nobody listens on."""
+    """Return a function that returns a free port of 127.0.0.1."""
 
     def find() -> int:
         with socket.socket() as probe:
@@ -237,7 +237,7 @@ mlflow.cli.cli(sys.argv[1:])
 
 
 class Server:
-    """A real MLflow server of the test's own, with a store that outlives it."""
+    """A real MLflow server for one test, with a store that outlives it."""
 
     def __init__(self, folder: Path, database: str, port: int) -> None:
         self.folder = folder
@@ -247,7 +247,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it, and return when it answers."""
+        """Start the server, and return when it answers."""
         options = ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
         stores = ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
         with (self.folder / "log").open("a") as log:
@@ -257,13 +257,13 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that nobody needs
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that no test needs
                 start_new_session=True,
             )
         _wait_until(self.answers)
 
     def answers(self) -> bool:
-        """Tell whether it does."""
+        """Return whether the server answers; fail if it has ended."""
         assert self._process.poll() is None, (self.folder / "log").read_text()
         try:
             urllib.request.urlopen(f"{self.uri}/health", timeout=5).close()
@@ -273,7 +273,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The id of its process, and of the group of its workers."""
+        """The id of the server's process, which is also that of the group with its workers."""
         return self._process.pid
 
     def send(self, signum: signal.Signals) -> None:
@@ -281,7 +281,7 @@ class Server:
         os.killpg(self._process.pid, signum)
 
     def kill(self) -> None:
-        """Kill it, if it runs."""
+        """Kill the server and its workers, if it runs."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self.send(signal.SIGKILL)
@@ -289,7 +289,7 @@ class Server:
             self._process = None
 
     def client(self) -> mlflow.MlflowClient:
-        """Return a client of the store itself, past the server."""
+        """Return a client of the store itself, bypassing the server."""
         import mlflow
 
         return mlflow.MlflowClient(self.database)
@@ -297,7 +297,7 @@ class Server:
 
 @pytest.fixture
 def make_server(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Callable[[str], Server]]:
-    """Return a function that starts a server of the test's own on a store; it is killed after the test."""
+    """Return a function that starts a server on a store; the server is killed after the test."""
     started: list[Server] = []
 
     def make(database: str) -> Server:
@@ -314,7 +314,7 @@ def make_server(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Callab
 
 @pytest.fixture
 def server(make_server: Callable[[str], Server], migrated_database: Path, tmp_path: Path) -> Server:
-    """Return a server that runs, on a SQLite store of its own."""
+    """Return a running server with its own SQLite store."""
     return make_server(f"sqlite:///{shutil.copy(migrated_database, tmp_path / 'server.db')}")
 
 
@@ -322,7 +322,7 @@ def server(make_server: Callable[[str], Server], migrated_database: Path, tmp_pa
 def mlflow_server(
     tmp_path_factory: pytest.TempPathFactory, migrated_database: Path, free_port: Callable[[], int]
 ) -> Iterator[str]:
-    """Return the address of a server that all tests share, with a store of its own."""
+    """Return the URI of a running server with its own store; all tests share it."""
     folder = tmp_path_factory.mktemp("server")
     found = Server(folder, f"sqlite:///{shutil.copy(migrated_database, folder / 'mlflow.db')}", free_port())
     found.start()

@@ -1,4 +1,4 @@
-"""A person at this machine: a folder, jobs that are run there, MLflow's pages on what they have left, and a browser."""
+"""Fixtures for a user at this machine: a folder, jobs that run there, MLflow's pages on their runs, and a browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
-"""Seconds until something must be seen; a bound on hangs, and generous, because the machines are slow at times."""
+"""Seconds until something must be visible; only a bound on hangs, and generous, because some machines are slow."""
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -42,14 +42,14 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @dataclass(frozen=True)
 class Console:
-    """What a command has left on the console."""
+    """The exit status of a command and its output on the console."""
 
     status: int
     text: str
 
 
 class Person:
-    """Somebody who types commands in a folder."""
+    """A user who types commands in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -77,7 +77,7 @@ class Person:
 
 @pytest.fixture(scope="module")
 def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
-    """Return a person in a folder of their own; without a browser there is nothing to see."""
+    """Return a user with a new folder; skip the tests if there is no browser."""
     pytest.importorskip("playwright", reason="the browser is led by playwright, which is for Linux")
     if shutil.which("chromium") is None:
         pytest.skip("chromium is not installed: make system-deps")
@@ -88,13 +88,13 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
 
 @pytest.fixture(scope="module")
 def demo(person: Person) -> Console:
-    """Run what `make demo` runs."""
+    """Run the example that `make demo` runs, and return its output."""
     return person.run("run", str(ROOT / "examples" / "train.py"))
 
 
 @pytest.fixture(scope="module")
 def ui(person: Person, demo: Console):
-    """Return what `autogen-team ui` has printed; it serves until the last test of the module."""
+    """Return the JSON that `autogen-team ui` prints; it serves until the last test of the module."""
     process = person.start("ui", "--json")
     try:
         text = "".join(iter(process.stdout.readline, "}\n")) + "}"
@@ -106,7 +106,7 @@ def ui(person: Person, demo: Console):
 
 @pytest.fixture(scope="module")
 def killed(person: Person, ui: dict[str, str]) -> Console:
-    """Run a job that is killed in its midst, while the pages are open."""
+    """Run a job that is killed halfway, while the pages are open."""
     (person.folder / "night.py").write_text(KILLED)
     options = ["--description", "The training of every night.", "--tag", "fold=1"]
     return person.run("run", *options, "night.py")
@@ -114,7 +114,7 @@ def killed(person: Person, ui: dict[str, str]) -> Console:
 
 @pytest.fixture(scope="module")
 def browser(ui: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
-    """Return a browser that reaches this machine alone."""
+    """Return a browser that can reach only the pages of `ui`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -134,7 +134,7 @@ def browser(ui: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
 
 
 def _settle_in(page, url: str) -> None:
-    """Do what one does at the first visit: send the assistant away, and choose models over agents."""
+    """Do what a user does at the first visit: close the assistant, and choose model training."""
     page.goto(url)
     page.locator("[data-component-id='mlflow.assistant.chat_panel.close']").click()
     page.get_by_role("button", name="Model training").click()
@@ -144,7 +144,7 @@ def _settle_in(page, url: str) -> None:
 
 @pytest.fixture
 def page(browser, ui):
-    """Return a new page, on which nothing has been opened yet."""
+    """Return a new, empty page."""
     page = browser.new_page()
     yield page
     page.close()
@@ -152,7 +152,7 @@ def page(browser, ui):
 
 @pytest.fixture
 def keep_picture(page):
-    """Return a function that keeps, with the results of the tests, what the page shows."""
+    """Return a function that saves a screenshot of the page with the results of the tests."""
     folder = ROOT / "artifacts" / "browser"
 
     def keep(name: str) -> None:

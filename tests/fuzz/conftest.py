@@ -1,4 +1,4 @@
-"""How much is tried: a little with the whole suite, and by `make fuzz` for as long as it is told to."""
+"""The number of examples: few with the whole suite, `FUZZ_EXAMPLES` (500) in each round of `make fuzz`."""
 
 from __future__ import annotations
 

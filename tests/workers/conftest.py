@@ -1,4 +1,4 @@
-"""A job with workers: a script of its own, because workers import what they are sent."""
+"""Fixtures for jobs with workers. Each job is a script, because workers import the functions that they are sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from testkit import forkserver
 
 END_AFTER_FIVE_MINUTES = "import faulthandler; faulthandler.dump_traceback_later(300, exit=True)\n"
-"""Ends a job that hangs, with what each of its threads is waiting for on stderr."""
+"""Code that ends a job that hangs, and prints the stack of each thread to stderr."""
 BEGINNING = """\
 import asyncio, logging, multiprocessing, os, pickle, signal, subprocess, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -52,16 +52,16 @@ MAIN = '\n\nif __name__ == "__main__":\n'
 
 @dataclass(frozen=True)
 class Store:
-    """What a job has left behind."""
+    """The store of a job, with helpers to read it."""
 
     uri: str
 
     def client(self) -> mlflow.MlflowClient:
-        """Return a client of it."""
+        """Return a client of the store."""
         return mlflow.MlflowClient(self.uri, self.uri)
 
     def runs(self, **tags: str) -> list[mlflow.entities.Run]:
-        """Return the runs, the first one first; with tags only those that have them."""
+        """Return the runs that have all these tags, oldest first."""
         client = self.client()
         ids = [one.experiment_id for one in client.search_experiments()]
         found = client.search_runs(ids, order_by=["attributes.start_time ASC"])
@@ -81,7 +81,7 @@ class Store:
         return sorted(metric.step for metric in self.client().get_metric_history(run.info.run_id, key))
 
     def logs(self, run: mlflow.entities.Run) -> list[str]:
-        """Return the names of the logs among its artifacts."""
+        """Return the names of the logs among the artifacts of the run."""
         return sorted(Path(one.path).name for one in self.client().list_artifacts(run.info.run_id, "logs"))
 
 
@@ -94,7 +94,7 @@ def store(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def write_job(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that writes a job: what to do, and before it what its workers need; its path is returned."""
+    """Return a function that writes a job, with its main code and the functions of its workers; it returns the path."""
 
     def write(main: str, functions: str = "") -> str:
         path = tmp_path / "job.py"
@@ -112,7 +112,7 @@ def _script(main: str, functions: str) -> str:
 def run_job(
     write_job: Callable[..., str], run_python: Callable[..., tuple[int, str, str]]
 ) -> Callable[..., tuple[str, str]]:
-    """Return a function that runs a job to its end, which must be a good one; stdout and stderr are returned."""
+    """Return a function that runs a job, which must exit with 0, and returns its stdout and stderr."""
 
     def run(main: str, functions: str = "", *, argument: str = "", **environment: str) -> tuple[str, str]:
         status, out, err = run_python(write_job(main, functions), argument, **environment)
@@ -135,7 +135,7 @@ def log_lines() -> Callable[[str], list[dict[str, object]]]:
 
 @pytest.fixture
 def journals(tmp_path: Path) -> Callable[[], list[Path]]:
-    """Return a function that lists what has not been delivered."""
+    """Return a function that lists the journal segments that have not been delivered."""
     return lambda: sorted((tmp_path / "state" / "journals").glob("*/*.jsonl"))
 
 
@@ -146,24 +146,24 @@ class Finished:
     folder: Path
     store: Store
     out: list[str]
-    """The lines of its stdout."""
+    """The lines of stdout."""
     err: str
 
     def log_lines(self, pattern: str = "job-*.log") -> list[dict[str, object]]:
-        """Return the JSON lines of the log files that match, by default those of workers, with the name of each."""
+        """Return the JSON lines of matching log files, by default those of workers, each with the name of its file."""
         files = sorted((self.folder / "logs").glob(pattern))
         return [{"file": path.stem, **json.loads(line)} for path in files for line in path.read_text().splitlines()]
 
     def journals(self) -> list[Path]:
-        """Return what has not been delivered."""
+        """Return the journal segments that have not been delivered."""
         return sorted((self.folder / "state" / "journals").glob("*/*.jsonl"))
 
 
 @pytest.fixture(scope="module")
 def run_slow_job(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Callable[[str, str], Finished]:
-    """Return a function that runs a job to its end, which must be a good one.
+    """Return a function that runs a job, which must exit with 0.
 
-    It waits for five minutes, for engines that start many processes; and many tests can look at one job.
+    The job may take five minutes, for engines that start many processes. Several tests can share one job.
     """
 
     def run(main: str, functions: str) -> Finished:

@@ -1,4 +1,4 @@
-"""`autogen-team doctor`: what it is run with."""
+"""Fixtures for tests of `autogen-team doctor`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_DESKTOP = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere/bus"}
 
 @pytest.fixture
 def examine(run_python):
-    """Return a function that runs `doctor --json`: status and checks by name, with remedies for failures."""
+    """Return a function that runs `doctor --json`, checks its report, and returns its status and checks by name."""
 
     def examine(*options, **environment):
         status, out, err = run_python(*DOCTOR, "--json", *options, **{**NO_DESKTOP, **environment})
@@ -35,16 +35,16 @@ def examine(run_python):
 
 @pytest.fixture
 def experiment(store_uri):
-    """Make the experiment of the default settings in the default store; return a client and its id."""
+    """Create the experiment of the default settings in the default store; return a client and the experiment's id."""
     client = mlflow.MlflowClient(store_uri)
     return client, client.create_experiment("autogen_team", artifact_location=Path("artifacts").absolute().as_uri())
 
 
 @pytest.fixture
 def web_server():
-    """Return a function that starts a server with some headers, or what makes them at each answer.
+    """Return a function that starts a web server with some headers; a callable header is computed for each answer.
 
-    It answers `/version` and `/health` only.
+    The server answers only `/version` and `/health`.
     """
     servers = []
 
@@ -60,7 +60,7 @@ def web_server():
                 self.wfile.write(body)
 
             def log_message(self, *_):
-                """Say nothing."""
+                """Print nothing."""
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -75,12 +75,12 @@ def web_server():
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
-    """Reach loopback directly, whatever the machine says about proxies."""
+    """Remove proxy variables, so that loopback addresses are reached directly."""
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture
 def all_files():
-    """Return a function that lists every file and folder below the working folder and of the state."""
+    """Return a function that lists every file and folder in the working folder and the state folder."""
     return lambda: sorted(str(path) for path in Path("..").rglob("*"))

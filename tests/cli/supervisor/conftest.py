@@ -1,4 +1,4 @@
-"""A store that is ready, scripts to supervise, and the runs that they leave."""
+"""Fixtures for tests of the supervisor: a store, scripts to supervise, terminals, and the recorded run."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ import pytest
 from testkit import forkserver
 
 PATIENCE = 60.0
-"""Seconds after which waiting is given up."""
+"""Seconds to wait before a test fails."""
 RUN = (sys.executable, "-m", "autogen_team", "run")
 
 
 @pytest.fixture(autouse=True)
 def ready(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give the command a store that is ready, and keep alerts on the console."""
+    """Provide a store with all tables, and disable alerts, which are printed instead."""
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_ENABLE", "false")
 
 
@@ -44,7 +44,7 @@ def supervised() -> Callable[..., subprocess.CompletedProcess[bytes]]:
 
     def run(
         *words: str,
-        input: bytes | None = None,  # noqa: A002 - as of subprocess.run
+        input: bytes | None = None,  # noqa: A002 - as in subprocess.run
         **options: object,
     ) -> subprocess.CompletedProcess[bytes]:
         given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
@@ -71,7 +71,7 @@ def the_run(store_uri: str) -> Callable[[], mlflow.entities.Run]:
 
 @pytest.fixture
 def the_output(the_run: Callable[[], mlflow.entities.Run], store_uri: str) -> Callable[[], str]:
-    """Return a function that returns the transcript among the artifacts of the run."""
+    """Return a function that reads the transcript from the artifacts of the run."""
 
     def read() -> str:
         client = mlflow.MlflowClient(store_uri)
@@ -83,7 +83,7 @@ def the_output(the_run: Callable[[], mlflow.entities.Run], store_uri: str) -> Ca
 
 
 class Screen:
-    """A terminal, and a program in it."""
+    """A terminal with a program that runs in it."""
 
     def __init__(self, *words: str) -> None:
         self.pid, self._main = pty.fork()
@@ -109,7 +109,7 @@ class Screen:
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the terminal."""
         os.close(self._main)
 
     def _read(self) -> bool:

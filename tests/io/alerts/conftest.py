@@ -1,4 +1,4 @@
-"""Real parts for alerts: a private session bus, a notification daemon, web and mail servers that behave as told."""
+"""Real parts for tests of alerts: a private session bus, a notification daemon, and configurable web servers."""
 
 import contextlib
 import json
@@ -19,9 +19,9 @@ from jeepney.io.blocking import open_dbus_connection
 from autogen_team.io._alerts import delivery as delivery_module
 from autogen_team.io._alerts.delivery import Delivery, Settings
 
-PATIENCE = 20.0  # seconds: generous, a bound on hangs and not a measure
+PATIENCE = 20.0  # seconds: generous, because it is only a bound on hangs
 
-# No service folder, so that the bus starts no daemon of this machine behind the test's back.
+# Without a service folder, so that the bus does not start a daemon of this machine.
 BUS_CONFIGURATION = """\
 <busconfig>
   <type>session</type>
@@ -36,7 +36,7 @@ BUS_CONFIGURATION = """\
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch):
-    """Keep each test off the desktop of whoever runs it, and have it report what it reports for the first time."""
+    """Keep tests off the user's desktop, and forget what earlier tests have reported."""
     monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(delivery_module, "_reported", set())
@@ -44,9 +44,9 @@ def isolated(monkeypatch):
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Return a function that runs code in an interpreter of its own, with variables added to the environment.
+    """Return a function that runs code in a new interpreter, with variables added to the environment.
 
-    Signal handlers that wait for a thread deadlock on coverage's own lock, once in a while: not `covered`, then.
+    Use `covered=False` for signal handlers that wait for a thread: they sometimes deadlock on coverage's own lock.
     """
 
     def run_script(code, *, timeout=60, stdout=subprocess.PIPE, covered=True, **environment):
@@ -67,7 +67,7 @@ def run_script():
 
 @pytest.fixture(scope="session")
 def bus_address(tmp_path_factory):
-    """Run a session bus for the tests of this process; yield its address."""
+    """Run a session bus for the tests of this process, and yield its address."""
     program = shutil.which("dbus-daemon")
     if program is None:
         pytest.skip("dbus-daemon is not installed: make system-deps")
@@ -81,13 +81,13 @@ def bus_address(tmp_path_factory):
 
 @pytest.fixture
 def bus(bus_address, monkeypatch):
-    """Make that bus the session bus of the process."""
+    """Make the test's bus the session bus of the process."""
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", bus_address)
     return bus_address
 
 
 class NotificationDaemon:
-    """A notification daemon that shows nothing and remembers everything; mode is ok, hang, error or slow."""
+    """A notification daemon that shows nothing and records all calls; mode is ok, hang or error."""
 
     def __init__(self, address, mode, capabilities):
         self.mode = mode
@@ -151,13 +151,13 @@ def daemon(bus):
 
 
 class Endpoint:
-    """A web server that answers with a status, or hangs, drips or redirects; remembers each request."""
+    """A web server that answers with a status, hangs, drips or redirects, and records each request."""
 
     def __init__(self, mode):
         self.mode = mode
         self.requests = []
         self.text = "ok"
-        """What it answers, whatever the status."""
+        """The body of each answer, whatever the status."""
         self._over = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self._socket.getsockname()[1]
@@ -214,7 +214,7 @@ class Endpoint:
 
 @pytest.fixture
 def endpoint():
-    """Return a function that starts a web server: a status, `hang`, `drip`, an address to redirect to, or a list."""
+    """Return a function that starts a web server; mode is a status, `hang`, `drip`, a redirect URL, or a list."""
     endpoints = []
 
     def start(mode=200):
@@ -228,7 +228,7 @@ def endpoint():
 
 @pytest.fixture
 def closed_port():
-    """Return the number of a port that nobody listens on."""
+    """Return a port that no process listens on."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         return bound.getsockname()[1]
@@ -236,7 +236,7 @@ def closed_port():
 
 @pytest.fixture
 def settings():
-    """Return a function that makes settings from defaults."""
+    """Return a function that creates settings from defaults and changes."""
 
     def settings(**changes):
         defaults = {
@@ -254,7 +254,7 @@ def settings():
 
 @pytest.fixture
 def delivery(settings):
-    """Return a function that makes a delivery, which is stopped at the end of the test."""
+    """Return a function that creates a delivery; each is stopped after the test."""
     made = []
 
     def delivery(*, channels=None, **changes):
@@ -268,13 +268,13 @@ def delivery(settings):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Have notify wait a tenth of a second instead of one."""
+    """Make `notify` wait 0.1 s instead of one second."""
     monkeypatch.setattr(delivery_module, "PATIENCE", 0.1)
 
 
 @dataclass
 class GatedChannel:
-    """A channel that answers when its gate is open."""
+    """A channel that delivers when its gate is open."""
 
     name: str = "gated"
     is_local: bool = False
@@ -285,11 +285,11 @@ class GatedChannel:
     closed: int = 0
 
     def takes(self, level):
-        """Take each level."""
+        """Accept every level."""
         return True
 
     def deliver(self, alert):
-        """Wait for the gate, then keep the alert or raise."""
+        """Wait for the gate, then record the alert or raise the error."""
         self.entered.set()
         assert self.gate.wait(PATIENCE)
         if self.error is not None:
@@ -297,13 +297,13 @@ class GatedChannel:
         self.alerts.append(alert)
 
     def close(self):
-        """Count."""
+        """Count the calls."""
         self.closed += 1
 
 
 @pytest.fixture
 def gated():
-    """Return a function that makes channels which answer when told to."""
+    """Return a function that creates gated channels; their gates are opened after the test."""
     channels = []
 
     def gated(**fields):
@@ -317,7 +317,7 @@ def gated():
 
 @pytest.fixture(scope="session")
 def artifacts(pytestconfig):
-    """Return the folder for what a test leaves to be looked at."""
+    """Return the folder for files that a test leaves for inspection."""
     folder = Path(pytestconfig.rootpath) / "artifacts"
     folder.mkdir(exist_ok=True)
     return folder

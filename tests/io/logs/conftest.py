@@ -1,4 +1,4 @@
-"""What the tests of the logging engine share: a pipeline that is always stopped, and a process left as it was."""
+"""Fixtures for tests of the logging engine: a pipeline that is always stopped, and a check that nothing is left."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMAT = (
     "<cyan>{name}</cyan>:<cyan>{function}</cyan>:<cyan>{line}</cyan> - <level>{message}</level>"
 )
 PATIENCE = 30.0
-"""Seconds after which waiting for something is given up."""
+"""Seconds to wait before a test fails."""
 PLAIN = {
     "sink": "stderr",
     "level": "INFO",
@@ -38,12 +38,12 @@ PLAIN = {
     "uncaught": False,
     "run_log": False,
 }
-"""Settings of a pipeline that does what loguru does and little else."""
+"""Settings of a pipeline that does little more than loguru."""
 
 
 @pytest.fixture(scope="session")
 def processes_are_fresh():
-    """Start new interpreters: logging loads no MLflow, and what it prints names the frames of the caller."""
+    """Start new interpreters: logging does not import MLflow, and its output names the frames of the caller."""
     return True
 
 
@@ -74,7 +74,7 @@ def nothing_left_behind():
 
 @pytest.fixture
 def no_handlers(nothing_left_behind):
-    """Take loguru's handlers away for the time of the test, so that it may remove all that there are."""
+    """Hide loguru's handlers during the test, so that the test may remove all handlers."""
     core = logger._core
     before = core.handlers, core.min_level
     core.handlers, core.min_level = {}, 100
@@ -84,7 +84,7 @@ def no_handlers(nothing_left_behind):
 
 @pytest.fixture
 def start(tmp_path):
-    """Return a function that starts logging with the fields given; it is stopped, latest first, after the test."""
+    """Return a function that starts logging with the given fields; after the test, pipelines stop, latest first."""
     undo = []
 
     def start(**fields):
@@ -109,7 +109,7 @@ def _no_constant(text):
 
 @pytest.fixture
 def strict():
-    """Return a parser that takes one JSON object without duplicate names, NaN or Infinity."""
+    """Return a parser that accepts only one JSON object without duplicate names, NaN or Infinity."""
 
     def parse(line):
         text = line.decode("utf-8") if isinstance(line, bytes) else line
@@ -122,7 +122,7 @@ def strict():
 
 @pytest.fixture
 def script(tmp_path):
-    """Return a function that writes a script which starts logging with the fields given, and returns its path."""
+    """Return a function that writes a script that starts logging with the given fields, and returns its path."""
 
     def write(body, **fields):
         settings = {**PLAIN, **fields}
@@ -147,7 +147,7 @@ def script(tmp_path):
 
 
 class FakeRun:
-    """A run whose artifacts are a folder, and that remembers what it was brought."""
+    """A run with a folder for its artifacts, which records the files attached to it."""
 
     def __init__(self, folder: Path, run_id: str):
         self.folder = folder
@@ -172,11 +172,11 @@ class FakeRun:
 
     @property
     def log(self):
-        """What the run has of its log."""
+        """The text of the logs among the run's artifacts."""
         return b"".join(path.read_bytes() for path in sorted(self.folder.glob("logs/*.log"))).decode()
 
     def end(self, status="FINISHED", reason=None, exception=None):
-        """End the run, as tracking does."""
+        """Tell the listeners that the run ends, as tracking does."""
         end = _job.End(status, reason, exception, 1.0)
         _job.run_ending(self.job_run, end)
         _job.run_ended(self.job_run, end)
@@ -184,7 +184,7 @@ class FakeRun:
 
 @pytest.fixture
 def open_run(tmp_path):
-    """Return a function that opens a run without a tracking store; what a test leaves open is closed after it."""
+    """Return a function that opens a run without a tracking store; after the test, the gates of all runs open."""
     opened = []
 
     def open_run(run_id="0123456789abcdef"):

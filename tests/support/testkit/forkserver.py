@@ -1,14 +1,13 @@
-"""Python processes forked from one that has imported MLflow already.
+"""Python processes forked from one that has already imported MLflow.
 
-Nearly all that a process of a test computes is the import of MLflow and SQLAlchemy: two to four seconds of CPU, and
-seven for an MLflow server, against milliseconds for the fact that the test states. A fork server imports them once
-and forks a process for each request. The process has an environment, a folder, streams, arguments and a `__main__` of
-its own, and ends as any process of Python does. It imports loguru, typer and autogen_team itself, because these read
-the environment.
+A test's process spends nearly all its CPU time on importing MLflow and SQLAlchemy: two to four seconds, seven for an
+MLflow server. The fact that the test states takes milliseconds. A fork server imports them once and forks a process
+for each request. The process has its own environment, folder, streams, arguments and `__main__`, and ends as any Python
+process does. It imports loguru, typer and autogen_team itself, because these read the environment.
 
 Three things differ from a fresh interpreter. MLflow is in `sys.modules` from the beginning. The stack has frames of
-this module below `__main__`. What is left when the exit functions are done is not torn down object by object. Tests
-about any of these start a fresh interpreter, and with `FRESH_PROCESSES=1` the whole suite does.
+this module below `__main__`. After the exit functions, the remaining objects are not torn down one by one. Tests about
+any of these start a fresh interpreter, and with `FRESH_PROCESSES=1` the whole suite does.
 """
 
 from __future__ import annotations
@@ -61,7 +60,7 @@ PRELOADED = {
     ),
     "server": ("mlflow.cli", "uvicorn.main", "mlflow.server.fastapi_app", "mlflow.store.tracking.sqlalchemy_store"),
 }
-"""What each fork server has imported when it forks. It begins with that when it is asked for the first time."""
+"""The modules that each fork server imports before it forks; it imports them at the first request."""
 _SERVE = (
     "import sys; sys.path.append({support!r}); from testkit.forkserver import serve; serve({kind!r}, {descriptor})()"
 )
@@ -72,7 +71,7 @@ _LONGEST_REQUEST = 2**18
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Run the fork servers, for this process and those that inherit its environment; nothing where they cannot run."""
+    """Run the fork servers for this process and those that inherit its environment; do nothing if they cannot run."""
     if not hasattr(os, "pidfd_open") or os.environ.get("FRESH_PROCESSES") or FOLDER in os.environ:
         yield
         return
@@ -98,14 +97,14 @@ def _start(kind: str, folder: str, alive: int) -> subprocess.Popen[bytes]:
         code = _SERVE.format(support=_SUPPORT, kind=kind, descriptor=listener.fileno())
         return subprocess.Popen(
             [sys.executable, "-c", code],
-            stdin=alive,  # its end tells that pytest is gone
+            stdin=alive,  # its end shows that pytest is gone
             pass_fds=[listener.fileno()],
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "_MLFLOW_SGI_NAME": "uvicorn"},
         )
 
 
 def popen(arguments: Sequence[str], *, kind: str = "job", fresh: bool = False, **options: Any) -> subprocess.Popen[Any]:
-    """Start `python ARGUMENTS...`, forked unless `fresh` or no server can; takes the options of `subprocess.Popen`."""
+    """Start `python ARGUMENTS...` with the options of `subprocess.Popen`; fork it if possible, unless `fresh`."""
     is_plain = not arguments[0].startswith("-") or arguments[0] in {"-c", "-m"}
     if fresh or not is_plain or not _can_fork(options.get("env") or os.environ):
         return subprocess.Popen([sys.executable, *arguments], **options)
@@ -113,7 +112,7 @@ def popen(arguments: Sequence[str], *, kind: str = "job", fresh: bool = False, *
 
 
 def _can_fork(environment: Mapping[str, str]) -> bool:
-    """Return whether there is a fork server, and no variable asks for an interpreter that is unlike it."""
+    """Return whether a fork server runs, and no `PYTHON*` variable asks for a different interpreter."""
     wanted, here = (
         {name: value for name, value in variables.items() if name.startswith("PYTHON") and name not in _IMITATED}
         for variables in (environment, os.environ)
@@ -122,7 +121,7 @@ def _can_fork(environment: Mapping[str, str]) -> bool:
 
 
 class _Forked(subprocess.Popen):  # type: ignore[type-arg]
-    """A `subprocess.Popen` whose process a fork server of the kind starts and waits for; without a kind a plain one."""
+    """A `subprocess.Popen` whose process is started and awaited by a fork server of the kind; plain if that is None."""
 
     _connection: socket.socket | None = None
 
@@ -131,7 +130,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
         super().__init__(args, **options)
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest) -> None:
-        # Popen's own hook for starting the process, once it has made the pipes.
+        # Popen's own hook for starting the process, called after it has created the pipes.
         if self._kind is None:
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
             return
@@ -159,7 +158,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
             return super()._try_wait(wait_flags)
         if wait_flags & os.WNOHANG and not select.select([self._connection], [], [], 0)[0]:
             return 0, 0
-        status = int(self._connection.recv(64) or signal.SIGKILL)  # a signal may interrupt it, and it is called again
+        status = int(self._connection.recv(64) or signal.SIGKILL)  # if a signal interrupts this, it is called again
         self._connection.close()
         return self.pid, status
 
@@ -174,7 +173,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
 
 
 def shell_commands(folder: Path) -> None:
-    """Write `python` and `autogen-team` for the PATH of a shell, whose processes are forked where they can be."""
+    """Write `python` and `autogen-team` for the PATH of a shell; their processes are forked if a fork server runs."""
     for name in ("python", "autogen-team"):
         if FOLDER in os.environ:
             source = Path(__file__).with_name("forked_python.py").read_text()
@@ -185,9 +184,9 @@ def shell_commands(folder: Path) -> None:
 
 
 class _Popen(_Forked):
-    """What `subprocess.Popen` is in a forked process: a Python that it starts by `-c` or `-m` is forked as well.
+    """Replaces `subprocess.Popen` in a forked process: a Python that it starts by `-c` or `-m` is forked as well.
 
-    Unless the caller could tell it from a new one: by its session, or by what is to be done between fork and exec.
+    It is not forked if the caller could notice: by its session, or by a `preexec_fn` between fork and exec.
     """
 
     def __init__(self, args: Any, *more: Any, **options: Any) -> None:
@@ -203,16 +202,16 @@ class _Popen(_Forked):
 _status: int | None = None
 """The exit status of this process, once its main program has ended."""
 _replaced: list[Any] = []
-"""Streams of the fork server; kept, because the end of one would close its descriptor."""
+"""Streams of the fork server; kept, because freeing one would close its descriptor."""
 _session = 0
 """The session of the fork server."""
 _plain_init = subprocess.Popen.__init__
 
 
 def serve(kind: str, descriptor: int) -> Callable[[], None]:
-    """Fork a process for each request until pytest has ended; return, in such a process, what it is to do."""
+    """Fork a process for each request until pytest has ended; in a forked process, return its main program."""
     known_state.reset_signals()
-    atexit.register(_exit_now)  # the first to be registered is the last to be called
+    atexit.register(_exit_now)  # registered first, so called last
     listener = socket.socket(fileno=descriptor)
     poll = select.poll()
     poll.register(listener, select.POLLIN)
@@ -222,7 +221,7 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
         for ready, _ in poll.poll():
             if ready == 0:
                 os._exit(0)
-            if ready in children:  # it has ended
+            if ready in children:  # the child has ended
                 pid, connection = children.pop(ready)
                 poll.unregister(ready)
                 os.close(ready)
@@ -232,7 +231,7 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
             _preload(kind)
             accepted = listener.accept()[0]
             connection = socket.socket(fileno=fcntl.fcntl(accepted.fileno(), fcntl.F_DUPFD_CLOEXEC, 100))
-            accepted.close()  # a process that is forked may want its number
+            accepted.close()  # a forked process may need its number
             message, streams, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, 16)
             pid = os.fork()
             if pid == 0:
@@ -241,7 +240,7 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
                     os.close(pidfd)
                     other.close()
                 main = _become(json.loads(message), streams)
-                connection.send(str(os.getpid()).encode())  # from now on it can be told from a new one by nothing
+                connection.send(str(os.getpid()).encode())  # from now on it looks like a new process
                 connection.close()
                 return main
             for stream in streams:
@@ -259,11 +258,11 @@ def _preload(kind: str) -> None:
                 importlib.import_module(name)
         sys.modules["sqlalchemy.orm"].configure_mappers()
         gc.collect()
-        gc.freeze()  # else the first collection of a forked process copies all of it
+        gc.freeze()  # else the first collection in a forked process copies all that memory
 
 
 def _become(request: Mapping[str, Any], streams: Sequence[int]) -> Callable[[], None]:
-    """Make this process the one that was asked for; return its main program."""
+    """Turn this process into the requested one, and return its main program."""
     high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 200) for descriptor in streams]
     for descriptor in streams:
         os.close(descriptor)
@@ -318,7 +317,7 @@ def _execute(source: str | bytes, name: str, main: types.ModuleType) -> None:
 
 
 def _reporting(execute: Callable[[], object]) -> Callable[[], None]:
-    """Report an exception as the interpreter does, without the frames that it would not have."""
+    """Return a function that executes and reports an exception as the interpreter does, without our own frames."""
     ours = {__file__, runpy.__file__, "<frozen runpy>"}
 
     def run() -> None:
@@ -343,7 +342,7 @@ def _reporting(execute: Callable[[], object]) -> Callable[[], None]:
 
 
 def _exit_now() -> None:
-    """Exit without freeing two hundred megabytes of modules one by one, which takes longer than most jobs."""
+    """Exit without freeing 200 MB of modules one by one, which takes longer than most jobs."""
     if _status is not None:
         with suppress(Exception):
             sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""A known state of the process in which the tests run, whatever environment, terminal or shell has started it."""
+"""Bring the process of the tests into a known state, whatever environment, terminal or shell has started it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 TEST = "TEST_THAT_STARTED_THIS"
-"""The variable by which a process is known to belong to a test: the test's id, inherited by whatever it starts."""
+"""The variable that holds the id of a test; all processes that the test starts inherit it."""
 _SESSION = "TESTS_THAT_STARTED_THIS"
 _KEPT = {
     "HOME",
@@ -36,7 +36,7 @@ _SET = {
     "TERM": "xterm-256color",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray gives its workers 15, which a busy machine hardly ever runs
+    "RAY_worker_niceness": "0",  # Ray sets 15 for its workers, which a busy machine hardly ever runs
 }
 _MLFLOW_GLOBALS = (
     ("mlflow.tracking.fluent", "_active_experiment_id"),
@@ -47,7 +47,7 @@ _DEFAULT = ("SIGHUP", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SI
 
 
 def enter() -> None:
-    """Take away the variables that a test could depend on, for this process and all that it starts."""
+    """Remove the variables that a test could depend on, for this process and all that it starts."""
     for name in set(os.environ) - _KEPT:
         if not name.startswith(_KEPT_PREFIXES):
             del os.environ[name]
@@ -56,7 +56,7 @@ def enter() -> None:
 
 
 def reset_signals() -> None:
-    """Give signals their default meaning: a background job of a shell, nohup or a scheduler ignores or blocks some."""
+    """Restore the default handling of signals, some of which a shell, nohup or a scheduler ignores or blocks."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in _DEFAULT:
@@ -75,7 +75,7 @@ def forget_stores() -> None:
 
 @contextmanager
 def default_signals() -> Iterator[None]:
-    """Give signals their default meaning inside the block."""
+    """Restore the default handling of signals inside the block."""
     before = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, ("SIGINT", *_DEFAULT))}
     reset_signals()
     try:
@@ -87,7 +87,7 @@ def default_signals() -> Iterator[None]:
 
 @contextmanager
 def reaper() -> Iterator[None]:
-    """Kill what tests have left running when the block ends."""
+    """At the end of the block, kill the processes that tests have left running."""
     os.environ[_SESSION] = session = f"{os.getpid()}-{os.urandom(4).hex()}"
     try:
         yield
@@ -96,7 +96,7 @@ def reaper() -> Iterator[None]:
 
 
 def end_processes(test: str) -> None:
-    """Kill the processes that a test has started, and what these have started."""
+    """Kill the processes that a test has started, and their children."""
     _kill(f"{TEST}={test}")
 
 

@@ -10,7 +10,7 @@ import requests
 
 
 class Proxy:
-    """Stands before a server, and answers with an error, or late, while it is told to."""
+    """An HTTP proxy of a server that can answer late, or with an error of its own."""
 
     def __init__(self, target: str, port: int) -> None:
         self.uri = f"http://127.0.0.1:{port}"
@@ -18,11 +18,11 @@ class Proxy:
         self.answer = b"<html>the proxy is sorry</html>"
         self.delay = 0.0
         self.concerning = ""
-        """What is in the paths that the error is for; empty for all."""
+        """Text in the paths that get the error; empty for all paths."""
         self.mentioning = b""
-        """What is in the bodies that the error is for; empty for all."""
+        """Bytes in the bodies that get the error; empty for all bodies."""
         self.refused = 0
-        """Requests that the server has not seen."""
+        """Number of requests that the server has not seen."""
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -42,7 +42,7 @@ class Proxy:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = do_PUT = forward  # noqa: N815 - the names are the standard library's
+            do_GET = do_POST = do_PUT = forward  # noqa: N815 - names of the standard library
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -52,11 +52,11 @@ class Proxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def blocks(self, path: str, body: bytes) -> bool:
-        """Tell whether it answers such a request itself."""
+        """Return whether the proxy answers such a request itself."""
         is_on = self.status != 200 or self.mentioning
         return bool(is_on) and self.concerning in path and self.mentioning in body
 
     def close(self) -> None:
-        """End it."""
+        """Stop the proxy and close its socket."""
         self._server.shutdown()
         self._server.server_close()

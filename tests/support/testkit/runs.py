@@ -1,4 +1,4 @@
-"""Runs as the store has them and as the caller sees them; what is done in a thread of its own."""
+"""Helpers to read runs from the store, to see the caller's active run, and to work in another thread."""
 
 from __future__ import annotations
 
@@ -7,36 +7,36 @@ from concurrent.futures import ThreadPoolExecutor
 import mlflow
 
 PATIENCE = 60.0
-"""Seconds after which waiting for a thread is given up."""
+"""Seconds to wait for a thread."""
 
 
 def metrics(run):
-    """Return the metrics of the run as they are stored."""
+    """Return the metrics of the run from the store."""
     return mlflow.get_run(run.info.run_id).data.metrics
 
 
 def status(run):
-    """Return the status of the run as it is stored."""
+    """Return the status of the run from the store."""
     return mlflow.get_run(run.info.run_id).info.status
 
 
 def parent(run):
-    """Return the id of the run that this one is nested in."""
+    """Return the id of the parent run; None if there is none."""
     return run.data.tags.get("mlflow.parentRunId")
 
 
 def active_id():
-    """Return the id of the innermost run that the caller sees, None if it sees none."""
+    """Return the id of the innermost run that the caller sees; None if it sees none."""
     run = mlflow.active_run()
     return run and run.info.run_id
 
 
 def stored_runs():
-    """Return all runs of the store."""
+    """Return all runs of the default experiment in the store."""
     return mlflow.MlflowClient().search_runs(["0"])
 
 
 def in_thread(work, *arguments):
-    """Call it in a thread of its own, which has none of the caller's context, and return what it returns."""
+    """Call `work` in another thread, without the caller's context, and return its result."""
     with ThreadPoolExecutor(1) as executor:
         return executor.submit(work, *arguments).result(PATIENCE)
