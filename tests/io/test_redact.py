@@ -281,3 +281,22 @@ def test_a_name_without_a_value_does_not_hide_the_next_one(empty, assignment):
 def test_a_value_on_the_next_line_is_one(value):
     """As YAML may have it, whatever the value looks like."""
     assert mask(f"password:\n  {value}\n") == f"password:\n  {MASK}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ('{"name": "api_key", "value": "abcdef-123"}', '{"name": "api_key", "value": "***"}'),
+        ("{'key': 'DB_PASSWORD', 'value': 'hunter2'}", "{'key': 'DB_PASSWORD', 'value': '***'}"),
+        (
+            r"{\"name\":\"Authorization\",\"value\":\"Bearer abcdefgh1\"}",
+            r"{\"name\":\"Authorization\",\"value\":\"Bearer ***\"}",
+        ),
+        ('[{"name": "Authorization", "value": "qx7Zk...', '[{"name": "Authorization", "value": "***'),
+        ('{"name": "loss", "value": "0.5"}', '{"name": "loss", "value": "0.5"}'),
+        ('{"key": "max_tokens", "value": "512"}', '{"key": "max_tokens", "value": "512"}'),
+    ],
+)
+def test_the_value_of_an_entry_that_has_its_name_beside_it_is_masked(text, masked):
+    """Kubernetes, OpenTelemetry and browsers write variables and headers as entries of a name and a value."""
+    assert mask(text) == masked

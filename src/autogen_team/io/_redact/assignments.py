@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from autogen_team.io._redact.names import TEXT_TOKEN, is_word
+from autogen_team.io._redact.names import TEXT_TOKEN, is_secret_name, is_word
 
 MASK = "***"
 Span = tuple[int, int]
@@ -72,6 +72,11 @@ _FLAG = re.compile(
     r"--(?<![\w-]--)[a-z0-9-]{0,40}?(?:pass(?:word|wd|phrase)?|pwd|secret|token|(?:api|access|secret|private)-?key"
     rf"|credentials?)[ \t]+(?!-)(?:(?P<open>\\*+[\"'])|(?P<bare>{_BARE}))"
 )
+_NAMED = re.compile(
+    rf"\b(?:name|key|header){_QUOTE}\s*+:\s*+{_QUOTE}(?P<name>[\w.-]{{1,60}}){_QUOTE}\s*+,\s*+{_QUOTE}value{_QUOTE}\s*+:\s*+"
+    rf"(?P<open>{_PREFIX}\\*+(?:\"\"\"|'''|[\"']))"
+)
+_IS_KEY = re.compile(rf"{_QUOTE}\s*+:")
 _UNESCAPED = {
     '"': re.compile(r'[^"\\\n]*+(?:\\.[^"\\\n]*+)*+(?=")'),
     "'": re.compile(r"[^'\\\n]*+(?:\\.[^'\\\n]*+)*+(?=')"),
@@ -128,6 +133,8 @@ def find(text: str, lower: str) -> list[Span]:
     for word, pattern in _NAMES.items():
         if word in lower:
             _search(word, pattern, text, lower, spans)
+    if "value" in lower:
+        _search_named(text, lower, spans)
     if "--" in lower:
         _search("--", _FLAG, text, lower, spans)
     if "_KEY" in text:
@@ -161,6 +168,21 @@ def _search(word: str, pattern: re.Pattern[str], text: str, lower: str, spans: l
                 spans.append((begin, begin + len(value)))
 
 
+def _search_named(text: str, lower: str, spans: list[Span]) -> None:
+    """Collect the values of `{"name": "api_key", "value": "..."}`, which is how some services write what they hold."""
+    for found in _NAMED.finditer(lower):
+        name = found["name"]
+        if not (is_secret_name(name) or _HEADER.fullmatch(name)):
+            continue
+        begin = found.end()
+        end = _end_of_quoted(text, found["open"].lstrip("bru"), begin)
+        first = _FIRST_WORD.match(text, begin) if end is None else None  # a value that is cut off
+        if first is not None:
+            spans.append(first.span())
+        elif end is not None and not is_harmless(text[begin:end]):
+            spans += _credential(text, begin, end) or [(begin, end)]
+
+
 _HEADERS = frozenset({"authorization", "x-auth"})
 _LINE = re.compile(r"[^\s\x00-\x1f\"'\\]++|\\")
 
@@ -180,6 +202,8 @@ def _quoted(word: str, text: str, lower: str, found: re.Match[str], spans: list[
             if first is not None and _is_secret(word, first[0], lower, found, is_quoted=True):
                 spans.append(first.span())
             return first.end() if first is not None else begin
+        if found.re is not _FLAG and found["sign"][0] == "," and _IS_KEY.match(text, end):
+            return end  # not a pair: the second text is the key of a value
         credentials = _credential(text, begin, end) if word in _HEADERS else None
         if credentials is not None:
             spans += credentials
