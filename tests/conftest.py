@@ -59,6 +59,10 @@ NOT_QUICK = {
     "terminal_of",
 }
 """Fixtures that start processes, servers or a desktop."""
+SERVERS = {"postgres", "postgres_uri", "mlflow_server", "server"}
+"""Parameters of tests that start one of these."""
+NOT_QUICK_PARTS = ("tests/cli/test_ui.py", "tests/cli/supervisor/", "tests/io/tracking/test_copying", "tests/fuzz/")
+"""Where tests take seconds each: they start what no fixture names, fill two stores, or try many inputs."""
 
 
 LONGEST = {"test_docs_commands.py", "test_examples.py", "test_person.py", "test_death.py", "test_many_processes.py"}
@@ -69,12 +73,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests that start nothing outside their own process as quick, and run the longest modules first."""
     items.sort(key=lambda item: not item.path.is_relative_to(WORKERS) and item.path.name not in LONGEST)
     for item in items:
-        fixtures = set(getattr(item, "fixturenames", ()))
-        if not (NOT_QUICK & fixtures or item.get_closest_marker("desktop") or item.path.name in LONGEST):
+        if _is_quick(item):
             item.add_marker("quick")
         is_long = item.path.name in LONGEST or item.path.is_relative_to(WORKERS)
         if is_long and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(400))  # they start a browser, a cluster or many processes
+
+
+def _is_quick(item: pytest.Item) -> bool:
+    fixtures = set(getattr(item, "fixturenames", ()))
+    given = item.callspec.params if hasattr(item, "callspec") else {}
+    parameters = {value for value in given.values() if isinstance(value, str)}
+    return not (
+        NOT_QUICK & fixtures
+        or SERVERS & parameters
+        or item.get_closest_marker("desktop")
+        or item.path.name in LONGEST
+        or item.nodeid.startswith(NOT_QUICK_PARTS)
+    )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
