@@ -300,3 +300,4 @@ def test_a_value_on_the_next_line_is_one(value):
 def test_the_value_of_an_entry_that_has_its_name_beside_it_is_masked(text, masked):
     """Kubernetes, OpenTelemetry and browsers write variables and headers as entries of a name and a value."""
     assert mask(text) == masked
+    assert mask(masked) == masked

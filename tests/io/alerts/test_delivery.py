@@ -300,7 +300,7 @@ class TestConfirmation:
             alerts.notify(str(number), "")
         assert alerts.flush(PATIENCE)
         assert [record.getMessage() for record in caplog.records] == [
-            "alerts: remote: no network; alerts that nobody confirms are printed (reported once)"
+            "alerts: remote: no network; unconfirmed alerts are printed (reported once)"
         ]
 
     @pytest.mark.parametrize("error", [ZeroDivisionError("of all things"), SystemExit(1)], ids=repr)

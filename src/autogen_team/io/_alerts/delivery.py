@@ -237,7 +237,7 @@ class Delivery:
         if channel.is_local and (others or isinstance(error, NoDesktopError)):
             _report.debug("alerts: %s: %s", channel.name, error)
         else:
-            _report_once(channel.name, f"{channel.name}: {error}; alerts that nobody confirms are printed")
+            _report_once(channel.name, f"{channel.name}: {error}; unconfirmed alerts are printed")
 
     def _be_known_at_exit(self) -> None:
         """Register this delivery to be stopped at the exit of the process, unless it has stopped already."""

@@ -180,7 +180,8 @@ def _search_named(text: str, lower: str, spans: list[Span]) -> None:
         if first is not None:
             spans.append(first.span())
         elif end is not None and not is_harmless(text[begin:end]):
-            spans += _credential(text, begin, end) or [(begin, end)]
+            credentials = _credential(text, begin, end)
+            spans += [(begin, end)] if credentials is None else credentials
 
 
 _HEADERS = frozenset({"authorization", "x-auth"})
