@@ -35,6 +35,7 @@ _SET = {
     "LANG": "C.UTF-8",
     "TERM": "xterm-256color",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "3600",  # or a job has them that takes over 10 s on a busy machine
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_worker_niceness": "0",  # Ray sets 15 for its workers, which a busy machine hardly ever runs
 }
