@@ -17,7 +17,7 @@ from pathlib import Path
 
 from loguru import logger
 
-from autogen_team.io import _job
+from autogen_team._process import run_events
 from autogen_team.io._logs import pipeline
 
 ROUNDS = 15
@@ -67,13 +67,13 @@ def ours(log=logger.info, *, active=False, **fields):
         def run():
             with contextlib.ExitStack() as undo:
                 if active:
-                    undo.callback(_job.set_source(lambda: FACTS))
+                    undo.callback(run_events.set_source(lambda: FACTS))
                 settings = pipeline.Settings(**{**PLAIN, "sink": str(path), "state_dir": STATE, **fields})
                 undo.callback(pipeline.start(settings))
                 if active:
-                    made = _job.Run("0123456789abcdef", "train", "digits", None, lambda *_: None)
-                    _job.run_started(made)
-                    undo.callback(_job.run_ending, made, _job.End("FINISHED", None, None, 1.0))
+                    made = run_events.Run("0123456789abcdef", "train", "digits", None, lambda *_: None)
+                    run_events.run_started(made)
+                    undo.callback(run_events.run_ending, made, run_events.End("FINISHED", None, None, 1.0))
                 return timed(log)
 
         return run

@@ -9,7 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 
-from autogen_team.io._redact import Redactor
+from autogen_team._redact import Redactor
 
 MEGABYTE = 10**6
 ROUNDS = 3

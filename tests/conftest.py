@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from autogen_team.io._redact import values as redact_values
+from autogen_team._redact import values as redact_values
 from testkit import forkserver, known_state
 
 if TYPE_CHECKING:

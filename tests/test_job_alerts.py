@@ -7,7 +7,7 @@ from contextlib import nullcontext
 import pytest
 
 from autogen_team import GlobalContext
-from autogen_team.io import _job
+from autogen_team._process import run_events
 from autogen_team.io._alerts.report import Reporter
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
@@ -77,8 +77,8 @@ def test_a_run_inside_a_run_is_the_job_s_own_business():
     """A candidate of a search may fail."""
     told = []
     reporter = Reporter(lambda *alert, **level: told.append(alert), always=True)
-    run = _job.Run("1", "candidate", "e", None, attach=lambda path, folder: None, parent_id="0")
-    reporter.run_ended(run, _job.End("FAILED", "ValueError", None, 1.0))
+    run = run_events.Run("1", "candidate", "e", None, attach=lambda path, folder: None, parent_id="0")
+    reporter.run_ended(run, run_events.End("FAILED", "ValueError", None, 1.0))
 
     assert told == []
 

@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
+from autogen_team._process import identity, run_events
+from autogen_team._process.forking import call_in_child
 from autogen_team.errors import ConfigurationError, NotStartedError
-from autogen_team.io import _job
-from autogen_team.io._forking import call_in_child
 from autogen_team.io._settings import WORKER_OF
 from autogen_team.io.services import MlflowService
 
@@ -178,9 +178,9 @@ class Initializer(_Carrier):
 @contextmanager
 def _run_of(service: MlflowService, run: Shared | None, child: RunConfig | None) -> Iterator[None]:
     """Open the run, or the child, for the block; a child names its worker in a tag."""
-    worker = _job.worker()
+    worker = identity.worker()
     if child is not None and worker is not None:
-        tags = {_job.WORKER_TAG: worker, **(child.tags or {})}
+        tags = {run_events.WORKER_TAG: worker, **(child.tags or {})}
         child = child.model_copy(update={"tags": tags, "name": child.name or f"worker {worker}"})
     if run is not None:
         with service.work_for(run, child):
@@ -321,7 +321,7 @@ class _Process:
     def _start(self, carried: Carried) -> _Started:
         for idle in [one for one in self._started if not one.users]:
             self._stop(idle)
-        _job.become_worker()
+        identity.become_worker()
         context = carried.context.for_worker()
         if carried.run is not None:
             context.mlflow_service.begin_work(carried.run)
@@ -340,7 +340,7 @@ class _Process:
         started.end_logs(list(started.logs)[::-1])
         started.context.stop()
         if not self._started:
-            _job.forget_worker()
+            identity.forget_worker()
 
 
 _Process.begin()
@@ -358,7 +358,7 @@ def environment(context: GlobalContext) -> dict[str, str]:
     carried = carrier._carried  # noqa: SLF001 - of the same module
     variables = carried.context.environment()
     if carried.run is not None:
-        from autogen_team.io._redact import mask_url
+        from autogen_team._redact import mask_url
 
         order = {"uri": mask_url(carried.context.mlflow_service.tracking_uri), **carried.run.as_dict()}
         variables[WORKER_OF] = json.dumps(order)
@@ -375,9 +375,9 @@ def run_of_environment(service: MlflowService) -> Shared | None:
 
     """
     text = os.environ.get(WORKER_OF)
-    if not text or _job.worker() is not None:
+    if not text or identity.worker() is not None:
         return None
-    from autogen_team.io._redact import mask_url
+    from autogen_team._redact import mask_url
     from autogen_team.io._tracking.joining import Shared
 
     try:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar
 from pydantic import Field
 
 from autogen_team import _carrying
+from autogen_team._process import identity
+from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team.errors import ConfigurationError, NotStartedError
-from autogen_team.io import _job
-from autogen_team.io._forking import ForkSafeLock, call_in_child
 from autogen_team.io._services.fields import Patterns
 from autogen_team.io._settings import STATE_DIR, Setting, state_dir_setting
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
@@ -111,16 +111,16 @@ class GlobalContext(Service):
             if self.is_started:
                 return
             if self.redact_patterns or self.redact_allow:
-                from autogen_team.io import _redact
+                from autogen_team import _redact
 
                 undo.callback(_redact.configured(self.redact_patterns, self.redact_allow))
             run = _carrying.run_of_environment(self.mlflow_service)
-            if _job.worker() is None and (run is not None or _job.rank()):  # rank 0 is the job itself
-                _job.become_worker()
-                undo.callback(_job.forget_worker)
+            if identity.worker() is None and (run is not None or identity.rank()):  # rank 0 is the job itself
+                identity.become_worker()
+                undo.callback(identity.forget_worker)
             if run is not None:
                 self.mlflow_service.begin_work(run)
-            if _job.worker() is not None:
+            if identity.worker() is not None:
                 _leave_inherited_logs()
             for service in (self.logger_service, self.alerts_service, self.mlflow_service):
                 if not service.is_started:  # the job stops a service that it has started itself
@@ -300,7 +300,7 @@ class GlobalContext(Service):
             ConfigurationError: a value is shorter than four characters, so masking it would spoil ordinary text.
 
         """
-        from autogen_team.io import _redact
+        from autogen_team import _redact
 
         for secret in secrets:
             if len(secret) < _SHORTEST_SECRET:

@@ -9,7 +9,7 @@ import time
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from autogen_team.io._redact import Redactor, mask_url
+from autogen_team._redact import Redactor, mask_url
 from testkit import corpus
 
 WORDS = ["password", "pwd", "secret", "credential", "authorization", "api_key", "api-key", "token", "x-auth", "key"]

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from autogen_team.io._deadline import within
+from autogen_team._process.deadline import within
 
 
 def test_the_result_comes_back():

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from autogen_team.io import _forking
+from autogen_team._process import forking
 from autogen_team.io._tracking import courier
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
@@ -24,7 +24,7 @@ def in_child(check) -> bool:
 @pytest.fixture
 def held():
     """Return a lock that another thread holds."""
-    lock = _forking.ForkSafeLock()
+    lock = forking.ForkSafeLock()
     has_it, is_over = threading.Event(), threading.Event()
 
     def hold():
@@ -62,7 +62,7 @@ def test_a_lock_that_a_thread_of_the_parent_holds_is_free_in_the_child(held):
 
 def test_a_child_may_leave_a_block_that_its_parent_has_entered():
     """It holds nothing there."""
-    lock = _forking.ForkSafeLock()
+    lock = forking.ForkSafeLock()
 
     def leave() -> bool:
         lock.__exit__()

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autogen_team.io._redact import MASK, Redactor, assignments, is_secret_name, mask, mask_url, shapes
+from autogen_team._redact import MASK, Redactor, assignments, is_secret_name, mask, mask_url, shapes
 from testkit import corpus
 
 SECRETS = corpus.KEYS

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from autogen_team import AlertsService, GlobalContext, LoggerService, MlflowService
+from autogen_team import AlertsService, GlobalContext, LoggerService, MlflowService, _redact
+from autogen_team._redact import MASK, Redactor, mask
 from autogen_team.errors import ConfigurationError
-from autogen_team.io import _redact
-from autogen_team.io._redact import MASK, Redactor, mask
 from testkit import corpus
 
 

@@ -10,7 +10,7 @@ import pickle
 
 import pytest
 
-from autogen_team.io import _reports
+from autogen_team._process import reports
 
 REPORT = logging.getLogger("autogen_team")
 
@@ -62,7 +62,7 @@ def test_the_level_of_reports_is_the_jobs(restored):
 def test_the_logger_of_reports_is_like_any_other():
     """It can be copied and pickled, has the class of the process's loggers, and is made so once."""
     kind = type(REPORT)
-    _reports.keep_enabled()
+    reports.keep_enabled()
     assert type(REPORT) is kind
     assert isinstance(REPORT, logging.getLoggerClass())
     assert copy.deepcopy(REPORT) is pickle.loads(pickle.dumps(REPORT)) is REPORT

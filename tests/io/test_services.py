@@ -17,8 +17,8 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
+from autogen_team._process import identity
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, NotStartedError, TrackingUnavailableError
-from autogen_team.io import _job
 from autogen_team.io.osvariables import Env
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
@@ -251,7 +251,7 @@ class TestAlertsService:
     def test_the_alert_of_a_worker_is_logged_without_secrets(self, monkeypatch, caplog):
         """Whether or not there is a service that masks the log."""
         monkeypatch.setenv("API_TOKEN", "correct-horse-battery")
-        monkeypatch.setattr(_job, "_worker", _job.process_name())
+        monkeypatch.setattr(identity, "_worker", identity.process_name())
         AlertsService().notify("done", "with correct-horse-battery", level="warning")
 
         assert caplog.messages == ["alert of a worker, not sent: done: with ***"]

@@ -10,14 +10,14 @@ import threading
 
 import pytest
 
-from autogen_team.io import _streams
+from autogen_team._process import streams
 
 FULL = """
 import sys
-from autogen_team.io import _streams
+from autogen_team._process import streams
 for stream in (sys.stdout, sys.stderr):
     try:
-        _streams.write(stream, "a line\\n")
+        streams.write(stream, "a line\\n")
     except OSError:
         pass
 sys.exit(7)
@@ -35,7 +35,9 @@ def test_what_a_full_disk_refuses_does_not_change_the_exit_status(tmp_path):
 
 def test_what_the_job_has_printed_comes_first(start_python):
     """Its text may still be in the buffer of the stream."""
-    code = "import sys\nfrom autogen_team.io import _streams\nsys.stdout.write('1 ')\n_streams.write(sys.stdout, '2')"
+    code = (
+        "import sys\nfrom autogen_team._process import streams\nsys.stdout.write('1 ')\n_streams.write(sys.stdout, '2')"
+    )
 
     assert start_python("-c", code, fresh=True, PYTHONUNBUFFERED="").finish()[1] == "1 2"
 
@@ -49,7 +51,7 @@ def test_a_reader_that_is_slow_gets_all_of_it(monkeypatch):
         heard: list[bytes] = []
         thread = threading.Thread(target=lambda: heard.append(source.read(300_000)))
         thread.start()
-        _streams.write(stream, "x" * 300_000)
+        streams.write(stream, "x" * 300_000)
         thread.join()
 
     assert len(heard[0]) == 300_000
@@ -60,7 +62,7 @@ def test_a_stream_that_stands_in_gets_the_text_itself(stand_in):
     """As far as its encoding can express it."""
     stream = stand_in()
 
-    _streams.write(stream, "é")
+    streams.write(stream, "é")
 
     stream.seek(0)
     assert stream.read() == ("é" if isinstance(stream, io.StringIO) else "\\xe9")

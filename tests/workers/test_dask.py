@@ -49,12 +49,12 @@ def die_once(number):
 
 
 def what_runs():
-    from autogen_team.io import _job
+    from autogen_team._process import Undo, identity, run_events
 
     try:
         GlobalContext.current()
     except RuntimeError:
-        return [_job.worker(), mlflow.active_run()]
+        return [identity.worker(), mlflow.active_run()]
     return "inside"
 
 

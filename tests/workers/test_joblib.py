@@ -33,9 +33,9 @@ def steps_of(context, run):
 
 
 def describe():
-    from autogen_team.io import _job
+    from autogen_team._process import Undo, identity, run_events
 
-    return os.getpid(), _job.worker()
+    return os.getpid(), identity.worker()
 """
 
 

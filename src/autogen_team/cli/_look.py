@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from autogen_team._process import streams
 from autogen_team.errors import AutogenTeamError, AutogenTeamWarning, ConfigurationError
-from autogen_team.io import _streams
 
 WRONG_USAGE = 2
 NOT_STARTED = 125  # the status of env, nohup and timeout when they fail themselves, not their command
@@ -45,7 +45,7 @@ class _Whole:
         """Write the kept texts; drop them if that fails."""
         text = "".join(self._texts)
         self._texts.clear()
-        _streams.write(self._stream, text)
+        streams.write(self._stream, text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
+from autogen_team._redact import Redactor
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
-from autogen_team.io._redact import Redactor
 
 HOST = "127.0.0.1"
 _PATIENCE = 120.0

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from autogen_team._redact import mask_url
 from autogen_team.cli._probes import Check, unwritable
 from autogen_team.errors import ConfigurationError
-from autogen_team.io._redact import mask_url
 from autogen_team.io._tracking import links, places, probe, session
 from autogen_team.io._tracking.words import first_line
 from autogen_team.io.services import MlflowService
@@ -112,7 +112,7 @@ class Probing:
             _UnusableError: it has another schema or no tables, or it cannot be read.
 
         """
-        from autogen_team.io._deadline import within
+        from autogen_team._process.deadline import within
         from autogen_team.io._tracking import checks
 
         shown = mask_url(uri)

@@ -13,13 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autogen_team._process import run_events
+from autogen_team._process.deadline import within
+from autogen_team._redact import mask, mask_url
 from autogen_team.cli import _look
 from autogen_team.context import GlobalContext
 from autogen_team.errors import ConfigurationError
-from autogen_team.io import _job
 from autogen_team.io._alerts.report import duration
-from autogen_team.io._deadline import within
-from autogen_team.io._redact import mask, mask_url
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _rows(service: MlflowService, summary: Summary) -> list[tuple[str, str]]:
     run = client.get_run(run_id)
     seconds = (run.info.end_time - run.info.start_time) / 1000 if run.info.end_time else None
     ended = run.info.status if seconds is None else f"{run.info.status} after {duration(seconds)}"
-    reason = run.data.tags.get(_job.EXCEPTION_TAG)
+    reason = run.data.tags.get(run_events.EXCEPTION_TAG)
     metrics = [f"{key} {value:.4g}" for key, value in sorted(run.data.metrics.items()) if not key.startswith("system/")]
     models = [f"{output.model_id}" for output in (run.outputs.model_outputs if run.outputs else [])]
     versions = client.search_model_versions(f"run_id = '{run_id}'")

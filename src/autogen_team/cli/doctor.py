@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
+from autogen_team._redact import Redactor
 from autogen_team.cli import _context, _look, _probes
 from autogen_team.cli._probes import Check
 from autogen_team.context import GlobalContext
 from autogen_team.errors import AutogenTeamWarning
-from autogen_team.io._redact import Redactor
 
 __all__ = ["diagnose"]
 

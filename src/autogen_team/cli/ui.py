@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.text import Text
 
+from autogen_team._process.deadline import within
+from autogen_team._redact import mask, mask_url
 from autogen_team.cli import _context, _look, _server
 from autogen_team.errors import ConfigurationError, MissingExtraError, TrackingUnavailableError
-from autogen_team.io._deadline import within
-from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._settings import state_dir
 from autogen_team.io._tracking import links
 from autogen_team.io.services import MlflowService

@@ -7,8 +7,8 @@ import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
-from autogen_team.io import _job
-from autogen_team.io._forking import call_in_child
+from autogen_team._process import run_events
+from autogen_team._process.forking import call_in_child
 from autogen_team.io._settings import Settings
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Service(ABC, Settings):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        with _job.leaving_by(error):
+        with run_events.leaving_by(error):
             self.stop()
 
     @property

@@ -33,8 +33,8 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from autogen_team._process.streams import SUPERVISED
 from autogen_team.errors import ConfigurationError, ConfigurationWarning
-from autogen_team.io._streams import SUPERVISED
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -232,7 +232,7 @@ def _as_text(value: object) -> str | None:
 def show(name: str, value: object) -> str:
     """Return the value of the field or variable `name` as text for people, secrets masked."""
     # The patterns take some 6 ms to compile, and an import of the services should not wait for that.
-    from autogen_team.io._redact import MASK, is_secret_name, mask
+    from autogen_team._redact import MASK, is_secret_name, mask
 
     if isinstance(value, tuple):
         return " ".join(show(name, item) for item in value)
@@ -302,11 +302,11 @@ class _Place(PydanticBaseSettingsSource):
         super().__init__(settings_cls)
         self._texts: Mapping[str, str | None] = cast("EnvSettingsSource", source).env_vars
         for variable in _PATTERNS & self._texts.keys():
-            from autogen_team.io import _redact
+            from autogen_team import _redact
 
             _redact.check(variable, self._texts[variable] or "")
         if has_secrets and self._texts:  # the redactor reads the environment itself
-            from autogen_team.io._redact import values
+            from autogen_team._redact import values
 
             values.learn(self._texts)
         self._variables = cast("type[Settings]", settings_cls).variables()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, cast
 
 from distributed import Client, Worker, WorkerPlugin
 
+from autogen_team._redact import mask
 from autogen_team.errors import ConfigurationError
-from autogen_team.io._redact import mask
 
 if TYPE_CHECKING:
     from autogen_team._carrying import Initializer

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from autogen_team.io import _job
+from autogen_team._process import identity, run_events
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def run(
 
     """
     config = MlflowService.RunConfig(**{**({"name": run} if isinstance(run, str) else run.model_dump()), **fields})
-    service, rank = context.mlflow_service, _job.rank()
+    service, rank = context.mlflow_service, identity.rank()
     if rank is None:
         with service.run_context(config) as active:
             yield active
@@ -85,9 +85,9 @@ def run(
         return
     child = None
     if nested:
-        tags = {**(config.tags or {}), _job.WORKER_TAG: _job.process_name()}
+        tags = {**(config.tags or {}), run_events.WORKER_TAG: identity.process_name()}
         child = config.model_copy(update={"name": f"rank {rank}", "tags": tags})
-    failure_tag = None if nested else f"{_job.EXCEPTION_TAG}.rank_{rank}"
+    failure_tag = None if nested else f"{run_events.EXCEPTION_TAG}.rank_{rank}"
     with service.contribute_log(shared), service.work_for(shared, child, failure_tag=failure_tag) as active:
         yield active
 

@@ -2,19 +2,19 @@
 
 import pytest
 
-from autogen_team.io import _job
+from autogen_team._process import run_events
 from autogen_team.io._alerts import report
 
 
 def a_run(**changes):
     """Return a run."""
     fields = {"run_id": "abc", "name": "train", "experiment": "iris", "link": "http://tracking.example/#/runs/abc"}
-    return _job.Run(**{**fields, **changes}, attach=lambda path, folder: None)
+    return run_events.Run(**{**fields, **changes}, attach=lambda path, folder: None)
 
 
 def an_end(status="FAILED", reason=None, exception=None, duration=75.0):
     """Return an end."""
-    return _job.End(status, reason, exception, duration)
+    return run_events.End(status, reason, exception, duration)
 
 
 def deep(depth):

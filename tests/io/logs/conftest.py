@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from autogen_team.io import _job
+from autogen_team._process import run_events
 from autogen_team.io._logs import pipeline
 
 FORMAT = (
@@ -59,7 +59,7 @@ def _state():
         "root": list(root.handlers),
         "filter": (logging.Logger.filter, "filter" in vars(logging.Logger)),
         "hooks": (sys.excepthook, threading.excepthook, sys.unraisablehook, warnings.showwarning),
-        "listeners": _job._listeners,
+        "listeners": run_events._listeners,
         "started": list(pipeline._started),
     }
 
@@ -130,7 +130,7 @@ def script(tmp_path):
             "import os, sys",
             "from pathlib import Path",
             "from loguru import logger",
-            "from autogen_team.io import _job",
+            "from autogen_team._process import run_events",
             "from autogen_team.io._logs import pipeline",
             f"SETTINGS = pipeline.Settings(**{settings!r}, state_dir=Path({str(tmp_path / 'state')!r}))",
             "def main():",
@@ -156,7 +156,7 @@ class FakeRun:
         self.failure = None
         self.brought = []
         self.threads = set()
-        self.job_run = _job.Run(run_id, "train", "digits", None, self.attach)
+        self.job_run = run_events.Run(run_id, "train", "digits", None, self.attach)
 
     def attach(self, path, folder):
         """Copy the file, as a store would."""
@@ -177,9 +177,9 @@ class FakeRun:
 
     def end(self, status="FINISHED", reason=None, exception=None):
         """Tell the listeners that the run ends, as tracking does."""
-        end = _job.End(status, reason, exception, 1.0)
-        _job.run_ending(self.job_run, end)
-        _job.run_ended(self.job_run, end)
+        end = run_events.End(status, reason, exception, 1.0)
+        run_events.run_ending(self.job_run, end)
+        run_events.run_ended(self.job_run, end)
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def open_run(tmp_path):
     def open_run(run_id="0123456789abcdef"):
         run = FakeRun(tmp_path / "artifacts" / run_id, run_id)
         opened.append(run)
-        _job.run_started(run.job_run)
+        run_events.run_started(run.job_run)
         return run
 
     yield open_run

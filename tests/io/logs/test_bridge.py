@@ -637,14 +637,14 @@ def test_without_interception_libraries_are_left_alone(start, capsys, library):
 
 def test_a_library_that_logs_while_a_line_is_made_does_not_loop(start, capsys, library):
     """As a source of facts may, that asks a server."""
-    from autogen_team.io import _job
+    from autogen_team._process import run_events
 
     def facts():
         library.warning("asking")
         return {}
 
     start(intercept=True, format="{extra[run_id]}{message}")
-    restore = _job.set_source(facts)
+    restore = run_events.set_source(facts)
     try:
         logger.info("line")
     finally:

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
-from autogen_team.io import _job
+from autogen_team._process import run_events
+from autogen_team._redact import Redactor
 from autogen_team.io._logs import jsonl, seam
-from autogen_team.io._redact import Redactor
 
 SECRET = "correct-" + "horse-" * 3
 
@@ -267,7 +267,7 @@ def test_a_line_on_the_console_is_the_same(start, capsys, strict):
 def test_the_run_and_the_span_are_fields(log):
     """Each line carries what it belongs to, unless the job has bound another value."""
     facts = {"run_id": "1", "run_name": "train", "experiment": "digits", "trace_id": "tr-1", "span_id": "2"}
-    restore = _job.set_source(lambda: facts)
+    restore = run_events.set_source(lambda: facts)
     try:
         line = log()
         assert {name: line[name] for name in facts} == facts
@@ -283,7 +283,7 @@ def test_a_source_of_facts_that_fails_costs_no_line(log):
     def fail():
         raise RuntimeError("no facts")
 
-    restore = _job.set_source(fail)
+    restore = run_events.set_source(fail)
     try:
         assert log()["message"] == "message"
     finally:
@@ -294,7 +294,7 @@ def test_the_rank_is_a_field(start, tmp_path, strict, monkeypatch):
     """Under torchrun, also beside the run's own facts."""
     monkeypatch.setenv("RANK", "2")
     start(sink=str(tmp_path / "job.log"), serialize=True)
-    restore = _job.set_source(lambda: {"run_id": "1"})
+    restore = run_events.set_source(lambda: {"run_id": "1"})
     try:
         logger.info("hello")
     finally:

@@ -8,9 +8,9 @@ import sys
 import pytest
 from loguru import logger
 
-from autogen_team.io import _job
+from autogen_team._process import run_events
+from autogen_team._redact import Redactor
 from autogen_team.io._logs import jsonl, seam
-from autogen_team.io._redact import Redactor
 
 KNOWN = "correct-horse" + "-battery"
 SHAPED = "ghp_" + "a1B2" * 9
@@ -140,4 +140,4 @@ def test_no_secret_reaches_the_log_of_a_run(start, open_run):
     assert "token ***" in run.log
     assert "ValueError: login as *** failed" in run.log
     assert KNOWN not in run.log
-    assert _job._listeners != ()
+    assert run_events._listeners != ()

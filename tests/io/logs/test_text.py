@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
 
-from autogen_team.io import _job
+from autogen_team._process import run_events
 from autogen_team.io._logs import seam, text
 
 
@@ -63,7 +63,7 @@ def test_the_run_is_in_the_line_if_the_format_asks(start, capsys):
     """Empty outside a run."""
     start(format="{extra[run_id]}|{message}")
     logger.info("outside")
-    restore = _job.set_source(lambda: {"run_id": "1"})
+    restore = run_events.set_source(lambda: {"run_id": "1"})
     try:
         logger.info("inside")
         logger.bind(run_id="mine").info("bound")
@@ -77,7 +77,7 @@ def test_facts_do_not_reach_the_handlers_of_others(start):
     start(format="{extra[run_id]}|{message}")
     records = []
     mine = logger.add(lambda it: records.append(it.record), level="INFO")
-    restore = _job.set_source(lambda: {"run_id": "1"})
+    restore = run_events.set_source(lambda: {"run_id": "1"})
     try:
         logger.info("inside")
     finally:

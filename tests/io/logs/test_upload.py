@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from autogen_team.io import _job
+from autogen_team._process import run_events
 from autogen_team.io._logs import runlog, upload
 
 
@@ -143,7 +143,7 @@ def test_a_long_log_is_written_in_segments(tmp_path, monkeypatch):
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(path.read_bytes())
 
-    run = _job.Run("1", "train", "digits", None, attach)
+    run = run_events.Run("1", "train", "digits", None, attach)
     log = runlog.RunLog(run, tmp_path / "state" / "1", lambda *_: b"")
     for number in range(30):
         log.write(b"line %02d\n" % number)

@@ -17,7 +17,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from autogen_team.io import _job
+from autogen_team._process import run_events
 from autogen_team.io._tracking import inventory, journal, recovery, runs
 
 KILLS = 50
@@ -76,7 +76,7 @@ def test_a_killed_job_is_recovered_by_its_watchdog(start_job, store_uri, state, 
     run = client.get_run(run_id)
     assert run.info.status == "KILLED"
     assert run.info.end_time >= run.info.start_time
-    assert run.data.tags[_job.EXCEPTION_TAG].startswith(f"process {process.popen.pid} on ")
+    assert run.data.tags[run_events.EXCEPTION_TAG].startswith(f"process {process.popen.pid} on ")
     for key in ("loss", "lane"):
         steps = [metric.step for metric in client.get_metric_history(run_id, key)]
         assert steps == list(range(len(steps)))
@@ -238,7 +238,7 @@ def test_a_living_process_is_never_touched(start_job, store_uri, state, run_pyth
     assert recovery.recover(found, uri, uri, state).problem.startswith("its process is alive")
     process.send(signal.SIGTERM)
     process.finish()
-    assert mlflow.MlflowClient(store_uri).get_run(run_id).data.tags[_job.EXCEPTION_TAG] == "SIGTERM"
+    assert mlflow.MlflowClient(store_uri).get_run(run_id).data.tags[run_events.EXCEPTION_TAG] == "SIGTERM"
 
 
 def test_who_looks_for_the_dead_does_not_read_the_living(start_job, state, monkeypatch):

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from autogen_team.io import _job
+from autogen_team._process import run_events
 from autogen_team.io._tracking import joining, runs
 
 
@@ -33,7 +33,7 @@ def test_tasks_with_a_run_each_do_not_write_into_each_other_s(started):
             for step in range(5):
                 mlflow.log_metric("who", number, step=step)
                 await asyncio.sleep(0.001)
-                assert _job.facts()["run_id"] == run.info.run_id
+                assert run_events.facts()["run_id"] == run.info.run_id
             mlflow.log_param("number", number)
         return run.info.run_id
 
@@ -121,7 +121,7 @@ def test_a_run_can_be_gone_on_with(started):
     assert second.info.run_id == first.info.run_id
     stored = started.get_run(first.info.run_id)
     assert (stored.info.run_name, stored.info.status) == ("second", "FINISHED")
-    assert _job.EXCEPTION_TAG not in stored.data.tags
+    assert run_events.EXCEPTION_TAG not in stored.data.tags
     assert len(started.get_metric_history(first.info.run_id, "loss")) == 2
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from autogen_team.io import _job
+from autogen_team._process import Undo, run_events
 from autogen_team.io._tracking import runs, session
 
 SCRIPT = """
@@ -23,7 +23,7 @@ with service, service.run_context(MlflowService.RunConfig(name="train")) as run:
 """
 
 
-def start(uri: str, experiment: str) -> _job.Undo:
+def start(uri: str, experiment: str) -> Undo:
     """Start tracking, without autologging."""
     settings = session.Settings(uri, uri, experiment, 5, {"disable": True, "silent": True}, Path("state"))
     return session.start(settings).stop
@@ -72,7 +72,7 @@ def test_a_run_tells_how_it_ended(started, error, status, reason):
     stored = started.get_run(run.info.run_id)
     assert stored.info.status == status
     assert stored.info.end_time is not None
-    assert stored.data.tags.get(_job.EXCEPTION_TAG) == reason
+    assert stored.data.tags.get(run_events.EXCEPTION_TAG) == reason
 
 
 def test_a_run_left_open_inside_is_closed_first(started):
@@ -127,7 +127,7 @@ class Listener:
 def test_listeners_hear_of_start_and_end(started, caplog):
     """Listeners are called at start, ending and end; one that fails harms neither the job nor others."""
     failing, listener = Listener(fails=True), Listener()
-    undo = [_job.subscribe(failing), _job.subscribe(listener)]
+    undo = [run_events.subscribe(failing), run_events.subscribe(listener)]
 
     with pytest.raises(ValueError, match="x"), open_run():
         raise ValueError("x")
@@ -151,7 +151,7 @@ def test_a_listener_can_attach_a_file(started, tmp_path):
         def run_ending(self, run, end):
             run.attach(tmp_path / "job.log", "logs")
 
-    unsubscribe = _job.subscribe(Attacher())
+    unsubscribe = run_events.subscribe(Attacher())
     with open_run() as run:
         pass
     unsubscribe()
@@ -178,26 +178,26 @@ def test_a_store_that_is_gone_does_not_mask_the_exception(started, monkeypatch, 
 
 def test_a_line_knows_its_run(started):
     """`facts` returns the id, name and experiment of the run inside it, and nothing outside."""
-    assert _job.facts() == {}
+    assert run_events.facts() == {}
 
     with open_run() as run:
-        assert _job.facts() == {"run_id": run.info.run_id, "run_name": "train", "experiment": "tests"}
+        assert run_events.facts() == {"run_id": run.info.run_id, "run_name": "train", "experiment": "tests"}
 
-    assert _job.facts() == {}
+    assert run_events.facts() == {}
 
 
 def test_a_line_knows_a_run_that_plain_mlflow_opened(started):
     """`facts` returns the run that plain `mlflow.start_run` has opened."""
     with mlflow.start_run(run_name="plain") as run:
-        assert _job.facts()["run_id"] == run.info.run_id
-        assert _job.facts()["run_name"] == "plain"
+        assert run_events.facts()["run_id"] == run.info.run_id
+        assert run_events.facts()["run_name"] == "plain"
 
 
 def test_a_line_of_another_thread_knows_the_job_s_run(started):
     """`facts` returns the job's run in a thread without a run of its own."""
     heard = []
     with open_run() as run:
-        thread = threading.Thread(target=lambda: heard.append(_job.facts()["run_id"]))
+        thread = threading.Thread(target=lambda: heard.append(run_events.facts()["run_id"]))
         thread.start()
         thread.join()
 
@@ -207,7 +207,7 @@ def test_a_line_of_another_thread_knows_the_job_s_run(started):
 def test_a_line_inside_a_span_knows_its_trace(started):
     """`facts` returns the ids of trace and span inside a span."""
     with mlflow.start_span("call") as span:
-        found = _job.facts()
+        found = run_events.facts()
 
     assert (found["trace_id"], found["span_id"]) == (span.trace_id, span.span_id)
 
@@ -234,7 +234,7 @@ def test_a_process_that_is_sent_a_signal_closes_its_run_as_killed(store_uri, sta
 
     assert status in (128 + signum, -signum)
     (run,) = session.client(store_uri, store_uri).search_runs(["1"])
-    assert (run.info.status, run.data.tags[_job.EXCEPTION_TAG]) == ("KILLED", signum.name)
+    assert (run.info.status, run.data.tags[run_events.EXCEPTION_TAG]) == ("KILLED", signum.name)
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_a_run_on_a_server_is_closed_like_any_other(mlflow_server):
     """A run on a real server gets its tags and its status."""
     stop = start(mlflow_server, "served")
     listener = Listener()
-    unsubscribe = _job.subscribe(listener)
+    unsubscribe = run_events.subscribe(listener)
     with pytest.raises(ValueError, match="x"), open_run(tags={"fold": 1}) as run:
         raise ValueError("x")
     unsubscribe()
@@ -330,7 +330,7 @@ def test_a_forked_child_leaves_its_parent_s_run_alone(store_uri, run_python, end
 
     assert status == 0, err
     (run,) = session.client(store_uri, store_uri).search_runs(["1"])
-    assert (run.info.status, run.data.tags.get(_job.EXCEPTION_TAG)) == ("FINISHED", None)
+    assert (run.info.status, run.data.tags.get(run_events.EXCEPTION_TAG)) == ("FINISHED", None)
 
 
 def test_a_run_of_another_thread_is_closed_when_the_job_is_killed(store_uri, start_python):
@@ -350,7 +350,7 @@ def test_a_run_of_another_thread_is_closed_when_the_job_is_killed(store_uri, sta
 
     assert status == 143, err
     (run,) = session.client(store_uri, store_uri).search_runs(["1"])
-    assert (run.info.status, run.data.tags[_job.EXCEPTION_TAG]) == ("KILLED", "SIGTERM")
+    assert (run.info.status, run.data.tags[run_events.EXCEPTION_TAG]) == ("KILLED", "SIGTERM")
 
 
 @pytest.mark.parametrize("moment", ["run_started", "run_ending"])
@@ -362,7 +362,7 @@ def test_a_signal_while_a_run_is_opened_or_closed_is_not_lost(started, moment, s
         pass
 
     setattr(Signaller, moment, lambda self, run, *end: signal.raise_signal(signum))
-    unsubscribe = _job.subscribe(Signaller())
+    unsubscribe = run_events.subscribe(Signaller())
     after = []
     with pytest.raises((SystemExit, KeyboardInterrupt)):
         with open_run() as run:
@@ -403,9 +403,9 @@ def test_services_that_stop_in_any_order_leave_each_other_the_facts(started):
     stop_third = start(mlflow.get_tracking_uri(), "tests")
     stop_second()
     with open_run() as run:
-        assert _job.facts()["run_id"] == run.info.run_id
+        assert run_events.facts()["run_id"] == run.info.run_id
     stop_third()
-    assert _job.facts() == {}
+    assert run_events.facts() == {}
 
 
 def test_the_page_of_a_run_on_a_server_is_a_line_of_log(mlflow_server, caplog, capsys):

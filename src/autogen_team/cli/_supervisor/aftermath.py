@@ -10,13 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from autogen_team._process import identity, run_events, streams
 from autogen_team.cli import _look
-from autogen_team.io import _job, _streams
 from autogen_team.io._tracking import ending
 
 if TYPE_CHECKING:
+    from autogen_team._process.run_events import Status
     from autogen_team.cli._supervisor.wire import OpenRun, Order
-    from autogen_team.io._job import Status
     from autogen_team.io._tracking.inventory import Found
 
 _PATIENCE = 60.0
@@ -75,11 +75,11 @@ def take_over(run: OpenRun, pid: int) -> Left:
 
     Journals for other stores than that of the run are left to the watchdog, which has their URI with its password.
     """
-    from autogen_team.io._redact import mask_url
+    from autogen_team._redact import mask_url
     from autogen_team.io._tracking import inventory, journal, places
 
     store = places.identity(mask_url(run.tracking_uri))
-    journals = journal.folder_of(Path(run.state)).glob(f"{_job.process_name(pid)}-*")
+    journals = journal.folder_of(Path(run.state)).glob(f"{identity.process_name(pid)}-*")
     found = [one for folder in journals if (one := inventory.look(folder)) and one.state == "dead"]
     found = [one for one in found if places.identity(one.uri) == store]
     return [(one, journal.take_over(one.folder)) for one in found]
@@ -97,12 +97,12 @@ def settle(death: Death) -> None:
         return
     if death.status < 0:
         _look.say("error", f"the job was killed by {death.reason}", "bold red")
-    from autogen_team.io._deadline import within
+    from autogen_team._process.deadline import within
 
     try:
         has_closed: bool | None = within(_PATIENCE, partial(_close, death, run), name="autogen-team-aftermath")
     except Exception as error:
-        from autogen_team.io._redact import mask
+        from autogen_team._redact import mask
 
         hint = "if its journal waits (autogen-team status), autogen-team recover closes it"
         _look.say("error", f"run {run.run_id} could not be closed: {mask(str(error))}; {hint}", "bold red")
@@ -138,12 +138,12 @@ def _close(death: Death, run: OpenRun) -> bool:
 def _alert(death: Death, run: OpenRun) -> None:
     from autogen_team.cli import _context
 
-    os.environ[_streams.SUPERVISED] = "1"
+    os.environ[streams.SUPERVISED] = "1"
     context = _context.build(death.order.overrides)
     if context.alert_on == "never":
         return
-    told = _job.Run(run.run_id, run.name, run.experiment, run.link, lambda *_: None, run.parent_id)
+    told = run_events.Run(run.run_id, run.name, run.experiment, run.link, lambda *_: None, run.parent_id)
     with context.alerts_service as alerts:
         unsubscribe = alerts.report_runs(context.alert_on)
-        _job.run_ended(told, _job.End(death.verdict, death.reason, None, death.at - run.started))
+        run_events.run_ended(told, run_events.End(death.verdict, death.reason, None, death.at - run.started))
         unsubscribe()

@@ -11,13 +11,13 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
+from autogen_team._process import run_events, streams
+from autogen_team._redact import mask, values
 from autogen_team.cli import _context, _look, _summary
 from autogen_team.cli._supervisor import exits, threads
 from autogen_team.cli._supervisor import target as targets
 from autogen_team.cli._supervisor.wire import ChildEnd, OpenRun, Order
 from autogen_team.context import GlobalContext
-from autogen_team.io import _job, _streams
-from autogen_team.io._redact import mask, values
 from autogen_team.io._settings import state_dir
 from autogen_team.io._tracking.session import absolute
 
@@ -36,7 +36,7 @@ def main() -> NoReturn:
 def execute(order: Order, wire: ChildEnd) -> NoReturn:
     """Run the target of the order, and exit as it does."""
     target = targets.parse(order.command, is_command=order.is_command)
-    os.environ[_streams.SUPERVISED] = "1"
+    os.environ[streams.SUPERVISED] = "1"
     overrides = order.overrides
     config = {
         "description": order.description,
@@ -56,12 +56,12 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
     failure: BaseException | None = None
 
     def stop() -> None:
-        with _job.leaving_by(failure):
+        with run_events.leaving_by(failure):
             context.stop()
 
     with ExitStack() as undo:
         # Before the log of the run subscribes, so that the transcript is complete when the run's log is attached.
-        undo.callback(_job.subscribe(_Told(wire, context, summary.prompt)))
+        undo.callback(run_events.subscribe(_Told(wire, context, summary.prompt)))
         undo.callback(values.listen(wire.hide))
         with _look.plain_errors(_look.NOT_STARTED):
             context.start()
@@ -92,7 +92,7 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
     raise SystemExit(status)
 
 
-class _Told(_job.Listener):
+class _Told(run_events.Listener):
     """Listener that tells the supervisor about the run of the job."""
 
     def __init__(self, wire: ChildEnd, context: GlobalContext, prompt: _summary.Prompt) -> None:
@@ -101,7 +101,7 @@ class _Told(_job.Listener):
         self._prompt = prompt
         self._run_id: str | None = None
 
-    def run_started(self, run: _job.Run) -> None:
+    def run_started(self, run: run_events.Run) -> None:
         """Tell the supervisor about the first run, which is that of the whole job."""
         if self._run_id is not None:
             return
@@ -124,12 +124,12 @@ class _Told(_job.Listener):
         )
         self._wire.opened(opened)
 
-    def run_ending(self, run: _job.Run, end: _job.End) -> None:  # noqa: ARG002 - the listener's signature
+    def run_ending(self, run: run_events.Run, end: run_events.End) -> None:  # noqa: ARG002 - the listener's signature
         """Complete the transcript before the log of the run becomes an artifact."""
         if run.run_id == self._run_id:
             self._wire.flush()
 
-    def run_ended(self, run: _job.Run, end: _job.End) -> None:  # noqa: ARG002 - the listener's signature
+    def run_ended(self, run: run_events.Run, end: run_events.End) -> None:  # noqa: ARG002 - the listener's signature
         """Tell the supervisor that the run is closed."""
         if run.run_id == self._run_id:
             self._wire.closed(run.run_id)

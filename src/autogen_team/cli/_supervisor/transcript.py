@@ -8,8 +8,8 @@ import re
 import threading
 from pathlib import Path
 
-from autogen_team.io import _job
-from autogen_team.io._redact import Redactor
+from autogen_team._process import identity, run_events
+from autogen_team._redact import Redactor
 
 _SEGMENT = 16 * 2**20
 """Bytes after which a new file begins, so that a long transcript is never attached to the run as a whole again."""
@@ -32,7 +32,7 @@ class Transcript:
     """
 
     def __init__(self) -> None:
-        self._name = f"output-{_job.process_name()}"
+        self._name = f"output-{identity.process_name()}"
         self._number = 1
         self._size = 0
         self._mask: Redactor | None = Redactor(os.environ)
@@ -59,7 +59,7 @@ class Transcript:
     def belongs_to(self, run_id: str, state: Path, *, masked: bool) -> None:
         """Write to the folder of this run from now on, first the lines that were kept."""
         with self._lock:
-            self._folder = _job.log_folder(state, run_id)
+            self._folder = run_events.log_folder(state, run_id)
             if not masked:
                 self._mask = None
             lines, self._waiting = self._waiting, []

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from autogen_team.io._redact import values
+from autogen_team._redact import values
 
 _PATIENCE = 2.0
 """Seconds that the child waits until its output is on disk."""

@@ -14,9 +14,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from autogen_team._process.deadline import within
 from autogen_team.io._alerts.channel import NoAnswerError, UndeliveredError
 from autogen_team.io._alerts.dbus import DBusDesktop
-from autogen_team.io._deadline import within
 
 if TYPE_CHECKING:
     from autogen_team.io._alerts.remote import RemoteChannel

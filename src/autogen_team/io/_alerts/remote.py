@@ -13,13 +13,13 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any, Final
 
+from autogen_team import _redact
+from autogen_team._process.deadline import within
+from autogen_team._process.forking import start_afresh_after_fork
 from autogen_team.errors import ConfigurationError, MissingExtraError
-from autogen_team.io import _redact
 from autogen_team.io._alerts.channel import LEVELS, NoAnswerError, UndeliveredError
 from autogen_team.io._alerts.hush import hushed
 from autogen_team.io._alerts.text import cut, one_line
-from autogen_team.io._deadline import within
-from autogen_team.io._forking import start_afresh_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

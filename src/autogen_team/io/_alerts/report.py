@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from autogen_team.io import _job, _redact
+from autogen_team import _redact
+from autogen_team._process import identity, run_events
 
 _TRACEBACK_LINES: Final = 10
 _ENDINGS: Final = {
@@ -20,8 +21,8 @@ _ENDINGS: Final = {
 }
 
 
-class Reporter(_job.Listener):
-    """Sends one alert when a job's run ends, as a listener of `_job`; none for a run inside another run.
+class Reporter(run_events.Listener):
+    """Sends one alert when a job's run ends, as a listener of `run_events`; none for a run inside another run.
 
     A worker alerts only about failures of its own outermost runs, which are nested in those of the job.
     """
@@ -29,21 +30,21 @@ class Reporter(_job.Listener):
     def __init__(self, notify: Callable[..., None], *, always: bool) -> None:
         self._notify = notify
         self._always = always
-        self._rank = _job.rank() or 0
+        self._rank = identity.rank() or 0
 
-    def run_ended(self, run: _job.Run, end: _job.End) -> None:
+    def run_ended(self, run: run_events.Run, end: run_events.End) -> None:
         """Alert if the end is worth it: each rank about its failures, and rank 0 alone about a success.
 
         This is called after the run is closed, so that its page shows what the alert says.
         """
         is_success = end.status == "FINISHED"
-        is_ours = run.parent_id is None or (run.is_outermost and _job.worker() is not None)
-        if is_ours and (not is_success or (self._always and self._rank == 0 and _job.worker() is None)):
+        is_ours = run.parent_id is None or (run.is_outermost and identity.worker() is not None)
+        if is_ours and (not is_success or (self._always and self._rank == 0 and identity.worker() is None)):
             title, message, level, brief = job_ended(run, end, host=socket.gethostname(), rank=self._rank)
             self._notify(title, message, level=level, brief=brief)
 
 
-def job_ended(run: _job.Run, end: _job.End, *, host: str, rank: int) -> tuple[str, str, str, str]:
+def job_ended(run: run_events.Run, end: run_events.End, *, host: str, rank: int) -> tuple[str, str, str, str]:
     """Return title, message, level and brief form of the alert about the end of a run, secrets masked.
 
     The brief form is for the console, which has shown the traceback already.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-from autogen_team.io._redact import mask
+from autogen_team._redact import mask
 
 TITLE_LIMIT = 200
 MESSAGE_LIMIT = 4000  # daemons and chats cut or refuse much more than that

@@ -14,7 +14,7 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
-from autogen_team.io._forking import start_afresh_after_fork
+from autogen_team._process.forking import start_afresh_after_fork
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from autogen_team.io._job import Undo
+    from autogen_team._process import Undo
 
 _METHODS = ("trace", "debug", "info", "success", "warning", "error", "critical", "exception", "log")
 _FORMATTING = ("message.format(", "str(message)", "Colorizer.prepare_")

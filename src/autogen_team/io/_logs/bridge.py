@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import loguru
 
-from autogen_team.io import _streams
+from autogen_team._process import streams
 from autogen_team.io._logs import passing, seam
 from autogen_team.io._logs.faults import is_reporting
 from autogen_team.io._logs.hooks import Hook, replace
@@ -36,7 +36,7 @@ from autogen_team.io._logs.passing import is_passed_on
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from autogen_team.io._job import Undo
+    from autogen_team._process import Undo
 
 _OWN = "autogen_team"
 _LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
@@ -140,7 +140,7 @@ def _last_resort(record: logging.LogRecord) -> None:
 def _say(record: logging.LogRecord) -> None:
     """Print a report about logging itself on stderr."""
     try:
-        _streams.write(sys.stderr, f"{_OWN}: {_formatter.format(record)}\n")
+        streams.write(sys.stderr, f"{_OWN}: {_formatter.format(record)}\n")
     except Exception:  # there is no place left to report to
         return
 

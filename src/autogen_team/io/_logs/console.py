@@ -6,7 +6,7 @@ import os
 import sys
 from typing import Any, Literal
 
-from autogen_team.io import _streams
+from autogen_team._process import streams
 
 Name = Literal["stderr", "stdout"]
 
@@ -61,7 +61,7 @@ def _write(stream: Any, line: str) -> None:
         bars.tqdm.write(line, file=stream, end="")
         stream.flush()
     else:
-        _streams.write(stream, line)
+        streams.write(stream, line)
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-from autogen_team.io._job import Undo
+from autogen_team._process import Undo
 
 Hook: TypeAlias = Callable[..., Any]
 

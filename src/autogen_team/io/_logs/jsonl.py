@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from autogen_team.io._redact import MASK, is_secret_name, mask_value
+from autogen_team._redact import MASK, is_secret_name, mask_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

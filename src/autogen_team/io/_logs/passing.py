@@ -11,7 +11,7 @@ import logging
 import sys
 from threading import get_ident
 
-from autogen_team.io._forking import call_in_child
+from autogen_team._process.forking import call_in_child
 
 
 class _Passage:

@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 import loguru
 
-from autogen_team.io import _job
-from autogen_team.io._forking import ForkSafeLock
-from autogen_team.io._job import Undo
+from autogen_team._process import Undo, identity, run_events
+from autogen_team._process.forking import ForkSafeLock
+from autogen_team._redact import Redactor
 from autogen_team.io._logs import braces, bridge, faults, seam, uncaught, validation
 from autogen_team.io._logs.file import File
 from autogen_team.io._logs.runlog import RunLogs
 from autogen_team.io._logs.sink import Sink
 from autogen_team.io._logs.validation import Settings
-from autogen_team.io._redact import Redactor
 
 __all__ = ["Settings", "start"]
 
@@ -63,8 +62,8 @@ def start(settings: Settings) -> Undo:
             template=template,
             redact=Redactor(os.environ) if settings.redact else None,
             catch=settings.catch,
-            rank=_job.rank(),
-            worker=_job.worker(),
+            rank=identity.rank(),
+            worker=identity.worker(),
         )
         handler = loguru.logger.add(
             sink,
@@ -180,7 +179,7 @@ def _handlers_removed() -> None:
         told = "; ".join(dict.fromkeys(pipeline.sink.handlers_removed() for pipeline in _started))
         _assign()
         is_first, _has_told_of_removal = not _has_told_of_removal, True
-    if is_first and _job.worker() is None:
+    if is_first and identity.worker() is None:
         faults.report("the job has removed the handlers of loguru (logger.remove()): %s", told)
 
 
@@ -198,7 +197,7 @@ def _lines_on_stderr() -> int:
 def _keep_runs(settings: Settings) -> Undo:
     global _run_logs
     logs = _run_logs = RunLogs(settings.state_dir, _words)
-    unsubscribe = _job.subscribe(logs)
+    unsubscribe = run_events.subscribe(logs)
 
     def undo() -> None:
         global _run_logs

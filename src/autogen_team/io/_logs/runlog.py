@@ -11,8 +11,8 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Literal, Protocol
 
-from autogen_team.io import _job
-from autogen_team.io._forking import start_afresh_after_fork
+from autogen_team._process import identity, run_events
+from autogen_team._process.forking import start_afresh_after_fork
 from autogen_team.io._logs.faults import Faults
 from autogen_team.io._logs.file import File
 from autogen_team.io._logs.upload import Upload
@@ -36,8 +36,8 @@ class Words(Protocol):
         ...
 
 
-class RunLogs(_job.Listener):
-    """The logs of all runs that this process has open; a listener of `_job`."""
+class RunLogs(run_events.Listener):
+    """The logs of all runs that this process has open; a listener of `run_events`."""
 
     def __init__(self, state: Path, words: Words) -> None:
         """Write logs below `state`."""
@@ -66,13 +66,13 @@ class RunLogs(_job.Listener):
             if not has_own or log.thread == thread or log.is_everybodys:
                 log.write(line)
 
-    def run_started(self, run: _job.Run) -> None:
+    def run_started(self, run: run_events.Run) -> None:
         """Start the log of the run."""
-        log = RunLog(run, _job.log_folder(self._state, run.run_id), self._words)
+        log = RunLog(run, run_events.log_folder(self._state, run.run_id), self._words)
         with self._lock:
             self._open = (*self._open, log)
 
-    def run_ending(self, run: _job.Run, end: _job.End) -> None:
+    def run_ending(self, run: run_events.Run, end: run_events.End) -> None:
         """Write how the run ended unless it is FINISHED, close its log, and wait up to `PATIENCE` for the upload."""
         for log in self._forget(run):
             if end.status != "FINISHED":
@@ -80,14 +80,16 @@ class RunLogs(_job.Listener):
                 log.write(self._words("ERROR", text, end.exception))
             log.finish(PATIENCE)
 
-    def run_joined(self, run: _job.Run, *, brings_log: bool) -> None:
+    def run_joined(self, run: run_events.Run, *, brings_log: bool) -> None:
         """Start a log of what this process logs; with `brings_log`, this process also uploads it."""
-        log = RunLog(run, _job.log_folder(self._state, run.run_id), self._words, brings="own" if brings_log else None)
+        log = RunLog(
+            run, run_events.log_folder(self._state, run.run_id), self._words, brings="own" if brings_log else None
+        )
         log.is_everybodys = True
         with self._lock:
             self._open = (*self._open, log)
 
-    def run_left(self, run: _job.Run) -> None:
+    def run_left(self, run: run_events.Run) -> None:
         """Close that log, and wait up to `PATIENCE` seconds for the upload."""
         for log in self._forget(run):
             log.finish(PATIENCE)
@@ -97,7 +99,7 @@ class RunLogs(_job.Listener):
         for log in self._forget():
             log.finish(PATIENCE)
 
-    def _forget(self, run: _job.Run | None = None) -> list[RunLog]:
+    def _forget(self, run: run_events.Run | None = None) -> list[RunLog]:
         with self._lock:
             found = [log for log in self._open if run is None or log.run.run_id == run.run_id]
             self._open = tuple(log for log in self._open if log not in found)
@@ -108,7 +110,7 @@ class RunLog:
     """The log of one run in this process."""
 
     def __init__(
-        self, run: _job.Run, folder: Path, words: Words, *, brings: Literal["all", "own"] | None = "all"
+        self, run: run_events.Run, folder: Path, words: Words, *, brings: Literal["all", "own"] | None = "all"
     ) -> None:
         """Write below `folder`, and upload the files of all processes there, of this one (`own`), or none."""
         self.run = run
@@ -123,7 +125,7 @@ class RunLog:
         self._upload: Upload | None = None
         if brings is not None:
             self._upload = Upload(
-                folder, lambda path: run.attach(path, _job.LOG_ARTIFACTS), writer=self, only_own=brings == "own"
+                folder, lambda path: run.attach(path, run_events.LOG_ARTIFACTS), writer=self, only_own=brings == "own"
             )
             self._upload.start()
         start_afresh_after_fork(self)
@@ -138,7 +140,7 @@ class RunLog:
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # a signal handler may log in the middle of a write
-        self.stem = _job.process_name()
+        self.stem = identity.process_name()
         self._number = 1
         self._size = 0
 

@@ -46,7 +46,7 @@ from autogen_team.io._logs.hooks import Hook, replace
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from autogen_team.io._job import Undo
+    from autogen_team._process import Undo
 
 _DEFAULT_HANDLER = 0
 _UNREACHABLE = sys.maxsize

@@ -14,8 +14,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from autogen_team.io import _job
-from autogen_team.io._forking import start_afresh_after_fork
+from autogen_team._process import run_events
+from autogen_team._process.forking import start_afresh_after_fork
 from autogen_team.io._logs import seam
 from autogen_team.io._logs.console import Console
 from autogen_team.io._logs.faults import Faults
@@ -222,7 +222,7 @@ class Sink:
 
     def _facts(self) -> Mapping[str, Any]:
         try:
-            facts = _job.facts()
+            facts = run_events.facts()
         except Exception:  # a fault in the facts about a run must not lose the line
             return self._process
         if not self._process:

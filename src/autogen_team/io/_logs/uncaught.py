@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from autogen_team.io._job import Undo
+    from autogen_team._process import Undo
 
 
 def log_uncaught(shown: Callable[[], int]) -> Undo:

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from autogen_team.io._redact import mask
+from autogen_team._redact import mask
 
 if TYPE_CHECKING:
     from collections.abc import Callable

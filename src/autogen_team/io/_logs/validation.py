@@ -9,8 +9,8 @@ from pathlib import Path
 
 import loguru
 
+from autogen_team._process import identity
 from autogen_team.errors import ConfigurationError
-from autogen_team.io import _job
 from autogen_team.io._logs import seam
 from autogen_team.io._logs.console import Console
 from autogen_team.io._logs.file import File
@@ -137,7 +137,7 @@ def destination(settings: Settings) -> tuple[Console | File, str]:
 
 def _of_this_process(path: str) -> str:
     """Return a worker's own path, `train-<host>-<pid>.log` beside `train.log`; in the job itself, `path` unchanged."""
-    worker = _job.worker()
+    worker = identity.worker()
     if worker is None or (Path(path).exists() and not Path(path).is_file()):  # all processes share /dev/null
         return path
     stem, extension = os.path.splitext(path)  # noqa: PTH122 - as loguru does with rotated files

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, SecretStr
 
-from autogen_team.io import _job
+from autogen_team._process import identity, run_events
 from autogen_team.io._service import Service
 from autogen_team.io._services.fields import Seconds
 
@@ -92,7 +92,7 @@ class AlertsService(Service):
         self._notify(title, message, level=level)
 
     def _notify(self, title: str, message: str, *, level: str, brief: str = "") -> None:
-        if level in ("info", "success", "warning") and _job.worker() is not None:
+        if level in ("info", "success", "warning") and identity.worker() is not None:
             from autogen_team.io._alerts.channel import make_alert
 
             alert = make_alert(title, message, level)  # masked
@@ -122,7 +122,7 @@ class AlertsService(Service):
         """
         from autogen_team.io._alerts.report import Reporter
 
-        return _job.subscribe(Reporter(self._notify, always=when == "always"))
+        return run_events.subscribe(Reporter(self._notify, always=when == "always"))
 
     @contextmanager
     def delivering_to(self, channel: Channel) -> Generator[None, None, None]:

@@ -24,7 +24,7 @@ from mlflow.entities import Experiment, Run
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
-from autogen_team.io._deadline import within
+from autogen_team._process.deadline import within
 from autogen_team.io._tracking import places, seam
 from autogen_team.io._tracking.words import first_line
 

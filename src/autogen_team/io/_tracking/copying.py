@@ -27,8 +27,8 @@ from mlflow.entities import Experiment, LifecycleStage, Run, RunInfo, RunTag, Vi
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
+from autogen_team._redact import mask, mask_url
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
-from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._tracking import copying_source, places, probe, seam, session
 from autogen_team.io._tracking.copying_contents import COPIED, COPIED_CONTENT, Contents, Counts
 from autogen_team.io._tracking.copying_files import Findings, Store, Tell, pages

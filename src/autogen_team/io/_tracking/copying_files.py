@@ -17,8 +17,8 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
+from autogen_team._redact import mask
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._redact import mask
 from autogen_team.io._tracking import session
 from autogen_team.io._tracking.words import first_line
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.store.entities.paged_list import PagedList
 
-from autogen_team.io._redact import mask
+from autogen_team._redact import mask
 from autogen_team.io._tracking import places
 from autogen_team.io._tracking.copying_files import Store, pages
 from autogen_team.io._tracking.words import first_line

@@ -16,7 +16,7 @@ from contextlib import suppress
 
 import orjson
 
-from autogen_team.io._redact import mask
+from autogen_team._redact import mask
 from autogen_team.io._tracking.delivery import Delivery
 from autogen_team.io._tracking.destinations import Unreachable
 from autogen_team.io._tracking.entries import Entry

@@ -14,7 +14,7 @@ import orjson
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
-from autogen_team.io._redact import mask
+from autogen_team._redact import mask
 from autogen_team.io._tracking import entries
 from autogen_team.io._tracking.destinations import Batch, Blocked, Destination, Refused, RefusedOnTheWay
 from autogen_team.io._tracking.entries import NOTES, Entry

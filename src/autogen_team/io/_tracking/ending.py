@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeAlias
 
-from autogen_team.io._forking import call_in_child
-from autogen_team.io._job import Status
-from autogen_team.io._redact import mask
+from autogen_team._process.forking import call_in_child
+from autogen_team._process.run_events import Status
+from autogen_team._redact import mask
 
 Handler: TypeAlias = Callable[[int, FrameType | None], None]
 

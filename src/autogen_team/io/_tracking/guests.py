@@ -17,9 +17,8 @@ from mlflow.entities import Run, RunStatus
 from mlflow.tracking import fluent
 from mlflow.utils import autologging_utils
 
-from autogen_team.io import _job
-from autogen_team.io._forking import ForkSafeLock
-from autogen_team.io._job import Undo
+from autogen_team._process import Undo, run_events
+from autogen_team._process.forking import ForkSafeLock
 from autogen_team.io._tracking import ending, isolation, seam
 
 _REPLACED = ("start_run", "end_run", "active_run", "_get_or_start_run", "_get_latest_active_run")
@@ -101,17 +100,17 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
     return isolation.replace({name: (plain[name], one) for name, one in zip(_REPLACED, ours, strict=True)})
 
 
-def note_end(run: mlflow.ActiveRun, status: _job.Status, reason: str | None) -> None:
+def note_end(run: mlflow.ActiveRun, status: run_events.Status, reason: str | None) -> None:
     """Record how a block that joined a run has ended, for the code that closes the run; a success is not recorded."""
     _note(run.info.run_id, None if reason is None or status == "FINISHED" else (status, reason))
 
 
-def given_end(run_id: str) -> tuple[_job.Status, str] | None:
+def given_end(run_id: str) -> tuple[run_events.Status, str] | None:
     """Return, once, the failure that the job reported for the run that it joined; None if it reported none."""
     return _given.pop(run_id, None)
 
 
-def as_failure(status: str) -> tuple[_job.Status, str] | None:
+def as_failure(status: str) -> tuple[run_events.Status, str] | None:
     """Return the status that the job gives its run, with the exception that is being handled as the reason.
 
     Return None if the status is not a failure.
@@ -123,11 +122,11 @@ def as_failure(status: str) -> tuple[_job.Status, str] | None:
     return "FAILED" if status == "FAILED" else "KILLED", reason or f"the job has ended its run as {status}"
 
 
-_given: dict[str, tuple[_job.Status, str] | None] = {}
+_given: dict[str, tuple[run_events.Status, str] | None] = {}
 """The failure that was reported last for each run that can be joined, by run id."""
 
 
-def _note(run_id: str, failure: tuple[_job.Status, str] | None) -> None:
+def _note(run_id: str, failure: tuple[run_events.Status, str] | None) -> None:
     if failure is not None and run_id in _given:
         _given[run_id] = failure
 

@@ -34,8 +34,8 @@ import mlflow
 from mlflow.tracking import fluent
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from autogen_team.io._forking import ForkSafeLock, call_in_child
-from autogen_team.io._job import Undo
+from autogen_team._process import Undo
+from autogen_team._process.forking import ForkSafeLock, call_in_child
 
 _NAMES = ("_active_run_stack", "_get_or_start_run", "_get_latest_active_run", "start_run")
 

@@ -16,10 +16,10 @@ from typing import Any
 import mlflow
 from mlflow.entities import LifecycleStage, Run, RunData, RunInfo
 
-from autogen_team.io import _job
-from autogen_team.io._deadline import within
-from autogen_team.io._forking import ForkSafeLock, call_in_child
-from autogen_team.io._redact import mask
+from autogen_team._process import run_events
+from autogen_team._process.deadline import within
+from autogen_team._process.forking import ForkSafeLock, call_in_child
+from autogen_team._redact import mask
 from autogen_team.io._tracking import ending, guests, isolation, links, runs, seam, write_behind
 
 _report = logging.getLogger("autogen_team")
@@ -158,10 +158,10 @@ def _tell(shared: Shared, failure: BaseException, tag: str, duration: float) -> 
             within(runs.PATIENCE, note, name="autogen-team-end-of-run")
         except Exception as error:
             _report.error("the failure of a worker could not be noted in run %s: %s", shared.run_id, mask(str(error)))
-        _job.run_ended(_published_run(shared), _job.End(status, reason, failure, duration))
+        run_events.run_ended(_published_run(shared), run_events.End(status, reason, failure, duration))
 
 
-def _end(run_ids: list[str], status: _job.Status) -> None:
+def _end(run_ids: list[str], status: run_events.Status) -> None:
     client = mlflow.MlflowClient()
     for run_id in run_ids:
         client.set_terminated(run_id, status)
@@ -175,7 +175,7 @@ _published: dict[tuple[int, str], _Published] = {}
 
 @dataclass(slots=True)
 class _Published:
-    run: _job.Run
+    run: run_events.Run
     users: int = 0
 
 
@@ -188,7 +188,7 @@ def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
         if found is None:
             found = _published[key] = _Published(_published_run(shared))
             is_seen = (shared.host, shared.state) == (socket.gethostname(), str(state))
-            _job.run_joined(found.run, brings_log=not is_seen)
+            run_events.run_joined(found.run, brings_log=not is_seen)
         found.users += 1
     try:
         yield
@@ -197,13 +197,13 @@ def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
             found.users -= 1
             if not found.users:
                 _published.pop(key, None)  # a forked child that leaves the block has forgotten the entry
-                _job.run_left(found.run)
+                run_events.run_left(found.run)
 
 
-def _published_run(shared: Shared) -> _job.Run:
+def _published_run(shared: Shared) -> run_events.Run:
     uri = mlflow.get_tracking_uri()
     client = mlflow.MlflowClient(uri, mlflow.get_registry_uri())
-    return _job.Run(
+    return run_events.Run(
         run_id=shared.run_id,
         name=shared.name,
         experiment=shared.experiment,

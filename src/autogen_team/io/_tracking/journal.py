@@ -27,8 +27,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from autogen_team.io import _job
-from autogen_team.io._forking import ForkSafeLock, call_in_child
+from autogen_team._process import identity
+from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team.io._tracking import entries
 from autogen_team.io._tracking.wakeup import Wakeup
 
@@ -281,7 +281,7 @@ class Journal:
             raise JournalError(error.errno, f"the journal cannot be written: {error.strerror}") from error
 
     def _begin_folder(self) -> None:
-        folder = folder_of(self._state) / f"{_job.process_name()}-{secrets.token_hex(4)}"
+        folder = folder_of(self._state) / f"{identity.process_name()}-{secrets.token_hex(4)}"
         for each in (self._state, folder.parent, folder):  # one by one, or `parents` would leave one open to others
             each.mkdir(mode=0o700, parents=True, exist_ok=True)
         with ExitStack() as undo:  # a failed or interrupted attempt leaves nothing behind

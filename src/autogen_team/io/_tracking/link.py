@@ -11,8 +11,8 @@ from typing import NoReturn
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
+from autogen_team._redact import mask, mask_url
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._tracking import probe
 
 _FRESH = 1.0

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from autogen_team.io import _job
+from autogen_team._process import Undo
 from autogen_team.io._tracking import manifest, redaction, seam
 from autogen_team.io._tracking.manifest import Rule
 from autogen_team.io._tracking.standin import StandIn
@@ -16,12 +16,12 @@ _reported: set[tuple[str, str]] = set()
 """Methods that no manifest names and that the log has reported, each with the name of its class."""
 
 
-def start(uri: str) -> _job.Undo:
+def start(uri: str) -> Undo:
     """Redact what goes to the tracking store of `uri` while it has no journal; return a function that stops this."""
     return seam.stand_in(uri, RedactingStore(seam.plain_store(uri), manifest.TRACKING), yields=True)
 
 
-def start_registry() -> _job.Undo:
+def start_registry() -> Undo:
     """Redact what goes to any model registry; return a function that stops this."""
     return seam.stand_in_registries(lambda store: RedactingStore(store, manifest.REGISTRY))
 

@@ -1,6 +1,6 @@
 """Mask secrets in traces, which are JSON: by the name of a field, and by the text of its value.
 
-Each string is searched for what `io._redact` finds in text. Here the structure helps too: a value under `Authorization`
+Each string is searched for what `_redact` finds in text. Here the structure helps too: a value under `Authorization`
 or `api_key` is a secret whatever it looks like. Nothing else is changed: counts of tokens, prompts, the texts of tokens
 beside their probabilities, the schemas of tools that take a password. An object without a secret is returned itself,
 not as a copy.
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
-from autogen_team.io._redact import MASK, Redactor, is_secret_name, secret_values
+from autogen_team._redact import MASK, Redactor, is_secret_name, secret_values
 
 _MORE_NAMES = re.compile(
     r"authorization$|(?:^|[._-])(?:set-?)?cookies?2?$|accesstoken$|(?:subscription|functions?)-key$",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from autogen_team.io._redact import mask_url
+from autogen_team._redact import mask_url
 from autogen_team.io._tracking.places import local_place
 
 _ABOUT = "about.json"

@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from autogen_team._process.deadline import within
+from autogen_team._redact import mask, mask_url
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
-from autogen_team.io._deadline import within
-from autogen_team.io._redact import mask, mask_url
 
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 

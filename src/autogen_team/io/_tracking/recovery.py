@@ -15,8 +15,8 @@ from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from autogen_team.io import _job
-from autogen_team.io._redact import MASK, mask, mask_url
+from autogen_team._process import run_events
+from autogen_team._redact import MASK, mask, mask_url
 from autogen_team.io._tracking import artifacts, destinations, inventory, journal, places, reading, seam
 from autogen_team.io._tracking.delivery import Delivery
 from autogen_team.io._tracking.destinations import OPENED_BY, Destination, Unreachable
@@ -53,7 +53,7 @@ class Cause:
     """How runs ended that were never closed."""
 
     reason: str
-    status: _job.Status = "KILLED"
+    status: run_events.Status = "KILLED"
     at: float | None = None
     """Seconds since 1970, if the end was observed; otherwise `recover` takes the last write to the journal."""
 
@@ -187,7 +187,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
             continue
         if _close(client, destination, real, end, how):
             result.closed.append(real)
-        _attach_log(client, real, _job.log_folder(state, run_id))
+        _attach_log(client, real, run_events.log_folder(state, run_id))
     journal.remove(found.folder)
 
 
@@ -199,7 +199,7 @@ def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause)
         client, destination, run_id, int((end.at or time.time()) * 1000), end
     )
     if is_open:
-        _attach_log(client, run_id, _job.log_folder(state, run_id))
+        _attach_log(client, run_id, run_events.log_folder(state, run_id))
     return is_open
 
 
@@ -234,8 +234,8 @@ def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, e
     run = client.get_run(run_id)
     if run.info.status != "RUNNING":
         return False
-    if _job.EXCEPTION_TAG not in run.data.tags and how.status != "FINISHED":
-        destination.log(destinations.Batch(run_id, tags={_job.EXCEPTION_TAG: mask(how.reason)}))
+    if run_events.EXCEPTION_TAG not in run.data.tags and how.status != "FINISHED":
+        destination.log(destinations.Batch(run_id, tags={run_events.EXCEPTION_TAG: mask(how.reason)}))
     destination.update(run_id, how.status, max(end, run.info.start_time), None)
     return True
 
@@ -243,7 +243,7 @@ def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, e
 def _attach_log(client: mlflow.MlflowClient, run_id: str, folder: Path) -> None:
     paths = sorted(folder.glob("*.log"))
     for path in paths:
-        client.log_artifact(run_id, str(path), _job.LOG_ARTIFACTS)
+        client.log_artifact(run_id, str(path), run_events.LOG_ARTIFACTS)
         path.unlink()
     if paths:
         folder.rmdir()

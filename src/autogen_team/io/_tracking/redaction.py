@@ -18,7 +18,7 @@ from typing import Any
 
 from mlflow.entities import Metric
 
-from autogen_team.io._redact import MASK, mask
+from autogen_team._redact import MASK, mask
 from autogen_team.io._tracking.masking import Masker, hides
 
 _OF_MLFLOW = "mlflow."

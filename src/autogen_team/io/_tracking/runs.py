@@ -15,10 +15,10 @@ import mlflow
 from mlflow.entities import RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from autogen_team.io import _job
-from autogen_team.io._deadline import within
-from autogen_team.io._forking import ForkSafeLock
-from autogen_team.io._redact import mask
+from autogen_team._process import run_events
+from autogen_team._process.deadline import within
+from autogen_team._process.forking import ForkSafeLock
+from autogen_team._redact import mask
 from autogen_team.io._tracking import ending, guests, isolation, links, seam, write_behind
 
 PATIENCE = 15.0
@@ -36,7 +36,7 @@ _facts: dict[str, dict[str, str]] = {}
 class _Open:
     """A run that this process has open through `open_run`."""
 
-    run: _job.Run
+    run: run_events.Run
     client: mlflow.MlflowClient
     """Bound to the stores in use when the run was opened, wherever the job points MLflow later."""
     started: float
@@ -73,8 +73,8 @@ def open_run(
                 tags=as_text(tags),
                 log_system_metrics=log_system_metrics,
             )
-            if _job.EXCEPTION_TAG in active.data.tags:  # the run is resumed, and has failed before
-                mlflow.MlflowClient().delete_tag(active.info.run_id, _job.EXCEPTION_TAG)
+            if run_events.EXCEPTION_TAG in active.data.tags:  # the run is resumed, and has failed before
+                mlflow.MlflowClient().delete_tag(active.info.run_id, run_events.EXCEPTION_TAG)
             opened = None if isinstance(active, guests.JoinedRun) else _note(active)  # otherwise its opener closes it
         except BaseException as error:
             ending.release(leaving=ending.is_leaving(error))
@@ -115,14 +115,14 @@ def close_what_is_left(before: Collection[str] = ()) -> None:
     themselves. Runs named in `before` belong to other code, and stay open.
     """
     signum = ending.fatal_signal()
-    failure = _job.failure() if signum is None else ending.Terminated(signum)
+    failure = run_events.failure() if signum is None else ending.Terminated(signum)
     if signum is not None:
         for opened in reversed(_open):
             _close(opened, failure)
     status, reason = ending.verdict(failure)
     if status == "FINISHED":
         return
-    end = _job.End(status, reason, failure, 0.0)
+    end = run_events.End(status, reason, failure, 0.0)
     kept = {*before, *(opened.run.run_id for opened in _open)}
     if signum is None:
         kept |= _of_this_process(everywhere=True).keys() - _of_this_process(everywhere=False).keys()
@@ -143,7 +143,7 @@ def _of_this_process(*, everywhere: bool) -> dict[str, str]:
     return isolation.open_runs(everywhere=everywhere, apart_from=guests.JoinedRun)
 
 
-def _end(run_id: str, uri: str, end: _job.End) -> None:
+def _end(run_id: str, uri: str, end: run_events.End) -> None:
     """End a run that was opened without `open_run`, unless it has already ended in the store."""
     client = mlflow.MlflowClient(uri)
     seam.leave_runs(run_id)
@@ -163,7 +163,7 @@ def as_text(tags: Mapping[str, Any] | None) -> dict[str, str] | None:
     return None if tags is None else {str(key): mask(str(value)) for key, value in tags.items()}
 
 
-def facts() -> _job.Facts:
+def facts() -> run_events.Facts:
     """Return the run and the span of the calling line; a thread without a run of its own gets the job's run."""
     active = isolation.job_run()
     found = {} if active is None else _facts.get(active.info.run_id) or _learn(active.info)
@@ -187,7 +187,7 @@ def _note(active: mlflow.ActiveRun) -> _Open:
     known = _learn(info)
     uri = mlflow.get_tracking_uri()
     client = mlflow.MlflowClient(uri, mlflow.get_registry_uri())
-    run = _job.Run(
+    run = run_events.Run(
         run_id=info.run_id,
         name=known["run_name"],
         experiment=known["experiment"],
@@ -199,7 +199,7 @@ def _note(active: mlflow.ActiveRun) -> _Open:
     opened = _Open(run, client, time.monotonic(), uri, os.getpid())
     with _lock:
         _open.append(opened)
-    _job.run_started(run)
+    run_events.run_started(run)
     return opened
 
 
@@ -212,8 +212,8 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
     status, reason = ending.verdict(failure)
     if status == "FINISHED":
         status, reason = guests.given_end(run_id) or _recorded_end(opened) or (status, reason)
-    end = _job.End(status, reason, failure, time.monotonic() - opened.started)
-    _job.run_ending(opened.run, end)
+    end = run_events.End(status, reason, failure, time.monotonic() - opened.started)
+    run_events.run_ending(opened.run, end)
     # Runs left open inside of this run end with it; a run that the job ended itself keeps its status.
     ids = seam.leave_runs(run_id)
     try:
@@ -221,20 +221,20 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
     except Exception as error:
         # The job has its own end, and perhaps its own exception, which an unreachable store must not mask.
         _report.error("the end of run %s as %s could not be recorded: %s", run_id, status, mask(str(error)))
-    _job.run_ended(opened.run, end)
+    run_events.run_ended(opened.run, end)
 
 
-def _recorded_end(opened: _Open) -> tuple[_job.Status, str] | None:
+def _recorded_end(opened: _Open) -> tuple[run_events.Status, str] | None:
     """Return the failure that the job has recorded for the run by a client of MLflow's; None if there is none."""
     working = write_behind.of(opened.uri)
     info = None if working is None else working.store.info_of(opened.run.run_id)
     return None if info is None else guests.as_failure(info.status)
 
 
-def _record(client: mlflow.MlflowClient, ids: list[str], run_id: str, end: _job.End) -> None:
+def _record(client: mlflow.MlflowClient, ids: list[str], run_id: str, end: run_events.End) -> None:
     actions: list[Callable[[], object]] = [partial(client.set_terminated, one, end.status) for one in ids]
     if end.reason is not None:
-        actions.append(partial(client.set_tag, run_id, _job.EXCEPTION_TAG, end.reason))
+        actions.append(partial(client.set_tag, run_id, run_events.EXCEPTION_TAG, end.reason))
     actions += [partial(seam.stop_system_metrics, one) for one in ids]
     errors = []
     for action in actions:

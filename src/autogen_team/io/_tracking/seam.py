@@ -84,7 +84,7 @@ from mlflow.utils import autologging_utils, import_hooks, validation
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.autologging_utils import safety
 
-from autogen_team.io._job import Undo
+from autogen_team._process import Undo
 from autogen_team.io._tracking import isolation, places
 
 Kind: TypeAlias = Literal["run", "logged_model"]

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from autogen_team._process import Undo, run_events
+from autogen_team._process.deadline import within
+from autogen_team._redact import mask, mask_url
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, TrackingUnavailableError
-from autogen_team.io import _job
-from autogen_team.io._deadline import within
-from autogen_team.io._redact import mask, mask_url
 from autogen_team.io._tracking import places, probe, turns
 from autogen_team.io._tracking.words import first_line
 
@@ -68,7 +68,7 @@ class Session:
     tracking_uri: str
     """The store in use: the one asked for, or the store of offline runs."""
     registry_uri: str
-    stop: _job.Undo
+    stop: Undo
     """Restores everything."""
     log_metrics: Callable[[Mapping[str, float], int | None], None]
     """Logs to the active run, for hot loops."""
@@ -146,7 +146,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         undo.callback(isolation.isolate())
         undo.callback(seam.keep_autolog())
         mlflow.autolog(**dict[str, Any](settings.autolog))
-        undo.callback(_job.set_source(runs.facts))
+        undo.callback(run_events.set_source(runs.facts))
         undo.callback(
             partial(runs.close_what_is_left, frozenset(runs.left_open()))
         )  # what a stop does first, while everything is still in place
@@ -154,7 +154,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         return Session(settings.tracking_uri, settings.registry_uri, undo.pop_all().close, log_metrics)
 
 
-def _stand_in(uri: str, registry_uri: str, settings: Settings) -> _job.Undo:
+def _stand_in(uri: str, registry_uri: str, settings: Settings) -> Undo:
     """Mask what is logged to a store, and send it through a journal unless the settings say otherwise."""
     from autogen_team.io._tracking import masked, write_behind
 
@@ -169,7 +169,7 @@ def _stand_in(uri: str, registry_uri: str, settings: Settings) -> _job.Undo:
     )
 
 
-def _stand_in_for_other(uri: str, settings: Settings) -> _job.Undo:
+def _stand_in_for_other(uri: str, settings: Settings) -> Undo:
     """Do the same as `_stand_in` for a store that the job uses beside its own."""
     from autogen_team.io._tracking import seam
 

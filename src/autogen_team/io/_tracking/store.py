@@ -21,7 +21,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
-from autogen_team.io._redact import mask
+from autogen_team._redact import mask
 from autogen_team.io._tracking import entries, links, manifest, redaction, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.destinations import OPENED_BY

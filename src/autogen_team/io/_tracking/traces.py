@@ -27,9 +27,9 @@ from typing import Any
 
 from mlflow.entities import Span, TraceData, TraceInfo
 
-from autogen_team.io import _job
-from autogen_team.io._forking import ForkSafeLock
-from autogen_team.io._redact import mask, mask_url
+from autogen_team._process import Undo
+from autogen_team._process.forking import ForkSafeLock
+from autogen_team._redact import mask, mask_url
 from autogen_team.io._tracking import redaction, seam
 from autogen_team.io._tracking.masking import Masker
 
@@ -44,7 +44,7 @@ _lock = ForkSafeLock()
 _door: Door | None = None
 
 
-def start(*, masked: bool, flush_timeout: float) -> _job.Undo:
+def start(*, masked: bool, flush_timeout: float) -> Undo:
     """Tap the traces; the returned function waits for those under way, and removes the taps.
 
     It waits at most `flush_timeout` seconds. Traces that a server has not taken by then are given up, counted, and

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import mlflow
 
-from autogen_team.io import _job
-from autogen_team.io._forking import ForkSafeLock, start_afresh_after_fork
-from autogen_team.io._redact import mask_url
+from autogen_team._process import Undo
+from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
+from autogen_team._redact import mask_url
 from autogen_team.io._tracking import artifacts, destinations, links, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.delivery import Delivery
@@ -29,7 +29,7 @@ _working: dict[str, WriteBehind] = {}
 """Active instances, by the identity of their store."""
 
 
-def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, flush_timeout: float) -> _job.Undo:
+def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, flush_timeout: float) -> Undo:
     """Send what is logged to the store of `uri` through a journal; the returned function delivers it and ends that.
 
     Several callers for the same store share the journal, and the last one to leave ends it.

@@ -25,11 +25,11 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+from autogen_team._redact import assignments, values
+from autogen_team._redact.assignments import MASK
+from autogen_team._redact.names import is_secret_name, is_secret_variable
+from autogen_team._redact.shapes import PRIVATE_KEY, SHAPES, behind_boundary, may_have_shape
 from autogen_team.errors import ConfigurationError
-from autogen_team.io._redact import assignments, values
-from autogen_team.io._redact.assignments import MASK
-from autogen_team.io._redact.names import is_secret_name, is_secret_variable
-from autogen_team.io._redact.shapes import PRIVATE_KEY, SHAPES, behind_boundary, may_have_shape
 
 __all__ = [
     "MASK",

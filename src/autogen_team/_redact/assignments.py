@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 
-from autogen_team.io._redact.names import TEXT_TOKEN, is_secret_name, is_word
+from autogen_team._redact.names import TEXT_TOKEN, is_secret_name, is_word
 
 MASK = "***"
 Span = tuple[int, int]

@@ -7,9 +7,6 @@ Logs and alerts listen. A listener that fails is reported and skipped. It never 
 from __future__ import annotations
 
 import logging
-import os
-import re
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -17,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from autogen_team.io._forking import ForkSafeLock
+from autogen_team._process import Undo
+from autogen_team._process.forking import ForkSafeLock
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
-Undo: TypeAlias = Callable[[], None]
 Facts: TypeAlias = Mapping[str, str]
 
 LOG_ARTIFACTS = "logs"
@@ -31,38 +28,6 @@ WORKER_TAG = "autogen_team.worker"
 """The tag that says which worker has opened a run."""
 
 _report = logging.getLogger("autogen_team")
-_worker: str | None = None
-
-
-def process_name(pid: int | None = None) -> str:
-    """Return a unique name of a process, by default this one, fit for a file name: `<host>-<pid>`."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{os.getpid() if pid is None else pid}"
-
-
-def become_worker() -> None:
-    """Mark this process as a worker of another process's job; `worker` returns its name from now on."""
-    global _worker
-    _worker = process_name()
-
-
-def worker() -> str | None:
-    """Return the name of this process among the workers of its job; None in the process of the job itself.
-
-    A process that a worker forks is a worker only after it calls `become_worker` itself.
-    """
-    return _worker if _worker is not None and _worker.endswith(f"-{os.getpid()}") else None
-
-
-def forget_worker() -> None:
-    """Undo `become_worker`."""
-    global _worker
-    _worker = None
-
-
-def rank() -> int | None:
-    """Return the rank that a launcher such as torchrun gave to this process; None without one, or if it is alone."""
-    text, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
-    return int(text) if text.isdecimal() and size != "1" else None
 
 
 _failure: ContextVar[BaseException | None] = ContextVar("autogen_team_failure", default=None)

@@ -15,8 +15,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, quote_plus, unquote, urlsplit
 
-from autogen_team.io._redact.names import is_secret_name, is_secret_variable, is_word
-from autogen_team.io._redact.shapes import behind_boundary
+from autogen_team._redact.names import is_secret_name, is_secret_variable, is_word
+from autogen_team._redact.shapes import behind_boundary
 
 PATTERNS_VARIABLE = "AUTOGEN_TEAM_REDACT_PATTERNS"
 ALLOW_VARIABLE = "AUTOGEN_TEAM_REDACT_ALLOW"

@@ -1,0 +1,40 @@
+"""Which process this is: its name, its rank under a launcher, and whether it works for the job of another process."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+
+_worker: str | None = None
+
+
+def process_name(pid: int | None = None) -> str:
+    """Return a unique name of a process, by default this one, fit for a file name: `<host>-<pid>`."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{os.getpid() if pid is None else pid}"
+
+
+def become_worker() -> None:
+    """Mark this process as a worker of another process's job; `worker` returns its name from now on."""
+    global _worker
+    _worker = process_name()
+
+
+def worker() -> str | None:
+    """Return the name of this process among the workers of its job; None in the process of the job itself.
+
+    A process that a worker forks is a worker only after it calls `become_worker` itself.
+    """
+    return _worker if _worker is not None and _worker.endswith(f"-{os.getpid()}") else None
+
+
+def forget_worker() -> None:
+    """Undo `become_worker`."""
+    global _worker
+    _worker = None
+
+
+def rank() -> int | None:
+    """Return the rank that a launcher such as torchrun gave to this process; None without one, or if it is alone."""
+    text, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
+    return int(text) if text.isdecimal() and size != "1" else None
