@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from autogen_team.io._alerts.delivery import Delivery, Settings
+from autogen_team._alerts.delivery import Delivery, Settings
 from report import Row, show
 
 BUS = """<busconfig><type>session</type><listen>unix:tmpdir=/tmp</listen><auth>EXTERNAL</auth><policy context="default">

@@ -17,8 +17,8 @@ from pathlib import Path
 
 from loguru import logger
 
+from autogen_team._logs import pipeline
 from autogen_team._process import run_events
-from autogen_team.io._logs import pipeline
 
 ROUNDS = 15
 LINES = 2000

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autogen_team.io._settings import Setting
+    from autogen_team._services.settings import Setting
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"

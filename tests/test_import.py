@@ -13,7 +13,7 @@ from types import ModuleType
 import pytest
 
 import autogen_team
-from autogen_team.io._settings import descriptions
+from autogen_team._services.settings import descriptions
 
 HEAVY = [
     "mlflow",

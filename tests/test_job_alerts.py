@@ -7,8 +7,8 @@ from contextlib import nullcontext
 import pytest
 
 from autogen_team import GlobalContext
+from autogen_team._alerts.report import Reporter
 from autogen_team._process import run_events
-from autogen_team.io._alerts.report import Reporter
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 

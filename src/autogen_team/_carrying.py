@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from autogen_team._process import identity, run_events
 from autogen_team._process.forking import call_in_child
+from autogen_team._services.settings import WORKER_OF
 from autogen_team.errors import ConfigurationError, NotStartedError
-from autogen_team.io._settings import WORKER_OF
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from pydantic import Field
 from autogen_team import _carrying
 from autogen_team._process import identity
 from autogen_team._process.forking import ForkSafeLock, call_in_child
+from autogen_team._services.fields import Patterns
+from autogen_team._services.settings import STATE_DIR, Setting, state_dir_setting
 from autogen_team.errors import ConfigurationError, NotStartedError
-from autogen_team.io._services.fields import Patterns
-from autogen_team.io._settings import STATE_DIR, Setting, state_dir_setting
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 from loguru import logger
 
-from autogen_team.io._alerts.channel import Alert, RecordingChannel
-from autogen_team.io._logs import bridge
+from autogen_team._alerts.channel import Alert, RecordingChannel
+from autogen_team._logs import bridge
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

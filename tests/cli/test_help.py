@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import typer
 
+from autogen_team._services import settings
 from autogen_team.cli._app import app
-from autogen_team.io import _settings
 
 CODE = "import sys; from autogen_team.cli import main; sys.argv[0] = 'autogen-team'; main()"
 GOLDEN = Path(__file__).parent / "golden"
@@ -69,6 +69,6 @@ def test_help_loads_nothing_that_is_slow(run_python):
 def test_the_variables_of_options_are_known():
     """Else each job would be told that nothing reads them."""
     run = typer.main.get_command(app).commands["run"]
-    named = {option.envvar for option in run.params if (option.envvar or "").startswith(f"{_settings.PREFIX}RUN_")}
+    named = {option.envvar for option in run.params if (option.envvar or "").startswith(f"{settings.PREFIX}RUN_")}
 
-    assert named == _settings.OF_RUN
+    assert named == settings.OF_RUN

@@ -13,9 +13,9 @@ from typing import Literal, get_args, get_origin
 import pytest
 
 from autogen_team import GlobalContext
+from autogen_team._services import settings
+from autogen_team._services.settings import descriptions
 from autogen_team.errors import ConfigurationError, ConfigurationWarning
-from autogen_team.io import _settings
-from autogen_team.io._settings import descriptions
 from autogen_team.io.osvariables import Env
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
@@ -27,7 +27,7 @@ EVERY_FIELD = [(cls, name) for cls in SERVICES for name in cls.model_fields]
 @pytest.fixture(autouse=True)
 def nothing_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget which misspelt variables a test of another module has met: each is told once in a process."""
-    monkeypatch.setattr(_settings, "_reported", set())
+    monkeypatch.setattr(settings, "_reported", set())
 
 
 def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
@@ -300,13 +300,13 @@ def test_passwords_are_masked_wherever_a_service_is_shown():
 def test_the_state_folder_has_a_variable_and_a_default(monkeypatch, tmp_path):
     """The platform's own place unless set, `~` expanded."""
     monkeypatch.setenv("AUTOGEN_TEAM_STATE_DIR", "~/state")
-    assert _settings.state_dir() == Path("~/state").expanduser()
+    assert settings.state_dir() == Path("~/state").expanduser()
 
     monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     if sys.platform == "linux":
-        assert _settings.state_dir() == tmp_path / "autogen-team"
-    assert _settings.state_dir_setting().source == "default"
+        assert settings.state_dir() == tmp_path / "autogen-team"
+    assert settings.state_dir_setting().source == "default"
 
 
 def test_importing_reads_no_variable():
@@ -323,7 +323,7 @@ def test_none_is_a_word_where_a_text_is_asked_for(monkeypatch):
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_APP_NAME", "none")
 
     assert AlertsService().app_name == "none"
-    assert _settings.none_or_text(AlertsService, "timeout", "None") is None
+    assert settings.none_or_text(AlertsService, "timeout", "None") is None
 
 
 def test_a_dotenv_that_is_no_text_is_named():
@@ -333,7 +333,7 @@ def test_a_dotenv_that_is_no_text_is_named():
     with pytest.raises(ConfigurationError, match=r"\.env is no text in UTF-8"):
         LoggerService()
     with pytest.raises(ConfigurationError, match=r"\.env is no text in UTF-8"):
-        _settings.state_dir()
+        settings.state_dir()
 
 
 def test_a_misspelt_variable_is_reported_once(monkeypatch):

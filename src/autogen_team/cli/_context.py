@@ -6,9 +6,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from autogen_team._services.settings import none_or_text
 from autogen_team.cli import _look
 from autogen_team.context import GlobalContext
-from autogen_team.io._settings import none_or_text
 
 
 def assignments(texts: Iterable[str], option: str) -> dict[str, str]:

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from autogen_team import __version__
+from autogen_team._services.settings import STATE_DIR, state_dir
 from autogen_team.errors import ConfigurationError, MissingExtraError
-from autogen_team.io._settings import STATE_DIR, state_dir
 from autogen_team.io.services import AlertsService, LoggerService
 
 if TYPE_CHECKING:
-    from autogen_team.io._alerts.remote import RemoteChannel
-    from autogen_team.io._logs import validation
+    from autogen_team._alerts.remote import RemoteChannel
+    from autogen_team._logs import validation
 
 Outcome: TypeAlias = Literal["ok", "note", "fail"]
 
@@ -121,7 +121,7 @@ def unwritable(folder: Path) -> tuple[str, bool]:
 
 def log_sink(service: LoggerService) -> list[Check]:
     """Check the log sink without creating its file or folders."""
-    from autogen_team.io._logs import validation
+    from autogen_team._logs import validation
 
     fields = {name: getattr(service, name) for name in type(service).model_fields}
     settings = validation.Settings(**fields, state_dir=state_dir())
@@ -139,7 +139,7 @@ def log_sink(service: LoggerService) -> list[Check]:
 
 
 def _sink(settings: validation.Settings) -> str:
-    from autogen_team.io._logs import validation
+    from autogen_team._logs import validation
 
     text = settings.sink.strip()
     if text.lower() in ("stderr", "stdout"):
@@ -172,7 +172,7 @@ def alert_probes(service: AlertsService) -> Iterator[Callable[[], Check]]:
     yield partial(_desktop, has_urls=bool(service.urls))
     if not service.urls:
         return
-    from autogen_team.io._alerts import remote
+    from autogen_team._alerts import remote
 
     try:
         channels = remote.open_channels([url.get_secret_value() for url in service.urls], service.app_name)
@@ -186,8 +186,8 @@ def alert_probes(service: AlertsService) -> Iterator[Callable[[], Check]]:
 
 
 def _desktop(*, has_urls: bool) -> Check:
-    from autogen_team.io._alerts import reach
-    from autogen_team.io._alerts.channel import NoAnswerError, UndeliveredError
+    from autogen_team._alerts import reach
+    from autogen_team._alerts.channel import NoAnswerError, UndeliveredError
 
     try:
         return Check("desktop", "ok", reach.desktop())
@@ -200,7 +200,7 @@ def _desktop(*, has_urls: bool) -> Check:
 
 
 def _channel(channel: RemoteChannel) -> Check:
-    from autogen_team.io._alerts import reach
+    from autogen_team._alerts import reach
 
     name = f"alerts to {channel.name}"
     only = f", for {', '.join(sorted(channel.levels))} only" if channel.levels else ""

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from autogen_team._services.settings import state_dir
 from autogen_team.cli import _context, _look
-from autogen_team.io._settings import state_dir
 
 if TYPE_CHECKING:
     from autogen_team.io._tracking import inventory, recovery

@@ -6,8 +6,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from autogen_team._services.settings import state_dir
 from autogen_team.cli import _look
-from autogen_team.io._settings import state_dir
 
 if TYPE_CHECKING:
     from autogen_team.io._tracking import inventory

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autogen_team._redact import mask_url
+from autogen_team._services.settings import state_dir
 from autogen_team.cli import _context, _look
 from autogen_team.errors import ConfigurationError
-from autogen_team.io._settings import state_dir
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url
+from autogen_team._services.settings import state_dir
 from autogen_team.cli import _context, _look, _server
 from autogen_team.errors import ConfigurationError, MissingExtraError, TrackingUnavailableError
-from autogen_team.io._settings import state_dir
 from autogen_team.io._tracking import links
 from autogen_team.io.services import MlflowService
 

@@ -6,9 +6,9 @@ Each service is configuration first: immutable fields, from arguments, environme
 
 from __future__ import annotations
 
-from autogen_team.io._service import Service
-from autogen_team.io._services.alerts import AlertsService
-from autogen_team.io._services.logger import LoggerService
-from autogen_team.io._services.tracking import MlflowService
+from autogen_team._services.alerts import AlertsService
+from autogen_team._services.base import Service
+from autogen_team._services.logger import LoggerService
+from autogen_team._services.tracking import MlflowService
 
 __all__ = ["AlertsService", "LoggerService", "MlflowService", "Service"]

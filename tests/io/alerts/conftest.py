@@ -16,8 +16,8 @@ import pytest
 from jeepney import HeaderFields, MessageType, message_bus, new_error, new_method_return
 from jeepney.io.blocking import open_dbus_connection
 
-from autogen_team.io._alerts import delivery as delivery_module
-from autogen_team.io._alerts.delivery import Delivery, Settings
+from autogen_team._alerts import delivery as delivery_module
+from autogen_team._alerts.delivery import Delivery, Settings
 
 PATIENCE = 20.0  # seconds: generous, because it is only a bound on hangs
 

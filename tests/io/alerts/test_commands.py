@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from autogen_team.io._alerts.channel import Alert, NoAnswerError, UndeliveredError
-from autogen_team.io._alerts.commands import CommandDesktop
-from autogen_team.io._alerts.dbus import DBusDesktop
-from autogen_team.io._alerts.desktop import desktop
+from autogen_team._alerts.channel import Alert, NoAnswerError, UndeliveredError
+from autogen_team._alerts.commands import CommandDesktop
+from autogen_team._alerts.dbus import DBusDesktop
+from autogen_team._alerts.desktop import desktop
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="the stand-ins are scripts with a #! line")
 

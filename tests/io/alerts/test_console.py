@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from autogen_team.io._alerts.console import write_line
+from autogen_team._alerts.console import write_line
 
-WRITE = "from autogen_team.io._alerts.console import write_line\n"
+WRITE = "from autogen_team._alerts.console import write_line\n"
 needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 
 

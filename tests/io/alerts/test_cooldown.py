@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from autogen_team.io._alerts.channel import Alert
-from autogen_team.io._alerts.cooldown import Cooldown
+from autogen_team._alerts.channel import Alert
+from autogen_team._alerts.cooldown import Cooldown
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from autogen_team.io._alerts.channel import Alert, NoAnswerError, UndeliveredError
-from autogen_team.io._alerts.dbus import DBusDesktop, session_bus
+from autogen_team._alerts.channel import Alert, NoAnswerError, UndeliveredError
+from autogen_team._alerts.dbus import DBusDesktop, session_bus
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="D-Bus is the desktop of Linux")
 

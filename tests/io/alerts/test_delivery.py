@@ -8,10 +8,10 @@ import time
 
 import pytest
 
+from autogen_team._alerts import delivery as delivery_module
+from autogen_team._alerts.channel import Alert, NoAnswerError, RecordingChannel, UndeliveredError
+from autogen_team._alerts.delivery import Delivery
 from autogen_team.errors import ConfigurationError, MissingExtraError
-from autogen_team.io._alerts import delivery as delivery_module
-from autogen_team.io._alerts.channel import Alert, NoAnswerError, RecordingChannel, UndeliveredError
-from autogen_team.io._alerts.delivery import Delivery
 
 PATIENCE = 20.0
 

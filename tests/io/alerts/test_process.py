@@ -9,7 +9,7 @@ import pytest
 PRELUDE = """
 import os, signal, sys, threading, time, warnings
 warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # newer Pythons warn of any fork beside a thread
-from autogen_team.io._alerts.delivery import Delivery, Settings
+from autogen_team._alerts.delivery import Delivery, Settings
 def make(*urls, enable=True, flush_timeout=2.0, **options):
     return Delivery(Settings(enable, "test", None, urls, 0.0, flush_timeout), **options)
 """

@@ -8,9 +8,9 @@ import pytest
 from jeepney import HeaderFields, MessageType, message_bus, new_method_return
 from jeepney.io.blocking import open_dbus_connection
 
-from autogen_team.io._alerts import reach
-from autogen_team.io._alerts.channel import NoAnswerError, UndeliveredError
-from autogen_team.io._alerts.remote import open_channels
+from autogen_team._alerts import reach
+from autogen_team._alerts.channel import NoAnswerError, UndeliveredError
+from autogen_team._alerts.remote import open_channels
 
 
 @pytest.fixture(autouse=True)

@@ -10,9 +10,9 @@ import pytest
 from aiosmtpd.controller import Controller
 from apprise import NotifyBase
 
+from autogen_team._alerts.channel import Alert, NoAnswerError, UndeliveredError
+from autogen_team._alerts.remote import RemoteChannel, open_channels
 from autogen_team.errors import ConfigurationError, MissingExtraError
-from autogen_team.io._alerts.channel import Alert, NoAnswerError, UndeliveredError
-from autogen_team.io._alerts.remote import RemoteChannel, open_channels
 
 QUICK = (0.01, 0.01)  # seconds of pause between attempts
 TOKEN = "s3cr3t" * 4

@@ -2,8 +2,8 @@
 
 import pytest
 
+from autogen_team._alerts import report
 from autogen_team._process import run_events
-from autogen_team.io._alerts import report
 
 
 def a_run(**changes):

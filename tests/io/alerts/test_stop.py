@@ -3,8 +3,8 @@
 import threading
 import time
 
-from autogen_team.io._alerts import delivery as delivery_module
-from autogen_team.io._alerts.channel import Alert, RecordingChannel, UndeliveredError
+from autogen_team._alerts import delivery as delivery_module
+from autogen_team._alerts.channel import Alert, RecordingChannel, UndeliveredError
 
 PATIENCE = 20.0
 

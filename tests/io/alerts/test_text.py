@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autogen_team.io._alerts.text import MESSAGE_LIMIT, clean, console_text, cut
+from autogen_team._alerts.text import MESSAGE_LIMIT, clean, console_text, cut
 
 
 class Stubborn:

@@ -4,9 +4,9 @@ import time
 
 import pytest
 
+from autogen_team._alerts.channel import Alert, RecordingChannel
+from autogen_team._alerts.trial import deliver_now
 from autogen_team.errors import ConfigurationError
-from autogen_team.io._alerts.channel import Alert, RecordingChannel
-from autogen_team.io._alerts.trial import deliver_now
 
 
 def test_each_channel_has_its_outcome(settings, daemon, endpoint):

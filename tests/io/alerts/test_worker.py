@@ -13,8 +13,8 @@ from collections import deque
 
 import pytest
 
-from autogen_team.io._alerts import worker as module
-from autogen_team.io._alerts.worker import Worker
+from autogen_team._alerts import worker as module
+from autogen_team._alerts.worker import Worker
 
 PATIENCE = 20.0  # seconds: generous, a bound on hangs and not a measure
 
@@ -302,7 +302,7 @@ def test_a_forked_child_delivers_its_own_and_not_the_parents():
     """The child starts with an empty queue, a free lock and a thread of its own; the parent loses nothing."""
     script = run_script("""
         import os, threading, time, warnings
-        from autogen_team.io._alerts.worker import Worker
+        from autogen_team._alerts.worker import Worker
         warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any fork beside a thread
         gate = threading.Event()
         def deliver(item):
@@ -338,7 +338,7 @@ def test_a_signal_handler_may_submit_while_its_own_thread_does():
     script = run_script(
         """
         import faulthandler, signal, time
-        from autogen_team.io._alerts.worker import Worker
+        from autogen_team._alerts.worker import Worker
         faulthandler.dump_traceback_later(30, exit=True)
         arrived = []
         worker = Worker(arrived.append, name="test", capacity=10**9)
@@ -367,7 +367,7 @@ def test_a_hanging_delivery_does_not_keep_the_process():
     """A process whose delivery never returns exits all the same."""
     script = run_script("""
         import threading
-        from autogen_team.io._alerts.worker import Worker
+        from autogen_team._alerts.worker import Worker
         entered = threading.Event()
         def hang(item):
             entered.set()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
+from autogen_team._logs import pipeline
 from autogen_team._process import run_events
-from autogen_team.io._logs import pipeline
 
 FORMAT = (
     "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> | <level>{level: <8}</level> | "
@@ -131,7 +131,7 @@ def script(tmp_path):
             "from pathlib import Path",
             "from loguru import logger",
             "from autogen_team._process import run_events",
-            "from autogen_team.io._logs import pipeline",
+            "from autogen_team._logs import pipeline",
             f"SETTINGS = pipeline.Settings(**{settings!r}, state_dir=Path({str(tmp_path / 'state')!r}))",
             "def main():",
             *("    " + line for line in body.strip("\n").splitlines()),

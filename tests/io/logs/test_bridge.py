@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from loguru import logger
 
-from autogen_team.io._logs import bridge, passing
+from autogen_team._logs import bridge, passing
 
 FORMAT = "{level}|{name}|{function}|{message}"
 

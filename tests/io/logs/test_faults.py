@@ -14,7 +14,7 @@ import threading
 import pytest
 from loguru import logger
 
-from autogen_team.io._logs import file, pipeline
+from autogen_team._logs import file, pipeline
 
 
 def test_a_full_disk_is_reported_once_and_counted(start, tmp_path, capsys):

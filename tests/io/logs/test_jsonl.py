@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
+from autogen_team._logs import jsonl, loguru_internals
 from autogen_team._process import run_events
 from autogen_team._redact import Redactor
-from autogen_team.io._logs import jsonl, seam
 
 SECRET = "correct-" + "horse-" * 3
 
@@ -221,7 +221,7 @@ values = st.recursive(
 )
 def test_every_record_is_one_strictly_valid_line(strict, message, extra, redact):
     """For any message and any bound values; no value is dropped."""
-    record = seam.make_record("INFO", message, name="name")
+    record = loguru_internals.make_record("INFO", message, name="name")
     record["extra"] = extra
     line = jsonl.JsonLines(Redactor({"API_TOKEN": SECRET}) if redact else None)(record, {"run_id": "1"}, "")
     assert line.endswith(b"\n")

@@ -12,7 +12,7 @@ import time
 import pytest
 from loguru import logger
 
-from autogen_team.io._logs import pipeline, seam
+from autogen_team._logs import loguru_internals, pipeline
 
 PROCESSES = 8
 LINES = 10_000
@@ -160,9 +160,9 @@ def test_a_full_file_that_cannot_be_packed_or_removed_costs_no_line(start, tmp_p
     def refuse(*_):
         raise PermissionError("refused")
 
-    original = seam.rules
+    original = loguru_internals.rules
     monkeypatch.setattr(
-        seam, "rules", lambda *args: dataclasses.replace(original(*args), compress=refuse, retain=refuse)
+        loguru_internals, "rules", lambda *args: dataclasses.replace(original(*args), compress=refuse, retain=refuse)
     )
     start(sink=str(tmp_path / "job.log"), rotation=10, format="{message}", intercept=True)
     for number in range(2):
@@ -179,9 +179,9 @@ def test_old_files_that_another_process_has_removed_are_no_fault(start, tmp_path
     def vanish(*_):
         raise FileNotFoundError("gone")
 
-    original = seam.rules
+    original = loguru_internals.rules
     monkeypatch.setattr(
-        seam, "rules", lambda *args: dataclasses.replace(original(*args), compress=vanish, retain=vanish)
+        loguru_internals, "rules", lambda *args: dataclasses.replace(original(*args), compress=vanish, retain=vanish)
     )
     start(sink=str(tmp_path / "job.log"), rotation=10, format="{message}", intercept=True)
     for number in range(2):

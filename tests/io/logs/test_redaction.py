@@ -8,9 +8,9 @@ import sys
 import pytest
 from loguru import logger
 
+from autogen_team._logs import jsonl, loguru_internals
 from autogen_team._process import run_events
 from autogen_team._redact import Redactor
-from autogen_team.io._logs import jsonl, seam
 
 KNOWN = "correct-horse" + "-battery"
 SHAPED = "ghp_" + "a1B2" * 9
@@ -111,7 +111,7 @@ def test_redaction_may_be_off(start, capsys):
 )
 def test_masked_json_is_strictly_valid(strict, extra):
     """Also where the secret was no string."""
-    record = seam.make_record("INFO", "message", name="name")
+    record = loguru_internals.make_record("INFO", "message", name="name")
     record["extra"] = extra
     lines = jsonl.JsonLines(Redactor({"API_TOKEN": KNOWN, "PIN_PASSWORD": "12345678901234"}))
     line = lines(record, {}, "")
@@ -123,7 +123,7 @@ def test_masked_json_is_strictly_valid(strict, extra):
 
 def test_the_name_of_a_run_is_masked(strict):
     """It is text that somebody has given."""
-    record = seam.make_record("INFO", "message", name="name")
+    record = loguru_internals.make_record("INFO", "message", name="name")
     line = jsonl.JsonLines(Redactor({"API_TOKEN": KNOWN}))(record, {"run_name": f"with {KNOWN}"}, "")
     assert strict(line)["run_name"] == "with ***"
 

@@ -13,7 +13,7 @@ import mlflow
 import pytest
 from loguru import logger
 
-from autogen_team.io._logs import pipeline, runlog, upload
+from autogen_team._logs import pipeline, runlog, upload
 from autogen_team.io.services import MlflowService
 
 

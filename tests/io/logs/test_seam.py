@@ -14,7 +14,7 @@ import loguru
 import pytest
 from loguru import logger
 
-from autogen_team.io._logs import seam
+from autogen_team._logs import loguru_internals
 
 KEYS = ["elapsed", "exception", "extra", "file", "function", "level", "line", "message", "module", "name"]
 KEYS += ["process", "thread", "time"]
@@ -27,7 +27,7 @@ def test_handlers_have_a_level_and_the_core_knows_the_least():
     try:
         assert core.handlers[handler]._levelno == core.handlers[handler].levelno == 33
         assert core.min_level == min(one.levelno for one in core.handlers.values())
-        assert seam.least_level() == core.min_level
+        assert loguru_internals.least_level() == core.min_level
         with core.lock:
             pass
     finally:
@@ -43,8 +43,8 @@ def test_the_default_handler_is_silenced_and_given_back(run_python):
     """It stays in its place, its level is out of reach, and the least level is that of the others."""
     code = """
 from loguru import logger
-from autogen_team.io._logs import seam
-give_back = seam.set_default_handler_aside()
+from autogen_team._logs import loguru_internals
+give_back = loguru_internals.set_default_handler_aside()
 assert list(logger._core.handlers) == [0]
 logger.critical("silent")
 assert logger._core.min_level > 10**6
@@ -62,10 +62,10 @@ def test_without_a_default_handler_nothing_is_set_aside(run_python):
     code = """
 import sys
 from loguru import logger
-from autogen_team.io._logs import seam
+from autogen_team._logs import loguru_internals
 logger.add(sys.stderr, format="{message}")
-seam.set_default_handler_aside()()
-seam.set_default_handler_aside()
+loguru_internals.set_default_handler_aside()()
+loguru_internals.set_default_handler_aside()
 logger.info("mine")
 """
     assert run_python("-c", code, LOGURU_AUTOINIT="0") == (0, "", "mine\n")
@@ -77,22 +77,24 @@ def test_a_handler_notes_that_a_thread_is_in_its_sink():
 
     class Sink:
         def write(self, message):
-            seen.append((seam.is_inside_a_sink(), lock.acquired))
+            seen.append((loguru_internals.is_inside_a_sink(), lock.acquired))
 
     handler = logger.add(Sink(), level="INFO")
     try:
-        lock = seam.adopt(handler)
+        lock = loguru_internals.adopt(handler)
         logger.info("hello")
     finally:
         logger.remove(handler)
     assert seen == [(True, True)]
-    assert not seam.is_inside_a_sink()
+    assert not loguru_internals.is_inside_a_sink()
 
 
 def test_the_filter_is_called_before_the_lock_and_may_end_it_there():
     """The way of nearly every line of ours."""
     seen = []
-    handler = logger.add(lambda _: seen.append("sink"), filter=lambda _: seen.append(seam.is_inside_a_sink()))
+    handler = logger.add(
+        lambda _: seen.append("sink"), filter=lambda _: seen.append(loguru_internals.is_inside_a_sink())
+    )
     try:
         logger.info("hello")
     finally:
@@ -122,7 +124,7 @@ def test_raw_records_are_marked_while_that_is_in_force():
     """`Logger.opt` and patches."""
     records = []
     handler = logger.add(lambda it: records.append(it.record))
-    stop = seam.mark_raw()
+    stop = loguru_internals.mark_raw()
     try:
         logger.opt(raw=True).info("raw")
         logger.opt(raw=False).info("not")
@@ -131,17 +133,17 @@ def test_raw_records_are_marked_while_that_is_in_force():
     finally:
         stop()
         logger.remove(handler)
-    assert [seam.RAW in record for record in records] == [True, False, False]
+    assert [loguru_internals.RAW in record for record in records] == [True, False, False]
 
 
 def test_markup_becomes_escape_sequences_or_nothing():
     """`Colorizer.prepare_format`, `strip`, `colorize`, `ansify`."""
-    assert seam.without_markup("<red>{message}</red> {{}}") == "{message} {{}}"
-    assert seam.with_colours("<level>{message}</level>", "<red><bold>") == "\x1b[31m\x1b[1m{message}\x1b[0m"
-    assert seam.level_colour("INFO") == "<bold>"
-    assert seam.level_colour("Level 3") == ""
+    assert loguru_internals.without_markup("<red>{message}</red> {{}}") == "{message} {{}}"
+    assert loguru_internals.with_colours("<level>{message}</level>", "<red><bold>") == "\x1b[31m\x1b[1m{message}\x1b[0m"
+    assert loguru_internals.level_colour("INFO") == "<bold>"
+    assert loguru_internals.level_colour("Level 3") == ""
     with pytest.raises(ValueError, match="redd"):
-        seam.without_markup("<redd>{message}</redd>")
+        loguru_internals.without_markup("<redd>{message}</redd>")
 
 
 def test_a_made_record_is_like_one_of_logurus():
@@ -152,7 +154,7 @@ def test_a_made_record_is_like_one_of_logurus():
         logger.opt(exception=ValueError("wrong")).info("hello")
     finally:
         logger.remove(handler)
-    theirs, ours = records[0], seam.make_record("INFO", "hello", name="me", exception=ValueError("wrong"))
+    theirs, ours = records[0], loguru_internals.make_record("INFO", "hello", name="me", exception=ValueError("wrong"))
     assert sorted(theirs) == sorted(ours) == KEYS
     assert {key: type(theirs[key]) for key in KEYS} == {key: type(ours[key]) for key in KEYS}
     assert ours["level"].no == 20
@@ -164,23 +166,23 @@ def test_the_words_of_rotation_mean_what_loguru_says(tmp_path):
     """A size, an interval and a time of day."""
     path = tmp_path / "job.log"
     path.write_text("x")
-    now = seam.make_record("INFO", "", name="")["time"]
-    assert seam.rules(str(path), None, None, None).new_due is None
-    size = seam.rules(str(path), "1 KB", None, None).new_due()
+    now = loguru_internals.make_record("INFO", "", name="")["time"]
+    assert loguru_internals.rules(str(path), None, None, None).new_due is None
+    size = loguru_internals.rules(str(path), "1 KB", None, None).new_due()
     assert (size(now, 1000, str(path)), size(now, 1001, str(path))) == (False, True)
-    assert seam.rules(str(path), 10, None, None).new_due()(now, 11, str(path))
-    seam.note_birth(str(path))
-    hourly = seam.rules(str(path), "1 hour", None, None).new_due()
+    assert loguru_internals.rules(str(path), 10, None, None).new_due()(now, 11, str(path))
+    loguru_internals.note_birth(str(path))
+    hourly = loguru_internals.rules(str(path), "1 hour", None, None).new_due()
     assert not hourly(now, 10**9, str(path))
     assert hourly(now + (now.replace(year=2000) - now.replace(year=1999)), 0, str(path))
     with pytest.raises(ValueError, match="often"):
-        seam.rules(str(path), "often", None, None)
+        loguru_internals.rules(str(path), "often", None, None)
 
 
 def test_the_words_of_retention_and_compression_mean_what_loguru_says(tmp_path):
     """A number of files to keep; a way to pack."""
     path = tmp_path / "job.log"
-    rules = seam.rules(str(path), None, 1, "gz")
+    rules = loguru_internals.rules(str(path), None, 1, "gz")
     old = tmp_path / "job.2026.log"
     path.write_text("x")
     old.write_text("old")
@@ -195,18 +197,18 @@ def test_a_full_file_gets_a_name_with_its_time(tmp_path):
     """Which no file has yet."""
     path = tmp_path / "job.log"
     path.write_text("x")
-    first = seam.set_aside_name(str(path))
+    first = loguru_internals.set_aside_name(str(path))
     assert first.startswith(str(tmp_path / "job.2"))
     assert first.endswith(".log")
     Path(first).write_text("taken")
-    assert seam.set_aside_name(str(path)) != first
+    assert loguru_internals.set_aside_name(str(path)) != first
 
 
 def test_a_path_may_hold_the_time(tmp_path):
     """And no other braces."""
-    assert seam.path_now(str(tmp_path / "{time:YYYY}.log")).startswith(str(tmp_path / "2"))
+    assert loguru_internals.path_now(str(tmp_path / "{time:YYYY}.log")).startswith(str(tmp_path / "2"))
     with pytest.raises(KeyError):
-        seam.path_now("{bad}.log")
+        loguru_internals.path_now("{bad}.log")
 
 
 def test_the_methods_call_log_with_the_level_and_the_options():
@@ -238,7 +240,7 @@ def test_a_logger_travels_without_its_handlers():
     """`Logger(core, *options)`, `_options`; what was bound comes along, and it logs to whatever is there."""
     lines = []
     handler = logger.add(lines.append, format="{extra[fold]} {message}")
-    give_back = seam.let_travel()
+    give_back = loguru_internals.let_travel()
     try:
         pickle.loads(pickle.dumps(logger.bind(fold=3))).info("here")
     finally:
@@ -253,8 +255,8 @@ def test_a_deep_copy_is_independent_and_has_no_handler_of_ours(no_handlers):
     """`_core`, `Core.__getstate__`; handlers of the job are copied, two references to one logger stay one."""
     lines, of_copy, of_ours = [], [], []
     logger.add(lines.append, format="{extra[fold]} {message}", level="INFO")
-    seam.adopt(logger.add(of_ours.append, format="{message}", level="DEBUG"))
-    give_back = seam.let_travel()
+    loguru_internals.adopt(logger.add(of_ours.append, format="{message}", level="DEBUG"))
+    give_back = loguru_internals.let_travel()
     try:
         made, same = copy.deepcopy([logger.bind(fold=1), logger.bind(fold=2)])
     finally:
@@ -273,7 +275,7 @@ def test_a_deep_copy_is_independent_and_has_no_handler_of_ours(no_handlers):
 SPAWN = """
 import functools, multiprocessing, sys
 from loguru import logger
-from autogen_team.io._logs import seam
+from autogen_team._logs import loguru_internals
 
 def work(given):
     given.info("child")
@@ -281,10 +283,10 @@ def work(given):
 
 if __name__ == "__main__":
     logger.remove()
-    seam.let_travel()
+    loguru_internals.let_travel()
     context = multiprocessing.get_context("spawn")
     add = functools.partial(logger.add, format="{message}")
-    seam.adopt(add(lambda _: print("ours")))
+    loguru_internals.adopt(add(lambda _: print("ours")))
     queued = add(sys.stdout, enqueue=True, context=context) if "queued" in sys.argv else add(lambda _: None)
     child = context.Process(target=work, args=(logger,))
     child.start()
@@ -326,19 +328,19 @@ def test_the_sinks_of_logging_and_of_asyncio_are_known():
     """`StandardSink._handler`, `AsyncSink._tasks`, `Handler._sink`, `Handler._thread`."""
 
     async def sink(_):
-        inside.append(seam.is_inside_a_sink())
+        inside.append(loguru_internals.is_inside_a_sink())
 
     async def job():
         logger.info("line")
         await logger.complete()
-        inside.append(seam.is_inside_a_sink())
+        inside.append(loguru_internals.is_inside_a_sink())
 
     inside = []
     standard = logging.NullHandler()
     numbers = [logger.add(standard), logger.add(sink)]
-    numbers.append(logger.add(lambda _: inside.append(seam.is_inside_a_sink()), enqueue=True))
+    numbers.append(logger.add(lambda _: inside.append(loguru_internals.is_inside_a_sink()), enqueue=True))
     try:
-        assert seam.logging_sinks() == (standard,)
+        assert loguru_internals.logging_sinks() == (standard,)
         logger._core.handlers[numbers[1]]._sink._tasks  # noqa: B018 - it is there
         asyncio.run(job())
         logger.complete()
@@ -346,7 +348,7 @@ def test_the_sinks_of_logging_and_of_asyncio_are_known():
         for number in numbers:
             logger.remove(number)
     assert sorted(inside) == [False, True, True]
-    assert seam.logging_sinks() == ()
+    assert loguru_internals.logging_sinks() == ()
 
 
 def test_the_failure_of_a_coroutine_sink_names_the_module_of_the_sinks():
@@ -368,25 +370,25 @@ def test_the_failure_of_a_coroutine_sink_names_the_module_of_the_sinks():
     finally:
         logger.remove(number)
     [error] = found
-    assert seam.comes_from_a_sink((type(error), error, error.__traceback__))
-    assert not seam.comes_from_a_sink((ValueError, ValueError(), None))
+    assert loguru_internals.comes_from_a_sink((type(error), error, error.__traceback__))
+    assert not loguru_internals.comes_from_a_sink((ValueError, ValueError(), None))
 
 
 def test_all_handlers_but_those_of_ours_are_removed(no_handlers):
     """`Logger.remove(handler_id=None)` of the process's own logger, which is what `configure` calls, too."""
     lines, calls = [], []
-    undo = seam.keep_on_removal(lambda: calls.append(list(logger._core.handlers)))
+    undo = loguru_internals.keep_on_removal(lambda: calls.append(list(logger._core.handlers)))
     try:
         logger.remove()
         assert calls == []  # nothing of ours was there
         logger.add(lines.append)
         ours = logger.add(lines.append, format="{message}", level="INFO")
-        seam.adopt(ours)
-        assert seam.has_other_handlers()
+        loguru_internals.adopt(ours)
+        assert loguru_internals.has_other_handlers()
         logger.remove()
         logger.configure(handlers=[])
         assert calls == [[ours], [ours]]
-        assert (logger._core.min_level, seam.has_other_handlers()) == (20, False)
+        assert (logger._core.min_level, loguru_internals.has_other_handlers()) == (20, False)
         logger.info("still")
         with pytest.raises(ValueError, match="no existing handler"):
             logger.remove(10**6)
@@ -399,9 +401,9 @@ def test_all_handlers_but_those_of_ours_are_removed(no_handlers):
 
 def test_parts_of_a_record_are_made_as_loguru_makes_them():
     """`RecordThread`, `RecordProcess`, and a time that loguru can format."""
-    made = seam.make_record("INFO", "hello", name="me")
-    assert (seam.record_thread(1, "one").id, seam.record_process(2, "two").name) == (1, "two")
-    time = seam.record_time(1e9, made["time"])
+    made = loguru_internals.make_record("INFO", "hello", name="me")
+    assert (loguru_internals.record_thread(1, "one").id, loguru_internals.record_process(2, "two").name) == (1, "two")
+    time = loguru_internals.record_time(1e9, made["time"])
     assert type(time) is type(made["time"])
     assert (time.timestamp(), time.tzinfo) == (1e9, made["time"].tzinfo)
 
@@ -410,8 +412,8 @@ def test_the_representation_of_a_logger_shows_its_handlers(run_python):
     """It formats levels as integers, that of the handler that is set aside included."""
     code = """
 from loguru import logger
-from autogen_team.io._logs import seam
-seam.set_default_handler_aside()
+from autogen_team._logs import loguru_internals
+loguru_internals.set_default_handler_aside()
 print(logger)
 """
     status, out, _ = run_python("-c", code)

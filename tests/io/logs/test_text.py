@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from loguru import logger
 
+from autogen_team._logs import loguru_internals, text
 from autogen_team._process import run_events
-from autogen_team.io._logs import seam, text
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_a_line_looks_as_loguru_makes_it(template):
 @given(st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))])))
 def test_the_common_time_is_shown_as_loguru_does(moment):
     """For any moment, in any order: the second that is remembered is never another's."""
-    record = seam.make_record("INFO", "", name="")
+    record = loguru_internals.make_record("INFO", "", name="")
     time = type(record["time"]).combine(moment.date(), moment.timetz())
     shown = test_the_common_time_is_shown_as_loguru_does.shown
     assert shown(time) == format(time, "YYYY-MM-DD HH:mm:ss.SSS")

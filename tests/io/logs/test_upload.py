@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
+from autogen_team._logs import runlog, upload
 from autogen_team._process import run_events
-from autogen_team.io._logs import runlog, upload
 
 
 class Writer:

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from autogen_team.io._alerts.channel import NoAnswerError, NoDesktopError, UndeliveredError
+from autogen_team._alerts.channel import NoAnswerError, NoDesktopError, UndeliveredError
 
 if TYPE_CHECKING:
     from jeepney.io.blocking import DBusConnection  # type: ignore[import-untyped]  # it comes without types
 
-    from autogen_team.io._alerts.channel import Alert
+    from autogen_team._alerts.channel import Alert
 
 ANSWER_WITHIN: Final = 3.0  # seconds; a healthy daemon takes one to ten milliseconds
 _FOREVER: Final = 2**31 - 1  # milliseconds, the most that the protocol can say: 24 days

@@ -12,7 +12,7 @@ import secrets
 from string import Formatter
 from typing import TYPE_CHECKING, Any
 
-from autogen_team.io._logs import seam
+from autogen_team._logs import loguru_internals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,7 +60,7 @@ class Template:
 
         """
         self._format = format
-        self._plain, self._times, self._wants_extra = _prepare(seam.without_markup(format))
+        self._plain, self._times, self._wants_extra = _prepare(loguru_internals.without_markup(format))
         self._coloured: dict[str, tuple[str, str]] = {}
         # Stands for the escape character until the data has been made safe; data cannot guess it.
         self._mark = "".join(chr(0xE000 + secrets.randbelow(6400)) for _ in range(3))
@@ -92,11 +92,11 @@ class Template:
         return text.replace(self._mark, "\x1b")
 
     def _painted(self, level: str) -> tuple[str, str]:
-        colour = seam.level_colour(level)
+        colour = loguru_internals.level_colour(level)
         key = f"{level} {colour}"  # the colour of a level may be changed at any time
         found = self._coloured.get(key)
         if found is None:
-            marked = seam.with_colours(self._format, colour).replace("\x1b", self._mark)
+            marked = loguru_internals.with_colours(self._format, colour).replace("\x1b", self._mark)
             template = _prepare(marked)[0]
             before = template.partition("{message")[0].rpartition(_RESET)[2]
             active = "".join(re.findall(re.escape(self._mark) + r"\[[0-9;]*m", before))
@@ -130,7 +130,7 @@ def _prepare(template: str) -> tuple[str, list[tuple[str, Callable[[Any], str]]]
         plain_time = field == "time" and not conversion and "{" not in (spec or "")
         if plain_time:
             name = f"_time{len(times)}"
-            times.append((name, CommonTime() if spec == _COMMON_TIME else seam.time_formatter(spec or "")))
+            times.append((name, CommonTime() if spec == _COMMON_TIME else loguru_internals.time_formatter(spec or "")))
             parts.append(f"{{{name}}}")
         else:
             name = "_level" if field == "level" and not conversion else field

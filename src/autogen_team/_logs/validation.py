@@ -9,13 +9,13 @@ from pathlib import Path
 
 import loguru
 
+from autogen_team._logs import loguru_internals
+from autogen_team._logs.console import Console
+from autogen_team._logs.file import File
+from autogen_team._logs.rotation import RotatingFile
+from autogen_team._logs.text import Extra, Template
 from autogen_team._process import identity
 from autogen_team.errors import ConfigurationError
-from autogen_team.io._logs import seam
-from autogen_team.io._logs.console import Console
-from autogen_team.io._logs.file import File
-from autogen_team.io._logs.rotation import RotatingFile
-from autogen_team.io._logs.text import Extra, Template
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def template(format: str) -> Template:  # noqa: A002 - the user story's word
         raise ConfigurationError(
             "the log format is empty, so every line would be; write for example '{level} {message}'"
         )
-    record = seam.make_record("INFO", "a message", name=__name__)
+    record = loguru_internals.make_record("INFO", "a message", name=__name__)
     try:
         made = Template(format)
         made.plain(record, Extra(), "")

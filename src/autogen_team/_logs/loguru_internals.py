@@ -41,7 +41,7 @@ from loguru import _defaults
 from loguru._datetime import datetime
 from loguru._logger import Logger
 
-from autogen_team.io._logs.hooks import Hook, replace
+from autogen_team._logs.hooks import Hook, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

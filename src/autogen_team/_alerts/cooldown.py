@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autogen_team.io._alerts.channel import Alert
+    from autogen_team._alerts.channel import Alert
 
 _FORGET_AT = 256  # titles; a job that puts the epoch into each title must not grow without bound
 

@@ -8,10 +8,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from autogen_team.io._alerts.channel import Alert, Channel, UndeliveredError, make_alert
-from autogen_team.io._alerts.console import write_line
-from autogen_team.io._alerts.delivery import Settings, open_all
-from autogen_team.io._alerts.text import console_text
+from autogen_team._alerts.channel import Alert, Channel, UndeliveredError, make_alert
+from autogen_team._alerts.console import write_line
+from autogen_team._alerts.delivery import Settings, open_all
+from autogen_team._alerts.text import console_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from loguru._logger import Logger
 
-from autogen_team.io._logs.passing import notice, under_way
+from autogen_team._logs.passing import notice, under_way
 
 if TYPE_CHECKING:
     from collections.abc import Callable

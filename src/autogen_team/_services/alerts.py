@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, SecretStr
 
 from autogen_team._process import identity, run_events
-from autogen_team.io._service import Service
-from autogen_team.io._services.fields import Seconds
+from autogen_team._services.base import Service
+from autogen_team._services.fields import Seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from autogen_team.io._alerts.channel import Channel
-    from autogen_team.io._alerts.delivery import Delivery
-    from autogen_team.io._alerts.delivery import Settings as DeliverySettings
-    from autogen_team.io._alerts.trial import Outcome
+    from autogen_team._alerts.channel import Channel
+    from autogen_team._alerts.delivery import Delivery
+    from autogen_team._alerts.delivery import Settings as DeliverySettings
+    from autogen_team._alerts.trial import Outcome
 
 __all__ = ["AlertsService"]
 
@@ -93,7 +93,7 @@ class AlertsService(Service):
 
     def _notify(self, title: str, message: str, *, level: str, brief: str = "") -> None:
         if level in ("info", "success", "warning") and identity.worker() is not None:
-            from autogen_team.io._alerts.channel import make_alert
+            from autogen_team._alerts.channel import make_alert
 
             alert = make_alert(title, message, level)  # masked
             _report.warning("alert of a worker, not sent: %s: %s", alert.title, alert.message)
@@ -110,7 +110,7 @@ class AlertsService(Service):
             MissingExtraError: there are URLs and the extra `alerts` is not installed.
 
         """
-        from autogen_team.io._alerts import trial
+        from autogen_team._alerts import trial
 
         return trial.deliver_now(self._delivery_settings(), title, message, level)
 
@@ -120,14 +120,14 @@ class AlertsService(Service):
         With `failure`, only FAILED and KILLED runs are reported. With `always`, FINISHED ones are too, by rank 0 alone.
         A run inside another run is not reported; it is the job's own business.
         """
-        from autogen_team.io._alerts.report import Reporter
+        from autogen_team._alerts.report import Reporter
 
         return run_events.subscribe(Reporter(self._notify, always=when == "always"))
 
     @contextmanager
     def delivering_to(self, channel: Channel) -> Generator[None, None, None]:
         """Send alerts to this channel alone inside the block; for `autogen_team.testing`."""
-        from autogen_team.io._alerts import delivery
+        from autogen_team._alerts import delivery
 
         settings = replace(self._delivery_settings(), enable=True)
         mine = delivery.Delivery(settings, channels=[channel])
@@ -145,14 +145,14 @@ class AlertsService(Service):
         with self._lock:
             found: Delivery | None = getattr(self, "_delivery", None)
             if found is None:
-                from autogen_team.io._alerts import delivery
+                from autogen_team._alerts import delivery
 
                 found = delivery.Delivery(self._delivery_settings())
                 object.__setattr__(self, "_delivery", found)
             return found
 
     def _delivery_settings(self) -> DeliverySettings:
-        from autogen_team.io._alerts import delivery
+        from autogen_team._alerts import delivery
 
         fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
         fields["urls"] = tuple(url.get_secret_value() for url in self.urls)

@@ -14,17 +14,17 @@ import warnings
 from typing import TYPE_CHECKING, Any, Final
 
 from autogen_team import _redact
+from autogen_team._alerts.channel import LEVELS, NoAnswerError, UndeliveredError
+from autogen_team._alerts.hush import hushed
+from autogen_team._alerts.text import cut, one_line
 from autogen_team._process.deadline import within
 from autogen_team._process.forking import start_afresh_after_fork
 from autogen_team.errors import ConfigurationError, MissingExtraError
-from autogen_team.io._alerts.channel import LEVELS, NoAnswerError, UndeliveredError
-from autogen_team.io._alerts.hush import hushed
-from autogen_team.io._alerts.text import cut, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from autogen_team.io._alerts.channel import Alert
+    from autogen_team._alerts.channel import Alert
 
 DEADLINE: Final = 30.0  # seconds for one alert, all attempts and pauses together
 PAUSES: Final = (0.5, 2.0)  # seconds before the second and the third attempt

@@ -6,15 +6,15 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autogen_team.io._alerts.channel import Channel
+    from autogen_team._alerts.channel import Channel
 
 
 def desktop(app_name: str, timeout: int | None, *, system: str = sys.platform) -> Channel:
     """Return the channel to the desktop of `system`; nothing is connected before the first alert."""
     if system in {"darwin", "win32"}:
-        from autogen_team.io._alerts.commands import CommandDesktop
+        from autogen_team._alerts.commands import CommandDesktop
 
         return CommandDesktop(app_name, system=system)
-    from autogen_team.io._alerts.dbus import DBusDesktop
+    from autogen_team._alerts.dbus import DBusDesktop
 
     return DBusDesktop(app_name, timeout)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from autogen_team._process import run_events
 from autogen_team._process.forking import call_in_child
-from autogen_team.io._settings import Settings
+from autogen_team._services.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable

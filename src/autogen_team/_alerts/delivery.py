@@ -16,14 +16,14 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from autogen_team._alerts.channel import Alert, Channel, NoAnswerError, NoDesktopError, make_alert
+from autogen_team._alerts.console import write_line
+from autogen_team._alerts.cooldown import Cooldown
+from autogen_team._alerts.desktop import desktop
+from autogen_team._alerts.remote import open_channels
+from autogen_team._alerts.text import console_text
+from autogen_team._alerts.worker import Worker
 from autogen_team._process.forking import start_afresh_after_fork
-from autogen_team.io._alerts.channel import Alert, Channel, NoAnswerError, NoDesktopError, make_alert
-from autogen_team.io._alerts.console import write_line
-from autogen_team.io._alerts.cooldown import Cooldown
-from autogen_team.io._alerts.desktop import desktop
-from autogen_team.io._alerts.remote import open_channels
-from autogen_team.io._alerts.text import console_text
-from autogen_team.io._alerts.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,7 +12,7 @@ from autogen_team._redact import MASK, is_secret_name, mask_value
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from autogen_team.io._logs.text import Record
+    from autogen_team._logs.text import Record
 
 RESERVED = frozenset(
     {

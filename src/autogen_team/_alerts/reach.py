@@ -14,12 +14,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from autogen_team._alerts.channel import NoAnswerError, UndeliveredError
+from autogen_team._alerts.dbus import DBusDesktop
 from autogen_team._process.deadline import within
-from autogen_team.io._alerts.channel import NoAnswerError, UndeliveredError
-from autogen_team.io._alerts.dbus import DBusDesktop
 
 if TYPE_CHECKING:
-    from autogen_team.io._alerts.remote import RemoteChannel
+    from autogen_team._alerts.remote import RemoteChannel
 
 _ANSWER_WITHIN: Final = 3.0  # seconds
 _COMMANDS: Final = {"darwin": "osascript", "win32": "powershell.exe"}

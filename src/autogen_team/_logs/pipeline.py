@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import loguru
 
+from autogen_team._logs import braces, bridge, faults, loguru_internals, uncaught, validation
+from autogen_team._logs.file import File
+from autogen_team._logs.runlog import RunLogs
+from autogen_team._logs.sink import Sink
+from autogen_team._logs.validation import Settings
 from autogen_team._process import Undo, identity, run_events
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._redact import Redactor
-from autogen_team.io._logs import braces, bridge, faults, seam, uncaught, validation
-from autogen_team.io._logs.file import File
-from autogen_team.io._logs.runlog import RunLogs
-from autogen_team.io._logs.sink import Sink
-from autogen_team.io._logs.validation import Settings
 
 __all__ = ["Settings", "start"]
 
@@ -164,11 +164,11 @@ class _Shared:
 
 def _take_over(_: Settings) -> Undo:
     with ExitStack() as undo:
-        undo.callback(seam.set_default_handler_aside())
-        undo.callback(seam.mark_raw())
+        undo.callback(loguru_internals.set_default_handler_aside())
+        undo.callback(loguru_internals.mark_raw())
         undo.callback(braces.forgive())
-        undo.callback(seam.let_travel())
-        undo.callback(seam.keep_on_removal(_handlers_removed))
+        undo.callback(loguru_internals.let_travel())
+        undo.callback(loguru_internals.keep_on_removal(_handlers_removed))
         return undo.pop_all().close
 
 
@@ -209,7 +209,7 @@ def _keep_runs(settings: Settings) -> Undo:
 
 
 def _words(level: str, message: str, exception: BaseException | None = None) -> bytes:
-    record = seam.make_record(level, message, name="autogen_team", exception=exception)
+    record = loguru_internals.make_record(level, message, name="autogen_team", exception=exception)
     trace = "".join(traceback.format_exception(exception)) if exception is not None else ""
     for pipeline in reversed(_started):
         if pipeline.settings.run_log:

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autogen_team._services.base import Service
+from autogen_team._services.env import Env
+from autogen_team._services.fields import Place, Seconds
+from autogen_team._services.settings import Variable, state_dir
 from autogen_team.errors import ConfigurationError, NotStartedError
-from autogen_team.io._service import Service
-from autogen_team.io._services.fields import Place, Seconds
-from autogen_team.io._settings import Variable, state_dir
-from autogen_team.io.osvariables import Env
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator, Mapping

@@ -11,11 +11,11 @@ import logging
 import threading
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from autogen_team._logs.faults import Faults
+from autogen_team._logs.file import File
+from autogen_team._logs.upload import Upload
 from autogen_team._process import identity, run_events
 from autogen_team._process.forking import start_afresh_after_fork
-from autogen_team.io._logs.faults import Faults
-from autogen_team.io._logs.file import File
-from autogen_team.io._logs.upload import Upload
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -27,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 
 import loguru
 
+from autogen_team._logs import loguru_internals, passing
+from autogen_team._logs.faults import is_reporting
+from autogen_team._logs.hooks import Hook, replace
+from autogen_team._logs.passing import is_passed_on
 from autogen_team._process import streams
-from autogen_team.io._logs import passing, seam
-from autogen_team.io._logs.faults import is_reporting
-from autogen_team.io._logs.hooks import Hook, replace
-from autogen_team.io._logs.passing import is_passed_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,17 +55,17 @@ _diverted = threading.local()
 
 def is_unheard() -> bool:
     """Tell whether the job has removed our console handler and has no handler of its own."""
-    return bool(consoles_left) and not seam.has_other_handlers()
+    return bool(consoles_left) and not loguru_internals.has_other_handlers()
 
 
 def forward(record: logging.LogRecord) -> None:
     """Log the record through loguru with its own name, location, time, fields and exception; never raises."""
-    if is_reporting() or passing.is_forwarding() or seam.is_inside_a_sink() or _is_about_a_sink(record):
+    if is_reporting() or passing.is_forwarding() or loguru_internals.is_inside_a_sink() or _is_about_a_sink(record):
         # The record comes from loguru or from a sink, so it must not go back in.
         _say_or_leave(record)
         return
-    if record.levelno < seam.least_level():
-        if not seam.takes_anything():  # all handlers are gone, as at the exit of the interpreter
+    if record.levelno < loguru_internals.least_level():
+        if not loguru_internals.takes_anything():  # all handlers are gone, as at the exit of the interpreter
             _last_resort(record)
         return
     try:
@@ -91,15 +91,15 @@ def _log(record: logging.LogRecord, text: str) -> None:
         made["function"] = record.funcName
         made["line"] = record.lineno
         made["module"] = record.module
-        made["file"] = seam.record_file(record.filename, record.pathname)
-        made["time"] = seam.record_time(record.created, made["time"])
+        made["file"] = loguru_internals.record_file(record.filename, record.pathname)
+        made["time"] = loguru_internals.record_time(record.created, made["time"])
         if record.thread != made["thread"].id and record.thread is not None:  # a QueueListener passes it on
-            made["thread"] = seam.record_thread(record.thread, record.threadName)
+            made["thread"] = loguru_internals.record_thread(record.thread, record.threadName)
         if record.process != made["process"].id and record.process is not None:
-            made["process"] = seam.record_process(record.process, record.processName)
+            made["process"] = loguru_internals.record_process(record.process, record.processName)
         level = made["level"]
         if level.name != record.levelname:
-            made["level"] = seam.record_level(record.levelname, level.no, level.icon)
+            made["level"] = loguru_internals.record_level(record.levelname, level.no, level.icon)
         if not attributes.keys() <= _PARTS:
             fields = {name: attributes[name] for name in attributes if name not in _PARTS and not name.startswith("_")}
             made["extra"].update(fields)
@@ -116,7 +116,7 @@ def _log(record: logging.LogRecord, text: str) -> None:
 
 def _is_about_a_sink(record: logging.LogRecord) -> bool:
     """Tell whether asyncio reports the failure of a coroutine sink, which would fail on the report too."""
-    return record.name == "asyncio" and bool(record.exc_info) and seam.comes_from_a_sink(record.exc_info)
+    return record.name == "asyncio" and bool(record.exc_info) and loguru_internals.comes_from_a_sink(record.exc_info)
 
 
 def _say_or_leave(record: logging.LogRecord) -> None:
@@ -211,7 +211,7 @@ def intercept() -> Undo:
                     add_filter(handler, _Diversion(handler, forwards=last is not None))
                 elif not isinstance(handler, logging.StreamHandler):  # a StreamHandler may change its stream later
                     others.add(handler)
-        for handler in seam.logging_sinks():
+        for handler in loguru_internals.logging_sinks():
             if handler in handlers and once not in handler.filters:
                 add_filter(handler, once)
         if last is None:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import loguru
 
-from autogen_team.io._logs import seam
-from autogen_team.io._logs.hooks import Hook, replace
+from autogen_team._logs import loguru_internals
+from autogen_team._logs.hooks import Hook, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -116,7 +116,7 @@ def _place(trace: TracebackType | None, record: Any) -> None:
         function=code.co_name,
         line=trace.tb_lineno,
         module=path.stem,
-        file=seam.record_file(path.name, str(path)),
+        file=loguru_internals.record_file(path.name, str(path)),
     )
 
 

@@ -6,9 +6,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+from autogen_team._alerts.text import MESSAGE_LIMIT, TITLE_LIMIT, clean
 from autogen_team._redact import Redactor
 from autogen_team.errors import ConfigurationError
-from autogen_team.io._alerts.text import MESSAGE_LIMIT, TITLE_LIMIT, clean
 
 LEVELS: Final = ("info", "success", "warning", "error")
 

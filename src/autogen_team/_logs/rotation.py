@@ -17,9 +17,9 @@ from fcntl import LOCK_EX, LOCK_UN, flock
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autogen_team.io._logs import seam
-from autogen_team.io._logs.faults import report
-from autogen_team.io._logs.file import File
+from autogen_team._logs import loguru_internals
+from autogen_team._logs.faults import report
+from autogen_team._logs.file import File
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,10 +39,10 @@ class RotatingFile(File):
 
         """
         self._template = template
-        self._rules = seam.rules(template, rotation, retention, compression)
+        self._rules = loguru_internals.rules(template, rotation, retention, compression)
         self._due: Callable[[Any, int, str], bool] | None = None
         self._writing = False
-        super().__init__(seam.path_now(template))
+        super().__init__(loguru_internals.path_now(template))
 
     def write(self, line: bytes, moment: Any = None) -> None:
         """Append the line, to a new file if this one is full."""
@@ -109,14 +109,14 @@ class RotatingFile(File):
 
     def _rotate(self) -> None:
         """Start a new file, and leave it locked."""
-        full, new = self.path, seam.path_now(self._template)
+        full, new = self.path, loguru_internals.path_now(self._template)
         if new == full:
-            full = seam.set_aside_name(full)
+            full = loguru_internals.set_aside_name(full)
             Path(self.path).rename(full)
         self._unlock()
         self._close()
         self._open(new)
-        seam.note_birth(new)
+        loguru_internals.note_birth(new)
         self._pack(full)
         self._clean_up(but=new)  # loguru cleans up before there is a new file
         self._lock_current()

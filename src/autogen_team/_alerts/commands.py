@@ -9,11 +9,11 @@ import os
 import subprocess
 from typing import TYPE_CHECKING, Final
 
-from autogen_team.io._alerts.channel import NoAnswerError, UndeliveredError
-from autogen_team.io._alerts.text import one_line
+from autogen_team._alerts.channel import NoAnswerError, UndeliveredError
+from autogen_team._alerts.text import one_line
 
 if TYPE_CHECKING:
-    from autogen_team.io._alerts.channel import Alert
+    from autogen_team._alerts.channel import Alert
 
 ANSWER_WITHIN: Final = 5.0  # seconds; PowerShell alone needs about one to start
 

@@ -14,19 +14,19 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from autogen_team._logs import loguru_internals
+from autogen_team._logs.console import Console
+from autogen_team._logs.faults import Faults
+from autogen_team._logs.jsonl import JsonLines
+from autogen_team._logs.text import Extra, Record, Template, make_safe, without_colour
 from autogen_team._process import run_events
 from autogen_team._process.forking import start_afresh_after_fork
-from autogen_team.io._logs import seam
-from autogen_team.io._logs.console import Console
-from autogen_team.io._logs.faults import Faults
-from autogen_team.io._logs.jsonl import JsonLines
-from autogen_team.io._logs.text import Extra, Record, Template, make_safe, without_colour
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from autogen_team.io._logs.file import File
-    from autogen_team.io._logs.runlog import RunLogs
+    from autogen_team._logs.file import File
+    from autogen_team._logs.runlog import RunLogs
 
     Redact = Callable[[str], str]
 
@@ -104,14 +104,14 @@ class Sink:
 
     def added(self, handler_id: int) -> None:
         """Adopt the handler that loguru has made for this sink."""
-        self._loguru = seam.adopt(handler_id)
+        self._loguru = loguru_internals.adopt(handler_id)
 
     def accepts(self, record: Record) -> bool:
         """Deliver the record, or return True to have loguru render it first."""
         if self.is_muted and (self.runs is None or not self.runs.has_any):
             return False
         error = record["exception"]
-        if error is None and not self.colours and seam.RAW not in record:
+        if error is None and not self.colours and loguru_internals.RAW not in record:
             self._deliver(record)
             return False
         if getattr(self._loguru, "acquired", False):
@@ -182,7 +182,7 @@ class Sink:
             else:
                 is_first = False
                 if self._faults.lost:
-                    gap = seam.make_record("WARNING", self._faults.over(), name="autogen_team")
+                    gap = loguru_internals.make_record("WARNING", self._faults.over(), name="autogen_team")
                     self._put(self.line(gap, ""), gap)
                 if self._interrupted:
                     self._put(*self._interrupted.popleft())

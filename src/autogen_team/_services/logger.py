@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from autogen_team.io._service import Service
-from autogen_team.io._services.fields import Place
-from autogen_team.io._settings import state_dir
+from autogen_team._services.base import Service
+from autogen_team._services.fields import Place
+from autogen_team._services.settings import state_dir
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -75,7 +75,7 @@ class LoggerService(Service):
             ConfigurationError: the sink, the level, the format or the rotation cannot be used.
 
         """
-        from autogen_team.io._logs import pipeline
+        from autogen_team._logs import pipeline
 
         with self._lock:
             if not self.is_started:
@@ -97,7 +97,7 @@ class LoggerService(Service):
         """Log the exception that ends the job; not as text on stderr, where Python itself shows it."""
         is_shown = self.sink.lower() == "stderr" and not self.serialize
         if self.is_started and self.uncaught and isinstance(error, Exception) and not is_shown:
-            from autogen_team.io._logs import uncaught
+            from autogen_team._logs import uncaught
 
             uncaught.log_failure(error)
 
