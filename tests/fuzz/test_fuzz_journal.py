@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autogen_team.io._tracking import entries, inventory, journal, reading
-from autogen_team.io._tracking.journal import Journal
+from autogen_team._spool import index, journal, reader, records
+from autogen_team._spool.journal import Journal
 
 RUN = "0123456789abcdef0123456789abcdef"
 
@@ -29,7 +29,7 @@ def write(folder: Path, count: int) -> tuple[Path, Journal]:
     found = Journal(folder, uri="sqlite:////somewhere/mlflow.db")
     found.run_opened(RUN, mark=None, name="train", experiment="digits")
     for number in range(count):
-        found.append(entries.metrics_body(RUN, 1_700_000_000_000, number, entries.pair(entries.quote("loss"), 0.5)))
+        found.append(records.metrics_body(RUN, 1_700_000_000_000, number, records.pair(records.quote("loss"), 0.5)))
     return found.path(1), found
 
 
@@ -42,16 +42,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return data.rstrip(b"\0") + b"\0" * 50
 
 
-def read(data: bytes, acked: bytes = b"") -> list[entries.Entry]:
+def read(data: bytes, acked: bytes = b"") -> list[records.Entry]:
     """Read a journal that has one segment of these bytes, by everything that reads journals."""
     with TemporaryDirectory() as state:
         folder = Path(state) / "journals" / "host-1-x"
         folder.mkdir(parents=True)
         (folder / "000001.jsonl").write_bytes(data)
         (folder / "acked").write_bytes(acked)
-        found = reading.read(folder)
-        assert isinstance(reading.acked(folder), int)
-        for one in inventory.find(Path(state)):
+        found = reader.read(folder)
+        assert isinstance(reader.acked(folder), int)
+        for one in index.find(Path(state)):
             assert one.waiting <= len(found)
         return found
 
@@ -68,7 +68,7 @@ def test_any_bytes_are_a_journal_of_no_entries(data, acked):
 def test_damage_takes_what_it_hits_and_nothing_else(written, data):
     """Flipped bits, overwritten stretches, cuts and insertions: every line before the damage is read, as it was."""
     lines = written.rstrip(b"\0").split(b"\n")[:-1]
-    whole = [entries.parse(line) for line in lines]
+    whole = [records.parse(line) for line in lines]
     assert None not in whole
     damaged = bytearray(written)
     places = []
@@ -93,7 +93,7 @@ def test_damage_takes_what_it_hits_and_nothing_else(written, data):
             before.append(entry)
     assert found[: len(before)] == before
 
-    def bare(entry: entries.Entry) -> entries.Entry:
+    def bare(entry: records.Entry) -> records.Entry:
         # A flipped bit may change the case of a digit of the checksum, and so nothing of what it says.
         return {name: value for name, value in entry.items() if name != "crc"}
 
@@ -106,7 +106,7 @@ def test_a_cut_takes_the_lines_behind_it(written, place):
     """As after the death of the machine: the beginning of the file is there, and it is read to its last whole line."""
     cut = written[:place]
     whole = cut.rstrip(b"\0").split(b"\n")
-    complete = [entries.parse(line) for line in whole]
+    complete = [records.parse(line) for line in whole]
 
     assert read(cut) == [entry for entry in complete if entry is not None]
     assert None not in complete[:-1]
@@ -118,13 +118,13 @@ def test_the_delivery_of_a_living_process_survives_damage_of_its_own_file(data):
     """What it reads are entries that were written, or nothing, and it comes to an end."""
     with TemporaryDirectory() as state:
         path, its = write(Path(state), 5)
-        whole = reading.read(path.parent)
+        whole = reader.read(path.parent)
         size = len(path.read_bytes().rstrip(b"\0"))
         with path.open("r+b") as file:
             file.seek(data.draw(st.integers(0, size - 1)))
             file.write(data.draw(st.binary(min_size=1, max_size=40)))
-        follower = reading.Follower(its)
-        found: list[entries.Entry] = []
+        follower = reader.Follower(its)
+        found: list[records.Entry] = []
         while (more := follower.read(data.draw(st.integers(1, 400)))) is not None:
             found += more
         follower.close()

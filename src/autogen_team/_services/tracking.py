@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.tracking import MlflowClient
 
+    from autogen_team._spool.index import Found
     from autogen_team.io._tracking.copying import Outcome as Copied
     from autogen_team.io._tracking.copying import Progress
-    from autogen_team.io._tracking.inventory import Found
     from autogen_team.io._tracking.joining import Shared
     from autogen_team.io._tracking.recovery import Recovered
 

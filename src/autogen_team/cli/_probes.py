@@ -80,10 +80,11 @@ def state_folder() -> list[Check]:
 
 
 def _waiting(folder: Path, remedy: str) -> Check:
-    from autogen_team.io._tracking import inventory, offline
+    from autogen_team._spool import index
+    from autogen_team.io._tracking import offline
 
     try:
-        journals, stores = inventory.find(folder), offline.find(folder)
+        journals, stores = index.find(folder), offline.find(folder)
     except (OSError, ValueError, KeyError) as error:
         return Check("waiting", "fail", f"what waits in {folder} cannot be read: {error}", remedy)
     words = {

@@ -11,7 +11,8 @@ from autogen_team._services.settings import state_dir
 from autogen_team.cli import _context, _look
 
 if TYPE_CHECKING:
-    from autogen_team.io._tracking import inventory, recovery
+    from autogen_team._spool import index
+    from autogen_team.io._tracking import recovery
 
 __all__ = ["recover"]
 
@@ -23,13 +24,13 @@ def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bo
 
     Exits with 1 if a journal could not be recovered.
     """
-    from autogen_team.io._tracking import inventory
+    from autogen_team._spool import index
 
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
         state = state_dir()
     if dry_run:
-        found = inventory.find(state, hosts)
+        found = index.find(state, hosts)
         if as_json:
             _look.as_json([asdict(one) for one in found])
         elif found:
@@ -54,7 +55,7 @@ def _say_none() -> None:
     _look.say("journals", "no dead process has left any", "bold")
 
 
-def _plan(found: inventory.Found) -> tuple[str, ...]:
+def _plan(found: index.Found) -> tuple[str, ...]:
     runs = [run.name or run.run_id for run in found.open_runs] or list(found.run_ids)
     action = "nothing"
     if found.state == "dead":

@@ -10,18 +10,19 @@ from autogen_team._services.settings import state_dir
 from autogen_team.cli import _look
 
 if TYPE_CHECKING:
-    from autogen_team.io._tracking import inventory
+    from autogen_team._spool import index
 
 __all__ = ["show"]
 
 
 def show(*, as_json: bool) -> None:
     """Print the journals of all processes, and the stores of offline runs."""
-    from autogen_team.io._tracking import inventory, offline
+    from autogen_team._spool import index
+    from autogen_team.io._tracking import offline
 
     with _look.plain_errors():
         state = state_dir()
-    found = inventory.find(state)
+    found = index.find(state)
     stores = offline.find(state)
     if as_json:
         offline_stores = [{"store": store, "destination": destination} for store, destination in stores.items()]
@@ -35,7 +36,7 @@ def show(*, as_json: bool) -> None:
         _look.table(("offline runs", "meant for"), stores.items())
 
 
-def _row(found: inventory.Found) -> tuple[str, ...]:
+def _row(found: index.Found) -> tuple[str, ...]:
     names = [f"{run.name or run.run_id} (open)" for run in found.open_runs]
     known = {run.run_id for run in found.open_runs}
     others = [run_id for run_id in found.run_ids if run_id not in known]

@@ -18,8 +18,8 @@ from autogen_team.errors import ConfigurationError
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
+    from autogen_team._spool.index import Found
     from autogen_team.io._tracking.copying import Outcome, Progress
-    from autogen_team.io._tracking.inventory import Found
     from autogen_team.io._tracking.recovery import Recovered
 
 __all__ = ["sync"]
@@ -68,9 +68,9 @@ def sync(
 
 def _journals(service: MlflowService, *, dry_run: bool) -> Iterator[dict[str, object]]:
     if dry_run:
-        from autogen_team.io._tracking import inventory
+        from autogen_team._spool import index
 
-        for found in inventory.find(state_dir()):
+        for found in index.find(state_dir()):
             if found.state == "dead":
                 yield _row(found, None)
         return
@@ -90,13 +90,14 @@ def _row(found: Found, result: Recovered | None) -> dict[str, object]:
 
 def _left(stores: Sequence[str]) -> Iterator[dict[str, str]]:
     """Yield what still waits on this machine, and why."""
-    from autogen_team.io._tracking import inventory, offline
+    from autogen_team._spool import index
+    from autogen_team.io._tracking import offline
 
     for store, destination in offline.find(state_dir()).items():
         if store not in stores:
             why = f"set MLFLOW_TRACKING_URI to it, or copy them elsewhere: autogen-team sync {store} --to URI"
             yield {"what": "offline runs", "store": destination, "why": why}
-    for found in inventory.find(state_dir()):
+    for found in index.find(state_dir()):
         if found.state != "dead" and found.waiting:
             yield {"what": f"{found.waiting} entries of a journal", "store": found.uri, "why": found.evidence}
 

@@ -13,9 +13,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from autogen_team._spool import journal
 from autogen_team.cli._supervisor import aftermath
 from autogen_team.cli._supervisor.wire import Order
-from autogen_team.io._tracking import journal
 from testkit import forkserver
 
 RUN = ("-m", "autogen_team", "run")

@@ -8,7 +8,8 @@ import logging
 import mlflow
 import pytest
 
-from autogen_team.io._tracking import inventory, recovery, runs, write_behind
+from autogen_team._spool import index
+from autogen_team.io._tracking import recovery, runs, write_behind
 
 WORD = "forbidden-word"
 
@@ -94,7 +95,7 @@ def test_what_a_dead_process_left_is_delivered_past_the_item(proxy, mlflow_serve
         mlflow.log_metric("loss", 1.0)
     started.stop()
     answer_to_the_word(proxy, 403)
-    (found,) = inventory.find(tmp_path / "state")
+    (found,) = index.find(tmp_path / "state")
     result = recovery.recover(found, proxy.uri, proxy.uri, tmp_path / "state")
 
     stored = mlflow.MlflowClient(mlflow_server).get_run(run.info.run_id)

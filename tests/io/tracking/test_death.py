@@ -18,7 +18,8 @@ import mlflow
 import pytest
 
 from autogen_team._process import run_events
-from autogen_team.io._tracking import inventory, journal, recovery, runs
+from autogen_team._spool import index, journal
+from autogen_team.io._tracking import recovery, runs
 
 KILLS = 50
 SOON = 120.0
@@ -61,7 +62,7 @@ def start_job(start_python, store_uri, monkeypatch):
 
 def are_recovered(state: Path) -> bool:
     """Return whether no journal is left; an empty folder of a journal that was never begun does not count."""
-    return inventory.find(state) == []
+    return index.find(state) == []
 
 
 def test_a_killed_job_is_recovered_by_its_watchdog(start_job, store_uri, state, wait_until):
@@ -231,7 +232,7 @@ def test_a_living_process_is_never_touched(start_job, store_uri, state, run_pyth
     process, run_id = start_job()
     process.wait_for("acknowledged 50")
 
-    (found,) = inventory.find(state)
+    (found,) = index.find(state)
     assert (found.state, found.evidence) == ("alive", f"process {process.popen.pid} runs")
     assert json.loads(run_python("-m", "autogen_team", "recover", "--json")[1]) == []
     uri = store_uri
@@ -246,9 +247,9 @@ def test_who_looks_for_the_dead_does_not_read_the_living(start_job, state, monke
     process, _ = start_job()
     process.wait_for("acknowledged 50")
     read = []
-    monkeypatch.setattr(inventory, "look", lambda folder, _: read.append(folder))
+    monkeypatch.setattr(index, "look", lambda folder, _: read.append(folder))
 
-    assert inventory.find(state, held=False) == []
+    assert index.find(state, held=False) == []
     assert read == []
     process.send(signal.SIGKILL)
     process.popen.wait(SOON)
@@ -257,8 +258,8 @@ def test_who_looks_for_the_dead_does_not_read_the_living(start_job, state, monke
 def test_two_who_recover_the_same_journal_do_not_trip(kill_unwatched, store_uri, state):
     """Recovery reports a journal that another process has removed in the meantime."""
     kill_unwatched()
-    (found,) = inventory.find(state)
-    assert inventory.find(state, held=False) == [found]
+    (found,) = index.find(state)
+    assert index.find(state, held=False) == [found]
 
     assert recovery.recover(found, store_uri, store_uri, state).problem == ""
     assert recovery.recover(found, store_uri, store_uri, state).problem == "somebody else has removed it"
@@ -270,7 +271,7 @@ def take_over(start_python):
 
     def take(folder: Path):
         code = (
-            "import sys; from pathlib import Path; from autogen_team.io._tracking import journal\n"
+            "import sys; from pathlib import Path; from autogen_team._spool import journal\n"
             f"print(journal.take_over(Path({str(folder)!r})) is not None, flush=True); sys.stdin.read()"
         )
         process = start_python("-c", code, stdin=subprocess.PIPE)
@@ -285,10 +286,10 @@ def test_what_somebody_recovers_is_neither_alive_nor_done(
 ):
     """`recover` waits while another process recovers a journal, and takes over when that process ends early."""
     kill_unwatched()
-    (found,) = inventory.find(state)
+    (found,) = index.find(state)
     other = take_over(found.folder)
-    assert [one.state for one in inventory.find(state)] == ["recovering"]
-    assert inventory.find(state, held=False) == []
+    assert [one.state for one in index.find(state)] == ["recovering"]
+    assert index.find(state, held=False) == []
     assert " recovering " in run_python("-m", "autogen_team", "status")[1]
     assert recovery.recover(found, store_uri, store_uri, state).problem == "somebody else is at it"
     waiting = start_python("-m", "autogen_team", "recover", "--json")
@@ -304,9 +305,9 @@ def test_what_somebody_recovers_is_neither_alive_nor_done(
 def test_what_somebody_else_has_recovered_meanwhile_is_no_failure(kill_unwatched, take_over, store_uri, state):
     """A journal that its watchdog has recovered in the meantime is not reported as a problem."""
     kill_unwatched()
-    (found,) = inventory.find(state)
+    (found,) = index.find(state)
     other = take_over(found.folder)
-    (found,) = inventory.find(state)
+    (found,) = index.find(state)
     journal.remove(found.folder)
     other.finish("")
 
@@ -317,7 +318,7 @@ def test_what_somebody_else_has_recovered_meanwhile_is_no_failure(kill_unwatched
 def test_a_watchdog_stays_while_somebody_else_recovers(kill_unwatched, take_over, store_uri, state, monkeypatch):
     """A watchdog waits while another process recovers the journal, and recovers it when that process gives up."""
     kill_unwatched()
-    (found,) = inventory.find(state)
+    (found,) = index.find(state)
     other = take_over(found.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     monkeypatch.setattr(recovery, "_PAUSE", 0.05)
@@ -344,7 +345,7 @@ def test_a_journal_that_was_never_begun_is_removed(start_job, state):
     for folder in (stillborn, living):
         os.utime(folder, (0, 0))
 
-    inventory.sweep(state)
+    index.sweep(state)
 
     assert set(journal.folder_of(state).iterdir()) == {living, new}
     process.send(signal.SIGKILL)
@@ -358,7 +359,7 @@ def test_what_a_stop_has_left_is_delivered_though_its_process_lives(server, star
         server.kill()
         mlflow.log_metric("loss", 1.0)
     started.stop()
-    (found,) = inventory.find(tmp_path / "state")
+    (found,) = index.find(tmp_path / "state")
     assert (found.state, "in good order" in found.evidence) == ("dead", True)
     server.start()
     assert recovery.recover(found, server.uri, server.uri, tmp_path / "state").problem == ""
@@ -375,7 +376,7 @@ def test_a_run_that_is_gone_does_not_keep_its_journal(kill_unwatched, store_uri,
     client.delete_run(run_id)
     if gone == "for good":
         client._tracking_client.store._hard_delete_run(run_id)
-    (found,) = inventory.find(state)
+    (found,) = index.find(state)
 
     assert recovery.recover(found, store_uri, store_uri, state).problem == ""
     assert are_recovered(state)
@@ -394,7 +395,7 @@ def test_the_next_start_recovers(kill_unwatched, start_job, store_uri, wait_unti
 def test_a_run_that_was_being_made_is_found_by_its_mark(start_python, store_uri, run_python):
     """A run is closed although its process died after creating it and before the journal noted its id."""
     code = UNWATCHED + (
-        "import os; from autogen_team.io._tracking.journal import Journal\n"
+        "import os; from autogen_team._spool.journal import Journal\n"
         "Journal.run_opened = lambda *_, **__: os.kill(os.getpid(), 9)\n"
     )
     start_python("-c", code + JOB.replace("BODY", "")).finish()

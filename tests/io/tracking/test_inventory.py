@@ -10,12 +10,13 @@ import sys
 
 import pytest
 
-from autogen_team.io._tracking import entries, inventory, journal, reading, recovery
+from autogen_team._spool import index, journal, reader, records
+from autogen_team.io._tracking import recovery
 
 
 def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monkeypatch):
     """A journal in a newer format than this version knows is reported, and is neither recovered nor removed."""
-    monkeypatch.setattr(entries, "VERSION", 2)
+    monkeypatch.setattr(records, "VERSION", 2)
     monkeypatch.setattr(journal, "started_at", lambda _: 1.0)
     written = journal.Journal(tmp_path / "state", uri=store_uri)
     written.append('"op":"open","who":"nobody knows"}')
@@ -23,7 +24,7 @@ def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monke
     written.after_fork()  # lets go of the lock, as the death of the process would
     monkeypatch.undo()
 
-    (found,) = inventory.find(tmp_path / "state")
+    (found,) = index.find(tmp_path / "state")
     assert (found.state, found.uri, found.open_runs, found.waiting) == ("dead", store_uri, (), 0)
     newer = "its format 2 is of a newer autogen-team than this one"
     assert found.evidence.endswith(newer)
@@ -36,10 +37,10 @@ def test_a_beginning_that_says_nothing_is_none(tmp_path, body):
     """A journal without a complete header is ignored."""
     folder = journal.folder_of(tmp_path) / "x-7-0"
     folder.mkdir(parents=True)
-    (folder / "000001.jsonl").write_bytes(entries.line(1, body))
+    (folder / "000001.jsonl").write_bytes(records.line(1, body))
 
-    assert reading.header(folder) is None
-    assert inventory.find(tmp_path) == []
+    assert reader.header(folder) is None
+    assert index.find(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -64,10 +65,10 @@ def test_what_a_journal_says_of_its_process(tmp_path, changed, state_of_it, evid
     written.after_fork()  # lets go of the lock, as the death of the process would
     monkeypatch.undo()
 
-    found = inventory.look(folder)
+    found = index.look(folder)
     assert found.state == state_of_it
     assert evidence in found.evidence
-    assert inventory.look(folder, ["elsewhere.example"]).state == "dead"
+    assert index.look(folder, ["elsewhere.example"]).state == "dead"
 
 
 def test_a_process_never_takes_itself_for_dead(tmp_path):
@@ -75,8 +76,8 @@ def test_a_process_never_takes_itself_for_dead(tmp_path):
     written = journal.Journal(tmp_path / "state", uri="x")
     written.append('"op":"params","run":"r","values":{}}')
 
-    assert inventory.look(written.folder).evidence == f"process {os.getpid()} runs"
-    code = "from autogen_team.io._tracking import journal, inventory; from pathlib import Path; import os\n"
+    assert index.look(written.folder).evidence == f"process {os.getpid()} runs"
+    code = "from autogen_team._spool import journal, index; from pathlib import Path; import os\n"
     code += f"print(journal.take_lock(Path({str(written.folder)!r})))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "None\n"
     written.close()

@@ -19,9 +19,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autogen_team.io._tracking import entries, journal, reading
-from autogen_team.io._tracking.journal import Journal, JournalError
-from autogen_team.io._tracking.wakeup import Wakeup
+from autogen_team._spool import journal, reader, records
+from autogen_team._spool.journal import Journal, JournalError
+from autogen_team._spool.wakeup import Wakeup
 
 URI = "sqlite:////somewhere/mlflow.db"
 RUN = "0123456789abcdef0123456789abcdef"
@@ -29,7 +29,7 @@ RUN = "0123456789abcdef0123456789abcdef"
 
 def metric(number: int, value: float = 0.5) -> str:
     """Return the body of a metric entry."""
-    return entries.metrics_body(RUN, 1_700_000_000_000 + number, number, entries.pair(entries.quote("loss"), value))
+    return records.metrics_body(RUN, 1_700_000_000_000 + number, number, records.pair(records.quote("loss"), value))
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def written(tmp_path):
     found.close()
 
 
-def steps(found: list[entries.Entry]) -> list[int]:
+def steps(found: list[records.Entry]) -> list[int]:
     """Return the steps of the metrics among the entries."""
     return [entry["step"] for entry in found if entry["op"] == "metrics"]
 
@@ -49,7 +49,7 @@ def test_an_entry_is_on_disk_when_append_returns(written):
     """Another reader finds an entry as soon as `append` has returned, without a flush."""
     written.append(metric(1))
 
-    assert steps(reading.read(written.folder)) == [1]
+    assert steps(reader.read(written.folder)) == [1]
 
 
 def test_each_line_is_json_that_proves_itself(written):
@@ -65,7 +65,7 @@ def test_a_segment_begins_with_who_writes_what(written):
     """A segment begins with a header: format version, process, boot id, start time and store."""
     written.append(metric(1))
 
-    header = reading.read(written.folder)[0]
+    header = reader.read(written.folder)[0]
     assert (header["op"], header["version"], header["pid"], header["uri"]) == ("journal", 1, os.getpid(), URI)
     assert header["boot"] == journal.boot_id()
     assert header["started"] == journal.started_at(os.getpid())
@@ -94,16 +94,16 @@ def test_segments_have_a_size(written, monkeypatch):
     sizes = [path.stat().st_size for path in written.folder.glob("*.jsonl")]
     assert len(sizes) > 10
     assert max(sizes) <= 4096
-    assert steps(reading.read(written.folder)) == list(range(500))
+    assert steps(reader.read(written.folder)) == list(range(500))
 
 
 def test_an_entry_longer_than_a_segment_is_whole(written, monkeypatch):
     """An entry longer than a segment, such as a dataset's profile, is written and read as a whole."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
-    written.append(entries.body("params", run=RUN, values={"long": "x" * 100_000}))
+    written.append(records.body("params", run=RUN, values={"long": "x" * 100_000}))
     written.append(metric(1))
 
-    found = reading.read(written.folder)
+    found = reader.read(written.folder)
     assert [len(entry["values"]["long"]) for entry in found if entry["op"] == "params"] == [100_000]
     assert steps(found) == [1]
 
@@ -114,9 +114,9 @@ def test_segments_go_once_all_in_them_is_acknowledged(written, monkeypatch):
     numbers = [written.append(metric(number)) for number in range(100)]
     written.ack(numbers[49])
 
-    assert reading.acked(written.folder) == numbers[49]
-    assert set(range(50, 100)) <= set(steps(reading.read(written.folder)))
-    assert 0 not in steps(reading.read(written.folder))
+    assert reader.acked(written.folder) == numbers[49]
+    assert set(range(50, 100)) <= set(steps(reader.read(written.folder)))
+    assert 0 not in steps(reader.read(written.folder))
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 60, b'{"acked":100}\n', "torn", "higher"])
@@ -126,10 +126,10 @@ def test_a_damaged_acknowledgement_is_none(written, damage):
     path = written.folder / "acked"
     whole = path.read_bytes()
     damage = {"torn": whole[:30], "higher": whole.replace(b'"n":2', b'"n":9')}.get(damage, damage)
-    assert (reading.acked(written.folder), damage != whole) == (2, True)
+    assert (reader.acked(written.folder), damage != whole) == (2, True)
     path.write_bytes(damage)
 
-    assert reading.acked(written.folder) == 0
+    assert reader.acked(written.folder) == 0
 
 
 def test_a_new_segment_still_knows_which_runs_are_open(written, monkeypatch):
@@ -141,7 +141,7 @@ def test_a_new_segment_still_knows_which_runs_are_open(written, monkeypatch):
     written.ack(last)
 
     (path,) = written.folder.glob("*.jsonl")
-    header = entries.parse(path.read_bytes().splitlines()[0])
+    header = records.parse(path.read_bytes().splitlines()[0])
     assert [(run["run"], run["name"]) for run in header["open"]] == [(RUN, "train")]
     assert header["opening"] == [{"mark": "mark", "experiment": "7"}]
 
@@ -160,7 +160,7 @@ def test_a_journal_with_a_rest_stays(written):
     written.append(metric(1))
 
     folder = written.close()
-    assert steps(reading.read(folder)) == [1]
+    assert steps(reader.read(folder)) == [1]
     assert not (folder / "000001.jsonl").read_bytes().endswith(b"\0")
 
 
@@ -176,7 +176,7 @@ def test_threads_write_whole_lines_in_one_order(written, monkeypatch):
     for thread in threads:
         thread.join()
 
-    found = reading.read(written.folder)
+    found = reader.read(written.folder)
     assert sorted(steps(found)) == sorted(of * 1000 + n for of in range(8) for n in range(500))
     assert [entry["n"] for entry in found] == list(range(1, len(found) + 1))
 
@@ -193,7 +193,7 @@ def test_a_signal_handler_may_write_in_the_midst_of_a_write(written):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
 
-    found = steps(reading.read(written.folder))
+    found = steps(reader.read(written.folder))
     assert [step for step in found if step < 1_000_000] == list(range(20_000))
     # A handler may be interrupted by the next one before it writes.
     assert sorted(step for step in found if step >= 1_000_000) == list(range(1_000_000, next(numbers)))
@@ -202,30 +202,30 @@ def test_a_signal_handler_may_write_in_the_midst_of_a_write(written):
 def test_a_forked_child_has_a_journal_of_its_own(written):
     """A forked child writes to a journal in another folder than its parent's."""
     written.append(metric(1))
-    reader, writer = os.pipe()
+    receiving, writer = os.pipe()
     if os.fork() == 0:
         written.after_fork()
         written.append(metric(2))
         os.write(writer, str(written.folder).encode())
         os._exit(0)
     os.wait()
-    child = Path(os.read(reader, 1000).decode())
-    os.close(reader)
+    child = Path(os.read(receiving, 1000).decode())
+    os.close(receiving)
     os.close(writer)
 
     assert child != written.folder
-    assert steps(reading.read(child)) == [2]
-    assert steps(reading.read(written.folder)) == [1]
+    assert steps(reader.read(child)) == [2]
+    assert steps(reader.read(written.folder)) == [1]
 
 
 def test_what_a_killed_process_wrote_is_there(tmp_path, start_python):
     """All entries that a process acknowledged before SIGKILL are in its journal."""
     code = (
         "import itertools, sys; from pathlib import Path\n"
-        "from autogen_team.io._tracking import entries; from autogen_team.io._tracking.journal import Journal\n"
+        "from autogen_team._spool import records; from autogen_team._spool.journal import Journal\n"
         f"found = Journal(Path({str(tmp_path / 'state')!r}), uri='x')\n"
         "for n in itertools.count():\n"
-        f"    found.append(entries.metrics_body({RUN!r}, 1, n, '\"loss\":0.5'))\n"
+        f"    found.append(records.metrics_body({RUN!r}, 1, n, '\"loss\":0.5'))\n"
         "    if n % 1000 == 999: print(n, flush=True)\n"
     )
     process = start_python("-c", code)
@@ -234,7 +234,7 @@ def test_what_a_killed_process_wrote_is_there(tmp_path, start_python):
     _, out, _ = process.finish()
 
     (folder,) = journal.folder_of(tmp_path / "state").iterdir()
-    found = steps(reading.read(folder))
+    found = steps(reader.read(folder))
     acknowledged = int((out.split() or ["29999"])[-1])
     assert found == list(range(len(found)))
     assert len(found) > acknowledged
@@ -271,7 +271,7 @@ def test_writing_goes_on_when_there_is_space_again(written, monkeypatch):
         signal.signal(signal.SIGXFSZ, before)
     written.append(metric(2))
 
-    assert steps(reading.read(written.folder)) == [2]
+    assert steps(reader.read(written.folder)) == [2]
 
 
 def test_a_file_system_that_cannot_reserve_space_gets_zeros(written, monkeypatch):
@@ -283,7 +283,7 @@ def test_a_file_system_that_cannot_reserve_space_gets_zeros(written, monkeypatch
     monkeypatch.setattr(os, "posix_fallocate", unsupported)
     written.append(metric(1))
 
-    assert steps(reading.read(written.folder)) == [1]
+    assert steps(reader.read(written.folder)) == [1]
 
 
 def test_a_short_write_is_a_full_disk(written, monkeypatch):
@@ -316,7 +316,7 @@ def test_a_beginning_that_fails_leaves_nothing_behind(written, monkeypatch):
     assert list(journal.folder_of(written._state).iterdir()) == []
     written.append(metric(3))
 
-    assert steps(reading.read(written.folder)) == [3]
+    assert steps(reader.read(written.folder)) == [3]
 
 
 def test_two_threads_do_not_recover_the_same_journal(tmp_path, run_python):
@@ -328,7 +328,7 @@ def test_two_threads_do_not_recover_the_same_journal(tmp_path, run_python):
     assert journal.take_over(folder) is None
     assert journal.is_locked(folder)
     code = (
-        "from pathlib import Path; from autogen_team.io._tracking import journal\n"
+        "from pathlib import Path; from autogen_team._spool import journal\n"
         f"print(journal.take_lock(Path({str(folder)!r})))"
     )
     assert run_python("-c", code)[1] == "None\n"
@@ -364,7 +364,7 @@ def test_the_lock_tells_the_living_from_the_dead(tmp_path, written, run_python):
     """Another process cannot take the lock of a journal while its writer lives."""
     written.append(metric(1))
     code = (
-        "import sys; from pathlib import Path; from autogen_team.io._tracking import journal\n"
+        "import sys; from pathlib import Path; from autogen_team._spool import journal\n"
         f"print(journal.take_lock(Path({str(written.folder)!r})))"
     )
 
@@ -374,8 +374,8 @@ def test_the_lock_tells_the_living_from_the_dead(tmp_path, written, run_python):
 def test_a_follower_reads_while_the_writer_writes(written, monkeypatch):
     """A follower reads each entry once, across segments, also if acknowledged segments are removed behind it."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
-    follower = reading.Follower(written)
-    found: list[entries.Entry] = []
+    follower = reader.Follower(written)
+    found: list[records.Entry] = []
     for number in range(1000):
         written.append(metric(number))
         if number % 7 == 0:
@@ -393,7 +393,7 @@ def test_a_line_that_is_no_entry_holds_up_nothing(written):
     written.append(metric(1))
     written.append('"op":"metrics","step":True}')
     written.append(metric(3))
-    follower = reading.Follower(written)
+    follower = reader.Follower(written)
 
     assert steps(follower.read(10_000)) == [1, 3]
     assert follower.number == written.number
@@ -402,7 +402,7 @@ def test_a_line_that_is_no_entry_holds_up_nothing(written):
 def test_a_follower_reads_on_when_the_folder_is_cleaned_up(written):
     """A follower reads new entries although the folder of the journal was deleted."""
     written.append(metric(1))
-    follower = reading.Follower(written)
+    follower = reader.Follower(written)
     follower.read(10_000)
     shutil.rmtree(written.folder)
     written.append(metric(2))
@@ -425,37 +425,37 @@ values = st.floats(allow_nan=True, allow_infinity=True)
 @given(values)
 def test_a_value_reads_back_as_the_very_same(value):
     """Each float reads back as the same value, including NaN and infinity."""
-    line = entries.line(1, metric(1, value))
+    line = records.line(1, metric(1, value))
 
-    ((_, back),) = entries.values_of(entries.parse(line[:-1]))
+    ((_, back),) = records.values_of(records.parse(line[:-1]))
     assert repr(back) == repr(value)
 
 
 @given(st.text(max_size=300))
 def test_any_key_reads_back_as_the_very_same(key):
     """Any text reads back as the same key, and takes one line."""
-    body = entries.metrics_body(RUN, 1, 1, entries.pair(entries.quote(key), 1.0))
-    line = entries.line(1, body)
+    body = records.metrics_body(RUN, 1, 1, records.pair(records.quote(key), 1.0))
+    line = records.line(1, body)
 
     assert line.count(b"\n") == 1
-    assert dict(entries.values_of(entries.parse(line[:-1]))) == {key: 1.0}
+    assert dict(records.values_of(records.parse(line[:-1]))) == {key: 1.0}
 
 
 @given(st.binary(max_size=200))
 def test_foreign_bytes_are_no_entry(data):
     """Arbitrary bytes are never parsed as an entry."""
-    assert entries.parse(data) is None
+    assert records.parse(data) is None
 
 
 @given(st.data())
 def test_a_changed_line_is_no_entry(data):
     """A line with one flipped bit is not parsed as an entry."""
-    line = bytearray(entries.line(17, metric(17))[:-1])
+    line = bytearray(records.line(17, metric(17))[:-1])
     place = data.draw(st.integers(0, len(line) - 1))
     line[place] ^= 1 << data.draw(st.integers(0, 7))
 
     # The checksum does not cover the quote and the comma after it, but the line is not JSON without them.
-    assert entries.parse(bytes(line)) is None
+    assert records.parse(bytes(line)) is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -473,7 +473,7 @@ def test_what_is_whole_is_read_once_and_in_order(lengths, torn, order, copies, f
     with TemporaryDirectory() as folder:
         names = list(range(len(segments) + copies))
         order.shuffle(names)
-        files = [b"".join(entries.line(number, metric(number)) for number in segment) for segment in segments]
+        files = [b"".join(records.line(number, metric(number)) for number in segment) for segment in segments]
         for copy in range(copies):
             files.append(files[copy % len(segments)])
         last = files[len(segments) - 1]
@@ -483,7 +483,7 @@ def test_what_is_whole_is_read_once_and_in_order(lengths, torn, order, copies, f
             lines.insert(order.randint(0, len(lines)), foreign + b"\n")
             whole_lines = [line if line.endswith(b"\n") else line + b"\n" for line in lines]
             Path(folder, f"{name:06d}.jsonl").write_bytes(b"".join(whole_lines) + b"\0" * 100)
-        found = [entry["n"] for entry in reading.read(Path(folder))]
+        found = [entry["n"] for entry in reader.read(Path(folder))]
 
     everything = [number for segment in segments for number in segment]
     assert found == sorted(set(found))

@@ -8,8 +8,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from autogen_team._spool import index, journal, reader
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import inventory, journal, offline, reading
+from autogen_team.io._tracking import offline
 from autogen_team.io.services import MlflowService
 
 
@@ -62,7 +63,7 @@ def test_what_waits_for_the_server_is_not_delivered_to_the_store_that_stands_in(
         killed.append('"op":"params","run":"of-the-server","values":{"lr":"0.1"}}')
     folder = killed.folder
     killed.after_fork()  # lets go of the lock, as the death of the process would
-    assert inventory.look(folder).state == "dead"
+    assert index.look(folder).state == "dead"
 
     service = MlflowService(tracking_uri=dead_server, mode="auto", connect_timeout=1, autolog_disable=True)
     with service, service.run_context(service.RunConfig(name="offline", log_system_metrics=False)):
@@ -70,7 +71,7 @@ def test_what_waits_for_the_server_is_not_delivered_to_the_store_that_stands_in(
             if thread.name == "autogen_team-recovery":
                 thread.join()
 
-    assert [entry["op"] for entry in reading.read(folder)] == ["journal", "params"]
+    assert [entry["op"] for entry in reader.read(folder)] == ["journal", "params"]
     assert not (tmp_path / "state" / "refused.jsonl").exists()
 
 

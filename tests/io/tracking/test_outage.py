@@ -18,8 +18,9 @@ import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
+from autogen_team._spool import index, journal, reader
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import destinations, inventory, journal, reading, recovery, runs, write_behind
+from autogen_team.io._tracking import destinations, recovery, runs, write_behind
 
 SLOW = 0.2
 """Seconds; a call that waits for the server takes longer. Microseconds are measured in `benchmarks/`."""
@@ -119,7 +120,7 @@ def test_a_server_that_never_comes_back(server, start_session, caplog):
     assert time.monotonic() - begun < 20
     (report,) = [record.message for record in caplog.records if "were not delivered within 0.5 s" in record.message]
     folder = Path(report.partition("they wait in ")[2].partition(". `autogen-team sync`")[0])
-    left = [entry["op"] for entry in reading.read(folder) if entry["n"] > reading.acked(folder)]
+    left = [entry["op"] for entry in reader.read(folder) if entry["n"] > reader.acked(folder)]
     assert {"metrics", "info", "closed"} <= set(left)
     assert report.startswith(f"{len(left) - 1} entries ")  # all but the entry that ends the journal
 
@@ -208,7 +209,7 @@ def test_runs_begun_without_the_server_survive_the_job(server, start_python, tmp
     process.wait_for("ready")
     server.kill()
     process.finish("go\n")
-    (found,) = inventory.find(tmp_path / "state")
+    (found,) = index.find(tmp_path / "state")
     stores = server.uri, server.uri, tmp_path / "state"
     assert "Connection refused" in recovery.recover(found, *stores).problem
     server.start()

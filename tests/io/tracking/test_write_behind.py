@@ -16,8 +16,9 @@ from mlflow.store.tracking.rest_store import RestStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _get_store
 
+from autogen_team._spool import journal, reader
 from autogen_team.errors import NotStartedError
-from autogen_team.io._tracking import journal, reading, runs, seam, tables, watchdog, write_behind
+from autogen_team.io._tracking import runs, seam, tables, watchdog, write_behind
 from autogen_team.io._tracking.store import LOCAL_ID, DurableStore
 from autogen_team.io.services import MlflowService
 
@@ -203,7 +204,7 @@ def test_secrets_in_parameters_and_tags_are_masked(store_uri, start_session):
         mlflow.log_param("db", address)
         mlflow.log_params({"db2": address})
         mlflow.set_tag("db", address)
-        text = str(reading.read(write_behind.of(store_uri).journal.folder))
+        text = str(reader.read(write_behind.of(store_uri).journal.folder))
     started.stop()
 
     assert "hunter2" not in text
@@ -217,7 +218,7 @@ def test_secrets_in_the_name_of_a_run_are_masked(store_uri, start_session):
     with runs.open_run(name=address, tags={"at": address}, description=address) as run:
         with mlflow.start_run(run_name=address, nested=True) as inner:
             mlflow.MlflowClient().update_run(inner.info.run_id, name=f"again {address}")
-        text = str(reading.read(write_behind.of(store_uri).journal.folder))
+        text = str(reader.read(write_behind.of(store_uri).journal.folder))
     started.stop()
 
     client = mlflow.MlflowClient(store_uri)

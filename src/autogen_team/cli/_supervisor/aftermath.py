@@ -16,8 +16,8 @@ from autogen_team.io._tracking import ending
 
 if TYPE_CHECKING:
     from autogen_team._process.run_events import Status
+    from autogen_team._spool.index import Found
     from autogen_team.cli._supervisor.wire import OpenRun, Order
-    from autogen_team.io._tracking.inventory import Found
 
 _PATIENCE = 60.0
 """Seconds that closing the run may take; if the server is down for longer, the watchdog of the job waits for it."""
@@ -76,11 +76,12 @@ def take_over(run: OpenRun, pid: int) -> Left:
     Journals for other stores than that of the run are left to the watchdog, which has their URI with its password.
     """
     from autogen_team._redact import mask_url
-    from autogen_team.io._tracking import inventory, journal, places
+    from autogen_team._spool import index, journal
+    from autogen_team.io._tracking import places
 
     store = places.identity(mask_url(run.tracking_uri))
     journals = journal.folder_of(Path(run.state)).glob(f"{identity.process_name(pid)}-*")
-    found = [one for folder in journals if (one := inventory.look(folder)) and one.state == "dead"]
+    found = [one for folder in journals if (one := index.look(folder)) and one.state == "dead"]
     found = [one for one in found if places.identity(one.uri) == store]
     return [(one, journal.take_over(one.folder)) for one in found]
 

@@ -12,11 +12,12 @@ from typing import Any, NoReturn
 
 import mlflow
 
-from autogen_team.io._tracking import destinations, entries, seam
+from autogen_team._spool import records
+from autogen_team._spool.journal import Journal
+from autogen_team._spool.records import Entry
+from autogen_team.io._tracking import destinations, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.destinations import Refused, Unreachable
-from autogen_team.io._tracking.entries import Entry
-from autogen_team.io._tracking.journal import Journal
 from autogen_team.io._tracking.link import Link, StoreUnavailableError
 from autogen_team.io._tracking.seam import Kind
 from autogen_team.io._tracking.standin import StandIn
@@ -110,7 +111,7 @@ class WaitingRoom:
             shutil.copy2(path, place)
         owned = {"run": owner} if kind == "run" else {"model": owner}
         self._last = self._journal.append(
-            entries.body("artifact", place=f"{_FILES}/{place.name}", path=folder, **owned)
+            records.body("artifact", place=f"{_FILES}/{place.name}", path=folder, **owned)
         )
 
 

@@ -13,7 +13,8 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
-from autogen_team.io._tracking import entries, seam
+from autogen_team._spool import records
+from autogen_team.io._tracking import seam
 
 _MOST_KEYS = 10_000
 _LARGEST = 2**63 - 1
@@ -43,10 +44,10 @@ class MetricEntries:
         ):
             quoted, value, timestamp, step = self._checked(metric.key, value, timestamp, step)
         try:
-            extras = entries.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
+            extras = records.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
         except TypeError as error:
             raise _not_text(metric.dataset_name, error) from None
-        return entries.metrics_body(run_id, timestamp, step, entries.pair(quoted, value), extras)
+        return records.metrics_body(run_id, timestamp, step, records.pair(quoted, value), extras)
 
     def of_floats(
         self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: float
@@ -64,8 +65,8 @@ class MetricEntries:
                 except Exception as error:
                     fault = fault or error
                     continue
-            pairs.append(entries.pair(quoted, value))
-        return [entries.metrics_body(run_id, timestamp, step, ",".join(pairs))] if pairs else [], fault
+            pairs.append(records.pair(quoted, value))
+        return [records.metrics_body(run_id, timestamp, step, ",".join(pairs))] if pairs else [], fault
 
     def of_many(self, run_id: str, metrics: Sequence[Metric]) -> tuple[list[str], Exception | None]:
         """Return the bodies of the good metrics, and the error of the first bad one."""
@@ -86,7 +87,7 @@ class MetricEntries:
                 bodies.append(_body_of_group(run_id, shared, group))
                 group = {}
             shared = about
-            group[metric.key] = entries.pair(quoted, value)
+            group[metric.key] = records.pair(quoted, value)
         if group:
             bodies.append(_body_of_group(run_id, shared, group))
         return bodies, fault
@@ -106,7 +107,7 @@ class MetricEntries:
         if not (timestamp <= _LARGEST and -_LARGEST <= step <= _LARGEST):
             text = f"the step {step} or the timestamp {timestamp} of the metric {key!r} has more than 64 bits"
             raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
-        quoted = entries.quote(key)
+        quoted = records.quote(key)
         if len(self._keys) < _MOST_KEYS:
             self._keys[key] = quoted
         return quoted, number, timestamp, step
@@ -128,12 +129,12 @@ def _plain(number: Any) -> float:
 
 def _body_of_group(run_id: str, shared: tuple[Any, ...], group: dict[str, str]) -> str:
     timestamp, step, *extras = shared
-    return entries.metrics_body(run_id, timestamp, step, ",".join(group.values()), _extras(*extras))
+    return records.metrics_body(run_id, timestamp, step, ",".join(group.values()), _extras(*extras))
 
 
 def _extras(model_id: str | None, dataset_name: str | None, dataset_digest: str | None) -> str:
     try:
-        return entries.metric_extras(model_id, dataset_name, dataset_digest)
+        return records.metric_extras(model_id, dataset_name, dataset_digest)
     except TypeError as error:
         raise _not_text(dataset_name, error) from None
 

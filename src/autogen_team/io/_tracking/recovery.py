@@ -17,11 +17,12 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team._process import run_events
 from autogen_team._redact import MASK, mask, mask_url
-from autogen_team.io._tracking import artifacts, destinations, inventory, journal, places, reading, seam
+from autogen_team._spool import index, journal, reader
+from autogen_team._spool.index import Found
+from autogen_team._spool.records import VERSION, Entry
+from autogen_team.io._tracking import artifacts, destinations, places, seam
 from autogen_team.io._tracking.delivery import Delivery
 from autogen_team.io._tracking.destinations import OPENED_BY, Destination, Unreachable
-from autogen_team.io._tracking.entries import VERSION, Entry
-from autogen_team.io._tracking.inventory import Found
 from autogen_team.io._tracking.words import with_kind
 
 _PATIENCE, _PAUSE = 900.0, 10.0
@@ -96,8 +97,8 @@ def recover_all(
     With `others`, a journal that another process is recovering is waited for, and recovered here if that fails. `hosts`
     names machines that are gone; their journals are treated as this machine's.
     """
-    inventory.sweep(state)
-    for found in inventory.find(state, hosts, held=others):
+    index.sweep(state)
+    for found in index.find(state, hosts, held=others):
         if found.state not in ("dead", "recovering"):
             continue
         if places.identity(found.uri) == places.identity(mask_url(uri)):  # and not the one that stands in for it
@@ -119,7 +120,7 @@ def _see_to(found: Found, uri: str, registry_uri: str, state: Path, hosts: Colle
             if not result.by_others:
                 return result
         time.sleep(_GLANCE)
-        now = inventory.look(found.folder, hosts)
+        now = index.look(found.folder, hosts)
     return Recovered(found.folder, delivered=found.waiting, by_others=True)
 
 
@@ -145,7 +146,7 @@ def after_death(folder: str) -> None:
     state = path.parent.parent
     give_up = time.monotonic() + _PATIENCE
     deadline = time.monotonic() + 2.0  # a process that has lost its pipe may still hold its lock for a moment
-    while (found := inventory.look(path)) is not None:
+    while (found := index.look(path)) is not None:
         if found.state == "alive":
             if time.monotonic() > deadline:
                 return
@@ -163,7 +164,7 @@ def after_death(folder: str) -> None:
 
 
 def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause, result: Recovered) -> None:
-    entries = reading.read(found.folder)
+    entries = reader.read(found.folder)
     version = next(entry["version"] for entry in entries if entry["op"] == "journal")
     if version > VERSION:
         result.problem = f"its format {version} is of a newer autogen-team than this one"
@@ -171,7 +172,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
     client = mlflow.MlflowClient(uri, registry_uri)
     destination = destinations.of(seam.plain_store(uri), uri)
     delivery = Delivery(destination, lambda entry: artifacts.bring(client, found.folder, entry), state)
-    acked = reading.acked(found.folder)
+    acked = reader.acked(found.folder)
     left = [entry for entry in entries if entry["n"] > acked]
     for entry in entries:
         if entry["op"] == "journal":
@@ -181,7 +182,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
     delivery.insist(left)
     result.delivered, result.refused = found.waiting, delivery.refused
     end = int((how.at or found.last_write) * 1000)
-    for run_id in [*inventory.open_runs(entries), *_half_open(entries, client)]:
+    for run_id in [*index.open_runs(entries), *_half_open(entries, client)]:
         real = delivery.ids.get(run_id, run_id)
         if not _is_there(client, real):
             continue

@@ -22,10 +22,11 @@ from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
 from autogen_team._redact import mask
-from autogen_team.io._tracking import entries, links, manifest, redaction, seam
+from autogen_team._spool import records
+from autogen_team._spool.journal import Journal
+from autogen_team.io._tracking import links, manifest, redaction, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.destinations import OPENED_BY
-from autogen_team.io._tracking.journal import Journal
 from autogen_team.io._tracking.known import Known, run_to_be_made
 from autogen_team.io._tracking.link import Link, StoreUnavailableError
 from autogen_team.io._tracking.masked import RedactingStore
@@ -54,7 +55,7 @@ def _body(op: str, **fields: Any) -> str:
 
     """
     try:
-        return entries.body(op, **fields)
+        return records.body(op, **fields)
     except TypeError as error:
         raise MlflowException(f"{op}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
 

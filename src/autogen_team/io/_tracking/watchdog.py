@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
-from autogen_team.io._tracking.journal import started_at
+from autogen_team._spool.journal import started_at
 
 _WATCH = """
 import json, os, select, sys

@@ -14,11 +14,11 @@ import mlflow
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team._redact import mask_url
+from autogen_team._spool.journal import Journal, JournalError
+from autogen_team._spool.records import Entry
 from autogen_team.io._tracking import artifacts, destinations, links, seam
 from autogen_team.io._tracking.courier import Courier
 from autogen_team.io._tracking.delivery import Delivery
-from autogen_team.io._tracking.entries import Entry
-from autogen_team.io._tracking.journal import Journal, JournalError
 from autogen_team.io._tracking.link import Link
 from autogen_team.io._tracking.store import DurableStore
 from autogen_team.io._tracking.watchdog import Watchdog

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 
-from autogen_team.io._tracking import entries
-from autogen_team.io._tracking.entries import Entry
-from autogen_team.io._tracking.journal import Journal
+from autogen_team._spool import records
+from autogen_team._spool.journal import Journal
+from autogen_team._spool.records import Entry
 
 _LONGEST_HEADER = 2**16
 _HEADER: dict[str, type | UnionType] = {
@@ -26,7 +26,7 @@ _HEADER: dict[str, type | UnionType] = {
 
 def acked(folder: Path) -> int:
     """Return the number of the last entry that the store has taken; 0, as if it had none, if that cannot be read."""
-    found = entries.parse(_bytes(folder / "acked").rstrip(b"\n"))
+    found = records.parse(_bytes(folder / "acked").rstrip(b"\n"))
     return 0 if found is None else int(found["n"])
 
 
@@ -34,7 +34,7 @@ def header(folder: Path) -> Entry | None:
     """Return the first entry of the first segment, which describes the journal's process; None if it cannot be read."""
     for path in sorted(folder.glob("*.jsonl"))[:1]:
         with suppress(OSError), path.open("rb") as file:
-            found = entries.parse(file.readline(_LONGEST_HEADER).rstrip(b"\n"))
+            found = records.parse(file.readline(_LONGEST_HEADER).rstrip(b"\n"))
             return found if found is not None and is_header(found) else None
     return None
 
@@ -68,7 +68,7 @@ def _bytes(path: Path) -> bytes:
 def _whole(data: bytes) -> Iterator[Entry]:
     # A segment that was not closed ends in NUL bytes.
     for line in data.replace(b"\0", b"").split(b"\n"):
-        entry = entries.parse(line)
+        entry = records.parse(line)
         if entry is not None:
             yield entry
 
@@ -99,7 +99,7 @@ class Follower:
                 if newline:
                     lines = whole.split(b"\n")
                     self.number += len(lines)
-                    return [entry for line in lines if (entry := entries.parse(line)) is not None]
+                    return [entry for line in lines if (entry := records.parse(line)) is not None]
             elif is_current:
                 return None
             else:

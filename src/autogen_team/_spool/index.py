@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from autogen_team.io._tracking import journal, reading
-from autogen_team.io._tracking.entries import NOTES, VERSION, Entry
+from autogen_team._spool import journal, reader
+from autogen_team._spool.records import NOTES, VERSION, Entry
 
 State: TypeAlias = Literal["alive", "dead", "recovering", "elsewhere"]
 
@@ -68,7 +68,7 @@ def find(state: Path, hosts: Collection[str] = (), *, held: bool = True) -> list
 
 def _is_held(folder: Path) -> bool:
     """Tell whether another process is known to hold the lock of a journal."""
-    header = reading.header(folder)
+    header = reader.header(folder)
     if header is None or header["pid"] == os.getpid():  # a process that tests its own lock loses it
         return False
     return journal.is_locked(folder)
@@ -100,14 +100,14 @@ def look(folder: Path, hosts: Collection[str] = ()) -> Found | None:
 
 
 def _look(folder: Path, hosts: Collection[str]) -> Found | None:
-    entries = reading.read(folder)
-    header = next(filter(reading.is_header, entries), None)
+    entries = reader.read(folder)
+    header = next(filter(reader.is_header, entries), None)
     if header is None:
         return None
     is_newer = header["version"] > VERSION
     if is_newer:  # only the fields about its process and store are the same in every format
         entries = []
-    acked = reading.acked(folder)
+    acked = reader.acked(folder)
     waiting = [entry for entry in entries if entry["n"] > acked and entry["op"] not in NOTES]
     is_closed = any(entry["op"] == "closed" for entry in entries)
     state, evidence = _state(folder, header, hosts, is_closed=is_closed)

@@ -1,7 +1,7 @@
 """The journal of a process: its entries are on disk before the logging call returns.
 
 Each process has a folder, `<state>/journals/<host>-<pid>-<random>`, mode 0700. The folder holds segments of JSON lines
-(see `entries`), `acked` with the number of the last entry that the store has taken, and `lock`. The process holds the
+(see `records`), `acked` with the number of the last entry that the store has taken, and `lock`. The process holds the
 lock for as long as it lives.
 
 Lines are copied into a memory-mapped file. They survive SIGKILL just as with `os.write`, and the copy keeps the
@@ -29,8 +29,8 @@ from typing import Any
 
 from autogen_team._process import identity
 from autogen_team._process.forking import ForkSafeLock, call_in_child
-from autogen_team.io._tracking import entries
-from autogen_team.io._tracking.wakeup import Wakeup
+from autogen_team._spool import records
+from autogen_team._spool.wakeup import Wakeup
 
 SEGMENT = 2**20
 """Bytes of a segment; a longer entry gets a segment of its own size."""
@@ -161,19 +161,19 @@ class Journal:
     def run_opening(self, mark: str, experiment_id: str) -> None:
         """Note that a run is about to be created, whose tag will hold `mark`."""
         self._opening[mark] = experiment_id
-        self.append(entries.body("opening", mark=mark, experiment=experiment_id))
+        self.append(records.body("opening", mark=mark, experiment=experiment_id))
 
     def run_opened(self, run_id: str, *, mark: str | None, name: str, experiment: str) -> None:
         """Note that this process has the run open, so that another process can close it if this one dies."""
         if mark is not None:
             self._opening.pop(mark, None)
         self._open[run_id] = {"name": name, "experiment": experiment}
-        self.append(entries.body("open", run=run_id, mark=mark, name=name, experiment=experiment))
+        self.append(records.body("open", run=run_id, mark=mark, name=name, experiment=experiment))
 
     def run_created(self, local: str, real: str) -> None:
         """Note the store's id of a run that was begun while the store was out of reach."""
         self._created[local] = real
-        self.append(entries.body("created", run=local, id=real))
+        self.append(records.body("created", run=local, id=real))
 
     def run_closed(self, run_id: str) -> None:
         """Note that no other process needs to close the run; call this after writing the entry that closes it."""
@@ -236,7 +236,7 @@ class Journal:
                 return None
             if self.acked < self.number:
                 with suppress(JournalError):
-                    self.append(entries.body("closed", at=int(time.time() * 1000)))
+                    self.append(records.body("closed", at=int(time.time() * 1000)))
             self._is_closed = True
             self._seal()
             folder, is_empty = self.folder, self.acked == self.number
@@ -251,11 +251,11 @@ class Journal:
             return None if is_empty else folder
 
     def _put(self, body: str) -> None:
-        line = entries.line(self.number + 1, body)
+        line = records.line(self.number + 1, body)
         end = self._position + len(line)
         if self._map is None or end > self._size:
             self._begin_segment(len(line))
-            line = entries.line(self.number + 1, body)  # the header of the new segment has taken a number
+            line = records.line(self.number + 1, body)  # the header of the new segment has taken a number
             end = self._position + len(line)
         self._write(line, end)
 
@@ -299,7 +299,7 @@ class Journal:
 
     def _map_segment(self, length: int) -> None:
         header = self._header()
-        size = max(SEGMENT, len(entries.line(self.number + 1, header)) + length + 32)
+        size = max(SEGMENT, len(records.line(self.number + 1, header)) + length + 32)
         path = self.path(self._segment + 1)
         descriptor = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_RDWR, 0o600)
         try:
@@ -312,13 +312,13 @@ class Journal:
             os.close(descriptor)
         self._seal()
         self._map, self._segment, self._position, self._size = mapped, self._segment + 1, 0, size
-        line = entries.line(self.number + 1, header)
+        line = records.line(self.number + 1, header)
         self._write(line, len(line))
 
     def _header(self) -> str:
-        return entries.body(
+        return records.body(
             "journal",
-            version=entries.VERSION,
+            version=records.VERSION,
             host=socket.gethostname(),
             pid=os.getpid(),
             started=started_at(os.getpid()),
@@ -342,7 +342,7 @@ class Journal:
 
 def acked_line(number: int) -> bytes:
     """Return the content of `acked`: a line like that of an entry, of fixed length, so that one write replaces it."""
-    return entries.line(number, '"op":"acked"}' + " " * (20 - len(str(number))))
+    return records.line(number, '"op":"acked"}' + " " * (20 - len(str(number))))
 
 
 def take_lock(folder: Path) -> int | None:
