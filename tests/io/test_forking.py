@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from autogen_team._process import forking
-from autogen_team.io._tracking import courier
+from autogen_team._ship import shipper
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -74,7 +74,7 @@ def test_a_child_may_leave_a_block_that_its_parent_has_entered():
 
 def test_two_threads_may_fork_at_a_time(monkeypatch):
     """Each lets go on what it has paused itself."""
-    monkeypatch.setattr(courier, "_FORK_PATIENCE", 0.1)
+    monkeypatch.setattr(shipper, "_FORK_PATIENCE", 0.1)
 
     class Delivering:
         """As much of a courier as a fork knows of it."""
@@ -89,11 +89,11 @@ def test_two_threads_may_fork_at_a_time(monkeypatch):
             self.lock.release()
 
     one = Delivering()
-    monkeypatch.setattr(courier, "_couriers", {one})
-    courier._before_fork()
-    other = threading.Thread(target=lambda: (courier._before_fork(), courier._after_fork_in_parent()))
+    monkeypatch.setattr(shipper, "_couriers", {one})
+    shipper._before_fork()
+    other = threading.Thread(target=lambda: (shipper._before_fork(), shipper._after_fork_in_parent()))
     other.start()
     other.join()
-    courier._after_fork_in_parent()
+    shipper._after_fork_in_parent()
 
     assert not one.lock.locked()

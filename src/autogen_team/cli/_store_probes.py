@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from autogen_team._redact import mask_url
+from autogen_team._ship import server_probe, uris
+from autogen_team._ship.error_text import first_line
 from autogen_team.cli._probes import Check, unwritable
 from autogen_team.errors import ConfigurationError
-from autogen_team.io._tracking import links, places, probe, session
-from autogen_team.io._tracking.words import first_line
+from autogen_team.io._tracking import links, session
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ class Probing:
         """
         shown = mask_url(uri)
         try:
-            fault = probe.find_fault(uri, self._limit)
+            fault = server_probe.find_fault(uri, self._limit)
         except ConfigurationError as error:
             raise _UnusableError(
                 Check(name, "fail", str(error), f"correct {variable}"), f"the {name} URI is none"
@@ -94,7 +95,7 @@ class Probing:
                 remedy = f"start the server, correct {variable}, or work without it: AUTOGEN_TEAM_MLFLOW_MODE=auto"
                 check = Check(name, "fail", found, remedy)
             raise _UnusableError(check, why)
-        place = places.local_place(uri)
+        place = uris.local_place(uri)
         if place is not None and not _is_begun(place):
             fault, _ = unwritable(place.parent)
             if fault:
@@ -134,7 +135,7 @@ class Probing:
         from autogen_team.io._tracking import checks
 
         shown = mask_url(self._uri)
-        if places.is_folder(self._uri):
+        if uris.is_folder(self._uri):
             remedy = "move to sqlite:///mlflow.db: mlflow migrate-filestore"
             return Check("tracking", "note", f"{shown} is a folder, which MLflow is giving up", remedy), None
         ours = importlib.metadata.version("mlflow-skinny")
@@ -174,7 +175,7 @@ class Probing:
         from autogen_team.io._tracking import checks
 
         shown = "the same store" if self._registry_uri == self._uri else mask_url(self._registry_uri)
-        place = places.local_place(self._registry_uri)
+        place = uris.local_place(self._registry_uri)
         if place is not None and place.is_dir() and not (place / "models").exists():  # the request would create it
             return Check("registry", "ok", f"{shown} has no models yet")
         try:
@@ -246,7 +247,7 @@ class Probing:
 
     def _clock(self, server: checks.Server | None) -> Check:
         if server is None:
-            if probe.is_server(self._uri):
+            if server_probe.is_server(self._uri):
                 return Check("clock", "note", "not checked: a database is not asked for its time")
             return Check("clock", "ok", "the store is on this machine")
         if server.ahead is None:

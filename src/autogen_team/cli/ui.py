@@ -72,13 +72,13 @@ def _stores(service: MlflowService) -> tuple[str, str]:
         ConfigurationError: a job would work offline, but no offline run has been recorded yet.
 
     """
-    from autogen_team.io._tracking import probe
+    from autogen_team._ship import server_probe
 
     tracking, registry = service.stores()
     if service.mode == "offline":
         return _offline(tracking)
     try:
-        probe.check_all((tracking, registry), service.connect_timeout)
+        server_probe.check_all((tracking, registry), service.connect_timeout)
     except TrackingUnavailableError:
         if service.mode == "online":
             raise
@@ -109,18 +109,18 @@ def _require_pages() -> None:
 
 
 def _prepare(store: str) -> None:
-    from autogen_team.io._tracking import places
+    from autogen_team._ship import uris
 
-    if places.is_folder(store):
+    if uris.is_folder(store):
         os.environ[_ALLOW_FILE_STORE] = "true"  # for us and for the server
-    place = places.local_place(store)
+    place = uris.local_place(store)
     if place is not None and not place.exists():
         _look.say("warning", f"there is no store at {mask_url(store)} yet: an empty one is made", "yellow")
 
 
 def _variables(tracking: str, registry: str) -> dict[str, str]:
     """Return the environment of the server; arguments could be read by every user of the machine."""
-    from autogen_team.io._tracking import places
+    from autogen_team._ship import uris
 
     variables = {name: value for name, value in os.environ.items() if name not in _OTHER_SERVERS}
     variables |= {
@@ -130,7 +130,7 @@ def _variables(tracking: str, registry: str) -> dict[str, str]:
         "MLFLOW_REGISTRY_URI": registry,
     }
     # Where a job without a server keeps artifacts, so that jobs can use experiments that are created in the pages.
-    root = tracking if places.is_folder(tracking) else str(Path.cwd() / "mlruns")
+    root = tracking if uris.is_folder(tracking) else str(Path.cwd() / "mlruns")
     variables.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", root)
     # Jobs are for evaluations by language models, which are not needed here: four more processes, 200 MB each.
     variables.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")

@@ -176,7 +176,7 @@ def test_a_job_that_ends_in_good_order_has_no_watchdog_left(run_python, store_ur
     assert are_recovered(state)
 
 
-UNWATCHED = "from autogen_team.io._tracking import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
+UNWATCHED = "from autogen_team._ship import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
 """The job dies with its watchdog, as when the whole machine does."""
 
 

@@ -7,8 +7,9 @@ import json
 import mlflow
 import pytest
 
-from autogen_team.io._tracking import destinations, seam
-from autogen_team.io._tracking.delivery import Delivery, _requests
+from autogen_team._ship import backends
+from autogen_team._ship.batches import Delivery, _requests
+from autogen_team.io._tracking import seam
 
 
 def test_requests_keep_to_the_limits_of_the_server():
@@ -22,13 +23,13 @@ def test_requests_keep_to_the_limits_of_the_server():
     ]
     requests = list(_requests(found))
 
-    batches = [request for request in requests if isinstance(request, destinations.Batch)]
+    batches = [request for request in requests if isinstance(request, backends.Batch)]
     assert max(len(batch.metrics) for batch in batches) <= 1000
     assert max(len(batch.params) for batch in batches) <= 100
     assert max(len(batch.tags) for batch in batches) <= 100
     assert max(len(batch) for batch in batches) <= 1000
     assert sum(len(batch.metrics) for batch in batches) == 2401
-    end = next(at for at, request in enumerate(requests) if not isinstance(request, destinations.Batch))
+    end = next(at for at, request in enumerate(requests) if not isinstance(request, backends.Batch))
     before = [request for request in requests[:end] if request.run_id == "a"]
     assert sum(len(batch.params) for batch in before) == 250
     assert sum(len(batch.metrics) for batch in before) == 2400
@@ -45,7 +46,7 @@ class Picky:
     def log(self, batch):
         """Take the batch, or raise as MLflow's store does."""
         self.requests += 1
-        with destinations._translated():
+        with backends._translated():
             if self.requests > self.away_after:
                 raise ConnectionError("away")
             if batch.run_id in self.gone or set(self.bad) & set(batch.tags):
@@ -71,7 +72,7 @@ def test_a_store_that_goes_away_meanwhile_has_refused_nothing(tmp_path):
     """An outage while a bad item is being isolated does not count as a refusal."""
     delivery = Delivery(Picky(bad=["t42"], away_after=4), None, tmp_path)
 
-    with pytest.raises(destinations.Unreachable, match="away"):
+    with pytest.raises(backends.Unreachable, match="away"):
         delivery.deliver(TAGS)
 
     assert delivery.refused == 0
@@ -95,9 +96,9 @@ def test_an_empty_batch_asks_for_the_run(request, database):
     uri = request.getfixturevalue(database)
     client = mlflow.MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
-    destination = destinations.of(seam.plain_store(uri), uri)
+    destination = backends.of(seam.plain_store(uri), uri)
 
-    destination.log(destinations.Batch(run_id))
+    destination.log(backends.Batch(run_id))
     client.delete_run(run_id)
-    with pytest.raises(destinations.Refused):
-        destination.log(destinations.Batch(run_id))
+    with pytest.raises(backends.Refused):
+        destination.log(backends.Batch(run_id))

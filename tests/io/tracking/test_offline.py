@@ -94,9 +94,9 @@ def test_online_is_the_default_and_an_error(dead_server, tmp_path):
 
 def test_offline_asks_nobody(monkeypatch, dead_server):
     """`offline` does not probe the server."""
-    from autogen_team.io._tracking import probe
+    from autogen_team._ship import server_probe
 
-    monkeypatch.setattr(probe, "find_fault", lambda *_: pytest.fail("asked"))
+    monkeypatch.setattr(server_probe, "find_fault", lambda *_: pytest.fail("asked"))
     train(MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True))
 
 

@@ -18,9 +18,10 @@ import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
+from autogen_team._ship import backends
 from autogen_team._spool import index, journal, reader
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import destinations, recovery, runs, write_behind
+from autogen_team.io._tracking import recovery, runs, write_behind
 
 SLOW = 0.2
 """Seconds; a call that waits for the server takes longer. Microseconds are measured in `benchmarks/`."""
@@ -197,7 +198,7 @@ def test_runs_begun_without_the_server_survive_the_job(server, start_python, tmp
     """Recovery creates a run that was begun in an outage by a job that was killed, once the server is back."""
     code = (
         "import mlflow, os, time; from autogen_team.io.services import MlflowService\n"
-        "from autogen_team.io._tracking import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
+        "from autogen_team._ship import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
         f"service = MlflowService(tracking_uri={server.uri!r}, autolog_disable=True, connect_timeout=2)\n"
         "service.start()\n"
         "print('ready', flush=True); input()\n"
@@ -287,23 +288,23 @@ def test_sqlalchemy_still_says_it_in_these_words():
     with engine.connect(), pytest.raises(sqlalchemy.exc.TimeoutError) as caught:
         engine.connect()
 
-    assert destinations._BUSY[0].removeprefix("BAD_REQUEST: ") in str(caught.value)
+    assert backends._BUSY[0].removeprefix("BAD_REQUEST: ") in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("cause", "kind"),
     [
-        (sqlalchemy.exc.TimeoutError("QueuePool limit"), destinations.Unreachable),
-        (sqlalchemy.exc.InternalError("insert", {}, Exception("read-only")), destinations.Unreachable),
-        (sqlalchemy.exc.ProgrammingError("x", {}, Exception(), connection_invalidated=True), destinations.Unreachable),
-        (sqlalchemy.exc.DataError("insert", {}, Exception("too long")), destinations.Refused),
-        (None, destinations.Refused),
+        (sqlalchemy.exc.TimeoutError("QueuePool limit"), backends.Unreachable),
+        (sqlalchemy.exc.InternalError("insert", {}, Exception("read-only")), backends.Unreachable),
+        (sqlalchemy.exc.ProgrammingError("x", {}, Exception(), connection_invalidated=True), backends.Unreachable),
+        (sqlalchemy.exc.DataError("insert", {}, Exception("too long")), backends.Refused),
+        (None, backends.Refused),
     ],
     ids=["empty pool", "lost primary", "lost connection", "bad value", "MLflow itself"],
 )
 def test_what_a_database_will_take_later_is_not_refused(cause, kind):
     """A transient error of the database counts as an outage, and a bad value as refused."""
-    with pytest.raises(kind), destinations._translated():
+    with pytest.raises(kind), backends._translated():
         raise mlflow.MlflowException("no", error_code=BAD_REQUEST) from cause
 
 

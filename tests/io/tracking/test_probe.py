@@ -11,8 +11,8 @@ import urllib.request
 
 import pytest
 
+from autogen_team._ship import server_probe
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
-from autogen_team.io._tracking import probe
 
 SOON = 30.0
 """Seconds that no probe with a limit of half a second may take."""
@@ -52,20 +52,20 @@ def listener():
 
 def test_a_server_that_answers_is_there(mlflow_server):
     """A real MLflow server passes the probe."""
-    probe.check(mlflow_server, timeout=SOON)
+    server_probe.check(mlflow_server, timeout=SOON)
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "./mlruns", "file:///tmp/mlruns", "databricks"])
 def test_what_is_not_a_server_is_not_asked(uri):
     """Local stores and other services are not probed."""
-    probe.check(uri, timeout=0.001)
+    server_probe.check(uri, timeout=0.001)
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg2", "mysql"])
 def test_a_refusal_is_told_at_once(scheme, free_port):
     """A refused connection to a server or a database is reported at once."""
     with pytest.raises(TrackingUnavailableError, match="refused"):
-        probe.check(f"{scheme}://127.0.0.1:{free_port()}/x", timeout=SOON)
+        server_probe.check(f"{scheme}://127.0.0.1:{free_port()}/x", timeout=SOON)
 
 
 def test_silence_ends_with_the_timeout(listener):
@@ -74,7 +74,7 @@ def test_silence_ends_with_the_timeout(listener):
     begun = time.monotonic()
 
     with pytest.raises(TrackingUnavailableError, match=r"timed out|no answer within 0\.5 s"):
-        probe.check(f"http://{address}", timeout=0.5)
+        server_probe.check(f"http://{address}", timeout=0.5)
 
     assert time.monotonic() - begun < SOON
 
@@ -85,7 +85,7 @@ def test_a_drip_ends_with_the_timeout(listener):
     begun = time.monotonic()
 
     with pytest.raises(TrackingUnavailableError, match=r"no answer within 0\.5 s"):
-        probe.check(f"http://{address}", timeout=0.5)
+        server_probe.check(f"http://{address}", timeout=0.5)
 
     assert time.monotonic() - begun < SOON
 
@@ -95,7 +95,7 @@ def test_any_answer_but_a_5xx_will_do(listener, status):
     """Answers other than 5xx pass the probe, because a proxy may want a password only for `/health`."""
     address = listener(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
 
-    probe.check(f"http://{address}", timeout=SOON)
+    server_probe.check(f"http://{address}", timeout=SOON)
 
 
 def test_a_5xx_is_said(listener):
@@ -103,7 +103,7 @@ def test_a_5xx_is_said(listener):
     address = listener(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
 
     with pytest.raises(TrackingUnavailableError, match="it answers 503 Service Unavailable"):
-        probe.check(f"http://{address}", timeout=SOON)
+        server_probe.check(f"http://{address}", timeout=SOON)
 
 
 def test_the_message_masks_the_password_and_says_what_to_do(free_port):
@@ -111,7 +111,7 @@ def test_the_message_masks_the_password_and_says_what_to_do(free_port):
     port = free_port()
 
     with pytest.raises(TrackingUnavailableError) as raised:
-        probe.check(f"http://bob:hunter2-hunter2@127.0.0.1:{port}", timeout=SOON)
+        server_probe.check(f"http://bob:hunter2-hunter2@127.0.0.1:{port}", timeout=SOON)
 
     message = str(raised.value)
     assert "hunter2" not in message
@@ -125,16 +125,16 @@ def test_what_is_not_http_at_all_is_said(listener):
     address = listener(b"\x00\x01\x02 nonsense")
 
     with pytest.raises(TrackingUnavailableError):
-        probe.check(f"http://{address}", timeout=2)
+        server_probe.check(f"http://{address}", timeout=2)
 
 
 def test_tls_settings_of_mlflow_are_honoured(monkeypatch):
     """`MLFLOW_TRACKING_INSECURE_TLS` turns off certificate checks in the probe."""
-    assert probe._tls().check_hostname
+    assert server_probe._tls().check_hostname
 
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
 
-    assert not probe._tls().check_hostname
+    assert not server_probe._tls().check_hostname
 
 
 def test_a_missing_certificate_is_said(monkeypatch, free_port):
@@ -142,22 +142,22 @@ def test_a_missing_certificate_is_said(monkeypatch, free_port):
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "nowhere.pem")
 
     with pytest.raises(TrackingUnavailableError):
-        probe.check(f"https://127.0.0.1:{free_port()}", timeout=SOON)
+        server_probe.check(f"https://127.0.0.1:{free_port()}", timeout=SOON)
 
 
 def test_a_folder_of_certificates_will_do(monkeypatch, mlflow_server, tmp_path):
     """A folder of certificates is accepted as the certificate path, as in requests and MLflow."""
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path))
 
-    probe.check(mlflow_server, timeout=SOON)
-    assert probe._tls().check_hostname
+    server_probe.check(mlflow_server, timeout=SOON)
+    assert server_probe._tls().check_hostname
 
 
 @pytest.mark.parametrize("uri", ["http://[::1", "postgresql://bob:pa[hunter2@h/db", "postgresql://h:abc/db"])
 def test_what_is_no_address_is_a_fault_of_configuration(uri):
     """A malformed URI raises a `ConfigurationError` without the password."""
     with pytest.raises(ConfigurationError, match="is no valid address") as raised:
-        probe.check(uri, timeout=SOON)
+        server_probe.check(uri, timeout=SOON)
 
     assert "hunter2" not in str(raised.value)
 
@@ -170,4 +170,4 @@ def test_a_certificate_is_mlflow_s_to_judge(monkeypatch):
 
     monkeypatch.setattr(urllib.request.OpenerDirector, "open", refuse)
 
-    probe.check("https://127.0.0.1:1", timeout=SOON)
+    server_probe.check("https://127.0.0.1:1", timeout=SOON)

@@ -10,7 +10,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from autogen_team.io._tracking import isolation, places, write_behind
+from autogen_team._ship import uris
+from autogen_team.io._tracking import isolation, write_behind
 
 SECRET = "postgresql://ada:example-secret@db/prices"
 
@@ -57,7 +58,7 @@ def log_a_run():
 )
 def test_a_store_is_the_same_in_other_words(one, other):
     """URIs that differ in paths, options, loopback names, default ports or drivers have the same identity."""
-    assert places.identity(one) == places.identity(other)
+    assert uris.identity(one) == uris.identity(other)
 
 
 @pytest.mark.parametrize(
@@ -73,15 +74,15 @@ def test_a_store_is_the_same_in_other_words(one, other):
 )
 def test_another_store_is_another_one(one, other):
     """URIs of different databases, ports, paths, schemes or users have different identities."""
-    assert places.identity(one) != places.identity(other)
+    assert uris.identity(one) != uris.identity(other)
 
 
 def test_a_path_and_its_absolute_form_are_one_store():
     """Relative, absolute and linked paths of a database or a folder have the same identity."""
     Path("link").symlink_to(Path.cwd())
 
-    assert places.identity("sqlite:///mlflow.db") == places.identity(f"sqlite:///{Path.cwd()}/link/mlflow.db")
-    assert places.identity("mlruns") == places.identity(Path("mlruns").absolute().as_uri())
+    assert uris.identity("sqlite:///mlflow.db") == uris.identity(f"sqlite:///{Path.cwd()}/link/mlflow.db")
+    assert uris.identity("mlruns") == uris.identity(Path("mlruns").absolute().as_uri())
 
 
 def test_a_store_in_other_words_has_the_same_journal(start_session, home):

@@ -16,9 +16,10 @@ from mlflow.store.tracking.rest_store import RestStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _get_store
 
+from autogen_team._ship import sql_bulk, watchdog
 from autogen_team._spool import journal, reader
 from autogen_team.errors import NotStartedError
-from autogen_team.io._tracking import runs, seam, tables, watchdog, write_behind
+from autogen_team.io._tracking import runs, seam, write_behind
 from autogen_team.io._tracking.store import LOCAL_ID, DurableStore
 from autogen_team.io.services import MlflowService
 
@@ -401,9 +402,9 @@ def test_the_table_gets_what_log_batch_would_write(request, database):
     ids = [store.create_run("0", "me", 0, [], None).info.run_id for _ in range(2)]
     again = [metric for metric in metrics if not math.isnan(metric["value"])]  # at which MLflow 3.10 fails itself
     for some in (metrics, again):
-        assert tables.insert_metrics(store, ids[0], some)
+        assert sql_bulk.insert_metrics(store, ids[0], some)
         store.log_batch(ids[1], [Metric(**metric) for metric in some], [], [])
-    assert tables.insert_metrics(store, ids[0], metrics)
+    assert sql_bulk.insert_metrics(store, ids[0], metrics)
 
     def rows(table: str, run_id: str) -> list[tuple[object, ...]]:
         with store.engine.connect() as connection:
@@ -421,7 +422,7 @@ def test_another_mlflow_is_written_in_its_own_way(store_uri, start_session, monk
     def changed(*_):
         raise AttributeError("_update_latest_metrics_if_necessary")
 
-    monkeypatch.setattr(tables, "insert_metrics", changed)
+    monkeypatch.setattr(sql_bulk, "insert_metrics", changed)
     started = start_session(store_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0)

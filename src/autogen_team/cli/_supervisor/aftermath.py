@@ -76,13 +76,13 @@ def take_over(run: OpenRun, pid: int) -> Left:
     Journals for other stores than that of the run are left to the watchdog, which has their URI with its password.
     """
     from autogen_team._redact import mask_url
+    from autogen_team._ship import uris
     from autogen_team._spool import index, journal
-    from autogen_team.io._tracking import places
 
-    store = places.identity(mask_url(run.tracking_uri))
+    store = uris.identity(mask_url(run.tracking_uri))
     journals = journal.folder_of(Path(run.state)).glob(f"{identity.process_name(pid)}-*")
     found = [one for folder in journals if (one := index.look(folder)) and one.state == "dead"]
-    found = [one for one in found if places.identity(one.uri) == store]
+    found = [one for one in found if uris.identity(one.uri) == store]
     return [(one, journal.take_over(one.folder)) for one in found]
 
 

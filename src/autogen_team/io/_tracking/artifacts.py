@@ -12,16 +12,17 @@ from typing import Any, NoReturn
 
 import mlflow
 
+from autogen_team._ship import backends
+from autogen_team._ship.availability import Link, StoreUnavailableError
+from autogen_team._ship.backends import Refused, Unreachable
+from autogen_team._ship.error_text import with_kind
+from autogen_team._ship.shipper import Courier
 from autogen_team._spool import records
 from autogen_team._spool.journal import Journal
 from autogen_team._spool.records import Entry
-from autogen_team.io._tracking import destinations, seam
-from autogen_team.io._tracking.courier import Courier
-from autogen_team.io._tracking.destinations import Refused, Unreachable
-from autogen_team.io._tracking.link import Link, StoreUnavailableError
+from autogen_team.io._tracking import seam
 from autogen_team.io._tracking.seam import Kind
 from autogen_team.io._tracking.standin import StandIn
-from autogen_team.io._tracking.words import with_kind
 
 _FILES = "files"
 """Folder beside the segments of the journal that holds the copies."""
@@ -172,7 +173,7 @@ class _Patient(StandIn):
 
 def _is_final(error: Exception, uri: str) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return status in _FINAL or destinations.is_refusal(error, at_server=uri.startswith("http"))
+    return status in _FINAL or backends.is_refusal(error, at_server=uri.startswith("http"))
 
 
 def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:

@@ -25,8 +25,9 @@ from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
 from autogen_team._process.deadline import within
-from autogen_team.io._tracking import places, seam
-from autogen_team.io._tracking.words import first_line
+from autogen_team._ship import uris
+from autogen_team._ship.error_text import first_line
+from autogen_team.io._tracking import seam
 
 TAG = "autogen_team.doctor"
 DEFAULT_EXPERIMENT = "0"
@@ -189,13 +190,13 @@ def try_out(client: mlflow.MlflowClient, experiment: Experiment, seconds: float)
 
 
 def _try_out(client: mlflow.MlflowClient, experiment: Experiment, trial: Trial) -> None:
-    root = places.local_place(experiment.artifact_location)
+    root = uris.local_place(experiment.artifact_location)
     made = [] if root is None else [path for path in (root, *root.parents) if not path.exists()]
     try:
         tags = {TAG: "true", "mlflow.note.content": "Made by `autogen-team doctor`, and deleted by it."}
         run = client.create_run(experiment.experiment_id, run_name="autogen-team doctor", tags=tags)
         trial.run_id = run.info.run_id
-        trial.is_local = places.local_place(str(run.info.artifact_uri)) is not None
+        trial.is_local = uris.local_place(str(run.info.artifact_uri)) is not None
         try:
             trial.store = _fault_of(partial(_check_metric, client, run.info.run_id))
             trial.artifacts = _fault_of(partial(_check_artifact, client, run.info.run_id))
@@ -253,7 +254,7 @@ def _delete_run(client: mlflow.MlflowClient, run_id: str) -> str:
 
 def _delete_artifacts(client: mlflow.MlflowClient, run: Run) -> str:
     seam.artifact_repository(client, run.info.run_id, "run").delete_artifacts()
-    folder = places.local_place(str(run.info.artifact_uri))
+    folder = uris.local_place(str(run.info.artifact_uri))
     if folder is not None:
         with suppress(OSError):
             folder.parent.rmdir()  # the run's folder; the file store keeps a file in it, and deletes it itself

@@ -28,12 +28,13 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
 from autogen_team._redact import mask, mask_url
+from autogen_team._ship import server_probe, uris
+from autogen_team._ship.error_text import first_line
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
-from autogen_team.io._tracking import copying_source, places, probe, seam, session
+from autogen_team.io._tracking import copying_source, seam, session
 from autogen_team.io._tracking.copying_contents import COPIED, COPIED_CONTENT, Contents, Counts
 from autogen_team.io._tracking.copying_files import Findings, Store, Tell, pages
 from autogen_team.io._tracking.copying_models import COPIED_FROM, Models
-from autogen_team.io._tracking.words import first_line
 
 __all__ = ["COPIED", "COPIED_FROM", "Counts", "Happened", "Outcome", "Progress", "copy"]
 
@@ -115,7 +116,7 @@ def copy(
     if not is_missing:
         _require_store(target, "target")
     for uri in (source, target):
-        probe.check(uri, timeout)
+        server_probe.check(uri, timeout)
     with _environment():
         options = _Options(dry_run, delete and not dry_run, timeout, progress)
         to = Store(target, None) if dry_run and is_missing else _open(target)
@@ -123,18 +124,18 @@ def copy(
 
 
 def _identity(uri: str) -> Path | str:
-    place = places.local_place(uri)
+    place = uris.local_place(uri)
     return place.resolve() if place else uri.rstrip("/")
 
 
 def _is_store(uri: str) -> bool | None:
     """Tell whether this is an MLflow store; None if the place is missing or empty, so that MLflow would create one."""
-    place = places.local_place(uri)
+    place = uris.local_place(uri)
     if place is None:
         return True
     if not place.exists():
         return None
-    if places.is_folder(uri):
+    if uris.is_folder(uri):
         return place.is_dir() and (any(place.glob("*/meta.yaml")) or (False if any(place.iterdir()) else None))
     try:
         with closing(sqlite3.connect(place)) as database:
@@ -153,8 +154,8 @@ def _require_store(uri: str, role: str) -> None:
 
 
 def _open(uri: str, *, read_only: bool = False) -> Store:
-    place = places.local_place(uri)
-    store = Store(uri, place.parent if place and not places.is_folder(uri) else place)
+    place = uris.local_place(uri)
+    store = Store(uri, place.parent if place and not uris.is_folder(uri) else place)
     try:
         with seam.quiet("alembic"):
             if read_only:
@@ -240,7 +241,7 @@ class _Copying:
         self._options.progress(Progress(done, len(self._infos), info.run_name or "", part))
 
     def _check(self) -> None:
-        probe.check(self._target.uri, self._options.timeout)
+        server_probe.check(self._target.uri, self._options.timeout)
 
     def _outcome(self, info: RunInfo, tell: Tell) -> Outcome:
         experiment = self._experiments[info.experiment_id].name

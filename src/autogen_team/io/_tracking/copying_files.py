@@ -18,9 +18,9 @@ from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from autogen_team._redact import mask
+from autogen_team._ship.error_text import first_line
 from autogen_team.errors import TrackingUnavailableError
 from autogen_team.io._tracking import session
-from autogen_team.io._tracking.words import first_line
 
 Tell: TypeAlias = Callable[[str], None]
 

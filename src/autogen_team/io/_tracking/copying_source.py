@@ -15,9 +15,9 @@ from mlflow.entities import Experiment, LifecycleStage, Run
 from mlflow.store.entities.paged_list import PagedList
 
 from autogen_team._redact import mask
-from autogen_team.io._tracking import places
+from autogen_team._ship import uris
+from autogen_team._ship.error_text import first_line
 from autogen_team.io._tracking.copying_files import Store, pages
-from autogen_team.io._tracking.words import first_line
 
 _META = "meta.yaml"
 _NAME = Path("tags", "mlflow.runName")
@@ -43,7 +43,7 @@ class Listing:
 
     def __init__(self, store: Store) -> None:
         self._client = store.client
-        self._folder = places.local_place(store.uri) if places.is_folder(store.uri) else None
+        self._folder = uris.local_place(store.uri) if uris.is_folder(store.uri) else None
         self.broken: list[Broken] = []
 
     def experiments(self) -> list[Experiment]:
@@ -100,7 +100,7 @@ def first_page(store: Store) -> PagedList[Experiment] | None:
     try:
         return store.client.search_experiments(max_results=1)
     except Exception:
-        if places.is_folder(store.uri) and any(_kept_in(places.local_place(store.uri))):
+        if uris.is_folder(store.uri) and any(_kept_in(uris.local_place(store.uri))):
             return None
         raise
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import orjson
 
 from autogen_team._redact import mask_url
-from autogen_team.io._tracking.places import local_place
+from autogen_team._ship.uris import local_place
 
 _ABOUT = "about.json"
 _STORE = "mlflow.db"

@@ -17,13 +17,14 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team._process import run_events
 from autogen_team._redact import MASK, mask, mask_url
+from autogen_team._ship import backends, uris
+from autogen_team._ship.backends import OPENED_BY, Destination, Unreachable
+from autogen_team._ship.batches import Delivery
+from autogen_team._ship.error_text import with_kind
 from autogen_team._spool import index, journal, reader
 from autogen_team._spool.index import Found
 from autogen_team._spool.records import VERSION, Entry
-from autogen_team.io._tracking import artifacts, destinations, places, seam
-from autogen_team.io._tracking.delivery import Delivery
-from autogen_team.io._tracking.destinations import OPENED_BY, Destination, Unreachable
-from autogen_team.io._tracking.words import with_kind
+from autogen_team.io._tracking import artifacts, seam
 
 _PATIENCE, _PAUSE = 900.0, 10.0
 """Seconds for which a watchdog tries to recover a journal again while the server is away, and between two tries."""
@@ -101,7 +102,7 @@ def recover_all(
     for found in index.find(state, hosts, held=others):
         if found.state not in ("dead", "recovering"):
             continue
-        if places.identity(found.uri) == places.identity(mask_url(uri)):  # and not the one that stands in for it
+        if uris.identity(found.uri) == uris.identity(mask_url(uri)):  # and not the one that stands in for it
             yield found, _see_to(found, uri, registry_uri, state, hosts)
         elif others and MASK in found.uri:
             problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"
@@ -170,7 +171,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
         result.problem = f"its format {version} is of a newer autogen-team than this one"
         return
     client = mlflow.MlflowClient(uri, registry_uri)
-    destination = destinations.of(seam.plain_store(uri), uri)
+    destination = backends.of(seam.plain_store(uri), uri)
     delivery = Delivery(destination, lambda entry: artifacts.bring(client, found.folder, entry), state)
     acked = reader.acked(found.folder)
     left = [entry for entry in entries if entry["n"] > acked]
@@ -195,7 +196,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
 def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause) -> bool:
     """Close a run whose dead process has left no journal, and attach its log; return whether the run was open."""
     client = mlflow.MlflowClient(uri, registry_uri)
-    destination = destinations.of(seam.plain_store(uri), uri)
+    destination = backends.of(seam.plain_store(uri), uri)
     is_open = _is_there(client, run_id) and _close(
         client, destination, run_id, int((end.at or time.time()) * 1000), end
     )
@@ -236,7 +237,7 @@ def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, e
     if run.info.status != "RUNNING":
         return False
     if run_events.EXCEPTION_TAG not in run.data.tags and how.status != "FINISHED":
-        destination.log(destinations.Batch(run_id, tags={run_events.EXCEPTION_TAG: mask(how.reason)}))
+        destination.log(backends.Batch(run_id, tags={run_events.EXCEPTION_TAG: mask(how.reason)}))
     destination.update(run_id, how.status, max(end, run.info.start_time), None)
     return True
 

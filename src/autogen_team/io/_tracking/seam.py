@@ -85,7 +85,8 @@ from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.autologging_utils import safety
 
 from autogen_team._process import Undo
-from autogen_team.io._tracking import isolation, places
+from autogen_team._ship import uris
+from autogen_team.io._tracking import isolation
 
 Kind: TypeAlias = Literal["run", "logged_model"]
 
@@ -371,18 +372,18 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
 
 
 def identity(uri: str) -> str:
-    """Return a text that identifies a store, or its substitute, however the URI is written; see `places.identity`."""
+    """Return a text that identifies a store, or its substitute, however the URI is written; see `uris.identity`."""
     found = _identities.get(uri)
     if found is None:
-        found = places.identity(uri)
+        found = uris.identity(uri)
         found = _identities[uri] = _substitutes.get(found, found)
     return found
 
 
 def substitute(uri: str, store: str) -> Undo:
     """Use `store` wherever the job names the store of `uri`, because that one is out of reach."""
-    key = places.identity(uri)
-    _substitutes[key] = places.identity(store)
+    key = uris.identity(uri)
+    _substitutes[key] = uris.identity(store)
     _identities.clear()
 
     def undo() -> None:

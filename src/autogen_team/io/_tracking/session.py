@@ -18,9 +18,10 @@ from urllib.parse import urlsplit
 from autogen_team._process import Undo, run_events
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url
+from autogen_team._ship import server_probe, uris
+from autogen_team._ship.error_text import first_line
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, TrackingUnavailableError
-from autogen_team.io._tracking import places, probe, turns
-from autogen_team.io._tracking.words import first_line
+from autogen_team.io._tracking import turns
 
 if TYPE_CHECKING:
     import mlflow
@@ -88,7 +89,7 @@ def start(settings: Settings) -> Session:
         return _start(settings)
     if settings.mode != "offline":
         try:
-            probe.check_all((settings.tracking_uri, settings.registry_uri), settings.connect_timeout)
+            server_probe.check_all((settings.tracking_uri, settings.registry_uri), settings.connect_timeout)
             return _start(settings)
         except TrackingUnavailableError as error:
             if settings.mode == "online":
@@ -103,16 +104,7 @@ def start(settings: Settings) -> Session:
 def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
     import mlflow
 
-    from autogen_team.io._tracking import (
-        ending,
-        isolation,
-        lane,
-        masked,
-        recovery,
-        runs,
-        seam,
-        traces,
-    )
+    from autogen_team.io._tracking import ending, isolation, lane, masked, recovery, runs, seam, traces
 
     with ExitStack() as undo:
         undo.enter_context(ending.signals_raise())
@@ -266,7 +258,7 @@ def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_off
                 "name another one in MLFLOW_EXPERIMENT_NAME"
             ) from None
         # Not chained: the causes show the address with its password.
-        raise TrackingUnavailableError(probe.unavailable(settings.tracking_uri, reason)) from None
+        raise TrackingUnavailableError(server_probe.unavailable(settings.tracking_uri, reason)) from None
 
 
 def _known_experiment(experiment_id: str) -> Experiment:
@@ -334,9 +326,9 @@ def _impatient(timeout: float) -> Iterator[None]:
         yield
 
 
-def _allow_file_store(*uris: str) -> None:
-    for uri in dict.fromkeys(uris):
-        if places.is_folder(uri):
+def _allow_file_store(*locations: str) -> None:
+    for uri in dict.fromkeys(locations):
+        if uris.is_folder(uri):
             warnings.warn(
                 f"{mask_url(uri)} is a folder: MLflow keeps its file store in maintenance and will drop it; move to "
                 "sqlite:///mlflow.db (mlflow migrate-filestore)",

@@ -22,16 +22,16 @@ from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
 from autogen_team._redact import mask
+from autogen_team._ship.availability import Link, StoreUnavailableError
+from autogen_team._ship.backends import OPENED_BY
+from autogen_team._ship.error_text import with_kind
+from autogen_team._ship.shipper import Courier
 from autogen_team._spool import records
 from autogen_team._spool.journal import Journal
 from autogen_team.io._tracking import links, manifest, redaction, seam
-from autogen_team.io._tracking.courier import Courier
-from autogen_team.io._tracking.destinations import OPENED_BY
 from autogen_team.io._tracking.known import Known, run_to_be_made
-from autogen_team.io._tracking.link import Link, StoreUnavailableError
 from autogen_team.io._tracking.masked import RedactingStore
 from autogen_team.io._tracking.metrics import MetricEntries
-from autogen_team.io._tracking.words import with_kind
 from autogen_team.io._tracking.writer import Writer
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autogen_team.io._tracking.places import is_folder, local_place
+from autogen_team._ship.uris import is_folder, local_place
 
 _report = logging.getLogger("autogen_team")
 

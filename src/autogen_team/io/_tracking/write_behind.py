@@ -14,14 +14,15 @@ import mlflow
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team._redact import mask_url
+from autogen_team._ship import backends
+from autogen_team._ship.availability import Link
+from autogen_team._ship.batches import Delivery
+from autogen_team._ship.shipper import Courier
+from autogen_team._ship.watchdog import Watchdog
 from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.records import Entry
-from autogen_team.io._tracking import artifacts, destinations, links, seam
-from autogen_team.io._tracking.courier import Courier
-from autogen_team.io._tracking.delivery import Delivery
-from autogen_team.io._tracking.link import Link
+from autogen_team.io._tracking import artifacts, links, seam
 from autogen_team.io._tracking.store import DurableStore
-from autogen_team.io._tracking.watchdog import Watchdog
 
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
@@ -81,7 +82,7 @@ class WriteBehind:
         inner = seam.plain_store(uri)
         link = self._link = Link(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
-        delivery = Delivery(destinations.of(inner, uri), self._attach, state)
+        delivery = Delivery(backends.of(inner, uri), self._attach, state)
         self.courier = Courier(self.journal, delivery, link)
         self.store = DurableStore(inner, self.journal, self.courier, link, delivery.ids)
         delivery.on_created = self._created

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from autogen_team._ship.shipper import Courier
 from autogen_team._spool.journal import Journal, JournalError
-from autogen_team.io._tracking.courier import Courier
 
 _report = logging.getLogger("autogen_team")
 

@@ -15,9 +15,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from autogen_team._redact import mask
+from autogen_team._ship.backends import Batch, Blocked, Destination, Refused, RefusedOnTheWay
 from autogen_team._spool import records
 from autogen_team._spool.records import NOTES, Entry
-from autogen_team.io._tracking.destinations import Batch, Blocked, Destination, Refused, RefusedOnTheWay
 
 Attach: TypeAlias = Callable[[Entry], None]
 """Uploads the waiting artifact of an entry to the run or model that the entry names."""

@@ -12,8 +12,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
 
 from autogen_team._redact import mask, mask_url
+from autogen_team._ship import server_probe
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import probe
 
 _FRESH = 1.0
 """Seconds for which the result of a check counts, whether the store answered or not."""
@@ -39,7 +39,7 @@ class Link:
     def __init__(self, uri: str, timeout: float) -> None:
         """Track the store at `uri`; a check takes at most `timeout` seconds, and only servers are checked."""
         self.uri = uri
-        self.is_remote = probe.is_server(uri)
+        self.is_remote = server_probe.is_server(uri)
         self._timeout = timeout
         self.after_fork()
         self._answered = time.monotonic()
@@ -91,7 +91,11 @@ class Link:
             return
         now = time.monotonic()
         # A server that answered a moment ago is up if it still takes connections, at a hundredth of a request's cost.
-        if not self.is_cut and now - self._answered < _FRESH and probe.takes_connections(self.uri, self._timeout):
+        if (
+            not self.is_cut
+            and now - self._answered < _FRESH
+            and server_probe.takes_connections(self.uri, self._timeout)
+        ):
             return
         if self.is_cut and now - self._asked < _FRESH:
             self.refuse()
@@ -100,7 +104,7 @@ class Link:
 
     def refuse(self) -> NoReturn:
         """Raise an error that names the fault found last."""
-        raise StoreUnavailableError(probe.unavailable(self.uri, self._fault))
+        raise StoreUnavailableError(server_probe.unavailable(self.uri, self._fault))
 
     def answers(self) -> bool:
         """Ask the store now, and tell whether it answers."""
@@ -111,7 +115,7 @@ class Link:
         return True
 
     def _check(self) -> None:
-        fault = probe.find_fault(self.uri, self._timeout)
+        fault = server_probe.find_fault(self.uri, self._timeout)
         if fault is not None:
             self._asked = time.monotonic()
             self.failed(fault)

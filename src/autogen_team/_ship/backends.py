@@ -28,8 +28,8 @@ from mlflow.protos.databricks_pb2 import (
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
 
-from autogen_team.io._tracking import tables
-from autogen_team.io._tracking.words import first_line, with_kind
+from autogen_team._ship import sql_bulk
+from autogen_team._ship.error_text import first_line, with_kind
 
 _report = logging.getLogger("autogen_team")
 ask: Callable[..., Any] = http_request
@@ -165,7 +165,7 @@ class Database(Destination):
     def _insert(self, batch: Batch) -> bool:
         if self._is_as_expected:
             try:
-                return tables.insert_metrics(self.store, batch.run_id, batch.metrics)
+                return sql_bulk.insert_metrics(self.store, batch.run_id, batch.metrics)
             except (AttributeError, ImportError, TypeError):  # another MLflow: its own method is slower, but fits
                 _report.info("MLflow's tables are not as expected; metrics take its own way", exc_info=True)
                 self._is_as_expected = False

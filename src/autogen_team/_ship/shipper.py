@@ -17,14 +17,14 @@ from contextlib import suppress
 import orjson
 
 from autogen_team._redact import mask
+from autogen_team._ship.availability import Link
+from autogen_team._ship.backends import Unreachable
+from autogen_team._ship.batches import Delivery
+from autogen_team._ship.error_text import with_kind
 from autogen_team._spool.journal import Journal
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
 from autogen_team._spool.wakeup import Wakeup
-from autogen_team.io._tracking.delivery import Delivery
-from autogen_team.io._tracking.destinations import Unreachable
-from autogen_team.io._tracking.link import Link
-from autogen_team.io._tracking.words import with_kind
 
 GATHER = 0.25
 """Seconds between the first entry of a batch and its delivery, for a fast store."""
