@@ -132,6 +132,7 @@ class MlflowService(Service):
             ConfigurationError: the experiment cannot be used, for example because it is deleted.
 
         """
+        from autogen_team._ship import uris
         from autogen_team.io._tracking import session
 
         with self._lock:
@@ -142,8 +143,8 @@ class MlflowService(Service):
                     if name.startswith("autolog_")
                 }
                 settings = session.Settings(
-                    tracking_uri=session.absolute(self.tracking_uri),
-                    registry_uri=session.absolute(self.registry_uri),
+                    tracking_uri=uris.absolute(self.tracking_uri),
+                    registry_uri=uris.absolute(self.registry_uri),
                     experiment_name=self.experiment_name,
                     is_experiment_chosen=self.source("experiment_name") != "default",
                     connect_timeout=self.connect_timeout,
@@ -330,9 +331,10 @@ class MlflowService(Service):
         Yields each journal with its result. The journal of a living process is never touched. `hosts` names other
         machines that share the state folder and are gone for good, such as pods.
         """
-        from autogen_team.io._tracking import recovery, session
+        from autogen_team._ship import uris
+        from autogen_team.io._tracking import recovery
 
-        stores = session.absolute(self.tracking_uri), session.absolute(self.registry_uri)
+        stores = uris.absolute(self.tracking_uri), uris.absolute(self.registry_uri)
         yield from recovery.recover_all(*stores, state_dir(), others=True, hosts=hosts)
 
     def copy_from(
@@ -354,9 +356,10 @@ class MlflowService(Service):
             TrackingUnavailableError: the store does not answer.
 
         """
-        from autogen_team.io._tracking import copying, session
+        from autogen_team._ship import uris
+        from autogen_team.io._tracking import copying
 
-        target = session.absolute(self.tracking_uri)
+        target = uris.absolute(self.tracking_uri)
         yield from copying.copy(
             source, target, dry_run=dry_run, delete=delete, timeout=self.connect_timeout, progress=progress
         )
@@ -373,7 +376,7 @@ class MlflowService(Service):
 
     def stores(self) -> tuple[str, str]:
         """Return the tracking and the registry URI in use: those of offline runs after an offline start."""
-        from autogen_team.io._tracking import session
+        from autogen_team._ship import uris
 
         stores: tuple[str, str] | None = getattr(self, "_stores", None)
-        return stores or (session.absolute(self.tracking_uri), session.absolute(self.registry_uri))
+        return stores or (uris.absolute(self.tracking_uri), uris.absolute(self.registry_uri))

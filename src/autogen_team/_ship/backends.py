@@ -25,6 +25,7 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
+from mlflow.tracking._tracking_service import utils as _tracking
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
 
@@ -34,6 +35,7 @@ from autogen_team._ship.error_text import first_line, with_kind
 _report = logging.getLogger("autogen_team")
 ask: Callable[..., Any] = http_request
 read_proto: Callable[..., None] = parse_dict
+_registry: Any = _tracking._tracking_store_registry  # noqa: SLF001 - `plain_store` asks it past any stand-in
 
 OPENED_BY = "autogen_team.opened_by"
 """Tag that identifies a run whose id could not be recorded."""
@@ -251,6 +253,18 @@ class Server(Destination):
         except orjson.JSONDecodeError:  # some firewalls report a blocked request with status 200
             raise Blocked(f"it answers with a page instead of JSON: {_gist(response.text)!r}") from None
         return found
+
+
+def plain_store(uri: str, artifact_uri: str | None = None) -> Any:
+    """Return MLflow's own store for the URI, whatever stands in for it."""
+    # A stand-in is found by an attribute of the registry object; the class of the registry is as MLflow made it.
+    return type(_registry)._get_store_with_resolved_uri(_registry, uri, artifact_uri)  # noqa: SLF001 - see above
+
+
+def hard_delete_of(uri: str) -> Callable[[str], object] | None:
+    """Return the function that deletes a run of this store for good, by its id; None for a server."""
+    found: Callable[[str], object] | None = getattr(plain_store(uri), "_hard_delete_run", None)
+    return found
 
 
 def of(store: Any, uri: str) -> Destination:

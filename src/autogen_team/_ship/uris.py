@@ -31,6 +31,13 @@ def local_place(uri: str) -> Path | None:
     return Path(path).absolute() if scheme.startswith("sqlite") and path and not path.startswith(":memory:") else None
 
 
+def absolute(uri: str) -> str:
+    """Return the URI of a SQLite file by its full path, so that it names the same file when the job changes folders."""
+    scheme, _, path = uri.partition(":///")
+    is_relative = scheme.startswith("sqlite") and path and not path.startswith((":memory:", "/", "file:"))
+    return f"{scheme}:///{Path.cwd() / path}" if is_relative else uri
+
+
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 

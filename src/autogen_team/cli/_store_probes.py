@@ -47,8 +47,8 @@ class Probing:
     """The probes of the tracking store and the registry of a service."""
 
     def __init__(self, service: MlflowService) -> None:
-        self._uri = session.absolute(service.tracking_uri)
-        self._registry_uri = session.absolute(service.registry_uri)
+        self._uri = uris.absolute(service.tracking_uri)
+        self._registry_uri = uris.absolute(service.registry_uri)
         self._experiment_name = service.experiment_name
         self._limit = service.connect_timeout
         self._works_offline = service.mode != "online"

@@ -9,7 +9,6 @@ import pytest
 
 from autogen_team._ship import backends
 from autogen_team._ship.batches import Delivery, _requests
-from autogen_team.io._tracking import seam
 
 
 def test_requests_keep_to_the_limits_of_the_server():
@@ -96,7 +95,7 @@ def test_an_empty_batch_asks_for_the_run(request, database):
     uri = request.getfixturevalue(database)
     client = mlflow.MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
-    destination = backends.of(seam.plain_store(uri), uri)
+    destination = backends.of(backends.plain_store(uri), uri)
 
     destination.log(backends.Batch(run_id))
     client.delete_run(run_id)

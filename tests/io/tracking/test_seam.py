@@ -13,6 +13,8 @@ from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
 from mlflow.utils import autologging_utils, import_hooks
 
+from autogen_team._process import saved
+from autogen_team._ship import backends
 from autogen_team.io._tracking import seam
 
 
@@ -137,7 +139,7 @@ def test_a_run_can_be_deleted_for_good(store_uri):
     run_id = client.create_run("0").info.run_id
     client.delete_run(run_id)
 
-    seam.gc_of(store_uri)(run_id)
+    backends.hard_delete_of(store_uri)(run_id)
 
     with pytest.raises(Exception, match="not found"):
         client.get_run(run_id)
@@ -146,14 +148,14 @@ def test_a_run_can_be_deleted_for_good(store_uri):
 def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
     """Existing and new clients use the stand-in for a store, and MLflow's own store after undo."""
     client = mlflow.MlflowClient(store_uri)
-    plain = seam.plain_store(store_uri)
+    plain = backends.plain_store(store_uri)
     assert client._tracking_client.store is plain
     ours = object()
     undo = seam.stand_in(store_uri, ours, lambda find, *_: find())
     try:
         assert client._tracking_client.store is ours
         assert mlflow.MlflowClient(f"{store_uri}.other")._tracking_client.store is not ours
-        assert seam.plain_store(store_uri) is plain
+        assert backends.plain_store(store_uri) is plain
     finally:
         undo()
 
@@ -190,7 +192,7 @@ def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):
         return find()
 
     (tmp_path / "file.txt").write_text("text")
-    undo = seam.stand_in(store_uri, seam.plain_store(store_uri), find_artifacts)
+    undo = seam.stand_in(store_uri, backends.plain_store(store_uri), find_artifacts)
     try:
         client.log_artifact(run.info.run_id, str(tmp_path / "file.txt"))
         model = client.create_logged_model("0", "model")
@@ -374,7 +376,7 @@ def test_a_store_without_a_stand_in_gets_one_when_it_is_used(store_uri):
 
     def start(uri):
         assert mlflow.MlflowClient().get_experiment("0").name == "Default"
-        started.append((uri, seam.stand_in(uri, seam.plain_store(uri))))
+        started.append((uri, seam.stand_in(uri, backends.plain_store(uri))))
 
     leave_home = seam.stand_in("sqlite:///home.db", object())
     undo = seam.stand_in_for_others(start)
@@ -393,9 +395,9 @@ def test_a_store_without_a_stand_in_gets_one_when_it_is_used(store_uri):
 def test_the_environment_is_given_back_whoever_leaves_first(monkeypatch):
     """Variables are restored to their first values when services leave in the order of their start."""
     monkeypatch.setenv("AUTOGEN_TEAM_FIRST", "before")
-    first = seam.keep_environment("AUTOGEN_TEAM_FIRST", "AUTOGEN_TEAM_BOTH")
+    first = saved.keep_environment("AUTOGEN_TEAM_FIRST", "AUTOGEN_TEAM_BOTH")
     os.environ |= {"AUTOGEN_TEAM_FIRST": "1", "AUTOGEN_TEAM_BOTH": "1"}
-    second = seam.keep_environment("AUTOGEN_TEAM_SECOND", "AUTOGEN_TEAM_BOTH")
+    second = saved.keep_environment("AUTOGEN_TEAM_SECOND", "AUTOGEN_TEAM_BOTH")
     os.environ |= {"AUTOGEN_TEAM_SECOND": "2", "AUTOGEN_TEAM_BOTH": "2"}
     first()
     second()
@@ -415,7 +417,7 @@ def test_the_images_of_a_run_are_waited_for_where_artifacts_are_found(store_uri)
     mlflow.set_tracking_uri(store_uri)
     with mlflow.start_run() as run:
         mlflow.log_text("text", "notes.txt")
-        undo = seam.stand_in(store_uri, seam.plain_store(store_uri), find)
+        undo = seam.stand_in(store_uri, backends.plain_store(store_uri), find)
         mlflow.flush_artifact_async_logging()
         undo()
         mlflow.flush_artifact_async_logging()

@@ -16,7 +16,7 @@ from mlflow.store.tracking.rest_store import RestStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _get_store
 
-from autogen_team._ship import sql_bulk, watchdog
+from autogen_team._ship import backends, sql_bulk, watchdog
 from autogen_team._spool import journal, reader
 from autogen_team.errors import NotStartedError
 from autogen_team.io._tracking import runs, seam, write_behind
@@ -128,7 +128,7 @@ def test_what_is_logged_arrives_by_itself(any_uri, start_session, wait_until):
     started = start_session(any_uri)
     with runs.open_run(name="train") as run:
         mlflow.log_metric("loss", 0.5)
-        plain = seam.plain_store(any_uri)
+        plain = backends.plain_store(any_uri)
         wait_until(lambda: plain.get_run(run.info.run_id).data.metrics == {"loss": 0.5}, timeout=20)
     started.stop()
 
@@ -394,7 +394,7 @@ def test_a_folder_that_is_gone_keeps_no_watchdog(store_uri, start_session, tmp_p
 @pytest.mark.parametrize("database", ["store_uri", "postgres_uri"])
 def test_the_table_gets_what_log_batch_would_write(request, database):
     """Our own statement leaves the same rows as `log_batch`, also for metrics that are already stored."""
-    store = seam.plain_store(request.getfixturevalue(database))
+    store = backends.plain_store(request.getfixturevalue(database))
     metrics = [
         {"key": f"k{number % 3}", "value": value, "timestamp": 1000 + number // 2, "step": number % 5}
         for number, value in enumerate([1.0, math.nan, math.inf, -1.5, 0.0, math.nan] * 20)

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, NoReturn
 from autogen_team._process import run_events, streams
 from autogen_team._redact import mask, values
 from autogen_team._services.settings import state_dir
+from autogen_team._ship.uris import absolute
 from autogen_team.cli import _context, _look, _summary
 from autogen_team.cli._supervisor import exits, threads
 from autogen_team.cli._supervisor import target as targets
 from autogen_team.cli._supervisor.wire import ChildEnd, OpenRun, Order
 from autogen_team.context import GlobalContext
-from autogen_team.io._tracking.session import absolute
 
 if TYPE_CHECKING:
     import mlflow

@@ -10,25 +10,17 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
-import mlflow
-
-from autogen_team._ship import backends
 from autogen_team._ship.availability import Link, StoreUnavailableError
-from autogen_team._ship.backends import Refused, Unreachable
-from autogen_team._ship.error_text import with_kind
+from autogen_team._ship.files import Kind
 from autogen_team._ship.shipper import Courier
 from autogen_team._spool import records
 from autogen_team._spool.journal import Journal
-from autogen_team._spool.records import Entry
 from autogen_team.io._tracking import seam
-from autogen_team.io._tracking.seam import Kind
 from autogen_team.io._tracking.standin import StandIn
 
 _FILES = "files"
 """Folder beside the segments of the journal that holds the copies."""
 _THROUGH_THE_SERVER = ("mlflow-artifacts:", "http:", "https:")
-_FINAL = frozenset({400, 403, 409, 413, 422})
-"""HTTP statuses of an upload that another attempt would not change; nginx answers 413 above 1 MB."""
 _PATIENCE = 10.0
 """Seconds that an upload waits for the delivery of earlier entries."""
 
@@ -169,34 +161,3 @@ class _Patient(StandIn):
             getattr(self._inner, method)(path, folder)
 
         self._room.log(Path(path), folder, self._owner, self._kind, upload)
-
-
-def _is_final(error: Exception, uri: str) -> bool:
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    return status in _FINAL or backends.is_refusal(error, at_server=uri.startswith("http"))
-
-
-def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:
-    """Upload the artifact of an entry to its run or model, and remove the copy; move a refused copy to `refused`.
-
-    Raises:
-        Unreachable: the upload failed; another attempt may succeed.
-        Refused: no attempt can succeed: the file is too large, say, or its run is gone.
-
-    """
-    place = journal_folder / entry["place"]
-    if not place.is_dir():  # an earlier attempt uploaded it, and failed at a later entry
-        return
-    kind: Kind = "run" if "run" in entry else "logged_model"
-    try:
-        repository = seam.artifact_repository(client, entry.get("run") or entry["model"], kind)
-        repository.log_artifacts(str(place), entry.get("path"))
-    except Exception as error:
-        reason = with_kind(error)
-        if not _is_final(error, client.tracking_uri):
-            raise Unreachable(reason) from error
-        aside = journal_folder.parent.parent / "refused" / f"{journal_folder.name}-{place.name}"
-        aside.parent.mkdir(mode=0o700, exist_ok=True)
-        shutil.move(place, aside)
-        raise Refused(f"{reason}; it is kept in {aside}") from error
-    shutil.rmtree(place, ignore_errors=True)

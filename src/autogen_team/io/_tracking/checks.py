@@ -24,8 +24,9 @@ from mlflow.entities import Experiment, Run
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
+from autogen_team._process import saved
 from autogen_team._process.deadline import within
-from autogen_team._ship import uris
+from autogen_team._ship import backends, files, uris
 from autogen_team._ship.error_text import first_line
 from autogen_team.io._tracking import seam
 
@@ -85,10 +86,10 @@ def in_brief(seconds: float) -> Iterator[None]:
         "MLFLOW_ALLOW_FILE_STORE": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
-    give_back = [seam.keep_environment(*bounds), seam.ask_databases_once()]
+    give_back = [saved.keep_environment(*bounds), seam.ask_databases_once()]
     os.environ.update(bounds)
     try:
-        with seam.quiet("mlflow"), seam.quiet("alembic"):
+        with saved.quiet("mlflow"), saved.quiet("alembic"):
             yield
     finally:
         for each in give_back:
@@ -240,7 +241,7 @@ def _remove(client: mlflow.MlflowClient, run: Run, trial: Trial) -> str:
     remains = [f"the run {run_id} remains: {fault}"] if fault else []
     if fault := _fault_of(partial(_delete_artifacts, client, run)):
         remains.append(f"its artifact remains: {fault}")
-    delete_for_good = seam.gc_of(client.tracking_uri)
+    delete_for_good = backends.hard_delete_of(client.tracking_uri)
     if trial.is_deleted and (delete_for_good is None or _fault_of(lambda: str(delete_for_good(run_id) or ""))):
         remains.append(f"the deleted run {run_id} remains")
     return "; ".join(remains)
@@ -253,7 +254,7 @@ def _delete_run(client: mlflow.MlflowClient, run_id: str) -> str:
 
 
 def _delete_artifacts(client: mlflow.MlflowClient, run: Run) -> str:
-    seam.artifact_repository(client, run.info.run_id, "run").delete_artifacts()
+    files.repository_of(client, run.info.run_id, "run").delete_artifacts()
     folder = uris.local_place(str(run.info.artifact_uri))
     if folder is not None:
         with suppress(OSError):

@@ -27,11 +27,12 @@ from mlflow.entities import Experiment, LifecycleStage, Run, RunInfo, RunTag, Vi
 from mlflow.exceptions import MlflowException
 from mlflow.utils import mlflow_tags
 
+from autogen_team._process import saved
 from autogen_team._redact import mask, mask_url
 from autogen_team._ship import server_probe, uris
 from autogen_team._ship.error_text import first_line
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
-from autogen_team.io._tracking import copying_source, seam, session
+from autogen_team.io._tracking import copying_source
 from autogen_team.io._tracking.copying_contents import COPIED, COPIED_CONTENT, Contents, Counts
 from autogen_team.io._tracking.copying_files import Findings, Store, Tell, pages
 from autogen_team.io._tracking.copying_models import COPIED_FROM, Models
@@ -108,7 +109,7 @@ def copy(
         TrackingUnavailableError: a store does not answer; raised later too, if the target disappears.
 
     """
-    source, target = session.absolute(source), session.absolute(target)
+    source, target = uris.absolute(source), uris.absolute(target)
     if _identity(source) == _identity(target):
         raise ConfigurationError(f"the source and the target are the same store, {mask_url(source)}: name another one")
     _require_store(source, "source")
@@ -157,7 +158,7 @@ def _open(uri: str, *, read_only: bool = False) -> Store:
     place = uris.local_place(uri)
     store = Store(uri, place.parent if place and not uris.is_folder(uri) else place)
     try:
-        with seam.quiet("alembic"):
+        with saved.quiet("alembic"):
             if read_only:
                 copying_source.first_page(store)
             else:
@@ -170,7 +171,7 @@ def _open(uri: str, *, read_only: bool = False) -> Store:
 @contextmanager
 def _environment() -> Iterator[None]:
     with ExitStack() as undo:
-        undo.callback(seam.keep_environment(*_ENVIRONMENT))
+        undo.callback(saved.keep_environment(*_ENVIRONMENT))
         os.environ.update(_ENVIRONMENT)
         yield
 

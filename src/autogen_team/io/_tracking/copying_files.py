@@ -20,7 +20,6 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from autogen_team._redact import mask
 from autogen_team._ship.error_text import first_line
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import session
 
 Tell: TypeAlias = Callable[[str], None]
 
@@ -41,7 +40,7 @@ class Store:
     @cached_property
     def client(self) -> MlflowClient:
         """Return a client of the store; this creates a missing database."""
-        return session.client(self.uri, self.uri)
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def files(self, uri: str) -> ArtifactRepository:
         """Return the artifact repository for an address that the store has given."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from autogen_team._process import Undo
+from autogen_team._ship import backends
 from autogen_team.io._tracking import manifest, redaction, seam
 from autogen_team.io._tracking.manifest import Rule
 from autogen_team.io._tracking.standin import StandIn
@@ -18,7 +19,7 @@ _reported: set[tuple[str, str]] = set()
 
 def start(uri: str) -> Undo:
     """Redact what goes to the tracking store of `uri` while it has no journal; return a function that stops this."""
-    return seam.stand_in(uri, RedactingStore(seam.plain_store(uri), manifest.TRACKING), yields=True)
+    return seam.stand_in(uri, RedactingStore(backends.plain_store(uri), manifest.TRACKING), yields=True)
 
 
 def start_registry() -> Undo:

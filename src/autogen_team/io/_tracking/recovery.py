@@ -17,14 +17,13 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team._process import run_events
 from autogen_team._redact import MASK, mask, mask_url
-from autogen_team._ship import backends, uris
+from autogen_team._ship import backends, files, uris
 from autogen_team._ship.backends import OPENED_BY, Destination, Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool import index, journal, reader
 from autogen_team._spool.index import Found
 from autogen_team._spool.records import VERSION, Entry
-from autogen_team.io._tracking import artifacts, seam
 
 _PATIENCE, _PAUSE = 900.0, 10.0
 """Seconds for which a watchdog tries to recover a journal again while the server is away, and between two tries."""
@@ -171,8 +170,8 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
         result.problem = f"its format {version} is of a newer autogen-team than this one"
         return
     client = mlflow.MlflowClient(uri, registry_uri)
-    destination = backends.of(seam.plain_store(uri), uri)
-    delivery = Delivery(destination, lambda entry: artifacts.bring(client, found.folder, entry), state)
+    destination = backends.of(backends.plain_store(uri), uri)
+    delivery = Delivery(destination, lambda entry: files.bring(client, found.folder, entry), state)
     acked = reader.acked(found.folder)
     left = [entry for entry in entries if entry["n"] > acked]
     for entry in entries:
@@ -196,7 +195,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
 def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause) -> bool:
     """Close a run whose dead process has left no journal, and attach its log; return whether the run was open."""
     client = mlflow.MlflowClient(uri, registry_uri)
-    destination = backends.of(seam.plain_store(uri), uri)
+    destination = backends.of(backends.plain_store(uri), uri)
     is_open = _is_there(client, run_id) and _close(
         client, destination, run_id, int((end.at or time.time()) * 1000), end
     )

@@ -58,7 +58,6 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
-import logging
 import os
 import sys
 import threading
@@ -66,7 +65,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import mlflow
 from mlflow.entities import Param, RunInfo, RunTag, Span, TraceInfo
@@ -84,11 +83,11 @@ from mlflow.utils import autologging_utils, import_hooks, validation
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.autologging_utils import safety
 
-from autogen_team._process import Undo
-from autogen_team._ship import uris
+from autogen_team._process import Undo, saved
+from autogen_team._process.saved import SavedValue
+from autogen_team._ship import backends, files, uris
+from autogen_team._ship.files import Kind
 from autogen_team.io._tracking import isolation
-
-Kind: TypeAlias = Literal["run", "logged_model"]
 
 _ALL_FLAVORS = "mlflow"  # the name under which `mlflow.autolog` stores its own arguments
 
@@ -101,52 +100,6 @@ check_unique: Callable[..., None] = validation._validate_param_keys_unique
 check_run_id: Callable[..., None] = validation._validate_run_id
 check_datasets: Callable[..., None] = validation._validate_dataset_inputs
 as_float: Callable[[Any], Any] = convert_metric_value_to_float_if_possible
-
-
-class _Holders:
-    """Saved values of one global state, one for each holder, the innermost last.
-
-    A holder that leaves out of order hands its value to the next holder. The last one to leave restores the first.
-    """
-
-    def __init__(
-        self, apply: Callable[[Any], None], *, add: Callable[[Any, Any], Any] = lambda found, _: found
-    ) -> None:
-        """Restore by `apply`; `add` merges the value of a holder that leaves into that of the next holder."""
-        self._apply = apply
-        self._add = add
-        self._found: list[list[Any]] = []
-
-    def hold(self, found: Any) -> Undo:
-        """Save a value; return a function that restores it."""
-        mine = [found]
-        self._found.append(mine)
-
-        def leave() -> None:
-            place = next(number for number, other in enumerate(self._found) if other is mine)
-            del self._found[place]
-            if place == len(self._found):
-                self._apply(mine[0])
-            else:
-                self._found[place][0] = self._add(mine[0], self._found[place][0])
-
-        return leave
-
-
-def keep_environment(*names: str) -> Undo:
-    """Save these environment variables; return a function that restores them."""
-    return _environments.hold({name: os.environ.get(name) for name in names})
-
-
-def _restore_environment(before: dict[str, str | None]) -> None:
-    for name, value in before.items():
-        if value is None:
-            os.environ.pop(name, None)
-        else:
-            os.environ[name] = value
-
-
-_environments = _Holders(_restore_environment, add=lambda found, later: {**later, **found})  # each with its own names
 
 
 def keep_uris() -> Undo:
@@ -164,10 +117,10 @@ def _restore_uris(found: tuple[str | None, str | None, str | None, dict[str, str
         mlflow.set_tracking_uri(tracking_uri)  # type: ignore[arg-type]  # None unsets it, as MLflow's own tests do
     registry._registry_uri = registry_uri  # type: ignore[assignment]  # it begins as None, and is given no type
     fluent._active_experiment_id = experiment_id  # type: ignore[assignment]  # the same
-    _restore_environment(environment)
+    saved.restore_environment(environment)
 
 
-_uris = _Holders(_restore_uris)
+_uris = SavedValue(_restore_uris)
 
 
 def point_at(tracking_uri: str, registry_uri: str, *, for_good: bool = False) -> None:
@@ -195,18 +148,6 @@ def keeping_span_processors() -> Iterator[None]:
         configure(span_processors=found)
 
 
-@contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Silence this logger and those below it inside the block, except for warnings and errors."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
 def keep_autolog() -> Undo:
     """Save what autologging is switched on, now and for later imports; return a function that restores it."""
     integrations = copy.deepcopy(autologging_utils.AUTOLOGGING_INTEGRATIONS)
@@ -225,11 +166,11 @@ def _restore_autolog(found: tuple[dict[str, Any], dict[str, list[Any]]]) -> None
         import_hooks._post_import_hooks.update(hooks)
     if integrations.get(_ALL_FLAVORS):
         # Libraries imported since then get the configuration that they would have got, without a log line.
-        with quiet("mlflow.tracking.fluent"):
+        with saved.quiet("mlflow.tracking.fluent"):
             mlflow.autolog(**integrations[_ALL_FLAVORS])
 
 
-_autolog = _Holders(_restore_autolog)
+_autolog = SavedValue(_restore_autolog)
 
 
 def ask_databases_once() -> Undo:
@@ -313,17 +254,6 @@ _published: list[str] = []
 """Ids of experiments that services of this process have put into the environment."""
 
 
-def plain_store(uri: str) -> Any:
-    """Return MLflow's own store of the URI, even if another object stands in for it."""
-    return _plain_store_of(uri, None)
-
-
-def gc_of(uri: str) -> Callable[[str], object] | None:
-    """Return the function that deletes a run of this store for good, by its id; None for a server."""
-    found: Callable[[str], object] | None = getattr(plain_store(uri), "_hard_delete_run", None)
-    return found
-
-
 _FindArtifacts: TypeAlias = "Callable[[Callable[[], Any], str, Kind], Any]"
 
 _registry: Any = tracking._tracking_store_registry
@@ -336,7 +266,6 @@ _substitutes: dict[str, str] = {}
 _starters: list[Callable[[str], object]] = []
 _starting = threading.local()
 _client_class: Any = TrackingServiceClient
-_plain_artifact_repo: Any = _client_class._get_artifact_repo
 _fluent: Any = fluent
 _plain_known_repo: Any = _fluent._get_artifact_repo
 
@@ -365,7 +294,7 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
         if not _stand_ins:
             _identities.clear()
             del _registry._get_store_with_resolved_uri
-            _client_class._get_artifact_repo = _plain_artifact_repo
+            _client_class._get_artifact_repo = files.plain_repository
             _fluent._get_artifact_repo = _plain_known_repo
 
     return undo
@@ -423,11 +352,7 @@ def _stand_in_for(uri: str) -> tuple[Any, _FindArtifacts] | None:
 
 def _find_store(uri: str, artifact_uri: str | None = None) -> Any:
     found = _stand_in_for(uri) if artifact_uri is None else None
-    return _plain_store_of(uri, artifact_uri) if found is None else found[0]
-
-
-def _plain_store_of(uri: str, artifact_uri: str | None) -> Any:
-    return type(_registry)._get_store_with_resolved_uri(_registry, uri, artifact_uri)  # positional, to hit its cache
+    return backends.plain_store(uri, artifact_uri) if found is None else found[0]
 
 
 _registry_class: Any = ModelRegistryStoreRegistry
@@ -456,7 +381,7 @@ def _find_registry_store(stores: Any, uri: str, tracking_uri: str | None) -> Any
 
 
 def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: Kind = "run") -> Any:
-    find = partial(_plain_artifact_repo, client, owner, resource=resource)
+    find = partial(files.plain_repository, client, owner, resource=resource)
     found = _stand_in_for(client.tracking_uri)
     return found[1](find, owner, resource) if found else find()
 
@@ -464,11 +389,6 @@ def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: 
 def _find_known_repo(run_id: str) -> Any:
     known, found = _plain_known_repo(run_id), _stand_in_for(mlflow.get_tracking_uri())
     return found[1](lambda: known, run_id, "run") if known and found else known
-
-
-def artifact_repository(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
-    """Return MLflow's own artifact repository of a run or a logged model."""
-    return _plain_artifact_repo(client._tracking_client, owner, resource=kind)
 
 
 def tap_traces(taps: Mapping[str, Callable[..., Any]]) -> Undo:

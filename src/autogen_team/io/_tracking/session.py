@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from autogen_team._process import Undo, run_events
+from autogen_team._process import Undo, run_events, saved
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url
 from autogen_team._ship import server_probe, uris
@@ -109,8 +109,8 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
     with ExitStack() as undo:
         undo.enter_context(ending.signals_raise())
         if not logging.getLogger(_SAMPLER).level:  # otherwise the job has chosen a level
-            undo.enter_context(seam.quiet(_SAMPLER))
-        undo.callback(seam.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS, _RETRIES, _TIMEOUT))
+            undo.enter_context(saved.quiet(_SAMPLER))
+        undo.callback(saved.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS, _RETRIES, _TIMEOUT))
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
         undo.callback(seam.keep_uris())
@@ -163,19 +163,10 @@ def _stand_in(uri: str, registry_uri: str, settings: Settings) -> Undo:
 
 def _stand_in_for_other(uri: str, settings: Settings) -> Undo:
     """Do the same as `_stand_in` for a store that the job uses beside its own."""
-    from autogen_team.io._tracking import seam
-
     _allow_file_store(uri)
     # several processes of a job may find at once that the database has no tables yet
-    with turns.in_turn(uri, settings.state_dir), seam.quiet("alembic"):
+    with turns.in_turn(uri, settings.state_dir), saved.quiet("alembic"):
         return _stand_in(uri, uri, settings)
-
-
-def absolute(uri: str) -> str:
-    """Return the URI of a SQLite file by its full path, so that it names the same file when the job changes folders."""
-    scheme, _, path = uri.partition(":///")
-    is_relative = scheme.startswith("sqlite") and path and not path.startswith((":memory:", "/", "file:"))
-    return f"{scheme}:///{Path.cwd() / path}" if is_relative else uri
 
 
 def client(tracking_uri: str, registry_uri: str) -> MlflowClient:
@@ -227,13 +218,13 @@ def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_off
     """
     import mlflow
 
-    from autogen_team.io._tracking import offline, seam
+    from autogen_team.io._tracking import offline
 
     try:
         with (
             turns.in_turn(settings.tracking_uri, settings.state_dir),
             _impatient(settings.connect_timeout),
-            seam.quiet("alembic"),  # silences some 70 lines about the schema of a new database
+            saved.quiet("alembic"),  # silences some 70 lines about the schema of a new database
         ):
             if is_offline:
                 offline.make_experiment(settings.tracking_uri, settings.experiment_name)
@@ -319,7 +310,7 @@ def _impatient(timeout: float) -> Iterator[None]:
         _TIMEOUT: str(max(1, math.ceil(timeout))),
     }
     with ExitStack() as undo:
-        undo.callback(seam.keep_environment(*bounds))
+        undo.callback(saved.keep_environment(*bounds))
         undo.callback(seam.ask_databases_once())
         for name, value in bounds.items():
             os.environ.setdefault(name, value)

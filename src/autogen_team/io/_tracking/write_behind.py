@@ -14,7 +14,7 @@ import mlflow
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team._redact import mask_url
-from autogen_team._ship import backends
+from autogen_team._ship import backends, files
 from autogen_team._ship.availability import Link
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.shipper import Courier
@@ -79,7 +79,7 @@ class WriteBehind:
         self._flush_timeout = flush_timeout
         self.uri = uri
         self._client = mlflow.MlflowClient(uri, registry_uri)
-        inner = seam.plain_store(uri)
+        inner = backends.plain_store(uri)
         link = self._link = Link(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
         delivery = Delivery(backends.of(inner, uri), self._attach, state)
@@ -166,4 +166,4 @@ class WriteBehind:
 
     def _attach(self, entry: Entry) -> None:
         assert self.journal.folder is not None
-        artifacts.bring(self._client, self.journal.folder, entry)
+        files.bring(self._client, self.journal.folder, entry)

@@ -1,0 +1,70 @@
+"""Values of the process that are changed for a while and restored: variables, levels of loggers, globals of others."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from autogen_team._process import Undo
+
+
+class SavedValue:
+    """Saved values of one global state, one for each holder, the innermost last.
+
+    A holder that leaves out of order hands its value to the next holder. The last one to leave restores the first.
+    """
+
+    def __init__(
+        self, apply: Callable[[Any], None], *, add: Callable[[Any, Any], Any] = lambda found, _: found
+    ) -> None:
+        """Restore by `apply`; `add` merges the value of a holder that leaves into that of the next holder."""
+        self._apply = apply
+        self._add = add
+        self._found: list[list[Any]] = []
+
+    def hold(self, found: Any) -> Undo:
+        """Save a value; return a function that restores it."""
+        mine = [found]
+        self._found.append(mine)
+
+        def leave() -> None:
+            place = next(number for number, other in enumerate(self._found) if other is mine)
+            del self._found[place]
+            if place == len(self._found):
+                self._apply(mine[0])
+            else:
+                self._found[place][0] = self._add(mine[0], self._found[place][0])
+
+        return leave
+
+
+def keep_environment(*names: str) -> Undo:
+    """Save these environment variables; return a function that restores them."""
+    return _environments.hold({name: os.environ.get(name) for name in names})
+
+
+def restore_environment(before: dict[str, str | None]) -> None:
+    """Set the variables to what they were; None stands for one that was not set."""
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+_environments = SavedValue(restore_environment, add=lambda found, later: {**later, **found})  # each with its own names
+
+
+@contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Silence this logger and those below it inside the block, except for warnings and errors."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

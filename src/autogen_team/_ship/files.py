@@ -1,0 +1,57 @@
+"""Files that wait beside a journal: bring each to the artifacts of its run or model."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import mlflow
+from mlflow.tracking._tracking_service.client import TrackingServiceClient
+
+from autogen_team._ship import backends
+from autogen_team._ship.backends import Refused, Unreachable
+from autogen_team._ship.error_text import with_kind
+from autogen_team._spool.records import Entry
+
+Kind: TypeAlias = Literal["run", "logged_model"]
+
+plain_repository: Any = TrackingServiceClient._get_artifact_repo  # noqa: SLF001 - taken before anything stands in
+_FINAL = frozenset({400, 403, 409, 413, 422})
+"""HTTP statuses of an upload that another attempt would not change; nginx answers 413 above 1 MB."""
+
+
+def repository_of(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
+    """Return MLflow's own artifact repository of a run or a logged model."""
+    return plain_repository(client._tracking_client, owner, resource=kind)  # noqa: SLF001 - no public one returns it
+
+
+def _is_final(error: Exception, uri: str) -> bool:
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status in _FINAL or backends.is_refusal(error, at_server=uri.startswith("http"))
+
+
+def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:
+    """Upload the artifact of an entry to its run or model, and remove the copy; move a refused copy to `refused`.
+
+    Raises:
+        Unreachable: the upload failed; another attempt may succeed.
+        Refused: no attempt can succeed: the file is too large, say, or its run is gone.
+
+    """
+    place = journal_folder / entry["place"]
+    if not place.is_dir():  # an earlier attempt uploaded it, and failed at a later entry
+        return
+    kind: Kind = "run" if "run" in entry else "logged_model"
+    try:
+        repository = repository_of(client, entry.get("run") or entry["model"], kind)
+        repository.log_artifacts(str(place), entry.get("path"))
+    except Exception as error:
+        reason = with_kind(error)
+        if not _is_final(error, client.tracking_uri):
+            raise Unreachable(reason) from error
+        aside = journal_folder.parent.parent / "refused" / f"{journal_folder.name}-{place.name}"
+        aside.parent.mkdir(mode=0o700, exist_ok=True)
+        shutil.move(place, aside)
+        raise Refused(f"{reason}; it is kept in {aside}") from error
+    shutil.rmtree(place, ignore_errors=True)
