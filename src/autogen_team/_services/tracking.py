@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.tracking import MlflowClient
 
+    from autogen_team._ship.recovery import Recovered
     from autogen_team._spool.index import Found
-    from autogen_team.io._tracking.copying import Outcome as Copied
-    from autogen_team.io._tracking.copying import Progress
+    from autogen_team._sync.copying import Outcome as Copied
+    from autogen_team._sync.copying import Progress
     from autogen_team.io._tracking.joining import Shared
-    from autogen_team.io._tracking.recovery import Recovered
 
 __all__ = ["MlflowService"]
 
@@ -331,8 +331,7 @@ class MlflowService(Service):
         Yields each journal with its result. The journal of a living process is never touched. `hosts` names other
         machines that share the state folder and are gone for good, such as pods.
         """
-        from autogen_team._ship import uris
-        from autogen_team.io._tracking import recovery
+        from autogen_team._ship import recovery, uris
 
         stores = uris.absolute(self.tracking_uri), uris.absolute(self.registry_uri)
         yield from recovery.recover_all(*stores, state_dir(), others=True, hosts=hosts)
@@ -357,7 +356,7 @@ class MlflowService(Service):
 
         """
         from autogen_team._ship import uris
-        from autogen_team.io._tracking import copying
+        from autogen_team._sync import copying
 
         target = uris.absolute(self.tracking_uri)
         yield from copying.copy(

@@ -54,7 +54,7 @@ os.execv(order["command"][0], order["command"])
 _RECOVER = """
 import sys
 sys.path[:] = {path!r}
-from autogen_team.io._tracking import recovery
+from autogen_team._ship import recovery
 recovery.after_death({folder!r})
 """
 _PATIENCE = 5.0

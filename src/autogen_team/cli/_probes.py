@@ -81,10 +81,10 @@ def state_folder() -> list[Check]:
 
 def _waiting(folder: Path, remedy: str) -> Check:
     from autogen_team._spool import index
-    from autogen_team.io._tracking import offline
+    from autogen_team._sync import offline_store
 
     try:
-        journals, stores = index.find(folder), offline.find(folder)
+        journals, stores = index.find(folder), offline_store.find(folder)
     except (OSError, ValueError, KeyError) as error:
         return Check("waiting", "fail", f"what waits in {folder} cannot be read: {error}", remedy)
     words = {

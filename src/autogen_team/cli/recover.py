@@ -11,8 +11,8 @@ from autogen_team._services.settings import state_dir
 from autogen_team.cli import _context, _look
 
 if TYPE_CHECKING:
+    from autogen_team._ship import recovery
     from autogen_team._spool import index
-    from autogen_team.io._tracking import recovery
 
 __all__ = ["recover"]
 

@@ -18,12 +18,12 @@ __all__ = ["show"]
 def show(*, as_json: bool) -> None:
     """Print the journals of all processes, and the stores of offline runs."""
     from autogen_team._spool import index
-    from autogen_team.io._tracking import offline
+    from autogen_team._sync import offline_store
 
     with _look.plain_errors():
         state = state_dir()
     found = index.find(state)
-    stores = offline.find(state)
+    stores = offline_store.find(state)
     if as_json:
         offline_stores = [{"store": store, "destination": destination} for store, destination in stores.items()]
         _look.as_json({"journals": [asdict(one) for one in found], "offline": offline_stores})

@@ -18,9 +18,9 @@ from autogen_team.errors import ConfigurationError
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
+    from autogen_team._ship.recovery import Recovered
     from autogen_team._spool.index import Found
-    from autogen_team.io._tracking.copying import Outcome, Progress
-    from autogen_team.io._tracking.recovery import Recovered
+    from autogen_team._sync.copying import Outcome, Progress
 
 __all__ = ["sync"]
 
@@ -91,9 +91,9 @@ def _row(found: Found, result: Recovered | None) -> dict[str, object]:
 def _left(stores: Sequence[str]) -> Iterator[dict[str, str]]:
     """Yield what still waits on this machine, and why."""
     from autogen_team._spool import index
-    from autogen_team.io._tracking import offline
+    from autogen_team._sync import offline_store
 
-    for store, destination in offline.find(state_dir()).items():
+    for store, destination in offline_store.find(state_dir()).items():
         if store not in stores:
             why = f"set MLFLOW_TRACKING_URI to it, or copy them elsewhere: autogen-team sync {store} --to URI"
             yield {"what": "offline runs", "store": destination, "why": why}
@@ -107,12 +107,12 @@ def _stores(source: str | None, service: MlflowService, *, is_elsewhere: bool) -
 
     If `is_elsewhere`, all offline runs are copied, else only those that are meant for the service's store.
     """
-    from autogen_team.io._tracking import offline
+    from autogen_team._sync import offline_store
 
     if source is None:
         if is_elsewhere:
-            return list(offline.find(state_dir()))
-        store = offline.existing_store(state_dir(), service.stores()[0])
+            return list(offline_store.find(state_dir()))
+        store = offline_store.existing_store(state_dir(), service.stores()[0])
         return [store] if store else []
     if not _is_uri(source) and not Path(source).expanduser().exists():
         raise ConfigurationError(

@@ -90,9 +90,9 @@ def _stores(service: MlflowService) -> tuple[str, str]:
 
 
 def _offline(destination: str) -> tuple[str, str]:
-    from autogen_team.io._tracking import offline
+    from autogen_team._sync import offline_store
 
-    store = offline.existing_store(state_dir(), destination)
+    store = offline_store.existing_store(state_dir(), destination)
     if store is None:
         raise ConfigurationError(f"no run that is meant for {mask_url(destination)} has been recorded offline")
     return store, store

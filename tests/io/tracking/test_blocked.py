@@ -8,8 +8,9 @@ import logging
 import mlflow
 import pytest
 
+from autogen_team._ship import recovery
 from autogen_team._spool import index
-from autogen_team.io._tracking import recovery, runs, write_behind
+from autogen_team.io._tracking import runs, write_behind
 
 WORD = "forbidden-word"
 

@@ -21,7 +21,8 @@ from mlflow.entities import (
     RunTag,
 )
 
-from autogen_team.io._tracking import copying, copying_models
+from autogen_team._sync import copying
+from autogen_team._sync.models import as_point
 from testkit.copies import EXPERIMENT, client_of, copy, current, files_of, happened, make_experiment, runs_of, write
 
 
@@ -96,8 +97,7 @@ def contents(uri, experiment=EXPERIMENT):
                 if not key.startswith("autogen_team.")
             },
             "metrics": {
-                key: sorted(map(copying_models.as_point, client.get_metric_history(run_id, key)), key=str)
-                for key in data.metrics
+                key: sorted(map(as_point, client.get_metric_history(run_id, key)), key=str) for key in data.metrics
             },
             "datasets": sorted(
                 (str(dict(used.dataset)), [(tag.key, tag.value) for tag in used.tags])
@@ -269,7 +269,8 @@ def test_the_second_time_nothing_is_copied(source, target, make_run):
 
 KILLED = """
 import sys, time
-from autogen_team.io._tracking import copying
+from autogen_team._sync import copying
+from autogen_team._sync.models import as_point
 import mlflow
 
 def stop(*_):

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import ViewType
 
-from autogen_team.io._tracking import copying
+from autogen_team._sync import copying
 from testkit.copies import EXPERIMENT, client_of, copy, current, files_of, happened, make_experiment, runs_of, write
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from autogen_team._sync import copying
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
-from autogen_team.io._tracking import copying
 from testkit.copies import client_of, copy, happened, make_experiment, write
 
 

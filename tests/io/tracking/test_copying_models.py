@@ -10,7 +10,7 @@ import numpy as np
 from mlflow.entities import LoggedModelInput, LoggedModelOutput, RunTag
 from sklearn.linear_model import LogisticRegression
 
-from autogen_team.io._tracking import copying, copying_contents
+from autogen_team._sync import contents, copying
 from testkit.copies import EXPERIMENT, client_of, copy, current, files_of, make_experiment, runs_of, write
 
 
@@ -169,7 +169,7 @@ def test_what_is_sent_at_once_stays_below_what_a_server_takes():
     short = [RunTag(f"t{number}", "v") for number in range(250)]
     long = [RunTag(f"t{number}", "é" * 8000) for number in range(30)]
 
-    batches = [*copying_contents._batches(short, 100)], [*copying_contents._batches(long, 100)]
+    batches = [*contents._batches(short, 100)], [*contents._batches(long, 100)]
 
     assert [len(batch) for batch in batches[0]] == [100, 100, 50]
     assert [tag for batch in batches[1] for tag in batch] == long

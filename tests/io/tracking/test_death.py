@@ -18,8 +18,9 @@ import mlflow
 import pytest
 
 from autogen_team._process import run_events
+from autogen_team._ship import recovery
 from autogen_team._spool import index, journal
-from autogen_team.io._tracking import recovery, runs
+from autogen_team.io._tracking import runs
 
 KILLS = 50
 SOON = 120.0

@@ -10,8 +10,8 @@ import sys
 
 import pytest
 
+from autogen_team._ship import recovery
 from autogen_team._spool import index, journal, reader, records
-from autogen_team.io._tracking import recovery
 
 
 def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monkeypatch):

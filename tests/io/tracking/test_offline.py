@@ -9,8 +9,8 @@ import mlflow
 import pytest
 
 from autogen_team._spool import index, journal, reader
+from autogen_team._sync import offline_store
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import offline
 from autogen_team.io.services import MlflowService
 
 
@@ -34,7 +34,7 @@ def test_a_job_works_without_its_server(dead_server, mode, tmp_path, caplog):
     service = MlflowService(tracking_uri=dead_server, mode=mode, autolog_disable=True)
     run = train(service)
 
-    uri = offline.store_uri(tmp_path / "state", dead_server)
+    uri = offline_store.store_uri(tmp_path / "state", dead_server)
     stored = mlflow.MlflowClient(uri).get_run(run.info.run_id)
     assert (stored.info.status, stored.data.metrics) == ("FINISHED", {"loss": 0.5})
     assert Path(stored.info.artifact_uri.removeprefix("file://"), "notes.txt").read_text() == "artifact"
@@ -105,7 +105,7 @@ def test_runs_for_different_servers_are_kept_apart(dead_server, tmp_path):
     for uri in (dead_server, "http://bob:hunter2-hunter2@127.0.0.1:1"):
         train(MlflowService(tracking_uri=uri, mode="offline", autolog_disable=True))
 
-    stores = offline.find(tmp_path / "state")
+    stores = offline_store.find(tmp_path / "state")
     assert sorted(stores.values()) == sorted([dead_server, "http://bob:***@127.0.0.1:1"])
     texts = [path.read_text() for path in (tmp_path / "state" / "offline").glob("*/about.json")]
     assert "hunter2" not in "".join(texts)

@@ -18,10 +18,10 @@ import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
-from autogen_team._ship import backends
+from autogen_team._ship import backends, recovery
 from autogen_team._spool import index, journal, reader
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import recovery, runs, write_behind
+from autogen_team.io._tracking import runs, write_behind
 
 SLOW = 0.2
 """Seconds; a call that waits for the server takes longer. Microseconds are measured in `benchmarks/`."""

@@ -8,7 +8,8 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import ViewType
 
-from autogen_team.io._tracking import copying, seam
+from autogen_team._sync import copying
+from autogen_team.io._tracking import seam
 
 EXPERIMENT = "fraud"
 

@@ -122,7 +122,7 @@ def _close(death: Death, run: OpenRun) -> bool:
     # By default, MLflow would try for four minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    from autogen_team.io._tracking import recovery
+    from autogen_team._ship import recovery
 
     end = recovery.Cause(death.reason, death.verdict, death.at)
     stores = run.tracking_uri, run.registry_uri

@@ -95,16 +95,17 @@ def start(settings: Settings) -> Session:
             if settings.mode == "online":
                 raise
             _report.warning("%s The job works offline; `autogen-team sync` delivers its runs later", error)
-    from autogen_team.io._tracking import offline
+    from autogen_team._sync import offline_store
 
-    uri = offline.prepare(settings.state_dir, settings.tracking_uri)
+    uri = offline_store.prepare(settings.state_dir, settings.tracking_uri)
     return _start(replace(settings, tracking_uri=uri, registry_uri=uri), instead_of=settings.tracking_uri)
 
 
 def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
     import mlflow
 
-    from autogen_team.io._tracking import ending, isolation, lane, masked, recovery, runs, seam, traces
+    from autogen_team._ship import recovery
+    from autogen_team.io._tracking import ending, isolation, lane, masked, runs, seam, traces
 
     with ExitStack() as undo:
         undo.enter_context(ending.signals_raise())
@@ -218,7 +219,7 @@ def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_off
     """
     import mlflow
 
-    from autogen_team.io._tracking import offline
+    from autogen_team._sync import offline_store
 
     try:
         with (
@@ -227,7 +228,7 @@ def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_off
             saved.quiet("alembic"),  # silences some 70 lines about the schema of a new database
         ):
             if is_offline:
-                offline.make_experiment(settings.tracking_uri, settings.experiment_name)
+                offline_store.make_experiment(settings.tracking_uri, settings.experiment_name)
             if given_id is not None and not is_offline:
                 find = partial(_known_experiment, given_id)
             else:

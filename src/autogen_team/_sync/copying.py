@@ -31,11 +31,11 @@ from autogen_team._process import saved
 from autogen_team._redact import mask, mask_url
 from autogen_team._ship import server_probe, uris
 from autogen_team._ship.error_text import first_line
+from autogen_team._sync import listing
+from autogen_team._sync.contents import COPIED, COPIED_CONTENT, Contents, Counts
+from autogen_team._sync.files import Findings, Store, Tell, pages
+from autogen_team._sync.models import COPIED_FROM, Models
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
-from autogen_team.io._tracking import copying_source
-from autogen_team.io._tracking.copying_contents import COPIED, COPIED_CONTENT, Contents, Counts
-from autogen_team.io._tracking.copying_files import Findings, Store, Tell, pages
-from autogen_team.io._tracking.copying_models import COPIED_FROM, Models
 
 __all__ = ["COPIED", "COPIED_FROM", "Counts", "Happened", "Outcome", "Progress", "copy"]
 
@@ -160,7 +160,7 @@ def _open(uri: str, *, read_only: bool = False) -> Store:
     try:
         with saved.quiet("alembic"):
             if read_only:
-                copying_source.first_page(store)
+                listing.first_page(store)
             else:
                 store.client.search_experiments(max_results=1)
     except Exception as error:  # not chained: the causes show the address with its password
@@ -200,7 +200,7 @@ class _Copying:
         self._options = options
         self._is_missing = is_missing and options.dry_run
         """Whether this is a dry run to a target that does not exist, so that it cannot be asked."""
-        self._listing = copying_source.Listing(source)
+        self._listing = listing.Listing(source)
         self._experiments: dict[str, Experiment] = {}
         """Experiments of the source, by id."""
         self._infos: dict[str, RunInfo] = {}

@@ -13,8 +13,8 @@ from mlflow.entities import DatasetInput, LoggedModelInput, LoggedModelOutput, M
 from mlflow.utils import mlflow_tags, validation
 
 from autogen_team._ship import backends, sql_bulk
-from autogen_team.io._tracking.copying_files import Findings, Store, Tell, count_files, describe_files, send_files
-from autogen_team.io._tracking.copying_models import COPIED_FROM, Models, Owner, Point, as_point, links
+from autogen_team._sync.files import Findings, Store, Tell, count_files, describe_files, send_files
+from autogen_team._sync.models import COPIED_FROM, Models, Owner, Point, as_point, links
 
 COPIED = "autogen_team.copied"
 """Tag of a complete copy: the end of the run in the source, in milliseconds since the epoch, or `unknown`."""

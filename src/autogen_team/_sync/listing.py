@@ -17,7 +17,7 @@ from mlflow.store.entities.paged_list import PagedList
 from autogen_team._redact import mask
 from autogen_team._ship import uris
 from autogen_team._ship.error_text import first_line
-from autogen_team.io._tracking.copying_files import Store, pages
+from autogen_team._sync.files import Store, pages
 
 _META = "meta.yaml"
 _NAME = Path("tags", "mlflow.runName")

@@ -11,7 +11,7 @@ from typing import TypeAlias
 from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput, Metric, Run
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
-from autogen_team.io._tracking.copying_files import Findings, Store, Tell, pages, send_files
+from autogen_team._sync.files import Findings, Store, Tell, pages, send_files
 
 COPIED_FROM = "autogen_team.copied_from"
 """Tag that identifies the copy of a run or of a model: its id in the source."""
