@@ -30,8 +30,8 @@ from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
+    from autogen_team._capture.shared_runs import Shared
     from autogen_team.context import GlobalContext
-    from autogen_team.io._tracking.joining import Shared
 
 RunConfig = MlflowService.RunConfig
 Parameters = ParamSpec("Parameters")
@@ -377,8 +377,8 @@ def run_of_environment(service: MlflowService) -> Shared | None:
     text = os.environ.get(WORKER_OF)
     if not text or identity.worker() is not None:
         return None
+    from autogen_team._capture.shared_runs import Shared
     from autogen_team._redact import mask_url
-    from autogen_team.io._tracking.joining import Shared
 
     try:
         order = json.loads(text)

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.tracking import MlflowClient
 
+    from autogen_team._capture.shared_runs import Shared
     from autogen_team._ship.recovery import Recovered
     from autogen_team._spool.index import Found
     from autogen_team._sync.copying import Outcome as Copied
     from autogen_team._sync.copying import Progress
-    from autogen_team.io._tracking.joining import Shared
 
 __all__ = ["MlflowService"]
 
@@ -132,8 +132,8 @@ class MlflowService(Service):
             ConfigurationError: the experiment cannot be used, for example because it is deleted.
 
         """
+        from autogen_team._capture import session
         from autogen_team._ship import uris
-        from autogen_team.io._tracking import session
 
         with self._lock:
             if not self.is_started:
@@ -182,7 +182,7 @@ class MlflowService(Service):
             NotStartedError: the service does not run, so the run would go to an unknown store.
 
         """
-        with self._runs().open_run(**run_config.model_dump()) as run:
+        with self._lifecycle().open_run(**run_config.model_dump()) as run:
             yield run
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -214,7 +214,7 @@ class MlflowService(Service):
 
         Runs that the code opens later become children of this one. `autogen-team run` puts this around a script.
         """
-        with self._runs().host_run(**run_config.model_dump()) as run:
+        with self._lifecycle().host_run(**run_config.model_dump()) as run:
             yield run
 
     def shared_run(self) -> Shared | None:
@@ -224,10 +224,10 @@ class MlflowService(Service):
             NotStartedError: the service does not run.
 
         """
-        self._runs()
-        from autogen_team.io._tracking import joining
+        self._lifecycle()
+        from autogen_team._capture import shared_runs
 
-        return joining.shared_run(self.stores()[0], state_dir())
+        return shared_runs.shared_run(self.stores()[0], state_dir())
 
     def for_worker(self) -> Self:
         """Return the service with the stores in use here, so that a worker need not check them again."""
@@ -252,16 +252,16 @@ class MlflowService(Service):
             Exception: any error of the store.
 
         """
-        self._runs()
-        from autogen_team.io._tracking import joining
+        self._lifecycle()
+        from autogen_team._capture import shared_runs
 
-        return joining.find(tags, since, place_tag)
+        return shared_runs.find(tags, since, place_tag)
 
     def place(self) -> str:
         """Return `host:state_dir`; processes with equal values share the logs of runs."""
-        from autogen_team.io._tracking import joining
+        from autogen_team._capture import shared_runs
 
-        return joining.place(state_dir())
+        return shared_runs.place(state_dir())
 
     @contextmanager
     def work_for(
@@ -276,21 +276,21 @@ class MlflowService(Service):
             NotStartedError: the service does not run.
 
         """
-        runs = self._runs()
-        from autogen_team.io._tracking import joining
+        lifecycle = self._lifecycle()
+        from autogen_team._capture import shared_runs
 
-        with joining.work_for(run, failure_tag) as active:
+        with shared_runs.work_for(run, failure_tag) as active:
             if child is None:
                 yield active
             else:
-                with runs.open_run(**child.model_dump()) as opened:
+                with lifecycle.open_run(**child.model_dump()) as opened:
                     yield opened
 
     def contribute_log(self, run: Shared) -> AbstractContextManager[None]:
         """Add what this process logs inside the block to the log of a run that another process has open."""
-        from autogen_team.io._tracking import joining
+        from autogen_team._capture import shared_runs
 
-        return joining.contribute_log(run, state_dir())
+        return shared_runs.contribute_log(run, state_dir())
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the store has everything logged so far, at most `timeout` seconds (`flush_timeout` if None).
@@ -301,29 +301,29 @@ class MlflowService(Service):
         """
         if not (self.is_started and self.durable):
             return True
-        from autogen_team.io._tracking import write_behind
+        from autogen_team._capture import write_behind
 
         return write_behind.flush(self.flush_timeout if timeout is None else timeout)
 
-    def _runs(self) -> ModuleType:
+    def _lifecycle(self) -> ModuleType:
         if not self.is_started:
             raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
-        from autogen_team.io._tracking import runs
+        from autogen_team._capture import lifecycle
 
-        return runs
+        return lifecycle
 
     @property
     def active_run(self) -> mlflow.ActiveRun | None:
         """The innermost open run of this thread, no matter which code opened it."""
-        from autogen_team.io._tracking import session
+        from autogen_team._capture import session
 
         return session.active_run()
 
     def link(self, experiment_id: str, run_id: str) -> str | None:
         """Return the URL of a run on the tracking server; None for a store without a server, or for an offline run."""
-        from autogen_team.io._tracking import links
+        from autogen_team._capture import ui_url
 
-        return links.of_run(self.stores()[0], experiment_id, run_id)
+        return ui_url.of_run(self.stores()[0], experiment_id, run_id)
 
     def recover(self, hosts: Collection[str] = ()) -> Iterator[tuple[Found, Recovered]]:
         """Deliver the journals that dead processes of this machine have left, and close their runs as KILLED.
@@ -369,7 +369,7 @@ class MlflowService(Service):
         The relative path of a SQLite file belongs to the folder where the service was last started, otherwise to the
         current folder. After an offline start, the client is for the store of offline runs.
         """
-        from autogen_team.io._tracking import session
+        from autogen_team._capture import session
 
         return session.client(*self.stores())
 

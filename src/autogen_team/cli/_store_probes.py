@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+from autogen_team._capture import session, ui_url
 from autogen_team._redact import mask_url
 from autogen_team._ship import server_probe, uris
 from autogen_team._ship.error_text import first_line
 from autogen_team.cli._probes import Check, unwritable
 from autogen_team.errors import ConfigurationError
-from autogen_team.io._tracking import links, session
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Experiment
 
-    from autogen_team.io._tracking import checks
+    from autogen_team._capture import store_trial
 
 LIMIT = 10.0
 """Seconds for the whole trial run. Each request before it has the `connect_timeout` of the service, as in a job."""
@@ -58,9 +58,9 @@ class Probing:
         is_same = self._registry_uri == self._uri
         try:
             self._reach("tracking", self._uri, _TRACKING)
-            from autogen_team.io._tracking import checks
+            from autogen_team._capture import store_trial
 
-            with checks.in_brief(self._limit):
+            with store_trial.in_brief(self._limit):
                 client = session.client(self._uri, self._registry_uri)
                 tracking, server = self._tracking()
                 registry = self._answer_of_registry(client) if is_same else self._registry()
@@ -113,12 +113,12 @@ class Probing:
             _UnusableError: it has another schema or no tables, or it cannot be read.
 
         """
+        from autogen_team._capture import store_trial
         from autogen_team._process.deadline import within
-        from autogen_team.io._tracking import checks
 
         shown = mask_url(uri)
         try:
-            schema, expected = within(self._limit, lambda: checks.schema(uri), name="autogen-team-schema")
+            schema, expected = within(self._limit, lambda: store_trial.schema(uri), name="autogen-team-schema")
         except Exception as error:
             remedy = "name another store, or have a look at this one: it is no database that can be read"
             raise _UnusableError(Check(name, "fail", f"{shown}: {first_line(error)}", remedy), f"see {name}") from None
@@ -130,19 +130,19 @@ class Probing:
             remedy = f"make a backup, then mlflow db upgrade '{shown}'; or install the MLflow that has written it"
             raise _UnusableError(Check(name, "fail", found, remedy), f"see {name}")
 
-    def _tracking(self) -> tuple[Check, checks.Server | None]:
+    def _tracking(self) -> tuple[Check, store_trial.Server | None]:
         """Check the tracking store; return the result and, if the store is a server, what the server answered."""
-        from autogen_team.io._tracking import checks
+        from autogen_team._capture import store_trial
 
         shown = mask_url(self._uri)
         if uris.is_folder(self._uri):
             remedy = "move to sqlite:///mlflow.db: mlflow migrate-filestore"
             return Check("tracking", "note", f"{shown} is a folder, which MLflow is giving up", remedy), None
         ours = importlib.metadata.version("mlflow-skinny")
-        if not links.pages(self._uri):
+        if not ui_url.pages(self._uri):
             return Check("tracking", "ok", f"{shown}, opened by MLflow {ours}"), None
         try:
-            server = checks.ask_server(self._uri, self._limit)
+            server = store_trial.ask_server(self._uri, self._limit)
         except Exception as error:
             remedy = f"look at the log of the server, or correct {_TRACKING}"
             check = Check("tracking", "fail", f"{shown}: {first_line(error)}", remedy)
@@ -166,20 +166,20 @@ class Probing:
             self._reach("registry", self._registry_uri, _REGISTRY)
         except _UnusableError as error:
             return error.check
-        from autogen_team.io._tracking import checks
+        from autogen_team._capture import store_trial
 
-        with checks.in_brief(self._limit):
+        with store_trial.in_brief(self._limit):
             return self._answer_of_registry(session.client(self._registry_uri, self._registry_uri))
 
     def _answer_of_registry(self, client: MlflowClient) -> Check:
-        from autogen_team.io._tracking import checks
+        from autogen_team._capture import store_trial
 
         shown = "the same store" if self._registry_uri == self._uri else mask_url(self._registry_uri)
         place = uris.local_place(self._registry_uri)
         if place is not None and place.is_dir() and not (place / "models").exists():  # the request would create it
             return Check("registry", "ok", f"{shown} has no models yet")
         try:
-            checks.ask_registry(client, self._limit)
+            store_trial.ask_registry(client, self._limit)
         except Exception as error:
             remedy = f"correct {_REGISTRY}, or ask for the permission to read there"
             return Check("registry", "fail", f"{shown}: {first_line(error)}", remedy)
@@ -187,12 +187,12 @@ class Probing:
 
     def _runs(self, client: MlflowClient) -> Iterator[Check]:
         """Look up the experiment and try out a run in it; if it does not exist, in MLflow's default experiment."""
-        from autogen_team.io._tracking import checks
+        from autogen_team._capture import store_trial
 
         name = self._experiment_name
         experiment: Experiment | None = None
         try:
-            experiment = checks.find_experiment(client, name, self._limit)
+            experiment = store_trial.find_experiment(client, name, self._limit)
         except Exception as error:
             why, remedy = "skipped: see experiment", "name another one in MLFLOW_EXPERIMENT_NAME"
             yield Check("experiment", "fail", f"{name!r} cannot be looked up: {first_line(error)}", remedy)
@@ -200,7 +200,7 @@ class Probing:
             why = "skipped: there is no experiment to try it in"
             if experiment is None:
                 yield Check("experiment", "note", f"{name!r} is not there yet; the first run makes it")
-                experiment = checks.get_default_experiment(client, self._limit)
+                experiment = store_trial.get_default_experiment(client, self._limit)
             elif experiment.lifecycle_stage != "active":
                 restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
                 remedy = f"{restore}, or name another one in MLFLOW_EXPERIMENT_NAME"
@@ -211,12 +211,12 @@ class Probing:
         if experiment is None:
             yield from (Check("runs", "note", why), Check("artifacts", "note", why))
             return
-        trial = checks.try_out(client, experiment, LIMIT)
+        trial = store_trial.try_out(client, experiment, LIMIT)
         is_other = experiment.name != name
         yield self._of_store(trial, f" in the experiment {experiment.name!r}" if is_other else "", is_other=is_other)
         yield self._of_artifacts(trial, mask_url(str(experiment.artifact_location)))
 
-    def _of_store(self, trial: checks.Trial, where: str, *, is_other: bool) -> Check:
+    def _of_store(self, trial: store_trial.Trial, where: str, *, is_other: bool) -> Check:
         left = trial.remains or "nothing of it remains"
         if trial.store:
             found = f"a run could not be written{where}: {trial.store}"
@@ -229,7 +229,7 @@ class Probing:
             return Check("runs", "note", found, f"mlflow runs delete --run-id {trial.run_id}")
         return Check("runs", "ok", found)
 
-    def _of_artifacts(self, trial: checks.Trial, location: str) -> Check:
+    def _of_artifacts(self, trial: store_trial.Trial, location: str) -> Check:
         if trial.artifacts is None:
             return Check("artifacts", "note", "skipped: see runs")
         if trial.artifacts:
@@ -245,7 +245,7 @@ class Probing:
             return Check("artifacts", "note", found, remedy)
         return Check("artifacts", "ok", found)
 
-    def _clock(self, server: checks.Server | None) -> Check:
+    def _clock(self, server: store_trial.Server | None) -> Check:
         if server is None:
             if server_probe.is_server(self._uri):
                 return Check("clock", "note", "not checked: a database is not asked for its time")

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.text import Text
 
+from autogen_team._capture import ui_url
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url
 from autogen_team._services.settings import state_dir
 from autogen_team.cli import _context, _look, _server
 from autogen_team.errors import ConfigurationError, MissingExtraError, TrackingUnavailableError
-from autogen_team.io._tracking import links
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool,
         service = _context.build(overrides).mlflow_service
         stores = _stores(service)
         tell = partial(_tell, service.experiment_name, stores, opens_browser=opens_browser, as_json=as_json)
-        pages = links.pages(stores[0])
+        pages = ui_url.pages(stores[0])
         if pages is not None:
             tell(pages)
             return
@@ -83,7 +83,7 @@ def _stores(service: MlflowService) -> tuple[str, str]:
         if service.mode == "online":
             raise
         return _offline(tracking)
-    if links.pages(registry) and not links.pages(tracking):
+    if ui_url.pages(registry) and not ui_url.pages(tracking):
         _look.say("warning", f"registered models are on {mask_url(registry)}, and shown only there", "yellow")
         registry = tracking
     return tracking, registry
@@ -157,7 +157,7 @@ def _signals_exit() -> Iterator[None]:
 def _tell(experiment: str, stores: tuple[str, str], address: str, *, opens_browser: bool, as_json: bool) -> None:
     """Print the URLs of the pages and of the last run, if there is one; open the browser there if asked to."""
     run = _find_last_run(experiment, stores)
-    link = links.of_run(address, run.info.experiment_id, run.info.run_id) if run else None
+    link = ui_url.of_run(address, run.info.experiment_id, run.info.run_id) if run else None
     if as_json:
         _look.as_json({"url": address, "last_run": link})
     else:
@@ -177,7 +177,7 @@ def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
 
     Returns None, with a warning, if the store cannot be searched.
     """
-    from autogen_team.io._tracking import session
+    from autogen_team._capture import session
 
     try:
         client = session.client(*stores)  # imports MLflow, which may take longer than `_PATIENCE` on a busy machine

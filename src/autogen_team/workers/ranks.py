@@ -23,8 +23,8 @@ from autogen_team.io.services import MlflowService
 if TYPE_CHECKING:
     import mlflow
 
+    from autogen_team._capture.shared_runs import Shared
     from autogen_team.context import GlobalContext
-    from autogen_team.io._tracking.joining import Shared
 
 __all__ = ["run"]
 

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from mlflow.tracking import fluent
 
-from autogen_team.io._tracking import isolation, seam, session
+from autogen_team._capture import mlflow_internals, run_stacks, session
 from testkit.proxy import Proxy
 
 
@@ -54,7 +54,7 @@ def proxy(mlflow_server: str, free_port: Callable[[], int]) -> Iterator[Proxy]:
 @pytest.fixture(autouse=True)
 def uris_as_they_were() -> Iterator[None]:
     """Restore MLflow's URIs and experiment after the test; plain MLflow keeps them for the whole process."""
-    restore = seam.keep_uris()
+    restore = mlflow_internals.keep_uris()
     yield
     restore()
 
@@ -124,7 +124,7 @@ def make_run() -> Callable[..., str]:
 @pytest.fixture
 def mlflow_as_it_was(store_uri: str) -> Iterator[None]:
     """Use the store of the test, and restore MLflow's global state after it."""
-    undo = [seam.keep_autolog(), seam.keep_uris()]
+    undo = [mlflow_internals.keep_autolog(), mlflow_internals.keep_uris()]
     mlflow.set_tracking_uri(store_uri)
     yield
     while mlflow.active_run() is not None:
@@ -137,7 +137,7 @@ def mlflow_as_it_was(store_uri: str) -> Iterator[None]:
 @pytest.fixture
 def isolated() -> Iterator[None]:
     """Isolate MLflow's active run per context until the end of the test."""
-    undo = isolation.isolate()
+    undo = run_stacks.isolate()
     yield
     undo()
 
@@ -146,7 +146,7 @@ def _living_thread() -> Iterator[Callable[..., object]]:
     """Yield a function that calls work in one thread, one call at a time; afterwards, end the runs left open there."""
     with ThreadPoolExecutor(1) as executor:
         yield lambda work, **fields: executor.submit(work, **fields).result(60.0)
-        executor.submit(lambda: [mlflow.end_run() for _ in seam.open_run_ids()]).result(60.0)
+        executor.submit(lambda: [mlflow.end_run() for _ in mlflow_internals.open_run_ids()]).result(60.0)
 
 
 helper = pytest.fixture(_living_thread, name="helper")

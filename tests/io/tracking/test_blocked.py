@@ -8,9 +8,9 @@ import logging
 import mlflow
 import pytest
 
+from autogen_team._capture import lifecycle, write_behind
 from autogen_team._ship import recovery
 from autogen_team._spool import index
-from autogen_team.io._tracking import runs, write_behind
 
 WORD = "forbidden-word"
 
@@ -39,14 +39,14 @@ def test_one_item_that_is_blocked_holds_up_nothing_behind_it(
 ):
     """A blocked item is set aside with its reason, and all later items and runs arrive."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="first") as first:
+    with lifecycle.open_run(name="first") as first:
         mlflow.log_metric("before", 1)
         assert write_behind.of(proxy.uri).store.flush()
         answer_to_the_word(proxy, status)
         for number in range(40):
             mlflow.log_param(f"p{number}", WORD if number == 17 else number)
         mlflow.log_metric("after", 2)
-    with runs.open_run(name="second") as second:
+    with lifecycle.open_run(name="second") as second:
         mlflow.log_metric("m", 3)
     started.stop()
 
@@ -72,7 +72,7 @@ def test_one_item_that_is_blocked_holds_up_nothing_behind_it(
 def test_a_proxy_that_blocks_everything_refuses_nothing(proxy, mlflow_server, start_session, caplog, tmp_path, status):
     """While a proxy blocks all requests no item is refused, and all items arrive once it lets them through."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         proxy.status = status
         mlflow.log_metrics({"a": 1.0, "b": 2.0})
         for _ in range(6):
@@ -89,7 +89,7 @@ def test_a_proxy_that_blocks_everything_refuses_nothing(proxy, mlflow_server, st
 def test_what_a_dead_process_left_is_delivered_past_the_item(proxy, mlflow_server, start_session, tmp_path):
     """Recovery finds the blocked item in one attempt, refuses it, and delivers the rest of the journal."""
     started = start_session(proxy.uri, flush_timeout=0.0)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         assert write_behind.of(proxy.uri).store.flush()
         proxy.status = 502
         mlflow.log_params({"note": WORD, "depth": 3})
@@ -107,7 +107,7 @@ def test_what_a_dead_process_left_is_delivered_past_the_item(proxy, mlflow_serve
 def test_a_run_is_made_and_ended_without_what_is_blocked_of_it(proxy, mlflow_server, start_session, tmp_path):
     """A run begun in an outage is created and ended without its blocked tag and blocked name."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="outer"):
+    with lifecycle.open_run(name="outer"):
         proxy.status = 502
         mlflow.log_metric("cut", 1)
         write_behind.of(proxy.uri).flush(1.0)

@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from mlflow.entities import ViewType
 
-from autogen_team.io._tracking import checks
+from autogen_team._capture import store_trial
 
 PATIENCE = 60.0
 
@@ -35,14 +35,14 @@ class HangingClient(mlflow.MlflowClient):
 
 def test_a_trial_that_hangs_says_what_is_left_and_cleans_up_when_it_can(store_uri, experiment, monkeypatch):
     """A trial whose upload hangs names the run that it leaves, and deletes the run once the upload ends."""
-    monkeypatch.setattr(checks, "_GRACE", 0.1)
+    monkeypatch.setattr(store_trial, "_GRACE", 0.1)
     client = HangingClient(store_uri)
 
-    trial = checks.try_out(client, experiment, 3.0)
+    trial = store_trial.try_out(client, experiment, 3.0)
 
     assert (trial.store, trial.artifacts) == ("", "no answer within 3 s")
     assert trial.remains == f"the run {trial.run_id} could not be deleted in time, and remains"
-    assert client.get_run(trial.run_id).data.tags[checks.TAG] == "true"
+    assert client.get_run(trial.run_id).data.tags[store_trial.TAG] == "true"
 
     client.go_on.set()
     deadline = time.monotonic() + PATIENCE
@@ -56,11 +56,11 @@ def test_what_was_set_before_is_given_back(monkeypatch):
     """`in_brief` restores variables that were set, and removes those that were not."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
 
-    with checks.in_brief(5.0):
-        assert checks.os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
+    with store_trial.in_brief(5.0):
+        assert store_trial.os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "5"
 
-    assert checks.os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
-    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in checks.os.environ
+    assert store_trial.os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "77"
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in store_trial.os.environ
 
 
 def test_an_empty_database_has_no_schema_and_gets_none(tmp_path):
@@ -68,13 +68,13 @@ def test_an_empty_database_has_no_schema_and_gets_none(tmp_path):
     path = tmp_path / "empty.db"
     path.touch()
 
-    found, expected = checks.schema(f"sqlite:///{path}")
+    found, expected = store_trial.schema(f"sqlite:///{path}")
 
     assert (found, bool(expected), path.stat().st_size) == (None, True, 0)
 
 
 def test_the_schema_of_this_mlflow_is_the_expected_one(store_uri):
     """The schema of a database that this MLflow has created is the expected one."""
-    found, expected = checks.schema(store_uri)
+    found, expected = store_trial.schema(store_uri)
 
     assert found == expected

@@ -17,10 +17,10 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from autogen_team._capture import lifecycle
 from autogen_team._process import run_events
 from autogen_team._ship import recovery
 from autogen_team._spool import index, journal
-from autogen_team.io._tracking import runs
 
 KILLS = 50
 SOON = 120.0
@@ -356,7 +356,7 @@ def test_a_journal_that_was_never_begun_is_removed(start_job, state):
 def test_what_a_stop_has_left_is_delivered_though_its_process_lives(server, start_session, tmp_path):
     """A journal left by a stopped service is dead and can be recovered, although its process lives."""
     started = start_session(server.uri, flush_timeout=0.2)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         server.kill()
         mlflow.log_metric("loss", 1.0)
     started.stop()
@@ -410,7 +410,7 @@ def test_a_run_that_was_being_made_is_found_by_its_mark(start_python, store_uri,
 FIFTY = """
 import itertools, os, sys, time, mlflow
 from autogen_team.io.services import MlflowService
-import autogen_team.io._tracking.session, autogen_team.io._tracking.write_behind, mlflow.store.tracking.sqlalchemy_store
+import autogen_team._capture.session, autogen_team._capture.write_behind, mlflow.store.tracking.sqlalchemy_store
 
 def job(writer):
     service = MlflowService(autolog_disable=True)

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from autogen_team.io._tracking import ending
+from autogen_team._capture import signals
 
 
 @pytest.mark.parametrize(
@@ -28,18 +28,18 @@ from autogen_team.io._tracking import ending
         (asyncio.CancelledError(), ("KILLED", "CancelledError")),
         (GeneratorExit(), ("FINISHED", None)),
         (BaseException("odd"), ("FAILED", "BaseException: odd")),
-        (ending.Terminated(signal.SIGTERM), ("KILLED", "SIGTERM")),
+        (signals.Terminated(signal.SIGTERM), ("KILLED", "SIGTERM")),
     ],
     ids=repr,
 )
 def test_each_end_has_its_status_and_reason(error, expected):
     """Each exception gives the status and the reason of the end of a run."""
-    assert ending.verdict(error) == expected
+    assert signals.verdict(error) == expected
 
 
 def test_a_reason_is_bounded():
     """A message of a megabyte does not become a tag of a megabyte."""
-    _, reason = ending.verdict(ValueError("x" * 1_000_000))
+    _, reason = signals.verdict(ValueError("x" * 1_000_000))
 
     assert len(reason) == 500
 
@@ -51,12 +51,12 @@ def test_an_exception_that_cannot_be_shown_is_still_a_failure():
         def __str__(self):
             raise RuntimeError
 
-    assert ending.verdict(Broken()) == ("FAILED", "Broken: its message cannot be shown")
+    assert signals.verdict(Broken()) == ("FAILED", "Broken: its message cannot be shown")
 
 
 def test_sigterm_becomes_an_exception():
     """SIGTERM raises an exception in the job, with the exit status 143."""
-    with pytest.raises(ending.Terminated) as raised, ending.signals_raise():
+    with pytest.raises(signals.Terminated) as raised, signals.signals_raise():
         signal.raise_signal(signal.SIGTERM)
 
     assert raised.value.code == 128 + signal.SIGTERM
@@ -66,7 +66,7 @@ def test_handlers_are_given_back():
     """After the run, the handlers of SIGTERM and SIGHUP are those from before it."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
 
-    with ending.signals_raise():
+    with signals.signals_raise():
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) != before
 
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
@@ -76,10 +76,10 @@ def test_signals_raise_until_the_last_one_has_left():
     """Signals raise until the last service has stopped, also if services stop in the order of their start."""
     before = signal.getsignal(signal.SIGTERM)
     first, second = ExitStack(), ExitStack()
-    first.enter_context(ending.signals_raise())
-    second.enter_context(ending.signals_raise())
+    first.enter_context(signals.signals_raise())
+    second.enter_context(signals.signals_raise())
     first.close()
-    with pytest.raises(ending.Terminated):
+    with pytest.raises(signals.Terminated):
         signal.raise_signal(signal.SIGTERM)
 
     second.close()
@@ -97,7 +97,7 @@ def handler_of_the_job():
 
 def test_the_handler_of_the_job_decides(handler_of_the_job):
     """A job that handles SIGTERM itself goes on if its handler returns."""
-    with ending.signals_raise():
+    with signals.signals_raise():
         signal.raise_signal(signal.SIGTERM)
 
     assert handler_of_the_job == [signal.SIGTERM]
@@ -105,15 +105,15 @@ def test_the_handler_of_the_job_decides(handler_of_the_job):
 
 def test_an_exit_after_a_handled_signal_is_a_kill(handler_of_the_job):
     """`sys.exit(0)` after a handled SIGTERM counts as KILLED, not as a normal end."""
-    with ending.signals_raise():
+    with signals.signals_raise():
         signal.raise_signal(signal.SIGTERM)
 
-        assert ending.verdict(SystemExit(0)) == ("KILLED", "SIGTERM")
+        assert signals.verdict(SystemExit(0)) == ("KILLED", "SIGTERM")
 
 
 def test_a_handler_installed_meanwhile_stays(handler_of_the_job):
     """A handler that the job installs during the run stays installed after it."""
-    with ending.signals_raise():
+    with signals.signals_raise():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
@@ -125,36 +125,36 @@ def test_an_exit_by_a_handler_installed_meanwhile_is_a_kill(handler_of_the_job):
     def handle(number, frame):
         raise SystemExit(number)
 
-    with pytest.raises(SystemExit) as raised, ending.signals_raise():
+    with pytest.raises(SystemExit) as raised, signals.signals_raise():
         signal.signal(signal.SIGTERM, handle)
         signal.raise_signal(signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, handle)  # as it is while the run is closed
-    assert ending.verdict(raised.value) == ("KILLED", "SIGTERM")
-    assert ending.verdict(SystemExit(15)) == ("FAILED", "exit status 15")
+    assert signals.verdict(raised.value) == ("KILLED", "SIGTERM")
+    assert signals.verdict(SystemExit(15)) == ("FAILED", "exit status 15")
 
 
 def test_an_ignored_signal_stays_ignored():
     """A signal that is ignored, as under `nohup`, stays ignored."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with ending.signals_raise():
+        with signals.signals_raise():
             os.kill(os.getpid(), signal.SIGHUP)
     finally:
         signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(
-    ("signum", "kind"), [(signal.SIGTERM, ending.Terminated), (signal.SIGINT, KeyboardInterrupt)], ids=str
+    ("signum", "kind"), [(signal.SIGTERM, signals.Terminated), (signal.SIGINT, KeyboardInterrupt)], ids=str
 )
 def test_a_signal_waits_while_signals_are_held(signum, kind):
     """A signal does not interrupt the closing of a run, and is raised after it."""
     reached = []
-    with pytest.raises(kind), ending.signals_raise():
-        ending.hold()
+    with pytest.raises(kind), signals.signals_raise():
+        signals.hold()
         signal.raise_signal(signum)
         reached.append("the end of the closing")
-        ending.release()
+        signals.release()
 
     assert reached == ["the end of the closing"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -162,12 +162,12 @@ def test_a_signal_waits_while_signals_are_held(signum, kind):
 
 def test_a_signal_that_waited_is_dropped_if_the_job_leaves_anyway():
     """A held signal is not raised if the job leaves by an exception of its own."""
-    with ending.signals_raise():
-        ending.hold()
+    with signals.signals_raise():
+        signals.hold()
         signal.raise_signal(signal.SIGTERM)
-        ending.release(leaving=True)
+        signals.release(leaving=True)
 
-        assert ending.fatal_signal() is signal.SIGTERM
+        assert signals.fatal_signal() is signal.SIGTERM
 
 
 def test_other_threads_hold_nothing():
@@ -175,15 +175,15 @@ def test_other_threads_hold_nothing():
     held, done = threading.Event(), threading.Event()
 
     def work() -> None:
-        ending.hold()
+        signals.hold()
         held.set()
         done.wait()
-        ending.release()
+        signals.release()
 
     thread = threading.Thread(target=work)
     thread.start()
     held.wait()
-    with pytest.raises(ending.Terminated), ending.signals_raise():
+    with pytest.raises(signals.Terminated), signals.signals_raise():
         signal.raise_signal(signal.SIGTERM)
     done.set()
     thread.join()
@@ -194,7 +194,7 @@ def test_threads_leave_handlers_alone():
     seen = []
 
     def work() -> None:
-        with ending.signals_raise():
+        with signals.signals_raise():
             seen.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)
@@ -208,11 +208,11 @@ def test_what_a_handler_has_dealt_with_ends_nothing(handler_of_the_job):
     """A signal that a handler of the job has dealt with is not fatal; an exit after a SIGHUP is a normal end."""
     before = signal.signal(signal.SIGHUP, lambda *_: None)
     try:
-        with ending.signals_raise():
+        with signals.signals_raise():
             signal.raise_signal(signal.SIGHUP)
-            assert ending.verdict(SystemExit(0)) == ("FINISHED", None)
+            assert signals.verdict(SystemExit(0)) == ("FINISHED", None)
             signal.raise_signal(signal.SIGTERM)
-            assert ending.fatal_signal() is None
+            assert signals.fatal_signal() is None
     finally:
         signal.signal(signal.SIGHUP, before)
 
@@ -225,26 +225,26 @@ def test_a_handler_that_raises_ends_the_process():
 
     before = signal.signal(signal.SIGTERM, leave)
     try:
-        with ending.signals_raise():
+        with signals.signals_raise():
             with pytest.raises(SystemExit):
                 signal.raise_signal(signal.SIGTERM)
-            assert ending.fatal_signal() is signal.SIGTERM
+            assert signals.fatal_signal() is signal.SIGTERM
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def test_a_child_that_is_forked_while_signals_are_held_heeds_them():
     """A child that is forked while signals are held does not hold them itself."""
-    ending.hold()
+    signals.hold()
     child = os.fork()
     if child == 0:
         is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
         try:
-            with ending.signals_raise():
+            with signals.signals_raise():
                 signal.raise_signal(signal.SIGTERM)
-        except ending.Terminated:
+        except signals.Terminated:
             os._exit(0 if is_default else 2)
         os._exit(1)
-    ending.release()
+    signals.release()
 
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -10,7 +10,7 @@ import pytest
 from mlflow.tracking import fluent
 from mlflow.utils import autologging_utils
 
-from autogen_team.io._tracking import guests, isolation
+from autogen_team._capture import active_runs, run_stacks
 from testkit.runs import in_thread, parent
 
 pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
@@ -21,7 +21,7 @@ def host(mlflow_as_it_was, store_uri):
     """Return a run that others may join."""
     mlflow.set_tracking_uri(store_uri)
     with mlflow.start_run(run_name="host") as run:
-        restore = guests.let_join(run)
+        restore = active_runs.let_join(run)
         yield run
         restore()
 
@@ -114,7 +114,7 @@ def test_in_another_store_the_host_is_out_of_sight(host, monkeypatch):
     mlflow.end_run()
     assert mlflow.active_run() is None
     assert mlflow.get_run(active.info.run_id).data.params == {"inside": "1"}
-    assert guests.given_end(host.info.run_id) is None
+    assert active_runs.given_end(host.info.run_id) is None
 
 
 def test_back_in_its_store_the_host_is_joined(host):
@@ -138,15 +138,15 @@ def test_a_failure_that_the_job_tells_of_its_run_is_noted(host, status, reason):
     mlflow.start_run()
     mlflow.end_run(status)
 
-    assert guests.given_end(host.info.run_id) == (status, reason)
-    assert guests.given_end(host.info.run_id) is None
+    assert active_runs.given_end(host.info.run_id) == (status, reason)
+    assert active_runs.given_end(host.info.run_id) is None
 
 
 def test_an_exception_that_the_job_handles_is_the_reason(host):
     """An exception that leaves the block of a joined run is the reason of its end."""
     with pytest.raises(ValueError, match="no data"), mlflow.start_run():
         raise ValueError("no data")
-    assert guests.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
+    assert active_runs.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
 
 
 def test_the_reason_of_an_explicit_end_is_what_is_handled(host):
@@ -156,7 +156,7 @@ def test_the_reason_of_an_explicit_end_is_what_is_handled(host):
     except ValueError:
         mlflow.end_run("FAILED")
 
-    assert guests.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
+    assert active_runs.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
 
 
 def test_a_good_end_says_nothing(host):
@@ -167,7 +167,7 @@ def test_a_good_end_says_nothing(host):
     with pytest.raises(Exception, match="GOOD"):
         mlflow.end_run("GOOD")
 
-    assert guests.given_end(host.info.run_id) is None
+    assert active_runs.given_end(host.info.run_id) is None
 
 
 def test_who_asks_for_a_nested_run_gets_one(host):
@@ -180,7 +180,7 @@ def test_who_asks_for_a_nested_run_gets_one(host):
 
 def test_without_a_host_runs_are_runs_again(host):
     """Undoing `let_join` restores `mlflow.start_run`."""
-    restore = guests.let_join(host)
+    restore = active_runs.let_join(host)
     replaced = mlflow.start_run
     restore()
 
@@ -193,7 +193,7 @@ def joined(store_uri):
     """Return a run that is open elsewhere, and that this process works for."""
     mlflow.set_tracking_uri(store_uri)
     run = mlflow.MlflowClient().create_run("0", run_name="elsewhere")
-    active, leave = guests.work_for(run)
+    active, leave = active_runs.work_for(run)
     yield active
     leave()
 
@@ -211,12 +211,12 @@ def test_a_run_that_is_open_elsewhere_can_be_worked_for(joined):
 def test_runs_inside_of_it_are_children(joined):
     """Runs inside a run that is open elsewhere are its children; leaving returns those that are still open."""
     with mlflow.start_run(run_name="child") as child:
-        assert not guests.has_own_run_around(child)
+        assert not active_runs.has_own_run_around(child)
         with mlflow.start_run(nested=True) as inner:
-            assert guests.has_own_run_around(inner)
+            assert active_runs.has_own_run_around(inner)
     assert child.data.tags["mlflow.parentRunId"] == joined.info.run_id
 
-    _, leave = guests.work_for(joined)
+    _, leave = active_runs.work_for(joined)
     left = mlflow.start_run()
     assert leave() == [left.info.run_id]
     assert mlflow.active_run() is joined
@@ -239,7 +239,7 @@ def test_without_such_a_run_mlflow_is_as_it_was(store_uri):
     mlflow.set_tracking_uri(store_uri)
     before = mlflow.start_run, mlflow.end_run, autologging_utils.get_autologging_config
     run = mlflow.MlflowClient().create_run("0")
-    first, second = guests.work_for(run)[1], guests.work_for(run)[1]
+    first, second = active_runs.work_for(run)[1], active_runs.work_for(run)[1]
     second()
     assert mlflow.start_run is not before[0]
     first()
@@ -275,7 +275,7 @@ def test_runs_that_are_named_inside_of_a_host_are_those(host):
 
 def test_runs_that_are_named_inside_of_a_joined_run_are_those(joined):
     """In a process that works for a run, `start_run` with a run id or a parent id does as it is told."""
-    undo = isolation.isolate()
+    undo = run_stacks.isolate()
     try:
         _names_it(joined, mlflow.MlflowClient().create_run("0").info.run_id)
     finally:
@@ -286,7 +286,7 @@ def test_what_stands_in_for_a_function_of_mlflow_s_is_pickled_by_its_name(mlflow
     """A stand-in for a function of MLflow's is pickled by name; joblib and Dask send closures with it."""
     plain = mlflow.active_run
     with mlflow.start_run() as host:
-        restore = guests.let_join(host)
+        restore = active_runs.let_join(host)
         try:
             assert mlflow.active_run is not plain
             sent = pickle.dumps(mlflow.active_run)

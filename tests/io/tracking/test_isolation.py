@@ -8,7 +8,7 @@ import contextvars
 import mlflow
 import pytest
 
-from autogen_team.io._tracking import isolation, seam
+from autogen_team._capture import mlflow_internals, run_stacks
 from testkit.runs import active_id, metrics, parent, status, stored_runs
 
 PATIENCE = 60
@@ -279,7 +279,7 @@ def test_a_run_is_forgotten_by_everybody(isolated):
         with mlflow.start_run(nested=True) as run:
             ready.set()
             await done.wait()
-            return run.info.run_id, seam.open_run_ids()
+            return run.info.run_id, mlflow_internals.open_run_ids()
 
     async def main():
         ready, done = asyncio.Event(), asyncio.Event()
@@ -287,13 +287,13 @@ def test_a_run_is_forgotten_by_everybody(isolated):
         task = asyncio.create_task(child(ready, done))
         await ready.wait()
         inner = mlflow.start_run(nested=True)
-        forgotten = isolation.forget(outer.info.run_id)
-        assert seam.open_run_ids() == []
+        forgotten = run_stacks.forget(outer.info.run_id)
+        assert mlflow_internals.open_run_ids() == []
         done.set()
         own, seen = await task
         assert forgotten == [inner.info.run_id, outer.info.run_id]
         assert seen == [own]
-        assert isolation.forget(outer.info.run_id) == []
+        assert run_stacks.forget(outer.info.run_id) == []
 
     asyncio.run(main())
 
@@ -303,7 +303,7 @@ def test_what_the_leaving_task_has_open_inside_is_forgotten_too(isolated):
 
     async def leave(outer):
         inner = mlflow.start_run(nested=True)
-        return inner.info.run_id, isolation.forget(outer.info.run_id), active_id()
+        return inner.info.run_id, run_stacks.forget(outer.info.run_id), active_id()
 
     async def main():
         outer = mlflow.start_run()

@@ -9,7 +9,7 @@ import mlflow
 import pytest
 from mlflow.tracking import fluent
 
-from autogen_team.io._tracking import isolation
+from autogen_team._capture import run_stacks
 from testkit.runs import active_id, in_thread, metrics, parent, status, stored_runs
 
 PATIENCE = 60
@@ -119,7 +119,7 @@ def test_what_could_belong_to_several_runs_gets_its_own(isolated, helper, other_
         mlflow.end_run()
         return stray
 
-    assert isolation.job_run() is None
+    assert run_stacks.job_run() is None
     strays = [in_thread(work), in_thread(work)]
 
     assert [metrics(run) for run in (*runs, *strays)] == [{}, {}, {"threaded": 2}, {"threaded": 2}]
@@ -131,7 +131,7 @@ def test_what_could_belong_to_several_runs_gets_its_own(isolated, helper, other_
 
 def test_without_any_run_mlflow_opens_one(isolated, caplog):
     """Logging without any open run opens one, as in plain MLflow, without a warning."""
-    assert isolation.job_run() is None
+    assert run_stacks.job_run() is None
 
     mlflow.log_metric("plain", 1)
 
@@ -220,34 +220,34 @@ def test_a_run_that_cannot_be_opened_changes_nothing(isolated):
 
 def test_the_job_s_run_is_known_everywhere(isolated):
     """`job_run` returns the caller's innermost run, or else the run of the main thread."""
-    assert isolation.job_run() is None
+    assert run_stacks.job_run() is None
     with mlflow.start_run() as run:
-        assert isolation.job_run() is run
-        assert in_thread(isolation.job_run) is run
+        assert run_stacks.job_run() is run
+        assert in_thread(run_stacks.job_run) is run
         with mlflow.start_run(nested=True) as inner:
-            assert isolation.job_run() is inner
-    assert in_thread(isolation.job_run) is None
+            assert run_stacks.job_run() is inner
+    assert in_thread(run_stacks.job_run) is None
 
 
 def test_without_isolation_the_job_s_run_is_the_thread_s():
     """Without isolation, `job_run` returns the run of the calling thread, or None."""
     with mlflow.start_run() as run:
-        assert isolation.job_run() is run
-        assert in_thread(isolation.job_run) is None
+        assert run_stacks.job_run() is run
+        assert in_thread(run_stacks.job_run) is None
 
 
 @pytest.mark.parametrize("is_isolated", [True, False])
 def test_a_run_that_another_thread_has_left_open_is_forgotten(is_isolated, helper):
     """`forget` drops a run that another thread has left open, and the runs inside it."""
-    undo = isolation.isolate() if is_isolated else lambda: None
+    undo = run_stacks.isolate() if is_isolated else lambda: None
     runs = [helper(mlflow.start_run), helper(mlflow.start_run, nested=True), helper(mlflow.start_run, nested=True)]
     outer, middle, inner = [run.info.run_id for run in runs]
 
-    assert isolation.forget(middle) == [inner, middle]
+    assert run_stacks.forget(middle) == [inner, middle]
     assert helper(active_id) == outer
-    assert isolation.forget(outer) == [outer]
+    assert run_stacks.forget(outer) == [outer]
     assert helper(active_id) is None
-    assert isolation.forget(outer) == []
+    assert run_stacks.forget(outer) == []
     undo()
 
 
@@ -256,7 +256,7 @@ def test_a_run_of_a_thread_that_is_gone_is_still_known(isolated):
     run = in_thread(mlflow.start_run)
 
     assert list(fluent._active_run_stack.get_all_thread_values().values()) == [[run]]
-    assert isolation.forget(run.info.run_id) == [run.info.run_id]
+    assert run_stacks.forget(run.info.run_id) == [run.info.run_id]
     assert fluent._active_run_stack.get_all_thread_values() == {}
 
 
@@ -265,23 +265,23 @@ def test_a_forked_child_has_no_run(store_uri, run_python):
     code = f"""if True:
         import os, sys, mlflow
         from mlflow.tracking import fluent
-        from autogen_team.io._tracking import isolation
+        from autogen_team._capture import run_stacks
         mlflow.set_tracking_uri({store_uri!r})
         plain = fluent._active_run_stack
         if os.fork() == 0:  # nothing is isolated yet
             sys.exit(0 if fluent._active_run_stack is plain else 1)
         assert os.wait()[1] == 0
-        undo = isolation.isolate()
+        undo = run_stacks.isolate()
         with mlflow.start_run() as run:
             if os.fork() == 0:
-                assert mlflow.active_run() is None and isolation.job_run() is None
+                assert mlflow.active_run() is None and run_stacks.job_run() is None
                 assert fluent._active_run_stack is plain
                 mlflow.log_metric("child", 1)
                 assert mlflow.active_run().info.run_id != run.info.run_id
                 undo()
                 mlflow.end_run()
-                again = isolation.isolate()
-                assert mlflow.active_run() is None and isolation.job_run() is None
+                again = run_stacks.isolate()
+                assert mlflow.active_run() is None and run_stacks.job_run() is None
                 again()
                 sys.exit(0)
             assert os.wait()[1] == 0

@@ -15,7 +15,7 @@ from mlflow.tracing.processor import base_mlflow
 from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import fluent as registry
 
-from autogen_team.io._tracking import isolation, seam
+from autogen_team._capture import mlflow_internals, run_stacks
 from testkit.runs import active_id, in_thread, parent, status
 
 PATIENCE = 60
@@ -41,7 +41,7 @@ def replaced():
 def test_all_that_was_replaced_is_given_back():
     """`undo` restores the very objects, also in modules that had imported them by value."""
     before = replaced()
-    undo = isolation.isolate()
+    undo = run_stacks.isolate()
     during = replaced()
     undo()
 
@@ -51,7 +51,7 @@ def test_all_that_was_replaced_is_given_back():
 
 def test_what_was_imported_meanwhile_is_as_good_as_mlflow_s_own(helper):
     """A replaced function that was imported by value works like MLflow's own after the end of isolation."""
-    undo = isolation.isolate()
+    undo = run_stacks.isolate()
     log, start = fluent._get_or_start_run, mlflow.start_run
     undo()
 
@@ -64,9 +64,9 @@ def test_runs_that_were_open_before_stay_open(helper):
     """Runs that were open before isolation stay open in their threads, and are found as the job's."""
     main, other = mlflow.start_run(), helper(mlflow.start_run)
 
-    undo = isolation.isolate()
+    undo = run_stacks.isolate()
     assert in_thread(contextvars.copy_context().run, active_id) == main.info.run_id
-    assert isolation.job_run() is main
+    assert run_stacks.job_run() is main
     assert list(fluent._active_run_stack.get_all_thread_values().values()) == [[main], [other]]
     assert (active_id(), helper(active_id)) == (main.info.run_id, other.info.run_id)
     mlflow.end_run()
@@ -80,12 +80,12 @@ def test_runs_that_were_open_before_stay_open(helper):
 def test_runs_that_are_open_after_go_back_to_their_threads(helper):
     """Runs that are open when isolation ends stay open in their threads, where `end_run` ends them."""
     before = mlflow.start_run()
-    undo = isolation.isolate()
+    undo = run_stacks.isolate()
     main, other = mlflow.start_run(nested=True), helper(mlflow.start_run)
     undo()
 
-    assert seam.open_run_ids() == [before.info.run_id, main.info.run_id]
-    assert helper(seam.open_run_ids) == [other.info.run_id]
+    assert mlflow_internals.open_run_ids() == [before.info.run_id, main.info.run_id]
+    assert helper(mlflow_internals.open_run_ids) == [other.info.run_id]
     helper(mlflow.end_run)
     mlflow.end_run()
     assert [status(run) for run in (before, main, other)] == ["RUNNING", "FINISHED", "FINISHED"]
@@ -101,7 +101,7 @@ def test_a_task_gets_its_own_run_back():
 
     async def main():
         ready, done = asyncio.Event(), asyncio.Event()
-        undo = isolation.isolate()
+        undo = run_stacks.isolate()
         mine = mlflow.start_run()
         task = asyncio.create_task(work(ready, done), context=contextvars.Context())
         await ready.wait()
@@ -120,7 +120,7 @@ def test_a_task_gets_its_own_run_back():
 
 def test_a_run_that_is_being_opened_when_isolation_ends_is_not_lost(helper, monkeypatch):
     """A run that is being opened while isolation ends is open in its thread afterwards."""
-    undo = isolation.isolate()
+    undo = run_stacks.isolate()
     create = mlflow.MlflowClient.create_run
 
     def slow(*args, **fields):
@@ -137,12 +137,12 @@ def test_a_run_that_is_being_opened_when_isolation_ends_is_not_lost(helper, monk
 def test_two_services_may_leave_in_any_order(order):
     """Two services may end isolation in any order; the last one restores what the first one found."""
     before = replaced()
-    undo = [isolation.isolate(), isolation.isolate()]
+    undo = [run_stacks.isolate(), run_stacks.isolate()]
 
     undo[order[0]]()
     undo[order[0]]()
     with mlflow.start_run() as run:
-        assert in_thread(isolation.job_run) is run
+        assert in_thread(run_stacks.job_run) is run
     undo[order[1]]()
 
     assert replaced() == before
@@ -150,13 +150,13 @@ def test_two_services_may_leave_in_any_order(order):
 
 def test_a_second_isolation_knows_nothing_of_the_first():
     """A second isolation does not know runs of the first, not even in a context from that time."""
-    first = isolation.isolate()
+    first = run_stacks.isolate()
     mlflow.start_run()
     context = contextvars.copy_context()
     first()
     mlflow.end_run()
 
-    second = isolation.isolate()
+    second = run_stacks.isolate()
     assert active_id() is None
     assert context.run(active_id) is None
     assert in_thread(context.run, active_id) is None
@@ -166,7 +166,7 @@ def test_a_second_isolation_knows_nothing_of_the_first():
 def stacks():
     """Return all live stacks of isolation."""
     gc.collect()
-    return [one for one in gc.get_objects() if type(one) is isolation._Stack]
+    return [one for one in gc.get_objects() if type(one) is run_stacks._Stack]
 
 
 def test_nothing_is_kept_of_tasks_and_threads_that_are_gone(isolated):
@@ -188,7 +188,7 @@ def test_nothing_is_kept_of_tasks_and_threads_that_are_gone(isolated):
 
 def test_nothing_is_kept_after_the_end():
     """After the end of isolation, a run is freed when its last user drops it."""
-    undo = isolation.isolate()
+    undo = run_stacks.isolate()
     with mlflow.start_run() as run:
         gone = weakref.ref(run)
     undo()
@@ -208,7 +208,7 @@ def test_the_variable_has_the_methods_of_mlflow_s(isolated):
     assert mlflow.active_run() is runs[1]
     fluent._active_run_stack.reset()
     assert mlflow.active_run() is None
-    assert isolation.job_run() is None
+    assert run_stacks.job_run() is None
 
 
 def test_mlflow_changes_its_list_of_open_runs_by_append_and_pop_only():

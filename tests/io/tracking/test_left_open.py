@@ -9,7 +9,7 @@ import mlflow
 import pytest
 
 from autogen_team import GlobalContext
-from autogen_team.io._tracking import runs
+from autogen_team._capture import lifecycle
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 REASON = "autogen_team.exception"
@@ -76,7 +76,7 @@ def test_a_run_that_has_ended_stays_as_it_has_ended(context):
         ended, handed_on = client_run(), client_run()
         mlflow.MlflowClient().set_terminated(ended.info.run_id)
         context.mlflow_service.flush()
-        store = runs.write_behind.of(context.mlflow_service.tracking_uri).store
+        store = lifecycle.write_behind.of(context.mlflow_service.tracking_uri).store
         store._inner.update_run_info(handed_on.info.run_id, 3, 1, None)  # as another process would
         raise ValueError("no data")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autogen_team.io._tracking import links
+from autogen_team._capture import ui_url
 
 
 @pytest.mark.parametrize(
@@ -20,4 +20,4 @@ from autogen_team.io._tracking import links
 )
 def test_a_run_has_a_page_only_on_a_server(uri, expected):
     """A run has a URL, without any password, only if its store is a server."""
-    assert links.of_run(uri, "7", "abc") == expected
+    assert ui_url.of_run(uri, "7", "abc") == expected

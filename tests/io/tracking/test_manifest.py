@@ -13,9 +13,9 @@ from mlflow.store.model_registry import sqlalchemy_store as registry_of_database
 from mlflow.store.tracking import abstract_store, file_store, rest_store, sqlalchemy_store
 from packaging.version import Version
 
-from autogen_team.io._tracking import manifest
-from autogen_team.io._tracking.masked import RedactingStore
-from autogen_team.io._tracking.store import DurableStore
+from autogen_team._capture import manifest
+from autogen_team._capture.redacting_store import RedactingStore
+from autogen_team._capture.store import DurableStore
 
 NEWEST = Version("3.17")
 """The MLflow that the manifest was written for."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autogen_team.io._tracking.masking import Masker, hides
+from autogen_team._capture.redact_traces import Masker, hides
 
 SECRET = "qx7Zk-vW9pL"
 KNOWN = "correct-horse-battery"

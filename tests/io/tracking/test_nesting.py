@@ -9,8 +9,8 @@ import mlflow
 import pytest
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from autogen_team._capture import lifecycle, shared_runs
 from autogen_team._process import run_events
-from autogen_team.io._tracking import joining, runs
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def started(store_uri, start_session):
 
 def open_run(name="train", **fields):
     """Open a run with only a name and the given fields."""
-    return runs.open_run(name=name, **fields)
+    return lifecycle.open_run(name=name, **fields)
 
 
 def test_tasks_with_a_run_each_do_not_write_into_each_other_s(started):
@@ -131,7 +131,7 @@ def test_the_failure_of_a_worker_is_noted_in_the_run_that_it_works_for(started, 
     info = run.info
     fields = info.run_id, "job", info.experiment_id, "Default", info.user_id, info.start_time, "host", str(tmp_path)
 
-    with pytest.raises(ValueError, match="bad fold"), joining.work_for(joining.Shared(*fields), "why"):
+    with pytest.raises(ValueError, match="bad fold"), shared_runs.work_for(shared_runs.Shared(*fields), "why"):
         inner = mlflow.start_run(run_name="inner")
         raise ValueError("bad fold")
 

@@ -18,10 +18,10 @@ import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
+from autogen_team._capture import lifecycle, write_behind
 from autogen_team._ship import backends, recovery
 from autogen_team._spool import index, journal, reader
 from autogen_team.errors import TrackingUnavailableError
-from autogen_team.io._tracking import runs, write_behind
 
 SLOW = 0.2
 """Seconds; a call that waits for the server takes longer. Microseconds are measured in `benchmarks/`."""
@@ -50,7 +50,7 @@ def warnings_of(caplog) -> list[str]:
 def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, tmp_path):
     """An outage loses and repeats nothing, does not delay calls, and causes two warnings."""
     started = start_session(server.uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         run_id = run.info.run_id
         for step in range(100):
             mlflow.log_metric("loss", step, step=step)
@@ -78,7 +78,7 @@ def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, t
 def test_a_server_on_postgresql_that_is_killed_and_comes_back(postgres_server, start_session):
     """An outage of a server on PostgreSQL loses and repeats nothing."""
     started = start_session(postgres_server.uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         for step in range(1500):
             mlflow.log_metric("loss", step, step=step)
         postgres_server.kill()
@@ -94,7 +94,7 @@ def test_a_server_on_postgresql_that_is_killed_and_comes_back(postgres_server, s
 def test_a_server_that_is_stopped_and_goes_on(server, start_session):
     """While a server hangs, calls do not wait for it, and a read waits for less than 30 s."""
     started = start_session(server.uri, connect_timeout=5.0)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_param("p", 1)
         server.send(signal.SIGSTOP)
         try:
@@ -112,7 +112,7 @@ def test_a_server_that_is_stopped_and_goes_on(server, start_session):
 def test_a_server_that_never_comes_back(server, start_session, caplog):
     """Without its server, a job ends in time, and reports how many entries wait, where, and how to deliver them."""
     started = start_session(server.uri, flush_timeout=0.5)
-    with runs.open_run(name="train"):
+    with lifecycle.open_run(name="train"):
         server.kill()
         mlflow.log_metric("loss", 1.0)
     begun = time.monotonic()
@@ -135,14 +135,14 @@ def artifacts_of(server, run) -> dict[str, str]:
 def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
     """Runs begun in an outage arrive with all their content, nesting and status; their local ids stay valid."""
     started = start_session(server.uri)
-    with runs.open_run(name="search") as search:
+    with lifecycle.open_run(name="search") as search:
         server.kill()
-        with runs.open_run(name="outer", nested=True, tags={"fold": 1}) as outer:
+        with lifecycle.open_run(name="outer", nested=True, tags={"fold": 1}) as outer:
             mlflow.log_metric("loss", 0.5)
             mlflow.log_text("text", "notes.txt")
             mlflow.log_image(np.zeros((8, 8, 3), dtype=np.uint8), key="image", step=1)
             assert mlflow.get_run(outer.info.run_id).info.run_name == "outer"
-            with pytest.raises(ValueError, match="x"), runs.open_run(name="inner", nested=True) as inner:
+            with pytest.raises(ValueError, match="x"), lifecycle.open_run(name="inner", nested=True) as inner:
                 mlflow.log_param("depth", 3)
                 raise ValueError("x")
         server.start()
@@ -176,9 +176,9 @@ def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
 def test_a_full_disk_does_not_hide_what_a_run_is_called_now(server, start_session, caplog, monkeypatch):
     """The new id of a run begun in an outage is logged, although the journal's disk is full."""
     started = start_session(server.uri)
-    with runs.open_run(name="first"):
+    with lifecycle.open_run(name="first"):
         server.kill()
-        with runs.open_run(name="late", nested=True) as late:
+        with lifecycle.open_run(name="late", nested=True) as late:
             mlflow.log_metric("loss", 0.5)
 
         def full(*_):
@@ -224,7 +224,7 @@ def test_runs_begun_without_the_server_survive_the_job(server, start_python, tmp
 def test_what_needs_the_server_says_soon_that_it_is_gone(server, start_session):
     """A read that needs the server fails within 30 s, with an error that is MLflow's and ours."""
     start_session(server.uri, flush_timeout=0.5)
-    with runs.open_run(name="train"):
+    with lifecycle.open_run(name="train"):
         server.kill()
         begun = time.monotonic()
         with pytest.raises(MlflowException, match="Connection refused"):
@@ -237,7 +237,7 @@ def test_what_needs_the_server_says_soon_that_it_is_gone(server, start_session):
 def test_a_changed_parameter_is_refused_without_the_server(server, start_session):
     """A changed parameter is refused during an outage, because the run's parameters are known."""
     start_session(server.uri, flush_timeout=0.5)
-    with runs.open_run(name="train"):
+    with lifecycle.open_run(name="train"):
         mlflow.log_param("depth", 3)
         server.kill()
         with pytest.raises(MlflowException, match="depth") as raised:
@@ -249,7 +249,7 @@ def test_a_changed_parameter_is_refused_without_the_server(server, start_session
 def test_a_proxy_that_knows_no_such_page_refuses_nothing(proxy, mlflow_server, start_session, tmp_path):
     """A 404 of a proxy counts as an outage; only MLflow itself can refuse an item."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         proxy.status = 404
         for step in range(50):
             mlflow.log_metric("loss", step, step=step)
@@ -266,7 +266,7 @@ def test_a_server_without_a_free_connection_to_its_database_refuses_nothing(
 ):
     """A server whose database pool is exhausted refuses nothing, although it answers `BAD_REQUEST`."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         said = "QueuePool limit of size 5 overflow 10 reached, connection timed out, timeout 30.00 (Background on this"
         proxy.answer = json.dumps({"error_code": "BAD_REQUEST", "message": said}).encode()
         proxy.status = 400
@@ -319,7 +319,7 @@ def test_a_log_handler_that_raises_stops_no_delivery(server, start_session, wait
     logging.getLogger("autogen_team").addHandler(handler)
     try:
         started = start_session(server.uri)
-        with runs.open_run(name="train") as run:
+        with lifecycle.open_run(name="train") as run:
             mlflow.log_metric("loss", 0.0, step=0)
             server.kill()
             for step in range(1, 50):
@@ -360,7 +360,7 @@ def test_a_thread_that_could_not_be_started_is_started_later(store_uri, start_se
 def test_a_worker_waits_for_a_server_that_has_no_time(proxy, mlflow_server, start_session, wait_until, tmp_path):
     """A worker that ends retries while the server answers 429, and leaves no journal behind."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         proxy.status = 429  # an answer, so the server counts as reachable
         client = mlflow.MlflowClient(proxy.uri)
         worker = multiprocessing.get_context("fork").Process(
@@ -380,7 +380,7 @@ def test_a_worker_waits_for_a_server_that_has_no_time(proxy, mlflow_server, star
 def test_a_server_that_answers_with_errors(proxy, mlflow_server, start_session, caplog, status):
     """A server that answers 5xx or 429 counts as an outage, with one warning at its start and one at its end."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         proxy.status = status
         for step in range(200):
             mlflow.log_metric("loss", step, step=step)
@@ -397,7 +397,7 @@ def test_a_server_that_answers_with_errors(proxy, mlflow_server, start_session, 
 def test_a_server_that_is_slow_delays_nobody(proxy, mlflow_server, start_session):
     """A server that takes half a second per request does not delay calls of the job."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         proxy.delay = 0.5
         assert hardly_wait(500, lambda n: mlflow.log_metric("loss", n, step=n))
     started.stop()
@@ -409,7 +409,7 @@ def test_a_server_that_is_slow_delays_nobody(proxy, mlflow_server, start_session
 def test_what_the_server_refuses_is_noted_and_holds_up_nothing(mlflow_server, start_session, caplog, tmp_path):
     """A parameter that another process has set is refused and noted, and all other items arrive."""
     started = start_session(mlflow_server)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         working = write_behind.of(mlflow_server)
         assert working.store.flush()
         working.courier.pause(timeout=10)

@@ -9,7 +9,7 @@ import mlflow
 import numpy as np
 import pytest
 
-from autogen_team.io._tracking import runs
+from autogen_team._capture import lifecycle
 
 
 def names_of(server, run) -> list[str]:
@@ -29,7 +29,7 @@ def test_artifacts_wait_beside_the_journal(server, start_session):
     started = start_session(server.uri)
     Path("folder/sub").mkdir(parents=True)
     Path("folder/sub/inner.txt").write_text("inner")
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_text("before", "report.txt")
         server.kill()
         mlflow.log_text("during", "report.txt")
@@ -50,7 +50,7 @@ def test_images_wait_like_other_artifacts(server, start_session):
     """Images logged in an outage arrive, although MLflow uploads them on a thread of its own."""
     started = start_session(server.uri)
     pixels = np.zeros((8, 8, 3), dtype=np.uint8)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_image(pixels, key="before", step=1)
         mlflow.flush_artifact_async_logging()
         arrived = names_of(server, run)
@@ -73,7 +73,7 @@ def test_images_wait_like_other_artifacts(server, start_session):
 def test_an_artifact_that_is_refused_holds_up_nothing(proxy, mlflow_server, start_session, tmp_path, status):
     """A refused artifact is set aside in a private folder, and everything behind it arrives."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         proxy.status = 503
         mlflow.log_text("too large", "large.txt")
         mlflow.log_metric("after", 1.0)
@@ -94,9 +94,9 @@ def test_an_artifact_that_is_refused_holds_up_nothing(proxy, mlflow_server, star
 def test_an_artifact_of_a_run_that_is_gone_holds_up_nothing(proxy, mlflow_server, start_session):
     """An artifact of a purged run does not hold up the delivery of other items."""
     started = start_session(proxy.uri)
-    with runs.open_run(name="other") as other:
+    with lifecycle.open_run(name="other") as other:
         pass
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         proxy.status = 503
         mlflow.MlflowClient().log_text(other.info.run_id, "text", "notes.txt")
         mlflow.log_metric("after", 1.0)

@@ -21,7 +21,7 @@ from mlflow.entities import (
     TraceState,
 )
 
-from autogen_team.io._tracking import redaction, traces
+from autogen_team._capture import redact_entities, traces
 
 URL = "postgresql://bob:example-hunter2@db/runs"
 """A secret by its shape."""
@@ -226,7 +226,7 @@ def test_assessments_that_come_with_a_trace_hold_no_secret():
 )
 def test_what_says_only_whether_there_is_a_secret_is_kept(name, value):
     """Counts, switches, folders and MLflow's own tags are kept under names that resemble secrets."""
-    assert redaction.under(name, value) == value
+    assert redact_entities.under(name, value) == value
 
 
 @pytest.mark.parametrize(
@@ -244,13 +244,13 @@ def test_what_says_only_whether_there_is_a_secret_is_kept(name, value):
 )
 def test_what_holds_no_secret_is_the_very_object_that_came(value):
     """A value without secrets is returned as the same object."""
-    assert redaction.value(value) is value
+    assert redact_entities.value(value) is value
 
 
 def test_what_a_caller_gives_is_not_changed():
     """An entity with a secret is copied, so that the caller's object stays unchanged."""
     given = DatasetInput(Dataset("n", "d", "t", URL), [InputTag("password", "example-anything")])
-    redacted = redaction.value([given])[0]
+    redacted = redact_entities.value([given])[0]
 
     assert (given.dataset.source, given.tags[0].value) == (URL, "example-anything")
     assert (redacted.dataset.source, redacted.tags[0].value) == ("postgresql://bob:***@db/runs", "***")

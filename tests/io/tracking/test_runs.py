@@ -10,8 +10,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from autogen_team._capture import lifecycle, session
 from autogen_team._process import Undo, run_events
-from autogen_team.io._tracking import runs, session
 
 SCRIPT = """
 import signal, sys, time
@@ -39,7 +39,7 @@ def started(store_uri):
 
 def open_run(name="train", **fields):
     """Open a run with only a name and the given fields."""
-    return runs.open_run(**{"name": name, "description": None, "tags": None, "log_system_metrics": None, **fields})
+    return lifecycle.open_run(**{"name": name, "description": None, "tags": None, "log_system_metrics": None, **fields})
 
 
 def test_a_run_has_its_name_description_and_tags_as_text(started):
@@ -214,7 +214,7 @@ def test_a_line_inside_a_span_knows_its_trace(started):
 
 def test_a_host_lets_the_job_s_own_run_join(started):
     """The job's first run joins the host run, which stays open until the host closes it."""
-    with runs.host_run(name="host", description=None, tags=None, log_system_metrics=None) as host:
+    with lifecycle.host_run(name="host", description=None, tags=None, log_system_metrics=None) as host:
         with open_run("mine", tags={"fold": 1}) as joined:
             pass
         assert started.get_run(host.info.run_id).info.status == "RUNNING"
@@ -280,7 +280,7 @@ def test_a_store_that_is_silent_is_given_up(started, monkeypatch, caplog):
     """Closing a run in a store that does not answer is given up after a time limit, with a report."""
     silent = threading.Event()
     monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_: silent.wait())
-    monkeypatch.setattr(runs, "PATIENCE", 0.2)
+    monkeypatch.setattr(lifecycle, "PATIENCE", 0.2)
     with open_run():
         pass
     silent.set()
@@ -426,9 +426,9 @@ def test_a_signal_that_the_job_has_dealt_with_closes_no_run(store_uri, start_ses
     start_session(store_uri)
     before = signal.signal(signal.SIGHUP, lambda *_: None)
     try:
-        with runs.open_run(name="train") as run:
+        with lifecycle.open_run(name="train") as run:
             signal.raise_signal(signal.SIGHUP)
-            runs.close_what_is_left()
+            lifecycle.close_what_is_left()
             assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
     finally:
         signal.signal(signal.SIGHUP, before)

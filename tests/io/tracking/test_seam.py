@@ -13,15 +13,15 @@ from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
 from mlflow.utils import autologging_utils, import_hooks
 
+from autogen_team._capture import mlflow_internals
 from autogen_team._process import saved
 from autogen_team._ship import backends
-from autogen_team.io._tracking import seam
 
 
 @pytest.fixture(autouse=True)
 def mlflow_as_it_was():
     """Restore MLflow's state after the test, by the very functions under test."""
-    undo = [seam.keep_autolog(), seam.keep_uris()]
+    undo = [mlflow_internals.keep_autolog(), mlflow_internals.keep_uris()]
     yield
     while mlflow.active_run() is not None:
         mlflow.end_run()
@@ -33,7 +33,7 @@ def test_uris_and_experiment_are_given_back(store_uri):
     """Restoring removes URIs and experiment from MLflow and from the environment."""
     before = dict(os.environ), mlflow.is_tracking_uri_set(), registry._registry_uri, fluent._active_experiment_id
 
-    restore = seam.keep_uris()
+    restore = mlflow_internals.keep_uris()
     mlflow.set_tracking_uri(store_uri)
     mlflow.set_registry_uri(store_uri)
     mlflow.set_experiment("other")
@@ -48,7 +48,7 @@ def test_uris_that_the_job_had_set_are_given_back(store_uri):
     """Restoring brings back the tracking URI that the job had set, not MLflow's default."""
     mlflow.set_tracking_uri("sqlite:///mine.db")
 
-    restore = seam.keep_uris()
+    restore = mlflow_internals.keep_uris()
     mlflow.set_tracking_uri(store_uri)
     restore()
 
@@ -60,7 +60,7 @@ def test_autologging_that_was_off_is_off_again():
     """Restoring turns autologging off again, for imported libraries and for those imported later."""
     import sklearn  # noqa: F401 - autologging starts at once for what is imported
 
-    restore = seam.keep_autolog()
+    restore = mlflow_internals.keep_autolog()
     mlflow.autolog(silent=True)
     assert not autologging_utils.autologging_is_disabled("sklearn")
     assert import_hooks._post_import_hooks["xgboost"]
@@ -76,7 +76,7 @@ def test_autologging_that_the_job_had_switched_on_is_on_again():
 
     mlflow.autolog(silent=True, log_models=False)
 
-    restore = seam.keep_autolog()
+    restore = mlflow_internals.keep_autolog()
     mlflow.autolog(silent=True, log_models=True, disable=True)
     restore()
 
@@ -90,9 +90,9 @@ def test_open_runs_of_the_thread_are_known(store_uri):
     mlflow.set_tracking_uri(store_uri)
 
     with mlflow.start_run() as outer, mlflow.start_run(nested=True) as inner:
-        assert seam.open_run_ids() == [outer.info.run_id, inner.info.run_id]
+        assert mlflow_internals.open_run_ids() == [outer.info.run_id, inner.info.run_id]
 
-    assert seam.open_run_ids() == []
+    assert mlflow_internals.open_run_ids() == []
 
 
 def test_the_sampling_of_a_run_can_be_stopped(store_uri):
@@ -101,17 +101,17 @@ def test_the_sampling_of_a_run_can_be_stopped(store_uri):
     run = mlflow.start_run(log_system_metrics=True)
     monitor = fluent.run_id_to_system_metrics_monitor[run.info.run_id]
 
-    seam.stop_system_metrics(run.info.run_id)
-    seam.stop_system_metrics(run.info.run_id)
+    mlflow_internals.stop_system_metrics(run.info.run_id)
+    mlflow_internals.stop_system_metrics(run.info.run_id)
 
     assert monitor._shutdown_event.is_set()
 
 
 def test_who_leaves_first_hands_down_what_it_found(store_uri):
     """Services that stop in the order of their start restore the state from before all of them."""
-    first = seam.keep_uris()
+    first = mlflow_internals.keep_uris()
     mlflow.set_tracking_uri("sqlite:///first.db")
-    second = seam.keep_uris()
+    second = mlflow_internals.keep_uris()
     mlflow.set_tracking_uri(store_uri)
 
     first()
@@ -124,7 +124,7 @@ def test_who_leaves_first_hands_down_what_it_found(store_uri):
 def test_a_uri_that_only_the_environment_had_is_not_set_afterwards(store_uri, monkeypatch):
     """After restoring, a later change of `MLFLOW_TRACKING_URI` takes effect."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///first.db")
-    restore = seam.keep_uris()
+    restore = mlflow_internals.keep_uris()
     mlflow.set_tracking_uri(store_uri)
 
     restore()
@@ -151,7 +151,7 @@ def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
     plain = backends.plain_store(store_uri)
     assert client._tracking_client.store is plain
     ours = object()
-    undo = seam.stand_in(store_uri, ours, lambda find, *_: find())
+    undo = mlflow_internals.stand_in(store_uri, ours, lambda find, *_: find())
     try:
         assert client._tracking_client.store is ours
         assert mlflow.MlflowClient(f"{store_uri}.other")._tracking_client.store is not ours
@@ -166,8 +166,8 @@ def test_mlflow_looks_for_its_model_registries_where_we_stand_in(store_uri):
     """Clients use the latest stand-in for a registry, then the earlier one, then MLflow's own."""
     client = mlflow.MlflowClient(store_uri, f"{store_uri}?registry")._get_registry_client()
     plain, method = client.store, registry.ModelRegistryStoreRegistry._get_store_with_resolved_uri
-    first = seam.stand_in_registries(lambda store: ("first", store))
-    second = seam.stand_in_registries(lambda store: ("second", store))
+    first = mlflow_internals.stand_in_registries(lambda store: ("first", store))
+    second = mlflow_internals.stand_in_registries(lambda store: ("second", store))
     try:
         assert client.store == ("second", plain)
         second()
@@ -192,7 +192,7 @@ def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):
         return find()
 
     (tmp_path / "file.txt").write_text("text")
-    undo = seam.stand_in(store_uri, backends.plain_store(store_uri), find_artifacts)
+    undo = mlflow_internals.stand_in(store_uri, backends.plain_store(store_uri), find_artifacts)
     try:
         client.log_artifact(run.info.run_id, str(tmp_path / "file.txt"))
         model = client.create_logged_model("0", "model")
@@ -207,7 +207,7 @@ def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):
 def test_mlflow_can_say_what_a_run_will_be(store_uri):
     """`changed` returns a copy of a run's info in which only the values that are not None differ."""
     info = mlflow.MlflowClient(store_uri).create_run("0", run_name="before").info
-    changed = seam.changed(info, RunStatus.FAILED, 7, None)
+    changed = mlflow_internals.changed(info, RunStatus.FAILED, 7, None)
 
     assert (changed.status, changed.end_time, changed.run_name) == ("FAILED", 7, "before")
     assert (changed.run_id, changed.start_time) == (info.run_id, info.start_time)
@@ -217,10 +217,10 @@ def test_mlflow_can_say_what_a_run_will_be(store_uri):
 def test_the_end_of_the_process_comes_after_the_end_of_its_run(run_python):
     """`close_at_exit` calls its function after MLflow has ended the open run at exit."""
     code = (
-        "import mlflow; from autogen_team.io._tracking import seam\n"
+        "import mlflow; from autogen_team._capture import mlflow_internals\n"
         "from mlflow.tracking import fluent\n"
         "assert callable(fluent._safe_end_run)\n"
-        "seam.close_at_exit(lambda: print('closed', mlflow.active_run()))\n"
+        "mlflow_internals.close_at_exit(lambda: print('closed', mlflow.active_run()))\n"
         "mlflow.set_tracking_uri('sqlite:///exit.db')\n"
         "mlflow.start_run()\n"
     )
@@ -232,17 +232,17 @@ def test_the_end_of_the_process_comes_after_the_end_of_its_run(run_python):
 def test_mlflow_s_rules_are_where_we_ask_for_them():
     """Each check of MLflow's raises MLflow's own exception for an invalid value."""
     for check, bad in (
-        (seam.check_metric, ("a(b", 1.0, 0, 0)),
-        (seam.check_param, ("a(b", "x")),
-        (seam.check_tag, ("a(b", "x")),
-        (seam.check_run_id, ("../x",)),
-        (seam.check_limits, ([0] * 1001, [], [])),
-        (seam.check_unique, ([Param("a", "1"), Param("a", "2")],)),
+        (mlflow_internals.check_metric, ("a(b", 1.0, 0, 0)),
+        (mlflow_internals.check_param, ("a(b", "x")),
+        (mlflow_internals.check_tag, ("a(b", "x")),
+        (mlflow_internals.check_run_id, ("../x",)),
+        (mlflow_internals.check_limits, ([0] * 1001, [], [])),
+        (mlflow_internals.check_unique, ([Param("a", "1"), Param("a", "2")],)),
     ):
         with pytest.raises(MlflowException):
             check(*bad)
-    assert seam.as_float(1) == 1.0
-    assert seam.operations().wait() is None
+    assert mlflow_internals.as_float(1) == 1.0
+    assert mlflow_internals.operations().wait() is None
 
 
 def test_what_a_trace_passes_can_be_tapped(store_uri):
@@ -256,10 +256,10 @@ def test_what_a_trace_passes_can_be_tapped(store_uri):
         passed.append((method.__name__, client.tracking_uri))
         return method(client, *arguments, **fields)
 
-    undo = seam.tap_traces({**dict.fromkeys(names, tap), "not_there": tap})
+    undo = mlflow_internals.tap_traces({**dict.fromkeys(names, tap), "not_there": tap})
     with mlflow.start_span("ask") as span:
         pass
-    seam.wait_for_traces()
+    mlflow_internals.wait_for_traces()
     mlflow.set_trace_tag(span.trace_id, "stage", "final")
     undo()
 
@@ -276,7 +276,7 @@ def test_traces_that_are_to_be_stored_are_waited_for(store_uri, monkeypatch):
     for _ in range(5):
         with mlflow.start_span("ask"):
             pass
-    seam.wait_for_traces()
+    mlflow_internals.wait_for_traces()
 
     assert len(mlflow.MlflowClient().search_traces(locations=["0"])) == 5
 
@@ -288,7 +288,7 @@ def test_a_span_can_be_made_of_what_it_says_of_itself(store_uri):
         span.set_inputs({"a": 1})
         raise ValueError("bad")
 
-    found = seam.span_of({**span.to_dict(), "name": "other"}, like=span)
+    found = mlflow_internals.span_of({**span.to_dict(), "name": "other"}, like=span)
 
     assert {**found.to_dict(), "name": "ask"} == span.to_dict()
     assert found.name == "other"
@@ -304,16 +304,16 @@ def test_a_trace_that_counts_as_stored_is_not_uploaded(store_uri):
     def tap_upload(*_):
         uploads.append(1)
 
-    undo = seam.tap_traces(
+    undo = mlflow_internals.tap_traces(
         {
-            "start_trace": lambda client, method, trace_info: seam.as_stored(trace_info),
+            "start_trace": lambda client, method, trace_info: mlflow_internals.as_stored(trace_info),
             "log_spans": lambda client, method, location, spans: spans,
             "_upload_trace_data": tap_upload,
         }
     )
     with mlflow.start_span("ask"):
         pass
-    seam.wait_for_traces()
+    mlflow_internals.wait_for_traces()
     undo()
 
     assert uploads == []
@@ -326,7 +326,7 @@ def test_processors_of_spans_outlive_a_change_of_the_tracking_uri(store_uri):
         """Do nothing."""
 
     mlflow.tracing.configure(span_processors=[processor])
-    with seam.keeping_span_processors():
+    with mlflow_internals.keeping_span_processors():
         mlflow.set_tracking_uri(store_uri)
 
     assert mlflow.tracing.config.get_config().span_processors == [processor]
@@ -337,12 +337,12 @@ def test_runs_are_made_in_the_experiment_that_is_provided(store_uri):
     """Runs are created in the provided experiment until the job chooses another one or it is undone."""
     mlflow.set_tracking_uri(store_uri)
     experiment_id = mlflow.create_experiment("other")
-    undo = seam.provide_experiment(experiment_id, lambda: experiment_id)
+    undo = mlflow_internals.provide_experiment(experiment_id, lambda: experiment_id)
 
     with mlflow.start_run() as run:
         pass
     assert run.info.experiment_id == os.environ["MLFLOW_EXPERIMENT_ID"] == experiment_id
-    assert mlflow.projects._get_experiment_id() == seam.experiment_id() == experiment_id
+    assert mlflow.projects._get_experiment_id() == mlflow_internals.experiment_id() == experiment_id
     mlflow.set_experiment("mine")
     with mlflow.start_run() as run:
         pass
@@ -355,13 +355,13 @@ def test_runs_are_made_in_the_experiment_that_is_provided(store_uri):
 def test_mlflow_is_pointed_to_stores_until_the_variable_says_otherwise(store_uri, monkeypatch):
     """`point_at` sets both stores; a changed variable wins, unless `for_good`."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///before.db")
-    restore = seam.keep_uris()
-    seam.point_at(store_uri, store_uri)
+    restore = mlflow_internals.keep_uris()
+    mlflow_internals.point_at(store_uri, store_uri)
     assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (store_uri, store_uri)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///later.db")
     assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == ("sqlite:///later.db", "sqlite:///later.db")
 
-    seam.point_at(store_uri, "sqlite:///models.db", for_good=True)
+    mlflow_internals.point_at(store_uri, "sqlite:///models.db", for_good=True)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///later.db")
     assert (mlflow.get_tracking_uri(), mlflow.get_registry_uri()) == (store_uri, "sqlite:///models.db")
     restore()
@@ -376,10 +376,10 @@ def test_a_store_without_a_stand_in_gets_one_when_it_is_used(store_uri):
 
     def start(uri):
         assert mlflow.MlflowClient().get_experiment("0").name == "Default"
-        started.append((uri, seam.stand_in(uri, backends.plain_store(uri))))
+        started.append((uri, mlflow_internals.stand_in(uri, backends.plain_store(uri))))
 
-    leave_home = seam.stand_in("sqlite:///home.db", object())
-    undo = seam.stand_in_for_others(start)
+    leave_home = mlflow_internals.stand_in("sqlite:///home.db", object())
+    undo = mlflow_internals.stand_in_for_others(start)
     mlflow.search_experiments()
     mlflow.search_experiments()
     undo()
@@ -417,7 +417,7 @@ def test_the_images_of_a_run_are_waited_for_where_artifacts_are_found(store_uri)
     mlflow.set_tracking_uri(store_uri)
     with mlflow.start_run() as run:
         mlflow.log_text("text", "notes.txt")
-        undo = seam.stand_in(store_uri, backends.plain_store(store_uri), find)
+        undo = mlflow_internals.stand_in(store_uri, backends.plain_store(store_uri), find)
         mlflow.flush_artifact_async_logging()
         undo()
         mlflow.flush_artifact_async_logging()

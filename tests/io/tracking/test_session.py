@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from autogen_team.io._tracking import session, turns
+from autogen_team._capture import db_init_lock, session
 
 PROCESSES = 8
 
@@ -35,7 +35,7 @@ def test_a_folder_for_locks_that_cannot_be_made_is_no_obstacle(tmp_path, caplog)
     """If the folder of locks cannot be created, `in_turn` warns and continues without a lock."""
     (tmp_path / "file").write_text("")
 
-    with turns.in_turn("sqlite:///mlflow.db", tmp_path / "file" / "state"):
+    with db_init_lock.in_turn("sqlite:///mlflow.db", tmp_path / "file" / "state"):
         pass
 
     assert "AUTOGEN_TEAM_STATE_DIR" in caplog.text
@@ -48,7 +48,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, caplog, monkeypatc
         raise OSError(errno.ENOSYS, "Function not implemented")
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with turns.in_turn("sqlite:///mlflow.db", tmp_path / "state"):
+    with db_init_lock.in_turn("sqlite:///mlflow.db", tmp_path / "state"):
         pass
 
     assert "has no locks" in caplog.text
@@ -57,7 +57,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, caplog, monkeypatc
 def test_a_database_has_one_turn_whatever_its_options(tmp_path):
     """Different URIs of one database share one lock."""
     for uri in ("sqlite:///mlflow.db", "sqlite:///mlflow.db?timeout=5", f"sqlite:///{Path.cwd()}/mlflow.db"):
-        with turns.in_turn(uri, tmp_path / "state"):
+        with db_init_lock.in_turn(uri, tmp_path / "state"):
             pass
 
     assert len(list((tmp_path / "state" / "locks").iterdir())) == 1
@@ -65,7 +65,7 @@ def test_a_database_has_one_turn_whatever_its_options(tmp_path):
 
 def test_the_state_folder_is_for_its_owner_only(tmp_path):
     """Only the owner can read the state folder and its folder of locks."""
-    with turns.in_turn("sqlite:///mlflow.db", tmp_path / "state"):
+    with db_init_lock.in_turn("sqlite:///mlflow.db", tmp_path / "state"):
         assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
         assert (tmp_path / "state" / "locks").stat().st_mode & 0o777 == 0o700
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from autogen_team._capture import run_stacks, write_behind
 from autogen_team._ship import uris
-from autogen_team.io._tracking import isolation, write_behind
 
 SECRET = "postgresql://ada:example-secret@db/prices"
 
@@ -187,11 +187,11 @@ def test_the_store_of_a_run_is_where_it_was_opened(mlflow_as_it_was, isolated, s
     """`uri_of` returns the store in which an open run was opened."""
     with mlflow.start_run() as run:
         mlflow.set_tracking_uri(other)
-        assert isolation.uri_of(run) == store_uri
+        assert run_stacks.uri_of(run) == store_uri
         mlflow.set_tracking_uri(store_uri)
     mlflow.set_tracking_uri(other)
 
-    assert isolation.uri_of(run) == other
+    assert run_stacks.uri_of(run) == other
 
 
 EXPERIMENTS = """

@@ -13,8 +13,8 @@ import pytest
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.provider import provider
 
+from autogen_team._capture import redact_traces, traces
 from autogen_team.errors import ConfigurationWarning
-from autogen_team.io._tracking import masking, traces
 
 HEADER = "Bearer example-secret-header"
 INPUTS = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
@@ -124,7 +124,7 @@ def test_a_tag_that_is_set_later_is_masked(start_session, store_uri, tmp_path):
     session = start_session(store_uri)
     with mlflow.start_span("ask") as span:
         pass
-    traces.seam.wait_for_traces()
+    traces.mlflow_internals.wait_for_traces()
     mlflow.set_trace_tag(span.trace_id, "note", f"with {KNOWN}")
     mlflow.set_trace_tag(span.trace_id, "stage", "final")
     session.stop()
@@ -137,7 +137,7 @@ def test_a_tag_that_is_set_later_is_masked(start_session, store_uri, tmp_path):
 def test_a_span_without_secrets_is_passed_on_as_it_is(start_session, store_uri, monkeypatch):
     """A span without secrets is passed on without a copy."""
     session = start_session(store_uri)
-    monkeypatch.setattr(traces.seam, "span_of", None)
+    monkeypatch.setattr(traces.mlflow_internals, "span_of", None)
     with mlflow.start_span("ask") as span:
         span.set_inputs(INPUTS)
     session.stop()
@@ -178,7 +178,7 @@ def test_what_cannot_be_masked_is_withheld(start_session, store_uri, tmp_path, m
         raise RuntimeError(f"broken by {KNOWN}")
 
     for name in ("span", "tag", "excerpt"):
-        monkeypatch.setattr(masking.Masker, name, fail)
+        monkeypatch.setattr(redact_traces.Masker, name, fail)
     with mlflow.start_run() as run:
         trace()
         trace_id = trace()
@@ -242,7 +242,7 @@ def test_a_server_that_is_silent_does_not_hold_the_stop_up(start_session, server
     """A hung server delays `stop` by less than 20 s; lost traces are counted in one message."""
     session = start_session(server.uri, durable=durable, flush_timeout=2.0)
     trace()
-    traces.seam.wait_for_traces()
+    traces.mlflow_internals.wait_for_traces()
     server.send(signal.SIGSTOP)
     for _ in range(30):
         trace()
@@ -300,7 +300,7 @@ def test_what_the_store_refuses_is_refused_and_counted(start_session, mlflow_ser
     """A trace that the store refuses raises MLflow's exception, and is counted as lost."""
     session = start_session(mlflow_server)
     trace_id = trace()
-    traces.seam.wait_for_traces()
+    traces.mlflow_internals.wait_for_traces()
     info = TracingClient(mlflow_server).get_trace_info(trace_id)
     info.trace_location.mlflow_experiment.experiment_id = "987654321"
     with pytest.raises(mlflow.exceptions.MlflowException, match="987654321"):
@@ -314,7 +314,7 @@ def test_at_the_end_of_the_interpreter_the_store_is_asked_directly(start_session
     """If no thread can be started, as at interpreter shutdown, traces are stored directly."""
     session = start_session(mlflow_server)
     trace_id = trace()
-    traces.seam.wait_for_traces()
+    traces.mlflow_internals.wait_for_traces()
 
     class NoThread:
         def __init__(self, **_: object) -> None:

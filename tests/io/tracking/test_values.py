@@ -11,7 +11,7 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric
 from mlflow.exceptions import MlflowException
 
-from autogen_team.io._tracking import runs
+from autogen_team._capture import lifecycle
 
 
 def start_plain(uri: str, experiment: str) -> None:
@@ -36,7 +36,7 @@ def test_a_bad_value_is_refused_as_plain_mlflow_refuses_it(store_uri, start_sess
     with mlflow.start_run(), pytest.raises(Exception) as plain:
         mlflow.log_metric("loss", value)
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         for step in range(100):
             mlflow.log_metric("loss", step, step=step)
             if step == 50:
@@ -69,7 +69,7 @@ def test_a_bad_key_is_refused_as_plain_mlflow_refuses_it(store_uri, start_sessio
     with mlflow.start_run():
         plain = outcome()
     start_session(store_uri)
-    with runs.open_run(name="train"):
+    with lifecycle.open_run(name="train"):
         assert outcome() == plain
 
 
@@ -77,7 +77,7 @@ def test_a_bad_key_is_refused_as_plain_mlflow_refuses_it(store_uri, start_sessio
 def test_a_number_that_no_database_has_room_for_is_refused(store_uri, start_session, fields):
     """A step or time that no database can store is refused at the call; later metrics are stored."""
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0)
         with pytest.raises(MlflowException):
             mlflow.log_metric("loss", 2.0, **fields)
@@ -122,7 +122,7 @@ def test_an_odd_value_is_refused_by_an_exception_of_mlflow_s(request, start_sess
     """Values that no store can hold raise MLflow's exception at the call; later items are stored."""
     uri = request.getfixturevalue(store)
     started = start_session(uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         for log in ODD.values():
             with pytest.raises(MlflowException):
                 log(run.info.run_id)
@@ -137,7 +137,7 @@ def test_what_is_logged_asynchronously_is_refused_by_wait(store_uri, start_sessi
     """Asynchronous calls raise their refusals in `wait`, as in plain MLflow, with one warning."""
     started = start_session(store_uri)
     client = mlflow.MlflowClient()
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_param("depth", 1)
         refused = [
             mlflow.log_param("depth", 2, synchronous=False),
@@ -161,7 +161,7 @@ def test_what_is_logged_asynchronously_is_refused_by_wait(store_uri, start_sessi
 def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
     """A step of True is stored as 1."""
     start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0, step=True)
         (found,) = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
 
@@ -171,7 +171,7 @@ def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
 def test_a_time_that_is_no_plain_number_is_a_number(store_uri, start_session):
     """A time given as a boolean, a numpy integer or a fraction is stored as an integer."""
     start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0, timestamp=True)
         mlflow.log_metric("loss", 2.0, timestamp=np.int64(5))
         mlflow.log_metric("loss", 3.0, timestamp=Fraction(7))
@@ -183,7 +183,7 @@ def test_a_time_that_is_no_plain_number_is_a_number(store_uri, start_session):
 def test_what_a_database_refuses_later_is_set_aside(store_uri, start_session, tmp_path):
     """An item that the database refuses later is noted with its reason, and everything else arrives."""
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_metric("before", 1.0)
         mlflow.log_metric("lost", 2.0, model_id="m-none")
         mlflow.log_metric("after", 3.0)
@@ -198,7 +198,7 @@ def test_what_a_database_refuses_later_is_set_aside(store_uri, start_session, tm
 def test_the_good_metrics_of_a_bad_call_are_stored(store_uri, start_session):
     """The good metrics of a call with bad ones are stored."""
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         with pytest.raises(MlflowException):
             mlflow.log_metrics({"good": 1.0, "bad": None, "good too": 2.0})
         with pytest.raises(MlflowException):
@@ -218,12 +218,15 @@ def test_a_changed_parameter_is_refused_as_plain_mlflow_refuses_it(store_uri, st
         with pytest.raises(MlflowException) as plain:
             log()
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_param("depth", 3)
         with pytest.raises(MlflowException) as durable:
             log()
         assert durable.value.message == plain.value.message.replace(before.info.run_id, run.info.run_id)
-    with runs.open_run(name="resumed", run_id=run.info.run_id), pytest.raises(MlflowException, match="Changing param"):
+    with (
+        lifecycle.open_run(name="resumed", run_id=run.info.run_id),
+        pytest.raises(MlflowException, match="Changing param"),
+    ):
         log()
     started.stop()
 

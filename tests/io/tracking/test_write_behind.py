@@ -16,11 +16,11 @@ from mlflow.store.tracking.rest_store import RestStore
 from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 from mlflow.tracking._tracking_service.utils import _get_store
 
+from autogen_team._capture import lifecycle, mlflow_internals, write_behind
+from autogen_team._capture.store import LOCAL_ID, DurableStore
 from autogen_team._ship import backends, sql_bulk, watchdog
 from autogen_team._spool import journal, reader
 from autogen_team.errors import NotStartedError
-from autogen_team.io._tracking import runs, seam, write_behind
-from autogen_team.io._tracking.store import LOCAL_ID, DurableStore
 from autogen_team.io.services import MlflowService
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is a folder")
@@ -111,7 +111,7 @@ def test_what_arrives_is_what_plain_mlflow_logs(any_uri, start_session):
 def test_a_read_sees_what_was_written_before(any_uri, start_session):
     """A read in the same process sees everything that was logged before it."""
     start_session(any_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         run_id = run.info.run_id
         mlflow.log_metric("loss", 0.5)
         assert mlflow.get_run(run_id).data.metrics == {"loss": 0.5}
@@ -126,7 +126,7 @@ def test_a_read_sees_what_was_written_before(any_uri, start_session):
 def test_what_is_logged_arrives_by_itself(any_uri, start_session, wait_until):
     """A metric arrives in the store without a flush or a read."""
     started = start_session(any_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_metric("loss", 0.5)
         plain = backends.plain_store(any_uri)
         wait_until(lambda: plain.get_run(run.info.run_id).data.metrics == {"loss": 0.5}, timeout=20)
@@ -137,7 +137,7 @@ def test_what_is_logged_arrives_by_itself(any_uri, start_session, wait_until):
 def test_traces_belong_to_the_run(any_uri, start_session):
     """A trace inside a run is stored as a trace of that run."""
     start_session(any_uri)
-    with runs.open_run(name="agent") as run:
+    with lifecycle.open_run(name="agent") as run:
         with mlflow.start_span("call") as span:
             span.set_inputs({"question": 1})
         mlflow.flush_trace_async_logging()
@@ -165,13 +165,13 @@ def test_stop_gives_mlflow_its_store_back(store_uri, start_session):
     started.stop()
 
     assert _get_store(store_uri) is before
-    assert "_get_store_with_resolved_uri" not in vars(seam._registry)
+    assert "_get_store_with_resolved_uri" not in vars(mlflow_internals._registry)
 
 
 def test_two_services_share_one_journal(store_uri, start_session, tmp_path):
     """Two services on one store share a journal, which the last one delivers and closes."""
     first, second = start_session(store_uri), start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0)
         assert len(list((tmp_path / "state" / "journals").iterdir())) == 1
     first.stop()
@@ -201,7 +201,7 @@ def test_secrets_in_parameters_and_tags_are_masked(store_uri, start_session):
     """Secrets in parameters and tags are neither in the journal nor in the store."""
     started = start_session(store_uri)
     address = "postgresql://bob:hunter2-hunter2@db/runs"
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_param("db", address)
         mlflow.log_params({"db2": address})
         mlflow.set_tag("db", address)
@@ -216,7 +216,7 @@ def test_secrets_in_the_name_of_a_run_are_masked(store_uri, start_session):
     """Secrets in the names of runs are masked, in our runs and in plain ones, also in a new name."""
     started = start_session(store_uri)
     address = "train on postgresql://bob:hunter2-hunter2@db/runs"
-    with runs.open_run(name=address, tags={"at": address}, description=address) as run:
+    with lifecycle.open_run(name=address, tags={"at": address}, description=address) as run:
         with mlflow.start_run(run_name=address, nested=True) as inner:
             mlflow.MlflowClient().update_run(inner.info.run_id, name=f"again {address}")
         text = str(reader.read(write_behind.of(store_uri).journal.folder))
@@ -232,7 +232,7 @@ def test_secrets_in_the_name_of_a_run_are_masked(store_uri, start_session):
 def test_the_fast_lane_writes_what_mlflow_writes(any_uri, start_session):
     """`log_metrics` logs to the active run, and converts whole numbers and arrays of one element."""
     started = start_session(any_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         started.log_metrics({"loss": 0.5, "whole": 3, "array": np.array([4.0])}, 7)
         started.log_metrics({"loss": math.nan}, 8)
     history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "loss")
@@ -307,7 +307,7 @@ def test_a_state_folder_that_cannot_be_written_is_no_obstacle(store_uri, start_s
     """If the state folder cannot be written, items go straight to the store, with one report."""
     (tmp_path / "state").write_text("a file where a folder should be")
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         for step in range(20):
             mlflow.log_metric("loss", step, step=step)
         mlflow.log_param("p", 1)
@@ -327,7 +327,7 @@ def test_a_disk_that_is_full_for_a_while_is_no_obstacle(store_uri, start_session
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     full = OSError(28, "No space left on device")
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         for step in range(100):
             mlflow.log_metric("loss", step, step=step)
             if step == 30:
@@ -381,7 +381,7 @@ def test_a_folder_that_is_gone_keeps_no_watchdog(store_uri, start_session, tmp_p
     dismissed, dismiss = [], watchdog.Watchdog.dismiss
     monkeypatch.setattr(watchdog.Watchdog, "dismiss", lambda self: (dismissed.append(1), dismiss(self)))
     started = start_session(store_uri)
-    with runs.open_run(name="train"):
+    with lifecycle.open_run(name="train"):
         mlflow.log_metric("loss", 1.0)
         write_behind.of(store_uri).flush(20.0)
         shutil.rmtree(tmp_path / "state" / "journals")
@@ -424,7 +424,7 @@ def test_another_mlflow_is_written_in_its_own_way(store_uri, start_session, monk
 
     monkeypatch.setattr(sql_bulk, "insert_metrics", changed)
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_metric("loss", 1.0)
     started.stop()
 

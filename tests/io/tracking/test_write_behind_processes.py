@@ -9,8 +9,8 @@ from pathlib import Path
 
 import mlflow
 
+from autogen_team._capture import lifecycle, write_behind
 from autogen_team._ship import backends
-from autogen_team.io._tracking import runs, write_behind
 
 
 def test_a_process_that_never_stops_its_service_delivers_at_its_exit(store_uri, run_python, tmp_path):
@@ -33,7 +33,7 @@ def test_a_process_that_never_stops_its_service_delivers_at_its_exit(store_uri, 
 def test_a_forked_child_logs_through_a_journal_of_its_own(store_uri, start_session, tmp_path, wait_until):
     """A forked child logs to its parent's run by its own journal, which is delivered even after a hard exit."""
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         mlflow.log_metric("parent", 1.0)
         child = os.fork()
         if child == 0:
@@ -59,7 +59,7 @@ def test_a_forked_child_logs_through_a_journal_of_its_own(store_uri, start_sessi
 def test_many_threads_log_at_once(store_uri, start_session):
     """Each value that eight threads log at once arrives once."""
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         client = mlflow.MlflowClient()
 
         def log(thread: int) -> None:
@@ -82,7 +82,7 @@ def test_many_threads_log_at_once(store_uri, start_session):
 def test_what_threads_log_while_the_service_stops_is_not_lost(store_uri, start_session, wait_until):
     """Values logged by a thread during and after `stop` arrive once."""
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         client, logged, go_on = mlflow.MlflowClient(store_uri), [], [True]
 
         def log() -> None:
@@ -106,7 +106,7 @@ def test_what_threads_log_while_the_service_stops_is_not_lost(store_uri, start_s
 def test_a_worker_of_multiprocessing_delivers_before_it_leaves(store_uri, start_session):
     """A worker of multiprocessing delivers its items before it ends, although it runs no exit handlers."""
     started = start_session(store_uri)
-    with runs.open_run(name="train") as run:
+    with lifecycle.open_run(name="train") as run:
         client = mlflow.MlflowClient(store_uri)
         worker = multiprocessing.get_context("fork").Process(
             target=client.log_metric, args=(run.info.run_id, "worker", 1.0)

@@ -8,8 +8,8 @@ from pathlib import Path
 import mlflow
 from mlflow.entities import ViewType
 
+from autogen_team._capture import mlflow_internals
 from autogen_team._sync import copying
-from autogen_team.io._tracking import seam
 
 EXPERIMENT = "fraud"
 
@@ -22,7 +22,7 @@ def client_of(uri):
 @contextlib.contextmanager
 def current(uri):
     """Point MLflow's fluent functions to this store inside the block."""
-    restore = seam.keep_uris()
+    restore = mlflow_internals.keep_uris()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from autogen_team._capture import signals
 from autogen_team._process import identity, run_events, streams
 from autogen_team.cli import _look
-from autogen_team.io._tracking import ending
 
 if TYPE_CHECKING:
     from autogen_team._process.run_events import Status
@@ -49,7 +49,7 @@ class Death:
         """Why the child has ended, in a few words."""
         if self.status >= 0:
             return f"exit status {self.status} without closing its run"
-        name = ending.signal_name(-self.status)
+        name = signals.signal_name(-self.status)
         is_for_memory = self.lacked_memory and -self.status == signal.SIGKILL
         return (
             f"{name}, perhaps for lack of memory, for which the kernel has killed meanwhile" if is_for_memory else name

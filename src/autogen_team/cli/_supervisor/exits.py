@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from autogen_team.io._tracking.ending import Terminated
+from autogen_team._capture.signals import Terminated
 
 _ALSO_OURS = {"autogen_team", "mlflow"}
 """Packages whose handlers are still needed when the run is closed."""

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, ModuleType
 
+from autogen_team._capture.signals import Terminated
 from autogen_team.cli import _look
 from autogen_team.cli._supervisor import forwarding
 from autogen_team.cli._supervisor.forwarding import Forwarding
-from autogen_team.io._tracking.ending import Terminated
 
 _NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # the exit statuses of a shell
 

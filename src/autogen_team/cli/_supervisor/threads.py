@@ -18,8 +18,8 @@ from concurrent.futures.thread import _threads_queues as _workers
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from autogen_team._capture.signals import Terminated
 from autogen_team._process.forking import call_in_child, start_afresh_after_fork
-from autogen_team.io._tracking.ending import Terminated
 
 _EXECUTORS: tuple[Any, ...] = (ThreadPoolExecutor, ProcessPoolExecutor)
 

@@ -13,8 +13,8 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+from autogen_team._capture import mlflow_internals
 from autogen_team._spool import records
-from autogen_team.io._tracking import seam
 
 _MOST_KEYS = 10_000
 _LARGEST = 2**63 - 1
@@ -61,7 +61,7 @@ class MetricEntries:
             quoted = self._keys.get(key)
             if quoted is None or type(value) is not float or not is_fine:
                 try:
-                    quoted, value, _, step = self._checked(key, seam.as_float(given), timestamp, step)
+                    quoted, value, _, step = self._checked(key, mlflow_internals.as_float(given), timestamp, step)
                 except Exception as error:
                     fault = fault or error
                     continue
@@ -96,7 +96,7 @@ class MetricEntries:
         self, key: Any, value: Any, timestamp: Any, step: Any, path: str = ""
     ) -> tuple[str, float, float, float]:
         """Return the key in its journal form and the numbers as the store takes them, or raise what MLflow raises."""
-        seam.check_metric(key, value, timestamp, step, path=path)
+        mlflow_internals.check_metric(key, value, timestamp, step, path=path)
         number = float(value)
         if not _is_finite(step) or not _is_finite(timestamp):
             text = f"the step {step!r} or the timestamp {timestamp!r} of the metric {key!r} is not a finite number"

@@ -16,11 +16,11 @@ from typing import Any
 import mlflow
 from mlflow.entities import LifecycleStage, Run, RunData, RunInfo
 
+from autogen_team._capture import active_runs, lifecycle, mlflow_internals, run_stacks, signals, ui_url, write_behind
 from autogen_team._process import run_events
 from autogen_team._process.deadline import within
 from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._redact import mask
-from autogen_team.io._tracking import ending, guests, isolation, links, runs, seam, write_behind
 
 _report = logging.getLogger("autogen_team")
 
@@ -52,7 +52,7 @@ def shared_run(uri: str, state: Path) -> Shared | None:
 
     Workers cannot find a run that was begun while its store was out of reach, until the store has created it.
     """
-    active = isolation.job_run()
+    active = run_stacks.job_run()
     if active is None:
         return None
     working = write_behind.of(uri)
@@ -63,7 +63,7 @@ def shared_run(uri: str, state: Path) -> Shared | None:
             _report.warning(text, active.info.run_name)
             return None
         run_id = working.store.real_id(run_id)
-    experiment = runs.facts().get("experiment", "")
+    experiment = lifecycle.facts().get("experiment", "")
     info = active.info
     return Shared(
         run_id,
@@ -90,7 +90,7 @@ def find(tags: Mapping[str, str], since: float, place_tag: str) -> Shared | None
 
     """
     client = mlflow.MlflowClient()
-    found = client.get_experiment(seam.experiment_id())
+    found = client.get_experiment(mlflow_internals.experiment_id())
     conditions = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
     conditions += ["attributes.status = 'RUNNING'", f"attributes.start_time >= {round(1000 * since)}"]
     newest = client.search_runs(
@@ -127,8 +127,8 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
         LifecycleStage.ACTIVE,
         run_name=shared.name,
     )
-    runs.remember_experiment(shared.experiment_id, shared.experiment)
-    active, leave = guests.work_for(Run(info, RunData()))
+    lifecycle.remember_experiment(shared.experiment_id, shared.experiment)
+    active, leave = active_runs.work_for(Run(info, RunData()))
     failure: BaseException | None = None
     began = time.monotonic()
     try:
@@ -137,25 +137,25 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
         failure = error
         raise
     finally:
-        runs.close_what_is_left()  # if a signal has ended the process
+        lifecycle.close_what_is_left()  # if a signal has ended the process
         if failure is not None and failure_tag is not None:
             _tell(shared, failure, failure_tag, time.monotonic() - began)
         left = leave()
         if left:
-            status, _ = ending.verdict(failure)
+            status, _ = signals.verdict(failure)
             try:
-                within(runs.PATIENCE, partial(_end, left, status), name="autogen-team-end-of-run")
+                within(lifecycle.PATIENCE, partial(_end, left, status), name="autogen-team-end-of-run")
             except Exception as error:
                 _report.error("the end of runs %s could not be recorded: %s", ", ".join(left), mask(str(error)))
 
 
 def _tell(shared: Shared, failure: BaseException, tag: str, duration: float) -> None:
-    status, reason = ending.verdict(failure)
+    status, reason = signals.verdict(failure)
     if status == "FAILED":
         try:
             # Not through the fluent function: the thread of this call has a run of its own, or none.
             note = partial(mlflow.MlflowClient().set_tag, shared.run_id, tag, reason)
-            within(runs.PATIENCE, note, name="autogen-team-end-of-run")
+            within(lifecycle.PATIENCE, note, name="autogen-team-end-of-run")
         except Exception as error:
             _report.error("the failure of a worker could not be noted in run %s: %s", shared.run_id, mask(str(error)))
         run_events.run_ended(_published_run(shared), run_events.End(status, reason, failure, duration))
@@ -165,7 +165,7 @@ def _end(run_ids: list[str], status: run_events.Status) -> None:
     client = mlflow.MlflowClient()
     for run_id in run_ids:
         client.set_terminated(run_id, status)
-        seam.stop_system_metrics(run_id)
+        mlflow_internals.stop_system_metrics(run_id)
 
 
 _lock = ForkSafeLock()
@@ -207,7 +207,7 @@ def _published_run(shared: Shared) -> run_events.Run:
         run_id=shared.run_id,
         name=shared.name,
         experiment=shared.experiment,
-        link=links.of_run(uri, shared.experiment_id, shared.run_id),
+        link=ui_url.of_run(uri, shared.experiment_id, shared.run_id),
         attach=lambda path, folder: client.log_artifact(shared.run_id, str(path), folder),
     )
 

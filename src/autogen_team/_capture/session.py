@@ -15,20 +15,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from autogen_team._capture import db_init_lock
 from autogen_team._process import Undo, run_events, saved
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url
 from autogen_team._ship import server_probe, uris
 from autogen_team._ship.error_text import first_line
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, TrackingUnavailableError
-from autogen_team.io._tracking import turns
 
 if TYPE_CHECKING:
     import mlflow
     from mlflow.entities import Experiment
     from mlflow.tracking import MlflowClient
 
-    from autogen_team.io._tracking import joining
+    from autogen_team._capture import shared_runs
 
 _report = logging.getLogger("autogen_team")
 _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
@@ -58,7 +58,7 @@ class Settings:
     flush_timeout: float = 30.0
     """Seconds."""
     mask_traces: bool = True
-    works_for: joining.Shared | None = None
+    works_for: shared_runs.Shared | None = None
     """The run of another process that this one works for: its store and its experiment are known to be there."""
 
 
@@ -104,55 +104,67 @@ def start(settings: Settings) -> Session:
 def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
     import mlflow
 
+    from autogen_team._capture import (
+        fast_path,
+        lifecycle,
+        mlflow_internals,
+        redacting_store,
+        run_stacks,
+        signals,
+        traces,
+    )
     from autogen_team._ship import recovery
-    from autogen_team.io._tracking import ending, isolation, lane, masked, runs, seam, traces
 
     with ExitStack() as undo:
-        undo.enter_context(ending.signals_raise())
+        undo.enter_context(signals.signals_raise())
         if not logging.getLogger(_SAMPLER).level:  # otherwise the job has chosen a level
             undo.enter_context(saved.quiet(_SAMPLER))
         undo.callback(saved.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS, _RETRIES, _TIMEOUT))
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
-        undo.callback(seam.keep_uris())
-        given_id = None if settings.is_experiment_chosen else seam.given_experiment_id(settings.tracking_uri)
+        undo.callback(mlflow_internals.keep_uris())
+        given_id = (
+            None if settings.is_experiment_chosen else mlflow_internals.given_experiment_id(settings.tracking_uri)
+        )
         is_offline = instead_of is not None
         if instead_of is not None:
-            undo.callback(seam.substitute(instead_of, settings.tracking_uri))
-        seam.point_at(settings.tracking_uri, settings.registry_uri, for_good=is_offline)
+            undo.callback(mlflow_internals.substitute(instead_of, settings.tracking_uri))
+        mlflow_internals.point_at(settings.tracking_uri, settings.registry_uri, for_good=is_offline)
         if settings.works_for is not None:
             experiment = settings.works_for.experiment_id, settings.works_for.experiment
         else:
             experiment = _find_or_make_experiment(settings, given_id, is_offline=is_offline)
         experiments = _Experiments(settings.tracking_uri, *experiment)
         is_given = experiment[0] == given_id
-        undo.callback(seam.provide_experiment(experiment[0], experiments.current, is_given=is_given))
+        undo.callback(mlflow_internals.provide_experiment(experiment[0], experiments.current, is_given=is_given))
         os.environ.setdefault(_RETRIES, "2")  # spread over 6 seconds; MLflow's own 7 take 4 minutes
         os.environ.setdefault(_TIMEOUT, "30")  # for each try; MLflow waits 120
         if settings.durable:
             recovery.recover_behind(settings.tracking_uri, settings.registry_uri, settings.state_dir)
         undo.callback(_stand_in(settings.tracking_uri, settings.registry_uri, settings))
         others = undo.enter_context(ExitStack())
-        undo.callback(seam.stand_in_for_others(lambda uri: others.callback(_stand_in_for_other(uri, settings))))
-        undo.callback(masked.start_registry())
-        undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
-        undo.callback(isolation.isolate())
-        undo.callback(seam.keep_autolog())
-        mlflow.autolog(**dict[str, Any](settings.autolog))
-        undo.callback(run_events.set_source(runs.facts))
         undo.callback(
-            partial(runs.close_what_is_left, frozenset(runs.left_open()))
+            mlflow_internals.stand_in_for_others(lambda uri: others.callback(_stand_in_for_other(uri, settings)))
+        )
+        undo.callback(redacting_store.start_registry())
+        undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
+        undo.callback(run_stacks.isolate())
+        undo.callback(mlflow_internals.keep_autolog())
+        mlflow.autolog(**dict[str, Any](settings.autolog))
+        undo.callback(run_events.set_source(lifecycle.facts))
+        undo.callback(
+            partial(lifecycle.close_what_is_left, frozenset(lifecycle.left_open()))
         )  # what a stop does first, while everything is still in place
-        log_metrics = lane.logging_metrics()
+        log_metrics = fast_path.logging_metrics()
         return Session(settings.tracking_uri, settings.registry_uri, undo.pop_all().close, log_metrics)
 
 
 def _stand_in(uri: str, registry_uri: str, settings: Settings) -> Undo:
     """Mask what is logged to a store, and send it through a journal unless the settings say otherwise."""
-    from autogen_team.io._tracking import masked, write_behind
+    from autogen_team._capture import redacting_store, write_behind
 
     if not settings.durable:
-        return masked.start(uri)
+        return redacting_store.start(uri)
     return write_behind.start(
         uri,
         registry_uri,
@@ -166,7 +178,7 @@ def _stand_in_for_other(uri: str, settings: Settings) -> Undo:
     """Do the same as `_stand_in` for a store that the job uses beside its own."""
     _allow_file_store(uri)
     # several processes of a job may find at once that the database has no tables yet
-    with turns.in_turn(uri, settings.state_dir), saved.quiet("alembic"):
+    with db_init_lock.in_turn(uri, settings.state_dir), saved.quiet("alembic"):
         return _stand_in(uri, uri, settings)
 
 
@@ -187,19 +199,19 @@ class _Experiments:
     """The job's experiment in each store that the job uses; created there if it is missing."""
 
     def __init__(self, uri: str, experiment_id: str, name: str) -> None:
-        from autogen_team.io._tracking import seam
+        from autogen_team._capture import mlflow_internals
 
         self._name = name
-        self._ids = {seam.identity(uri): experiment_id}
+        self._ids = {mlflow_internals.identity(uri): experiment_id}
         self._remember(experiment_id)
 
     def current(self) -> str:
         """Return the id of the experiment in the store that MLflow points at."""
         import mlflow
 
-        from autogen_team.io._tracking import seam
+        from autogen_team._capture import mlflow_internals
 
-        place = seam.identity(mlflow.get_tracking_uri())
+        place = mlflow_internals.identity(mlflow.get_tracking_uri())
         found = self._ids.get(place)
         if found is None:
             found = self._ids[place] = _find_experiment(self._name).experiment_id
@@ -207,9 +219,9 @@ class _Experiments:
         return found
 
     def _remember(self, experiment_id: str) -> None:
-        from autogen_team.io._tracking import runs
+        from autogen_team._capture import lifecycle
 
-        runs.remember_experiment(experiment_id, self._name)
+        lifecycle.remember_experiment(experiment_id, self._name)
 
 
 def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_offline: bool) -> tuple[str, str]:
@@ -223,7 +235,7 @@ def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_off
 
     try:
         with (
-            turns.in_turn(settings.tracking_uri, settings.state_dir),
+            db_init_lock.in_turn(settings.tracking_uri, settings.state_dir),
             _impatient(settings.connect_timeout),
             saved.quiet("alembic"),  # silences some 70 lines about the schema of a new database
         ):
@@ -304,7 +316,7 @@ def _find_experiment(name: str) -> Experiment:
 @contextmanager
 def _impatient(timeout: float) -> Iterator[None]:
     """Bound MLflow's own waiting inside the block; values that the user has set stay."""
-    from autogen_team.io._tracking import seam
+    from autogen_team._capture import mlflow_internals
 
     bounds = {
         _RETRIES: "0",
@@ -312,7 +324,7 @@ def _impatient(timeout: float) -> Iterator[None]:
     }
     with ExitStack() as undo:
         undo.callback(saved.keep_environment(*bounds))
-        undo.callback(seam.ask_databases_once())
+        undo.callback(mlflow_internals.ask_databases_once())
         for name, value in bounds.items():
             os.environ.setdefault(name, value)
         yield

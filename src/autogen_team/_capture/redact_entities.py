@@ -18,8 +18,8 @@ from typing import Any
 
 from mlflow.entities import Metric
 
+from autogen_team._capture.redact_traces import Masker, hides
 from autogen_team._redact import MASK, mask
-from autogen_team.io._tracking.masking import Masker, hides
 
 _OF_MLFLOW = "mlflow."
 """Prefix of the names of MLflow's own tags, and of its modules."""

@@ -27,11 +27,11 @@ from typing import Any
 
 from mlflow.entities import Span, TraceData, TraceInfo
 
+from autogen_team._capture import mlflow_internals, redact_entities
+from autogen_team._capture.redact_traces import Masker
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._redact import mask, mask_url
-from autogen_team.io._tracking import redaction, seam
-from autogen_team.io._tracking.masking import Masker
 
 WITHHELD = "[withheld: it could not be searched for secrets]"
 _GRACE = 5.0
@@ -91,7 +91,7 @@ class Door:
         self._is_closed = False
         self._has_failed = False
         self._under_way: set[Future[Any]] = set()
-        self.undo = seam.tap_traces(
+        self.undo = mlflow_internals.tap_traces(
             {
                 "start_trace": self._start_trace,
                 "log_spans": self._log_spans,
@@ -104,11 +104,11 @@ class Door:
 
     def finish(self, timeout: float) -> bool:
         """Wait for the calls under way, then give up the rest; return whether nothing is left."""
-        flushing = threading.Thread(target=seam.wait_for_traces, name="autogen-team-traces", daemon=True)
+        flushing = threading.Thread(target=mlflow_internals.wait_for_traces, name="autogen-team-traces", daemon=True)
         try:
             flushing.start()
         except RuntimeError:  # no thread can be started any more: the interpreter is going down
-            seam.wait_for_traces()
+            mlflow_internals.wait_for_traces()
         else:
             flushing.join(min(timeout, threading.TIMEOUT_MAX))
         if flushing.is_alive():
@@ -134,7 +134,7 @@ class Door:
         if self.masking:
             trace_info = self._safely(_masked_info, trace_info, _bare_info)
         self._uri = client.tracking_uri
-        given_up = seam.as_stored(trace_info)
+        given_up = mlflow_internals.as_stored(trace_info)
         try:
             found = self._send(given_up, client, send, trace_info)
         except Exception:
@@ -218,7 +218,7 @@ def _fill(waiting: Future[Any], work: Callable[[], Any]) -> None:
 def _masked_span(span: Span) -> Span:
     before = span.to_dict()
     after = Masker(os.environ).span(before)
-    return span if after is before else seam.span_of(after, like=span)
+    return span if after is before else mlflow_internals.span_of(after, like=span)
 
 
 def _bare_span(span: Span) -> Span:
@@ -228,7 +228,7 @@ def _bare_span(span: Span) -> Span:
     hidden = dict.fromkeys(("mlflow.spanInputs", "mlflow.spanOutputs"), f'"{WITHHELD}"')
     status = {**found["status"], "message": ""}
     bare = {**found, "name": WITHHELD, "attributes": {**kept, **hidden}, "events": [], "status": status, "links": []}
-    return seam.span_of(bare, like=span)
+    return mlflow_internals.span_of(bare, like=span)
 
 
 def _masked_info(info: TraceInfo) -> TraceInfo:
@@ -237,7 +237,7 @@ def _masked_info(info: TraceInfo) -> TraceInfo:
     found.tags = {key: masker.tag(key, value) for key, value in info.tags.items()}
     found.trace_metadata = {key: masker.tag(key, value) for key, value in info.trace_metadata.items()}
     if getattr(info, "assessments", None):
-        found.assessments = redaction.value(info.assessments)
+        found.assessments = redact_entities.value(info.assessments)
     for name in ("request_preview", "response_preview", "client_request_id"):
         value = getattr(info, name)
         setattr(found, name, masker.excerpt(value) if isinstance(value, str) else value)

@@ -24,11 +24,11 @@ from mlflow.entities import Experiment, Run
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 
+from autogen_team._capture import mlflow_internals
 from autogen_team._process import saved
 from autogen_team._process.deadline import within
 from autogen_team._ship import backends, files, uris
 from autogen_team._ship.error_text import first_line
-from autogen_team.io._tracking import seam
 
 TAG = "autogen_team.doctor"
 DEFAULT_EXPERIMENT = "0"
@@ -86,7 +86,7 @@ def in_brief(seconds: float) -> Iterator[None]:
         "MLFLOW_ALLOW_FILE_STORE": "true",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }
-    give_back = [saved.keep_environment(*bounds), seam.ask_databases_once()]
+    give_back = [saved.keep_environment(*bounds), mlflow_internals.ask_databases_once()]
     os.environ.update(bounds)
     try:
         with saved.quiet("mlflow"), saved.quiet("alembic"):

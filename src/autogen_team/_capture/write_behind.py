@@ -11,6 +11,8 @@ from pathlib import Path
 
 import mlflow
 
+from autogen_team._capture import mlflow_internals, ui_url, waiting_artifacts
+from autogen_team._capture.store import DurableStore
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team._redact import mask_url
@@ -21,8 +23,6 @@ from autogen_team._ship.shipper import Courier
 from autogen_team._ship.watchdog import Watchdog
 from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.records import Entry
-from autogen_team.io._tracking import artifacts, links, seam
-from autogen_team.io._tracking.store import DurableStore
 
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
@@ -35,8 +35,8 @@ def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, f
 
     Several callers for the same store share the journal, and the last one to leave ends it.
     """
-    key = seam.identity(uri)
-    with _lock, seam.starting_stand_in():
+    key = mlflow_internals.identity(uri)
+    with _lock, mlflow_internals.starting_stand_in():
         shared = _working.get(key)
         if shared is None:
             shared = _working[key] = WriteBehind(uri, registry_uri, state, connect_timeout, flush_timeout)
@@ -55,7 +55,7 @@ def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, f
 
 def of(uri: str) -> WriteBehind | None:
     """Return the instance in charge of this store; None if there is none."""
-    return _working.get(seam.identity(uri))
+    return _working.get(mlflow_internals.identity(uri))
 
 
 def open_runs() -> dict[str, str]:
@@ -88,10 +88,10 @@ class WriteBehind:
         delivery.on_created = self._created
         self._watchdog = Watchdog(uri, registry_uri)
         self.journal.on_begin = self._begin
-        self._room = artifacts.WaitingRoom(self.journal, self.courier, link, self.store.is_to_be_made)
+        self._room = waiting_artifacts.WaitingRoom(self.journal, self.courier, link, self.store.is_to_be_made)
         self._undo = ExitStack()
-        self._undo.callback(seam.stand_in(uri, self.store, self._room.find))
-        self._undo.callback(seam.close_at_exit(self.close))
+        self._undo.callback(mlflow_internals.stand_in(uri, self.store, self._room.find))
+        self._undo.callback(mlflow_internals.close_at_exit(self.close))
         start_afresh_after_fork(self)
         util.register_after_fork(self, WriteBehind._close_with_child)
 
@@ -160,7 +160,7 @@ class WriteBehind:
             self.journal.run_created(local, real)
         info = self.store.info_of(local)
         if info is not None:
-            link = links.of_run(self.uri, info.experiment_id, real)
+            link = ui_url.of_run(self.uri, info.experiment_id, real)
             text = "the run %s, begun as %s while its store was out of reach, is %s there%s"
             _report.warning(text, info.run_name, local, real, f": {link}" if link else "")
 

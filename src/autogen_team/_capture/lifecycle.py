@@ -15,11 +15,11 @@ import mlflow
 from mlflow.entities import RunInfo
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from autogen_team._capture import active_runs, mlflow_internals, run_stacks, signals, ui_url, write_behind
 from autogen_team._process import run_events
 from autogen_team._process.deadline import within
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._redact import mask
-from autogen_team.io._tracking import ending, guests, isolation, links, seam, write_behind
 
 PATIENCE = 15.0
 """Seconds that recording the end of a run may take."""
@@ -61,8 +61,8 @@ def open_run(
     run_id: str | None = None,
 ) -> Iterator[mlflow.ActiveRun]:
     """Open a run, and close it with the status that the end of the block implies."""
-    with ending.signals_raise():
-        ending.hold()
+    with signals.signals_raise():
+        signals.hold()
         try:
             active = mlflow.start_run(
                 run_id=run_id,
@@ -75,33 +75,35 @@ def open_run(
             )
             if run_events.EXCEPTION_TAG in active.data.tags:  # the run is resumed, and has failed before
                 mlflow.MlflowClient().delete_tag(active.info.run_id, run_events.EXCEPTION_TAG)
-            opened = None if isinstance(active, guests.JoinedRun) else _note(active)  # otherwise its opener closes it
+            opened = (
+                None if isinstance(active, active_runs.JoinedRun) else _note(active)
+            )  # otherwise its opener closes it
         except BaseException as error:
-            ending.release(leaving=ending.is_leaving(error))
+            signals.release(leaving=signals.is_leaving(error))
             raise
         failure: BaseException | None = None
         try:
-            ending.release()  # a signal that came meanwhile is raised here, so that it closes the run
+            signals.release()  # a signal that came meanwhile is raised here, so that it closes the run
             yield active
         except BaseException as error:
             failure = error
             raise
         finally:
             if opened is None:
-                guests.note_end(active, *ending.verdict(failure))
+                active_runs.note_end(active, *signals.verdict(failure))
             else:
-                ending.hold()
+                signals.hold()
                 try:
                     _close(opened, failure)
                 finally:
-                    ending.release(leaving=ending.is_leaving(failure))
+                    signals.release(leaving=signals.is_leaving(failure))
 
 
 @contextmanager
 def host_run(**config: Any) -> Iterator[mlflow.ActiveRun]:
     """Open a run like `open_run`; the first run that the code inside opens joins it instead of starting its own."""
     with open_run(**config) as active:
-        restore = guests.let_join(active)
+        restore = active_runs.let_join(active)
         try:
             yield active
         finally:
@@ -114,12 +116,12 @@ def close_what_is_left(before: Collection[str] = ()) -> None:
     Runs of `open_run`, and runs that other threads have open, are closed for a signal only: otherwise they end by
     themselves. Runs named in `before` belong to other code, and stay open.
     """
-    signum = ending.fatal_signal()
-    failure = run_events.failure() if signum is None else ending.Terminated(signum)
+    signum = signals.fatal_signal()
+    failure = run_events.failure() if signum is None else signals.Terminated(signum)
     if signum is not None:
         for opened in reversed(_open):
             _close(opened, failure)
-    status, reason = ending.verdict(failure)
+    status, reason = signals.verdict(failure)
     if status == "FINISHED":
         return
     end = run_events.End(status, reason, failure, 0.0)
@@ -140,13 +142,13 @@ def left_open() -> dict[str, str]:
 
 
 def _of_this_process(*, everywhere: bool) -> dict[str, str]:
-    return isolation.open_runs(everywhere=everywhere, apart_from=guests.JoinedRun)
+    return run_stacks.open_runs(everywhere=everywhere, apart_from=active_runs.JoinedRun)
 
 
 def _end(run_id: str, uri: str, end: run_events.End) -> None:
     """End a run that was opened without `open_run`, unless it has already ended in the store."""
     client = mlflow.MlflowClient(uri)
-    seam.leave_runs(run_id)
+    mlflow_internals.leave_runs(run_id)
 
     def record() -> None:
         if client.get_run(run_id).info.status == "RUNNING":
@@ -165,7 +167,7 @@ def as_text(tags: Mapping[str, Any] | None) -> dict[str, str] | None:
 
 def facts() -> run_events.Facts:
     """Return the run and the span of the calling line; a thread without a run of its own gets the job's run."""
-    active = isolation.job_run()
+    active = run_stacks.job_run()
     found = {} if active is None else _facts.get(active.info.run_id) or _learn(active.info)
     span = mlflow.get_current_active_span()
     return found if span is None else {**found, "trace_id": span.trace_id, "span_id": span.span_id}
@@ -191,10 +193,10 @@ def _note(active: mlflow.ActiveRun) -> _Open:
         run_id=info.run_id,
         name=known["run_name"],
         experiment=known["experiment"],
-        link=links.of_run(uri, info.experiment_id, info.run_id),
+        link=ui_url.of_run(uri, info.experiment_id, info.run_id),
         attach=lambda path, folder: client.log_artifact(info.run_id, str(path), folder),
         parent_id=active.data.tags.get(MLFLOW_PARENT_RUN_ID),
-        is_outermost=not guests.has_own_run_around(active),
+        is_outermost=not active_runs.has_own_run_around(active),
     )
     opened = _Open(run, client, time.monotonic(), uri, os.getpid())
     with _lock:
@@ -209,13 +211,13 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
         if opened not in _open or opened.owner != os.getpid():
             return
         _open.remove(opened)
-    status, reason = ending.verdict(failure)
+    status, reason = signals.verdict(failure)
     if status == "FINISHED":
-        status, reason = guests.given_end(run_id) or _recorded_end(opened) or (status, reason)
+        status, reason = active_runs.given_end(run_id) or _recorded_end(opened) or (status, reason)
     end = run_events.End(status, reason, failure, time.monotonic() - opened.started)
     run_events.run_ending(opened.run, end)
     # Runs left open inside of this run end with it; a run that the job ended itself keeps its status.
-    ids = seam.leave_runs(run_id)
+    ids = mlflow_internals.leave_runs(run_id)
     try:
         within(PATIENCE, partial(_record, opened.client, ids, run_id, end), name="autogen-team-end-of-run")
     except Exception as error:
@@ -228,14 +230,14 @@ def _recorded_end(opened: _Open) -> tuple[run_events.Status, str] | None:
     """Return the failure that the job has recorded for the run by a client of MLflow's; None if there is none."""
     working = write_behind.of(opened.uri)
     info = None if working is None else working.store.info_of(opened.run.run_id)
-    return None if info is None else guests.as_failure(info.status)
+    return None if info is None else active_runs.as_failure(info.status)
 
 
 def _record(client: mlflow.MlflowClient, ids: list[str], run_id: str, end: run_events.End) -> None:
     actions: list[Callable[[], object]] = [partial(client.set_terminated, one, end.status) for one in ids]
     if end.reason is not None:
         actions.append(partial(client.set_tag, run_id, run_events.EXCEPTION_TAG, end.reason))
-    actions += [partial(seam.stop_system_metrics, one) for one in ids]
+    actions += [partial(mlflow_internals.stop_system_metrics, one) for one in ids]
     errors = []
     for action in actions:
         try:

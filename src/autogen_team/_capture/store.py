@@ -21,6 +21,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
+from autogen_team._capture import manifest, mlflow_internals, redact_entities, ui_url
+from autogen_team._capture.journal_writer import Writer
+from autogen_team._capture.metrics import MetricEntries
+from autogen_team._capture.redacting_store import RedactingStore
+from autogen_team._capture.run_cache import Known, run_to_be_made
 from autogen_team._redact import mask
 from autogen_team._ship.availability import Link, StoreUnavailableError
 from autogen_team._ship.backends import OPENED_BY
@@ -28,11 +33,6 @@ from autogen_team._ship.error_text import with_kind
 from autogen_team._ship.shipper import Courier
 from autogen_team._spool import records
 from autogen_team._spool.journal import Journal
-from autogen_team.io._tracking import links, manifest, redaction, seam
-from autogen_team.io._tracking.known import Known, run_to_be_made
-from autogen_team.io._tracking.masked import RedactingStore
-from autogen_team.io._tracking.metrics import MetricEntries
-from autogen_team.io._tracking.writer import Writer
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, LoggedModelInput
@@ -119,7 +119,7 @@ class DurableStore(RedactingStore):
     def log_param(self, run_id: str, param: Param) -> None:
         """Write a parameter to the journal; if the run has it with another value, the store refuses it."""
         known = self._knows(run_id)
-        param = redaction.item(seam.check_param(param.key, param.value))
+        param = redact_entities.item(mlflow_internals.check_param(param.key, param.value))
         before = None if known is None else known.params.get(param.key)
         if before is not None and before != param.value:
             self._refuse_change(run_id, param, before, partial(self._inner.log_param, self._real(run_id), param))
@@ -129,23 +129,29 @@ class DurableStore(RedactingStore):
         """Write a tag to the journal."""
         known = self._knows(run_id)
         try:
-            checked = seam.check_tag(tag.key, tag.value)
+            checked = mlflow_internals.check_tag(tag.key, tag.value)
         except TypeError:  # a key that is not text, for which each store has its own error
             self._require()
             self._inner.set_tag(self._real(run_id), tag)
             raise
-        self._write_tags(run_id, known, [redaction.item(checked)])
+        self._write_tags(run_id, known, [redact_entities.item(checked)])
 
     def log_batch(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
     ) -> None:
         """Write everything to the journal; if some of it is bad, the good metrics are written all the same."""
-        seam.check_limits(metrics, params, tags)
+        mlflow_internals.check_limits(metrics, params, tags)
         known = self._knows(run_id)
         self._write_metrics(*self._metrics.of_many(run_id, metrics))
-        params = [redaction.item(seam.check_param(p.key, p.value, path=f"params[{at}]")) for at, p in enumerate(params)]
-        tags = [redaction.item(seam.check_tag(t.key, t.value, path=f"tags[{at}]")) for at, t in enumerate(tags)]
-        seam.check_unique(params)
+        params = [
+            redact_entities.item(mlflow_internals.check_param(p.key, p.value, path=f"params[{at}]"))
+            for at, p in enumerate(params)
+        ]
+        tags = [
+            redact_entities.item(mlflow_internals.check_tag(t.key, t.value, path=f"tags[{at}]"))
+            for at, t in enumerate(tags)
+        ]
+        mlflow_internals.check_unique(params)
         before_now: dict[str, str] = {} if known is None else known.params
         for param in params:
             before = before_now.get(param.key)
@@ -164,13 +170,13 @@ class DurableStore(RedactingStore):
         models: list[LoggedModelInput] | None = None,
     ) -> None:
         """Write datasets and input models to the journal."""
-        seam.check_run_id(run_id)
+        mlflow_internals.check_run_id(run_id)
         self._knows(run_id)
         if datasets is not None:
             if not isinstance(datasets, list):
                 raise TypeError(f"Argument 'datasets' should be a list, got '{type(datasets)}'")
-            seam.check_datasets(datasets)
-        datasets = redaction.value(datasets)
+            mlflow_internals.check_datasets(datasets)
+        datasets = redact_entities.value(datasets)
         try:
             written = [loads(message_to_json(dataset.to_proto())) for dataset in datasets or ()]
         except (TypeError, UnicodeError) as error:
@@ -217,8 +223,8 @@ class DurableStore(RedactingStore):
                 _report.warning("what is logged with synchronous=False is refused: %s", mask(with_kind(error)))
             failed: Future[Any] = Future()
             failed.set_exception(error)
-            return seam.operations(failed)
-        return seam.operations()
+            return mlflow_internals.operations(failed)
+        return mlflow_internals.operations()
 
     def flush_async_logging(self) -> None:
         """Deliver what was written up to now."""
@@ -242,9 +248,9 @@ class DurableStore(RedactingStore):
         """
         mark = uuid.uuid4().hex
         run_name = (
-            None if run_name is None else redaction.text(run_name)
+            None if run_name is None else redact_entities.text(run_name)
         )  # MLflow has put it among the tags too, and refuses two different names
-        tags = [*map(redaction.item, tags), RunTag(OPENED_BY, mark)]
+        tags = [*map(redact_entities.item, tags), RunTag(OPENED_BY, mark)]
         try:
             self._require()
         except StoreUnavailableError:
@@ -325,7 +331,7 @@ class DurableStore(RedactingStore):
     ) -> RunInfo:
         """Write status, end and name to the journal, and return the run's info as it will be."""
         known = self._knows(run_id)
-        run_name = None if run_name is None else redaction.text(run_name)
+        run_name = None if run_name is None else redact_entities.text(run_name)
         status = None if run_status is None else RunStatus.to_string(run_status)
         if known is None:
             self.flush()
@@ -333,7 +339,7 @@ class DurableStore(RedactingStore):
             info: RunInfo = self._inner.update_run_info(self.real_id(run_id), run_status, end_time, run_name)
             return info
         try:
-            changed = seam.changed(known.info, run_status, end_time, run_name)
+            changed = mlflow_internals.changed(known.info, run_status, end_time, run_name)
         except (TypeError, ValueError, UnicodeError) as error:
             raise MlflowException(f"run {run_id}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
         if status == "RUNNING":  # resumed: from now on this process closes it
@@ -341,7 +347,7 @@ class DurableStore(RedactingStore):
         self._writer.write(_body("info", run=run_id, status=status, end=end_time, name=run_name))
         if status in ("FINISHED", "FAILED", "KILLED"):
             self._journal.run_closed(run_id)
-            link = links.of_run(self._link.uri, known.info.experiment_id, run_id)
+            link = ui_url.of_run(self._link.uri, known.info.experiment_id, run_id)
             if link is not None:  # MLflow prints it on stdout, which belongs to the job
                 _report.info("run %s ended as %s: %s", known.info.run_name, status, link)
         known.info = changed
@@ -403,7 +409,7 @@ class DurableStore(RedactingStore):
         try:
             known = self._known[run_id]
         except KeyError:
-            seam.check_run_id(run_id)
+            mlflow_internals.check_run_id(run_id)
             if self._link.is_cut:
                 return None  # do not wait: the store is asked once it is back
             try:

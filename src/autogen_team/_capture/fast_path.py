@@ -9,8 +9,8 @@ from typing import TypeAlias
 import mlflow
 from mlflow.entities import Metric
 
+from autogen_team._capture import run_stacks, write_behind
 from autogen_team.errors import NotStartedError
-from autogen_team.io._tracking import isolation, write_behind
 
 _Write: TypeAlias = Callable[[str, Mapping[str, float], int, int], None]
 
@@ -20,7 +20,7 @@ def logging_metrics() -> Callable[[Mapping[str, float], int | None], None]:
 
     The function raises NotStartedError if no run is open.
     """
-    find, now = isolation.job_run, time.time
+    find, now = run_stacks.job_run, time.time
     latest: tuple[str, _Write] | None = None
 
     def log(metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -30,7 +30,7 @@ def logging_metrics() -> Callable[[Mapping[str, float], int | None], None]:
             raise NotStartedError("no run is open: log inside of `with context.run(...)` or `service.run_context(...)`")
         run_id, known = run.info.run_id, latest
         if known is None or known[0] != run_id:
-            known = latest = run_id, _write_to(isolation.uri_of(run))
+            known = latest = run_id, _write_to(run_stacks.uri_of(run))
         known[1](run_id, metrics, int(now() * 1000), step or 0)
 
     return log

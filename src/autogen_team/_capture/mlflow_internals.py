@@ -83,11 +83,11 @@ from mlflow.utils import autologging_utils, import_hooks, validation
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.autologging_utils import safety
 
+from autogen_team._capture import run_stacks
 from autogen_team._process import Undo, saved
 from autogen_team._process.saved import SavedValue
 from autogen_team._ship import backends, files, uris
 from autogen_team._ship.files import Kind
-from autogen_team.io._tracking import isolation
 
 _ALL_FLAVORS = "mlflow"  # the name under which `mlflow.autolog` stores its own arguments
 
@@ -195,7 +195,7 @@ def leave_runs(run_id: str) -> list[str]:
 
     Returns their ids, the innermost first; none if the run is not open any more.
     """
-    ids = isolation.forget(run_id)
+    ids = run_stacks.forget(run_id)
     if ids:
         os.environ.pop("MLFLOW_RUN_ID", None)
         fluent._last_active_run_id.set(run_id)
@@ -229,7 +229,7 @@ def provide_experiment(experiment_id: str, find: Callable[[], str], *, is_given:
             _published.remove(experiment_id)
         restore()
 
-    restore = isolation.replace({"_get_experiment_id": (plain, _get_experiment_id)})
+    restore = run_stacks.replace({"_get_experiment_id": (plain, _get_experiment_id)})
     return undo
 
 

@@ -17,9 +17,9 @@ from mlflow.entities import Run, RunStatus
 from mlflow.tracking import fluent
 from mlflow.utils import autologging_utils
 
+from autogen_team._capture import mlflow_internals, run_stacks, signals
 from autogen_team._process import Undo, run_events
 from autogen_team._process.forking import ForkSafeLock
-from autogen_team.io._tracking import ending, isolation, seam
 
 _REPLACED = ("start_run", "end_run", "active_run", "_get_or_start_run", "_get_latest_active_run")
 _PARAMETERS = tuple(inspect.signature(mlflow.start_run).parameters)
@@ -29,7 +29,7 @@ class JoinedRun(mlflow.ActiveRun):
     """A run that other code has opened; it stays open when the `with` block ends."""
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> Literal[False]:
-        note_end(self, *ending.verdict(error))
+        note_end(self, *signals.verdict(error))
         return False
 
 
@@ -43,18 +43,18 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
     """
     host_id = host.info.run_id
     _given.setdefault(host_id, None)
-    home = seam.identity(mlflow.get_tracking_uri())
+    home = mlflow_internals.identity(mlflow.get_tracking_uri())
     plain: dict[str, Callable[..., Any]] = {name: vars(fluent)[name] for name in _REPLACED}
     original_start, original_end = plain["start_run"], plain["end_run"]
     # A host that was given from outside, by its id, may be in another experiment than the default one.
-    experiments = {host.info.experiment_id, seam.experiment_id()}
+    experiments = {host.info.experiment_id, mlflow_internals.experiment_id()}
     joined = False
 
     def is_innermost() -> bool:
-        return seam.open_run_ids()[-1:] == [host_id]
+        return mlflow_internals.open_run_ids()[-1:] == [host_id]
 
     def is_home() -> bool:
-        return seam.identity(mlflow.get_tracking_uri()) == home
+        return mlflow_internals.identity(mlflow.get_tracking_uri()) == home
 
     def in_sight(run: mlflow.ActiveRun | None) -> mlflow.ActiveRun | None:
         return None if run is not None and run.info.run_id == host_id and not is_home() else run
@@ -64,7 +64,7 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
         fields |= zip(_PARAMETERS, args, strict=False)
         is_particular = fields.get("run_id") or fields.get("parent_run_id")
         if not is_innermost():
-            if not seam.open_run_ids() and is_home() and not is_particular:
+            if not mlflow_internals.open_run_ids() and is_home() and not is_particular:
                 fields["parent_run_id"] = host_id  # a thread of the job that has no run of its own
             return original_start(**fields)  # type: ignore[no-any-return]  # MLflow's own has the type
         if not is_home():
@@ -72,7 +72,7 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
                 return original_start(**fields)  # type: ignore[no-any-return]  # the same
         if fields.get("nested"):
             return original_start(**fields)  # type: ignore[no-any-return]  # the same
-        experiment = fields.get("experiment_id") or seam.experiment_id()
+        experiment = fields.get("experiment_id") or mlflow_internals.experiment_id()
         if joined or is_particular or str(experiment) not in experiments:
             return _start_inside(host, original_start, fields)
         joined = True
@@ -90,14 +90,14 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
         return in_sight(plain["active_run"]())
 
     def get_or_start_run() -> Any:
-        run = plain["active_run"]() or isolation.job_run()
+        run = plain["active_run"]() or run_stacks.job_run()
         return plain["_get_or_start_run"]() if in_sight(run) is run else mlflow.start_run()
 
     def get_latest_active_run() -> mlflow.ActiveRun | None:
         return in_sight(plain["_get_latest_active_run"]())
 
     ours = (start_run, end_run, active_run, get_or_start_run, get_latest_active_run)
-    return isolation.replace({name: (plain[name], one) for name, one in zip(_REPLACED, ours, strict=True)})
+    return run_stacks.replace({name: (plain[name], one) for name, one in zip(_REPLACED, ours, strict=True)})
 
 
 def note_end(run: mlflow.ActiveRun, status: run_events.Status, reason: str | None) -> None:
@@ -118,7 +118,7 @@ def as_failure(status: str) -> tuple[run_events.Status, str] | None:
     if status not in ("FAILED", "KILLED"):
         return None
     handled = sys.exc_info()[1]
-    reason = None if handled is None else ending.verdict(handled)[1]
+    reason = None if handled is None else signals.verdict(handled)[1]
     return "FAILED" if status == "FAILED" else "KILLED", reason or f"the job has ended its run as {status}"
 
 
@@ -144,7 +144,7 @@ def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
     fluent._active_run_stack.get().append(joined)
 
     def leave() -> list[str]:
-        left = [inner.info.run_id for inner in isolation.leave(joined)]
+        left = [inner.info.run_id for inner in run_stacks.leave(joined)]
         undo()
         return left
 
@@ -179,7 +179,7 @@ def _let_children() -> Undo:
     def get_autologging_config(flavor: str, key: str, default: Any = None) -> Any:
         # The setup of autologging asks too, perhaps at the first import of a library, and gets the plain answer.
         asks_whether_to_log = sys._getframe(1).f_code is is_disabled and key == "disable"
-        is_shared = asks_whether_to_log and isinstance(isolation.job_run(), JoinedRun)
+        is_shared = asks_whether_to_log and isinstance(run_stacks.job_run(), JoinedRun)
         return True if is_shared else plain_config(flavor, key, default)
 
     undo = _replace(start_run, end_run)

@@ -10,13 +10,13 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NoReturn
 
+from autogen_team._capture import mlflow_internals
+from autogen_team._capture.transparent_proxy import StandIn
 from autogen_team._ship.availability import Link, StoreUnavailableError
 from autogen_team._ship.files import Kind
 from autogen_team._ship.shipper import Courier
 from autogen_team._spool import records
 from autogen_team._spool.journal import Journal
-from autogen_team.io._tracking import seam
-from autogen_team.io._tracking.standin import StandIn
 
 _FILES = "files"
 """Folder beside the segments of the journal that holds the copies."""
@@ -150,7 +150,7 @@ class _Patient(StandIn):
                     artifact.save(path)
                 self.log_artifact(str(path), artifact_path)
 
-        return seam.operations(self._room.later(bring))
+        return mlflow_internals.operations(self._room.later(bring))
 
     def flush_async_logging(self) -> None:
         """Wait until every image is uploaded or kept for later."""

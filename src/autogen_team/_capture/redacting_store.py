@@ -6,11 +6,11 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from autogen_team._capture import manifest, mlflow_internals, redact_entities
+from autogen_team._capture.manifest import Rule
+from autogen_team._capture.transparent_proxy import StandIn
 from autogen_team._process import Undo
 from autogen_team._ship import backends
-from autogen_team.io._tracking import manifest, redaction, seam
-from autogen_team.io._tracking.manifest import Rule
-from autogen_team.io._tracking.standin import StandIn
 
 _report = logging.getLogger("autogen_team")
 _reported: set[tuple[str, str]] = set()
@@ -19,12 +19,12 @@ _reported: set[tuple[str, str]] = set()
 
 def start(uri: str) -> Undo:
     """Redact what goes to the tracking store of `uri` while it has no journal; return a function that stops this."""
-    return seam.stand_in(uri, RedactingStore(backends.plain_store(uri), manifest.TRACKING), yields=True)
+    return mlflow_internals.stand_in(uri, RedactingStore(backends.plain_store(uri), manifest.TRACKING), yields=True)
 
 
 def start_registry() -> Undo:
     """Redact what goes to any model registry; return a function that stops this."""
-    return seam.stand_in_registries(lambda store: RedactingStore(store, manifest.REGISTRY))
+    return mlflow_internals.stand_in_registries(lambda store: RedactingStore(store, manifest.REGISTRY))
 
 
 class RedactingStore(StandIn):
@@ -41,7 +41,7 @@ class RedactingStore(StandIn):
             return found
 
         def call(*arguments: Any, **fields: Any) -> Any:
-            given, named = redaction.arguments(found, rule.kept, arguments, fields)
+            given, named = redact_entities.arguments(found, rule.kept, arguments, fields)
             return found(*given, **named)
 
         return call

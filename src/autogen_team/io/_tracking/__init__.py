@@ -1,1 +1,0 @@
-"""The tracking engine: the only package that imports mlflow at run time."""
