@@ -77,7 +77,7 @@ def test_two_threads_may_fork_at_a_time(monkeypatch):
     monkeypatch.setattr(shipper, "_FORK_PATIENCE", 0.1)
 
     class Delivering:
-        """As much of a courier as a fork knows of it."""
+        """As much of a shipper as a fork knows of it."""
 
         def __init__(self):
             self.lock = threading.Lock()
@@ -89,7 +89,7 @@ def test_two_threads_may_fork_at_a_time(monkeypatch):
             self.lock.release()
 
     one = Delivering()
-    monkeypatch.setattr(shipper, "_couriers", {one})
+    monkeypatch.setattr(shipper, "_shippers", {one})
     shipper._before_fork()
     other = threading.Thread(target=lambda: (shipper._before_fork(), shipper._after_fork_in_parent()))
     other.start()

@@ -1,6 +1,6 @@
 """Join a run that other code has opened, or work for one; the run stays open afterwards.
 
-`seam` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests them.
+`_capture.mlflow_internals` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests them.
 """
 
 from __future__ import annotations

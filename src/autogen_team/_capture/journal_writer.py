@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from autogen_team._ship.shipper import Courier
+from autogen_team._ship.shipper import Shipper
 from autogen_team._spool.journal import Journal, JournalError
 
 _report = logging.getLogger("autogen_team")
@@ -15,9 +15,9 @@ _report = logging.getLogger("autogen_team")
 class Writer:
     """Writes for one store; reports once when it goes past the journal, and once when it is back."""
 
-    def __init__(self, journal: Journal, courier: Courier) -> None:
+    def __init__(self, journal: Journal, shipper: Shipper) -> None:
         self._journal = journal
-        self._courier = courier
+        self._shipper = shipper
         self._past = 0
         """Entries that could not be written since the journal last took one."""
 
@@ -27,7 +27,7 @@ class Writer:
             self._journal.append(body)
         except JournalError as error:
             self._go_past(error)
-            self._courier.deliver_now(body)
+            self._shipper.deliver_now(body)
         else:
             if self._past:
                 _report.warning("the journal can be written again; %d entries went past it", self._past)

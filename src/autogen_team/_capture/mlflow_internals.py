@@ -15,15 +15,15 @@ service stops. Where another module touches it, the entry names that module:
   ``mlflow.utils.import_hooks._post_import_hooks``: what `mlflow.autolog` has switched on, and will switch on when a
   library is imported;
 - ``mlflow.tracking.fluent._active_run_stack``, ``_get_or_start_run``, ``_get_latest_active_run`` and ``start_run``: the
-  open runs of each thread. MLflow shows only the topmost run of the calling thread, and ends no other. `isolation`
+  open runs of each thread. MLflow shows only the topmost run of the calling thread, and ends no other. `run_stacks`
   replaces them, so that each task has open runs of its own;
 - ``mlflow.tracking.fluent._last_active_run_id``: the run that was ended last;
 - ``mlflow.start_run``, ``mlflow.end_run``, ``mlflow.active_run``, ``_get_or_start_run`` and ``_get_latest_active_run``
-  of ``mlflow.tracking.fluent``: replaced in `guests` while a supervised job runs. The job's own first run then joins
+  of ``mlflow.tracking.fluent``: replaced in `active_runs` while a supervised job runs. The job's own first run then joins
   the supervisor's run unless it is in another store. Some are also replaced while a worker has the run of its job open,
   so that the worker opens children of that run;
 - ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which its ``autologging_is_disabled`` asks: replaced
-  in `guests`;
+  in `active_runs`;
 - ``mlflow.store.db.utils.MAX_RETRY_COUNT``: MLflow asks a database that refuses ten times in 100 seconds;
 - ``mlflow.tracking.fluent.run_id_to_system_metrics_monitor``: the threads that MLflow forgets when it cannot end a run;
 - ``_get_store_with_resolved_uri`` of ``_tracking_store_registry`` in ``mlflow.tracking._tracking_service.utils``: where
@@ -37,7 +37,7 @@ service stops. Where another module touches it, the entry names that module:
   for;
 - ``RunInfo._copy_with_overrides``: a run as it will be;
 - ``ManagedSessionMaker``, ``sanitize_metric_value``, ``_get_run`` and ``_check_run_is_active`` of MLflow's
-  SqlAlchemyStore with its tables ``runs``, ``metrics`` and ``latest_metrics``: used in `tables`;
+  SqlAlchemyStore with its tables ``runs``, ``metrics`` and ``latest_metrics``: used in `_ship.sql_bulk`;
 - ``_hard_delete_run`` of MLflow's stores: what `mlflow gc` calls;
 - ``_validate_metric`` and its siblings in ``mlflow.utils.validation``, and the conversion of a metric's value to a
   float: MLflow's own rules, applied at the call instead of by the store;

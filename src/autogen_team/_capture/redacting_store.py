@@ -8,7 +8,7 @@ from typing import Any
 
 from autogen_team._capture import manifest, mlflow_internals, redact_entities
 from autogen_team._capture.manifest import Rule
-from autogen_team._capture.transparent_proxy import StandIn
+from autogen_team._capture.transparent_proxy import TransparentProxy
 from autogen_team._process import Undo
 from autogen_team._ship import backends
 
@@ -27,7 +27,7 @@ def start_registry() -> Undo:
     return mlflow_internals.stand_in_registries(lambda store: RedactingStore(store, manifest.REGISTRY))
 
 
-class RedactingStore(StandIn):
+class RedactingStore(TransparentProxy):
     """Stand-in for a store; passes each call on at once, with secrets redacted as a manifest says."""
 
     def __init__(self, inner: Any, rules: Mapping[str, Rule]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mlflow.entities import LifecycleStage, Param, Run, RunData, RunInfo, RunTag
 
 
-class Known:
+class CachedRun:
     """One run as the store returned it last, with what this process has logged since."""
 
     __slots__ = ("info", "is_deleted", "params", "tags")

@@ -25,12 +25,12 @@ from autogen_team._capture import manifest, mlflow_internals, redact_entities, u
 from autogen_team._capture.journal_writer import Writer
 from autogen_team._capture.metrics import MetricEntries
 from autogen_team._capture.redacting_store import RedactingStore
-from autogen_team._capture.run_cache import Known, run_to_be_made
+from autogen_team._capture.run_cache import CachedRun, run_to_be_made
 from autogen_team._redact import mask
-from autogen_team._ship.availability import Link, StoreUnavailableError
+from autogen_team._ship.availability import Availability, StoreUnavailableError
 from autogen_team._ship.backends import OPENED_BY
 from autogen_team._ship.error_text import with_kind
-from autogen_team._ship.shipper import Courier
+from autogen_team._ship.shipper import Shipper
 from autogen_team._spool import records
 from autogen_team._spool.journal import Journal
 
@@ -63,16 +63,18 @@ def _body(op: str, **fields: Any) -> str:
 class DurableStore(RedactingStore):
     """Stand-in for a tracking store that writes to a journal."""
 
-    def __init__(self, inner: Any, journal: Journal, courier: Courier, link: Link, ids: dict[str, str]) -> None:
+    def __init__(
+        self, inner: Any, journal: Journal, shipper: Shipper, availability: Availability, ids: dict[str, str]
+    ) -> None:
         """Write to `journal`; `ids` maps the ids of runs begun while the store was out of reach to the store's."""
         super().__init__(inner, manifest.TRACKING)
         self._ids = ids
         self._journal = journal
-        self._courier = courier
-        self._link = link
-        self._known: dict[str, Known] = {}
-        self._metrics = MetricEntries(is_remote=link.is_remote)
-        self._writer = Writer(journal, courier)
+        self._shipper = shipper
+        self._availability = availability
+        self._known: dict[str, CachedRun] = {}
+        self._metrics = MetricEntries(is_remote=availability.is_remote)
+        self._writer = Writer(journal, shipper)
         self._has_told_of_refusal = False
 
     def __getattr__(self, name: str) -> Any:
@@ -99,10 +101,10 @@ class DurableStore(RedactingStore):
 
         The call waits for longer than a moment only if the store answers.
         """
-        if self._courier.flush(_READ_SOON, give_up_when_cut=True):
+        if self._shipper.flush(_READ_SOON, give_up_when_cut=True):
             return True
-        is_there = not self._link.is_remote or self._link.answers()
-        return is_there and self._courier.flush(_READ_PATIENCE, give_up_when_cut=True)
+        is_there = not self._availability.is_remote or self._availability.answers()
+        return is_there and self._shipper.flush(_READ_PATIENCE, give_up_when_cut=True)
 
     # Logging
 
@@ -260,12 +262,12 @@ class DurableStore(RedactingStore):
         try:
             run: Run = self._inner.create_run(experiment_id, user_id, start_time, tags, run_name)
         except Exception:
-            if not self._link.is_remote or self._link.answers():
+            if not self._availability.is_remote or self._availability.answers():
                 raise
             # If the store has created the run after all, the mark finds it, so that no second one is created.
             return self._create_later(str(experiment_id), user_id, start_time, tags, run_name)
         self._note_open(run.info, mark)
-        self._known[run.info.run_id] = Known(run)
+        self._known[run.info.run_id] = CachedRun(run)
         return run
 
     def _create_later(
@@ -278,7 +280,7 @@ class DurableStore(RedactingStore):
         described = {"experiment": experiment_id, "user": user_id, "start": start_time, "name": name}
         self._journal.append(_body("create", run=local, tags=values, **described))
         run = run_to_be_made(local, experiment_id, user_id, start_time, name, values)
-        self._known[local] = Known(run)
+        self._known[local] = CachedRun(run)
         self._note_open(run.info, given[OPENED_BY])
         return run
 
@@ -286,7 +288,7 @@ class DurableStore(RedactingStore):
         """Tell whether the store has yet to create this run."""
         return self._to_be_made(run_id) is not None
 
-    def _to_be_made(self, run_id: str) -> Known | None:
+    def _to_be_made(self, run_id: str) -> CachedRun | None:
         known = self._known.get(run_id)
         if known is None or run_id in self._ids:
             return None
@@ -299,7 +301,7 @@ class DurableStore(RedactingStore):
 
     @property
     def _is_stuck(self) -> bool:
-        return self._link.is_cut and self._courier.has_more
+        return self._availability.is_cut and self._shipper.has_more
 
     def _require(self) -> None:
         """Return if the store can be asked now.
@@ -308,13 +310,13 @@ class DurableStore(RedactingStore):
             StoreUnavailableError: it does not answer, or it answers but takes nothing that is delivered to it.
 
         """
-        if self._courier.is_asking:  # the delivering thread finds out by itself
+        if self._shipper.is_asking:  # the delivering thread finds out by itself
             return
         if self._is_stuck:
-            self._courier.flush(_READ_SOON, give_up_when_cut=True)
+            self._shipper.flush(_READ_SOON, give_up_when_cut=True)
         if self._is_stuck:
-            self._link.refuse()
-        self._link.require()
+            self._availability.refuse()
+        self._availability.require()
 
     def _real(self, value: Any) -> Any:
         """Return the store's id of a run, or of each run in a list; return any other value as it is."""
@@ -347,7 +349,7 @@ class DurableStore(RedactingStore):
         self._writer.write(_body("info", run=run_id, status=status, end=end_time, name=run_name))
         if status in ("FINISHED", "FAILED", "KILLED"):
             self._journal.run_closed(run_id)
-            link = ui_url.of_run(self._link.uri, known.info.experiment_id, run_id)
+            link = ui_url.of_run(self._availability.uri, known.info.experiment_id, run_id)
             if link is not None:  # MLflow prints it on stdout, which belongs to the job
                 _report.info("run %s ended as %s: %s", known.info.run_name, status, link)
         known.info = changed
@@ -370,11 +372,11 @@ class DurableStore(RedactingStore):
         try:
             run: Run = self._inner.get_run(self._real(run_id))
         except Exception:
-            if known is None or not self._link.is_remote or self._link.answers():
+            if known is None or not self._availability.is_remote or self._availability.answers():
                 raise
             return known.as_run()
         if delivered and run_id in self._known:  # a run that is only read is not cached
-            self._known[run_id] = Known(run)
+            self._known[run_id] = CachedRun(run)
         return run
 
     def delete_run(self, run_id: str) -> None:
@@ -399,7 +401,7 @@ class DurableStore(RedactingStore):
         with self._writer.noting():
             self._journal.run_opened(info.run_id, mark=mark, name=info.run_name or "", experiment=info.experiment_id)
 
-    def _knows(self, run_id: str) -> Known | None:
+    def _knows(self, run_id: str) -> CachedRun | None:
         """Return the cached run, asking the store the first time; None if the store cannot be asked.
 
         Raises:
@@ -410,13 +412,13 @@ class DurableStore(RedactingStore):
             known = self._known[run_id]
         except KeyError:
             mlflow_internals.check_run_id(run_id)
-            if self._link.is_cut:
+            if self._availability.is_cut:
                 return None  # do not wait: the store is asked once it is back
             try:
                 self._require()
             except StoreUnavailableError:
                 return None
-            known = self._known[run_id] = Known(self._inner.get_run(self.real_id(run_id)))
+            known = self._known[run_id] = CachedRun(self._inner.get_run(self.real_id(run_id)))
         if known.is_deleted:
             self._require()
             self._inner.log_batch(self.real_id(run_id), [], [], [])  # raises what MLflow raises
@@ -439,13 +441,13 @@ class DurableStore(RedactingStore):
         if fault is not None:
             raise fault
 
-    def _write_params(self, run_id: str, known: Known | None, params: Sequence[Param]) -> None:
+    def _write_params(self, run_id: str, known: CachedRun | None, params: Sequence[Param]) -> None:
         values = {param.key: param.value for param in params}
         self._writer.write(_body("params", run=run_id, values=values))
         if known is not None:
             known.params |= values
 
-    def _write_tags(self, run_id: str, known: Known | None, tags: Sequence[RunTag]) -> None:
+    def _write_tags(self, run_id: str, known: CachedRun | None, tags: Sequence[RunTag]) -> None:
         values = {tag.key: tag.value for tag in tags}
         self._writer.write(_body("tags", run=run_id, values=values))
         if known is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class StandIn:
+class TransparentProxy:
     """Forwards to `inner` whatever a subclass does not define, and passes `isinstance` checks as `inner` does."""
 
     def __init__(self, inner: Any) -> None:

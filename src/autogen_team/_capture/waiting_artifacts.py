@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autogen_team._capture import mlflow_internals
-from autogen_team._capture.transparent_proxy import StandIn
-from autogen_team._ship.availability import Link, StoreUnavailableError
+from autogen_team._capture.transparent_proxy import TransparentProxy
+from autogen_team._ship.availability import Availability, StoreUnavailableError
 from autogen_team._ship.files import Kind
-from autogen_team._ship.shipper import Courier
+from autogen_team._ship.shipper import Shipper
 from autogen_team._spool import records
 from autogen_team._spool.journal import Journal
 
@@ -25,15 +25,17 @@ _PATIENCE = 10.0
 """Seconds that an upload waits for the delivery of earlier entries."""
 
 
-class WaitingRoom:
+class WaitingArtifacts:
     """Uploads artifacts of runs and logged models, or keeps copies of them for a later upload."""
 
-    def __init__(self, journal: Journal, courier: Courier, link: Link, is_to_be_made: Callable[[str], bool]) -> None:
+    def __init__(
+        self, journal: Journal, shipper: Shipper, availability: Availability, is_to_be_made: Callable[[str], bool]
+    ) -> None:
         """Keep copies in `journal`; `is_to_be_made` tells whether the store has yet to create the run of an id."""
         self._journal = journal
         self._is_to_be_made = is_to_be_made
-        self._courier = courier
-        self._link = link
+        self._shipper = shipper
+        self._availability = availability
         self._numbers = itertools.count(1)
         self._last = 0
         """Number of the last entry with an artifact."""
@@ -82,17 +84,17 @@ class WaitingRoom:
         try:
             upload()
         except Exception:
-            if self._link.answers():  # so the connection is not at fault
+            if self._availability.answers():  # so the connection is not at fault
                 raise
             self._keep(path, folder, owner, kind)
 
     def _is_next(self) -> bool:
         """Tell whether the server answers and has taken every earlier upload."""
         try:
-            self._link.require()
+            self._availability.require()
         except StoreUnavailableError:
             return False
-        return self._journal.acked >= self._last or self._courier.flush(_PATIENCE, give_up_when_cut=True)
+        return self._journal.acked >= self._last or self._shipper.flush(_PATIENCE, give_up_when_cut=True)
 
     def _keep(self, path: Path, folder: str | None, owner: str, kind: Kind) -> None:
         place = self._journal.begin() / _FILES / f"{next(self._numbers):06d}"
@@ -123,12 +125,12 @@ class _Nowhere:
         return fail
 
 
-class _Patient(StandIn):
+class _Patient(TransparentProxy):
     """Stands in for an artifact repository, and lets its uploads wait; all other calls go to the repository."""
 
-    def __init__(self, repository: Any, room: WaitingRoom, owner: str, kind: Kind) -> None:
+    def __init__(self, repository: Any, waiting: WaitingArtifacts, owner: str, kind: Kind) -> None:
         super().__init__(repository)
-        self._room = room
+        self._waiting = waiting
         self._owner = owner
         self._kind: Kind = kind
 
@@ -150,14 +152,14 @@ class _Patient(StandIn):
                     artifact.save(path)
                 self.log_artifact(str(path), artifact_path)
 
-        return mlflow_internals.operations(self._room.later(bring))
+        return mlflow_internals.operations(self._waiting.later(bring))
 
     def flush_async_logging(self) -> None:
         """Wait until every image is uploaded or kept for later."""
-        self._room.flush()
+        self._waiting.flush()
 
     def _bring(self, method: str, path: str, folder: str | None) -> None:
         def upload() -> None:
             getattr(self._inner, method)(path, folder)
 
-        self._room.log(Path(path), folder, self._owner, self._kind, upload)
+        self._waiting.log(Path(path), folder, self._owner, self._kind, upload)

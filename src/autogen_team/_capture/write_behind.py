@@ -17,9 +17,9 @@ from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team._redact import mask_url
 from autogen_team._ship import backends, files
-from autogen_team._ship.availability import Link
+from autogen_team._ship.availability import Availability
 from autogen_team._ship.batches import Delivery
-from autogen_team._ship.shipper import Courier
+from autogen_team._ship.shipper import Shipper
 from autogen_team._ship.watchdog import Watchdog
 from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.records import Entry
@@ -80,33 +80,35 @@ class WriteBehind:
         self.uri = uri
         self._client = mlflow.MlflowClient(uri, registry_uri)
         inner = backends.plain_store(uri)
-        link = self._link = Link(uri, connect_timeout)
+        availability = self._availability = Availability(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
         delivery = Delivery(backends.of(inner, uri), self._attach, state)
-        self.courier = Courier(self.journal, delivery, link)
-        self.store = DurableStore(inner, self.journal, self.courier, link, delivery.ids)
+        self.shipper = Shipper(self.journal, delivery, availability)
+        self.store = DurableStore(inner, self.journal, self.shipper, availability, delivery.ids)
         delivery.on_created = self._created
         self._watchdog = Watchdog(uri, registry_uri)
         self.journal.on_begin = self._begin
-        self._room = waiting_artifacts.WaitingRoom(self.journal, self.courier, link, self.store.is_to_be_made)
+        self._waiting = waiting_artifacts.WaitingArtifacts(
+            self.journal, self.shipper, availability, self.store.is_to_be_made
+        )
         self._undo = ExitStack()
-        self._undo.callback(mlflow_internals.stand_in(uri, self.store, self._room.find))
+        self._undo.callback(mlflow_internals.stand_in(uri, self.store, self._waiting.find))
         self._undo.callback(mlflow_internals.close_at_exit(self.close))
         start_afresh_after_fork(self)
         util.register_after_fork(self, WriteBehind._close_with_child)
 
     def after_fork(self) -> None:
         """Leave the parent's journal to the parent; this process has its own from its first entry on."""
-        self._link.after_fork()
+        self._availability.after_fork()
         self._watchdog.after_fork()
         self.journal.after_fork()
-        self.courier.after_fork()
+        self.shipper.after_fork()
         self.store.after_fork()
-        self._room.after_fork()
+        self._waiting.after_fork()
 
     def flush(self, timeout: float) -> bool:
         """Deliver what was written up to now, and return whether the store has it; a failed attempt ends the wait."""
-        return self.courier.flush(timeout, give_up_when_cut=True)
+        return self.shipper.flush(timeout, give_up_when_cut=True)
 
     def close(self) -> None:
         """Stop standing in for the store, and deliver what is left within at most `flush_timeout` seconds."""
@@ -118,8 +120,8 @@ class WriteBehind:
     def _end(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         try:
-            self._room.flush(timeout)
-            self.courier.stop(max(0.0, deadline - time.monotonic()))
+            self._waiting.flush(timeout)
+            self.shipper.stop(max(0.0, deadline - time.monotonic()))
         finally:
             try:
                 left = self.journal.close()
@@ -135,9 +137,9 @@ class WriteBehind:
                 timeout,
                 left,
             )
-        if self.courier.lost:
+        if self.shipper.lost:
             text = "%d entries for the MLflow store at %s are lost: neither the journal nor the store could take them"
-            _report.error(text, self.courier.lost, mask_url(self.uri))
+            _report.error(text, self.shipper.lost, mask_url(self.uri))
 
     def _close_with_child(self) -> None:
         """Make a child of multiprocessing deliver before it exits, which it does without calling exit handlers."""
@@ -148,12 +150,12 @@ class WriteBehind:
             # Do not wait for a store that is out of reach: the parent may be waiting for this child. Do wait for a
             # store that is only busy because all children end at once.
             deadline = time.monotonic() + self._flush_timeout
-            is_there = self.flush(self._flush_timeout) or self._link.answers()
+            is_there = self.flush(self._flush_timeout) or self._availability.answers()
             self._end(max(0.0, deadline - time.monotonic()) if is_there else 0.0)
 
     def _begin(self, folder: Path) -> None:
         self._watchdog.watch(folder)
-        self.courier.start()
+        self.shipper.start()
 
     def _created(self, local: str, real: str) -> None:
         with suppress(JournalError):  # a full disk; a recovery then finds the run by its mark

@@ -33,7 +33,7 @@ def _say(text: str, *arguments: object) -> None:
         _report.warning(text, *arguments)
 
 
-class Link:
+class Availability:
     """Availability of one store."""
 
     def __init__(self, uri: str, timeout: float) -> None:

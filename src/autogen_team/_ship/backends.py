@@ -97,7 +97,7 @@ class Batch:
         ]
 
 
-class Destination:
+class Backend:
     """An MLflow store of any kind, called through its own methods."""
 
     def __init__(self, store: Any) -> None:
@@ -149,7 +149,7 @@ class Destination:
         self.store.log_batch(batch.run_id, metrics, params, [RunTag(*tag) for tag in batch.tags.items()])
 
 
-class Database(Destination):
+class Database(Backend):
     """A database that MLflow writes through SQLAlchemy."""
 
     def __init__(self, store: Any) -> None:
@@ -174,7 +174,7 @@ class Database(Destination):
         return False
 
 
-class Server(Destination):
+class Server(Backend):
     """An MLflow server, through its REST API, with MLflow's own credentials, certificates and headers."""
 
     def create(self, entry: Mapping[str, Any]) -> str:
@@ -267,11 +267,11 @@ def hard_delete_of(uri: str) -> Callable[[str], object] | None:
     return found
 
 
-def of(store: Any, uri: str) -> Destination:
-    """Return the destination for an MLflow store: a server, a database, or any other."""
+def of(store: Any, uri: str) -> Backend:
+    """Return the backend for an MLflow store: a server, a database, or any other."""
     if uri.startswith(("http://", "https://")):
         return Server(store)
-    return Database(store) if hasattr(store, "engine") else Destination(store)
+    return Database(store) if hasattr(store, "engine") else Backend(store)
 
 
 class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten times as much

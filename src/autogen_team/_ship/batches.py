@@ -15,7 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from autogen_team._redact import mask
-from autogen_team._ship.backends import Batch, Blocked, Destination, Refused, RefusedOnTheWay
+from autogen_team._ship.backends import Backend, Batch, Blocked, Refused, RefusedOnTheWay
 from autogen_team._spool import records
 from autogen_team._spool.records import NOTES, Entry
 
@@ -35,15 +35,15 @@ _report = logging.getLogger("autogen_team")
 
 
 class Delivery:
-    """Delivers entries to one destination."""
+    """Delivers entries to one backend."""
 
-    def __init__(self, destination: Destination, attach: Attach, state: Path) -> None:
-        """Write the items that the destination refuses to a file in the folder `state`."""
+    def __init__(self, backend: Backend, attach: Attach, state: Path) -> None:
+        """Write the items that the backend refuses to a file in the folder `state`."""
         self.ids: dict[str, str] = {}
         """The store's ids of runs that were begun without it, by their local ids."""
         self.on_created: Callable[[str, str], None] = lambda _local, _real: None
         """Called with both ids when the store has created such a run."""
-        self._destination = destination
+        self._backend = backend
         self._attach = attach
         self._state = state
         self.refused = 0
@@ -85,7 +85,7 @@ class Delivery:
 
     def _log(self, batch: Batch) -> None:
         try:
-            self._destination.log(batch)
+            self._backend.log(batch)
         except Refused as refusal:
             self._log_parts(batch, refusal)
         except Blocked as blocked:
@@ -112,14 +112,14 @@ class Delivery:
         question is whether the store itself answers a request about the same run without any content.
         """
         self._blocked += 1
-        if self._blocked < _ATTEMPTS or not self._destination.takes_others(run_id):
+        if self._blocked < _ATTEMPTS or not self._backend.takes_others(run_id):
             raise blocked
         return RefusedOnTheWay(str(blocked))
 
     def _is_blocked(self, single: Batch) -> bool:
         """Try a single item once more, now that others are known to get through; return whether it is blocked."""
         try:
-            self._destination.log(single)
+            self._backend.log(single)
         except Blocked:
             return True
         except Refused as refusal:
@@ -129,7 +129,7 @@ class Delivery:
     def _takes_nothing(self, run_id: str) -> bool:
         """Tell whether the store refuses the run itself, which was deleted meanwhile, say."""
         try:
-            self._destination.log(Batch(run_id))
+            self._backend.log(Batch(run_id))
         except Refused:
             return True
         return False
@@ -145,16 +145,16 @@ class Delivery:
             self._give_up(entry, run_id, self._judged(blocked, run_id))
 
     def _carry_out(self, entry: Entry, run_id: str) -> None:
-        destination = self._destination
+        backend = self._backend
         match entry["op"]:
             case "create":
                 self._create(entry, entry["tags"], entry["name"])
             case "info":
-                destination.update(run_id, entry.get("status"), entry.get("end"), entry.get("name"))
+                backend.update(run_id, entry.get("status"), entry.get("end"), entry.get("name"))
             case "untag":
-                destination.remove_tag(run_id, entry["key"])
+                backend.remove_tag(run_id, entry["key"])
             case "inputs":
-                destination.log_inputs(run_id, entry.get("datasets", ()), entry.get("models", ()))
+                backend.log_inputs(run_id, entry.get("datasets", ()), entry.get("models", ()))
             case "artifact":
                 self._attach({**entry, "run": run_id} if run_id else entry)
 
@@ -180,7 +180,7 @@ class Delivery:
     def _create(self, entry: Entry, tags: dict[str, str], name: str) -> str:
         local: str = entry["run"]
         if local not in self.ids:
-            self.ids[local] = self._destination.create({**entry, "tags": self._with_parent(tags), "name": name})
+            self.ids[local] = self._backend.create({**entry, "tags": self._with_parent(tags), "name": name})
             self.on_created(local, self.ids[local])
         return self.ids[local]
 

@@ -18,7 +18,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from autogen_team._process import run_events
 from autogen_team._redact import MASK, mask, mask_url
 from autogen_team._ship import backends, files, uris
-from autogen_team._ship.backends import OPENED_BY, Destination, Unreachable
+from autogen_team._ship.backends import OPENED_BY, Backend, Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool import index, journal, reader
@@ -170,8 +170,8 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
         result.problem = f"its format {version} is of a newer autogen-team than this one"
         return
     client = mlflow.MlflowClient(uri, registry_uri)
-    destination = backends.of(backends.plain_store(uri), uri)
-    delivery = Delivery(destination, lambda entry: files.bring(client, found.folder, entry), state)
+    backend = backends.of(backends.plain_store(uri), uri)
+    delivery = Delivery(backend, lambda entry: files.bring(client, found.folder, entry), state)
     acked = reader.acked(found.folder)
     left = [entry for entry in entries if entry["n"] > acked]
     for entry in entries:
@@ -186,7 +186,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
         real = delivery.ids.get(run_id, run_id)
         if not _is_there(client, real):
             continue
-        if _close(client, destination, real, end, how):
+        if _close(client, backend, real, end, how):
             result.closed.append(real)
         _attach_log(client, real, run_events.log_folder(state, run_id))
     journal.remove(found.folder)
@@ -195,10 +195,8 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
 def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause) -> bool:
     """Close a run whose dead process has left no journal, and attach its log; return whether the run was open."""
     client = mlflow.MlflowClient(uri, registry_uri)
-    destination = backends.of(backends.plain_store(uri), uri)
-    is_open = _is_there(client, run_id) and _close(
-        client, destination, run_id, int((end.at or time.time()) * 1000), end
-    )
+    backend = backends.of(backends.plain_store(uri), uri)
+    is_open = _is_there(client, run_id) and _close(client, backend, run_id, int((end.at or time.time()) * 1000), end)
     if is_open:
         _attach_log(client, run_id, run_events.log_folder(state, run_id))
     return is_open
@@ -231,13 +229,13 @@ def _is_there(client: mlflow.MlflowClient, run_id: str) -> bool:
         raise
 
 
-def _close(client: mlflow.MlflowClient, destination: Destination, run_id: str, end: int, how: Cause) -> bool:
+def _close(client: mlflow.MlflowClient, backend: Backend, run_id: str, end: int, how: Cause) -> bool:
     run = client.get_run(run_id)
     if run.info.status != "RUNNING":
         return False
     if run_events.EXCEPTION_TAG not in run.data.tags and how.status != "FINISHED":
-        destination.log(backends.Batch(run_id, tags={run_events.EXCEPTION_TAG: mask(how.reason)}))
-    destination.update(run_id, how.status, max(end, run.info.start_time), None)
+        backend.log(backends.Batch(run_id, tags={run_events.EXCEPTION_TAG: mask(how.reason)}))
+    backend.update(run_id, how.status, max(end, run.info.start_time), None)
     return True
 
 

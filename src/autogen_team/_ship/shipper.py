@@ -17,7 +17,7 @@ from contextlib import suppress
 import orjson
 
 from autogen_team._redact import mask
-from autogen_team._ship.availability import Link
+from autogen_team._ship.availability import Availability
 from autogen_team._ship.backends import Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
@@ -47,21 +47,21 @@ _FORK_PATIENCE = 1.0
 """Seconds that a fork waits for the current delivery, whose locks would stay held in the child for ever."""
 
 _report = logging.getLogger("autogen_team")
-_couriers: weakref.WeakSet[Courier] = weakref.WeakSet()
+_shippers: weakref.WeakSet[Shipper] = weakref.WeakSet()
 
 
-class Courier:
+class Shipper:
     """Delivers the entries of one journal on a background thread."""
 
-    def __init__(self, journal: Journal, delivery: Delivery, link: Link) -> None:
+    def __init__(self, journal: Journal, delivery: Delivery, availability: Availability) -> None:
         self._journal = journal
         self._delivery = delivery
-        self._link = link
+        self._availability = availability
         self._follower = Follower(journal)
         self.lost = 0
         """Number of entries that neither the journal nor the store has taken."""
         self.after_fork()
-        _couriers.add(self)
+        _shippers.add(self)
 
     def after_fork(self) -> None:
         """Reset all state, the thread included, which does not survive a fork."""
@@ -126,7 +126,7 @@ class Courier:
                 time.sleep(pause)
             else:
                 return
-        self._link.failed(fault)
+        self._availability.failed(fault)
         self.lost += 1
 
     def stop(self, timeout: float) -> bool:
@@ -207,14 +207,16 @@ class Courier:
             with self._delivering:
                 self._delivery.deliver(self._chunk)
         except Unreachable as error:
-            self._link.failed(str(error))
+            self._availability.failed(str(error))
         except Exception as error:
-            self._link.failed(mask(with_kind(error)))
+            self._availability.failed(mask(with_kind(error)))
             _report.debug("a delivery failed", exc_info=True)
         else:
             self._journal.ack(number)
             self._chunk = None
-            self._link.answered(f"; {self._journal.number - number} entries wait" if self._link.is_cut else "")
+            self._availability.answered(
+                f"; {self._journal.number - number} entries wait" if self._availability.is_cut else ""
+            )
             with self._lock:
                 self._progress.notify_all()
             return True
@@ -227,20 +229,20 @@ class Courier:
 class _Held(threading.local):
     """Couriers that the calling thread has paused for its fork; two threads may fork at the same time."""
 
-    couriers: tuple[Courier, ...] = ()
+    shippers: tuple[Shipper, ...] = ()
 
 
 _held = _Held()
 
 
 def _before_fork() -> None:
-    _held.couriers = tuple(courier for courier in _couriers if courier.pause(_FORK_PATIENCE))
+    _held.shippers = tuple(shipper for shipper in _shippers if shipper.pause(_FORK_PATIENCE))
 
 
 def _after_fork_in_parent() -> None:
-    for courier in _held.couriers:
-        courier.resume()
-    _held.couriers = ()
+    for shipper in _held.shippers:
+        shipper.resume()
+    _held.shippers = ()
 
 
 if hasattr(os, "register_at_fork"):  # Windows cannot fork

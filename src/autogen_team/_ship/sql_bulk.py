@@ -4,7 +4,7 @@ SQLAlchemy's inserts of many rows, and `log_batch` even more, release the interp
 that computes in Python, each release costs up to 5 ms (`sys.getswitchinterval`) until the lock is back: 250 metrics
 took 1.4 s to reach SQLite. A statement with many rows releases the lock once, and the database works beside the job.
 
-`seam` names the parts of MLflow's SqlAlchemyStore that are used here. They are guarded by
+`_capture.mlflow_internals` names the parts of MLflow's SqlAlchemyStore that are used here. They are guarded by
 `test_the_table_gets_what_log_batch_would_write` in `tests/io/tracking/test_write_behind.py`.
 """
 

@@ -121,11 +121,11 @@ def run(
 
     Example: autogen-team run --experiment digits --tag fold=1 train.py --epochs 3
     """
-    from autogen_team.cli import run as room
+    from autogen_team.cli import run as action
 
     overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=log_level)
     more = {"mlflow.mode": mode, "alert_on": alert_on}
-    room.run(
+    action.run(
         command,
         is_command=context.meta[_SEPARATED],
         name=name,
@@ -149,10 +149,10 @@ def config(
 
     Example: AUTOGEN_TEAM_LOGGER_LEVEL=DEBUG autogen-team config
     """
-    from autogen_team.cli import config as room
+    from autogen_team.cli import config as action
 
     overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=log_level)
-    room.show(overrides, as_json=json)
+    action.show(overrides, as_json=json)
 
 
 @app.command()
@@ -174,10 +174,10 @@ def doctor(
 
     Example: autogen-team doctor --tracking-uri http://localhost:5000
     """
-    from autogen_team.cli import doctor as room
+    from autogen_team.cli import doctor as action
 
     overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=log_level)
-    room.diagnose(overrides, as_json=json)
+    action.diagnose(overrides, as_json=json)
 
 
 @app.command()
@@ -194,10 +194,10 @@ def notify(
 
     Example: autogen-team notify "disk full" "91% of /data" --level warning
     """
-    from autogen_team.cli import notify as room
+    from autogen_team.cli import notify as action
 
     overrides = _overrides(set_, experiment=None, tracking_uri=None, log_level=None)
-    room.send(title, message, level, overrides, as_json=json)
+    action.send(title, message, level, overrides, as_json=json)
 
 
 @app.command()
@@ -206,9 +206,9 @@ def status(json: Json = False) -> None:
 
     Example: autogen-team status
     """
-    from autogen_team.cli import status as room
+    from autogen_team.cli import status as action
 
-    room.show(as_json=json)
+    action.show(as_json=json)
 
 
 @app.command()
@@ -231,10 +231,10 @@ def sync(
 
     Example: autogen-team sync mlruns/ --to http://localhost:5000
     """
-    from autogen_team.cli import sync as room
+    from autogen_team.cli import sync as action
 
     overrides = _overrides(set_, experiment=None, tracking_uri=None, log_level=None)
-    room.sync(source, overrides, to=to, dry_run=dry_run, delete=delete, as_json=json)
+    action.sync(source, overrides, to=to, dry_run=dry_run, delete=delete, as_json=json)
 
 
 @app.command()
@@ -253,10 +253,10 @@ def recover(
 
     Example: autogen-team recover --dry-run
     """
-    from autogen_team.cli import recover as room
+    from autogen_team.cli import recover as action
 
     overrides = _overrides(set_, experiment=None, tracking_uri=tracking_uri, log_level=None)
-    room.recover(overrides, hosts=host or (), dry_run=dry_run, as_json=json)
+    action.recover(overrides, hosts=host or (), dry_run=dry_run, as_json=json)
 
 
 @app.command()
@@ -281,10 +281,10 @@ def ui(
 
     Example: autogen-team ui --set mlflow.mode=offline --open
     """
-    from autogen_team.cli import ui as room
+    from autogen_team.cli import ui as action
 
     overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=None)
-    room.show(overrides, port=port, opens_browser=opens_browser, as_json=json)
+    action.show(overrides, port=port, opens_browser=opens_browser, as_json=json)
 
 
 for _command in app.registered_commands:

@@ -35,7 +35,7 @@ def test_requests_keep_to_the_limits_of_the_server():
 
 
 class Picky:
-    """A destination that refuses bad tags and every batch of a run that is gone, and counts its requests."""
+    """A backend that refuses bad tags and every batch of a run that is gone, and counts its requests."""
 
     def __init__(self, bad=(), gone=(), away_after=10**9):
         self.bad, self.gone, self.away_after = bad, gone, away_after
@@ -95,9 +95,9 @@ def test_an_empty_batch_asks_for_the_run(request, database):
     uri = request.getfixturevalue(database)
     client = mlflow.MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
-    destination = backends.of(backends.plain_store(uri), uri)
+    backend = backends.of(backends.plain_store(uri), uri)
 
-    destination.log(backends.Batch(run_id))
+    backend.log(backends.Batch(run_id))
     client.delete_run(run_id)
     with pytest.raises(backends.Refused):
-        destination.log(backends.Batch(run_id))
+        backend.log(backends.Batch(run_id))

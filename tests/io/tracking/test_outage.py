@@ -253,7 +253,7 @@ def test_a_proxy_that_knows_no_such_page_refuses_nothing(proxy, mlflow_server, s
         proxy.status = 404
         for step in range(50):
             mlflow.log_metric("loss", step, step=step)
-        assert not write_behind.of(proxy.uri).courier.flush(1.0, give_up_when_cut=True)
+        assert not write_behind.of(proxy.uri).shipper.flush(1.0, give_up_when_cut=True)
         proxy.status = 200
     started.stop()
 
@@ -324,7 +324,7 @@ def test_a_log_handler_that_raises_stops_no_delivery(server, start_session, wait
             server.kill()
             for step in range(1, 50):
                 mlflow.log_metric("loss", step, step=step)
-            wait_until(lambda: write_behind.of(server.uri)._link.is_cut)
+            wait_until(lambda: write_behind.of(server.uri)._availability.is_cut)
             server.start()
             mlflow.log_metric("loss", 50.0, step=50)
         started.stop()
@@ -412,12 +412,12 @@ def test_what_the_server_refuses_is_noted_and_holds_up_nothing(mlflow_server, st
     with lifecycle.open_run(name="train") as run:
         working = write_behind.of(mlflow_server)
         assert working.store.flush()
-        working.courier.pause(timeout=10)
+        working.shipper.pause(timeout=10)
         for number in range(20):
             mlflow.log_param(f"p{number}", "ours")
         mlflow.log_metric("loss", 1.0)
         working.store._inner.log_batch(run.info.run_id, [], [mlflow.entities.Param("p7", "theirs")], [])
-        working.courier.resume()
+        working.shipper.resume()
     started.stop()
 
     stored = mlflow.MlflowClient(mlflow_server).get_run(run.info.run_id)
