@@ -13,7 +13,7 @@ import loguru
 import mlflow
 import pytest
 
-from autogen_team import GlobalContext, _carrying
+from autogen_team import GlobalContext, _propagation
 from autogen_team.errors import ConfigurationError, NotStartedError, TrackingUnavailableError
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
@@ -265,4 +265,4 @@ def test_binding_again_keeps_nothing_more(context):
     with context:
         for _ in range(3):
             context.bind(len)
-        assert list(_carrying._Process.here().captured.values()).count(context) == 1
+        assert list(_propagation._Process.here().captured.values()).count(context) == 1

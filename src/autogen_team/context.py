@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar
 
 from pydantic import Field
 
-from autogen_team import _carrying
+from autogen_team import _propagation
 from autogen_team._process import identity
 from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._services.fields import Patterns
@@ -114,7 +114,7 @@ class GlobalContext(Service):
                 from autogen_team import _redact
 
                 undo.callback(_redact.configured(self.redact_patterns, self.redact_allow))
-            run = _carrying.run_of_environment(self.mlflow_service)
+            run = _propagation.run_of_environment(self.mlflow_service)
             if identity.worker() is None and (run is not None or identity.rank()):  # rank 0 is the job itself
                 identity.become_worker()
                 undo.callback(identity.forget_worker)
@@ -203,7 +203,7 @@ class GlobalContext(Service):
         name: str = getattr(
             getattr(fn, "func", fn), "__name__", type(fn).__name__
         )  # for a partial, the name of its function
-        return _carrying.Bound(self, fn, _child(nested, name))
+        return _propagation.Bound(self, fn, _child(nested, name))
 
     def initializer(self, *, nested: bool | str | MlflowService.RunConfig = False) -> Callable[[], None]:
         """Return a callable that puts a worker process inside this context until it exits: the initializer of a pool.
@@ -222,7 +222,7 @@ class GlobalContext(Service):
             NotStartedError: the context does not run.
 
         """
-        return _carrying.Initializer(self, _child(nested, ""))
+        return _propagation.Initializer(self, _child(nested, ""))
 
     def worker_env(self) -> dict[str, str]:
         """Return the variables that put a child process inside this context, to be added to its environment.
@@ -240,7 +240,7 @@ class GlobalContext(Service):
             NotStartedError: the context does not run.
 
         """
-        return _carrying.environment(self)
+        return _propagation.environment(self)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -315,14 +315,14 @@ def test_the_logs_of_runs_are_left_though_the_worker_is_never_idle(run_job, stor
 
 
         def work(long, bound):
-            from autogen_team import _carrying
+            from autogen_team import _propagation
 
             with ThreadPoolExecutor(1) as beside:
                 waiting = beside.submit(long)
                 counts = []
                 for number in range(6):
                     bound[number % 2](number)
-                    [started] = _carrying._Process.here()._started
+                    [started] = _propagation._Process.here()._started
                     counts.append(len(started.logs))
                 over.set()
                 waiting.result()

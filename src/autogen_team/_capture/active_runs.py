@@ -1,6 +1,7 @@
 """Join a run that other code has opened, or work for one; the run stays open afterwards.
 
-`_capture.mlflow_internals` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests them.
+`mlflow_internals` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests
+them.
 """
 
 from __future__ import annotations

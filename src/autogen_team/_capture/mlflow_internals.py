@@ -19,9 +19,9 @@ service stops. Where another module touches it, the entry names that module:
   replaces them, so that each task has open runs of its own;
 - ``mlflow.tracking.fluent._last_active_run_id``: the run that was ended last;
 - ``mlflow.start_run``, ``mlflow.end_run``, ``mlflow.active_run``, ``_get_or_start_run`` and ``_get_latest_active_run``
-  of ``mlflow.tracking.fluent``: replaced in `active_runs` while a supervised job runs. The job's own first run then joins
-  the supervisor's run unless it is in another store. Some are also replaced while a worker has the run of its job open,
-  so that the worker opens children of that run;
+  of ``mlflow.tracking.fluent``: replaced in `active_runs` while a supervised job runs. The job's own first run then
+  joins the supervisor's run unless it is in another store. Some are also replaced while a worker has its job's run,
+  so that it opens children of that run;
 - ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which its ``autologging_is_disabled`` asks: replaced
   in `active_runs`;
 - ``mlflow.store.db.utils.MAX_RETRY_COUNT``: MLflow asks a database that refuses ten times in 100 seconds;

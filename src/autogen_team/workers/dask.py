@@ -15,7 +15,7 @@ from autogen_team._redact import mask
 from autogen_team.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from autogen_team._carrying import Initializer
+    from autogen_team._propagation import Initializer
     from autogen_team.context import GlobalContext
     from autogen_team.io.services import MlflowService
 
