@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from autogen_team._process.folders import private_folder
 from autogen_team._ship.uris import is_folder, local_place
 
 _report = logging.getLogger("autogen_team")
@@ -31,10 +32,8 @@ def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
         return
     import fcntl
 
-    folder = state_dir / "locks"
     try:
-        for each in (state_dir, folder):  # one by one, because `parents` would leave the outer one open to others
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = private_folder(state_dir / "locks")
         descriptor = os.open(folder / hashlib.sha256(bytes(database)).hexdigest()[:16], os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
         _report.warning("no lock can be kept in AUTOGEN_TEAM_STATE_DIR, %s: %s", state_dir, error.strerror)

@@ -31,6 +31,7 @@ from autogen_team._capture import mlflow_internals, redact_entities
 from autogen_team._capture.redact_traces import Masker
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock
+from autogen_team._process.threads import spawn
 from autogen_team._redact import mask, mask_url
 
 WITHHELD = "[withheld: it could not be searched for secrets]"
@@ -104,14 +105,12 @@ class Door:
 
     def finish(self, timeout: float) -> bool:
         """Wait for the calls under way, then give up the rest; return whether nothing is left."""
-        flushing = threading.Thread(target=mlflow_internals.wait_for_traces, name="autogen-team-traces", daemon=True)
-        try:
-            flushing.start()
-        except RuntimeError:  # no thread can be started any more: the interpreter is going down
+        flushing = spawn(mlflow_internals.wait_for_traces, name="autogen-team-traces")
+        if flushing is None:
             mlflow_internals.wait_for_traces()
         else:
             flushing.join(min(timeout, threading.TIMEOUT_MAX))
-        if flushing.is_alive():
+        if flushing is not None and flushing.is_alive():
             self._give_up()
             flushing.join(_GRACE)
         if self.lost:
@@ -120,7 +119,7 @@ class Door:
             self.lost = 0
         self._is_closed = False
         # If MLflow's threads are still at work, the taps stay, so that their traces are masked too.
-        return not flushing.is_alive()
+        return flushing is None or not flushing.is_alive()
 
     def _give_up(self) -> None:
         self._is_closed = True
@@ -190,11 +189,8 @@ class Door:
         # alive.
         waiting: Future[Any] = Future()
         work = partial(contextvars.copy_context().run, send, client, *arguments, **fields)
-        thread = threading.Thread(target=_fill, args=(waiting, work), name="autogen-team-trace", daemon=True)
         self._under_way.add(waiting)
-        try:
-            thread.start()
-        except RuntimeError:  # no thread can be started any more: the interpreter is going down
+        if spawn(partial(_fill, waiting, work), name="autogen-team-trace") is None:
             _fill(waiting, work)
         try:
             return waiting.result()

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from autogen_team._capture import mlflow_internals
 from autogen_team._capture.transparent_proxy import TransparentProxy
+from autogen_team._process.folders import private_folder
 from autogen_team._ship.availability import Availability, StoreUnavailableError
 from autogen_team._ship.files import Kind
 from autogen_team._ship.shipper import Shipper
@@ -98,7 +99,7 @@ class WaitingArtifacts:
 
     def _keep(self, path: Path, folder: str | None, owner: str, kind: Kind) -> None:
         place = self._journal.begin() / _FILES / f"{next(self._numbers):06d}"
-        place.parent.mkdir(mode=0o700, exist_ok=True)
+        private_folder(place.parent)
         if path.is_dir():
             shutil.copytree(path, place)
         else:

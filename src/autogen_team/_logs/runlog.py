@@ -15,6 +15,7 @@ from autogen_team._logs.faults import Faults
 from autogen_team._logs.file import File
 from autogen_team._logs.upload import Upload
 from autogen_team._process import identity, run_events
+from autogen_team._process.folders import private_folder
 from autogen_team._process.forking import start_afresh_after_fork
 
 if TYPE_CHECKING:
@@ -195,6 +196,5 @@ class RunLog:
             )
 
     def _new_file(self) -> File:
-        for folder in (self._folder.parent.parent, self._folder.parent, self._folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self._folder)
         return File(str(self.path), mode=0o600)

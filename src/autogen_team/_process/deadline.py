@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from autogen_team._process.threads import spawn
+
 Result = TypeVar("Result")
 
 
@@ -29,10 +31,8 @@ def within(seconds: float, work: Callable[[], Result], *, name: str) -> Result:
         except BaseException as error:
             errors.append(error)
 
-    thread = threading.Thread(target=run, name=name, daemon=True)
-    try:
-        thread.start()
-    except RuntimeError:  # no thread can be started any more: the interpreter is shutting down
+    thread = spawn(run, name=name)
+    if thread is None:
         return work()
     thread.join(min(seconds, threading.TIMEOUT_MAX))
     if errors:

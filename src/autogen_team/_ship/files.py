@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 import mlflow
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 
+from autogen_team._process.folders import private_folder
 from autogen_team._ship import backends
 from autogen_team._ship.backends import Refused, Unreachable
 from autogen_team._ship.error_text import with_kind
@@ -51,7 +52,7 @@ def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> No
         if not _is_final(error, client.tracking_uri):
             raise Unreachable(reason) from error
         aside = journal_folder.parent.parent / "refused" / f"{journal_folder.name}-{place.name}"
-        aside.parent.mkdir(mode=0o700, exist_ok=True)
+        private_folder(aside.parent)
         shutil.move(place, aside)
         raise Refused(f"{reason}; it is kept in {aside}") from error
     shutil.rmtree(place, ignore_errors=True)

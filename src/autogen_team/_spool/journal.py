@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from autogen_team._process import identity
+from autogen_team._process.folders import private_folder
 from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._spool import records
 from autogen_team._spool.wakeup import Wakeup
@@ -282,8 +283,7 @@ class Journal:
 
     def _begin_folder(self) -> None:
         folder = folder_of(self._state) / f"{identity.process_name()}-{secrets.token_hex(4)}"
-        for each in (self._state, folder.parent, folder):  # one by one, or `parents` would leave one open to others
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder)
         with ExitStack() as undo:  # a failed or interrupted attempt leaves nothing behind
             undo.callback(remove, folder)
             lock = take_lock(folder)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import orjson
 
+from autogen_team._process.folders import private_folder
 from autogen_team._redact import mask_url
 from autogen_team._ship.uris import local_place
 
@@ -31,9 +32,7 @@ def existing_store(state: Path, destination: str) -> str | None:
 
 def prepare(state: Path, destination: str) -> str:
     """Create the folder of the store, and return the URI of the store."""
-    place = folder(state, destination)
-    for each in (state, place.parent, place):
-        each.mkdir(mode=0o700, parents=True, exist_ok=True)
+    place = private_folder(folder(state, destination))
     (place / _ABOUT).write_bytes(orjson.dumps({"destination": mask_url(destination)}))
     return store_uri(state, destination)
 

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -316,14 +315,10 @@ def test_at_the_end_of_the_interpreter_the_store_is_asked_directly(start_session
     trace_id = trace()
     traces.mlflow_internals.wait_for_traces()
 
-    class NoThread:
-        def __init__(self, **_: object) -> None:
-            pass
+    def fail(_thread: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
 
-        def start(self) -> None:
-            raise RuntimeError("can't create new thread at interpreter shutdown")
-
-    monkeypatch.setattr(traces, "threading", SimpleNamespace(Thread=NoThread))
+    monkeypatch.setattr(threading.Thread, "start", fail)
     info = TracingClient(mlflow_server).get_trace_info(trace_id)
     assert TracingClient(mlflow_server).start_trace(info).trace_id == trace_id
     monkeypatch.undo()

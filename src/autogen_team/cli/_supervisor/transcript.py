@@ -9,6 +9,7 @@ import threading
 from pathlib import Path
 
 from autogen_team._process import identity, run_events
+from autogen_team._process.folders import private_folder
 from autogen_team._redact import Redactor
 
 _SEGMENT = 16 * 2**20
@@ -86,9 +87,9 @@ class Transcript:
         data = (self._mask(text) if self._mask else text).encode("utf-8", "replace")
         try:
             if self._descriptor is None:
-                for each in (self._folder.parent.parent, self._folder.parent, self._folder):
-                    each.mkdir(mode=0o700, parents=True, exist_ok=True)
-                path = self._folder / (self._name + (f"_{self._number:04d}" if self._number > 1 else "") + ".log")
+                path = private_folder(self._folder) / (
+                    self._name + (f"_{self._number:04d}" if self._number > 1 else "") + ".log"
+                )
                 self._descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
             os.write(self._descriptor, data)
         except OSError:  # such as a full disk: the job matters more than its transcript

@@ -1,0 +1,32 @@
+"""Folders that only their owner can read."""
+
+from __future__ import annotations
+
+import stat
+
+from autogen_team._process.folders import private_folder
+
+
+def mode(path):
+    """Return the permission bits."""
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_each_folder_that_is_missing_is_private(tmp_path):
+    """`Path.mkdir` with `parents` would leave the ones above open to others."""
+    made = private_folder(tmp_path / "a" / "b" / "c")
+
+    assert made == tmp_path / "a" / "b" / "c"
+    assert [mode(folder) for folder in (made, *made.parents[:2])] == [0o700] * 3
+
+
+def test_a_folder_that_is_there_keeps_its_mode(tmp_path):
+    """It may be shared on purpose."""
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    shared.chmod(0o755)
+
+    private_folder(shared / "mine")
+    private_folder(shared / "mine")
+
+    assert (mode(shared), mode(shared / "mine")) == (0o755, 0o700)
