@@ -20,7 +20,7 @@ from mlflow.utils import autologging_utils
 
 from autogen_team._capture import mlflow_internals, run_stacks, signals
 from autogen_team._process import Undo, run_events
-from autogen_team._process.forking import ForkSafeLock
+from autogen_team._process.refcount import RefCount
 
 _REPLACED = ("start_run", "end_run", "active_run", "_get_or_start_run", "_get_latest_active_run")
 _PARAMETERS = tuple(inspect.signature(mlflow.start_run).parameters)
@@ -241,31 +241,7 @@ def _replace(start_run: Callable[..., Any], end_run: Callable[..., Any]) -> Undo
     return restore
 
 
-class _Shared:
-    """A change with a reference count: made for the first user, undone after the last."""
-
-    def __init__(self, change: Callable[[], Undo]) -> None:
-        self._change = change
-        self._lock = ForkSafeLock()
-        self._users = 0
-        self._undo: Undo | None = None
-
-    def take(self) -> Undo:
-        with self._lock:
-            if not self._users:
-                self._undo = self._change()
-            self._users += 1
-        return self._leave
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users and self._undo is not None:
-                self._undo()
-                self._undo = None
-
-
-_joined = _Shared(_let_children)
+_joined = RefCount(_let_children)
 
 
 def _describe(run_id: str, fields: Mapping[str, Any]) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import traceback
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -19,6 +18,7 @@ from autogen_team._logs.sink import Sink
 from autogen_team._logs.validation import Settings
 from autogen_team._process import Undo, identity, run_events
 from autogen_team._process.forking import ForkSafeLock
+from autogen_team._process.refcount import RefCount
 from autogen_team._redact import Redactor
 
 __all__ = ["Settings", "start"]
@@ -140,28 +140,6 @@ def _number(level: str) -> int:
     return found if isinstance(found, int) else int(loguru.logger.level(found).no)
 
 
-class _Shared:
-    """A change of the process that is made once, however many pipelines need it."""
-
-    def __init__(self, install: Callable[[Settings], Undo]) -> None:
-        self._install = install
-        self._undo: Undo | None = None
-        self._users = 0
-
-    def take(self, settings: Settings) -> Undo:
-        """Make the change for the first user; return a function that undoes it after the last one."""
-        if self._undo is None:
-            self._undo = self._install(settings)
-        self._users += 1
-        return self._leave
-
-    def _leave(self) -> None:
-        self._users -= 1
-        if not self._users and self._undo is not None:
-            undo, self._undo = self._undo, None
-            undo()
-
-
 def _take_over(_: Settings) -> Undo:
     with ExitStack() as undo:
         undo.callback(loguru_internals.set_default_handler_aside())
@@ -217,7 +195,7 @@ def _words(level: str, message: str, exception: BaseException | None = None) -> 
     return f"{level}: {message}\n".encode()  # the last pipeline is being stopped
 
 
-_process = _Shared(_take_over)
-_intercept = _Shared(lambda _: bridge.intercept())
-_uncaught = _Shared(_watch)
-_runs = _Shared(_keep_runs)
+_process = RefCount(_take_over)
+_intercept = RefCount(lambda _: bridge.intercept())
+_uncaught = RefCount(_watch)
+_runs = RefCount(_keep_runs)
