@@ -36,7 +36,7 @@ def test_what_a_full_disk_refuses_does_not_change_the_exit_status(tmp_path):
 def test_what_the_job_has_printed_comes_first(start_python):
     """Its text may still be in the buffer of the stream."""
     code = (
-        "import sys\nfrom autogen_team._process import streams\nsys.stdout.write('1 ')\n_streams.write(sys.stdout, '2')"
+        "import sys\nfrom autogen_team._process import streams\nsys.stdout.write('1 ')\nstreams.write(sys.stdout, '2')"
     )
 
     assert start_python("-c", code, fresh=True, PYTHONUNBUFFERED="").finish()[1] == "1 2"
