@@ -108,7 +108,7 @@ $(OLDEST)/.ready: requirements/oldest.txt | $(UV)/.ready
 test-oldest: $(OLDEST)/.ready wheel ## Test the wheel with the oldest version of each dependency that we support
 	@$(call install-wheel,$(OLDEST))
 	@# The help looks different with each typer; the oldest venv has no server and no PostgreSQL.
-	@FRESH_PROCESSES=1 $(OLDEST)/bin/python -m pytest -n 4 $(BY_MODULE) -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
+	@$(OLDEST)/bin/python -m pytest -n 4 $(BY_MODULE) -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
 	  -k "not server and not postgres and not uri_stays and not agreed_on" $(PYTEST_ARGS)
 
 .venv-3.%/.ready: $(LOCK) | $(UV)/.ready
@@ -131,7 +131,7 @@ TESTS := $(CONTRACT_TESTS)
 .PHONY: test-python
 test-python: $(ON)/.ready
 	@$(call install-wheel,$(ON))
-	@FRESH_PROCESSES=1 $(ON)/bin/python -m pytest -n 4 $(BY_MODULE) -p no:cacheprovider --ignore tests/browser -m "not (desktop $(WITHOUT))" $(TESTS) $(PYTEST_ARGS)
+	@$(ON)/bin/python -m pytest -n 4 $(BY_MODULE) -p no:cacheprovider --ignore tests/browser -m "not (desktop $(WITHOUT))" $(TESTS) $(PYTEST_ARGS)
 
 .PHONY: venvs
 venvs: $(OLDEST)/.ready

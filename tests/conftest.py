@@ -21,15 +21,13 @@ import psutil
 import pytest
 
 from autogen_team._redact import values as redact_values
-from testkit import forkserver, known_state
+from testkit import forkserver, known_state, patience
 
 if TYPE_CHECKING:
     import mlflow
 
 ROOT = Path(__file__).parent.parent
 WORKERS = ROOT / "tests" / "workers"
-PATIENCE = 100.0
-"""Seconds that a test waits; less than the timeout of a test, so that the test can report what it waits for."""
 
 known_state.enter()
 _servers = contextlib.ExitStack()
@@ -91,6 +89,11 @@ def _is_quick(item: pytest.Item) -> bool:
         or item.path.name in LONGEST
         or item.nodeid.startswith(NOT_QUICK_PARTS)
     )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let each test wait for as long as its own time limit allows."""
+    patience.suit(item)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -172,9 +175,9 @@ class Process:
         """Send a signal to the process."""
         self.popen.send_signal(signum)
 
-    def finish(self, text: str | None = None, *, timeout: float = PATIENCE) -> tuple[int, str, str]:
+    def finish(self, text: str | None = None, *, timeout: float | None = None) -> tuple[int, str, str]:
         """Write the text to stdin, wait for the process; return its exit status, stdout and stderr."""
-        out, err = self.popen.communicate(text, timeout=timeout)
+        out, err = self.popen.communicate(text, timeout=timeout or patience.seconds())
         return self.popen.returncode, out, err
 
 
@@ -224,8 +227,8 @@ def free_port() -> Callable[[], int]:
     return find
 
 
-def _wait_until(condition: Callable[[], object], *, timeout: float = PATIENCE) -> None:
-    deadline = time.monotonic() + timeout
+def _wait_until(condition: Callable[[], object], *, timeout: float | None = None) -> None:
+    deadline = time.monotonic() + (patience.seconds() if timeout is None else timeout)
     while not condition():
         assert time.monotonic() < deadline, "it did not come true in time"
         time.sleep(0.02)
@@ -301,7 +304,7 @@ class Server:
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self.send(signal.SIGKILL)
-            self._process.wait(PATIENCE)
+            self._process.wait(patience.seconds())
             self._process = None
 
     def client(self) -> mlflow.MlflowClient:

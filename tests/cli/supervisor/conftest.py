@@ -14,10 +14,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from testkit import forkserver
+from testkit import forkserver, patience
 
-PATIENCE = 60.0
-"""Seconds to wait before a test fails."""
 RUN = (sys.executable, "-m", "autogen_team", "run")
 
 
@@ -51,7 +49,7 @@ def supervised() -> Callable[..., subprocess.CompletedProcess[bytes]]:
         if input is not None:
             given["stdin"] = subprocess.PIPE
         with forkserver.popen([*RUN[1:], *words], **given) as process:
-            out, err = process.communicate(input, timeout=PATIENCE)
+            out, err = process.communicate(input, timeout=patience.seconds())
         return subprocess.CompletedProcess(words, process.returncode, out, err)
 
     return run
@@ -93,7 +91,7 @@ class Screen:
 
     def wait_for(self, text: str) -> None:
         """Read until the text is shown."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + patience.seconds()
         while text.encode() not in self.shown:
             assert time.monotonic() < deadline, self.shown
             self._read()
@@ -113,7 +111,7 @@ class Screen:
         os.close(self._main)
 
     def _read(self) -> bool:
-        assert select.select([self._main], [], [], PATIENCE)[0], self.shown
+        assert select.select([self._main], [], [], patience.seconds())[0], self.shown
         try:
             data = os.read(self._main, 65536)
         except OSError:
