@@ -154,7 +154,7 @@ class Bridge(logging.Handler):
 
     def handle(self, record: logging.LogRecord) -> bool:
         """Forward the record, unless an earlier handler has logged it through loguru."""
-        is_logged = passing.end(record)
+        is_logged = bool(passing.under_way) and passing.end(record)
         if not is_logged and self.filter(record):
             forward(record)
         return True
@@ -199,7 +199,7 @@ def intercept() -> Undo:
 
     def keep_in_place(logger: logging.Logger, record: logging.LogRecord) -> None:
         last: logging.Logger | None = logger
-        handlers = list(logger.handlers)
+        handlers = logger.handlers.copy()
         while last is not None and last.propagate:
             last = last.parent
             if last is not None:
@@ -218,13 +218,14 @@ def intercept() -> Undo:
             if not root.handlers or root.handlers[-1] is not bridge:  # another handler has been added, or all removed
                 root.removeHandler(bridge)
                 root.addHandler(bridge)
-            passing.begin(record)
+            if len(handlers) > 1 or passing.under_way:  # only another handler can log the record before the bridge
+                passing.begin(record)
 
     def keeping_in_place(previous: Hook, is_active: Callable[[], bool]) -> Hook:
         def filter_record(self: logging.Logger, record: logging.LogRecord) -> Any:
             if not is_active():
                 return previous(self, record)
-            if passing.is_echo(record):
+            if passing.forwarded and passing.is_echo(record):
                 return False
             kept = previous(self, record)
             if kept:  # from Python 3.12 on, it may be another record

@@ -6,12 +6,18 @@ import logging
 import threading
 
 _report = logging.getLogger("autogen_team")
-_state = threading.local()
+
+
+class _State(threading.local):
+    reporting = False
+
+
+_state = _State()
 
 
 def is_reporting() -> bool:
     """Tell whether this thread is reporting a fault of logging, which must not go to the log."""
-    return getattr(_state, "reporting", False)
+    return _state.reporting
 
 
 def report(message: str, *args: object) -> None:

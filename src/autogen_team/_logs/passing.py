@@ -27,7 +27,7 @@ class _Passage:
 
 under_way: dict[int, list[_Passage]] = {}
 """The passages of each thread that has any, innermost last. Nearly always empty, so a check costs little."""
-_forwarding: dict[int, logging.LogRecord] = {}
+forwarded: dict[int, logging.LogRecord] = {}
 """The record that the bridge is handing to loguru, by thread id."""
 
 
@@ -82,25 +82,25 @@ def is_passed_on() -> bool:
     """Tell whether this thread is handing a record to loguru, through the bridge or another handler."""
     thread = get_ident()
     passages = under_way.get(thread)
-    return thread in _forwarding or bool(passages and passages[-1].is_logged)
+    return thread in forwarded or bool(passages and passages[-1].is_logged)
 
 
 def is_forwarding() -> bool:
     """Tell whether the bridge is handing a record to loguru in this thread."""
-    return get_ident() in _forwarding
+    return get_ident() in forwarded
 
 
 def forwarding(record: logging.LogRecord | None) -> None:
     """Set the record that this thread is handing to loguru; None clears it."""
     if record is None:
-        _forwarding.pop(get_ident(), None)
+        forwarded.pop(get_ident(), None)
     else:
-        _forwarding[get_ident()] = record
+        forwarded[get_ident()] = record
 
 
 def is_echo(record: logging.LogRecord) -> bool:
     """Tell whether a sink has made this record from the one that this thread is handing to loguru."""
-    original = _forwarding.get(get_ident())
+    original = forwarded.get(get_ident())
     return original is not None and (
         record is original
         or (
@@ -112,7 +112,7 @@ def is_echo(record: logging.LogRecord) -> bool:
 
 def _forget_all() -> None:
     under_way.clear()
-    _forwarding.clear()
+    forwarded.clear()
 
 
 call_in_child(_forget_all)
