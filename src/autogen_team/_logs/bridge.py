@@ -25,8 +25,6 @@ import warnings
 import weakref
 from typing import TYPE_CHECKING, Any
 
-import loguru
-
 from autogen_team._logs import loguru_internals, passing
 from autogen_team._logs.faults import is_reporting
 from autogen_team._logs.hooks import Hook, replace
@@ -39,10 +37,10 @@ if TYPE_CHECKING:
     from autogen_team._process import Undo
 
 _OWN = "autogen_team"
-_LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 _WARNINGS = "py.warnings"  # the standard library's name of their logger
 
-_PARTS = frozenset({*logging.makeLogRecord({}).__dict__, "message", "asctime", "taskName"})
+_NEW = frozenset(logging.makeLogRecord({}).__dict__)
+_PARTS = _NEW | {"message", "asctime", "taskName"}
 """The attributes that a record has by itself; all others are fields that the caller has added."""
 
 consoles_left: list[object] = []
@@ -60,7 +58,13 @@ def is_unheard() -> bool:
 
 def forward(record: logging.LogRecord) -> None:
     """Log the record through loguru with its own name, location, time, fields and exception; never raises."""
-    if is_reporting() or passing.is_forwarding() or loguru_internals.is_inside_a_sink() or _is_about_a_sink(record):
+    thread = threading.get_ident()
+    if (
+        is_reporting()
+        or thread in passing.forwarded
+        or loguru_internals.is_inside_a_sink()
+        or _is_about_a_sink(record)
+    ):
         # The record comes from loguru or from a sink, so it must not go back in.
         _say_or_leave(record)
         return
@@ -69,7 +73,7 @@ def forward(record: logging.LogRecord) -> None:
             _last_resort(record)
         return
     try:
-        passing.forwarding(record)
+        passing.forwarded[thread] = record
         try:
             text = record.getMessage()
         except Exception as error:  # the arguments do not match; the standard library would print a traceback
@@ -80,38 +84,22 @@ def forward(record: logging.LogRecord) -> None:
     except Exception:  # with `catch=False` a sink may raise, which is not for a library that logs
         _say(record)
     finally:  # also after Ctrl-C in the `__str__` of an argument
-        passing.forwarding(None)
+        passing.forwarded.pop(thread, None)
 
 
 def _log(record: logging.LogRecord, text: str) -> None:
     attributes = record.__dict__
-
-    def describe(made: Any) -> None:
-        made["name"] = record.name
-        made["function"] = record.funcName
-        made["line"] = record.lineno
-        made["module"] = record.module
-        made["file"] = loguru_internals.record_file(record.filename, record.pathname)
-        made["time"] = loguru_internals.record_time(record.created, made["time"])
-        if record.thread != made["thread"].id and record.thread is not None:  # a QueueListener passes it on
-            made["thread"] = loguru_internals.record_thread(record.thread, record.threadName)
-        if record.process != made["process"].id and record.process is not None:
-            made["process"] = loguru_internals.record_process(record.process, record.processName)
-        level = made["level"]
-        if level.name != record.levelname:
-            made["level"] = loguru_internals.record_level(record.levelname, level.no, level.icon)
-        if not attributes.keys() <= _PARTS:
-            fields = {name: attributes[name] for name in attributes if name not in _PARTS and not name.startswith("_")}
-            made["extra"].update(fields)
-
-    exception = record.exc_info if record.exc_info and record.exc_info[0] else None
-    if record.exc_text and not exception:  # the traceback of another process
+    fields = {}
+    if len(attributes) > len(_NEW) and not attributes.keys() <= _PARTS:
+        fields = {name: attributes[name] for name in attributes if name not in _PARTS and not name.startswith("_")}
+    error = record.exc_info if record.exc_info and record.exc_info[0] else None
+    if record.exc_text and not error:  # the traceback of another process
         text = f"{text}\n{record.exc_text}"
     if record.stack_info:
         text = f"{text}\n{record.stack_info}"
-    level = _LEVELS.get(record.levelno, record.levelno)
-    plain = loguru.logger.opt(exception=exception) if exception else loguru.logger  # each step makes a new logger
-    plain.patch(describe).log(level, text)
+    if passing.under_way:
+        passing.notice(text, ())
+    loguru_internals.log(record, text, fields, error)
 
 
 def _is_about_a_sink(record: logging.LogRecord) -> bool:

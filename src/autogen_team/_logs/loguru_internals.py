@@ -5,6 +5,9 @@ breaks one. What is touched:
 
 - `loguru.logger._core`: its handlers and the least level among them, to set loguru's own first handler aside and give
   it back under its own id. The locks of the handlers, to know whether this thread is inside one.
+- What `Logger._log` does once it knows where and when it was called, for records that know it already: `levels_lookup`,
+  `activation_list`, `extra` and `patcher` of `_core`; `context` and `start_time` of `loguru._logger`;
+  `loguru._datetime.aware_now`; `Handler.emit`.
 - `loguru._colorizer.Colorizer`: converts markup such as `<green>` to escape sequences.
 - `loguru._file_sink.FileSink`: the meaning of `rotation`, `retention` and `compression`, and the name of a rotated
   file.
@@ -29,16 +32,19 @@ import threading
 import weakref
 from dataclasses import dataclass
 from datetime import UTC
+from multiprocessing import current_process
+from time import monotonic
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import loguru
 import loguru._colorizer
 import loguru._file_sink
+import loguru._logger
 import loguru._recattrs
 import loguru._simple_sinks
 from loguru import _defaults
-from loguru._datetime import datetime
+from loguru._datetime import aware_now, datetime
 from loguru._logger import Logger
 
 from autogen_team._logs.hooks import Hook, replace
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
     from autogen_team._process import Undo
 
 _DEFAULT_HANDLER = 0
+_NAMED_LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
 _UNREACHABLE = sys.maxsize
 """A level above all others. Not infinity, because `repr(logger)` formats levels as integers."""
 
@@ -56,6 +63,7 @@ _UNREACHABLE = sys.maxsize
 _colorizer: Any = loguru._colorizer.Colorizer  # noqa: SLF001 - what this module is for
 _file_sink: Any = loguru._file_sink  # noqa: SLF001 - see the head of the module
 _sinks: Any = loguru._simple_sinks  # noqa: SLF001 - see the head of the module
+_loguru: Any = loguru._logger
 _record: Any = loguru._recattrs  # noqa: SLF001 - see the head of the module
 _logger: Any = Logger
 _of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -342,9 +350,65 @@ def make_record(level: str, message: str, *, name: str, exception: BaseException
     }
 
 
-def record_level(name: str, no: int, icon: str) -> Any:
-    """Return the level part of a record."""
-    return _record.RecordLevel(name, no, icon)
+def log(source: logging.LogRecord, message: str, fields: dict[str, Any], error: Any) -> None:
+    """Log a record of the standard library, with its own name, place, time, thread and process.
+
+    `logger.patch(...).log(...)` costs twice as much, because loguru first finds out the place and the time of the call.
+
+    Args:
+        source: the record.
+        message: its text.
+        fields: what to add to the bound values.
+        error: the exception, a tuple as from `sys.exc_info`, or None.
+
+    """
+    core = _core()
+    if core.activation_list and not _is_enabled(core, source.name):
+        return
+    level = _NAMED_LEVELS.get(source.levelno, source.levelno)
+    level_id, _, number, icon = core.levels_lookup.get(level) or (None, "", source.levelno, " ")
+    time = record_time(source.created, _recently())
+    record = {
+        "elapsed": time - _loguru.start_time,
+        "exception": error and _record.RecordException(*error),
+        "extra": {**core.extra, **_loguru.context.get(), **fields},
+        "file": record_file(source.filename, source.pathname),
+        "function": source.funcName,
+        "level": _record.RecordLevel(source.levelname, number, icon),
+        "line": source.lineno,
+        "message": message,
+        "module": source.module,
+        "name": source.name,
+        # `logging.logProcesses`, `logMultiprocessing` and `logThreads` may be off.
+        "process": record_process(source.process or os.getpid(), source.processName or current_process().name),
+        "thread": record_thread(
+            source.thread or threading.get_ident(), source.threadName or threading.current_thread().name
+        ),
+        "time": time,
+    }
+    if core.patcher:
+        core.patcher(record)
+    for handler in core.handlers.values():
+        handler.emit(record, level_id, False, False, None)
+
+
+def _recently() -> Any:
+    """Return a local time of the last second, for its time zone; to ask the system for that takes long."""
+    global _last_look
+    looked, found = _last_look
+    now = monotonic()
+    if now - looked > 1:
+        found = aware_now()
+        _last_look = now, found  # in one step, because threads share it
+    return found
+
+
+_last_look: tuple[float, Any] = (float("-inf"), None)
+
+
+def _is_enabled(core: Any, name: str) -> bool:
+    """Tell whether `logger.disable` has not silenced the name."""
+    return next((status for parent, status in core.activation_list if f"{name}.".startswith(parent)), True)
 
 
 def record_thread(number: int, name: str | None) -> Any:

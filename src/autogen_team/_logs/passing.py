@@ -85,19 +85,6 @@ def is_passed_on() -> bool:
     return thread in forwarded or bool(passages and passages[-1].is_logged)
 
 
-def is_forwarding() -> bool:
-    """Tell whether the bridge is handing a record to loguru in this thread."""
-    return get_ident() in forwarded
-
-
-def forwarding(record: logging.LogRecord | None) -> None:
-    """Set the record that this thread is handing to loguru; None clears it."""
-    if record is None:
-        forwarded.pop(get_ident(), None)
-    else:
-        forwarded[get_ident()] = record
-
-
 def is_echo(record: logging.LogRecord) -> bool:
     """Tell whether a sink has made this record from the one that this thread is handing to loguru."""
     original = forwarded.get(get_ident())

@@ -408,6 +408,63 @@ def test_parts_of_a_record_are_made_as_loguru_makes_them():
     assert (time.timestamp(), time.tzinfo) == (1e9, made["time"].tzinfo)
 
 
+@pytest.mark.parametrize("thread", [None, 1])
+def test_a_record_of_logging_is_logged_as_loguru_would(no_handlers, monkeypatch, thread):
+    """All that `Logger._log` does apart from looking for the caller, so that we must not miss what a loguru adds."""
+    records = []
+    logger.add(lambda it: records.append(it.record), level="DEBUG")
+    source = logging.LogRecord("lib.part", 25, "/lib/part.py", 7, "hello", None, None, "work")
+    source.thread, source.threadName = thread, thread and "worker"
+    source.created = 1e9
+    monkeypatch.setattr(logger._core, "extra", {"job": "digits"})
+    monkeypatch.setattr(logger._core, "patcher", lambda record: record["extra"].update(patched=True))
+    with logger.contextualize(step=1):
+        logger.patch(lambda it: it["extra"].update(field=2)).log(25, "hello")
+        loguru_internals.log(source, "hello", {"field": 2}, None)
+    theirs, ours = records
+    assert ours["extra"] == theirs["extra"] == {"job": "digits", "step": 1, "patched": True, "field": 2}
+    assert list(theirs) == list(ours)
+    assert {key: type(theirs[key]) for key in KEYS} == {key: type(ours[key]) for key in KEYS}
+    same = ["exception", "message", "process"] + ([] if thread else ["thread"])
+    assert [vars_of(theirs[key]) for key in same] == [vars_of(ours[key]) for key in same]
+    assert (ours["level"].no, ours["level"].icon, ours["level"].name) == (25, theirs["level"].icon, "Level 25")
+    assert (ours["name"], ours["module"], ours["function"], ours["line"]) == ("lib.part", "part", "work", 7)
+    assert (ours["file"].name, ours["file"].path) == ("part.py", "/lib/part.py")
+    assert (ours["time"].timestamp(), ours["time"].tzinfo) == (1e9, theirs["time"].tzinfo)
+    assert ours["elapsed"] - theirs["elapsed"] == ours["time"] - theirs["time"]
+
+
+def vars_of(part):
+    return {name: getattr(part, name) for name in type(part).__slots__} if hasattr(type(part), "__slots__") else part
+
+
+def test_a_handler_takes_a_record_with_the_number_of_its_level():
+    """`Handler.emit(record, level_id, from_decorator, is_raw, colored_message)`, called so by `Logger._log`."""
+    number = logger.add(lambda _: None)
+    try:
+        parameters = list(inspect.signature(logger._core.handlers[number].emit).parameters)
+    finally:
+        logger.remove(number)
+    assert parameters == ["record", "level_id", "from_decorator", "is_raw", "colored_message"]
+    source = inspect.getsource(type(logger)._log)
+    assert "handler.emit(log_record, level_id, from_decorator, raw, colored_message)" in source
+    assert '"extra": {**core.extra, **context.get(), **extra}' in source
+
+
+def test_a_name_that_loguru_has_disabled_is_silent(no_handlers):
+    """`Core.activation_list`: names with their dot, the longest first."""
+    lines = []
+    logger.add(lines.append, format="{name}")
+    logger.disable("lib")
+    logger.enable("lib.part")
+    try:
+        for name in ("lib", "lib.other", "lib.part.deep", "library"):
+            loguru_internals.log(logging.LogRecord(name, 30, "/lib.py", 1, "", None, None), "", {}, None)
+    finally:
+        logger.enable("lib")
+    assert lines == ["lib.part.deep\n", "library\n"]
+
+
 def test_the_representation_of_a_logger_shows_its_handlers(run_python):
     """It formats levels as integers, that of the handler that is set aside included."""
     code = """
