@@ -97,6 +97,8 @@ class JsonLines:
         kind = type(value)
         if kind is float or value is None or kind is bool:
             return value
+        if kind is str and not self._is_secret(name):
+            return redact(value)
         if kind is int and not self._is_secret(name):
             # A number may be the value of a secret variable.
             return value if -_SHORT < value < _SHORT or redact(str(value)) == str(value) else MASK

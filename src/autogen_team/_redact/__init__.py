@@ -108,16 +108,18 @@ class Redactor:
             text = _without_passwords(text, allowed)
         lower = text.lower()
         if (
-            "key" in lower
-            or "token" in lower
-            or "pass" in lower
-            or "secret" in lower
-            or "auth" in lower
-            or "cred" in lower
-            or "pwd" in lower
-            or "_pat" in lower
-            or "--" in lower
-        ):
+            ("=" in text or ":" in text or "," in text)  # the signs between a name and its value
+            and (
+                "key" in lower
+                or "token" in lower
+                or "pass" in lower
+                or "secret" in lower
+                or "auth" in lower
+                or "cred" in lower
+                or "pwd" in lower
+                or "_pat" in lower
+            )
+        ) or "--" in lower:
             lower = _small(text, lower)
             spans = assignments.find(text, lower)
             if spans:

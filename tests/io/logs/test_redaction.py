@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import threading
 
 import pytest
 from loguru import logger
@@ -62,6 +63,20 @@ def test_no_secret_reaches_a_terminal(start, monkeypatch):
     assert KNOWN not in terminal.getvalue()
     assert PASSWORD not in terminal.getvalue()
     assert terminal.getvalue().count("***") >= 3
+
+
+@pytest.mark.parametrize("name", ["message", "extra[it]", "thread.name"])
+@pytest.mark.parametrize("before", ["", "{time} | {level: <8} | {name}:{function}:{line} - "])
+def test_the_format_may_name_a_secret(start, capsys, monkeypatch, before, name):
+    """What is around a field belongs to it, wherever in the line the field is."""
+    monkeypatch.setattr(threading.current_thread(), "name", PASSWORD)
+    start(format=before + "password={" + name + "} {level} {exception}")
+    try:
+        fail()
+    except ValueError:
+        logger.bind(it=PASSWORD).exception(PASSWORD)
+    assert "password=*** ERROR" in (text := capsys.readouterr().err)
+    assert [secret for secret in (KNOWN, PASSWORD) if secret in text] == []
 
 
 def test_a_line_that_is_shown_in_spite_of_its_format_is_masked(start, capsys):
