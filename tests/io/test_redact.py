@@ -276,7 +276,9 @@ def test_the_quick_look_counts_on_ten_characters_after_the_letters():
             assert shortest - len(letters) >= 10, letters
 
 
-@pytest.mark.parametrize("text", ["2026-11-30 my_job.train:61 model-final.pt batch_size=32", "sk-learn, r8_x and hf_hub, too", "3.14"])
+@pytest.mark.parametrize(
+    "text", ["2026-11-30 my_job.train:61 model-final.pt batch_size=32", "sk-learn, r8_x and hf_hub, too", "3.14"]
+)
 def test_the_quick_look_passes_over_names(text):
     """Dates, paths and numbers have dashes, underscores and dots too."""
     assert not shapes.may_have_shape(text)

@@ -59,12 +59,7 @@ def is_unheard() -> bool:
 def forward(record: logging.LogRecord) -> None:
     """Log the record through loguru with its own name, location, time, fields and exception; never raises."""
     thread = threading.get_ident()
-    if (
-        is_reporting()
-        or thread in passing.forwarded
-        or loguru_internals.is_inside_a_sink()
-        or _is_about_a_sink(record)
-    ):
+    if is_reporting() or thread in passing.forwarded or loguru_internals.is_inside_a_sink() or _is_about_a_sink(record):
         # The record comes from loguru or from a sink, so it must not go back in.
         _say_or_leave(record)
         return

@@ -6,8 +6,8 @@ breaks one. What is touched:
 - `loguru.logger._core`: its handlers and the least level among them, to set loguru's own first handler aside and give
   it back under its own id. The locks of the handlers, to know whether this thread is inside one.
 - What `Logger._log` does once it knows where and when it was called, for records that know it already: `levels_lookup`,
-  `activation_list`, `extra` and `patcher` of `_core`; `context` and `start_time` of `loguru._logger`;
-  `loguru._datetime.aware_now`; `Handler.emit`.
+  `activation_list`, `extra` and `patcher` of `_core`; `context`, `start_time` and `aware_now` of `loguru._logger`;
+  `Handler.emit`.
 - `loguru._colorizer.Colorizer`: converts markup such as `<green>` to escape sequences.
 - `loguru._file_sink.FileSink`: the meaning of `rotation`, `retention` and `compression`, and the name of a rotated
   file.
@@ -44,7 +44,7 @@ import loguru._logger
 import loguru._recattrs
 import loguru._simple_sinks
 from loguru import _defaults
-from loguru._datetime import aware_now, datetime
+from loguru._datetime import datetime
 from loguru._logger import Logger
 
 from autogen_team._logs.hooks import Hook, replace
@@ -63,7 +63,7 @@ _UNREACHABLE = sys.maxsize
 _colorizer: Any = loguru._colorizer.Colorizer  # noqa: SLF001 - what this module is for
 _file_sink: Any = loguru._file_sink  # noqa: SLF001 - see the head of the module
 _sinks: Any = loguru._simple_sinks  # noqa: SLF001 - see the head of the module
-_loguru: Any = loguru._logger
+_loguru: Any = loguru._logger  # noqa: SLF001 - see the head of the module
 _record: Any = loguru._recattrs  # noqa: SLF001 - see the head of the module
 _logger: Any = Logger
 _of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -398,7 +398,7 @@ def _recently() -> Any:
     looked, found = _last_look
     now = monotonic()
     if now - looked > 1:
-        found = aware_now()
+        found = _loguru.aware_now()
         _last_look = now, found  # in one step, because threads share it
     return found
 

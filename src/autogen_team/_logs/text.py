@@ -73,7 +73,11 @@ class Template:
         return self._parts.wants_extra
 
     def plain(
-        self, record: Record, extra: Mapping[str, Any] | None, exception: str, redact: Callable[[str], str] | None = None
+        self,
+        record: Record,
+        extra: Mapping[str, Any] | None,
+        exception: str,
+        redact: Callable[[str], str] | None = None,
     ) -> str:
         """Return the line without colours and newline, masked by `redact`; the caller still has to make it safe."""
         values = self._values(record, extra, exception)

@@ -435,6 +435,7 @@ def test_a_record_of_logging_is_logged_as_loguru_would(no_handlers, monkeypatch,
 
 
 def vars_of(part):
+    """Return the attributes of a part of a record, to compare it with another one."""
     return {name: getattr(part, name) for name in type(part).__slots__} if hasattr(type(part), "__slots__") else part
 
 
