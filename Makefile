@@ -108,7 +108,7 @@ $(OLDEST)/.ready: requirements/oldest.txt | $(UV)/.ready
 test-oldest: $(OLDEST)/.ready wheel ## Test the wheel with the oldest version of each dependency that we support
 	@$(call install-wheel,$(OLDEST))
 	@# The help looks different with each typer; the oldest venv has no server and no PostgreSQL.
-	@$(OLDEST)/bin/python -m pytest -n 4 $(BY_MODULE) -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
+	@FRESH_PROCESSES=1 $(OLDEST)/bin/python -m pytest -n 4 $(BY_MODULE) -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
 	  -k "not server and not postgres and not uri_stays and not agreed_on" $(PYTEST_ARGS)
 
 .venv-3.%/.ready: $(LOCK) | $(UV)/.ready
