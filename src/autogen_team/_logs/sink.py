@@ -192,11 +192,11 @@ class Sink:
     def _text_line(self, record: Record, trace: str) -> bytes:
         template: Template = self._template  # type: ignore[assignment]  # there is one, or lines are JSON
         try:
-            text = template.plain(record, self._extra(record), without_colour(trace), self._redact)
+            text = template.plain(record, self._extra(record), without_colour(trace))
         except Exception as error:
             text = _in_spite_of(error, record, trace)
-            if self._redact is not None:
-                text = self._redact(text)
+        if self._redact is not None:
+            text = self._redact(text)
         return _encoded(make_safe(text) + "\n")
 
     def _coloured_line(self, record: Record, message: str, trace: str) -> bytes:

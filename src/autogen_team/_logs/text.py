@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 from string import Formatter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from autogen_team._logs import loguru_internals
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 _INDENT = "    "
-_PLACE_AND_TIME = frozenset({"time", "elapsed", "level", "name", "module", "file", "function", "line"})
-"""Fields without data of the job: a line that begins with them is searched for secrets from the next field on."""
 _COMMON_TIME = "YYYY-MM-DD HH:mm:ss.SSS"
 
 # C0 except tab and newline, C1, line and paragraph separators, marks that reverse text direction, lone surrogates.
@@ -62,7 +60,7 @@ class Template:
 
         """
         self._format = format
-        self._parts = _prepare(loguru_internals.without_markup(format))
+        self._plain, self._times, self._wants_extra = _prepare(loguru_internals.without_markup(format))
         self._coloured: dict[str, tuple[str, str]] = {}
         # Stands for the escape character until the data has been made safe; data cannot guess it.
         self._mark = "".join(chr(0xE000 + secrets.randbelow(6400)) for _ in range(3))
@@ -70,21 +68,12 @@ class Template:
     @property
     def wants_extra(self) -> bool:
         """Whether the format shows bound values, which include the facts about a run."""
-        return self._parts.wants_extra
+        return self._wants_extra
 
-    def plain(
-        self,
-        record: Record,
-        extra: Mapping[str, Any] | None,
-        exception: str,
-        redact: Callable[[str], str] | None = None,
-    ) -> str:
-        """Return the line without colours and newline, masked by `redact`; the caller still has to make it safe."""
-        values = self._values(record, extra, exception)
-        text = self._parts.tail.format_map(values)
-        if exception:
-            text = f"{text}\n{exception}"
-        return self._parts.head.format_map(values) + (redact(text) if redact is not None else text)
+    def plain(self, record: Record, extra: Mapping[str, Any] | None, exception: str) -> str:
+        """Return the line without colours and newline; the caller still has to make it safe."""
+        text = self._plain.format_map(self._values(record, extra, exception))
+        return f"{text}\n{exception}" if exception else text
 
     def coloured(self, record: Record, extra: Mapping[str, Any] | None, message: str, exception: str) -> str:
         """Return the line for `paint`, not yet safe; `message` and `exception` may hold loguru's escape sequences."""
@@ -108,8 +97,7 @@ class Template:
         found = self._coloured.get(key)
         if found is None:
             marked = loguru_internals.with_colours(self._format, colour).replace("\x1b", self._mark)
-            parts = _prepare(marked)
-            template = parts.head + parts.tail
+            template = _prepare(marked)[0]
             before = template.partition("{message")[0].rpartition(_RESET)[2]
             active = "".join(re.findall(re.escape(self._mark) + r"\[[0-9;]*m", before))
             found = self._coloured[key] = template, active
@@ -119,40 +107,26 @@ class Template:
         values = record.copy()
         values["exception"] = exception
         values["_level"] = record["level"].name
-        for name, shown in self._parts.times:
+        for name, shown in self._times:
             values[name] = shown(record["time"])
         if extra is not None:
             values["extra"] = extra
         return values
 
 
-class _Parts(NamedTuple):
-    head: str
-    """What is before the first field that may hold data of the job."""
-    tail: str
-    """The rest, with the text right before that field."""
-    times: list[tuple[str, Callable[[Any], str]]]
-    """The formatters of its times, by the names of their fields."""
-    wants_extra: bool
-    """Whether it has the field `extra`."""
-
-
-def _prepare(template: str) -> _Parts:
-    """Return the parts of the template, with faster fields.
+def _prepare(template: str) -> tuple[str, list[tuple[str, Callable[[Any], str]]], bool]:
+    """Return the template with faster fields, the formatters of its times, and whether it has the field `extra`.
 
     `{level}` and `{time:...}` are the most common fields, and formatting a record's own objects for them is slow.
     """
-    head: list[str] = []
-    tail: list[str] = []
+    parts: list[str] = []
     times: list[tuple[str, Callable[[Any], str]]] = []
     wants_extra = False
     for literal, field, spec, conversion in Formatter().parse(template):
-        value = re.split(r"[.\[]", field or "time")[0]
-        parts = head if not tail and value in _PLACE_AND_TIME and "{" not in (spec or "") else tail
         parts.append(literal.replace("{", "{{").replace("}", "}}"))
         if field is None:
             continue
-        wants_extra = wants_extra or value == "extra" or "{extra" in (spec or "")
+        wants_extra = wants_extra or re.split(r"[.\[]", field)[0] == "extra" or "{extra" in (spec or "")
         plain_time = field == "time" and not conversion and "{" not in (spec or "")
         if plain_time:
             name = f"_time{len(times)}"
@@ -161,7 +135,7 @@ def _prepare(template: str) -> _Parts:
         else:
             name = "_level" if field == "level" and not conversion else field
             parts.append("{" + name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") + "}")
-    return _Parts("".join(head), "".join(tail), times, wants_extra)
+    return "".join(parts), times, wants_extra
 
 
 class CommonTime:

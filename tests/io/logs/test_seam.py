@@ -415,7 +415,7 @@ def test_a_record_of_logging_is_logged_as_loguru_would(no_handlers, monkeypatch,
     logger.add(lambda it: records.append(it.record), level="DEBUG")
     source = logging.LogRecord("lib.part", 25, "/lib/part.py", 7, "hello", None, None, "work")
     source.thread, source.threadName = thread, thread and "worker"
-    source.created = 1e9
+    source.created, source.levelname = 1e9, "NOTICE"
     monkeypatch.setattr(logger._core, "extra", {"job": "digits"})
     monkeypatch.setattr(logger._core, "patcher", lambda record: record["extra"].update(patched=True))
     with logger.contextualize(step=1):
@@ -427,7 +427,7 @@ def test_a_record_of_logging_is_logged_as_loguru_would(no_handlers, monkeypatch,
     assert {key: type(theirs[key]) for key in KEYS} == {key: type(ours[key]) for key in KEYS}
     same = ["exception", "message", "process"] + ([] if thread else ["thread"])
     assert [vars_of(theirs[key]) for key in same] == [vars_of(ours[key]) for key in same]
-    assert (ours["level"].no, ours["level"].icon, ours["level"].name) == (25, theirs["level"].icon, "Level 25")
+    assert (ours["level"].no, ours["level"].icon, ours["level"].name) == (25, theirs["level"].icon, "NOTICE")
     assert (ours["name"], ours["module"], ours["function"], ours["line"]) == ("lib.part", "part", "work", 7)
     assert (ours["file"].name, ours["file"].path) == ("part.py", "/lib/part.py")
     assert (ours["time"].timestamp(), ours["time"].tzinfo) == (1e9, theirs["time"].tzinfo)
