@@ -286,6 +286,10 @@ class GlobalContext(Service):
         """Log to the active run in a hot loop; see `MlflowService.log_metrics`."""
         self.mlflow_service.log_metrics(metrics, step)
 
+    def log_config(self, config: object) -> None:
+        """Log a configuration to the active run, as parameters and as `config.yaml`; see `MlflowService.log_config`."""
+        self.mlflow_service.log_config(config)
+
     def redact(self, *secrets: str) -> None:
         """Mask these values wherever they would be logged from now on; for secrets that a vault hands out at run time.
 

@@ -58,6 +58,8 @@ class Settings:
     flush_timeout: float = 30.0
     """Seconds."""
     mask_traces: bool = True
+    snapshot: bool = True
+    """Whether what was run is kept with the run."""
     works_for: shared_runs.Shared | None = None
     """The run of another process that this one works for: its store and its experiment are known to be there."""
 
@@ -111,6 +113,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         redacting_store,
         run_stacks,
         signals,
+        snapshots,
         traces,
     )
     from autogen_team._ship import recovery
@@ -152,6 +155,9 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         undo.callback(mlflow_internals.keep_autolog())
         mlflow.autolog(**dict[str, Any](settings.autolog))
         undo.callback(run_events.set_source(lifecycle.facts))
+        if settings.snapshot and settings.works_for is None:
+            stores = settings.tracking_uri, settings.registry_uri
+            undo.callback(snapshots.start(settings.state_dir, stores))
         undo.callback(
             partial(lifecycle.close_what_is_left, frozenset(lifecycle.left_open()))
         )  # what a stop does first, while everything is still in place

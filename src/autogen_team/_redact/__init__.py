@@ -77,10 +77,12 @@ class Redactor:
     'sent *** to Bearer ***'
     """
 
-    __slots__ = ("_allowed", "_environment", "_extra", "_patterns", "_values")
+    __slots__ = ("_allowed", "_environment", "_extra", "_in_code", "_patterns", "_values")
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
+    def __init__(self, environment: Mapping[str, str], *, in_code: bool = False) -> None:
+        """Know the secrets of the environment; with `in_code`, leave names of variables in source code as they are."""
         self._environment = tuple(environment.items())
+        self._in_code = in_code
         self._renew()
 
     def _renew(self) -> None:
@@ -122,6 +124,8 @@ class Redactor:
         ) or "--" in lower:
             lower = _small(text, lower)
             spans = assignments.find(text, lower)
+            if self._in_code:
+                spans = [span for span in spans if not assignments.is_expression(text, *span)]
             if spans:
                 text = _masked(text, spans, allowed)
                 lower = text.lower()

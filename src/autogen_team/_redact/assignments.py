@@ -292,6 +292,37 @@ def is_harmless(value: str) -> bool:
     )
 
 
+def is_expression(text: str, begin: int, end: int) -> bool:
+    """Return whether the value at this position of source code is the name of a variable or function, not a text.
+
+    >>> code = "login(password=self.password)"
+    >>> is_expression(code, 15, 28), is_expression(repr(code), 16, 29)
+    (True, False)
+    """
+    value = text[begin:end]
+    if not _DOTTED_NAME.fullmatch(value) or (len(value) >= _SHORTEST_KEY and _MIXED.search(value)):
+        return False
+    return not _is_inside_text(text[text.rfind("\n", 0, begin) + 1 : begin])
+
+
+def _is_inside_text(line: str) -> bool:
+    """Return whether a quote is open at the end of this part of a line of source code."""
+    opened = ""
+    letters = iter(line)
+    for letter in letters:
+        if letter == "\\":
+            next(letters, "")
+        elif opened:
+            opened = "" if letter == opened else opened
+        elif letter in "\"'":
+            opened = letter
+    return bool(opened)
+
+
+_DOTTED_NAME = re.compile(r"[^\W\d][\w.]*")
+_MIXED = re.compile(r"(?=[^._]*\d)(?=[^._]*[^\W\d])[^._]+\Z")
+
+
 def _is_name(lower: str, begin: int) -> bool:
     """Return whether another name with its own sign follows, so that the name before it has no value."""
     found = _ANY_NAME.match(lower, begin)

@@ -122,6 +122,8 @@ class MlflowService(Service):
     """Seconds that `stop` and the exit of the process wait for the delivery of the journal; the rest stays on disk."""
     mask_traces: bool = True
     """Mask secrets in traces before they are stored: headers and keys by their names, tokens, values of variables."""
+    snapshot: bool = True
+    """Keep what was run with the run, as its artifacts `code/`: uncommitted changes, packages, command, machine."""
 
     def start(self) -> None:
         """Set tracking and registry URI, the experiment and autologging.
@@ -154,6 +156,7 @@ class MlflowService(Service):
                     durable=self.durable,
                     flush_timeout=self.flush_timeout,
                     mask_traces=self.mask_traces,
+                    snapshot=self.snapshot,
                     works_for=getattr(self, "_works_for", None),
                 )
                 object.__setattr__(self, "_works_for", None)
@@ -207,6 +210,30 @@ class MlflowService(Service):
         if lane is None:
             raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
         lane(metrics, step)
+
+    def log_config(self, config: object) -> None:
+        """Log a configuration to the active run: flattened as parameters, and whole as the artifact `config.yaml`.
+
+        It may be a mapping, a dataclass, a pydantic or attrs model, an `argparse.Namespace` or an OmegaConf config, and
+        hold others of these. Names of nested fields are joined by dots. Names and values are cut to what MLflow takes,
+        250 and 6000 characters. Secrets are masked in both.
+
+        >>> service = MlflowService(tracking_uri="sqlite:///config.db")
+        >>> with service, service.run_context(MlflowService.RunConfig(name="config")) as run:
+        ...     service.log_config({"model": {"layers": [64, 10]}, "lr": 0.1})
+        >>> service.client().get_run(run.info.run_id).data.params
+        {'lr': '0.1', 'model.layers': '[64, 10]'}
+
+        Raises:
+            NotStartedError: the service does not run, or no run is open.
+            ConfigurationError: it is not a configuration of these kinds.
+            MlflowException: the run has a parameter of the same name with another value.
+
+        """
+        self._lifecycle()
+        from autogen_team._capture import configs
+
+        configs.log(config)
 
     @contextmanager
     def host_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:

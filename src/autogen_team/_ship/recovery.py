@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team._process import run_events
 from autogen_team._redact import MASK, mask, mask_url
-from autogen_team._ship import backends, files, uris
+from autogen_team._ship import backends, code_files, files, uris
 from autogen_team._ship.backends import OPENED_BY, Backend, Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
@@ -189,6 +189,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
         if _close(client, backend, real, end, how):
             result.closed.append(real)
         _attach_log(client, real, run_events.log_folder(state, run_id))
+        _attach_code(client, backend, real, state, run_id)
     journal.remove(found.folder)
 
 
@@ -199,6 +200,7 @@ def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause)
     is_open = _is_there(client, run_id) and _close(client, backend, run_id, int((end.at or time.time()) * 1000), end)
     if is_open:
         _attach_log(client, run_id, run_events.log_folder(state, run_id))
+        _attach_code(client, backend, run_id, state, run_id)
     return is_open
 
 
@@ -246,3 +248,13 @@ def _attach_log(client: mlflow.MlflowClient, run_id: str, folder: Path) -> None:
         path.unlink()
     if paths:
         folder.rmdir()
+
+
+def _attach_code(client: mlflow.MlflowClient, backend: Backend, run_id: str, state: Path, noted_as: str) -> None:
+    """Attach the snapshot of what was run, if it still waits for the run, whose id was another one in an outage."""
+    folder = code_files.waiting_for(state, noted_as)
+    if folder is not None:
+        client.log_artifacts(run_id, str(folder), code_files.ARTIFACTS)
+        if tags := code_files.tags(folder):
+            backend.log(backends.Batch(run_id, tags=tags))
+    code_files.forget(state, noted_as)

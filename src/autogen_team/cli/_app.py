@@ -109,6 +109,14 @@ def run(
             help="Sample processor, memory and network of the machine.",
         ),
     ] = True,
+    require_clean: Annotated[
+        bool,
+        typer.Option(
+            "--require-clean",
+            envvar="AUTOGEN_TEAM_RUN_REQUIRE_CLEAN",
+            help="Refuse to run code that is not committed.",
+        ),
+    ] = False,
     set_: Set = None,
 ) -> NoReturn:
     """Run any job inside the global context and one MLflow run, supervised.
@@ -117,7 +125,8 @@ def run(
     without closing its run, even by SIGKILL, the run is closed in its place, with the reason, and the alert is sent.
 
     Exits with the job's own status, or 128 and the number of the signal that killed it; with 2 if the command or a
-    setting is wrong, 125 if the context cannot be started, 126 if the command cannot be executed, 127 if there is none.
+    setting is wrong, 125 if the context cannot be started or the code is refused, 126 if the command cannot be
+    executed, 127 if there is none.
 
     Example: autogen-team run --experiment digits --tag fold=1 train.py --epochs 3
     """
@@ -133,6 +142,7 @@ def run(
         tags=tag or [],
         keep_output=output,
         system_metrics=system_metrics,
+        require_clean=require_clean,
         overrides={**overrides, **{path: value for path, value in more.items() if value is not None}},
     )
 
@@ -285,6 +295,35 @@ def ui(
 
     overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=None)
     action.show(overrides, port=port, opens_browser=opens_browser, as_json=json)
+
+
+@app.command()
+def reproduce(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="The id of a run, or the name: the last one counts.")],
+    into: Annotated[
+        str | None,
+        typer.Option(
+            "--into", metavar="FOLDER", help="A new folder, or a clean clone. (default: the run's name and id)"
+        ),
+    ] = None,
+    venv: Annotated[bool, typer.Option("--venv/--no-venv", help="Make a venv of the packages of the run.")] = True,
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    set_: Set = None,
+) -> None:
+    """Bring back what a run has run: its code with what was not committed, and its packages. Nothing is run.
+
+    Clones the repository, or checks the commit out in a clean clone; applies the changes; makes a venv, by uv where it
+    is installed; and prints the command. What could not be kept with the run is named.
+
+    Exits with 1 if the run or its code cannot be had, or a package cannot be installed.
+
+    Example: autogen-team reproduce train.py --experiment digits --into again --no-venv
+    """
+    from autogen_team.cli import reproduce as action
+
+    overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=None)
+    action.reproduce(run, overrides, into=into, makes_venv=venv)
 
 
 for _command in app.registered_commands:

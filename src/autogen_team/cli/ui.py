@@ -18,11 +18,9 @@ from rich.text import Text
 
 from autogen_team._capture import ui_url
 from autogen_team._process.deadline import within
-from autogen_team._redact import mask, mask_url
-from autogen_team._services.settings import state_dir
-from autogen_team.cli import _context, _look, _server
-from autogen_team.errors import ConfigurationError, MissingExtraError, TrackingUnavailableError
-from autogen_team.io.services import MlflowService
+from autogen_team._redact import mask
+from autogen_team.cli import _context, _look, _server, _stores
+from autogen_team.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -32,7 +30,6 @@ __all__ = ["show"]
 
 _PATIENCE = 10.0
 """Seconds that finding the last run may take."""
-_ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
 _OTHER_SERVERS = (
     "MLFLOW_ARTIFACTS_ONLY",
     "MLFLOW_EXPOSE_PROMETHEUS",
@@ -49,53 +46,19 @@ def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool,
     """Print the URLs of the pages and of the last run; unless a server has the pages, serve them until a signal."""
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
-        stores = _stores(service)
+        stores = _stores.in_use(service)
         tell = partial(_tell, service.experiment_name, stores, opens_browser=opens_browser, as_json=as_json)
         pages = ui_url.pages(stores[0])
         if pages is not None:
             tell(pages)
             return
         _require_pages()
-        _prepare(stores[0])
+        _stores.prepare(stores[0])
         place = _server.find_port() if port is None else _server.check_port(port)
         with _signals_exit(), _server.serving(place, _variables(*stores)) as server:
             tell(f"http://{_server.HOST}:{place}")
             _look.say("ui", "Ctrl-C ends it", "bold")
             server.wait()
-
-
-def _stores(service: MlflowService) -> tuple[str, str]:
-    """Return the tracking store and the registry that a job with these settings would use now.
-
-    Raises:
-        TrackingUnavailableError: one of them does not answer, and the mode does not let a job work offline.
-        ConfigurationError: a job would work offline, but no offline run has been recorded yet.
-
-    """
-    from autogen_team._ship import server_probe
-
-    tracking, registry = service.stores()
-    if service.mode == "offline":
-        return _offline(tracking)
-    try:
-        server_probe.check_all((tracking, registry), service.connect_timeout)
-    except TrackingUnavailableError:
-        if service.mode == "online":
-            raise
-        return _offline(tracking)
-    if ui_url.pages(registry) and not ui_url.pages(tracking):
-        _look.say("warning", f"registered models are on {mask_url(registry)}, and shown only there", "yellow")
-        registry = tracking
-    return tracking, registry
-
-
-def _offline(destination: str) -> tuple[str, str]:
-    from autogen_team._sync import offline_store
-
-    store = offline_store.existing_store(state_dir(), destination)
-    if store is None:
-        raise ConfigurationError(f"no run that is meant for {mask_url(destination)} has been recorded offline")
-    return store, store
 
 
 def _require_pages() -> None:
@@ -106,16 +69,6 @@ def _require_pages() -> None:
         raise MissingExtraError(
             "MLflow's pages come with the extra `ui`, which is not installed: pip install 'autogen-team[ui]'"
         )
-
-
-def _prepare(store: str) -> None:
-    from autogen_team._ship import uris
-
-    if uris.is_folder(store):
-        os.environ[_ALLOW_FILE_STORE] = "true"  # for us and for the server
-    place = uris.local_place(store)
-    if place is not None and not place.exists():
-        _look.say("warning", f"there is no store at {mask_url(store)} yet: an empty one is made", "yellow")
 
 
 def _variables(tracking: str, registry: str) -> dict[str, str]:

@@ -203,7 +203,15 @@ def test_a_real_lack_of_memory_is_the_reason(script, the_run):
 def test_the_reason_is_as_exact_as_it_can_be(status, lacked_memory, reason, verdict):
     """Memory explains SIGKILL, and no other signal."""
     order = Order(
-        [], is_command=False, name=None, description=None, tags=[], overrides={}, is_kept=True, system_metrics=True
+        [],
+        is_command=False,
+        name=None,
+        description=None,
+        tags=[],
+        overrides={},
+        is_kept=True,
+        system_metrics=True,
+        words=[],
     )
     death = aftermath.Death(status, None, 0.0, 1, order, lacked_memory)
 

@@ -8,13 +8,18 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
+from autogen_team._capture import snapshots
 from autogen_team._process import run_events, streams
 from autogen_team._redact import mask, values
 from autogen_team._services.settings import state_dir
 from autogen_team._ship.uris import absolute
+from autogen_team._snapshot import process
 from autogen_team.cli import _context, _look, _summary
 from autogen_team.cli._supervisor import exits, threads
 from autogen_team.cli._supervisor import target as targets
@@ -59,6 +64,11 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
         with run_events.leaving_by(failure):
             context.stop()
 
+    if context.mlflow_service.snapshot:
+        words = ["autogen-team", *order.words]
+        script = None if order.is_command else str(Path(target.arguments[0]).absolute())
+        make = partial(_make_snapshot, wire)
+        snapshots.begin(state_dir(), context.mlflow_service.stores(), words, script, make)
     with ExitStack() as undo:
         # Before the log of the run subscribes, so that the transcript is complete when the run's log is attached.
         undo.callback(run_events.subscribe(_Told(wire, context, summary.prompt)))
@@ -90,6 +100,10 @@ def execute(order: Order, wire: ChildEnd) -> NoReturn:
                 _look.fail(f"the run cannot be opened: {mask(str(error))}", _look.NOT_STARTED)
             status = 1
     raise SystemExit(status)
+
+
+def _make_snapshot(wire: ChildEnd, order: process.Order) -> bool:
+    return wire.make_snapshot(asdict(order), process.PATIENCE)
 
 
 class _Told(run_events.Listener):

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from autogen_team._snapshot import process
 from autogen_team.cli import _look
 from autogen_team.cli._supervisor import aftermath, forwarding, relay
 from autogen_team.cli._supervisor.forwarding import Forwarding
@@ -85,7 +86,9 @@ class _Child:
         self.wire.send(order)
         with _without_signals():  # signals must wake the main thread, which waits for the child
             self._relays = [self._relay(*source) for source in sources]
-            self._listener = self.wire.listen(on_run=self._run_opened, on_flush=self._flush)
+            self._listener = self.wire.listen(
+                on_run=self._run_opened, on_flush=self._flush, make_snapshot=_make_snapshot
+            )
 
     def _start(self, order: Order, wire: int) -> tuple[subprocess.Popen[bytes], list[tuple[str, int, int]]]:
         """Start the child; return it with its outputs: a name, the descriptor to read from and our own to write to."""
@@ -186,6 +189,10 @@ class _Child:
         relay.wait_for(self._relays, _SLOW_READER)
         if self._transcript is not None:
             self._transcript.flush()
+
+
+def _make_snapshot(order: dict[str, Any]) -> bool:
+    return process.make(process.Order(**order))
 
 
 @contextmanager

@@ -11,8 +11,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
+from autogen_team._process.threads import spawn
 from autogen_team._redact import values
 
 _PATIENCE = 2.0
@@ -35,6 +37,8 @@ class Order:
     """Whether the output goes to a transcript."""
     system_metrics: bool
     """Whether system metrics are sampled."""
+    words: list[str]
+    """The command line as it was given, without the name of the program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +77,30 @@ class SupervisorEnd:
         with suppress(OSError):  # the child is dead already, as its exit status will tell
             self.socket.sendall(_line(asdict(order)))
 
-    def listen(self, *, on_run: Callable[[OpenRun], None], on_flush: Callable[[], None]) -> threading.Thread:
+    def listen(
+        self,
+        *,
+        on_run: Callable[[OpenRun], None],
+        on_flush: Callable[[], None],
+        make_snapshot: Callable[[dict[str, Any]], bool],
+    ) -> threading.Thread:
         """Start a thread that handles the messages of the child, and return it."""
-        thread = threading.Thread(target=self._listen, args=(on_run, on_flush), name="autogen_team-wire", daemon=True)
+        handlers = on_run, on_flush, make_snapshot
+        thread = threading.Thread(target=self._listen, args=handlers, name="autogen_team-wire", daemon=True)
         thread.start()
         return thread
 
-    def _listen(self, on_run: Callable[[OpenRun], None], on_flush: Callable[[], None]) -> None:
+    def _listen(
+        self,
+        on_run: Callable[[OpenRun], None],
+        on_flush: Callable[[], None],
+        make_snapshot: Callable[[dict[str, Any]], bool],
+    ) -> None:
+        def answer(order: dict[str, Any]) -> None:
+            is_made = make_snapshot(order)
+            with suppress(OSError):
+                self.socket.sendall(_line({"snapshot": is_made}))
+
         for said in _lines(self.socket):
             match said:
                 case {"run": dict(fields)}:
@@ -93,6 +114,8 @@ class SupervisorEnd:
                     values.add(secrets)
                     with suppress(OSError):
                         self.socket.sendall(_line({"flushed": True}))
+                case {"snapshot": dict(order)}:
+                    spawn(partial(answer, order), name="autogen_team-snapshot")
                 case {"closed": _}:
                     self.is_closed = True
 
@@ -105,6 +128,8 @@ class ChildEnd:
         self._socket = socket.socket(fileno=descriptor)
         self._heard = _lines(self._socket)
         self._flushed = threading.Event()
+        self._snapshot_ended = threading.Event()
+        self._snapshot_is_made = False
         self._owner = os.getpid()
         self.order = Order(**next(self._heard))
         threading.Thread(target=self._listen, name="autogen_team-wire", daemon=True).start()
@@ -124,6 +149,11 @@ class ChildEnd:
             self._say({"secrets": sorted(secrets)})
             self._flushed.wait(_PATIENCE)
 
+    def make_snapshot(self, order: dict[str, Any], patience: float) -> bool:
+        """Let the supervisor make a snapshot, and return whether it is there, after `patience` seconds at most."""
+        self._say({"snapshot": order})
+        return self._snapshot_ended.wait(patience) and self._snapshot_is_made
+
     def flush(self) -> None:
         """Wait until everything that was printed so far is in the transcript."""
         for stream in (sys.stdout, sys.stderr):
@@ -140,8 +170,12 @@ class ChildEnd:
                 self._socket.sendall(_line(what))
 
     def _listen(self) -> None:
-        for _ in self._heard:
-            self._flushed.set()
+        for said in self._heard:
+            if "snapshot" in said:
+                self._snapshot_is_made = said["snapshot"]
+                self._snapshot_ended.set()
+            else:
+                self._flushed.set()
         # The supervisor is gone, perhaps by SIGKILL. Without it, no signal of the user could end the job any more.
         os.kill(self._owner, signal.SIGTERM)
 

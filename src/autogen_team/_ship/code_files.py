@@ -1,0 +1,63 @@
+"""The snapshots that wait in a state folder for their runs: `<state>/code/<run id>` links to each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from autogen_team._snapshot import ARTIFACTS as ARTIFACTS  # noqa: PLC0414 - for those who bring it
+from autogen_team._snapshot import COMMIT_TAG, DIRTY_TAG, FACTS
+from autogen_team._snapshot.process import PART
+
+_PATIENCE = 10.0
+_GLANCE = 0.1
+"""Seconds that a snapshot in the making is waited for, and between two looks."""
+
+
+def folder_of(state: Path) -> Path:
+    """Return the folder of all snapshots."""
+    return state / "code"
+
+
+def tags(folder: Path) -> dict[str, str]:
+    """Return the tags that a snapshot gives to its run: the commit, and whether the code differs from it."""
+    git = json.loads((folder / FACTS).read_text(encoding="utf-8")).get("git", {})
+    found = {COMMIT_TAG: git["commit"]} if git.get("commit") else {}
+    if "is_dirty" in git:
+        found[DIRTY_TAG] = str(git["is_dirty"]).lower()
+    return found
+
+
+def waiting_for(state: Path, run_id: str) -> Path | None:
+    """Return the snapshot that waits for a run whose process has died; None if there is none.
+
+    One that is being made is waited for: the process that makes it has outlived the job.
+    """
+    link = folder_of(state) / run_id
+    if not link.is_symlink():
+        return None
+    folder = link.parent / link.readlink()
+    deadline = time.monotonic() + _PATIENCE
+    while not folder.is_dir() and folder.with_name(folder.name + PART).exists() and time.monotonic() < deadline:
+        time.sleep(_GLANCE)
+    return folder if folder.is_dir() else None
+
+
+def forget(state: Path, run_id: str) -> None:
+    """Remove a snapshot that has arrived, unless another run still waits for it."""
+    link = folder_of(state) / run_id
+    with suppress(OSError):
+        folder = link.parent / link.readlink()
+        link.unlink()
+        if not links_to(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def links_to(folder: Path) -> bool:
+    """Tell whether a run waits for the snapshot."""
+    with suppress(OSError):
+        return any(path.is_symlink() and str(path.readlink()) == folder.name for path in folder.parent.iterdir())
+    return False

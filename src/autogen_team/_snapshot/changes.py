@@ -1,0 +1,409 @@
+"""What differs between a commit and the work tree, as the sections of a patch.
+
+The changes of a submodule are relative to the commit that the outer commit names, with its path in front, because that
+is what `git clone --recurse-submodules` brings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from autogen_team._snapshot import git as gits
+from autogen_team._snapshot.git import BudgetError, GitError, Repository
+from autogen_team._snapshot.patch import Section, sections
+
+SOURCES = frozenset(
+    (
+        *(
+            ".c",
+            ".cc",
+            ".cfg",
+            ".cpp",
+            ".cu",
+            ".go",
+            ".h",
+            ".hpp",
+            ".ini",
+            ".ipynb",
+            ".java",
+            ".jl",
+            ".js",
+            ".json",
+            ".md",
+        ),
+        *(".py", ".pyi", ".pyx", ".r", ".rs", ".scala", ".sh", ".sql", ".toml", ".ts", ".yaml", ".yml"),
+    )
+)
+"""Suffixes of files that go first if there is too much."""
+_LARGEST_NEW = 1_000_000
+_LARGEST_CHANGED = 8_000_000
+_MOST_NEW = 4_000_000
+"""Bytes of files that are worth a look: new ones, changed ones, and new ones together."""
+_MOST_NAMES = 20_000
+_SUBMODULE = "160000"
+_STORE_OF_RUNS = "a store of runs"
+_NOT_CODE = {
+    "__pycache__": "compiled code",
+    ".ipynb_checkpoints": "a copy that Jupyter keeps",
+    "node_modules": "installed packages",
+    "mlruns": _STORE_OF_RUNS,
+    "mlartifacts": _STORE_OF_RUNS,
+}
+_NOT_CODE_FILES = {
+    re.compile(r"mlflow\.db(?:-\w+)?"): _STORE_OF_RUNS,
+    re.compile(r".*\.py[co]"): "compiled code",
+    re.compile(r".*\.log"): "a log",
+}
+_DEEPEST = 5
+_AT_ONCE = 200
+"""Paths on one command line."""
+
+
+@dataclass(slots=True)
+class Changes:
+    """What differs from the commit."""
+
+    commit: str | None
+    """The commit; None if there is none yet, and everything is a change."""
+    files: list[str] = field(default_factory=list)
+    """The paths that differ, relative to the top, also those that the patch lacks."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why the patch lacks a path."""
+    inexact: list[str] = field(default_factory=list)
+    """The paths whose line ends or filters git does not bring back."""
+    sections: list[Section] = field(default_factory=list)
+    submodules: dict[str, str | None] = field(default_factory=dict)
+    """The commit that is checked out in each submodule."""
+
+
+def names(repository: Repository, excluded: Iterable[Path] = ()) -> list[str]:
+    """Return the paths that differ from the commit, relative to the top, without making a patch.
+
+    Raises:
+        GitError: git fails.
+
+    """
+    return _Differences(repository, excluded, repository.commit()).names()
+
+
+def collect(repository: Repository, excluded: Iterable[Path] = ()) -> Changes:
+    """Return what differs from the commit that is checked out.
+
+    Raises:
+        GitError: git fails, or takes too long.
+
+    """
+    commit = repository.commit()
+    found = Changes(commit)
+    _Differences(repository, excluded, commit).collect(found)
+    return found
+
+
+class _Reason(NamedTuple):
+    """Why an untracked file is left out for what it is."""
+
+    why: str
+    place: str
+    """The file, or the folder that is left out with it."""
+    is_code: bool = False
+    """Whether it is a change all the same."""
+
+
+@dataclass(slots=True)
+class _Entries:
+    """What `git ls-files` says of the index."""
+
+    assumed: list[bytes] = field(default_factory=list)
+    """Paths that the user has told git to take for unchanged."""
+    skipped: list[bytes] = field(default_factory=list)
+    """Paths that are left out of a sparse checkout, and are there all the same."""
+    submodules: list[str] = field(default_factory=list)
+
+
+class _Differences:
+    """The differences of one repository."""
+
+    def __init__(
+        self, repository: Repository, excluded: Iterable[Path], base: str | None, prefix: str = "", depth: int = 0
+    ) -> None:
+        self._repository = repository
+        self._excluded = tuple(path.resolve() for path in excluded)
+        self._base = base
+        self.prefix = prefix
+        self._depth = depth
+        self._entries = self._read_index()
+
+    def names(self) -> list[str]:
+        """Return the paths that differ."""
+        staged = [path for _, _, _, _, path in self._staged(self._base or self._repository.empty_tree())]
+        new = [path for path, reason in self._untracked() if reason is None or reason.is_code]
+        found = {*staged, *(path for _, path in self._changed()), *new}
+        unknown = Changes(None)
+        inner = [name for one in self._submodules(unknown) for name in one.names()]
+        return sorted([*(self.prefix + path for path in found), *inner, *unknown.left_out])
+
+    def collect(self, found: Changes) -> None:
+        """Add the differences to what is found."""
+        added = self._add_changes(found)
+        base = self._base or self._repository.empty_tree()
+        staged = self._staged(base)
+        found.files += [self.prefix + path for *_, path in staged]
+        self._take_back_large(staged, found)
+        self._check_exact([(mode, oid, path) for _, mode, _, oid, path in staged], found)
+        how = ["-M", "-l200"] if not self.prefix else ["--no-renames"]  # git writes names of renamed files bare
+        made = self._repository.git(
+            *("diff-index", "--cached", "-p", "--binary", "--full-index", *how),
+            *("--no-ext-diff", "--no-textconv", "--no-color", "--ignore-submodules=all", "--no-relative"),
+            *(f"--src-prefix=a/{self.prefix}", f"--dst-prefix=b/{self.prefix}", base),
+        )
+        found.sections += sections(made, first=lambda path: path.removeprefix(self.prefix) not in added)
+        for one in self._submodules(found):
+            try:
+                one.collect(found)
+            except BudgetError:
+                raise
+            except GitError as error:
+                found.left_out[one.prefix] = str(error)
+
+    def _git(self, *arguments: str, stdin: bytes = b"") -> bytes:
+        return self._repository.git(*arguments, stdin=stdin)
+
+    def _read_index(self) -> _Entries:
+        """Read the index, and make the private one tell the truth about files that git is told not to look at."""
+        found = _Entries()
+        for entry in self._git("ls-files", "-v", "--stage", "-z").split(b"\0")[:-1]:
+            facts, _, path = entry.partition(b"\t")
+            if facts[2:8] == _SUBMODULE.encode():
+                found.submodules.append(os.fsdecode(path))
+            elif facts[:1].islower():
+                found.assumed.append(path)
+            elif facts[:1] == b"S" and os.path.lexists(os.fsencode(self._repository.top) + b"/" + path):
+                found.skipped.append(path)
+        for option, paths in (("--no-assume-unchanged", found.assumed), ("--no-skip-worktree", found.skipped)):
+            if paths:
+                self._git("update-index", option, "-z", "--stdin", stdin=b"".join(path + b"\0" for path in paths))
+        if self._repository.index.exists():
+            self._repository.text("update-index", "-q", "--unmerged", "--ignore-submodules", "--refresh")
+        return found
+
+    def _changed(self) -> list[tuple[str, str]]:
+        """Return the status and path of each file that differs from the index."""
+        words = self._git("diff-files", "--name-status", "-z", "--no-renames", "--ignore-submodules=all").split(b"\0")
+        pairs = zip(words[::2], words[1::2], strict=False)
+        return [(os.fsdecode(status), os.fsdecode(path)) for status, path in dict.fromkeys(pairs)]
+
+    def _untracked(self) -> Iterator[tuple[str, _Reason | None]]:
+        """Yield each path that is neither tracked nor ignored, with the reason if it is left out for what it is."""
+        found = self._git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0")[:-1]
+        paths = [os.fsdecode(path) for path in found]
+        environments = [path.removesuffix("pyvenv.cfg") for path in paths if path.endswith("/pyvenv.cfg")]
+        for path in paths:
+            yield path, self._reason(path, environments)
+
+    def _reason(self, path: str, environments: list[str]) -> _Reason | None:
+        if path.endswith("/"):
+            return _Reason("a repository of its own", path, is_code=True)
+        for environment in environments:
+            if path.startswith(environment):
+                return _Reason("a virtual environment", environment)
+        *folders, name = path.split("/")
+        for number, folder in enumerate(folders, 1):
+            if folder in _NOT_CODE:
+                return _Reason(_NOT_CODE[folder], "/".join(folders[:number]) + "/")
+        whole = self._repository.top / path
+        for one in self._excluded:
+            if whole == one:
+                return _Reason(_STORE_OF_RUNS, path)
+            if one in whole.parents:
+                return _Reason(_STORE_OF_RUNS, f"{one.relative_to(self._repository.top)}/")
+        why = next((why for pattern, why in _NOT_CODE_FILES.items() if pattern.fullmatch(name)), None)
+        return None if why is None else _Reason(why, path)
+
+    def _add_changes(self, found: Changes) -> set[str]:
+        """Bring what differs into the private index; return the paths of untracked files."""
+        changed = self._changed()
+        gone = [path for status, path in changed if status == "D"]
+        here = [path for status, path in changed if status != "D"]
+        self._leave_out_lfs(here, found)
+        here = [path for path in here if self._is_worth_it(path, _LARGEST_CHANGED, found)]
+        new = self._chosen(found)
+        self._update(["--force-remove"], gone, found)
+        self._update(["--add", "--remove", "--replace"], [*here, *new], found)
+        return set(new)
+
+    def _leave_out_lfs(self, paths: list[str], found: Changes) -> None:
+        """Leave out the files of Git LFS: a patch has only their checksums."""
+        for path, name in self._filtered(paths).items():
+            if name == "lfs":
+                paths.remove(path)
+                self._leave_out(path, "Git LFS keeps it", found, is_listed=True)
+
+    def _filtered(self, paths: list[str]) -> dict[str, str]:
+        """Return the name of the filter of each of the paths that has one."""
+        if not paths:
+            return {}
+        given = b"".join(os.fsencode(path) + b"\0" for path in paths)
+        words = self._git("check-attr", "-z", "--stdin", "filter", stdin=given).split(b"\0")
+        found = zip(words[::3], words[2::3], strict=False)
+        return {os.fsdecode(path): name.decode() for path, name in found if name not in (b"unspecified", b"unset")}
+
+    def _chosen(self, found: Changes) -> list[str]:
+        """Return the untracked files to add: source code first, then the smallest, up to a limit."""
+        sizes: dict[str, int] = {}
+        for number, (path, reason) in enumerate(self._untracked()):
+            if reason is not None:
+                self._leave_out(reason.place, reason.why, found, is_listed=reason.is_code)
+            elif number >= _MOST_NAMES:
+                self._leave_out(path, "there are too many untracked files", found, is_listed=True)
+            elif self._is_worth_it(path, _LARGEST_NEW, found):
+                sizes[path] = self._size(path)
+        paths = sorted(sizes, key=lambda path: (PurePosixPath(path).suffix.lower() not in SOURCES, sizes[path]))
+        chosen, total = [], 0
+        for path in paths:
+            total += sizes[path]
+            if total > _MOST_NEW:
+                self._leave_out(path, "there is too much untracked", found, is_listed=True)
+            else:
+                chosen.append(path)
+        self._leave_out_lfs(chosen, found)
+        return chosen
+
+    def _size(self, path: str) -> int:
+        try:
+            return (self._repository.top / path).lstat().st_size
+        except OSError:
+            return 0
+
+    def _is_worth_it(self, path: str, most: int, found: Changes) -> bool:
+        whole = self._repository.top / path
+        size = self._size(path)
+        if size > most:
+            self._leave_out(path, f"{size} bytes are too much", found, is_listed=True)
+        elif not whole.is_symlink() and whole.exists() and not os.access(whole, os.R_OK):
+            self._leave_out(path, "it cannot be read", found, is_listed=True)
+        else:
+            return True
+        return False
+
+    def _leave_out(self, path: str, why: str, found: Changes, *, is_listed: bool) -> None:
+        """Note that the patch lacks a path; with `is_listed`, it is a change all the same."""
+        found.left_out[self.prefix + path] = why
+        if is_listed:
+            found.files.append(self.prefix + path)
+
+    def _update(self, options: list[str], paths: list[str], found: Changes, *, is_raw: bool = False) -> None:
+        """Update the paths in the private index; leave out those that git cannot read or filter."""
+        paths = list(dict.fromkeys(paths))
+        while paths:
+            given = b"".join(os.fsencode(path) + b"\0" for path in paths)
+            try:
+                config = {"core.autocrlf": "false"} if is_raw else {}
+                self._repository.git("update-index", *options, "-z", "--stdin", stdin=given, config=config)
+            except BudgetError:
+                raise
+            except GitError as error:
+                # Git stops at the first that it cannot take, without a change; half of them tell which that is.
+                if len(paths) == 1:
+                    self._leave_out(paths[0], f"git: {error}", found, is_listed=True)
+                    return
+                middle = len(paths) // 2
+                self._update(options, paths[:middle], found, is_raw=is_raw)
+                paths = paths[middle:]
+            else:
+                return
+
+    def _staged(self, base: str) -> list[tuple[str, str, str, str, str]]:
+        """Return what differs between the base and the private index: modes and ids, before and after, and the path."""
+        words = self._git(
+            "diff-index", "--cached", "--raw", "-z", "--no-renames", "--full-index", "--ignore-submodules=all", base
+        ).split(b"\0")
+        found = []
+        for facts, path in zip(words[::2], words[1::2], strict=False):
+            old_mode, mode, old, new, status = os.fsdecode(facts)[1:].split(" ")
+            if status != "U":
+                found.append((old_mode, mode, old, new, os.fsdecode(path)))
+        return found
+
+    def _take_back_large(self, staged: list[tuple[str, str, str, str, str]], found: Changes) -> None:
+        """Take what is too large for a patch back to the base: what was staged has not been looked at yet."""
+        ids = sorted({one for _, mode, _, one, _ in staged if mode != "000000"})
+        lines = self._git("cat-file", "--batch-check", stdin="".join(f"{one}\n" for one in ids).encode()).split(b"\n")
+        sizes = {os.fsdecode(line.split(b" ")[0]): int(line.split(b" ")[2]) for line in lines if line.count(b" ") == 2}
+        large = [one for one in staged if sizes.get(one[3], 0) > _LARGEST_CHANGED]
+        if large:
+            self._set_entries([(old_mode, old, path) for old_mode, _, old, _, path in large])
+            for *_, new, path in large:
+                staged.remove(next(one for one in staged if one[4] == path))
+                self._leave_out(path, f"{sizes[new]} bytes are too much", found, is_listed=False)
+
+    def _check_exact(self, staged: list[tuple[str, str, str]], found: Changes) -> None:
+        """Keep files as they are whose line ends git would change, and note those that it would change all the same.
+
+        A file that a filter cleans is kept as the filter leaves it, which may have taken out a secret.
+        """
+        wrong = self._differ([path for mode, _, path in staged if mode.startswith("100")])
+        if not wrong:
+            return
+        modes = {path: mode for mode, _, path in staged}
+        filtered = self._filtered(wrong)
+        raw = [path for path in wrong if path not in filtered]
+        for begin in range(0, len(raw), _AT_ONCE):
+            paths = raw[begin : begin + _AT_ONCE]
+            ids = self._git("hash-object", "-w", "--no-filters", "--", *paths).decode().split()
+            self._set_entries([(modes[path], one, path) for one, path in zip(ids, paths, strict=True)])
+        found.inexact += [self.prefix + path for path in [*self._differ(raw), *filtered]]
+
+    def _set_entries(self, entries: Iterable[tuple[str, str, str]]) -> None:
+        """Set entries of the private index to a mode and an object; the mode 0 removes one."""
+        given = b"".join(
+            f"{mode.lstrip('0') or 0} {one}\t".encode() + os.fsencode(path) + b"\0" for mode, one, path in entries
+        )
+        self._git("update-index", "-z", "--index-info", stdin=given)
+
+    def _differ(self, paths: list[str]) -> list[str]:
+        """Return the files that git would check out from the private index with another content than they have."""
+        if not paths:
+            return []
+        with tempfile.TemporaryDirectory(dir=self._repository.scratch) as out:
+            given = b"".join(os.fsencode(path) + b"\0" for path in paths)
+            self._git("checkout-index", "--force", f"--prefix={out}/", "-z", "--stdin", stdin=given)
+            return [path for path in paths if not _is_same(Path(out, path), self._repository.top / path)]
+
+    def _submodules(self, found: Changes) -> Iterator[_Differences]:
+        for number, path in enumerate(self._entries.submodules):
+            folder = self._repository.top / path
+            if not (folder / ".git").exists() or self._depth >= _DEEPEST:
+                continue
+            base = (
+                self._repository.text("rev-parse", "--verify", "--quiet", f"{self._base}:{path}")
+                if self._base
+                else None
+            )
+            try:
+                inner = gits.find(folder, self._repository.scratch / f"{number}", self._repository.budget)
+                if inner is None:
+                    continue
+                found.submodules[self.prefix + path] = inner.commit()
+                if base is None:
+                    found.left_out[f"{self.prefix}{path}/"] = "the commit does not have this submodule"
+                elif inner.text("cat-file", "-t", base) != "commit":
+                    found.left_out[f"{self.prefix}{path}/"] = f"the submodule does not have the commit {base}"
+                else:
+                    yield _Differences(inner, self._excluded, base, f"{self.prefix}{path}/", self._depth + 1)
+            except BudgetError:
+                raise
+            except GitError as error:
+                found.left_out[f"{self.prefix}{path}/"] = f"git: {error}"
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    try:
+        return one.read_bytes() == other.read_bytes()
+    except OSError:
+        return False

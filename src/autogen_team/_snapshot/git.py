@@ -1,0 +1,275 @@
+"""Run git on a repository without a trace in it.
+
+Git gets a copy of the index and a folder of its own for new objects; the objects of the repository are read as
+alternates. No hook and no file system monitor runs, nothing is fetched, and nobody is asked for a password. The filters
+that `.gitattributes` names do run, as at each `git add`: the content of a file that git-crypt protects is not visible
+without them.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+_KEPT = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH")
+"""Variables of git that say how to read a repository; the others say which, as those of a hook do."""
+_SET = {
+    "GIT_ALLOW_PROTOCOL": "none",
+    "GIT_ASKPASS": "true",
+    "GIT_LITERAL_PATHSPECS": "1",
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_OPTIONAL_LOCKS": "0",
+    "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C",
+}
+_CONFIG = {
+    "core.fsmonitor": "false",
+    "core.hooksPath": os.devnull,
+    "core.looseCompression": "0",
+    "core.quotePath": "true",
+    "core.safecrlf": "false",
+    "core.splitIndex": "false",
+    "submodule.recurse": "false",
+}
+_LARGEST_OUTPUT = 64 * 2**20
+"""Bytes that git may write into one file."""
+
+
+class GitError(Exception):
+    """Git has failed; the text is the first line of what it said."""
+
+
+class GitIsMissingError(GitError):
+    """There is no git on this machine."""
+
+
+class BudgetError(GitError):
+    """The time of the snapshot is used up."""
+
+
+@dataclass(slots=True)
+class Budget:
+    """The time that a snapshot may take, its own and that of its child processes."""
+
+    cpu: float
+    """Seconds of processor time."""
+    wall: float
+    """Seconds."""
+    _begun: float = field(default_factory=time.monotonic)
+
+    def left(self) -> float:
+        """Return the seconds of processor time that are left.
+
+        Raises:
+            BudgetError: none are left.
+
+        """
+        left = self.cpu - cpu_seconds()
+        if left <= 0:
+            raise BudgetError(f"it would take more than {self.cpu:g} s of processor time")
+        return left
+
+    def patience(self) -> float:
+        """Return the seconds that are left to wait.
+
+        Raises:
+            BudgetError: none are left.
+
+        """
+        left = self.wall - (time.monotonic() - self._begun)
+        if left <= 0:
+            raise BudgetError(f"it would take more than {self.wall:g} s")
+        return left
+
+
+def cpu_seconds() -> float:
+    """Return the processor time that this process and its children have taken so far."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+@dataclass(frozen=True, slots=True)
+class Repository:
+    """A work tree, with a private index and private objects."""
+
+    top: Path
+    """The folder of the work tree."""
+    folder: str
+    """The folder where the search began, relative to `top`; empty if it is the same."""
+    scratch: Path
+    """Our own folder for the index and the objects."""
+    budget: Budget
+
+    @property
+    def index(self) -> Path:
+        """The private index."""
+        return self.scratch / "index"
+
+    def git(self, *arguments: str, stdin: bytes = b"", config: Mapping[str, str] | None = None) -> bytes:
+        """Return what git prints.
+
+        Raises:
+            GitError: git failed, or took too long.
+
+        """
+        private = {
+            "GIT_INDEX_FILE": str(self.index),
+            "GIT_OBJECT_DIRECTORY": str(self.scratch / "objects"),
+        }
+        options = {**_CONFIG, "lfs.storage": str(self.scratch / "lfs"), **(config or {})}
+        return _run(self.top, arguments, self.budget, variables=private, config=options, stdin=stdin)
+
+    def text(self, *arguments: str) -> str | None:
+        """Return one line that git prints; None if git fails."""
+        try:
+            return os.fsdecode(self.git(*arguments)).rstrip("\n") or None
+        except BudgetError:
+            raise
+        except GitError:
+            return None
+
+    def commit(self) -> str | None:
+        """Return the commit that is checked out; None if there is none yet."""
+        return self.text("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
+
+    def empty_tree(self) -> str:
+        """Return the id of the tree without files, in the format of this repository."""
+        return os.fsdecode(self.git("hash-object", "-t", "tree", "-w", "--stdin")).strip()
+
+    def is_pushed(self) -> bool:
+        """Tell whether a branch of a remote, as it was known last, contains the commit."""
+        return self.text("rev-list", "-1", "HEAD", "--not", "--remotes") is None
+
+    def remote(self) -> str | None:
+        """Return the URL to clone from, without user and password; None if there is no remote."""
+        names = (self.text("remote") or "").split("\n")
+        name = "origin" if "origin" in names else names[0]
+        url = self.text("remote", "get-url", name) if name else None
+        return None if url is None else without_user(url)
+
+
+def without_user(url: str) -> str:
+    """Return the URL without a password and the user who has it; `git@host` needs no password and stays.
+
+    >>> without_user("https://ada:secret@host/a.git"), without_user("git@host:a.git")
+    ('https://host/a.git', 'git@host:a.git')
+    """
+    parts = urlsplit(url) if "://" in url else None
+    if parts is None or "@" not in parts.netloc or (parts.scheme in ("ssh", "git+ssh") and not parts.password):
+        return url
+    host = parts.netloc.rpartition("@")[2]
+    user = f"{parts.username}@" if parts.scheme in ("ssh", "git+ssh") else ""
+    return urlunsplit(parts._replace(netloc=user + host))
+
+
+def find(folder: Path, scratch: Path, budget: Budget, *, needs_index: bool = True) -> Repository | None:
+    """Return the repository whose work tree contains the folder; None if there is none.
+
+    It has a copy of the index unless `needs_index` is false; then it only answers questions about commits.
+
+    Raises:
+        GitError: there is one, and git cannot read it.
+
+    """
+    try:
+        found = _run(
+            folder,
+            ["rev-parse", "--show-toplevel", "--git-path", "index", "--git-path", "objects", "--show-prefix"],
+            budget,
+            config=_CONFIG,
+        )
+    except BudgetError:
+        raise
+    except GitError as error:
+        if "not a git repository" in str(error) or "must be run in a work tree" in str(error):
+            return None
+        raise
+    top, index, objects, prefix = os.fsdecode(found).split("\n")[:4]
+    (scratch / "objects" / "info").mkdir(parents=True)
+    (scratch / "objects" / "info" / "alternates").write_bytes(os.fsencode((folder / objects).resolve()) + b"\n")
+    repository = Repository(Path(top), prefix.rstrip("/"), scratch, budget)
+    if needs_index:
+        with suppress(FileNotFoundError):  # nothing was ever added
+            # With its time: git takes a file that was changed after the index for unchanged if the index seems younger.
+            shutil.copy2(folder / index, repository.index)
+    return repository
+
+
+def anchors(script: str | None, folder: str) -> Iterator[Path]:
+    """Yield folders whose repository may hold the code: that of a script that is not installed, and the given one."""
+    if script is not None and not {"site-packages", "dist-packages", "bin", "Scripts"} & set(Path(script).parts):
+        place = Path(folder, script)
+        place = place if place.is_dir() else place.parent
+        if place.is_dir():
+            yield place
+    yield Path(folder)
+
+
+def find_of(script: str | None, folder: str, scratch: Path, budget: Budget) -> Repository | None:
+    """Return the repository of the script or, if it is in none, of the folder.
+
+    Raises:
+        GitError: git is missing, or cannot read the repository.
+
+    """
+    for number, place in enumerate(anchors(script, folder)):
+        found = find(place, scratch / f"repository{number}", budget)
+        if found is not None:
+            return found
+    return None
+
+
+def _run(
+    folder: Path,
+    arguments: list[str] | tuple[str, ...],
+    budget: Budget,
+    *,
+    variables: Mapping[str, str] | None = None,
+    config: Mapping[str, str] | None = None,
+    stdin: bytes = b"",
+) -> bytes:
+    options = [word for name, value in (config or {}).items() for word in ("-c", f"{name}={value}")]
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or name.startswith(_KEPT)}
+    seconds = max(1, round(budget.left() + 0.5))
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as given:
+        given.write(stdin)
+        given.seek(0)
+        try:
+            done = subprocess.run(  # noqa: S603 - git, found on the PATH as the user's own shell finds it
+                ["git", *options, *arguments],  # noqa: S607
+                cwd=folder,
+                env={**kept, **_SET, **(variables or {})},
+                stdin=given,
+                stdout=output,
+                stderr=subprocess.PIPE,
+                timeout=budget.patience(),
+                check=False,
+                preexec_fn=lambda: _limit(seconds),
+            )
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise GitIsMissingError("there is no git on this machine") from error
+        except PermissionError as error:
+            raise GitIsMissingError(f"git cannot be run: {error.strerror}") from error
+        except subprocess.TimeoutExpired:
+            raise BudgetError(f"git {arguments[0]} would take more than {budget.wall:g} s") from None
+        if done.returncode:
+            budget.left()  # git may have been killed for its time
+            said = os.fsdecode(done.stderr).strip().split("\n")[0]
+            raise GitError(said.removeprefix("fatal: ").removeprefix("error: ") or f"git {arguments[0]} has failed")
+        output.seek(0)
+        return output.read()
+
+
+def _limit(seconds: int) -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (_LARGEST_OUTPUT, _LARGEST_OUTPUT))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

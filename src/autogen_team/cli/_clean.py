@@ -1,0 +1,44 @@
+"""Refuse to run code that is not committed: `autogen-team run --require-clean`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from autogen_team._snapshot import changes
+from autogen_team._snapshot import git as gits
+from autogen_team.cli import _look
+
+_PATIENCE = 120.0
+"""Seconds that git may take."""
+_SHOWN = 20
+
+
+def require(script: str | None) -> None:
+    """Exit with 125 and the names of the files if the repository of the script differs from its commit.
+
+    Without a script, it is the repository of the current folder. Code that is in none is refused too.
+    """
+    with tempfile.TemporaryDirectory(prefix="autogen-team-clean-") as scratch:
+        try:
+            found = gits.find_of(script, str(Path.cwd()), Path(scratch), gits.Budget(_PATIENCE, _PATIENCE))
+            commit = None if found is None else found.commit()
+            names = [] if found is None else changes.names(found)
+        except gits.GitError as error:
+            _look.fail(f"--require-clean: git cannot tell whether the code is committed: {error}", _look.NOT_STARTED)
+    if found is None:
+        _look.fail(
+            "--require-clean: the code is in no git repository, so nothing tells what would run", _look.NOT_STARTED
+        )
+    if commit is None:
+        _look.fail(f"--require-clean: nothing is committed in {found.top}", _look.NOT_STARTED)
+    if names:
+        more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+        files = "\n  ".join([*(_readable(name) for name in names[:_SHOWN]), *more])
+        what = "1 file differs" if len(names) == 1 else f"{len(names)} files differ"
+        remedy = "commit them, or name them in .gitignore"
+        _look.fail(f"--require-clean: {what} from the commit {commit[:12]}; {remedy}:\n  {files}", _look.NOT_STARTED)
+
+
+def _readable(name: str) -> str:
+    return name if name.isprintable() else repr(name)
