@@ -126,10 +126,17 @@ def known_environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
         patch.setattr(redact_values, "_extra", redact_values.Extra())  # nothing from `.env` files of earlier tests
         patch.setenv(known_state.TEST, request.node.nodeid)
         patch.setenv("AUTOGEN_TEAM_STATE_DIR", str(tmp_path / "state"))
+        patch.setenv("AUTOGEN_TEAM_MLFLOW_SNAPSHOT", "false")  # half a second for each run; see `snapshots`
         patch.chdir(folder)
         with known_state.default_signals():
             yield
     known_state.forget_stores()  # a fixture of the next module is set up before that of its first test
+
+
+@pytest.fixture
+def snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what is run with each run, as by default."""
+    monkeypatch.delenv("AUTOGEN_TEAM_MLFLOW_SNAPSHOT")
 
 
 @pytest.fixture(scope="session")

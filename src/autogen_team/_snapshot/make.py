@@ -177,7 +177,7 @@ class _Snapshot:
         kept, rest = patch.within(kept, self.room - _ROOM_FOR_PREAMBLE)
         self.left_out |= {one.path: f"there is room for {MOST_BYTES} bytes" for one in rest}
         lacking = sum(not path.endswith("/") or path in found.files for path in self.left_out if path in found.files)
-        text = patch.preamble(kept, lacking + len(rest)) + b"".join(one.text for one in kept)
+        text = patch.preamble(kept, lacking + len(rest), self.mask) + b"".join(one.text for one in kept)
         if text:
             self._file(PATCH, text)
             self.room -= len(text)

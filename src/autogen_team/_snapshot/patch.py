@@ -13,6 +13,7 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
@@ -50,9 +51,9 @@ def sections(patch: bytes, *, first: Callable[[str], bool] = lambda _: True) -> 
     The line that begins a section occurs nowhere else: each line of a hunk has a sign before it, and base85 has no
     blanks.
     """
-    begins = [found.start() for found in _BEGIN.finditer(patch)]
+    borders = [*(found.start() for found in _BEGIN.finditer(patch)), len(patch)]
     found = []
-    for begin, end in zip(begins, [*begins[1:], len(patch)], strict=True):
+    for begin, end in pairwise(borders):
         text = patch[begin:end]
         path = _path(text)
         found.append(Section(path, text, is_first=first(path)))
@@ -225,7 +226,7 @@ def _binaries(section: bytes) -> Iterator[bytes]:
             yield unpacked
 
 
-def preamble(found: list[Section], left_out: int) -> bytes:
+def preamble(found: list[Section], left_out: int, mask: Mask) -> bytes:
     """Return the first lines of a patch that is not the whole truth; git passes over them. Empty if it is."""
     lines = []
     masked = [one for one in found if one.masked_lines]
@@ -239,4 +240,4 @@ def preamble(found: list[Section], left_out: int) -> bytes:
         )
     if left_out:
         lines.append(f"it does not have all changes: {FACTS} has the {left_out} that are left out, and why.")
-    return "".join(f"{_PREFIX}{line}\n" for line in lines).encode("utf-8", "backslashreplace")
+    return mask("".join(f"{_PREFIX}{line}\n" for line in lines)).encode("utf-8", "backslashreplace")

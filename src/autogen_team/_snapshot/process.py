@@ -25,7 +25,7 @@ import os, sys
 order = sys.stdin.read()
 if os.fork():
     os._exit(0)
-sys.path[:] = {path!r}
+sys.path.append({place!r})
 from autogen_team._snapshot.make import main
 main(order)
 os.write(1, b"made")
@@ -62,10 +62,11 @@ class Order:
 
 def make(order: Order) -> bool:
     """Make a snapshot in a process of its own; return whether it is there. Blocks for up to `PATIENCE` seconds."""
-    path = [str(Path(__file__).parents[2]), *order.path]
+    # Only that is added, at the end: a module of the job's may have the name of one of Python's.
+    code = _MAKE.format(place=str(Path(__file__).parents[2]))
     try:
         process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
-            [sys.executable, "-I", "-S", "-c", _MAKE.format(path=path), "autogen-team-snapshot"],
+            [sys.executable, "-I", "-S", "-c", code, "autogen-team-snapshot"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

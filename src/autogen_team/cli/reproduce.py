@@ -88,7 +88,7 @@ def _download(client: MlflowClient, run: Run, place: str) -> Path:
     names = {Path(found.path).name for found in client.list_artifacts(run.info.run_id, ARTIFACTS)}
     if FACTS not in names:
         raise LookupError(
-            f"it has no {ARTIFACTS}/{FACTS}: runs of workers, children, plain MLflow and mlflow.snapshot=false have none"
+            f"it has no {ARTIFACTS}/{FACTS}, as runs of workers, children, plain MLflow and mlflow.snapshot=false"
         )
     return Path(client.download_artifacts(run.info.run_id, ARTIFACTS, place))
 
