@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from testkit import forkserver
+from testkit import forkserver, repositories
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [
@@ -22,6 +22,7 @@ PAGES = [
     "tracking.md",
     "how-to/offline.md",
     "how-to/recover.md",
+    "how-to/what-was-run.md",
     "reference/cli.md",
 ]
 JOB = "import mlflow\nwith mlflow.start_run():\n    mlflow.log_metric('loss', 0.5)\n"
@@ -35,11 +36,14 @@ client.set_terminated(client.create_run("0").info.run_id)
 """
 BEFORE = f"""\
 MLFLOW_ALLOW_FILE_STORE=true python -c {shlex.quote(FOLDER_STORE)}
+git init --quiet && git add train.py && git commit --quiet --message first
 export MLFLOW_TRACKING_URI={SERVER}
 autogen-team run --mode offline train.py || exit 97
 """
 """What has happened before on pages about several commands: an old store, a server, and an offline run for it."""
 HAVE_A_PAST = {"tracking.md", "reference/cli.md"}
+KEEP_CODE = {"how-to/what-was-run.md", "reference/cli.md"}
+"""Pages that look at what was run."""
 LOOKS_AT_PROCESSES = {"how-to/recover.md"}
 """Pages whose commands find processes by their names: these are new interpreters."""
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<body>.*?)```\n", re.DOTALL)
@@ -112,6 +116,8 @@ def test_the_commands_of_a_page_do_what_it_says(name, request, tmp_path):
         Path(path).write_text(text)
     environment = {
         **os.environ,
+        **repositories.PLAIN,
+        "AUTOGEN_TEAM_MLFLOW_SNAPSHOT": str(name in KEEP_CODE).lower(),
         "BROWSER": "true",
         "PATH": f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}",
         "AUTOGEN_TEAM_ALERTS_ENABLE": "false",

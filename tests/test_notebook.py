@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from textwrap import dedent
 
+import mlflow
 import nbclient
 import nbformat
 import pytest
@@ -37,3 +40,28 @@ def test_lines_and_alerts_show_in_their_cells(outputs):
     assert line == [("stderr", "INFO a line\n")]
     assert ("stdout", "[notebook] done: model trained\n") in alert
     assert [text for name, text in alert if name == "stderr"] == []
+
+
+RUN = [
+    "from contextlib import ExitStack\nfrom autogen_team import GlobalContext\nstack = ExitStack()",
+    "context = stack.enter_context(GlobalContext())",
+    "run = stack.enter_context(context.run('notebook', log_system_metrics=False))",
+    "%time loss = 0.5\ncontext.log_metrics({'loss': loss})",
+    "stack.close()",
+]
+
+
+def test_the_cells_of_a_run_are_kept_with_it(store_uri, snapshots, monkeypatch):
+    """As they were typed, also those that were executed while it was open."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_ENABLE", "false")
+    monkeypatch.setenv("JPY_SESSION_NAME", "/home/ada/search.ipynb")
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in RUN])
+    nbclient.NotebookClient(notebook, timeout=100).execute()
+
+    client = mlflow.MlflowClient(store_uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("autogen_team").experiment_id])
+    folder = Path(client.download_artifacts(run.info.run_id, "code"))
+    expected = "\n\n".join(f"# %% [{number}]\n{source}" for number, source in enumerate(RUN, 1))
+    assert (folder / "cells.py").read_text() == f"{expected}\n"
+    assert json.loads((folder / "run.json").read_text())["notebook"] == "/home/ada/search.ipynb"

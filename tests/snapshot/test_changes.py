@@ -41,81 +41,97 @@ def check(folder: Path, tmp_path: Path, *options: str) -> tuple[changes.Changes,
 
 
 def edit(folder: Path) -> None:
+    """Change a file."""
     write(folder, {"train.py": "def train():\n    return 2\n"})
 
 
 def stage(folder: Path) -> None:
+    """Change a file, and stage that."""
     edit(folder)
     git(folder, "add", "train.py")
 
 
 def stage_then_edit(folder: Path) -> None:
+    """Change a staged file again."""
     stage(folder)
     write(folder, {"train.py": "print('both')\n"})
 
 
 def add_files(folder: Path) -> None:
+    """Add files of all kinds."""
     write(
         folder, {"new.py": "x = 1\n", "deep/er/new.bin": b"\0\1\2" * 99, "empty": "", "no line end": "x", "-f": "y\n"}
     )
 
 
 def rename(folder: Path) -> None:
+    """Rename a file by git."""
     git(folder, "mv", "src/model.py", "model 2.py")
 
 
 def rename_unstaged(folder: Path) -> None:
+    """Rename a file without git."""
     (folder / "src/model.py").rename(folder / "model.py")
 
 
 def delete(folder: Path) -> None:
+    """Delete a file, and another by git."""
     (folder / "data.bin").unlink()
     git(folder, "rm", "--quiet", "run.sh")
 
 
 def remove_from_index_only(folder: Path) -> None:
+    """Have git forget a file that stays."""
     git(folder, "rm", "--quiet", "--cached", "train.py")
 
 
 def change_binary(folder: Path) -> None:
+    """Change a binary file."""
     write(folder, {"data.bin": bytes(range(255, -1, -1)) * 8})
 
 
 def change_modes(folder: Path) -> None:
+    """Make files executable."""
     (folder / "run.sh").chmod(0o755)
     write(folder, {"new.sh": "#!/bin/sh\n"})
     (folder / "new.sh").chmod(0o755)
 
 
 def add_links(folder: Path) -> None:
+    """Add links, one in place of a file."""
     (folder / "link").symlink_to("nowhere/at all")
     (folder / "train.py").unlink()
     (folder / "train.py").symlink_to("src/model.py")
 
 
 def replace_folder_by_link(folder: Path) -> None:
+    """Put a link in place of a folder."""
     (folder / "src/model.py").rename(folder / "moved.py")
     (folder / "src").rmdir()
     (folder / "src").symlink_to("a b")
 
 
 def replace_file_by_folder(folder: Path) -> None:
+    """Put a folder in place of a file."""
     (folder / "train.py").unlink()
     write(folder, {"train.py/inside.py": "x\n"})
 
 
 def intend_to_add(folder: Path) -> None:
+    """Add a file without its content."""
     write(folder, {"new.py": "x = 1\n"})
     git(folder, "add", "--intent-to-add", "new.py")
 
 
 def hide_changes(folder: Path) -> None:
+    """Change files that git is told not to look at."""
     git(folder, "update-index", "--assume-unchanged", "train.py")
     git(folder, "update-index", "--skip-worktree", "run.sh")
     write(folder, {"train.py": "hidden\n", "run.sh": "#!/bin/bash\n"})
 
 
 def conflict(folder: Path) -> None:
+    """Stop in the middle of a merge."""
     git(folder, "checkout", "--quiet", "-b", "other")
     write(folder, {"train.py": "theirs\n"})
     git(folder, "commit", "--quiet", "-am", "theirs")

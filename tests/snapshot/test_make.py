@@ -51,6 +51,7 @@ def made(order: Callable[..., process.Order]) -> Callable[..., Path]:
 
 
 def facts(folder: Path) -> dict:
+    """Return what `run.json` says."""
     return json.loads((folder / "run.json").read_text())
 
 

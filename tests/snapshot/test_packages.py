@@ -20,6 +20,7 @@ def install(folder: Path, name: str, version: str, direct: object = None) -> Non
 
 
 def nowhere(_folder: Path) -> tuple[None, None, str]:
+    """Return that a folder is in no repository."""
     return None, None, ""
 
 

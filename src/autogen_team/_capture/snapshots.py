@@ -137,6 +137,8 @@ class _Snapshots(run_events.Listener):
     def __init__(self, state: Path, stores: tuple[str, str]) -> None:
         self._state = state
         self._stores = stores
+        # A process inside of a command joins the run of the supervisor, which has made the snapshot.
+        self._joins = os.environ.get("MLFLOW_RUN_ID") if streams.SUPERVISED in os.environ else None
         self.after_fork()
         start_afresh_after_fork(self)
 
@@ -147,7 +149,7 @@ class _Snapshots(run_events.Listener):
 
     def run_started(self, run: run_events.Run) -> None:
         """Begin to bring a snapshot to the run."""
-        if not _is_of_a_job(run):
+        if not _is_of_a_job(run) or (run.run_id == self._joins and not _early):
             return
         import mlflow
 
@@ -183,11 +185,7 @@ class _Snapshots(run_events.Listener):
 
 def _is_of_a_job(run: run_events.Run) -> bool:
     """Tell whether the run is that of a whole job, and not that of a worker, a rank or a child."""
-    if not run.is_outermost or run.parent_id is not None or identity.worker() is not None or identity.rank():
-        return False
-    # A process inside of a command joins the run of the supervisor, which has made the snapshot.
-    is_joined = streams.SUPERVISED in os.environ and os.environ.get("MLFLOW_RUN_ID") == run.run_id
-    return bool(_early) or not is_joined
+    return run.is_outermost and run.parent_id is None and identity.worker() is None and not identity.rank()
 
 
 @dataclass(slots=True)

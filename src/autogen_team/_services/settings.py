@@ -49,7 +49,9 @@ _PATTERNS = {f"{PREFIX}REDACT_PATTERNS", f"{PREFIX}REDACT_ALLOW"}
 Source: TypeAlias = Literal["argument", "environment", ".env", "default"]
 
 _MACHINERY = ("autogen_team.", "pydantic")
-OF_RUN = frozenset(f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT", "SYSTEM_METRICS"))
+OF_RUN = frozenset(
+    f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT", "SYSTEM_METRICS", "REQUIRE_CLEAN")
+)
 """The variables for options of `autogen-team run` that are not settings of a service."""
 WORKER_OF = PREFIX + "WORKER_OF"
 """The variable that makes a process a worker, and names the run that it works for."""

@@ -310,6 +310,7 @@ def reproduce(
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,
     set_: Set = None,
+    json: Json = False,
 ) -> None:
     """Bring back what a run has run: its code with what was not committed, and its packages. Nothing is run.
 
@@ -323,7 +324,7 @@ def reproduce(
     from autogen_team.cli import reproduce as action
 
     overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=None)
-    action.reproduce(run, overrides, into=into, makes_venv=venv)
+    action.reproduce(run, overrides, into=into, makes_venv=venv, as_json=json)
 
 
 for _command in app.registered_commands:

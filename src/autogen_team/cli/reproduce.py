@@ -36,7 +36,7 @@ _ID = re.compile(r"[0-9a-f]{32}")
 _LINES_OF_GIT = 12
 
 
-def reproduce(wanted: str, overrides: Mapping[str, str], *, into: str | None, makes_venv: bool) -> None:
+def reproduce(wanted: str, overrides: Mapping[str, str], *, into: str | None, makes_venv: bool, as_json: bool) -> None:
     """Bring back what the run has run, and print the command on stdout.
 
     Exits with 1 if that is not possible.
@@ -45,6 +45,7 @@ def reproduce(wanted: str, overrides: Mapping[str, str], *, into: str | None, ma
         service = _context.build(overrides).mlflow_service
         stores = _stores.in_use(service)
         _stores.prepare(stores[0])
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     from autogen_team._capture import session
 
     client = session.client(*stores)
@@ -62,7 +63,7 @@ def reproduce(wanted: str, overrides: Mapping[str, str], *, into: str | None, ma
         again.apply()
         if makes_venv:
             again.make_venv()
-        again.tell()
+        again.tell(as_json=as_json)
 
 
 def _find(client: MlflowClient, wanted: str, experiment: str) -> Run:
@@ -189,17 +190,17 @@ class _Again:
         venv = self.folder / ".venv"
         version = ".".join(self.facts["python"]["version"].split(".")[:2])
         lines = self._requirements((self.code / PACKAGES).read_text(encoding="utf-8").splitlines())
+        is_ours = version == ".".join(map(str, sys.version_info[:2]))
+        python = sys.executable if is_ours else shutil.which(f"python{version}")
         uv = shutil.which("uv")
         if uv is not None:
-            _run(uv, "venv", "--quiet", "--python", version, str(venv))
+            _run(uv, "venv", "--quiet", "--python", python or version, str(venv))
             install = [uv, "pip", "install", "--quiet", "--python", str(venv / "bin" / "python")]
         else:
-            found = shutil.which(f"python{version}") or sys.executable
-            if found == sys.executable and ".".join(map(str, sys.version_info[:2])) != version:
-                _look.say(
-                    "warning", f"there is no Python {version} here: the venv has {sys.version.split()[0]}", "yellow"
-                )
-            _run(found, "-m", "venv", str(venv))
+            if python is None:
+                ours = sys.version.split()[0]
+                _look.say("warning", f"there is no Python {version} here: the venv has {ours}", "yellow")
+            _run(python or sys.executable, "-m", "venv", str(venv))
             install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         requirements = venv / PACKAGES
         requirements.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
@@ -226,7 +227,7 @@ class _Again:
                 found.append(line)
         return found
 
-    def tell(self) -> None:
+    def tell(self, *, as_json: bool) -> None:
         """Print the command that ran, for the folder and the venv."""
         words = list(self.facts["command"])
         programs = self.folder / ".venv" / "bin"
@@ -245,6 +246,11 @@ class _Again:
         )
         if any(MASK in word for word in words):
             _look.say("warning", f"a secret of the command is masked: replace {MASK}", "yellow")
+        if as_json:
+            _look.as_json(
+                {"run": self.run.info.run_id, "code": str(self.folder), "folder": str(place), "command": words}
+            )
+            return
         _look.rows([("run", f"{self.run.info.run_name} ({self.run.info.run_id})"), ("code", str(self.folder))])
         print(f"cd {shlex.quote(str(place))} && {shlex.join(words)}")  # noqa: T201 - the output of the command
 

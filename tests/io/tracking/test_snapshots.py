@@ -43,16 +43,19 @@ def folder(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def artifacts(store_uri: str, run_id: str) -> list[str]:
+    """Return the files of the snapshot of a run."""
     return sorted(found.path for found in mlflow.MlflowClient(store_uri).list_artifacts(run_id, "code"))
 
 
 def runs(store_uri: str) -> dict[str, mlflow.entities.Run]:
+    """Return the runs of a store by their names."""
     client = mlflow.MlflowClient(store_uri)
     experiments = [one.experiment_id for one in client.search_experiments()]
     return {run.info.run_name: run for run in client.search_runs(experiments)}
 
 
 def read(store_uri: str, run_id: str, name: str) -> str:
+    """Return a file of the snapshot of a run."""
     return Path(mlflow.MlflowClient(store_uri).download_artifacts(run_id, f"code/{name}")).read_text()
 
 
@@ -166,9 +169,9 @@ def test_a_job_that_ends_waits_a_bounded_time(folder, store_uri, monkeypatch, ca
     monkeypatch.setattr(engine, "PATIENCE", 0.2)
     monkeypatch.setattr(process, "make", lambda _: time.sleep(5.0) or False)
     begun = time.monotonic()
-    with caplog.at_level(logging.WARNING), GlobalContext(logger_service={"intercept": False}) as context:
-        with context.run("train"):
-            pass
+    context = GlobalContext(logger_service={"intercept": False})
+    with caplog.at_level(logging.WARNING), context, context.run("train"):
+        pass
 
     assert time.monotonic() - begun < 60.0
     assert runs(store_uri)["train"].info.status == "FINISHED"
