@@ -20,7 +20,7 @@ def load(name: str) -> ModuleType:
     return module
 
 
-def test_the_readme_lists_the_settings_as_they_are():
+def test_the_readme_lists_the_settings_as_they_are(snapshots):
     """`make readme` writes them."""
     readme = (ROOT / "README.md").read_text()
 
@@ -36,7 +36,7 @@ def test_every_module_of_the_errors_is_documented():
 
 
 @pytest.mark.parametrize("name", ["settings", "cli"])
-def test_the_reference_is_as_the_code_is(name):
+def test_the_reference_is_as_the_code_is(name, snapshots):
     """`make readme` writes it."""
     module = load("settings_table" if name == "settings" else "cli_reference")
 

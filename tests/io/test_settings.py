@@ -45,7 +45,7 @@ def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize(("cls", "name"), EVERY_FIELD, ids=lambda value: getattr(value, "__name__", value))
-def test_every_field_has_a_variable_a_line_of_dotenv_and_an_argument(cls, name, monkeypatch):
+def test_every_field_has_a_variable_a_line_of_dotenv_and_an_argument(cls, name, monkeypatch, snapshots):
     """Argument before environment before `.env` before default, for each of them."""
     variable = cls.variables()[name]
     first, second = texts_for(cls, name)

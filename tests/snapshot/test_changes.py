@@ -371,12 +371,15 @@ def test_files_of_git_lfs_are_left_out_and_said(folder, tmp_path):
     write(folder, {".gitattributes": "*.bin filter=lfs diff=lfs -text\n"})
     git(folder, "config", "filter.lfs.clean", "touch .git/lfs-was-here && cat")
     change_binary(folder)
-    write(folder, {"new.bin": b"\0" * 99})
+    write(folder, {"new.bin": b"\0" * 99, "staged.bin": b"\0" * 98})
+    oid = git(folder, "hash-object", "-w", "--no-filters", "staged.bin")
+    git(folder, "update-index", "--add", "--cacheinfo", f"100644,{oid},staged.bin")
 
     found, patch = repositories.snapshot(folder, tmp_path / "scratch")
 
-    assert found.left_out == {"data.bin": "Git LFS keeps it", "new.bin": "Git LFS keeps it"}
-    assert b"data.bin" not in patch
+    assert found.left_out == dict.fromkeys(["data.bin", "new.bin", "staged.bin"], "Git LFS keeps it")
+    assert found.files.count("staged.bin") == 1
+    assert b".bin" not in patch.replace(b"+*.bin filter=lfs", b"")
 
 
 def test_settings_of_the_user_do_not_change_the_patch(folder, tmp_path):

@@ -60,6 +60,10 @@ _NOT_CODE_FILES = {
     re.compile(r".*\.py[co]"): "compiled code",
     re.compile(r".*\.log"): "a log",
 }
+_BY_LFS = "Git LFS keeps it"
+_NO_FILE = "000000"
+_FIELDS = {"1": 7, "u": 9}
+"""The blanks before the path in a line of `git status`, by the kind of the line."""
 _DEEPEST = 5
 _AT_ONCE = 200
 """Paths on one command line."""
@@ -115,15 +119,15 @@ class _Reason(NamedTuple):
     """Whether it is a change all the same."""
 
 
-@dataclass(slots=True)
-class _Entries:
-    """What `git ls-files` says of the index."""
+class _Entry(NamedTuple):
+    """A file that differs between the base and the private index."""
 
-    assumed: list[bytes] = field(default_factory=list)
-    """Paths that the user has told git to take for unchanged."""
-    skipped: list[bytes] = field(default_factory=list)
-    """Paths that are left out of a sparse checkout, and are there all the same."""
-    submodules: list[str] = field(default_factory=list)
+    path: str
+    mode: str
+    """Six octal digits, zeros if the file is gone."""
+    oid: str
+    old_mode: str
+    old_oid: str
 
 
 class _Differences:
@@ -137,13 +141,14 @@ class _Differences:
         self._base = base
         self.prefix = prefix
         self._depth = depth
-        self._entries = self._read_index()
+        self._submodules_of_index = self._read_index()
+        self._changed, self._new = self._read_tree()
 
     def names(self) -> list[str]:
         """Return the paths that differ."""
-        staged = [path for _, _, _, _, path in self._staged(self._base or self._repository.empty_tree())]
+        staged = [entry.path for entry in self._staged(self._base or self._repository.empty_tree())]
         new = [path for path, reason in self._untracked() if reason is None or reason.is_code]
-        found = {*staged, *(path for _, path in self._changed()), *new}
+        found = {*staged, *self._changed, *new}
         unknown = Changes(None)
         inner = [name for one in self._submodules(unknown) for name in one.names()]
         return sorted([*(self.prefix + path for path in found), *inner, *unknown.left_out])
@@ -153,9 +158,8 @@ class _Differences:
         added = self._add_changes(found)
         base = self._base or self._repository.empty_tree()
         staged = self._staged(base)
-        found.files += [self.prefix + path for *_, path in staged]
-        self._take_back_large(staged, found)
-        self._check_exact([(mode, oid, path) for _, mode, _, oid, path in staged], found)
+        found.files += [self.prefix + entry.path for entry in staged]
+        self._check_exact(self._without_left_out(staged, found), found)
         how = ["-M", "-l200"] if not self.prefix else ["--no-renames"]  # git writes names of renamed files bare
         made = self._repository.git(
             *("diff-index", "--cached", "-p", "--binary", "--full-index", *how),
@@ -174,36 +178,46 @@ class _Differences:
     def _git(self, *arguments: str, stdin: bytes = b"") -> bytes:
         return self._repository.git(*arguments, stdin=stdin)
 
-    def _read_index(self) -> _Entries:
-        """Read the index, and make the private one tell the truth about files that git is told not to look at."""
-        found = _Entries()
+    def _read_index(self) -> list[str]:
+        """Make the private index tell the truth about files that git is told not to look at; return the submodules."""
+        submodules: list[str] = []
+        assumed: list[bytes] = []  # the user has told git to take these for unchanged
+        skipped: list[bytes] = []  # these are left out of a sparse checkout, and are there all the same
         for entry in self._git("ls-files", "-v", "--stage", "-z").split(b"\0")[:-1]:
             facts, _, path = entry.partition(b"\t")
             if facts[2:8] == _SUBMODULE.encode():
-                found.submodules.append(os.fsdecode(path))
+                submodules.append(os.fsdecode(path))
             elif facts[:1].islower():
-                found.assumed.append(path)
+                assumed.append(path)
             elif facts[:1] == b"S" and os.path.lexists(os.fsencode(self._repository.top) + b"/" + path):
-                found.skipped.append(path)
-        for option, paths in (("--no-assume-unchanged", found.assumed), ("--no-skip-worktree", found.skipped)):
+                skipped.append(path)
+        for option, paths in (("--no-assume-unchanged", assumed), ("--no-skip-worktree", skipped)):
             if paths:
                 self._git("update-index", option, "-z", "--stdin", stdin=b"".join(path + b"\0" for path in paths))
-        if self._repository.index.exists():
-            self._repository.text("update-index", "-q", "--unmerged", "--ignore-submodules", "--refresh")
-        return found
+        return submodules
 
-    def _changed(self) -> list[tuple[str, str]]:
-        """Return the status and path of each file that differs from the index."""
-        words = self._git("diff-files", "--name-status", "-z", "--no-renames", "--ignore-submodules=all").split(b"\0")
-        pairs = zip(words[::2], words[1::2], strict=False)
-        return [(os.fsdecode(status), os.fsdecode(path)) for status, path in dict.fromkeys(pairs)]
+    def _read_tree(self) -> tuple[dict[str, bool], list[str]]:
+        """Return the files that differ from the index, each with whether it is there, and the untracked ones."""
+        options = "--porcelain=v2 -z --untracked-files=all --ignore-submodules=all --no-renames --no-ahead-behind"
+        changed: dict[str, bool] = {}
+        untracked = []
+        for line in self._git("status", *options.split()).split(b"\0")[:-1]:
+            kind, _, rest = os.fsdecode(line).partition(" ")
+            if kind == "?":
+                untracked.append(rest)
+            elif kind in _FIELDS:
+                path = rest.split(" ", _FIELDS[kind])[-1]
+                state = rest[1]
+                if kind == "u":
+                    changed[path] = os.path.lexists(self._repository.top / path)
+                elif state != ".":
+                    changed[path] = state != "D"
+        return changed, untracked
 
     def _untracked(self) -> Iterator[tuple[str, _Reason | None]]:
         """Yield each path that is neither tracked nor ignored, with the reason if it is left out for what it is."""
-        found = self._git("ls-files", "--others", "--exclude-standard", "-z").split(b"\0")[:-1]
-        paths = [os.fsdecode(path) for path in found]
-        environments = [path.removesuffix("pyvenv.cfg") for path in paths if path.endswith("/pyvenv.cfg")]
-        for path in paths:
+        environments = [path.removesuffix("pyvenv.cfg") for path in self._new if path.endswith("/pyvenv.cfg")]
+        for path in self._new:
             yield path, self._reason(path, environments)
 
     def _reason(self, path: str, environments: list[str]) -> _Reason | None:
@@ -227,9 +241,8 @@ class _Differences:
 
     def _add_changes(self, found: Changes) -> set[str]:
         """Bring what differs into the private index; return the paths of untracked files."""
-        changed = self._changed()
-        gone = [path for status, path in changed if status == "D"]
-        here = [path for status, path in changed if status != "D"]
+        gone = [path for path, is_here in self._changed.items() if not is_here]
+        here = [path for path, is_here in self._changed.items() if is_here]
         self._leave_out_lfs(here, found)
         here = [path for path in here if self._is_worth_it(path, _LARGEST_CHANGED, found)]
         new = self._chosen(found)
@@ -242,7 +255,7 @@ class _Differences:
         for path, name in self._filtered(paths).items():
             if name == "lfs":
                 paths.remove(path)
-                self._leave_out(path, "Git LFS keeps it", found, is_listed=True)
+                self._leave_out(path, _BY_LFS, found, is_listed=True)
 
     def _filtered(self, paths: list[str]) -> dict[str, str]:
         """Return the name of the filter of each of the paths that has one."""
@@ -297,14 +310,13 @@ class _Differences:
         if is_listed:
             found.files.append(self.prefix + path)
 
-    def _update(self, options: list[str], paths: list[str], found: Changes, *, is_raw: bool = False) -> None:
+    def _update(self, options: list[str], paths: list[str], found: Changes) -> None:
         """Update the paths in the private index; leave out those that git cannot read or filter."""
         paths = list(dict.fromkeys(paths))
         while paths:
             given = b"".join(os.fsencode(path) + b"\0" for path in paths)
             try:
-                config = {"core.autocrlf": "false"} if is_raw else {}
-                self._repository.git("update-index", *options, "-z", "--stdin", stdin=given, config=config)
+                self._git("update-index", *options, "-z", "--stdin", stdin=given)
             except BudgetError:
                 raise
             except GitError as error:
@@ -313,56 +325,60 @@ class _Differences:
                     self._leave_out(paths[0], f"git: {error}", found, is_listed=True)
                     return
                 middle = len(paths) // 2
-                self._update(options, paths[:middle], found, is_raw=is_raw)
+                self._update(options, paths[:middle], found)
                 paths = paths[middle:]
             else:
                 return
 
-    def _staged(self, base: str) -> list[tuple[str, str, str, str, str]]:
-        """Return what differs between the base and the private index: modes and ids, before and after, and the path."""
+    def _staged(self, base: str) -> list[_Entry]:
+        """Return what differs between the base and the private index."""
         words = self._git(
             "diff-index", "--cached", "--raw", "-z", "--no-renames", "--full-index", "--ignore-submodules=all", base
         ).split(b"\0")
         found = []
         for facts, path in zip(words[::2], words[1::2], strict=False):
-            old_mode, mode, old, new, status = os.fsdecode(facts)[1:].split(" ")
+            old_mode, mode, old_oid, oid, status = os.fsdecode(facts)[1:].split(" ")
             if status != "U":
-                found.append((old_mode, mode, old, new, os.fsdecode(path)))
+                found.append(_Entry(os.fsdecode(path), mode, oid, old_mode, old_oid))
         return found
 
-    def _take_back_large(self, staged: list[tuple[str, str, str, str, str]], found: Changes) -> None:
-        """Take what is too large for a patch back to the base: what was staged has not been looked at yet."""
-        ids = sorted({one for _, mode, _, one, _ in staged if mode != "000000"})
-        lines = self._git("cat-file", "--batch-check", stdin="".join(f"{one}\n" for one in ids).encode()).split(b"\n")
+    def _without_left_out(self, staged: list[_Entry], found: Changes) -> list[_Entry]:
+        """Take back to the base what is left out, also what was staged, and return the other entries."""
+        ids = sorted({entry.oid for entry in staged if entry.mode != _NO_FILE})
+        lines = self._git("cat-file", "--batch-check", stdin="".join(f"{oid}\n" for oid in ids).encode()).split(b"\n")
         sizes = {os.fsdecode(line.split(b" ")[0]): int(line.split(b" ")[2]) for line in lines if line.count(b" ") == 2}
-        large = [one for one in staged if sizes.get(one[3], 0) > _LARGEST_CHANGED]
-        if large:
-            self._set_entries([(old_mode, old, path) for old_mode, _, old, _, path in large])
-            for *_, new, path in large:
-                staged.remove(next(one for one in staged if one[4] == path))
-                self._leave_out(path, f"{sizes[new]} bytes are too much", found, is_listed=False)
+        filters = self._filtered([entry.path for entry in staged])
+        for entry in staged:
+            if filters.get(entry.path) == "lfs":
+                self._leave_out(entry.path, _BY_LFS, found, is_listed=False)
+            elif (size := sizes.get(entry.oid, 0)) > _LARGEST_CHANGED:
+                self._leave_out(entry.path, f"{size} bytes are too much", found, is_listed=False)
+        out = [entry for entry in staged if self.prefix + entry.path in found.left_out]
+        if out:
+            self._set_entries([(entry.old_mode, entry.old_oid, entry.path) for entry in out])
+        return [entry for entry in staged if entry not in out]
 
-    def _check_exact(self, staged: list[tuple[str, str, str]], found: Changes) -> None:
+    def _check_exact(self, staged: list[_Entry], found: Changes) -> None:
         """Keep files as they are whose line ends git would change, and note those that it would change all the same.
 
         A file that a filter cleans is kept as the filter leaves it, which may have taken out a secret.
         """
-        wrong = self._differ([path for mode, _, path in staged if mode.startswith("100")])
+        wrong = self._differ([entry.path for entry in staged if entry.mode.startswith("100")])
         if not wrong:
             return
-        modes = {path: mode for mode, _, path in staged}
+        modes = {entry.path: entry.mode for entry in staged}
         filtered = self._filtered(wrong)
         raw = [path for path in wrong if path not in filtered]
         for begin in range(0, len(raw), _AT_ONCE):
             paths = raw[begin : begin + _AT_ONCE]
             ids = self._git("hash-object", "-w", "--no-filters", "--", *paths).decode().split()
-            self._set_entries([(modes[path], one, path) for one, path in zip(ids, paths, strict=True)])
+            self._set_entries([(modes[path], oid, path) for oid, path in zip(ids, paths, strict=True)])
         found.inexact += [self.prefix + path for path in [*self._differ(raw), *filtered]]
 
     def _set_entries(self, entries: Iterable[tuple[str, str, str]]) -> None:
         """Set entries of the private index to a mode and an object; the mode 0 removes one."""
         given = b"".join(
-            f"{mode.lstrip('0') or 0} {one}\t".encode() + os.fsencode(path) + b"\0" for mode, one, path in entries
+            f"{mode.lstrip('0') or 0} {oid}\t".encode() + os.fsencode(path) + b"\0" for mode, oid, path in entries
         )
         self._git("update-index", "-z", "--index-info", stdin=given)
 
@@ -376,7 +392,7 @@ class _Differences:
             return [path for path in paths if not _is_same(Path(out, path), self._repository.top / path)]
 
     def _submodules(self, found: Changes) -> Iterator[_Differences]:
-        for number, path in enumerate(self._entries.submodules):
+        for number, path in enumerate(self._submodules_of_index):
             folder = self._repository.top / path
             if not (folder / ".git").exists() or self._depth >= _DEEPEST:
                 continue
