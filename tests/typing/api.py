@@ -45,6 +45,7 @@ def a_context_is_made_of_three_services() -> None:
         context.notify("done", "model trained", level="success")
         context.log_metrics({"loss": 0.1}, step=3)
         context.log_metrics({"epochs": 3})
+        context.log_config({"lr": 0.1})
 
 
 def a_run_of_the_context_is_mlflows() -> None:

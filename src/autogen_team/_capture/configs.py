@@ -135,11 +135,10 @@ def _as_text(value: Any) -> _Plain:
         return os.fsdecode(value)
     if isinstance(value, (dt.date, dt.time)):
         return value.isoformat()
-    if callable(value) and hasattr(value, "__qualname__"):
-        return f"{value.__module__}.{value.__qualname__}"
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a number of NumPy or PyTorch
         return plain(value.item())
-    return str(value)
+    name = getattr(value, "__qualname__", None)  # of a function or a class
+    return str(value) if name is None else f"{value.__module__}.{name}"
 
 
 def flattened(found: Mapping[str, _Plain]) -> dict[str, str]:

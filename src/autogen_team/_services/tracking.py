@@ -221,8 +221,8 @@ class MlflowService(Service):
         >>> service = MlflowService(tracking_uri="sqlite:///config.db")
         >>> with service, service.run_context(MlflowService.RunConfig(name="config")) as run:
         ...     service.log_config({"model": {"layers": [64, 10]}, "lr": 0.1})
-        >>> service.client().get_run(run.info.run_id).data.params
-        {'lr': '0.1', 'model.layers': '[64, 10]'}
+        >>> service.client().get_run(run.info.run_id).data.params["model.layers"]
+        '[64, 10]'
 
         Raises:
             NotStartedError: the service does not run, or no run is open.

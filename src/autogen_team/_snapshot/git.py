@@ -245,7 +245,7 @@ def _run(
         given.seek(0)
         try:
             done = subprocess.run(  # noqa: S603 - git, found on the PATH as the user's own shell finds it
-                ["git", *options, *arguments],  # noqa: S607
+                ["git", *options, *arguments],  # noqa: S607  # nosec B607
                 cwd=folder,
                 env={**kept, **_SET, **(variables or {})},
                 stdin=given,

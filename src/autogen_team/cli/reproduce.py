@@ -291,7 +291,7 @@ def _missing_file(line: str) -> str | None:
 
 def _has(folder: Path, commit: str) -> bool:
     done = subprocess.run(  # noqa: S603 - git, on the PATH
-        ["git", "cat-file", "-e", f"{commit}^{{commit}}"],  # noqa: S607
+        ["git", "cat-file", "-e", f"{commit}^{{commit}}"],  # noqa: S607  # nosec B607
         cwd=folder,
         capture_output=True,
         check=False,
