@@ -65,6 +65,7 @@ class Budget:
     wall: float
     """Seconds."""
     _begun: float = field(default_factory=time.monotonic)
+    _cpu_before: float = field(default_factory=lambda: cpu_seconds())
 
     def left(self) -> float:
         """Return the seconds of processor time that are left.
@@ -73,7 +74,7 @@ class Budget:
             BudgetError: none are left.
 
         """
-        left = self.cpu - cpu_seconds()
+        left = self.cpu - (cpu_seconds() - self._cpu_before)
         if left <= 0:
             raise BudgetError(f"it would take more than {self.cpu:g} s of processor time")
         return left

@@ -65,7 +65,13 @@ def start_session(tmp_path: Path) -> Iterator[Callable[..., session.Session]]:
     started: list[session.Session] = []
 
     def start(uri: str, **fields: object) -> session.Session:
-        given = {"connect_timeout": 10.0, "flush_timeout": 20.0, "autolog": {"disable": True, "silent": True}, **fields}
+        given = {
+            "snapshot": False,
+            "connect_timeout": 10.0,
+            "flush_timeout": 20.0,
+            "autolog": {"disable": True, "silent": True},
+            **fields,
+        }
         given = {"registry_uri": uri, "experiment_name": "tests", "state_dir": tmp_path / "state", **given}
         started.append(session.start(session.Settings(tracking_uri=uri, **given)))
         return started[-1]
