@@ -56,6 +56,12 @@ class BudgetError(GitError):
     """The time of the snapshot is used up."""
 
 
+def cpu_seconds() -> float:
+    """Return the processor time that this process and its children have taken so far."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
 @dataclass(slots=True)
 class Budget:
     """The time that a snapshot may take, its own and that of its child processes."""
@@ -65,7 +71,7 @@ class Budget:
     wall: float
     """Seconds."""
     _begun: float = field(default_factory=time.monotonic)
-    _cpu_before: float = field(default_factory=lambda: cpu_seconds())
+    _cpu_before: float = field(default_factory=cpu_seconds)
 
     def left(self) -> float:
         """Return the seconds of processor time that are left.
@@ -90,12 +96,6 @@ class Budget:
         if left <= 0:
             raise BudgetError(f"it would take more than {self.wall:g} s")
         return left
-
-
-def cpu_seconds() -> float:
-    """Return the processor time that this process and its children have taken so far."""
-    children = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + children.ru_utime + children.ru_stime
 
 
 @dataclass(frozen=True, slots=True)
