@@ -208,10 +208,11 @@ def test_it_runs_apart_from_the_job(repository, made, tmp_path):
 
 
 @needs_git
-def test_what_takes_too_long_is_left_out(repository, made):
-    """Two seconds of processor time, in a filter or in git; the rest is there."""
+@pytest.mark.parametrize("spin", ["while :; do :; done", "kill -XCPU $$"], ids=["our clock", "the kernel's"])
+def test_what_takes_too_long_is_left_out(repository, made, spin):
+    """Two seconds of processor time, in a filter or in git, whichever clock is the first; the rest is there."""
     write(repository, {".gitattributes": "new.py filter=spin\n"})
-    repositories.git(repository, "config", "filter.spin.clean", "while :; do :; done")
+    repositories.git(repository, "config", "filter.spin.clean", spin)
     folder = made()
 
     assert "processor time" in facts(folder)["left_out"]["changes.patch"]

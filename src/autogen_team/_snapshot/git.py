@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -40,6 +41,9 @@ _CONFIG = {
     "core.splitIndex": "false",
     "submodule.recurse": "false",
 }
+_OF_TIME = (-signal.SIGXCPU, -signal.SIGKILL)
+"""Statuses of a process that the kernel ended for its time, which it counts by ticks, perhaps sooner than our clock.
+Git goes on without a filter that died of that, and says so."""
 _LARGEST_OUTPUT = 64 * 2**20
 """Bytes that git may write into one file."""
 
@@ -82,8 +86,12 @@ class Budget:
         """
         left = self.cpu - (cpu_seconds() - self._cpu_before)
         if left <= 0:
-            raise BudgetError(f"it would take more than {self.cpu:g} s of processor time")
+            raise self.spent()
         return left
+
+    def spent(self) -> BudgetError:
+        """Return the error that the processor time is used up."""
+        return BudgetError(f"it would take more than {self.cpu:g} s of processor time")
 
     def patience(self) -> float:
         """Return the seconds that are left to wait.
@@ -262,8 +270,11 @@ def _run(
             raise GitIsMissingError(f"git cannot be run: {error.strerror}") from error
         except subprocess.TimeoutExpired:
             raise BudgetError(f"git {arguments[0]} would take more than {budget.wall:g} s") from None
+        if done.returncode in _OF_TIME or any(
+            f"died of signal {-status}".encode() in done.stderr for status in _OF_TIME
+        ):
+            raise budget.spent()
         if done.returncode:
-            budget.left()  # git may have been killed for its time
             said = os.fsdecode(done.stderr).strip().split("\n")[0]
             raise GitError(said.removeprefix("fatal: ").removeprefix("error: ") or f"git {arguments[0]} has failed")
         output.seek(0)
