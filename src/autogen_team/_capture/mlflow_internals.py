@@ -11,6 +11,7 @@ service stops. Where another module touches it, the entry names that module:
 - ``mlflow.tracking._model_registry.utils._registry_uri``: the same for `mlflow.set_registry_uri`;
 - ``mlflow.tracking._tracking_service.utils._tracking_uri``: the URI that a call has set, apart from the environment.
   It hides what the job writes into the environment later;
+- ``_resolve_registry_uri`` and ``_resolve_tracking_uri`` of the same two modules: replaced in `quick_uris`;
 - ``mlflow.utils.autologging_utils.AUTOLOGGING_INTEGRATIONS``, ``revert_patches`` in ``safety`` beside it, and
   ``mlflow.utils.import_hooks._post_import_hooks``: what `mlflow.autolog` has switched on, and will switch on when a
   library is imported;

@@ -116,6 +116,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         snapshots,
         traces,
     )
+    from autogen_team._capture.quick_uris import quick_uris
     from autogen_team._ship import recovery
 
     with ExitStack() as undo:
@@ -126,6 +127,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
         undo.callback(mlflow_internals.keep_uris())
+        undo.callback(quick_uris.take())
         given_id = (
             None if settings.is_experiment_chosen else mlflow_internals.given_experiment_id(settings.tracking_uri)
         )

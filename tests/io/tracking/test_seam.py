@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import mlflow
 import pytest
@@ -14,6 +15,7 @@ from mlflow.tracking._model_registry import utils as registry
 from mlflow.utils import autologging_utils, import_hooks
 
 from autogen_team._capture import mlflow_internals
+from autogen_team._capture.quick_uris import quick_uris
 from autogen_team._process import saved
 from autogen_team._ship import backends
 
@@ -350,6 +352,28 @@ def test_runs_are_made_in_the_experiment_that_is_provided(store_uri):
 
     undo()
     assert fluent._get_experiment_id.__module__ == mlflow.projects._get_experiment_id.__module__ == fluent.__name__
+
+
+def test_spark_is_asked_for_a_registry_only_if_it_is_imported(store_uri, monkeypatch):
+    """MLflow's own function tries to import pyspark each time; what it answers with a session counts as before."""
+    monkeypatch.setattr(registry, "_get_registry_uri_from_spark_session", lambda: "databricks-uc")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    plain = registry._resolve_registry_uri
+    leave = quick_uris.take()
+
+    assert mlflow.get_registry_uri() == mlflow.MlflowClient()._registry_uri == store_uri
+    assert mlflow.MlflowClient().tracking_uri == store_uri
+    assert mlflow.MlflowClient("sqlite:///other.db")._registry_uri == "sqlite:///other.db"
+    assert mlflow.MlflowClient(store_uri, "sqlite:///models.db")._registry_uri == "sqlite:///models.db"
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", "sqlite:///models.db")
+    assert mlflow.get_registry_uri() == "sqlite:///models.db"
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI")
+    monkeypatch.setitem(sys.modules, "pyspark", registry)
+    assert mlflow.get_registry_uri() == "databricks-uc"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert mlflow.MlflowClient().tracking_uri == mlflow.get_tracking_uri()
+    leave()
+    assert registry._resolve_registry_uri is plain
 
 
 def test_mlflow_is_pointed_to_stores_until_the_variable_says_otherwise(store_uri, monkeypatch):

@@ -1,0 +1,75 @@
+"""Answer MLflow's question for the URIs in use, which it asks ten times per call that logs.
+
+Its own answer reads variables of the environment by way of exceptions, and tries to import pyspark each time, whose
+session could name a registry: 0.6 ms where pyspark is not installed. The answers stay the same.
+
+The private parts of MLflow that this touches, each guarded by a contract test:
+
+- ``mlflow.tracking._tracking_service.utils._resolve_tracking_uri`` and its ``_tracking_uri``;
+- ``mlflow.tracking._model_registry.utils._resolve_registry_uri`` and its ``_registry_uri``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from mlflow.tracking._model_registry import utils as _registry
+from mlflow.tracking._tracking_service import utils as _tracking
+
+from autogen_team._process import Undo
+from autogen_team._process.refcount import RefCount
+
+tracking: Any = _tracking
+registry: Any = _registry
+
+
+def _start() -> Undo:
+    plain_tracking: Callable[..., str] = tracking._resolve_tracking_uri
+    plain_registry: Callable[..., str | None] = registry._resolve_registry_uri
+
+    def resolve_tracking(tracking_uri: str | None = None) -> str:
+        return tracking_uri or tracking._tracking_uri or _tracking_variable.get() or plain_tracking()
+
+    def resolve_registry(registry_uri: str | None = None, tracking_uri: str | None = None) -> str | None:
+        is_chosen = registry_uri or registry._registry_uri or _registry_variable.get()
+        if not is_chosen and "pyspark" not in sys.modules:  # so there is no session of Spark
+            uri = resolve_tracking(tracking_uri)
+            if not uri.startswith("databricks"):  # those have a registry of their own
+                return uri
+        return plain_registry(registry_uri, tracking_uri)
+
+    tracking._resolve_tracking_uri, registry._resolve_registry_uri = resolve_tracking, resolve_registry
+
+    def undo() -> None:
+        tracking._resolve_tracking_uri, registry._resolve_registry_uri = plain_tracking, plain_registry
+
+    return undo
+
+
+class _Variable:
+    """A variable of the environment, looked up at a tenth of the cost of `os.environ.get`, which raises and catches."""
+
+    def __init__(self, name: str) -> None:
+        self._name, self._key = name, os.fsencode(name)
+        self._raw: bytes | None = None
+        self._text: str | None = None
+
+    def get(self) -> str | None:
+        """Return its value; None if it is not set."""
+        try:
+            raw = os.environ._data.get(self._key)  # type: ignore[attr-defined]  # CPython's own dict
+        except AttributeError:  # the job has replaced `os.environ`
+            return os.environ.get(self._name)
+        if raw is not self._raw:
+            self._text = None if raw is None else os.fsdecode(raw)
+            self._raw = raw
+        return self._text
+
+
+_tracking_variable = _Variable("MLFLOW_TRACKING_URI")
+_registry_variable = _Variable("MLFLOW_REGISTRY_URI")
+quick_uris = RefCount(_start)
+"""The change; it stays while it has users."""
