@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,10 @@ from testkit import forkserver, repositories
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [
+    "../README.md",
+    "how-to/laptop.md",
+    "how-to/ci.md",
+    "how-to/cluster.md",
     "tutorial.md",
     "logging.md",
     "run.md",
@@ -60,12 +65,12 @@ def _commands(body: str) -> Iterator[tuple[str, int]]:
     """Return each command with the exit status that the page says it has: that of `echo $?`, or 0."""
     lines = [line for line in body.splitlines() if line]
     commands = [number for number, line in enumerate(lines) if line.startswith("$ ")]
-    for number in commands:
+    for number, following in pairwise([*commands, len(lines)]):
         command = lines[number].removeprefix("$ ").partition("  #")[0]
         if command == "echo $?":
             continue
-        asks = lines[number + 1 : number + 2] == ["$ echo $?"]
-        yield command, int(lines[number + 2]) if asks else 0
+        asks = lines[following : following + 1] == ["$ echo $?"]
+        yield command, int(lines[following + 1]) if asks else 0
 
 
 def _answers(body: str) -> list[str]:
