@@ -1,4 +1,4 @@
-"""Write the settings into the README and `docs/reference/settings.md`: `make readme`."""
+"""Write `docs/reference/settings.md` from the fields of the services: `make readme`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ if TYPE_CHECKING:
     from autogen_team._services.settings import Setting
 
 DOCS = Path(__file__).parent
-README = DOCS.parent / "README.md"
-BEGIN = "<!-- settings: written by `make readme` -->\n"
-END = "<!-- /settings -->"
 PAGE = DOCS / "reference" / "settings.md"
 SECTIONS = {"": "The context", "logger": "Logging", "alerts": "Alerts", "mlflow": "Tracking"}
 HEAD = """\
@@ -22,26 +19,16 @@ HEAD = """\
 <!-- written by `make readme` -->
 
 An argument beats an environment variable, which beats a line in `.env` of the working folder, which beats the default.
-`autogen-team run --set NAME=VALUE` is an argument. Settings are read when a service is made, and `autogen-team config`
-says where each came from.
+`autogen-team run --set NAME=VALUE` is an argument. Settings are read when a service is created; `autogen-team config`
+shows where each value came from.
+
+A value that cannot be parsed is an error that names the variable. A misspelt variable (`AUTOGEN_TEAM_LOGER_LEVEL`) is
+reported with the closest known name.
 """
 
 
-def table() -> str:
-    """Return every setting with its variable, its default and its description, as Markdown."""
-    from autogen_team import GlobalContext
-
-    return _table(GlobalContext().settings())
-
-
-def with_table(readme: str) -> str:
-    """Return the text of the README with the table of now."""
-    before, _, rest = readme.partition(BEGIN)
-    return before + BEGIN + table() + END + rest.partition(END)[2]
-
-
 def page() -> str:
-    """Return the page of the reference, a section for each service."""
+    """Return the page of the reference, with a section for each service."""
     from autogen_team import GlobalContext
 
     settings = GlobalContext().settings()
@@ -64,5 +51,4 @@ def _table(settings: Iterable[Setting]) -> str:
 if __name__ == "__main__":
     for name in [name for name in os.environ if name.startswith(("AUTOGEN_TEAM_", "MLFLOW_"))]:
         del os.environ[name]
-    README.write_text(with_table(README.read_text()))
     PAGE.write_text(page())

@@ -71,7 +71,7 @@ def test_every_field_has_a_variable_a_line_of_dotenv_and_an_argument(cls, name, 
 
 
 def test_each_field_says_what_it_is_for():
-    """The description serves the IDE, the README and the command line."""
+    """The description serves the IDE, the reference and the command line."""
     assert [
         f"{cls.__name__}.{name}"
         for cls in [*SERVICES, Env]
