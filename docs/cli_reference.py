@@ -16,8 +16,8 @@ HEAD = """\
 
 <!-- written by `make readme` -->
 
-Every command has `--help`; an answer is a table on a terminal, plain lines into a pipe, and JSON by `--json`.
-`autogen-team --version` prints the version, `autogen-team --install-completion` completes commands in your shell.
+Every command has `--help`. Answers are tables on a terminal, plain lines in a pipe, and JSON with `--json`.
+`autogen-team --version` prints the version; `autogen-team --install-completion` installs completion for your shell.
 """
 
 
