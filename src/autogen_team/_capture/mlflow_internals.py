@@ -87,7 +87,7 @@ from mlflow.utils.autologging_utils import safety
 from autogen_team._capture import run_stacks
 from autogen_team._process import Undo, saved
 from autogen_team._process.saved import SavedValue
-from autogen_team._ship import backends, files, uris
+from autogen_team._ship import files, mlflow_backend, uris
 from autogen_team._ship.files import Kind
 
 _ALL_FLAVORS = "mlflow"  # the name under which `mlflow.autolog` stores its own arguments
@@ -353,7 +353,7 @@ def _stand_in_for(uri: str) -> tuple[Any, _FindArtifacts] | None:
 
 def _find_store(uri: str, artifact_uri: str | None = None) -> Any:
     found = _stand_in_for(uri) if artifact_uri is None else None
-    return backends.plain_store(uri, artifact_uri) if found is None else found[0]
+    return mlflow_backend.plain_store(uri, artifact_uri) if found is None else found[0]
 
 
 _registry_class: Any = ModelRegistryStoreRegistry

@@ -10,7 +10,7 @@ from autogen_team._capture import manifest, mlflow_internals, redact_entities
 from autogen_team._capture.manifest import Rule
 from autogen_team._capture.transparent_proxy import TransparentProxy
 from autogen_team._process import Undo
-from autogen_team._ship import backends
+from autogen_team._ship import mlflow_backend
 
 _report = logging.getLogger("autogen_team")
 _reported: set[tuple[str, str]] = set()
@@ -19,7 +19,9 @@ _reported: set[tuple[str, str]] = set()
 
 def start(uri: str) -> Undo:
     """Redact what goes to the tracking store of `uri` while it has no journal; return a function that stops this."""
-    return mlflow_internals.stand_in(uri, RedactingStore(backends.plain_store(uri), manifest.TRACKING), yields=True)
+    return mlflow_internals.stand_in(
+        uri, RedactingStore(mlflow_backend.plain_store(uri), manifest.TRACKING), yields=True
+    )
 
 
 def start_registry() -> Undo:

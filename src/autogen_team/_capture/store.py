@@ -28,7 +28,7 @@ from autogen_team._capture.redacting_store import RedactingStore
 from autogen_team._capture.run_cache import CachedRun, run_to_be_made
 from autogen_team._redact import mask
 from autogen_team._ship.availability import Availability, StoreUnavailableError
-from autogen_team._ship.backends import OPENED_BY
+from autogen_team._ship.backend import OPENED_BY
 from autogen_team._ship.error_text import with_kind
 from autogen_team._ship.shipper import Shipper
 from autogen_team._spool import records

@@ -27,7 +27,7 @@ from mlflow.utils.rest_utils import http_request
 from autogen_team._capture import mlflow_internals
 from autogen_team._process import saved
 from autogen_team._process.deadline import within
-from autogen_team._ship import backends, files, uris
+from autogen_team._ship import files, mlflow_backend, uris
 from autogen_team._ship.error_text import first_line
 
 TAG = "autogen_team.doctor"
@@ -241,7 +241,7 @@ def _remove(client: mlflow.MlflowClient, run: Run, trial: Trial) -> str:
     remains = [f"the run {run_id} remains: {fault}"] if fault else []
     if fault := _fault_of(partial(_delete_artifacts, client, run)):
         remains.append(f"its artifact remains: {fault}")
-    delete_for_good = backends.hard_delete_of(client.tracking_uri)
+    delete_for_good = mlflow_backend.hard_delete_of(client.tracking_uri)
     if trial.is_deleted and (delete_for_good is None or _fault_of(lambda: str(delete_for_good(run_id) or ""))):
         remains.append(f"the deleted run {run_id} remains")
     return "; ".join(remains)

@@ -16,7 +16,7 @@ from autogen_team._capture.store import DurableStore
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team._redact import mask_url
-from autogen_team._ship import backends, files
+from autogen_team._ship import files, mlflow_backend
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.shipper import Shipper
@@ -79,10 +79,10 @@ class WriteBehind:
         self._flush_timeout = flush_timeout
         self.uri = uri
         self._client = mlflow.MlflowClient(uri, registry_uri)
-        inner = backends.plain_store(uri)
+        inner = mlflow_backend.plain_store(uri)
         availability = self._availability = Availability(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
-        delivery = Delivery(backends.of(inner, uri), self._attach, state)
+        delivery = Delivery(mlflow_backend.of(inner, uri), self._attach, state)
         self.shipper = Shipper(self.journal, delivery, availability)
         self.store = DurableStore(inner, self.journal, self.shipper, availability, delivery.ids)
         delivery.on_created = self._created

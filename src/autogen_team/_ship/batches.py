@@ -11,17 +11,18 @@ from pathlib import Path
 from typing import TypeAlias
 
 import orjson
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-from mlflow.utils.validation import MAX_ENTITIES_PER_BATCH, MAX_METRICS_PER_BATCH, MAX_PARAMS_TAGS_PER_BATCH
 
 from autogen_team._redact import mask
-from autogen_team._ship.backends import Backend, Batch, Blocked, Refused, RefusedOnTheWay
+from autogen_team._ship.backend import Backend, Batch, Blocked, Refused, RefusedOnTheWay
 from autogen_team._spool import records
 from autogen_team._spool.records import NOTES, Entry
 
 Attach: TypeAlias = Callable[[Entry], None]
 """Uploads the waiting artifact of an entry to the run or model that the entry names."""
 
+MAX_METRICS, MAX_PARAMS_OR_TAGS, MAX_ITEMS = 1000, 100, 1000
+"""Items that a request may hold, as in `mlflow.utils.validation`."""
+PARENT_TAG = "mlflow.parentRunId"
 _EXTRAS = (("model_id", "model"), ("dataset_name", "dataset"), ("dataset_digest", "digest"))
 _PLAIN = len(("crc", "n", "op", "run", "t", "step", "values"))
 REFUSED_FILE = "refused.jsonl"
@@ -191,8 +192,8 @@ class Delivery:
         return replace(batch, run_id=run_id, tags=self._with_parent(batch.tags))
 
     def _with_parent(self, tags: dict[str, str]) -> dict[str, str]:
-        parent = self.ids.get(tags.get(MLFLOW_PARENT_RUN_ID, ""))
-        return tags if parent is None else {**tags, MLFLOW_PARENT_RUN_ID: parent}
+        parent = self.ids.get(tags.get(PARENT_TAG, ""))
+        return tags if parent is None else {**tags, PARENT_TAG: parent}
 
     def _note(self, what: Entry, refusal: Refused, count: int = 1) -> None:
         reason = mask(str(refusal))
@@ -232,7 +233,7 @@ def _requests(found: Iterable[Entry]) -> Iterator[Batch | Entry]:
                 yield batches.pop(run_id)
             yield entry
             continue
-        if batch is not None and operation == "metrics" and len(batch) + len(entry["values"]) <= MAX_METRICS_PER_BATCH:
+        if batch is not None and operation == "metrics" and len(batch) + len(entry["values"]) <= MAX_METRICS:
             batch.metrics += _metrics(entry)  # the fast path: nearly all entries are metrics
             continue
         for part in _parts(entry):
@@ -251,12 +252,12 @@ def _parts(entry: Entry) -> Iterator[Batch]:
     run_id = entry["run"]
     if entry["op"] == "metrics":
         metrics = _metrics(entry)
-        for start in range(0, len(metrics), MAX_METRICS_PER_BATCH):
-            yield Batch(run_id, metrics=metrics[start : start + MAX_METRICS_PER_BATCH])
+        for start in range(0, len(metrics), MAX_METRICS):
+            yield Batch(run_id, metrics=metrics[start : start + MAX_METRICS])
         return
     items = list(entry["values"].items())
-    for start in range(0, len(items), MAX_PARAMS_TAGS_PER_BATCH):
-        some = dict(items[start : start + MAX_PARAMS_TAGS_PER_BATCH])
+    for start in range(0, len(items), MAX_PARAMS_OR_TAGS):
+        some = dict(items[start : start + MAX_PARAMS_OR_TAGS])
         yield Batch(run_id, params=some) if entry["op"] == "params" else Batch(run_id, tags=some)
 
 
@@ -274,9 +275,9 @@ def _metrics(entry: Entry) -> list[dict[str, object]]:
 
 def _fits(batch: Batch, part: Batch) -> bool:
     return (
-        len(batch) + len(part) <= MAX_ENTITIES_PER_BATCH
-        and len(batch.params) + len(part.params) <= MAX_PARAMS_TAGS_PER_BATCH
-        and len(batch.tags) + len(part.tags) <= MAX_PARAMS_TAGS_PER_BATCH
+        len(batch) + len(part) <= MAX_ITEMS
+        and len(batch.params) + len(part.params) <= MAX_PARAMS_OR_TAGS
+        and len(batch.tags) + len(part.tags) <= MAX_PARAMS_OR_TAGS
         and not part.params.keys() & batch.params.keys()  # with a parameter twice, the whole batch would be refused
     )
 

@@ -15,3 +15,13 @@ def with_kind(error: BaseException) -> str:
     """Return the name of the exception, and the line that states the fault, if there is one."""
     kind, line = type(error).__name__, first_line(error)
     return kind if line == kind else f"{kind}: {line}"
+
+
+def root_of(error: BaseException, around: BaseException | None) -> BaseException:
+    """Return the root cause of an error; MLflow, requests and urllib3 each wrap it in an error of their own.
+
+    `around` is an exception that was being handled already, and so is no cause of this one.
+    """
+    while (cause := error.__cause__ or error.__context__) is not None and cause is not around:
+        error = cause
+    return error

@@ -10,8 +10,8 @@ import mlflow
 from mlflow.tracking._tracking_service.client import TrackingServiceClient
 
 from autogen_team._process.folders import private_folder
-from autogen_team._ship import backends
-from autogen_team._ship.backends import Refused, Unreachable
+from autogen_team._ship import mlflow_backend
+from autogen_team._ship.backend import Refused, Unreachable
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool.records import Entry
 
@@ -29,7 +29,7 @@ def repository_of(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
 
 def _is_final(error: Exception, uri: str) -> bool:
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return status in _FINAL or backends.is_refusal(error, at_server=uri.startswith("http"))
+    return status in _FINAL or mlflow_backend.is_refusal(error, at_server=uri.startswith("http"))
 
 
 def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:

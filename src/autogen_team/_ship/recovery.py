@@ -17,8 +17,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team._process import run_events
 from autogen_team._redact import MASK, mask, mask_url
-from autogen_team._ship import backends, code_files, files, uris
-from autogen_team._ship.backends import OPENED_BY, Backend, Unreachable
+from autogen_team._ship import code_files, files, mlflow_backend, uris
+from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool import index, journal, reader
@@ -170,7 +170,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
         result.problem = f"its format {version} is of a newer autogen-team than this one"
         return
     client = mlflow.MlflowClient(uri, registry_uri)
-    backend = backends.of(backends.plain_store(uri), uri)
+    backend = mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
     delivery = Delivery(backend, lambda entry: files.bring(client, found.folder, entry), state)
     acked = reader.acked(found.folder)
     left = [entry for entry in entries if entry["n"] > acked]
@@ -196,7 +196,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
 def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause) -> bool:
     """Close a run whose dead process has left no journal, and attach its log; return whether the run was open."""
     client = mlflow.MlflowClient(uri, registry_uri)
-    backend = backends.of(backends.plain_store(uri), uri)
+    backend = mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
     is_open = _is_there(client, run_id) and _close(client, backend, run_id, int((end.at or time.time()) * 1000), end)
     if is_open:
         _attach_log(client, run_id, run_events.log_folder(state, run_id))
@@ -236,7 +236,7 @@ def _close(client: mlflow.MlflowClient, backend: Backend, run_id: str, end: int,
     if run.info.status != "RUNNING":
         return False
     if run_events.EXCEPTION_TAG not in run.data.tags and how.status != "FINISHED":
-        backend.log(backends.Batch(run_id, tags={run_events.EXCEPTION_TAG: mask(how.reason)}))
+        backend.log(Batch(run_id, tags={run_events.EXCEPTION_TAG: mask(how.reason)}))
     backend.update(run_id, how.status, max(end, run.info.start_time), None)
     return True
 

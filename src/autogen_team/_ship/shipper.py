@@ -18,7 +18,7 @@ import orjson
 
 from autogen_team._redact import mask
 from autogen_team._ship.availability import Availability
-from autogen_team._ship.backends import Unreachable
+from autogen_team._ship.backend import Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool.journal import Journal

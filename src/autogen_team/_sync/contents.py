@@ -12,7 +12,7 @@ from typing import Any, Literal
 from mlflow.entities import DatasetInput, LoggedModelInput, LoggedModelOutput, Metric, Param, Run, RunTag
 from mlflow.utils import mlflow_tags, validation
 
-from autogen_team._ship import backends, sql_bulk
+from autogen_team._ship import mlflow_backend, sql_bulk
 from autogen_team._sync.files import Findings, Store, Tell, count_files, describe_files, send_files
 from autogen_team._sync.models import COPIED_FROM, Models, Owner, Point, as_point, links
 
@@ -124,7 +124,7 @@ class Contents:
             return 0
         if not self._has_counted:
             self._has_counted = True
-            self._counted = sql_bulk.count_points(backends.plain_store(self._source.uri))
+            self._counted = sql_bulk.count_points(mlflow_backend.plain_store(self._source.uri))
         if self._counted is not None:
             return self._counted.get(run.info.run_id, 0)
         history = self._source.client.get_metric_history

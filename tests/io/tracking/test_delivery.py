@@ -6,9 +6,18 @@ import json
 
 import mlflow
 import pytest
+from mlflow.utils import mlflow_tags, validation
 
-from autogen_team._ship import backends
+from autogen_team._ship import backend, batches, mlflow_backend
 from autogen_team._ship.batches import Delivery, _requests
+
+
+def test_the_limits_are_those_of_mlflow():
+    """They are written down here too, because what ships to a server does not load MLflow."""
+    assert validation.MAX_METRICS_PER_BATCH == batches.MAX_METRICS
+    assert validation.MAX_PARAMS_TAGS_PER_BATCH == batches.MAX_PARAMS_OR_TAGS
+    assert validation.MAX_ENTITIES_PER_BATCH == batches.MAX_ITEMS
+    assert mlflow_tags.MLFLOW_PARENT_RUN_ID == batches.PARENT_TAG
 
 
 def test_requests_keep_to_the_limits_of_the_server():
@@ -22,13 +31,13 @@ def test_requests_keep_to_the_limits_of_the_server():
     ]
     requests = list(_requests(found))
 
-    batches = [request for request in requests if isinstance(request, backends.Batch)]
-    assert max(len(batch.metrics) for batch in batches) <= 1000
-    assert max(len(batch.params) for batch in batches) <= 100
-    assert max(len(batch.tags) for batch in batches) <= 100
-    assert max(len(batch) for batch in batches) <= 1000
-    assert sum(len(batch.metrics) for batch in batches) == 2401
-    end = next(at for at, request in enumerate(requests) if not isinstance(request, backends.Batch))
+    sent = [request for request in requests if isinstance(request, backend.Batch)]
+    assert max(len(batch.metrics) for batch in sent) <= 1000
+    assert max(len(batch.params) for batch in sent) <= 100
+    assert max(len(batch.tags) for batch in sent) <= 100
+    assert max(len(batch) for batch in sent) <= 1000
+    assert sum(len(batch.metrics) for batch in sent) == 2401
+    end = next(at for at, request in enumerate(requests) if not isinstance(request, backend.Batch))
     before = [request for request in requests[:end] if request.run_id == "a"]
     assert sum(len(batch.params) for batch in before) == 250
     assert sum(len(batch.metrics) for batch in before) == 2400
@@ -45,7 +54,7 @@ class Picky:
     def log(self, batch):
         """Take the batch, or raise as MLflow's store does."""
         self.requests += 1
-        with backends._translated():
+        with mlflow_backend._translated():
             if self.requests > self.away_after:
                 raise ConnectionError("away")
             if batch.run_id in self.gone or set(self.bad) & set(batch.tags):
@@ -71,7 +80,7 @@ def test_a_store_that_goes_away_meanwhile_has_refused_nothing(tmp_path):
     """An outage while a bad item is being isolated does not count as a refusal."""
     delivery = Delivery(Picky(bad=["t42"], away_after=4), None, tmp_path)
 
-    with pytest.raises(backends.Unreachable, match="away"):
+    with pytest.raises(backend.Unreachable, match="away"):
         delivery.deliver(TAGS)
 
     assert delivery.refused == 0
@@ -95,9 +104,9 @@ def test_an_empty_batch_asks_for_the_run(request, database):
     uri = request.getfixturevalue(database)
     client = mlflow.MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
-    backend = backends.of(backends.plain_store(uri), uri)
+    destination = mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
 
-    backend.log(backends.Batch(run_id))
+    destination.log(backend.Batch(run_id))
     client.delete_run(run_id)
-    with pytest.raises(backends.Refused):
-        backend.log(backends.Batch(run_id))
+    with pytest.raises(backend.Refused):
+        destination.log(backend.Batch(run_id))

@@ -19,7 +19,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 
 from autogen_team._capture import lifecycle, write_behind
-from autogen_team._ship import backends, recovery
+from autogen_team._ship import backend, mlflow_backend, recovery, rest_backend
 from autogen_team._spool import index, journal, reader
 from autogen_team.errors import TrackingUnavailableError
 
@@ -288,23 +288,23 @@ def test_sqlalchemy_still_says_it_in_these_words():
     with engine.connect(), pytest.raises(sqlalchemy.exc.TimeoutError) as caught:
         engine.connect()
 
-    assert backends._BUSY[0].removeprefix("BAD_REQUEST: ") in str(caught.value)
+    assert rest_backend._BUSY[0].removeprefix("BAD_REQUEST: ") in str(caught.value)
 
 
 @pytest.mark.parametrize(
     ("cause", "kind"),
     [
-        (sqlalchemy.exc.TimeoutError("QueuePool limit"), backends.Unreachable),
-        (sqlalchemy.exc.InternalError("insert", {}, Exception("read-only")), backends.Unreachable),
-        (sqlalchemy.exc.ProgrammingError("x", {}, Exception(), connection_invalidated=True), backends.Unreachable),
-        (sqlalchemy.exc.DataError("insert", {}, Exception("too long")), backends.Refused),
-        (None, backends.Refused),
+        (sqlalchemy.exc.TimeoutError("QueuePool limit"), backend.Unreachable),
+        (sqlalchemy.exc.InternalError("insert", {}, Exception("read-only")), backend.Unreachable),
+        (sqlalchemy.exc.ProgrammingError("x", {}, Exception(), connection_invalidated=True), backend.Unreachable),
+        (sqlalchemy.exc.DataError("insert", {}, Exception("too long")), backend.Refused),
+        (None, backend.Refused),
     ],
     ids=["empty pool", "lost primary", "lost connection", "bad value", "MLflow itself"],
 )
 def test_what_a_database_will_take_later_is_not_refused(cause, kind):
     """A transient error of the database counts as an outage, and a bad value as refused."""
-    with pytest.raises(kind), backends._translated():
+    with pytest.raises(kind), mlflow_backend._translated():
         raise mlflow.MlflowException("no", error_code=BAD_REQUEST) from cause
 
 

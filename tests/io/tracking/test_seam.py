@@ -17,7 +17,7 @@ from mlflow.utils import autologging_utils, import_hooks
 from autogen_team._capture import mlflow_internals
 from autogen_team._capture.quick_uris import quick_uris
 from autogen_team._process import saved
-from autogen_team._ship import backends
+from autogen_team._ship import mlflow_backend
 
 
 @pytest.fixture(autouse=True)
@@ -141,7 +141,7 @@ def test_a_run_can_be_deleted_for_good(store_uri):
     run_id = client.create_run("0").info.run_id
     client.delete_run(run_id)
 
-    backends.hard_delete_of(store_uri)(run_id)
+    mlflow_backend.hard_delete_of(store_uri)(run_id)
 
     with pytest.raises(Exception, match="not found"):
         client.get_run(run_id)
@@ -150,14 +150,14 @@ def test_a_run_can_be_deleted_for_good(store_uri):
 def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
     """Existing and new clients use the stand-in for a store, and MLflow's own store after undo."""
     client = mlflow.MlflowClient(store_uri)
-    plain = backends.plain_store(store_uri)
+    plain = mlflow_backend.plain_store(store_uri)
     assert client._tracking_client.store is plain
     ours = object()
     undo = mlflow_internals.stand_in(store_uri, ours, lambda find, *_: find())
     try:
         assert client._tracking_client.store is ours
         assert mlflow.MlflowClient(f"{store_uri}.other")._tracking_client.store is not ours
-        assert backends.plain_store(store_uri) is plain
+        assert mlflow_backend.plain_store(store_uri) is plain
     finally:
         undo()
 
@@ -194,7 +194,7 @@ def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):
         return find()
 
     (tmp_path / "file.txt").write_text("text")
-    undo = mlflow_internals.stand_in(store_uri, backends.plain_store(store_uri), find_artifacts)
+    undo = mlflow_internals.stand_in(store_uri, mlflow_backend.plain_store(store_uri), find_artifacts)
     try:
         client.log_artifact(run.info.run_id, str(tmp_path / "file.txt"))
         model = client.create_logged_model("0", "model")
@@ -400,7 +400,7 @@ def test_a_store_without_a_stand_in_gets_one_when_it_is_used(store_uri):
 
     def start(uri):
         assert mlflow.MlflowClient().get_experiment("0").name == "Default"
-        started.append((uri, mlflow_internals.stand_in(uri, backends.plain_store(uri))))
+        started.append((uri, mlflow_internals.stand_in(uri, mlflow_backend.plain_store(uri))))
 
     leave_home = mlflow_internals.stand_in("sqlite:///home.db", object())
     undo = mlflow_internals.stand_in_for_others(start)
@@ -442,7 +442,7 @@ def test_the_images_of_a_run_are_waited_for_where_artifacts_are_found(store_uri)
     mlflow.set_tracking_uri(store_uri)
     with mlflow.start_run() as run:
         mlflow.log_text("text", "notes.txt")
-        undo = mlflow_internals.stand_in(store_uri, backends.plain_store(store_uri), find)
+        undo = mlflow_internals.stand_in(store_uri, mlflow_backend.plain_store(store_uri), find)
         mlflow.flush_artifact_async_logging()
         undo()
         mlflow.flush_artifact_async_logging()

@@ -19,7 +19,7 @@ from mlflow.tracking._tracking_service.utils import _get_store
 
 from autogen_team._capture import lifecycle, mlflow_internals, write_behind
 from autogen_team._capture.store import LOCAL_ID, DurableStore
-from autogen_team._ship import backends, sql_bulk, watchdog
+from autogen_team._ship import mlflow_backend, sql_bulk, watchdog
 from autogen_team._spool import journal, reader
 from autogen_team.errors import NotStartedError
 from autogen_team.io.services import MlflowService
@@ -129,7 +129,7 @@ def test_what_is_logged_arrives_by_itself(any_uri, start_session, wait_until):
     started = start_session(any_uri)
     with lifecycle.open_run(name="train") as run:
         mlflow.log_metric("loss", 0.5)
-        plain = backends.plain_store(any_uri)
+        plain = mlflow_backend.plain_store(any_uri)
         wait_until(lambda: plain.get_run(run.info.run_id).data.metrics == {"loss": 0.5}, timeout=20)
     started.stop()
 
@@ -421,7 +421,7 @@ def test_a_folder_that_is_gone_keeps_no_watchdog(store_uri, start_session, tmp_p
 @pytest.mark.parametrize("database", ["store_uri", "postgres_uri"])
 def test_the_table_gets_what_log_batch_would_write(request, database):
     """Our own statement leaves the same rows as `log_batch`, also for metrics that are already stored."""
-    store = backends.plain_store(request.getfixturevalue(database))
+    store = mlflow_backend.plain_store(request.getfixturevalue(database))
     metrics = [
         {"key": f"k{number % 3}", "value": value, "timestamp": 1000 + number // 2, "step": number % 5}
         for number, value in enumerate([1.0, math.nan, math.inf, -1.5, 0.0, math.nan] * 20)

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlflow
 
 from autogen_team._capture import lifecycle, write_behind
-from autogen_team._ship import backends
+from autogen_team._ship import mlflow_backend
 
 
 def test_a_process_that_never_stops_its_service_delivers_at_its_exit(store_uri, run_python, tmp_path):
@@ -113,7 +113,7 @@ def test_a_worker_of_multiprocessing_delivers_before_it_leaves(store_uri, start_
         )
         worker.start()
         worker.join()
-        assert backends.plain_store(store_uri).get_run(run.info.run_id).data.metrics == {"worker": 1.0}
+        assert mlflow_backend.plain_store(store_uri).get_run(run.info.run_id).data.metrics == {"worker": 1.0}
     started.stop()
 
 

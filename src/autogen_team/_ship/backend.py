@@ -1,0 +1,74 @@
+"""What the shipping of a journal asks of a store, whatever its kind; nothing here loads MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+OPENED_BY = "autogen_team.opened_by"
+"""Tag that identifies a run whose id could not be recorded."""
+
+
+class Unreachable(Exception):  # noqa: N818 - what happened, not whose fault it is
+    """The store could not be asked, or could not answer; the same request may succeed later."""
+
+
+class Blocked(Unreachable):
+    """A proxy or firewall before the store answers with a page of its own, perhaps because of the content."""
+
+
+class Refused(Exception):  # noqa: N818 - the same
+    """The store refuses the request, now and later."""
+
+
+class RefusedOnTheWay(Refused):
+    """A proxy or firewall before the store blocks this request, though it lets others through."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Metrics, parameters and tags of one run that are logged in one request."""
+
+    run_id: str
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """Each has `key`, `value`, `timestamp`, `step`, and perhaps `model_id`, `dataset_name`, `dataset_digest`."""
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.metrics) + len(self.params) + len(self.tags)
+
+    def singles(self) -> list[Batch]:
+        """Return each item as a batch of its own."""
+        return [
+            *(Batch(self.run_id, metrics=[metric]) for metric in self.metrics),
+            *(Batch(self.run_id, params={key: value}) for key, value in self.params.items()),
+            *(Batch(self.run_id, tags={key: value}) for key, value in self.tags.items()),
+        ]
+
+
+class Backend(Protocol):
+    """A store that a journal is shipped to. Each method sends its requests once, because the caller tries again.
+
+    Every method raises `Unreachable` if the store could not be asked, and all but `takes_others` raise `Refused` if the
+    store refuses.
+    """
+
+    def create(self, entry: Mapping[str, Any]) -> str:
+        """Create the run that an entry describes, unless it exists already, and return its id."""
+
+    def log(self, batch: Batch) -> None:
+        """Log metrics, parameters and tags; an empty batch finds out whether the run accepts any."""
+
+    def takes_others(self, run_id: str) -> bool:
+        """Tell whether the store itself answers a request about this run without any content."""
+
+    def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
+        """Change status, end (milliseconds since 1970) and name of a run."""
+
+    def remove_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag; a tag that does not exist counts as removed."""
+
+    def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
+        """Log the inputs of a run: datasets as MLflow's REST API writes them, and ids of models."""

@@ -1,0 +1,192 @@
+"""MLflow's own stores as destinations, and MLflow's own way to its servers."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunStatus, RunTag, ViewType
+from mlflow.exceptions import MlflowException, RestException
+from mlflow.protos import service_pb2
+from mlflow.protos.databricks_pb2 import (
+    BAD_REQUEST,
+    INVALID_PARAMETER_VALUE,
+    INVALID_STATE,
+    RESOURCE_ALREADY_EXISTS,
+    RESOURCE_DOES_NOT_EXIST,
+    ErrorCode,
+)
+from mlflow.tracking._tracking_service import utils as _tracking
+from mlflow.utils.proto_json_utils import parse_dict
+from mlflow.utils.rest_utils import http_request
+
+from autogen_team._ship import sql_bulk
+from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Refused, Unreachable
+from autogen_team._ship.error_text import root_of, with_kind
+from autogen_team._ship.rest_backend import HEADERS, PATIENCE, Answer, Server
+
+_report = logging.getLogger("autogen_team")
+ask: Callable[..., Any] = http_request
+read_proto: Callable[..., None] = parse_dict
+_registry: Any = _tracking._tracking_store_registry  # noqa: SLF001 - `plain_store` asks it past any stand-in
+
+_REFUSALS = frozenset(
+    ErrorCode.Name(code)
+    for code in (BAD_REQUEST, INVALID_PARAMETER_VALUE, INVALID_STATE, RESOURCE_ALREADY_EXISTS, RESOURCE_DOES_NOT_EXIST)
+)
+_BAD_VALUES = (OverflowError, TypeError, ValueError)
+
+
+class Store:
+    """An MLflow store of any kind, called through its own methods."""
+
+    def __init__(self, store: Any) -> None:
+        self.store = store
+
+    def create(self, entry: Mapping[str, Any]) -> str:
+        """Create the run that an entry describes, unless it exists already, and return its id."""
+        with _translated():
+            filter_string = f"tags.`{OPENED_BY}` = '{entry['tags'][OPENED_BY]}'"
+            found = self.store.search_runs([entry["experiment"]], filter_string, ViewType.ALL, max_results=1)
+            if found:
+                return str(found[0].info.run_id)
+            tags = [RunTag(*tag) for tag in entry["tags"].items()]
+            run = self.store.create_run(entry["experiment"], entry["user"], entry["start"], tags, entry["name"])
+            return str(run.info.run_id)
+
+    def log(self, batch: Batch) -> None:
+        """Log metrics, parameters and tags; an empty batch finds out whether the run accepts any."""
+        with _translated():
+            self._log(batch)
+
+    def takes_others(self, run_id: str) -> bool:  # noqa: ARG002 - `Server` needs it
+        """Tell whether the store itself answers a request about this run without any content."""
+        return True
+
+    def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
+        """Change status, end (milliseconds since 1970) and name of a run."""
+        with _translated():
+            number = None if status is None else RunStatus.from_string(status)
+            self.store.update_run_info(run_id, number, end_time, name)
+
+    def remove_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag; a tag that does not exist counts as removed."""
+        with suppress(Refused), _translated():
+            self.store.delete_tag(run_id, key)
+
+    def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
+        """Log the inputs of a run: datasets as MLflow's REST API writes them, and ids of models."""
+        with _translated():
+            self.store.log_inputs(
+                run_id,
+                datasets=[_dataset_input(found) for found in datasets],
+                models=[LoggedModelInput(model_id) for model_id in models],
+            )
+
+    def _log(self, batch: Batch) -> None:
+        metrics = [Metric(**metric) for metric in batch.metrics]
+        params = [Param(key, value) for key, value in batch.params.items()]
+        self.store.log_batch(batch.run_id, metrics, params, [RunTag(*tag) for tag in batch.tags.items()])
+
+
+class Database(Store):
+    """A database that MLflow writes through SQLAlchemy."""
+
+    def __init__(self, store: Any) -> None:
+        super().__init__(store)
+        self._is_as_expected = True
+
+    def _log(self, batch: Batch) -> None:
+        rest = batch
+        is_plain = not any("model_id" in metric or "dataset_name" in metric for metric in batch.metrics)
+        if is_plain and batch.metrics and self._insert(batch):
+            rest = Batch(batch.run_id, params=batch.params, tags=batch.tags)
+        if len(rest) or not len(batch):
+            super()._log(rest)
+
+    def _insert(self, batch: Batch) -> bool:
+        if self._is_as_expected:
+            try:
+                return sql_bulk.insert_metrics(self.store, batch.run_id, batch.metrics)
+            except (AttributeError, ImportError, TypeError):  # another MLflow: its own method is slower, but fits
+                _report.info("MLflow's tables are not as expected; metrics take its own way", exc_info=True)
+                self._is_as_expected = False
+        return False
+
+
+def plain_store(uri: str, artifact_uri: str | None = None) -> Any:
+    """Return MLflow's own store for the URI, whatever stands in for it."""
+    # A stand-in is found by an attribute of the registry object; the class of the registry is as MLflow made it.
+    return type(_registry)._get_store_with_resolved_uri(_registry, uri, artifact_uri)  # noqa: SLF001 - see above
+
+
+def hard_delete_of(uri: str) -> Callable[[str], object] | None:
+    """Return the function that deletes a run of this store for good, by its id; None for a server."""
+    found: Callable[[str], object] | None = getattr(plain_store(uri), "_hard_delete_run", None)
+    return found
+
+
+def of(store: Any, uri: str) -> Backend:
+    """Return the backend for an MLflow store: a server, a database, or any other."""
+    if uri.startswith(("http://", "https://")):
+        return Server(partial(_post, store))
+    return Database(store) if hasattr(store, "engine") else Store(store)
+
+
+def _post(store: Any, path: str, body: bytes) -> Answer:
+    """Send a body with MLflow's own credentials, certificates and headers."""
+    answer: Answer = ask(
+        store.get_host_creds(),
+        path,
+        "POST",
+        max_retries=0,
+        timeout=PATIENCE,
+        raise_on_status=False,
+        extra_headers=HEADERS,
+        data=body,
+    )
+    return answer
+
+
+class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten times as much
+    """Translate exceptions of a store into `Refused` or `Unreachable`."""
+
+    def __enter__(self) -> None:
+        self._around = sys.exc_info()[1]  # an exception that is already being handled is not our cause
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, Exception):
+            return
+        does_not_fit = isinstance(root_of(error, self._around), _BAD_VALUES)  # the value, into the database
+        if does_not_fit or is_refusal(error):
+            raise Refused(with_kind(error)) from error
+        raise Unreachable(with_kind(error)) from error
+
+
+def is_refusal(error: Exception, *, at_server: bool = False) -> bool:
+    """Tell whether MLflow itself has refused a request, and would do so again.
+
+    With `at_server`, only an error of the server itself counts: a proxy may answer 404 to everything.
+    """
+    if not isinstance(error, RestException if at_server else MlflowException):
+        return False
+    return error.error_code in _REFUSALS and not _is_passing(error.__cause__)
+
+
+def _is_passing(cause: BaseException | None) -> bool:
+    """Tell whether a database has failed for a passing reason: its pool, its primary, or the connection."""
+    errors = sys.modules.get("sqlalchemy.exc")  # a job that logs to a server does not load SQLAlchemy
+    if errors is None:
+        return False
+    is_lost = bool(getattr(cause, "connection_invalidated", False))
+    return is_lost or isinstance(cause, (errors.InternalError, errors.TimeoutError))
+
+
+def _dataset_input(found: Mapping[str, Any]) -> DatasetInput:
+    proto = service_pb2.DatasetInput()
+    read_proto(found, proto)
+    return DatasetInput.from_proto(proto)

@@ -1,0 +1,157 @@
+"""An MLflow server as a destination, through its REST API; nothing here loads MLflow."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any, Protocol, TypeAlias
+
+import orjson
+
+from autogen_team._ship.backend import OPENED_BY, Batch, Blocked, Refused, RefusedOnTheWay, Unreachable
+from autogen_team._ship.error_text import first_line, root_of
+
+PATIENCE = 30.0
+"""Seconds that a server may take to answer one request."""
+HEADERS = {"Content-Type": "application/json"}
+_FINAL = frozenset({400, 403, 404, 409, 413, 422})
+"""HTTP statuses of an MLflow server that another attempt would not change."""
+_TOO_LARGE = 413
+_NOT_ABOUT_CONTENT = frozenset({401, 404, 407, 408, 425, 429})
+"""HTTP statuses below 500 that say nothing about the content: a login is missing, or the server is away or busy."""
+_TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
+_MARKUP = re.compile(r"<[^>]*>")
+_BUSY = ("BAD_REQUEST: QueuePool limit", "BAD_REQUEST: (psycopg2.errors.ReadOnlySqlTransaction)")
+"""Errors of a server that waited longer than 30 s for a connection to its database, or whose database has lost its
+primary. MLflow reports almost every error of SQLAlchemy as a bad request. The server would take the same request
+later."""
+
+
+class Answer(Protocol):
+    """The parts of the answer of `requests` that are used here."""
+
+    status_code: int
+
+    @property
+    def text(self) -> str:
+        """The body as text."""
+
+    @property
+    def content(self) -> bytes:
+        """The body as it came."""
+
+
+Post: TypeAlias = Callable[[str, bytes], Answer]
+"""Sends a body of JSON to a path of the server, once and for at most `PATIENCE` seconds, and returns the answer."""
+
+
+class Server:
+    """An MLflow server, through its REST API."""
+
+    def __init__(self, post: Post) -> None:
+        """Send each request with `post`, which adds address, credentials, certificates and headers."""
+        self._send = post
+
+    def create(self, entry: Mapping[str, Any]) -> str:
+        """Create the run that an entry describes, unless it exists already, and return its id."""
+        filter_string = f"tags.`{OPENED_BY}` = '{entry['tags'][OPENED_BY]}'"
+        found = self._post("runs/search", experiment_ids=[entry["experiment"]], filter=filter_string, max_results=1)
+        if found.get("runs"):
+            return str(found["runs"][0]["info"]["run_id"])
+        made = self._post(
+            "runs/create",
+            experiment_id=entry["experiment"],
+            user_id=entry["user"],
+            start_time=entry["start"],
+            run_name=entry["name"],
+            tags=[{"key": key, "value": value} for key, value in entry["tags"].items()],
+        )
+        return str(made["run"]["info"]["run_id"])
+
+    def log(self, batch: Batch) -> None:
+        """Log metrics, parameters and tags."""
+        self._post(
+            "runs/log-batch",
+            run_id=batch.run_id,
+            metrics=[{**metric, "value": _as_json(metric["value"])} for metric in batch.metrics],
+            params=[{"key": key, "value": value} for key, value in batch.params.items()],
+            tags=[{"key": key, "value": value} for key, value in batch.tags.items()],
+        )
+
+    def takes_others(self, run_id: str) -> bool:
+        """Tell whether the server itself answers a request about this run without any content."""
+        try:
+            self._post("runs/log-batch", run_id=run_id)
+        except Refused:
+            return True
+        except Unreachable:
+            return False
+        return True
+
+    def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
+        """Change status, end (milliseconds since 1970) and name of a run."""
+        self._post("runs/update", run_id=run_id, status=status, end_time=end_time, run_name=name)
+
+    def remove_tag(self, run_id: str, key: str) -> None:
+        """Remove a tag; a tag that does not exist counts as removed."""
+        with suppress(Refused):
+            self._post("runs/delete-tag", run_id=run_id, key=key)
+
+    def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
+        """Log the inputs of a run: datasets as MLflow's REST API writes them, and ids of models."""
+        named = [{"model_id": model_id} for model_id in models]
+        self._post("runs/log-inputs", run_id=run_id, datasets=list(datasets), models=named)
+
+    def _post(self, endpoint: str, **body: Any) -> dict[str, Any]:
+        around = sys.exc_info()[1]
+        try:
+            answer = self._send(f"/api/2.0/mlflow/{endpoint}", orjson.dumps(_given(body)))
+        except Exception as error:
+            raise Unreachable(first_line(root_of(error, around))) from None
+        # A proxy whose server is away answers 404 to everything, so only MLflow's own refusals are final.
+        refusal = None if answer.status_code == 200 else _refusal(answer.text)
+        if refusal is not None and answer.status_code in _FINAL and not refusal.startswith(_BUSY):
+            raise Refused(refusal)
+        if answer.status_code != 200:
+            raise _not_taken(answer.status_code, refusal, answer.text)
+        try:
+            found: dict[str, Any] = orjson.loads(answer.content or b"{}")
+        except orjson.JSONDecodeError:  # some firewalls report a blocked request with status 200
+            raise Blocked(f"it answers with a page instead of JSON: {_gist(answer.text)!r}") from None
+        return found
+
+
+def _given(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _as_json(value: float) -> float | str:
+    return value if value - value == 0 else {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}[repr(value)]
+
+
+def _refusal(text: str) -> str | None:
+    """Return the message of an MLflow error; None if the text is not one."""
+    try:
+        found = orjson.loads(text)
+        return f"{found['error_code']}: {found.get('message', '')}"
+    except (orjson.JSONDecodeError, AttributeError, KeyError, TypeError):
+        return None
+
+
+def _not_taken(status: int, refusal: str | None, text: str) -> Exception:
+    """Return the exception for a status other than 200; `refusal` is MLflow's own message, if there is one."""
+    said = f"it answers {status} {(refusal or _gist(text))[:200]}".rstrip()
+    if refusal is None and status == _TOO_LARGE:
+        return RefusedOnTheWay(said)
+    if refusal is None and 400 <= status < 500 and status not in _NOT_ABOUT_CONTENT:
+        return Blocked(said)
+    return Unreachable(said)
+
+
+def _gist(page: str) -> str:
+    """Return the title of a page, or its first words."""
+    titled = _TITLE.search(page)
+    words = titled[1] if titled else _MARKUP.sub(" ", page)
+    return " ".join(words.split())[:80]
