@@ -80,6 +80,10 @@ test-bare: $(READY) ## Run what depends on the environment in a bare one, with s
 test-loguru: $(READY) ## Run loguru's own tests inside of LoggerService; LOGURU names a checkout of its tag
 	@$(BIN)/python .ci/loguru_suite.py $(LOGURU)
 
+.PHONY: test-kills
+test-kills: $(READY) ## Kill job, agent or both at 200 moments, and look for what was lost: a quarter of an hour; KILLS=N for another number
+	@KILLS="$${KILLS:-200}" $(BIN)/python -m pytest -n 4 tests/io/tracking/test_agent.py -k kills_at_any_moment $(PYTEST_ARGS)
+
 .PHONY: test-fresh
 test-fresh: $(READY) ## Run the whole test suite without fork servers: each process is a new interpreter, which takes twice as long
 	@FRESH_PROCESSES=1 $(PYTEST) $(PYTEST_ARGS)

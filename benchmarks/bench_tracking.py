@@ -23,6 +23,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,9 @@ PATIENCE = 240.0
 SUSTAINED = 2.0
 """Seconds of one of our loops; the journal is delivered four times per second."""
 STEPS = 2000
+SETTLED = 8.0
+"""Seconds after which a job with a database is shipped by the agent, if it is not about to end."""
+LANES = "log_metric", "log_metrics"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GRADIO_ANALYTICS_ENABLED": "False",
@@ -52,11 +56,32 @@ class Bench:
     peers_python: Path
     stack: contextlib.ExitStack
     """Ends the processes that were started when it is closed."""
+    before: Path | None = None
+    """Another checkout of this project, to compare ourselves with."""
 
     def contender(self, script: str, *arguments: str, python: Path = Path(sys.executable)) -> Contender:
         """Start a contender, a script of `peers/`."""
         folder = Path(tempfile.mkdtemp(dir=self.folder))
         return self.stack.enter_context(Contender([str(python), str(HERE / "peers" / script), *arguments], folder))
+
+    def seconds_of_a_job(self, kind: str, uri: str, source: Path | None = None) -> float:
+        """Run `short_job.py` by the package in `source`, a checkout, and return how long it takes, start and all."""
+        environment = {**os.environ, **ENVIRONMENT, "TMPDIR": str(self.folder)}
+        if source is not None:
+            environment["PYTHONPATH"] = str(source / "src")
+        command = [sys.executable, str(HERE / "peers" / "short_job.py"), kind, uri]
+        begun = time.monotonic()
+        subprocess.run(command, check=True, capture_output=True, env=environment, cwd=self.folder)
+        return time.monotonic() - begun
+
+    def ourselves(self, *arguments: str) -> dict[str, Contender]:
+        """Start `ours.py`, and the same with the package of the other checkout, if there is one."""
+        found = {"our": self.contender("ours.py", *arguments)}
+        if self.before is not None:
+            os.environ["PYTHONPATH"] = str(self.before / "src")
+            found["before, our"] = self.contender("ours.py", *arguments)
+            del os.environ["PYTHONPATH"]
+        return found
 
     def peers(self) -> dict[str, Contender | None]:
         """Start the peers that are installed; the others are None."""
@@ -244,9 +269,12 @@ def of_the_fast_lane(bench: Bench) -> Iterator[Row]:
 
 
 def of_a_loop(bench: Bench) -> Iterator[Row]:
-    """Compare a loop of a millisecond of work that logs a metric in each step with one that does not."""
+    """Compare a loop of a millisecond of work that logs a metric in each step with one that does not.
+
+    Our loop runs for `SETTLED` seconds before it is timed: by then, the agent has taken over.
+    """
     stores = {"SQLite": bench.database(), "server of 1 worker": bench.server("--workers", "1").uri}
-    ours = {name: bench.contender("ours.py", uri) for name, uri in stores.items()}
+    ours = {name: bench.ourselves(uri) for name, uri in stores.items()}
     plain, peers = bench.contender("plain_mlflow.py", bench.database()), bench.peers()
 
     def rows(
@@ -261,13 +289,33 @@ def of_a_loop(bench: Bench) -> Iterator[Row]:
             yield Row(what.format(run), found["with"], found["without"], without, "ms", promises[run])
 
     for work in ("python", "numpy"):
-        for store, contender in ours.items():
-            promises = {"log_metric": 1.05, "log_metrics": 1.02}
-            yield from rows(f"{work} loop, our {{}}, {store}", contender, promises, work=work)
+        for store, contenders in ours.items():
+            for whose, contender in contenders.items():
+                promises = {"log_metric": 1.03, "log_metrics": 1.01} if whose == "our" else dict.fromkeys(LANES)
+                yield from rows(f"{work} loop, {whose} {{}}, {store}", contender, promises, work=work, settle=SETTLED)
         what = f"{work} loop, MLflow, SQLite"
         yield from rows(what, plain, {"log_metric": None}, work=work, steps=STEPS // 4, rounds=2)
         for name, peer in peers.items():
             yield from rows(f"{work} loop, {name}", peer, {"log": None}, work=work)
+
+
+def of_a_short_job(bench: Bench) -> Iterator[Row]:
+    """Compare a whole process that logs a metric and ends with one that does the same by plain MLflow."""
+    for store, uri in {"SQLite": bench.database(), "server of 1 worker": bench.server("--workers", "1").uri}.items():
+
+        def turn(kind: str, source: Path | None = None, uri: str = uri) -> dict[str, float]:
+            return {"seconds": bench.seconds_of_a_job(kind, uri, source)}
+
+        turns: dict[str, Callable[[], dict[str, float]]] = {
+            "plain": partial(turn, "plain"),
+            "ours": partial(turn, "ours"),
+        }
+        if bench.before is not None:
+            turns["before"] = partial(turn, "ours", bench.before)
+        found = dict(zip(turns, medians(2 * bench.rounds + 1, *turns.values()), strict=True))
+        for whose in list(turns)[1:]:
+            seconds, plain = found[whose]["seconds"], found["plain"]["seconds"]
+            yield Row(f"a job of one metric, {whose}, {store}", seconds, plain, "MLflow", "s")
 
 
 def of_an_outage(bench: Bench) -> Iterator[Row]:
@@ -276,8 +324,9 @@ def of_an_outage(bench: Bench) -> Iterator[Row]:
     ours = bench.contender("ours.py", server.uri)
     ours.ask("outage")
     server.kill()
-    growth = ours.ask("go")["growth"]
-    yield Row("a million metrics, server down", growth, 50.0, "our promise", "MB", 1.0)
+    found = ours.ask("go")
+    yield Row("a million metrics, server down: the job grows by", found["growth"], 50.0, "our promise", "MB", 1.0)
+    yield Row("a million metrics, server down: its agent has", found["agent"], 45.0, "our promise", "MB", 1.0)
 
 
 COMPARISONS = {
@@ -286,6 +335,7 @@ COMPARISONS = {
     "lane": of_the_fast_lane,
     "loop": of_a_loop,
     "outage": of_an_outage,
+    "short": of_a_short_job,
 }
 
 
@@ -295,6 +345,7 @@ def main() -> None:
     parser.add_argument("comparisons", nargs="*", choices=[*COMPARISONS, []], metavar=" ".join(COMPARISONS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--busy", action="store_true", help="do not count the time of waiting for a core (Linux)")
+    parser.add_argument("--before", type=Path, help="another checkout of this project, to be measured beside this one")
     parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers" / "bin" / "python")
     arguments = parser.parse_args()
     if arguments.busy:
@@ -302,7 +353,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in arguments.comparisons or COMPARISONS:
             with contextlib.ExitStack() as stack:
-                show(list(COMPARISONS[name](Bench(Path(folder), arguments.rounds, arguments.peers_python, stack))))
+                bench = Bench(Path(folder), arguments.rounds, arguments.peers_python, stack, arguments.before)
+                show(list(COMPARISONS[name](bench)))
             print(flush=True)
 
 

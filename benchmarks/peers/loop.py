@@ -77,13 +77,14 @@ def total(runs: Mapping[str, Open], *, run: str, steps: int) -> dict[str, Any]:
 
 
 def steps(
-    runs: Mapping[str, Open], *, names: list[str], work: str, steps: int, rounds: int
+    runs: Mapping[str, Open], *, names: list[str], work: str, steps: int, rounds: int, settle: float = 0.0
 ) -> dict[str, dict[str, float]]:
     """Do a millisecond of work and log a metric in each step; return the ms of a step with and without the metric.
 
     Loops with and without metrics take turns. They are timed in parts of `PART` steps, long enough to include
     deliveries. A part with metrics is compared with the loops without metrics before and after it. `noise` is the share
-    by which two neighbouring loops without metrics differ.
+    by which two neighbouring loops without metrics differ. A loop with metrics runs for `settle` seconds before it is
+    timed.
     """
     do = WORK[work]()
     found: dict[str, list[float]] = {name: [] for name in names}
@@ -93,6 +94,10 @@ def steps(
         for name in names:
             with runs[name](delivers=True) as log:
                 _warm_up(log)
+                settled = time.monotonic() + settle
+                while time.monotonic() < settled:
+                    do()
+                    log(0)
                 logging[name] = _loop(do, log, steps)
         bare.append(_loop(do, _nothing, steps))
         beside = _middle(bare[-2] + bare[-1])

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import loop
 import mlflow
@@ -57,7 +58,7 @@ def stored(_: object) -> int:
 
 
 def outage(_: object) -> dict[str, float]:
-    """Log a million metrics after the server was killed; return by how many MB the process grows."""
+    """Log a million metrics after the server was killed; return by how many MB it grows, and those of its agent."""
     with opened(delivers=False) as service:
         loop.say("ready")
         sys.stdin.readline()  # the server is dead
@@ -66,7 +67,18 @@ def outage(_: object) -> dict[str, float]:
             service.log_metrics({"loss": 1 / (step + 1)}, step)
         for step in range(HALF, 2 * HALF):
             mlflow.log_metric("loss", 1 / (step + 1), step=step)
-        return {"growth": (psutil.Process().memory_info().rss - before) / 2**20}
+        growth = psutil.Process().memory_info().rss - before
+        return {"growth": growth / 2**20, "agent": _agent().memory_info().rss / 2**20}
+
+
+def _agent() -> psutil.Process:
+    """Return the agent of this process."""
+    state = Path(os.environ["AUTOGEN_TEAM_STATE_DIR"]).name
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if "autogen-team-agent" in words and any(state in word for word in words):
+            return process
+    raise RuntimeError("there is no agent")
 
 
 loop.serve({"log_metric": by_mlflow, "log_metrics": by_lane}, stored=stored, outage=outage)
