@@ -63,7 +63,14 @@ NOT_QUICK_PARTS = ("tests/cli/test_ui.py", "tests/cli/supervisor/", "tests/io/tr
 """Where tests take seconds each: they start what no fixture names, fill two stores, or try many inputs."""
 
 
-LONGEST = {"test_docs_commands.py", "test_examples.py", "test_person.py", "test_death.py", "test_many_processes.py"}
+LONGEST = {
+    "test_docs_commands.py",
+    "test_examples.py",
+    "test_person.py",
+    "test_death.py",
+    "test_many_processes.py",
+    "test_agent.py",
+}
 """Modules that run first, with those in `tests/workers`, so that no worker of pytest-xdist ends with one."""
 
 

@@ -124,7 +124,7 @@ def test_journals_are_delivered_too(mlflow_server, start_python, run_python, tmp
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     code = (
         "import mlflow, os; from autogen_team.io.services import MlflowService\n"
-        "from autogen_team._ship import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
+        "from autogen_team._ship import agent_link; agent_link.AgentLink.watch = lambda *_: None\n"
         f"service = MlflowService(experiment_name={tmp_path.name!r}, autolog_disable=True)\n"
         "with service, service.run_context(service.RunConfig(name='killed', log_system_metrics=False)):\n"
         "    for n in range(100): mlflow.log_metric('loss', n, step=n)\n"

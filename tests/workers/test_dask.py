@@ -186,7 +186,7 @@ def test_the_death_of_a_worker_is_recovered(run_slow_job, wait_until):
     )
 
     assert len(set(job.out[-1].split())) == 3  # the second task kills the worker that has taken over the first
-    wait_until(lambda: job.journals() == [])  # which the watchdogs of the dead see to
+    wait_until(lambda: job.journals() == [])  # the agents of the dead workers do that
     train = job.store.run("train")
     assert (train.info.status, job.store.steps(train)) == ("FINISHED", list(range(200)))
     dead, alive = job.store.children()

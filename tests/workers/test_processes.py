@@ -168,7 +168,7 @@ def test_the_death_of_a_worker_is_recovered(run_job, run_python, store, journals
     status, _, err = run_python("-m", "autogen_team", "recover")
 
     assert status == 0, err
-    wait_until(lambda: journals() == [])  # what a watchdog is at already, it finishes
+    wait_until(lambda: journals() == [])  # what an agent has begun, it finishes
     [child] = store.children()
     assert (child.info.run_name, child.info.status, store.steps(child)) == ("child", "KILLED", list(range(200)))
     parent = store.run("train")

@@ -93,7 +93,7 @@ def said() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def job(run_slow_job: Callable[[str, str], Any], wait_until: Callable[..., None], said: dict[str, Any]) -> Any:
-    """Return a job that has used Ray in all ways, when the watchdogs of its workers have done their work too."""
+    """Return a job that has used Ray in all ways, when the agents of its workers have done their work too."""
     found = run_slow_job(
         """
         said = {}
@@ -199,7 +199,7 @@ def test_the_child_of_a_task_that_is_killed_is_closed(job):
 
 
 def test_what_is_logged_just_before_the_shutdown_arrives(job):
-    """Ray kills its workers without a word; the journal is delivered by their watchdogs."""
+    """Ray kills its workers without a word; the journal is delivered by their agents."""
     assert job.store.steps(job.store.run("train"), "last") == list(range(1000))
 
 

@@ -89,7 +89,7 @@ def said() -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def job(run_slow_job: Callable[[str, str], Any], wait_until: Callable[..., None], said: dict[str, Any]) -> Any:
-    """Return a job that has used Spark in all ways, when the watchdogs of its workers have done their work too."""
+    """Return a job that has used Spark in all ways, when the agents of its workers have done their work too."""
     pytest.importorskip("pyspark", reason="Spark is not installed: make test-spark")
     if not (shutil.which("java") or Path(os.environ.get("JAVA_HOME", ""), "bin", "java").is_file()):
         pytest.skip("no Java: Spark 4 needs Java 17 or newer, on the PATH or at JAVA_HOME")

@@ -16,14 +16,17 @@ from autogen_team._capture.store import DurableStore
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team._redact import mask_url
-from autogen_team._ship import files, mlflow_backend
+from autogen_team._ship import files, mlflow_backend, recovery, uris
+from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.shipper import Shipper
-from autogen_team._ship.watchdog import Watchdog
 from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.records import Entry
 
+_HANDOVER_TO_SERVER, _HANDOVER_TO_DATABASE = 1.0, 5.0
+"""Seconds that a journal is shipped by the job before the agent loads what it takes to do it: a client of 30 MB for a
+server, MLflow for a database. Shorter jobs end sooner without it."""
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
 _working: dict[str, WriteBehind] = {}
@@ -70,6 +73,10 @@ def flush(timeout: float) -> bool:
     return all(answers)
 
 
+def _handover_after(uri: str) -> float:
+    return _HANDOVER_TO_SERVER if uri.startswith(("http://", "https://")) else _HANDOVER_TO_DATABASE
+
+
 class WriteBehind:
     """Write-behind tracking of one store."""
 
@@ -78,15 +85,16 @@ class WriteBehind:
         self._owner = os.getpid()
         self._flush_timeout = flush_timeout
         self.uri = uri
+        self._state = state
         self._client = mlflow.MlflowClient(uri, registry_uri)
         inner = mlflow_backend.plain_store(uri)
         availability = self._availability = Availability(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
         delivery = Delivery(mlflow_backend.of(inner, uri), self._attach, state)
-        self.shipper = Shipper(self.journal, delivery, availability)
+        self._agent = AgentLink(state, {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": registry_uri})
+        self.shipper = Shipper(self.journal, delivery, availability, self._agent, self._for_agent, _handover_after(uri))
         self.store = DurableStore(inner, self.journal, self.shipper, availability, delivery.ids)
         delivery.on_created = self._created
-        self._watchdog = Watchdog(uri, registry_uri)
         self.journal.on_begin = self._begin
         self._waiting = waiting_artifacts.WaitingArtifacts(
             self.journal, self.shipper, availability, self.store.is_to_be_made
@@ -100,7 +108,7 @@ class WriteBehind:
     def after_fork(self) -> None:
         """Leave the parent's journal to the parent; this process has its own from its first entry on."""
         self._availability.after_fork()
-        self._watchdog.after_fork()
+        self._agent.after_fork()
         self.journal.after_fork()
         self.shipper.after_fork()
         self.store.after_fork()
@@ -126,16 +134,17 @@ class WriteBehind:
             try:
                 left = self.journal.close()
             finally:
-                self._watchdog.dismiss()
+                is_known = self._agent.dismiss()
         if left is not None:
             waiting = self.journal.number - self.journal.acked - 1  # the last entry says that the journal is closed
             _report.error(
                 "%d entries for the MLflow store at %s were not delivered within %g s; they wait in %s. "
-                "`autogen-team sync` delivers them, and so does the next start here with this store",
+                "%s`autogen-team sync` delivers them, and so does the next start here with this store",
                 waiting,
                 mask_url(self.uri),
                 timeout,
                 left,
+                f"The agent tries again for {recovery.PATIENCE / 60:g} minutes. After that, " if is_known else "",
             )
         if self.shipper.lost:
             text = "%d entries for the MLflow store at %s are lost: neither the journal nor the store could take them"
@@ -154,7 +163,7 @@ class WriteBehind:
             self._end(max(0.0, deadline - time.monotonic()) if is_there else 0.0)
 
     def _begin(self, folder: Path) -> None:
-        self._watchdog.watch(folder)
+        self._agent.watch(folder)
         self.shipper.start()
 
     def _created(self, local: str, real: str) -> None:
@@ -165,6 +174,15 @@ class WriteBehind:
             link = ui_url.of_run(self.uri, info.experiment_id, real)
             text = "the run %s, begun as %s while its store was out of reach, is %s there%s"
             _report.warning(text, info.run_name, local, real, f": {link}" if link else "")
+
+    def _for_agent(self) -> Message | None:
+        """Return what the agent needs to reach the store; None if it cannot, as MLflow alone knows the way there."""
+        if self.uri.startswith(("http://", "https://")):
+            login = mlflow_backend.login_of(self.uri)
+            return None if login is None else {"state": str(self._state), "rest": login}
+        if hasattr(mlflow_backend.plain_store(self.uri), "engine"):
+            return {"state": str(self._state), "uri": uris.absolute(self.uri)}
+        return None
 
     def _attach(self, entry: Entry) -> None:
         assert self.journal.folder is not None

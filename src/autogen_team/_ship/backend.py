@@ -57,12 +57,14 @@ class Backend(Protocol):
 
     def create(self, entry: Mapping[str, Any]) -> str:
         """Create the run that an entry describes, unless it exists already, and return its id."""
+        ...
 
     def log(self, batch: Batch) -> None:
         """Log metrics, parameters and tags; an empty batch finds out whether the run accepts any."""
 
     def takes_others(self, run_id: str) -> bool:
         """Tell whether the store itself answers a request about this run without any content."""
+        ...
 
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
         """Change status, end (milliseconds since 1970) and name of a run."""

@@ -38,8 +38,13 @@ _report = logging.getLogger("autogen_team")
 class Delivery:
     """Delivers entries to one backend."""
 
-    def __init__(self, backend: Backend, attach: Attach, state: Path) -> None:
-        """Write the items that the backend refuses to a file in the folder `state`."""
+    def __init__(
+        self, backend: Backend, attach: Attach, state: Path, report: Callable[[str, str], object] | None = None
+    ) -> None:
+        """Write the items that the backend refuses to a file in the folder `state`.
+
+        `report` is called with the id of a run and with the text of an error about it, which is logged by default.
+        """
         self.ids: dict[str, str] = {}
         """The store's ids of runs that were begun without it, by their local ids."""
         self.on_created: Callable[[str, str], None] = lambda _local, _real: None
@@ -47,6 +52,7 @@ class Delivery:
         self._backend = backend
         self._attach = attach
         self._state = state
+        self._report = report or (lambda _run_id, text: _report.error("%s", text))
         self.refused = 0
         """Number of items that the store has refused for good."""
         self._told: set[type[Refused]] = set()
@@ -211,12 +217,13 @@ class Delivery:
             reason = f"{reason} (which could not be noted: {error.strerror})"
         if is_first and isinstance(refusal, RefusedOnTheWay):
             text = (
-                "a proxy or firewall before the MLflow store does not let an item of run %s through, though it lets "
-                "others: %s. It is put aside in %s, and what is behind it is delivered"
+                "a proxy or firewall before the MLflow store does not let an item of run {} through, though it lets "
+                "others: {}. It is put aside in {}, and what is behind it is delivered"
             )
-            _report.error(text, what.get("run"), reason, path)
-        elif is_first:
-            _report.error("the MLflow store refuses an item of run %s: %s; see %s", what.get("run"), reason, path)
+        else:
+            text = "the MLflow store refuses an item of run {}: {}; see {}"
+        if is_first:
+            self._report(str(what.get("run", "")), text.format(what.get("run"), reason, path))
 
 
 def _requests(found: Iterable[Entry]) -> Iterator[Batch | Entry]:

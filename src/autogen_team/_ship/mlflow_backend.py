@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import requests
 from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import service_pb2
@@ -21,8 +24,10 @@ from mlflow.protos.databricks_pb2 import (
     ErrorCode,
 )
 from mlflow.tracking._tracking_service import utils as _tracking
+from mlflow.tracking.request_header import registry as _headers
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
+from mlflow.utils.workspace_utils import WORKSPACE_HEADER_NAME
 
 from autogen_team._ship import sql_bulk
 from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Refused, Unreachable
@@ -31,6 +36,7 @@ from autogen_team._ship.rest_backend import HEADERS, PATIENCE, Answer, Server
 
 _report = logging.getLogger("autogen_team")
 ask: Callable[..., Any] = http_request
+resolve_headers: Callable[[], dict[str, str]] = _headers.resolve_request_headers
 read_proto: Callable[..., None] = parse_dict
 _registry: Any = _tracking._tracking_store_registry  # noqa: SLF001 - `plain_store` asks it past any stand-in
 
@@ -150,6 +156,38 @@ def _post(store: Any, path: str, body: bytes) -> Answer:
         data=body,
     )
     return answer
+
+
+def login_of(uri: str) -> dict[str, Any] | None:
+    """Return what it takes to send requests to a server as MLflow would, with plain values; None if only MLflow can.
+
+    MLflow signs requests itself for AWS, Databricks and plugins of the group `mlflow.request_auth_provider`.
+    """
+    known = plain_store(uri).get_host_creds()
+    if known.aws_sigv4 or known.auth or known.use_databricks_sdk or getattr(known, "client_secret", None):
+        return None
+    headers = dict[str, str](resolve_headers())
+    if workspace := os.environ.get("MLFLOW_WORKSPACE", "").strip():
+        headers.setdefault(WORKSPACE_HEADER_NAME, workspace)
+    if getattr(known, "workspace_id", None):
+        headers["x-databricks-org-id"] = known.workspace_id
+    if known.username and known.password:
+        secret = base64.standard_b64encode(f"{known.username}:{known.password}".encode()).decode()
+        headers["Authorization"] = f"Basic {secret}"
+    elif known.token:
+        headers["Authorization"] = f"Bearer {known.token}"
+    url = known.host.removesuffix("/")
+    from_environment = requests.Session().merge_environment_settings(
+        url, {}, None, known.verify, known.client_cert_path
+    )
+    return {
+        "url": url,
+        "headers": headers,
+        "auth": requests.utils.get_netrc_auth(url),
+        "proxies": dict(from_environment["proxies"]),
+        "verify": from_environment["verify"],
+        "cert": from_environment["cert"],
+    }
 
 
 class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten times as much

@@ -25,8 +25,12 @@ from autogen_team._spool import index, journal, reader
 from autogen_team._spool.index import Found
 from autogen_team._spool.records import VERSION, Entry
 
-_PATIENCE, _PAUSE = 900.0, 10.0
-"""Seconds for which a watchdog tries to recover a journal again while the server is away, and between two tries."""
+PATIENCE = 900.0
+"""Seconds for which the agent has a journal tried again while its store is away."""
+_PAUSE = 10.0
+"""Seconds between two tries."""
+_DYING = 2.0
+"""Seconds that a process may take to end after its connection to the agent has."""
 
 _GLANCE = 0.2
 """Seconds between two looks at a journal that another process or thread is recovering."""
@@ -140,27 +144,31 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
         threading.Thread(target=work, name="autogen_team-recovery", daemon=True).start()
 
 
-def after_death(folder: str) -> None:
-    """Recover the journal of the process that this watchdog watched; the environment names the stores."""
-    path = Path(folder)
-    state = path.parent.parent
-    give_up = time.monotonic() + _PATIENCE
-    deadline = time.monotonic() + 2.0  # a process that has lost its pipe may still hold its lock for a moment
-    while (found := index.look(path)) is not None:
-        if found.state == "alive":
-            if time.monotonic() > deadline:
-                return
-            time.sleep(0.05)
-            continue
-        if found.state == "dead":
-            uri = os.environ["MLFLOW_TRACKING_URI"]
-            reason = f"process {found.pid} on {found.host} died without closing its run"
-            registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
-            if not recover(found, uri, registry_uri, state, end=Cause(reason)).problem:
-                return
-        if time.monotonic() > give_up:
-            return
-        time.sleep(_PAUSE)  # the server is away too, or another process is recovering it and may fail
+def after_death(folders: list[str]) -> None:
+    """Recover journals that processes have left behind; the environment names the stores.
+
+    A journal whose store is away, or that another process is recovering, is tried again for up to 15 minutes.
+    """
+    waiting = [Path(folder) for folder in folders]
+    dying_until = time.monotonic() + _DYING
+    give_up = time.monotonic() + PATIENCE
+    while waiting and time.monotonic() < give_up:
+        is_dying = False
+        for path in list(waiting):
+            found = index.look(path)
+            if found is not None and found.state == "alive" and time.monotonic() < dying_until:
+                is_dying = True  # a process that has lost its connection may still hold its lock for a moment
+            elif found is None or found.state == "alive" or (found.state == "dead" and _is_recovered(found)):
+                waiting.remove(path)
+        if waiting:
+            time.sleep(_GLANCE if is_dying else _PAUSE)
+
+
+def _is_recovered(found: Found) -> bool:
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
+    cause = Cause(f"process {found.pid} on {found.host} died without closing its run")
+    return not recover(found, uri, registry_uri, found.folder.parent.parent, end=cause).problem
 
 
 def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause, result: Recovered) -> None:
@@ -256,5 +264,5 @@ def _attach_code(client: mlflow.MlflowClient, backend: Backend, run_id: str, sta
     if folder is not None:
         client.log_artifacts(run_id, str(folder), code_files.ARTIFACTS)
         if tags := code_files.tags(folder):
-            backend.log(backends.Batch(run_id, tags=tags))
+            backend.log(Batch(run_id, tags=tags))
     code_files.forget(state, noted_as)

@@ -37,14 +37,41 @@ class Answer(Protocol):
     @property
     def text(self) -> str:
         """The body as text."""
+        ...
 
     @property
     def content(self) -> bytes:
         """The body as it came."""
+        ...
 
 
 Post: TypeAlias = Callable[[str, bytes], Answer]
 """Sends a body of JSON to a path of the server, once and for at most `PATIENCE` seconds, and returns the answer."""
+
+
+def poster(login: Callable[[], Mapping[str, Any]]) -> Post:
+    """Return a function that sends with the credentials that `login` returns; see `mlflow_backend.login_of`."""
+    import requests  # takes as long as everything else here together
+
+    session = requests.Session()
+    session.trust_env = False  # the environment is not that of the job, which has read its own
+
+    def post(path: str, body: bytes) -> Answer:
+        known = login()
+        auth = None if known["auth"] is None else tuple(known["auth"])
+        cert = tuple(known["cert"]) if isinstance(known["cert"], list) else known["cert"]
+        return session.post(
+            known["url"] + path,
+            body,
+            headers={**known["headers"], **HEADERS},
+            auth=auth,
+            proxies=known["proxies"],
+            verify=known["verify"],
+            cert=cert,
+            timeout=PATIENCE,
+        )
+
+    return post
 
 
 class Server:

@@ -1,44 +1,32 @@
-"""The background thread that delivers the entries of the journal to the store, soon after they are written.
+"""The thread that sees to it that the entries of the journal reach the store, soon after they are written.
 
-It sleeps until there is an entry, gathers more for a moment, and delivers them all. It retries for as long as the store
-is out of reach. A flush cuts its pauses short. After a fork the child has a thread and a journal of its own.
+At first it ships them itself. It sleeps until there is an entry, gathers more for a moment, and delivers them all. Once
+the job has lived for a while, the agent takes over, which does the same from outside of the job; the thread then sleeps
+until the agent says something. If the agent ends, or is not to be had, the thread goes on by itself. After a fork the
+child has a thread and a journal of its own.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import random
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 
 import orjson
 
-from autogen_team._redact import mask
+from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.backend import Unreachable
 from autogen_team._ship.batches import Delivery
-from autogen_team._ship.error_text import with_kind
+from autogen_team._ship.drain import LONGEST_PAUSE, Drain
 from autogen_team._spool.journal import Journal
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
-from autogen_team._spool.wakeup import Wakeup
 
-GATHER = 0.25
-"""Seconds between the first entry of a batch and its delivery, for a fast store."""
-_SHARE, _LONGEST_GATHER = 4.0, 4.0
-"""Entries are gathered for `_SHARE` times as long as the last delivery took, at most `_LONGEST_GATHER` seconds. So a
-store that many processes deliver to gets larger batches instead of more of them. The maximum is below the 5 s of
-silence after which uvicorn closes a connection: a request that is sent at that moment is lost."""
-_CHUNK = 128 * 2**10
-"""Bytes of the journal that are delivered and then acknowledged together; about a thousand metrics."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
-"""Seconds between attempts while the store is out of reach; the pause doubles from the first value to the second."""
-_SPREAD = 0.5, 1.5
-"""Range of the random factor of a pause. Without it, many workers that lost their server at the same moment would all
-return at the same moment, and overload the server again."""
 _LAST_PATIENCE = 1.0
 """Seconds to wait for the current delivery before the thread ends, or before an unwritten entry is delivered."""
 _TRIES = (0.1, 0.3, 0.0)
@@ -50,14 +38,58 @@ _report = logging.getLogger("autogen_team")
 _shippers: weakref.WeakSet[Shipper] = weakref.WeakSet()
 
 
-class Shipper:
-    """Delivers the entries of one journal on a background thread."""
+class _Own:
+    """The journal of this process, as it is shipped by its own thread."""
 
-    def __init__(self, journal: Journal, delivery: Delivery, availability: Availability) -> None:
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+        self._follower = Follower(lambda: journal.folder, journal.acked)
+
+    @property
+    def number(self) -> int:
+        """The number of the last entry that was read."""
+        return self._follower.number
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last read left entries for the next one."""
+        return self._follower.is_behind
+
+    def read(self, limit: int) -> list[Entry]:
+        """Return the next entries."""
+        return self._follower.read(limit)
+
+    def taken(self, number: int) -> None:
+        """Note that the store has taken every entry up to `number`."""
+        self._journal.ack(number)
+
+    def close(self) -> None:
+        """Close the segment."""
+        self._follower.close()
+
+
+class Shipper:
+    """Ships the entries of one journal, on a background thread or by the agent."""
+
+    def __init__(
+        self,
+        journal: Journal,
+        delivery: Delivery,
+        availability: Availability,
+        agent: AgentLink,
+        store: Callable[[], Message | None],
+        handover_after: float,
+    ) -> None:
+        """Hand the journal over to `agent` after `handover_after` seconds, unless `store` returns None.
+
+        `store` returns what the agent needs to reach the store.
+        """
         self._journal = journal
         self._delivery = delivery
         self._availability = availability
-        self._follower = Follower(journal)
+        self._agent = agent
+        self._store = store
+        self._handover_after = handover_after
         self.lost = 0
         """Number of entries that neither the journal nor the store has taken."""
         self.after_fork()
@@ -65,19 +97,25 @@ class Shipper:
 
     def after_fork(self) -> None:
         """Reset all state, the thread included, which does not survive a fork."""
-        self._follower.close()
-        self._follower = Follower(self._journal)
-        self._delivering = threading.Lock()
+        own = getattr(self, "_own", None)
+        if own is not None:
+            own.close()
+        self._begin()
         self._lock = threading.RLock()
         self._progress = threading.Condition(self._lock)
-        self._urgent = Wakeup()
         self._wanted = 0
         self._stopping = False
         self._attempts = 0
-        self._gather = GATHER
-        self._chunk: list[Entry] | None = None
-        """Entries that were read and are not delivered yet."""
+        self._handed_over = False
+        self._prepared = ""
+        self._asked: Message | None = None
+        self._handover_at: float | None = None
         self._thread: threading.Thread | None = None
+
+    def _begin(self) -> None:
+        """Ship from the first entry on that the store has not taken."""
+        own = self._own = _Own(self._journal)
+        self._drain = Drain(self._delivery, lambda: (own,), on_failed=self._failed, on_taken=self._taken)
 
     def start(self) -> None:
         """Start the thread, unless it runs or has been stopped."""
@@ -102,8 +140,7 @@ class Shipper:
                 return False
             self.start()  # an earlier start may have failed
             self._wanted = max(self._wanted, until)
-            self._urgent.set()
-            self._journal.wake()
+            self._hurry()
             attempts = self._attempts
 
             def is_over() -> bool:
@@ -119,7 +156,7 @@ class Shipper:
         fault = ""
         for pause in _TRIES:
             try:
-                with self._delivering:
+                with self._drain.delivering:
                     self._delivery.deliver([orjson.loads("{" + body)])
             except Unreachable as error:
                 fault = str(error)
@@ -138,11 +175,12 @@ class Shipper:
         with self._lock:
             self._stopping = True
             thread = self._thread
-        self._urgent.set()
+        self._drain.stop()
+        self._agent.end_wait()
         self._journal.wake()
         if thread is not None and thread is not threading.current_thread():
             thread.join(_LAST_PATIENCE)
-        self._follower.close()
+        self._own.close()
         return delivered
 
     @property
@@ -157,77 +195,111 @@ class Shipper:
 
     def pause(self, timeout: float) -> bool:
         """Block further deliveries once the current one is done; return False if that takes too long."""
-        return self._delivering.acquire(timeout=timeout)
+        return self._drain.delivering.acquire(timeout=timeout)
 
     def resume(self) -> None:
         """Allow deliveries again after a `pause` that returned True."""
-        self._delivering.release()
+        self._drain.delivering.release()
+
+    def _hurry(self) -> None:
+        if self._handed_over:
+            self._agent.send({"op": "flush", "until": self._wanted})
+        self._drain.urgent.set()
+        self._journal.wake()
 
     def _run(self) -> None:
-        while self._goes_on():
+        while not self._stopping:
             self._journal.wait(None)
-            while self._goes_on() and self._journal.acked < self._journal.number:
-                self._urgent.clear()
-                if self._wanted <= self._journal.acked:
-                    self._urgent.wait(self._gather)
+            while self._journal.acked < self._journal.number:
+                if self._stopping:
+                    return
                 try:
-                    began = time.monotonic()
-                    self._deliver(self._journal.number)
-                    self._gather = min(max(GATHER, _SHARE * (time.monotonic() - began)), _LONGEST_GATHER)
+                    if self._can_hand_over():
+                        self._listen()
+                    else:
+                        self._ship()
                 except Exception:
                     with suppress(Exception):  # a log handler of the job may raise, which must not end this thread
                         _report.exception("the journal could not be delivered; what is in it stays there")
-                    self._urgent.wait(_LONGEST_PAUSE)
+                    self._drain.urgent.wait(LONGEST_PAUSE)
 
-    def _goes_on(self) -> bool:
-        return not self._stopping
+    def _ship(self) -> None:
+        self._drain.urgent.clear()
+        if self._wanted <= self._journal.acked:
+            self._drain.urgent.wait(self._drain.gather)
+        self._drain.ship()
 
-    def _deliver(self, until: int) -> None:
-        """Deliver the entries up to the number `until`; later ones are gathered for the next delivery."""
-        while self._journal.acked < until and self._has_chunk():
-            pause = _FIRST_PAUSE
-            while not self._attempt():
-                self._journal.sync()
-                spread = random.uniform(*_SPREAD)  # noqa: S311 - not a secret  # nosec B311
-                self._urgent.wait(pause * spread)
-                if self._stopping:
-                    return
-                pause = min(2 * pause, _LONGEST_PAUSE)
+    def _can_hand_over(self) -> bool:
+        """Tell whether the agent is ready to ship the journal; prepare it once the job has lived long enough."""
+        now = time.monotonic()
+        if self._handover_at is None:
+            self._handover_at = now + self._handover_after
+        if now < self._handover_at or self._prepared == "unable" or not self._agent.is_connected():
+            return False
+        if not self._prepared:
+            store = self._store()
+            self._prepared = "unable" if store is None else "asked"
+            self._asked = store
+            if store is not None:
+                self._agent.send({"op": "prepare", "store": store})
+            return False
+        with suppress(OSError):
+            for message in self._agent.messages(0.0):
+                if message["op"] in ("ready", "unable"):
+                    self._prepared = message["op"]
+        return self._prepared == "ready"
 
-    def _has_chunk(self) -> bool:
-        if self._chunk is None:
-            self._chunk = self._follower.read(_CHUNK)
-        return self._chunk is not None
-
-    def _attempt(self) -> bool:
-        assert self._chunk is not None
-        number = self._follower.number
-        self._urgent.clear()  # a flush from now on gets another attempt at once
+    def _listen(self) -> None:
+        """Hand the journal over, and do what the agent says until it ends, or gives the journal back."""
+        self._own.close()
+        with self._lock:
+            order = {"op": "take", "store": self._asked, "after": self._journal.acked, "ids": self._delivery.ids}
+            self._agent.send(order)
+            self._handed_over = True
+            if self._wanted > self._journal.acked:
+                self._hurry()
         try:
-            with self._delivering:
-                self._delivery.deliver(self._chunk)
-        except Unreachable as error:
-            self._availability.failed(str(error))
-        except Exception as error:
-            self._availability.failed(mask(with_kind(error)))
-            _report.debug("a delivery failed", exc_info=True)
-        else:
-            self._journal.ack(number)
-            self._chunk = None
-            self._availability.answered(
-                f"; {self._journal.number - number} entries wait" if self._availability.is_cut else ""
-            )
+            while not self._stopping and self._handed_over:
+                for message in self._agent.messages(None):
+                    self._hear(message)
+        except OSError:
+            self._agent.is_connected()  # starts another one
+        finally:
             with self._lock:
-                self._progress.notify_all()
-            return True
+                self._handed_over, self._prepared = False, ""
+                self._handover_at = None
+                self._begin()
+            self._drain.is_stopped = self._stopping
+
+    def _hear(self, message: Message) -> None:
+        match message:
+            case {"op": "acked", "number": int(number)}:
+                self._journal.ack(number)
+                self._taken()
+            case {"op": "failed", "reason": str(reason)}:
+                self._failed(reason)
+                self._agent.send({"op": "login", "store": self._store()})  # the job may have renewed a token
+            case {"op": "say", "text": str(text)}:
+                _report.error("%s", text)
+            case {"op": "yours"}:
+                self._handed_over = False
+
+    def _taken(self) -> None:
+        waiting = self._journal.number - self._journal.acked
+        self._availability.answered(f"; {waiting} entries wait" if self._availability.is_cut else "")
+        with self._lock:
+            self._progress.notify_all()
+
+    def _failed(self, reason: str) -> None:
+        self._availability.failed(reason)
+        self._journal.sync()
         with self._lock:
             self._attempts += 1
             self._progress.notify_all()
-        return False
 
 
 class _Held(threading.local):
-    """Couriers that the calling thread has paused for its fork; two threads may fork at the same time."""
+    """Shippers that the calling thread has paused for its fork; two threads may fork at the same time."""
 
     shippers: tuple[Shipper, ...] = ()
 

@@ -30,7 +30,7 @@ from typing import Any
 from autogen_team._process import identity
 from autogen_team._process.folders import private_folder
 from autogen_team._process.forking import ForkSafeLock, call_in_child
-from autogen_team._spool import records
+from autogen_team._spool import reader, records
 from autogen_team._spool.wakeup import Wakeup
 
 SEGMENT = 2**20
@@ -113,7 +113,6 @@ class Journal:
         self.acked = 0
         self._map: mmap.mmap | None = None
         self._segment = self._position = self._size = 0
-        self._end = (1, 0)  # one tuple, so that a reader without the lock sees both numbers of one moment
         self._sealed: list[tuple[Path, int]] = []
         self._lock_file: int | None = None
         self._acked_file: int | None = None
@@ -193,14 +192,10 @@ class Journal:
         """Make `wait` return."""
         self._more.set()
 
-    def end(self) -> tuple[int, int]:
-        """Return the number of the current segment, and how many of its bytes are written."""
-        return self._end
-
     def path(self, segment: int) -> Path:
         """Return the file of a segment."""
         assert self.folder is not None
-        return self.folder / f"{segment:06d}.jsonl"
+        return self.folder / reader.segment_name(segment)
 
     def ack(self, number: int) -> None:
         """Note that the store has taken every entry up to `number`, and remove the segments without later entries."""
@@ -252,6 +247,8 @@ class Journal:
             return None if is_empty else folder
 
     def _put(self, body: str) -> None:
+        if self._map is not None and self._position < self._size and self._map[self._position]:
+            self._count_interrupted()
         line = records.line(self.number + 1, body)
         end = self._position + len(line)
         if self._map is None or end > self._size:
@@ -261,11 +258,16 @@ class Journal:
         self._write(line, end)
 
     def _write(self, line: bytes, end: int) -> None:
-        # Count the number after the copy: an interrupt in between leaves a line that the next write overwrites.
+        # An interrupt in between leaves a line that is not counted yet; see `_count_interrupted`.
         self._map[self._position : end] = line  # type: ignore[index]  # `_put` has mapped a segment
         self.number += 1
         self._position = end
-        self._end = (self._segment, end)
+
+    def _count_interrupted(self) -> None:
+        """Count the line of a write that an exception of a signal handler interrupted: it may have been shipped."""
+        assert self._map is not None
+        self._position = self._map.find(b"\n", self._position) + 1
+        self.number += 1
 
     def _begin_segment(self, length: int) -> None:
         if self._is_closed:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import UnionType
 
 from autogen_team._spool import records
-from autogen_team._spool.journal import Journal
 from autogen_team._spool.records import Entry
 
 _LONGEST_HEADER = 2**16
@@ -22,6 +21,11 @@ _HEADER: dict[str, type | UnionType] = {
     "uri": str,
 }
 """Fields of the header in every format of the journal, whatever else a later format adds or drops."""
+
+
+def segment_name(number: int) -> str:
+    """Return the file name of a segment."""
+    return f"{number:06d}.jsonl"
 
 
 def acked(folder: Path) -> int:
@@ -74,37 +78,32 @@ def _whole(data: bytes) -> Iterator[Entry]:
 
 
 class Follower:
-    """Reads the journal of this process while it is written.
+    """Reads a journal while its process writes it, be that this process or another.
 
-    The follower holds the current segment open, so that removing files from the folder takes nothing from it.
+    It holds the current segment open, so that removing files from the folder takes nothing from it.
     """
 
-    def __init__(self, journal: Journal) -> None:
-        self._journal = journal
-        self._segment = 1
+    def __init__(self, folder: Callable[[], Path | None], after: int = 0) -> None:
+        """Read the entries after the number `after` in the folder that `folder` returns, once there is one."""
+        self._folder = folder
+        self._path: Path | None = None
         self._descriptor: int | None = None
         self._offset = 0
-        self._rest = b""
-        self.number = 0
-        """The number of the last line that was read, whether it held an entry or not."""
+        self._suspect = -1
+        self.number = after
+        """The number of the last entry that was read."""
+        self.is_behind = False
+        """Whether the last call of `read` left entries for the next one."""
 
-    def read(self, limit: int) -> list[Entry] | None:
-        """Return the next entries, about `limit` bytes of them; None if there are no more."""
+    def read(self, limit: int) -> list[Entry]:
+        """Return the next entries, about `limit` bytes of them; an empty list if there are none yet."""
         while True:
-            segment, position = self._journal.end()
-            is_current = segment == self._segment
-            data = self._next(limit, position if is_current else None)
-            if data:
-                whole, newline, self._rest = (self._rest + data).rpartition(b"\n")
-                if newline:
-                    lines = whole.split(b"\n")
-                    self.number += len(lines)
-                    return [entry for line in lines if (entry := records.parse(line)) is not None]
-            elif is_current:
-                return None
-            else:
-                self.close()
-                self._segment, self._offset, self._rest = self._segment + 1, 0, b""
+            following = self._following()  # asked before the read: a segment that has a successor is complete
+            found, used = self._entries(limit, is_complete=following is not None)
+            if found or (not used and following is None):
+                return found
+            if not used and following is not None:
+                self._open(following)
 
     def close(self) -> None:
         """Close the segment."""
@@ -112,13 +111,48 @@ class Follower:
         if descriptor is not None:
             os.close(descriptor)
 
-    def _next(self, limit: int, position: int | None) -> bytes:
-        length = limit if position is None else min(limit, position - self._offset)
-        if self._descriptor is None and self._journal.folder is not None:
-            with suppress(FileNotFoundError):  # it was read to its end, and has been removed since
-                self._descriptor = os.open(self._journal.path(self._segment), os.O_RDONLY)
-        if length <= 0 or self._descriptor is None:
-            return b""
-        data = os.pread(self._descriptor, length, self._offset)
-        self._offset += len(data)
-        return data
+    def _following(self) -> Path | None:
+        """Return the segment after the current one; at first, the oldest that exists."""
+        if self._path is not None:
+            path = self._path.with_name(segment_name(int(self._path.stem) + 1))
+            return path if path.exists() else None
+        folder = self._folder()
+        return None if folder is None else min(folder.glob("*.jsonl"), default=None)
+
+    def _open(self, path: Path) -> None:
+        self.close()
+        self._path, self._offset, self._suspect = path, 0, -1
+        with suppress(FileNotFoundError):  # its entries were all taken, and it has been removed since
+            self._descriptor = os.open(path, os.O_RDONLY)
+
+    def _entries(self, limit: int, *, is_complete: bool) -> tuple[list[Entry], int]:
+        """Return the next entries of the current segment, and how many bytes of it were read for them."""
+        if self._descriptor is None:
+            return [], 0
+        data = os.pread(self._descriptor, limit, self._offset)
+        goes_on = len(data) == limit and data[-1] != 0  # NUL bytes are the space of later entries
+        self.is_behind = is_complete or goes_on
+        whole = data[: data.rfind(b"\n") + 1]
+        if not whole:
+            is_longer = goes_on
+            return self._entries(2 * limit, is_complete=is_complete) if is_longer else ([], 0)
+        lines = whole.split(b"\n")[:-1]
+        found, used = [], 0
+        for at, line in enumerate(lines):
+            is_whole = records.is_whole(line)
+            if not is_whole and not is_complete and not self._is_broken(self._offset + used, lines[at + 1 :]):
+                break
+            used += len(line) + 1
+            entry = records.parse(line)
+            if entry is None:
+                self.number += is_whole  # it was written as an entry, and cannot be read as one
+            elif entry["n"] > self.number:
+                self.number = entry["n"]
+                found.append(entry)
+        self._offset += used
+        return found, used
+
+    def _is_broken(self, place: int, later: list[bytes]) -> bool:
+        """Tell whether a line that is not whole will stay so; at first, it may have been read while it was written."""
+        was_seen, self._suspect = self._suspect == place, place
+        return was_seen and any(map(records.is_whole, later))

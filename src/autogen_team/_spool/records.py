@@ -34,13 +34,18 @@ def line(number: int, body: str) -> bytes:
 
 def parse(line: bytes) -> Entry | None:
     """Return the entry of a line, which is given without its newline; None if the line is torn or foreign."""
-    if line[: len(_START) + 8] != _START + b"%08x" % crc32(line[_PROVEN_FROM:]):
+    if not is_whole(line):
         return None
     try:
         entry = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
     return entry if isinstance(entry.get("n"), int) and isinstance(entry.get("op"), str) else None
+
+
+def is_whole(line: bytes) -> bool:
+    """Tell whether a line, which is given without its newline, is as it was written, whatever it holds."""
+    return line[: len(_START) + 8] == _START + b"%08x" % crc32(line[_PROVEN_FROM:])
 
 
 def body(op: str, **fields: Any) -> str:

@@ -54,7 +54,7 @@ def test_a_signal_that_nobody_can_handle_is_the_reason(supervised, script, the_r
     assert left_behind() == []
 
 
-def test_a_slow_reader_of_the_output_does_not_let_the_watchdog_be_first(script, the_run, wait_until):
+def test_a_slow_reader_of_the_output_does_not_let_the_agent_be_first(script, the_run, wait_until):
     """It knows less of the reason, and sends no alert."""
     path = script("import os\nprint('x' * 150_000, flush=True)\nos.kill(os.getpid(), 9)")
     journals = Path(os.environ["AUTOGEN_TEAM_STATE_DIR"], "journals")
@@ -144,7 +144,7 @@ def test_a_server_that_is_away_gets_the_end_later(server, supervised, script):
     recover = [sys.executable, "-m", "autogen_team", "recover", "--tracking-uri", server.uri]
     client = mlflow.MlflowClient(server.uri)
     deadline = time.monotonic() + 60
-    while True:  # the job's watchdog may be at it, or the command
+    while True:  # the agent may be at it, or the command
         subprocess.run(recover, check=False, capture_output=True, timeout=60)
         (run,) = client.search_runs([client.get_experiment_by_name("autogen_team").experiment_id])
         if run.info.status == "KILLED" or time.monotonic() > deadline:

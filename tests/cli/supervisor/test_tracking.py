@@ -150,7 +150,7 @@ def test_a_run_that_is_given_from_outside_goes_on(supervised, script, store_uri,
 
 @pytest.mark.slow
 def test_a_killed_script_with_another_store_leaves_nothing_in_the_wrong_one(supervised, script, the_run, wait_until):
-    """The supervisor closes the run of the command, the watchdog what is in the other store."""
+    """The supervisor closes the run of the command, the agent what is in the other store."""
     body = (
         "import mlflow, os, signal\n"
         "mlflow.log_metric('here', 1)\n"

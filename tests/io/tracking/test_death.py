@@ -24,7 +24,7 @@ from autogen_team._spool import index, journal
 
 KILLS = 50
 SOON = 120.0
-"""Seconds within which a watchdog has to be done here; on an idle machine it is less than five."""
+"""Seconds within which the agent has to be done here; on an idle machine it is less than five."""
 
 JOB = """
 import os, signal, sys, time, mlflow
@@ -66,8 +66,8 @@ def are_recovered(state: Path) -> bool:
     return index.find(state) == []
 
 
-def test_a_killed_job_is_recovered_by_its_watchdog(start_job, store_uri, state, wait_until):
-    """The watchdog closes the run of a killed job, and delivers every acknowledged item, the reason and the log."""
+def test_a_killed_job_is_recovered_by_the_agent(start_job, store_uri, state, wait_until):
+    """The agent closes the run of a killed job, and delivers every acknowledged item, the reason and the log."""
     process, run_id = start_job()
     process.wait_for("acknowledged 200")
     process.send(signal.SIGKILL)
@@ -157,19 +157,20 @@ def test_a_forked_child_that_lives_on_does_not_hide_the_death(start_job, store_u
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_job_that_ends_in_good_order_has_no_watchdog_left(run_python, store_uri, state):
-    """The watchdog of a job ends after the job has closed its run and its service."""
+def test_a_job_that_ends_in_good_order_leaves_no_agent(run_python, store_uri, state):
+    """The agent ends after its last job has closed its run and its service."""
     code = (
         "from autogen_team.io.services import MlflowService\n"
         "import os, psutil, time\n"
         "service = MlflowService(autolog_disable=True)\n"
-        "def watchdogs():\n"
+        "def agents():\n"
         "    lines = [process.info['cmdline'] or [] for process in psutil.process_iter(['cmdline'])]\n"
-        "    return sum(f'autogen-team-watchdog-{os.getpid()}' in line for line in lines)\n"
-        "with service, service.run_context(service.RunConfig(name='x')): print(watchdogs())\n"
+        "    state = os.environ['AUTOGEN_TEAM_STATE_DIR']\n"
+        "    return sum('autogen-team-agent' in line and any(state in word for word in line) for line in lines)\n"
+        "with service, service.run_context(service.RunConfig(name='x')): print(agents())\n"
         "deadline = time.monotonic() + 30\n"
-        "while watchdogs() and time.monotonic() < deadline: time.sleep(0.05)\n"
-        "print(watchdogs())"
+        "while agents() and time.monotonic() < deadline: time.sleep(0.05)\n"
+        "print(agents())"
     )
     status, out, err = run_python("-c", code)
 
@@ -177,13 +178,13 @@ def test_a_job_that_ends_in_good_order_has_no_watchdog_left(run_python, store_ur
     assert are_recovered(state)
 
 
-UNWATCHED = "from autogen_team._ship import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
-"""The job dies with its watchdog, as when the whole machine does."""
+UNWATCHED = "from autogen_team._ship import agent_link; agent_link.AgentLink.watch = lambda *_: None\n"
+"""The job dies with the agent, as when the whole machine does."""
 
 
 @pytest.fixture
 def kill_unwatched(start_python, store_uri, monkeypatch):
-    """Return a function that kills a job that has no watchdog, and returns its process and the id of its run."""
+    """Return a function that kills a job that has no agent, and returns its process and the id of its run."""
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_AUTOLOG_DISABLE", "true")
 
     def kill():
@@ -304,7 +305,7 @@ def test_what_somebody_recovers_is_neither_alive_nor_done(
 
 
 def test_what_somebody_else_has_recovered_meanwhile_is_no_failure(kill_unwatched, take_over, store_uri, state):
-    """A journal that its watchdog has recovered in the meantime is not reported as a problem."""
+    """A journal that the agent has recovered in the meantime is not reported as a problem."""
     kill_unwatched()
     (found,) = index.find(state)
     other = take_over(found.folder)
@@ -316,20 +317,20 @@ def test_what_somebody_else_has_recovered_meanwhile_is_no_failure(kill_unwatched
     assert (result.by_others, result.problem) == (True, "")
 
 
-def test_a_watchdog_stays_while_somebody_else_recovers(kill_unwatched, take_over, store_uri, state, monkeypatch):
-    """A watchdog waits while another process recovers the journal, and recovers it when that process gives up."""
+def test_the_agent_stays_while_somebody_else_recovers(kill_unwatched, take_over, store_uri, state, monkeypatch):
+    """The agent waits while another process recovers the journal, and recovers it when that process gives up."""
     kill_unwatched()
     (found,) = index.find(state)
     other = take_over(found.folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     monkeypatch.setattr(recovery, "_PAUSE", 0.05)
-    watchdog = threading.Thread(target=recovery.after_death, args=[str(found.folder)])
-    watchdog.start()
-    watchdog.join(3.0)  # longer than a watchdog waits for a process that is just dying
-    assert watchdog.is_alive()
+    agent = threading.Thread(target=recovery.after_death, args=[[str(found.folder)]])
+    agent.start()
+    agent.join(3.0)  # longer than an agent waits for a process that is just dying
+    assert agent.is_alive()
 
     other.finish("")
-    watchdog.join(SOON)
+    agent.join(SOON)
     assert are_recovered(state)
 
 

@@ -374,18 +374,31 @@ def test_the_lock_tells_the_living_from_the_dead(tmp_path, written, run_python):
 def test_a_follower_reads_while_the_writer_writes(written, monkeypatch):
     """A follower reads each entry once, across segments, also if acknowledged segments are removed behind it."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
-    follower = reader.Follower(written)
+    follower = reader.Follower(lambda: written.folder)
     found: list[records.Entry] = []
     for number in range(1000):
         written.append(metric(number))
         if number % 7 == 0:
-            found += follower.read(1000) or []
+            found += follower.read(1000)
             written.ack(found[-1]["n"])
-    while (more := follower.read(1000)) is not None:
+    while more := follower.read(1000):
         found += more
 
     assert steps(found) == list(range(1000))
     assert follower.number == written.number
+
+
+def test_a_follower_is_behind_only_if_there_is_more(written):
+    """The space that is reserved behind the last entry is not taken for entries, which would be shipped at once."""
+    written.append(metric(1))
+    follower = reader.Follower(lambda: written.folder)
+    assert steps(follower.read(10_000)) == [1]
+    assert not follower.is_behind
+
+    for number in range(2, 300):
+        written.append(metric(number))
+    follower.read(10_000)
+    assert follower.is_behind
 
 
 def test_a_line_that_is_no_entry_holds_up_nothing(written):
@@ -393,7 +406,7 @@ def test_a_line_that_is_no_entry_holds_up_nothing(written):
     written.append(metric(1))
     written.append('"op":"metrics","step":True}')
     written.append(metric(3))
-    follower = reader.Follower(written)
+    follower = reader.Follower(lambda: written.folder)
 
     assert steps(follower.read(10_000)) == [1, 3]
     assert follower.number == written.number
@@ -402,7 +415,7 @@ def test_a_line_that_is_no_entry_holds_up_nothing(written):
 def test_a_follower_reads_on_when_the_folder_is_cleaned_up(written):
     """A follower reads new entries although the folder of the journal was deleted."""
     written.append(metric(1))
-    follower = reader.Follower(written)
+    follower = reader.Follower(lambda: written.folder)
     follower.read(10_000)
     shutil.rmtree(written.folder)
     written.append(metric(2))

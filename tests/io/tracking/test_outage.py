@@ -120,7 +120,7 @@ def test_a_server_that_never_comes_back(server, start_session, caplog):
 
     assert time.monotonic() - begun < 20
     (report,) = [record.message for record in caplog.records if "were not delivered within 0.5 s" in record.message]
-    folder = Path(report.partition("they wait in ")[2].partition(". `autogen-team sync`")[0])
+    folder = Path(report.partition("they wait in ")[2].partition(". The agent")[0])
     left = [entry["op"] for entry in reader.read(folder) if entry["n"] > reader.acked(folder)]
     assert {"metrics", "info", "closed"} <= set(left)
     assert report.startswith(f"{len(left) - 1} entries ")  # all but the entry that ends the journal
@@ -198,7 +198,7 @@ def test_runs_begun_without_the_server_survive_the_job(server, start_python, tmp
     """Recovery creates a run that was begun in an outage by a job that was killed, once the server is back."""
     code = (
         "import mlflow, os, time; from autogen_team.io.services import MlflowService\n"
-        "from autogen_team._ship import watchdog; watchdog.Watchdog.watch = lambda *_: None\n"
+        "from autogen_team._ship import agent_link; agent_link.AgentLink.watch = lambda *_: None\n"
         f"service = MlflowService(tracking_uri={server.uri!r}, autolog_disable=True, connect_timeout=2)\n"
         "service.start()\n"
         "print('ready', flush=True); input()\n"

@@ -19,7 +19,7 @@ from mlflow.tracking._tracking_service.utils import _get_store
 
 from autogen_team._capture import lifecycle, mlflow_internals, write_behind
 from autogen_team._capture.store import LOCAL_ID, DurableStore
-from autogen_team._ship import mlflow_backend, sql_bulk, watchdog
+from autogen_team._ship import agent_link, mlflow_backend, sql_bulk
 from autogen_team._spool import journal, reader
 from autogen_team.errors import NotStartedError
 from autogen_team.io.services import MlflowService
@@ -403,10 +403,10 @@ def test_a_store_that_is_being_copied_has_nothing_yet():
     assert not hasattr(DurableStore.__new__(DurableStore), "uri")
 
 
-def test_a_folder_that_is_gone_keeps_no_watchdog(store_uri, start_session, tmp_path, monkeypatch):
-    """The watchdog is dismissed at the end of a job although the journal's folder was deleted."""
-    dismissed, dismiss = [], watchdog.Watchdog.dismiss
-    monkeypatch.setattr(watchdog.Watchdog, "dismiss", lambda self: (dismissed.append(1), dismiss(self)))
+def test_a_folder_that_is_gone_keeps_no_agent(store_uri, start_session, tmp_path, monkeypatch):
+    """The agent is told of the end of a job although the journal's folder was deleted."""
+    dismissed, dismiss = [], agent_link.AgentLink.dismiss
+    monkeypatch.setattr(agent_link.AgentLink, "dismiss", lambda self: (dismissed.append(1), dismiss(self)))
     started = start_session(store_uri)
     with lifecycle.open_run(name="train"):
         mlflow.log_metric("loss", 1.0)

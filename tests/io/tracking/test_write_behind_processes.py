@@ -118,7 +118,7 @@ def test_a_worker_of_multiprocessing_delivers_before_it_leaves(store_uri, start_
 
 
 def test_a_job_may_wait_for_all_its_children(store_uri, run_python):
-    """The watchdog is not a child of the job, so `os.wait` of the job finds no children."""
+    """The agent is not a child of the job, so `os.wait` of the job finds no children."""
     code = (
         "import mlflow, os; from autogen_team.io.services import MlflowService\n"
         "service = MlflowService(autolog_disable=True)\n"

@@ -28,6 +28,7 @@ _KEPT = {
     "USER",
     "FORK_SERVERS",
     "FRESH_PROCESSES",
+    "KILLS",
     _SESSION,
 }
 _KEPT_PREFIXES = ("COVERAGE_", "COV_CORE_", "HYPOTHESIS_", "OMP_", "OPENBLAS_", "PIP_", "PYENV_", "PYTEST_", "SSL_")

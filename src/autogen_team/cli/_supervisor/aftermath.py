@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autogen_team.cli._supervisor.wire import OpenRun, Order
 
 _PATIENCE = 60.0
-"""Seconds that closing the run may take; if the server is down for longer, the watchdog of the job waits for it."""
+"""Seconds that closing the run may take; if the server is down for longer, the agent waits for it."""
 
 
 Left: TypeAlias = "list[tuple[Found, int | None]]"
@@ -71,9 +71,9 @@ def kills_for_memory() -> int:
 
 
 def take_over(run: OpenRun, pid: int) -> Left:
-    """Take the locks of the child's journals, so that its watchdog, which knows less, leaves them to the supervisor.
+    """Take the locks of the child's journals, so that the agent, which knows less, leaves them to the supervisor.
 
-    Journals for other stores than that of the run are left to the watchdog, which has their URI with its password.
+    Journals for other stores than that of the run are left to the agent, which has their URI with its password.
     """
     from autogen_team._redact import mask_url
     from autogen_team._ship import uris

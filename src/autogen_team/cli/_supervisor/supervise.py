@@ -143,7 +143,7 @@ class _Child:
                 self.wire.socket.shutdown(socket.SHUT_RD)  # a process that the child has forked may hold the other end
             self._listener.join()
             if self.wire.run is not None and not self.wire.is_closed:
-                # Before the rest of the output, which a slow reader may delay: the watchdog does not wait for that.
+                # Before the rest of the output, which a slow reader may delay: the agent does not wait for that.
                 with suppress(Exception):  # the error recurs, and is reported, when the run is closed
                     self.left = aftermath.take_over(self.wire.run, self.pid)
             for one in self._relays:

@@ -1,0 +1,231 @@
+"""The agent: a small process that outlives the jobs of a state folder, and works for them from outside.
+
+It ships what living jobs write to their journals, and has the journals recovered that jobs leave behind, because they
+were killed or because their store was away. At first it only watches: it loads what it needs to ship once a job asks
+for that, so that short jobs do not pay for it. It ends when no job and no such journal is left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autogen_team._ship import agent_link
+from autogen_team._ship.agent_link import Message
+from autogen_team._spool import journal
+
+if TYPE_CHECKING:
+    from autogen_team._ship.route import Route, Shipment
+
+_LOOK = 1.0
+"""Seconds between two looks at the processes of the jobs, whose connections may outlive them in a child."""
+_AT_ONCE = 2
+"""Processes that recover journals at the same time; each loads MLflow, and takes all dead jobs with one environment."""
+_START_PATIENCE = 5.0
+"""Seconds for which an agent that is too much tries to hand its job over to the one that runs."""
+_RECOVER = """
+import sys
+sys.path[:] = {path!r}
+from autogen_team._ship import recovery
+recovery.after_death({folders!r})
+"""
+
+
+def main(place: str, order: Message) -> None:
+    """Be the agent of this folder, with `order` as its first job; if there is an agent already, give it the job."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    first = Job.of({**order, "environment": dict(os.environ)})
+    deadline = time.monotonic() + _START_PATIENCE
+    while (lock := journal.take_lock(Path(place))) is None:
+        with suppress(OSError), agent_link.connect(Path(place)) as connection:
+            connection.sendall(agent_link.line({"op": "hello", **order, "environment": first.environment}))
+            if connection.recv(2**16):  # a welcome: it will not end without having looked at this job
+                return
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.05)
+    Agent(Path(place), first).run()
+    os.close(lock)
+
+
+@dataclass(eq=False)
+class Job:
+    """A process that has a journal."""
+
+    folder: Path
+    pid: int
+    started: float | None
+    environment: dict[str, str] = field(repr=False)
+    """What its journal is recovered with: the stores, and the credentials for them."""
+    connection: socket.socket | None = None
+    shipment: Shipment | None = None
+    """Its journal, if it is shipped from here."""
+    rest: bytes = b""
+
+    @classmethod
+    def of(cls, hello: Message) -> Job:
+        """Return the job of a message."""
+        return cls(Path(hello["folder"]), hello["pid"], hello["started"], hello["environment"])
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return journal.started_at(self.pid) == self.started
+
+    def end_shipment(self) -> None:
+        """Ship its journal no more."""
+        if self.shipment is not None:
+            self.shipment.end()
+            self.shipment = None
+
+    def send(self, message: Message) -> None:
+        """Send a message, unless the job does not read."""
+        connection = self.connection
+        if connection is not None:
+            with suppress(OSError):
+                connection.send(agent_link.line(message), socket.MSG_DONTWAIT)
+
+
+class Agent:
+    """The jobs of a state folder, and what is done for them."""
+
+    def __init__(self, place: Path, first: Job) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._listener = agent_link.listen(place)
+        self._listener.setblocking(False)
+        self._selector.register(self._listener, selectors.EVENT_READ)
+        self._place = place
+        self._jobs = {first.folder: first}
+        self._left: list[Job] = []
+        """Jobs that have died, or ended without having shipped everything."""
+        self._recovering: list[subprocess.Popen[bytes]] = []
+        self._routes: dict[str, Route] = {}
+
+    def run(self) -> None:
+        """Work until no job and no journal is left."""
+        looked = 0.0
+        while self._jobs or self._left or self._recovering:
+            for key, _ in self._selector.select(_LOOK):
+                if key.fileobj is self._listener:
+                    self._accept()
+                else:
+                    self._hear(key.data)
+            if time.monotonic() > looked + _LOOK / 2:
+                looked = time.monotonic()
+                self._look()
+        # From here on, a new job does not reach this agent, and starts another one.
+        self._listener.close()
+        with suppress(OSError):
+            (self._place / "socket").unlink()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            connection, _ = self._listener.accept()
+            connection.setblocking(True)
+            self._selector.register(connection, selectors.EVENT_READ, _Caller(connection))
+
+    def _hear(self, caller: _Caller) -> None:
+        try:
+            data = caller.connection.recv(2**20)
+        except OSError:
+            data = b""
+        *lines, caller.rest = (caller.rest + data).split(b"\n")
+        try:
+            for line in lines:
+                self._obey(caller, json.loads(line))
+        except Exception:  # what goes wrong with one job must not end the work for the others
+            data = b""
+        if not data:
+            self._hang_up(caller)
+
+    def _hang_up(self, caller: _Caller) -> None:
+        self._selector.unregister(caller.connection)
+        caller.connection.close()
+        if caller.job is not None and caller.job.connection is caller.connection:
+            caller.job.connection = None
+            caller.job.end_shipment()  # a job that lives ships by itself now
+            self._look()
+
+    def _obey(self, caller: _Caller, message: Message) -> None:
+        operation = message["op"]
+        if operation == "hello":
+            found = Job.of(message)
+            caller.job = self._jobs.setdefault(found.folder, found)
+            caller.job.connection = caller.connection
+            caller.job.send({"op": "welcome", "agent": os.getpid()})
+            return
+        job = caller.job
+        if job is None:
+            return
+        if operation == "bye":
+            self._part_with(job)
+        elif operation == "prepare":
+            self._route_of(message["store"]).prepare(job)
+        elif operation == "take":
+            job.end_shipment()
+            job.shipment = self._route_of(message["store"]).take(job, message["after"], message["ids"])
+            if job.shipment is None:  # the route that was prepared has ended since, as no other job needed it
+                job.send({"op": "yours"})
+        elif operation == "flush" and job.shipment is not None:
+            job.shipment.flush(message["until"])
+        elif operation == "login" and job.shipment is not None:
+            job.shipment.log_in(message["store"])
+
+    def _route_of(self, store: Message) -> Route:
+        from autogen_team._ship.route import Route  # loads what a job that only lives for a moment does not need
+
+        self._routes = {key: route for key, route in self._routes.items() if not route.is_over}
+        key = json.dumps(store, sort_keys=True)
+        if key not in self._routes:
+            self._routes[key] = Route(store)
+        return self._routes[key]
+
+    def _look(self) -> None:
+        """Find the jobs that have died, and begin and end the recovery of what jobs have left."""
+        for job in list(self._jobs.values()):
+            if not job.is_alive or not job.folder.exists():
+                self._part_with(job)
+        self._recovering = [process for process in self._recovering if process.poll() is None]
+        while self._left and len(self._recovering) < _AT_ONCE:
+            environment = self._left[0].environment
+            alike = [job for job in self._left if job.environment == environment]
+            self._left = [job for job in self._left if job not in alike]
+            self._recover(alike, environment)
+
+    def _part_with(self, job: Job) -> None:
+        """Work for the job no more; if it has left its journal behind, have that recovered."""
+        self._jobs.pop(job.folder, None)
+        if job.folder.exists() and job not in self._left:
+            self._left.append(job)
+        job.end_shipment()
+
+    def _recover(self, jobs: list[Job], environment: dict[str, str]) -> None:
+        recover = _RECOVER.format(path=sys.path, folders=[str(job.folder) for job in jobs])
+        with suppress(OSError):
+            process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
+                [sys.executable, "-c", recover, f"{agent_link.NAME}-recovery"],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            )
+            self._recovering.append(process)
+
+
+@dataclass(eq=False)
+class _Caller:
+    """A connection, whose job is known from its first message on."""
+
+    connection: socket.socket
+    job: Job | None = None
+    rest: bytes = b""

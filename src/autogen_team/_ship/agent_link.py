@@ -1,0 +1,252 @@
+"""How a job finds the agent of its state folder, starts it, and talks to it.
+
+The agent is one process for all jobs of a user that share a state folder, a boot of the machine, and an installation
+of this package. Both sides send JSON objects, one a line, over a socket in the state folder. The agent knows a job
+from its first message on, whatever happens to the connection later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import select
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import autogen_team
+from autogen_team._process.folders import private_folder
+from autogen_team._ship.error_text import with_kind
+from autogen_team._spool import journal
+
+Message: TypeAlias = dict[str, Any]
+
+_AGENT = """
+import json, os, sys
+if os.fork():
+    os._exit(0)
+_, place, order, path = sys.argv[1:]
+sys.path += json.loads(path)
+from autogen_team._ship import agent
+agent.main(place, json.loads(order))
+"""
+"""Double-forks, because a job may wait for its children. The standard library goes before modules of the job that have
+the same name."""
+NAME = "autogen-team-agent"
+"""Shown in process lists."""
+_PATIENCE = 5.0
+"""Seconds that the agent may take to start."""
+_LONGEST_ADDRESS = 100
+"""Bytes of the path of a socket; the system takes 108, or 104."""
+
+_report = logging.getLogger("autogen_team")
+
+
+def place_of(state: Path) -> Path:
+    """Return the folder of the agent that serves this process, for this state folder."""
+    namespace = ""
+    with suppress(OSError):
+        namespace = str(Path("/proc/self/ns/pid").readlink())  # process ids of another container mean nothing here
+    ours = (autogen_team.__version__, str(autogen_team.__file__), sys.executable, sys.prefix)
+    told = (socket.gethostname(), journal.boot_id(), namespace, *ours)
+    return state / "agent" / hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
+
+
+def connect(place: Path) -> socket.socket:
+    """Return a connection to the agent of this folder.
+
+    Raises:
+        OSError: there is no agent, or it is about to end.
+
+    """
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        with _address(place) as address:
+            connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class _address:  # noqa: N801 - reads as a phrase
+    """The address of the socket in a folder, also where its path is too long for one."""
+
+    def __init__(self, place: Path) -> None:
+        self._path = place / "socket"
+        self._folder: int | None = None
+
+    def __enter__(self) -> str:
+        if len(os.fsencode(self._path)) <= _LONGEST_ADDRESS or not Path("/proc/self/fd").exists():
+            return str(self._path)
+        self._folder = os.open(self._path.parent, os.O_RDONLY)
+        return f"/proc/self/fd/{self._folder}/{self._path.name}"
+
+    def __exit__(self, *_: object) -> None:
+        if self._folder is not None:
+            os.close(self._folder)
+
+
+def listen(place: Path) -> socket.socket:
+    """Return a socket that takes connections of this user for the agent of this folder."""
+    with suppress(FileNotFoundError):
+        (place / "socket").unlink()
+    listener = socket.socket(socket.AF_UNIX)
+    with _address(place) as address:
+        listener.bind(address)
+    (place / "socket").chmod(0o600)
+    listener.listen(512)
+    return listener
+
+
+def line(message: Message) -> bytes:
+    """Return a message as it is sent."""
+    return json.dumps(message).encode() + b"\n"
+
+
+class AgentLink:
+    """The connection of this process to its agent."""
+
+    def __init__(self, state: Path, environment: Mapping[str, str]) -> None:
+        """Find the agent of `state`; should this process die, it recovers its journal with these variables too."""
+        self._state = state
+        self._environment = environment
+        self._folder: Path | None = None
+        self._connection: socket.socket | None = None
+        self._rest = b""
+        self._is_said = False
+
+    def watch(self, folder: Path) -> None:
+        """Make the agent know of the journal in `folder`, and start the agent if it does not run.
+
+        If that fails, which is said once, the next start here or `autogen-team recover` recovers the journal.
+        """
+        self.dismiss()
+        if os.name != "posix":
+            return
+        self._folder = folder
+        if self._connect():
+            return
+        try:
+            self._start()
+        except (OSError, subprocess.SubprocessError) as error:
+            if not self._is_said:
+                self._is_said = True
+                text = (
+                    "the agent cannot be started, so this process ships its journal itself: %s. If it is killed, the "
+                    "next start here or `autogen-team recover` closes its runs"
+                )
+                _report.warning(text, with_kind(error))
+
+    def dismiss(self) -> bool:
+        """Tell the agent that this process is done with its journal; return whether the agent was there."""
+        is_there = self._folder is not None and (self._connection is not None or self._connect())
+        if is_there:
+            self.send({"op": "bye"})
+        self._folder = None
+        self.close()
+        return is_there
+
+    def after_fork(self) -> None:
+        """Leave the connection to the parent."""
+        self._folder = None
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        connection, self._connection, self._rest = self._connection, None, b""
+        if connection is not None:
+            connection.close()
+
+    def send(self, message: Message) -> None:
+        """Send a message; a connection that has been cut is found out by the next `messages`."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(OSError):
+                connection.sendall(line(message))
+
+    def messages(self, timeout: float | None) -> Iterator[Message]:
+        """Yield the messages that have come, and wait for the first one at most `timeout` seconds; None waits for ever.
+
+        Raises:
+            OSError: there is no connection any more.
+
+        """
+        connection = self._connection
+        if connection is None:
+            raise ConnectionError("there is no connection")
+        if not select.select([connection], [], [], timeout)[0]:
+            return
+        data = connection.recv(2**16)
+        if not data:
+            raise ConnectionError("the agent has ended")
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        yield from map(json.loads, lines)
+
+    def end_wait(self) -> None:
+        """Make `messages` of another thread return."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RD)
+
+    def is_connected(self) -> bool:
+        """Tell whether the agent is there; connect to it if it was just starting, and start it anew if it has died."""
+        if self._folder is None:
+            return False
+        connection = self._connection
+        if connection is not None:
+            with suppress(BlockingIOError):
+                if connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
+                    return True
+                self.close()
+                self.watch(self._folder)
+            return self._connection is not None
+        return self._connect()
+
+    def _connect(self) -> bool:
+        assert self._folder is not None
+        try:
+            connection = connect(place_of(self._state))
+        except OSError:
+            return False
+        self._connection, self._rest = connection, b""
+        self.send({"op": "hello", **self._order(), "environment": {**os.environ, **self._environment}})
+        return True
+
+    def _order(self) -> Message:
+        pid = os.getpid()
+        return {"folder": str(self._folder), "pid": pid, "started": journal.started_at(pid)}
+
+    def _start(self) -> None:
+        place = place_of(self._state)
+        private_folder(place)
+        path = [entry or str(Path.cwd()) for entry in sys.path]
+        process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
+            [
+                sys.executable,
+                "-I",
+                "-S",
+                "-c",
+                _AGENT,
+                NAME,
+                str(place),
+                json.dumps(self._order()),
+                json.dumps(path),
+            ],
+            # A reader of the job's output must not wait for the agent's.
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **self._environment},
+            start_new_session=True,
+        )
+        status = process.wait(_PATIENCE)  # it has forked: the agent is not our child
+        if status:
+            raise subprocess.CalledProcessError(status, NAME)

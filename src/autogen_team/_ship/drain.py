@@ -1,0 +1,141 @@
+"""The loop that ships journals: read what is there, deliver it, acknowledge it; and wait, if the store takes nothing.
+
+A thread of the job runs it for the job's own journal until the agent has taken over, and the agent runs it for the
+journals of all jobs that log to one store.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from autogen_team._redact import mask
+from autogen_team._ship.backend import Unreachable
+from autogen_team._ship.batches import Delivery
+from autogen_team._ship.error_text import with_kind
+from autogen_team._spool.records import Entry
+from autogen_team._spool.wakeup import Wakeup
+
+GATHER = 0.25
+"""Seconds between the first entry of a batch and its delivery, for a fast store."""
+_SHARE, _LONGEST_GATHER = 4.0, 4.0
+"""Entries are gathered for `_SHARE` times as long as the last delivery took, at most `_LONGEST_GATHER` seconds. So a
+store that many processes deliver to gets larger batches instead of more of them. The maximum is below the 5 s of
+silence after which uvicorn closes a connection: a request that is sent at that moment is lost."""
+_CHUNK = 128 * 2**10
+"""Bytes of a journal that are delivered and then acknowledged together; about a thousand metrics."""
+_MOST = 8000
+"""Entries of all journals together after which the others have to wait for the next round."""
+_FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
+"""Seconds between attempts while the store is out of reach; the pause doubles from the first value to the second."""
+_SPREAD = 0.5, 1.5
+"""Range of the random factor of a pause. Without it, many workers that lost their server at the same moment would all
+return at the same moment, and overload the server again."""
+
+_report = logging.getLogger("autogen_team")
+
+
+class Source(Protocol):
+    """A journal that is shipped."""
+
+    @property
+    def number(self) -> int:
+        """The number of the last entry that was read."""
+        ...
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last read left entries for the next one."""
+        ...
+
+    def read(self, limit: int) -> list[Entry]:
+        """Return the next entries, about `limit` bytes of them; an empty list if there are none."""
+        ...
+
+    def taken(self, number: int) -> None:
+        """Note that the store has taken every entry up to `number`."""
+
+
+class Drain:
+    """Ships the entries of some journals to one store."""
+
+    def __init__(
+        self,
+        delivery: Delivery,
+        sources: Callable[[], Iterable[Source]],
+        *,
+        on_failed: Callable[[str], None],
+        on_taken: Callable[[], None],
+    ) -> None:
+        """Ship what `sources` returns; call the other two after each attempt, with the reason if it failed."""
+        self._delivery = delivery
+        self._sources = sources
+        self._on_failed = on_failed
+        self._on_taken = on_taken
+        self._read: list[tuple[Source, int, list[Entry]]] = []
+        """The sources with entries that were read and are not delivered yet, each with the number of the last."""
+        self._is_behind = False
+        self.urgent = Wakeup()
+        """Cuts a pause short."""
+        self.delivering = threading.Lock()
+        """Held during a request to the store."""
+        self.gather = GATHER
+        """Seconds for which the next entries are to be gathered."""
+        self.is_stopped = False
+
+    def ship(self) -> None:
+        """Deliver what the journals hold now; if the store takes nothing, try again until it does, or until `stop`."""
+        began = time.monotonic()
+        pause = _FIRST_PAUSE
+        while not self.is_stopped and self._has_entries():
+            if self._attempt():
+                pause = _FIRST_PAUSE
+                self._read = []
+                if not self._is_behind:
+                    break
+                continue
+            self.urgent.wait(pause * random.uniform(*_SPREAD))  # noqa: S311 - not a secret  # nosec B311
+            pause = min(2 * pause, LONGEST_PAUSE)
+        self.gather = min(max(GATHER, _SHARE * (time.monotonic() - began)), _LONGEST_GATHER)
+
+    def stop(self) -> None:
+        """End `ship` after the current request."""
+        self.is_stopped = True
+        self.urgent.set()
+
+    def drop(self, source: Source) -> None:
+        """Forget what was read from a source."""
+        self._read = [one for one in self._read if one[0] is not source]
+
+    def _has_entries(self) -> bool:
+        if not self._read:
+            count = 0
+            for source in self._sources():
+                entries = source.read(_CHUNK) if count < _MOST else []
+                if entries:
+                    self._read.append((source, source.number, entries))
+                    count += len(entries)
+            self._is_behind = count >= _MOST or any(source.is_behind for source, _, _ in self._read)
+        return bool(self._read)
+
+    def _attempt(self) -> bool:
+        self.urgent.clear()  # a flush from now on gets another attempt at once
+        read = self._read
+        try:
+            with self.delivering:
+                self._delivery.deliver([entry for _, _, entries in read for entry in entries])
+        except Unreachable as error:
+            self._on_failed(str(error))
+            return False
+        except Exception as error:
+            self._on_failed(mask(with_kind(error)))
+            _report.debug("a delivery failed", exc_info=True)
+            return False
+        for source, number, _ in read:
+            source.taken(number)
+        self._on_taken()
+        return True

@@ -1,0 +1,224 @@
+"""The agent's way to one store: a thread that ships the journals of all jobs that log to it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from autogen_team._ship import rest_backend
+from autogen_team._ship.batches import Delivery
+from autogen_team._ship.drain import Drain
+from autogen_team._ship.error_text import with_kind
+from autogen_team._spool.reader import Follower
+from autogen_team._spool.records import Entry
+
+if TYPE_CHECKING:
+    from autogen_team._ship.agent import Job
+    from autogen_team._ship.agent_link import Message
+    from autogen_team._ship.backend import Backend
+
+_LONGEST_IDLE = 1.0
+"""Seconds between two looks at journals in which nothing is written; a flush cuts them short."""
+_FOR_THE_JOB = frozenset({"artifact", "create"})
+"""Operations of the job itself: MLflow's repositories are loaded there, and it learns the ids of its runs."""
+
+
+class Shipment:
+    """The journal of a job that the agent ships."""
+
+    def __init__(self, route: Route, job: Job, after: int) -> None:
+        self._route = route
+        self._job = job
+        self._follower = Follower(lambda: job.folder, after)
+        self._wanted = 0
+        self._is_given_back = False
+        self.number = self.acked = after
+        """The numbers of the last entry that was read, and of the last that the store has taken."""
+        self.runs: set[str] = set()
+        """The runs that the job logs to."""
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the last read left entries for the next one."""
+        return self._follower.is_behind and not self._is_given_back
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether the job waits for entries that have not been taken yet."""
+        return self._wanted > self.acked
+
+    def read(self, limit: int) -> list[Entry]:
+        """Return the next entries that the agent ships; at the first that it does not, the job gets the rest back."""
+        if self._is_given_back:
+            return []
+        entries = self._follower.read(limit)
+        ours = next((at for at, entry in enumerate(entries) if entry["op"] in _FOR_THE_JOB), len(entries))
+        self._is_given_back = ours < len(entries)
+        entries = entries[:ours]
+        if entries:
+            self.number = entries[-1]["n"]
+            self.runs.update(entry["run"] for entry in entries if "run" in entry)
+            self._route.learn(entries)
+        elif self._is_given_back:
+            self._give_back()
+        return entries
+
+    def taken(self, number: int) -> None:
+        """Tell the job that the store has taken every entry up to `number`."""
+        self.acked = number
+        self.tell({"op": "acked", "number": number})
+        if self._is_given_back:
+            self._give_back()
+
+    def flush(self, until: int) -> None:
+        """Ship the entries up to the number `until` at once."""
+        self._wanted = until
+        if self.acked >= until:  # a job that was stopped may have missed it
+            self.tell({"op": "acked", "number": self.acked})
+        elif self._is_given_back:
+            self.tell({"op": "yours"})
+        else:
+            self._route.hurry()
+
+    def log_in(self, store: Message) -> None:
+        """Use credentials that the job has renewed."""
+        self._route.login = store.get("rest")
+        self._route.hurry()
+
+    def tell(self, message: Message) -> None:
+        """Send a message to the job."""
+        self._job.send(message)
+
+    def end(self) -> None:
+        """Ship no more of this journal."""
+        self._is_given_back = True
+        self._route.remove(self)
+
+    def close(self) -> None:
+        """Close the files of the journal."""
+        self._follower.close()
+
+    def _give_back(self) -> None:
+        self._route.remove(self)
+        self.tell({"op": "yours"})
+
+
+class Route:
+    """A store, and the journals that are shipped to it."""
+
+    def __init__(self, store: Message) -> None:
+        """Begin to load what it takes to reach the store, which is named by `uri`, or by `rest` if it is a server."""
+        self._store = store
+        self.login: Any = store.get("rest")
+        self._lock = threading.Lock()
+        self._prepared: list[Job] = []
+        self._is_ready = False
+        self._shipments: tuple[Shipment, ...] = ()
+        self._removed: list[Shipment] = []
+        self._drain: Drain | None = None
+        self._delivery: Delivery | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the thread has ended, or is about to."""
+        return not self._thread.is_alive() or (self._drain is not None and self._drain.is_stopped)
+
+    def prepare(self, job: Job) -> None:
+        """Tell the job once its journal can be shipped."""
+        with self._lock:
+            if not self._is_ready:
+                self._prepared.append(job)
+                return
+        job.send({"op": "ready"})
+
+    def take(self, job: Job, after: int, ids: dict[str, str]) -> Shipment | None:
+        """Ship a journal from the entry after the number `after` on; return None if that cannot begin now.
+
+        `ids` are the store's ids of its local runs.
+        """
+        with self._lock:
+            if not self._is_ready or self._delivery is None:
+                return None
+            self._delivery.ids |= ids
+            shipment = Shipment(self, job, after)
+            self._shipments = (*self._shipments, shipment)
+        self.hurry()
+        return shipment
+
+    def remove(self, shipment: Shipment) -> None:
+        """Ship no more of this journal; without any, end."""
+        with self._lock:
+            self._shipments = tuple(one for one in self._shipments if one is not shipment)
+            self._removed.append(shipment)
+            if self._drain is not None and not self._shipments and not self._prepared:
+                self._is_ready = False
+                self._drain.stop()
+
+    def learn(self, entries: list[Entry]) -> None:
+        """Remember the store's ids of runs that entries name."""
+        assert self._delivery is not None
+        self._delivery.ids |= {entry["run"]: entry["id"] for entry in entries if entry["op"] == "created"}
+
+    def hurry(self) -> None:
+        """Cut a pause short."""
+        if self._drain is not None:
+            self._drain.urgent.set()
+
+    def _run(self) -> None:
+        try:
+            backend = self._backend()
+        except Exception as error:
+            self._tell_prepared({"op": "unable", "reason": with_kind(error)})
+            return
+        state = Path(self._store["state"])
+        self._delivery = Delivery(backend, _not_here, state, report=self._report)
+        self._drain = Drain(self._delivery, lambda: self._shipments, on_failed=self._failed, on_taken=lambda: None)
+        self._tell_prepared({"op": "ready"})
+        idle = self._drain.gather
+        while not self._drain.is_stopped:
+            if not any(shipment.is_urgent for shipment in self._shipments):
+                self._drain.urgent.wait(idle)
+            before = [shipment.number for shipment in self._shipments]
+            self._drain.ship()
+            is_idle = before == [shipment.number for shipment in self._shipments]
+            idle = min(2 * idle, _LONGEST_IDLE) if is_idle else self._drain.gather
+            self._close_removed()
+        self._close_removed()
+
+    def _close_removed(self) -> None:
+        """Close the files of the journals that are not shipped any more; this thread is the one that reads them."""
+        with self._lock:
+            removed, self._removed = self._removed, []
+        for shipment in removed:
+            shipment.close()
+
+    def _backend(self) -> Backend:
+        if self.login is not None:
+            return rest_backend.Server(rest_backend.poster(lambda: self.login))
+        from autogen_team._ship import mlflow_backend  # loads MLflow
+
+        uri = self._store["uri"]
+        return mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
+
+    def _tell_prepared(self, message: Message) -> None:
+        with self._lock:
+            self._is_ready = message["op"] == "ready"
+            prepared, self._prepared = self._prepared, []
+        for job in prepared:
+            job.send(message)
+
+    def _failed(self, reason: str) -> None:
+        for shipment in self._shipments:
+            shipment.tell({"op": "failed", "reason": reason})
+
+    def _report(self, run_id: str, text: str) -> None:
+        for shipment in self._shipments:
+            if run_id in shipment.runs:
+                shipment.tell({"op": "say", "text": text})
+
+
+def _not_here(entry: Entry) -> None:
+    raise AssertionError(f"the agent does not carry out {entry['op']}")
