@@ -67,7 +67,7 @@ def test_the_metadata_is_that_of_the_project(wheel):
     every = [*PROJECT["dependencies"], *chain.from_iterable(extras.values())]
     expected = {Requirement(each).name for each in every}
     assert {Requirement(each).name for each in metadata.get_all("Requires-Dist")} == expected
-    assert "The global context of an ML or LLM job" in metadata.get_payload()
+    assert "One global context for an ML or LLM job" in metadata.get_payload()
     assert "Copyright" in text_of(wheel, "licenses/LICENSE")
 
 

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
 _LOOK = 1.0
 """Seconds between two looks at the processes of the jobs, whose connections may outlive them in a child."""
-_AT_ONCE = 2
-"""Processes that recover journals at the same time; each loads MLflow, and takes all dead jobs with one environment."""
+_AT_ONCE, _BUSY = 2, 30.0
+"""Processes that recover journals at the same time, and seconds after which one does not count, because it mostly waits
+for its store. Each loads MLflow, and takes all jobs that have left a journal and have the same environment."""
 _START_PATIENCE = 5.0
 """Seconds for which an agent that is too much tries to hand its job over to the one that runs."""
 _RECOVER = """
@@ -70,7 +71,6 @@ class Job:
     connection: socket.socket | None = None
     shipment: Shipment | None = None
     """Its journal, if it is shipped from here."""
-    rest: bytes = b""
 
     @classmethod
     def of(cls, hello: Message) -> Job:
@@ -108,7 +108,8 @@ class Agent:
         self._jobs = {first.folder: first}
         self._left: list[Job] = []
         """Jobs that have died, or ended without having shipped everything."""
-        self._recovering: list[subprocess.Popen[bytes]] = []
+        self._recovering: list[tuple[subprocess.Popen[bytes], float]] = []
+        """The processes that recover journals, each with the time of its start."""
         self._routes: dict[str, Route] = {}
 
     def run(self) -> None:
@@ -195,8 +196,8 @@ class Agent:
         for job in list(self._jobs.values()):
             if not job.is_alive or not job.folder.exists():
                 self._part_with(job)
-        self._recovering = [process for process in self._recovering if process.poll() is None]
-        while self._left and len(self._recovering) < _AT_ONCE:
+        self._recovering = [one for one in self._recovering if one[0].poll() is None]
+        while self._left and sum(time.monotonic() < begun + _BUSY for _, begun in self._recovering) < _AT_ONCE:
             environment = self._left[0].environment
             alike = [job for job in self._left if job.environment == environment]
             self._left = [job for job in self._left if job not in alike]
@@ -219,7 +220,7 @@ class Agent:
                 stderr=subprocess.DEVNULL,
                 env=environment,
             )
-            self._recovering.append(process)
+            self._recovering.append((process, time.monotonic()))
 
 
 @dataclass(eq=False)

@@ -206,7 +206,8 @@ class AgentLink:
                 if connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                     return True
                 self.close()
-                self.watch(self._folder)
+                folder, self._folder = self._folder, None  # which is not dismissed
+                self.watch(folder)
             return self._connection is not None
         return self._connect()
 
@@ -247,6 +248,11 @@ class AgentLink:
             env={**os.environ, **self._environment},
             start_new_session=True,
         )
-        status = process.wait(_PATIENCE)  # it has forked: the agent is not our child
+        try:
+            status = process.wait(_PATIENCE)  # it has forked: the agent is not our child
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
         if status:
             raise subprocess.CalledProcessError(status, NAME)

@@ -147,7 +147,7 @@ def test_a_script_is_known_by_its_folder(folder, store_uri, start_python, tmp_pa
 
 
 def test_a_killed_job_keeps_its_code(folder, store_uri, start_python, wait_until, monkeypatch):
-    """Even one that dies at once: the agent waits for the snapshot, which outlives the job."""
+    """Even one that dies before its snapshot is made: the agent waits for that, because it outlives the job."""
     Path("job.py").write_text(
         JOB + "with GlobalContext() as c, c.run('victim', log_system_metrics=False):\n"
         "    mlflow.log_metric('a', 1)\n    print('open', flush=True)\n    time.sleep(600)\n"
@@ -156,6 +156,7 @@ def test_a_killed_job_keeps_its_code(folder, store_uri, start_python, wait_until
     repositories.write(folder, {".gitattributes": "slow.txt filter=slow\n", "slow.txt": "x\n"})
     job = start_python("job.py")
     job.wait_for("open")
+    wait_until(lambda: list(Path(os.environ["AUTOGEN_TEAM_STATE_DIR"], "code").glob(f"*{process.PART}")))
     job.send(signal.SIGKILL)
     wait_until(lambda: runs(store_uri)["victim"].info.status == "KILLED")
     run_id = runs(store_uri)["victim"].info.run_id
