@@ -35,7 +35,7 @@ def _start() -> Undo:
 
     def resolve_registry(registry_uri: str | None = None, tracking_uri: str | None = None) -> str | None:
         is_chosen = registry_uri or registry._registry_uri or _registry_variable.get()
-        if not is_chosen and "pyspark" not in sys.modules:  # so there is no session of Spark
+        if not is_chosen and "pyspark" not in sys.modules:  # without it, Spark cannot have a session
             uri = resolve_tracking(tracking_uri)
             if not uri.startswith("databricks"):  # those have a registry of their own
                 return uri

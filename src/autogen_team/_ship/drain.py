@@ -107,14 +107,13 @@ class Drain:
         self.is_stopped = True
         self.urgent.set()
 
-    def drop(self, source: Source) -> None:
-        """Forget what was read from a source."""
-        self._read = [one for one in self._read if one[0] is not source]
-
     def _has_entries(self) -> bool:
+        sources = tuple(self._sources())
+        # What another process ships by now must not come after what that has shipped: a tag would get an old value.
+        self._read = [one for one in self._read if one[0] in sources]
         if not self._read:
             count = 0
-            for source in self._sources():
+            for source in sources:
                 entries = source.read(_CHUNK) if count < _MOST else []
                 if entries:
                     self._read.append((source, source.number, entries))

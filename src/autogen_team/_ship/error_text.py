@@ -20,7 +20,7 @@ def with_kind(error: BaseException) -> str:
 def root_of(error: BaseException, around: BaseException | None) -> BaseException:
     """Return the root cause of an error; MLflow, requests and urllib3 each wrap it in an error of their own.
 
-    `around` is an exception that was being handled already, and so is no cause of this one.
+    `around` is an exception that was being handled already, and so did not cause this one.
     """
     while (cause := error.__cause__ or error.__context__) is not None and cause is not around:
         error = cause
