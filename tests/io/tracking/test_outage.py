@@ -47,7 +47,7 @@ def warnings_of(caplog) -> list[str]:
     return [record.message for record in caplog.records if "the MLflow store at" in record.message]
 
 
-def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, tmp_path):
+def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, tmp_path, wait_until):
     """An outage loses and repeats nothing, does not delay calls, and causes two warnings."""
     started = start_session(server.uri)
     with lifecycle.open_run(name="train") as run:
@@ -59,6 +59,7 @@ def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, t
         assert hardly_wait(300, lambda n: mlflow.log_metric("loss", 100 + n, step=100 + n))
         assert hardly_wait(50, lambda n: mlflow.log_param(f"p{n}", n))
         assert hardly_wait(50, lambda n: mlflow.set_tag("latest", n))
+        wait_until(lambda: warnings_of(caplog))  # entries are gathered for up to 4 s before the next request
         server.start()
         for step in range(400, 500):
             mlflow.log_metric("loss", step, step=step)
