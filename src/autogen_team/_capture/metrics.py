@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 from autogen_team._capture import mlflow_internals
+from autogen_team._process import run_events
 from autogen_team._spool import records
 
 _MOST_KEYS = 10_000
@@ -47,6 +48,8 @@ class MetricEntries:
             extras = records.metric_extras(metric.model_id, metric.dataset_name, metric.dataset_digest)
         except TypeError as error:
             raise _not_text(metric.dataset_name, error) from None
+        if not isfinite(value):
+            run_events.not_finite(run_id, metric.key, value, step)
         return records.metrics_body(run_id, timestamp, step, records.pair(quoted, value), extras)
 
     def of_floats(
@@ -65,6 +68,8 @@ class MetricEntries:
                 except Exception as error:
                     fault = fault or error
                     continue
+            if not isfinite(value):
+                run_events.not_finite(run_id, key, value, step)
             pairs.append(records.pair(quoted, value))
         return [records.metrics_body(run_id, timestamp, step, ",".join(pairs))] if pairs else [], fault
 
@@ -87,6 +92,8 @@ class MetricEntries:
                 bodies.append(_body_of_group(run_id, shared, group))
                 group = {}
             shared = about
+            if not isfinite(value):
+                run_events.not_finite(run_id, metric.key, value, step)
             group[metric.key] = records.pair(quoted, value)
         if group:
             bodies.append(_body_of_group(run_id, shared, group))

@@ -106,6 +106,9 @@ class Listener:
     def run_left(self, run: Run) -> None:
         """Handle that this process has finished its work for the run."""
 
+    def not_finite(self, run_id: str, key: str, value: float, step: float) -> None:
+        """Handle a metric that is NaN or infinite; it may come from any thread, and from a signal handler."""
+
 
 def _no_facts() -> Facts:
     return {}
@@ -155,6 +158,15 @@ def run_joined(run: Run, *, brings_log: bool) -> None:
 def run_left(run: Run) -> None:
     """Tell the listeners, in the order in which they subscribed."""
     _tell("run_left", run)
+
+
+def not_finite(run_id: str, key: str, value: float, step: float) -> None:
+    """Tell the listeners, in the order in which they subscribed."""
+    for listener in _listeners:
+        try:
+            listener.not_finite(run_id, key, value, step)
+        except Exception:
+            _report.warning("%r failed in not_finite of run %s", listener, run_id, exc_info=True)
 
 
 def _tell(moment: str, run: Run, *end: End, **how: bool) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
 
 from autogen_team._process import identity, run_events
 from autogen_team._services.base import Service
@@ -30,6 +31,14 @@ def _split(value: object) -> object:
     return tuple(value.split()) if isinstance(value, str) else value
 
 
+def _checked(value: SecretStr | None) -> SecretStr | None:
+    if value is not None:
+        parts = urlsplit(value.get_secret_value().strip())
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("it is no URL that begins with http:// or https:// and names a host")
+    return value
+
+
 class AlertsService(Service):
     """Notifications for people: on the desktop, through remote channels, and on the console as the last resort.
 
@@ -42,20 +51,24 @@ class AlertsService(Service):
     variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_ALERTS_"
 
     enable: bool = True
-    """Send; otherwise print `[app_name] title: message` on stdout, under `autogen-team run` on stderr."""
+    """Whether alerts are sent; otherwise `[app_name] title: message` is printed on stdout, in `run` on stderr."""
     app_name: str = "autogen_team"
-    """Who is speaking, as the desktop and the console show it."""
+    """Name of the application, as the desktop and the console show it."""
     timeout: Annotated[int, Field(ge=0)] | None = None
-    """Seconds that a desktop notification stays; 0 until it is dismissed, None as the desktop likes."""
+    """Seconds that a desktop notification stays; 0 until it is dismissed, None leaves it to the desktop."""
     urls: Annotated[tuple[SecretStr, ...], BeforeValidator(_split)] = ()
     """Remote channels as Apprise URLs, separated by spaces in a variable: Slack, mail, Teams (extra `alerts`)."""
     cooldown: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Seconds during which the same level and title is counted instead of sent again; 0 sends each."""
+    """Seconds during which alerts of the same level and title are counted instead of sent; 0 sends each."""
+    ping: Annotated[SecretStr | None, AfterValidator(_checked)] = None
+    """URL of a dead man's switch such as healthchecks.io, which hears of start, success and failure of the job."""
+    on_nan: bool = False
+    """Alert about the first metric of each run that is NaN or infinite, with its step."""
     flush_timeout: Seconds = 2.0
     """Seconds that `stop` and the exit of the process wait for alerts on their way; what is left is printed."""
 
     def start(self) -> None:
-        """Check the channels; nothing is sent.
+        """Check the channels, and begin to listen for what `ping` and `on_nan` ask for; nothing is sent.
 
         Raises:
             ConfigurationError: Apprise does not know a URL; the message shows it masked.
@@ -63,8 +76,17 @@ class AlertsService(Service):
 
         """
         with self._lock:
-            if not self.is_started:
-                self._on_stop(self._deliverer().stop)
+            if self.is_started:
+                return
+            with ExitStack() as undo:
+                undo.callback(self._deliverer().stop)
+                if self.on_nan:
+                    from autogen_team._alerts.not_finite import NotFiniteReporter
+
+                    undo.callback(run_events.subscribe(NotFiniteReporter(self._notify)))
+                if self.ping is not None and self.enable and identity.worker() is None:
+                    self._start_pings(undo, self.ping.get_secret_value().strip())
+                self._on_stop(undo.pop_all().close)
 
     def stop(self) -> None:
         """Wait for alerts on their way, at most `flush_timeout` seconds; print those that no channel has confirmed."""
@@ -129,7 +151,7 @@ class AlertsService(Service):
         """Send alerts to this channel alone inside the block; for `autogen_team.testing`."""
         from autogen_team._alerts import delivery
 
-        settings = replace(self._delivery_settings(), enable=True)
+        settings = dataclasses.replace(self._delivery_settings(), enable=True)
         mine = delivery.Delivery(settings, channels=[channel])
         with self._lock:
             before: Delivery | None = getattr(self, "_delivery", None)
@@ -140,6 +162,15 @@ class AlertsService(Service):
             mine.stop()
             with self._lock:
                 object.__setattr__(self, "_delivery", before)
+
+    def _start_pings(self, undo: ExitStack, url: str) -> None:
+        from autogen_team._alerts.ping import Pinger
+        from autogen_team._ship import ping
+
+        pinger = Pinger(url, self.flush_timeout)
+        undo.callback(pinger.stop)
+        undo.callback(run_events.subscribe(pinger))
+        undo.callback(ping.note_job(url))
 
     def _deliverer(self) -> Delivery:
         with self._lock:
@@ -154,6 +185,7 @@ class AlertsService(Service):
     def _delivery_settings(self) -> DeliverySettings:
         from autogen_team._alerts import delivery
 
-        fields: dict[str, Any] = {name: getattr(self, name) for name in type(self).model_fields}
+        names = {field.name for field in dataclasses.fields(delivery.Settings)}
+        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
         fields["urls"] = tuple(url.get_secret_value() for url in self.urls)
         return delivery.Settings(**fields)

@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import autogen_team
 from autogen_team._process.folders import private_folder
+from autogen_team._ship import ping
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool import journal
 
@@ -218,8 +219,11 @@ class AgentLink:
         except OSError:
             return False
         self._connection, self._rest = connection, b""
-        self.send({"op": "hello", **self._order(), "environment": {**os.environ, **self._environment}})
+        self.send({"op": "hello", **self._order(), "environment": self._variables()})
         return True
+
+    def _variables(self) -> dict[str, str]:
+        return {**os.environ, **ping.for_recovery(), **self._environment}
 
     def _order(self) -> Message:
         pid = os.getpid()
@@ -245,7 +249,7 @@ class AgentLink:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **self._environment},
+            env=self._variables(),
             start_new_session=True,
         )
         try:

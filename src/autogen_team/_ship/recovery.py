@@ -17,7 +17,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team._process import run_events
 from autogen_team._redact import MASK, mask, mask_url
-from autogen_team._ship import code_files, files, mlflow_backend, uris
+from autogen_team._ship import code_files, files, mlflow_backend, ping, uris
 from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
@@ -168,7 +168,10 @@ def _is_recovered(found: Found) -> bool:
     uri = os.environ["MLFLOW_TRACKING_URI"]
     registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
     cause = Cause(f"process {found.pid} on {found.host} died without closing its run")
-    return not recover(found, uri, registry_uri, found.folder.parent.parent, end=cause).problem
+    result = recover(found, uri, registry_uri, found.folder.parent.parent, end=cause)
+    if result.closed:
+        ping.report_death(cause.reason)
+    return not result.problem
 
 
 def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause, result: Recovered) -> None:
