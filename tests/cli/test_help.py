@@ -13,6 +13,7 @@ from autogen_team.cli._app import app
 
 CODE = "import sys; from autogen_team.cli import main; sys.argv[0] = 'autogen-team'; main()"
 GOLDEN = Path(__file__).parent / "golden"
+UPDATES = bool(os.environ.get("UPDATE_GOLDEN"))  # read here, because a test gets an environment without it
 COMMANDS = sorted(typer.main.get_command(app).commands)
 
 
@@ -30,7 +31,7 @@ def test_help_is_what_was_agreed_on(run_python, command):
     assert (status, err) == (0, "")
     text = "".join(f"{line.rstrip()}\n" for line in out.splitlines())
     path = GOLDEN / f"{command or 'autogen-team'}.txt"
-    if os.environ.get("UPDATE_GOLDEN"):
+    if UPDATES:
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
 

@@ -15,6 +15,7 @@ TEST = "TEST_THAT_STARTED_THIS"
 """The variable that holds the id of a test; all processes that the test starts inherit it."""
 _SESSION = "TESTS_THAT_STARTED_THIS"
 _KEPT = {
+    "UPDATE_GOLDEN",
     "HOME",
     "JAVA_HOME",
     "LD_LIBRARY_PATH",
