@@ -57,6 +57,8 @@ class Settings:
     """Whether the name of the experiment is more than a default, so that an id in the environment does not count."""
     flush_timeout: float = 30.0
     """Seconds."""
+    heartbeat: float = 30.0
+    """Seconds between signs of life of a run; 0 for none."""
     mask_traces: bool = True
     snapshot: bool = True
     """Whether what was run is kept with the run."""
@@ -179,6 +181,7 @@ def _stand_in(uri: str, registry_uri: str, settings: Settings) -> Undo:
         settings.state_dir,
         connect_timeout=settings.connect_timeout,
         flush_timeout=settings.flush_timeout,
+        heartbeat=settings.heartbeat,
     )
 
 

@@ -21,6 +21,7 @@ from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.shipper import Shipper
+from autogen_team._ship.signs import Signs
 from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.records import Entry
 
@@ -33,7 +34,9 @@ _working: dict[str, WriteBehind] = {}
 """Active instances, by the identity of their store."""
 
 
-def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, flush_timeout: float) -> Undo:
+def start(
+    uri: str, registry_uri: str, state: Path, *, connect_timeout: float, flush_timeout: float, heartbeat: float
+) -> Undo:
     """Send what is logged to the store of `uri` through a journal; the returned function delivers it and ends that.
 
     Several callers for the same store share the journal, and the last one to leave ends it.
@@ -42,7 +45,8 @@ def start(uri: str, registry_uri: str, state: Path, *, connect_timeout: float, f
     with _lock, mlflow_internals.starting_stand_in():
         shared = _working.get(key)
         if shared is None:
-            shared = _working[key] = WriteBehind(uri, registry_uri, state, connect_timeout, flush_timeout)
+            shared = WriteBehind(uri, registry_uri, state, connect_timeout, flush_timeout, heartbeat)
+            _working[key] = shared
         shared.users += 1
 
     def leave() -> None:
@@ -80,7 +84,9 @@ def _handover_after(uri: str) -> float:
 class WriteBehind:
     """Write-behind tracking of one store."""
 
-    def __init__(self, uri: str, registry_uri: str, state: Path, connect_timeout: float, flush_timeout: float) -> None:
+    def __init__(
+        self, uri: str, registry_uri: str, state: Path, connect_timeout: float, flush_timeout: float, heartbeat: float
+    ) -> None:
         self.users = 0
         self._owner = os.getpid()
         self._flush_timeout = flush_timeout
@@ -90,9 +96,18 @@ class WriteBehind:
         inner = mlflow_backend.plain_store(uri)
         availability = self._availability = Availability(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
-        delivery = Delivery(mlflow_backend.of(inner, uri), self._attach, state)
+        backend = mlflow_backend.of(inner, uri)
+        delivery = Delivery(backend, self._attach, state)
         self._agent = AgentLink(state, {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": registry_uri})
-        self.shipper = Shipper(self.journal, delivery, availability, self._agent, self._for_agent, _handover_after(uri))
+        self.shipper = Shipper(
+            self.journal,
+            delivery,
+            availability,
+            self._agent,
+            self._for_agent,
+            _handover_after(uri),
+            Signs(backend, heartbeat),
+        )
         self.store = DurableStore(inner, self.journal, self.shipper, availability, delivery.ids)
         delivery.on_created = self._created
         self.journal.on_begin = self._begin

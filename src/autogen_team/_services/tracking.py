@@ -120,6 +120,8 @@ class MlflowService(Service):
     """Write what is logged to a journal on disk and deliver it behind the job's back; else each call waits."""
     flush_timeout: Seconds = 30.0
     """Seconds that `stop` and the exit of the process wait for the delivery of the journal; the rest stays on disk."""
+    heartbeat: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """Seconds between the signs of life of a run, by which other machines know that its job lives; 0 for none."""
     mask_traces: bool = True
     """Mask secrets in traces before they are stored: headers and keys by their names, tokens, values of variables."""
     snapshot: bool = True
@@ -155,6 +157,7 @@ class MlflowService(Service):
                     mode=self.mode,
                     durable=self.durable,
                     flush_timeout=self.flush_timeout,
+                    heartbeat=self.heartbeat,
                     mask_traces=self.mask_traces,
                     snapshot=self.snapshot,
                     works_for=getattr(self, "_works_for", None),

@@ -186,7 +186,7 @@ class Agent:
             self._route_of(message["store"]).prepare(job)
         elif operation == "take":
             job.end_shipment()
-            job.shipment = self._route_of(message["store"]).take(job, message["after"], message["ids"])
+            job.shipment = self._route_of(message["store"]).take(job, message)
             if job.shipment is None:  # the route that was prepared has ended since, as no other job needed it
                 job.send({"op": "yours"})
         elif operation == "flush" and job.shipment is not None:

@@ -55,6 +55,11 @@ class Backend(Protocol):
     store refuses.
     """
 
+    @property
+    def ahead(self) -> float:
+        """By how many seconds the clock of the store is ahead of this machine's; 0 if that is not known."""
+        ...
+
     def create(self, entry: Mapping[str, Any]) -> str:
         """Create the run that an entry describes, unless it exists already, and return its id."""
         ...
@@ -64,6 +69,10 @@ class Backend(Protocol):
 
     def takes_others(self, run_id: str) -> bool:
         """Tell whether the store itself answers a request about this run without any content."""
+        ...
+
+    def look(self, run_id: str) -> tuple[str, dict[str, str]]:
+        """Return status and tags of a run."""
         ...
 
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:

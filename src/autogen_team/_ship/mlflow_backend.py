@@ -50,6 +50,8 @@ _BAD_VALUES = (OverflowError, TypeError, ValueError)
 class Store:
     """An MLflow store of any kind, called through its own methods."""
 
+    ahead = 0.0
+
     def __init__(self, store: Any) -> None:
         self.store = store
 
@@ -72,6 +74,13 @@ class Store:
     def takes_others(self, run_id: str) -> bool:  # noqa: ARG002 - `Server` needs it
         """Tell whether the store itself answers a request about this run without any content."""
         return True
+
+    def look(self, run_id: str) -> tuple[str, dict[str, str]]:
+        """Return status and tags of a run."""
+        with _translated():
+            run = self.store.get_run(run_id)
+            return run.info.status, dict(run.data.tags)
+        raise AssertionError  # `_translated` lets no exception pass
 
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
         """Change status, end (milliseconds since 1970) and name of a run."""
@@ -139,16 +148,16 @@ def hard_delete_of(uri: str) -> Callable[[str], object] | None:
 def of(store: Any, uri: str) -> Backend:
     """Return the backend for an MLflow store: a server, a database, or any other."""
     if uri.startswith(("http://", "https://")):
-        return Server(partial(_post, store))
+        return Server(partial(_send, store))
     return Database(store) if hasattr(store, "engine") else Store(store)
 
 
-def _post(store: Any, path: str, body: bytes) -> Answer:
-    """Send a body with MLflow's own credentials, certificates and headers."""
+def _send(store: Any, path: str, body: bytes | None) -> Answer:
+    """Send a request with MLflow's own credentials, certificates and headers."""
     answer: Answer = ask(
         store.get_host_creds(),
         path,
-        "POST",
+        "GET" if body is None else "POST",
         max_retries=0,
         timeout=PATIENCE,
         raise_on_status=False,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, TypeAlias
 
 import orjson
@@ -19,6 +21,8 @@ HEADERS = {"Content-Type": "application/json"}
 _FINAL = frozenset({400, 403, 404, 409, 413, 422})
 """HTTP statuses of an MLflow server that another attempt would not change."""
 _TOO_LARGE = 413
+_SKEW = 2.0
+"""Seconds by which equal clocks may seem to differ: a header has whole seconds, and an answer takes time."""
 _NOT_ABOUT_CONTENT = frozenset({401, 404, 407, 408, 425, 429})
 """HTTP statuses below 500 that say nothing about the content: a login is missing, or the server is away or busy."""
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
@@ -44,25 +48,32 @@ class Answer(Protocol):
         """The body as it came."""
         ...
 
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, by names in any case."""
+        ...
 
-Post: TypeAlias = Callable[[str, bytes], Answer]
-"""Sends a body of JSON to a path of the server, once and for at most `PATIENCE` seconds, and returns the answer."""
+
+Send: TypeAlias = Callable[[str, bytes | None], Answer]
+"""Sends a body of JSON to a path of the server, or asks for the path if there is none; once, and for at most `PATIENCE`
+seconds; returns the answer."""
 
 
-def poster(login: Callable[[], Mapping[str, Any]]) -> Post:
+def sender(login: Callable[[], Mapping[str, Any]]) -> Send:
     """Return a function that sends with the credentials that `login` returns; see `mlflow_backend.login_of`."""
     import requests  # takes as long as everything else here together
 
     session = requests.Session()
     session.trust_env = False  # the environment is not that of the job, which has read its own
 
-    def post(path: str, body: bytes) -> Answer:
+    def send(path: str, body: bytes | None) -> Answer:
         known = login()
         auth = None if known["auth"] is None else tuple(known["auth"])
         cert = tuple(known["cert"]) if isinstance(known["cert"], list) else known["cert"]
-        return session.post(
+        return session.request(
+            "GET" if body is None else "POST",
             known["url"] + path,
-            body,
+            data=body,
             headers={**known["headers"], **HEADERS},
             auth=auth,
             proxies=known["proxies"],
@@ -71,15 +82,27 @@ def poster(login: Callable[[], Mapping[str, Any]]) -> Post:
             timeout=PATIENCE,
         )
 
-    return post
+    return send
 
 
 class Server:
     """An MLflow server, through its REST API."""
 
-    def __init__(self, post: Post) -> None:
-        """Send each request with `post`, which adds address, credentials, certificates and headers."""
-        self._send = post
+    def __init__(self, send: Send) -> None:
+        """Send each request with `send`, which adds address, credentials, certificates and headers."""
+        self._send = send
+        self._date = ""
+        """When the server has answered last, by its own clock, as a header of HTTP."""
+        self._heard = 0.0
+        """The same by the clock of this machine, in seconds since 1970."""
+
+    @property
+    def ahead(self) -> float:
+        """By how many seconds the clock of the server is ahead of this machine's; 0 if that is not known."""
+        with suppress(ValueError):
+            found = parsedate_to_datetime(self._date).timestamp() - self._heard
+            return found if abs(found) > _SKEW else 0.0
+        return 0.0
 
     def create(self, entry: Mapping[str, Any]) -> str:
         """Create the run that an entry describes, unless it exists already, and return its id."""
@@ -117,6 +140,11 @@ class Server:
             return False
         return True
 
+    def look(self, run_id: str) -> tuple[str, dict[str, str]]:
+        """Return status and tags of a run."""
+        run = self._ask(f"runs/get?run_id={run_id}", None)["run"]
+        return run["info"]["status"], {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())}
+
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
         """Change status, end (milliseconds since 1970) and name of a run."""
         self._post("runs/update", run_id=run_id, status=status, end_time=end_time, run_name=name)
@@ -132,11 +160,15 @@ class Server:
         self._post("runs/log-inputs", run_id=run_id, datasets=list(datasets), models=named)
 
     def _post(self, endpoint: str, **body: Any) -> dict[str, Any]:
+        return self._ask(endpoint, orjson.dumps(_given(body)))
+
+    def _ask(self, endpoint: str, body: bytes | None) -> dict[str, Any]:
         around = sys.exc_info()[1]
         try:
-            answer = self._send(f"/api/2.0/mlflow/{endpoint}", orjson.dumps(_given(body)))
+            answer = self._send(f"/api/2.0/mlflow/{endpoint}", body)
         except Exception as error:
             raise Unreachable(first_line(root_of(error, around))) from None
+        self._date, self._heard = answer.headers.get("Date", ""), time.time()
         # A proxy whose server is away answers 404 to everything, so only MLflow's own refusals are final.
         refusal = None if answer.status_code == 200 else _refusal(answer.text)
         if refusal is not None and answer.status_code in _FINAL and not refusal.startswith(_BUSY):

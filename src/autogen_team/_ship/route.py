@@ -10,10 +10,13 @@ from autogen_team._ship import rest_backend
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import Drain
 from autogen_team._ship.error_text import with_kind
+from autogen_team._ship.signs import Signs
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
     from autogen_team._ship.agent import Job
     from autogen_team._ship.agent_link import Message
     from autogen_team._ship.backend import Backend
@@ -27,8 +30,11 @@ _FOR_THE_JOB = frozenset({"artifact", "create"})
 class Shipment:
     """The journal of a job that the agent ships."""
 
-    def __init__(self, route: Route, job: Job, after: int) -> None:
+    def __init__(self, route: Route, job: Job, after: int, open_runs: Iterable[str], signs: Signs) -> None:
         self._route = route
+        self._signs = signs
+        self._open = dict.fromkeys(open_runs)
+        """The runs that the job has open, by the ids that it knows."""
         self._job = job
         self._follower = Follower(lambda: job.folder, after)
         self._wanted = 0
@@ -60,6 +66,7 @@ class Shipment:
             self.number = entries[-1]["n"]
             self.runs.update(entry["run"] for entry in entries if "run" in entry)
             self._route.learn(entries)
+            self._follow_runs(entries)
         elif self._is_given_back:
             self._give_back()
         return entries
@@ -70,6 +77,19 @@ class Shipment:
         self.tell({"op": "acked", "number": number})
         if self._is_given_back:
             self._give_back()
+
+    def give_signs(self, ids: Mapping[str, str]) -> bool:
+        """Give signs of life of the runs that the job has open, if they are due; return whether the store answers."""
+        return self._signs.give(self._open, ids)
+
+    def _follow_runs(self, entries: list[Entry]) -> None:
+        for entry in entries:
+            if entry["op"] == "open":
+                self._open[entry["run"]] = None
+            elif entry["op"] == "closed":
+                self._open.clear()
+            elif entry["op"] == "info" and entry.get("status", "RUNNING") != "RUNNING":
+                self._open.pop(entry["run"], None)
 
     def flush(self, until: int) -> None:
         """Ship the entries up to the number `until` at once."""
@@ -118,6 +138,7 @@ class Route:
         self._removed: list[Shipment] = []
         self._drain: Drain | None = None
         self._delivery: Delivery | None = None
+        self._backend: Backend | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -134,16 +155,18 @@ class Route:
                 return
         job.send({"op": "ready"})
 
-    def take(self, job: Job, after: int, ids: dict[str, str]) -> Shipment | None:
-        """Ship a journal from the entry after the number `after` on; return None if that cannot begin now.
+    def take(self, job: Job, order: Message) -> Shipment | None:
+        """Ship a journal as the job has ordered; return None if that cannot begin now.
 
-        `ids` are the store's ids of its local runs.
+        The order says `after` which entry to begin; the `ids` that local runs have in the store; the `runs` that are
+        open; how often to give a sign of life (`heartbeat`, seconds), and when the last one was `given`.
         """
         with self._lock:
-            if not self._is_ready or self._delivery is None:
+            if not self._is_ready or self._delivery is None or self._backend is None:
                 return None
-            self._delivery.ids |= ids
-            shipment = Shipment(self, job, after)
+            self._delivery.ids |= order["ids"]
+            signs = Signs(self._backend, order["heartbeat"], pid=job.pid, given=order["given"])
+            shipment = Shipment(self, job, order["after"], order["runs"], signs)
             self._shipments = (*self._shipments, shipment)
         self.hurry()
         return shipment
@@ -169,7 +192,7 @@ class Route:
 
     def _run(self) -> None:
         try:
-            backend = self._backend()
+            backend = self._backend = self._make_backend()
         except Exception as error:
             self._tell_prepared({"op": "unable", "reason": with_kind(error)})
             return
@@ -181,6 +204,8 @@ class Route:
         while not self._drain.is_stopped:
             if not any(shipment.is_urgent for shipment in self._shipments):
                 self._drain.urgent.wait(idle)
+            # First, so that a job that wakes and ends at once has its run opened again before it is closed.
+            all(shipment.give_signs(self._delivery.ids) for shipment in self._shipments)
             before = [shipment.number for shipment in self._shipments]
             self._drain.ship()
             is_idle = before == [shipment.number for shipment in self._shipments]
@@ -195,9 +220,9 @@ class Route:
         for shipment in removed:
             shipment.close()
 
-    def _backend(self) -> Backend:
+    def _make_backend(self) -> Backend:
         if self.login is not None:
-            return rest_backend.Server(rest_backend.poster(lambda: self.login))
+            return rest_backend.Server(rest_backend.sender(lambda: self.login))
         from autogen_team._ship import mlflow_backend  # loads MLflow
 
         uri = self._store["uri"]

@@ -23,6 +23,7 @@ from autogen_team._ship.availability import Availability
 from autogen_team._ship.backend import Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import LONGEST_PAUSE, Drain
+from autogen_team._ship.signs import Signs
 from autogen_team._spool.journal import Journal
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
@@ -33,6 +34,9 @@ _TRIES = (0.1, 0.3, 0.0)
 """Seconds to wait after each attempt to deliver an entry that is stored nowhere else."""
 _FORK_PATIENCE = 1.0
 """Seconds that a fork waits for the current delivery, whose locks would stay held in the child for ever."""
+
+_GLANCE = 1.0
+"""Seconds between two looks at whether a job that logs nothing can be handed over."""
 
 _report = logging.getLogger("autogen_team")
 _shippers: weakref.WeakSet[Shipper] = weakref.WeakSet()
@@ -79,6 +83,7 @@ class Shipper:
         agent: AgentLink,
         store: Callable[[], Message | None],
         handover_after: float,
+        signs: Signs,
     ) -> None:
         """Hand the journal over to `agent` after `handover_after` seconds, unless `store` returns None.
 
@@ -90,6 +95,8 @@ class Shipper:
         self._agent = agent
         self._store = store
         self._handover_after = handover_after
+        self.signs = signs
+        """Signs of life of the runs that this process has open, until the agent gives them."""
         self.lost = 0
         """Number of entries that neither the journal nor the store has taken."""
         self.after_fork()
@@ -209,19 +216,34 @@ class Shipper:
 
     def _run(self) -> None:
         while not self._stopping:
-            self._journal.wait(None)
-            while self._journal.acked < self._journal.number:
-                if self._stopping:
-                    return
-                try:
-                    if self._can_hand_over():
-                        self._listen()
-                    else:
-                        self._ship()
-                except Exception:
-                    with suppress(Exception):  # a log handler of the job may raise, which must not end this thread
-                        _report.exception("the journal could not be delivered; what is in it stays there")
-                    self._drain.urgent.wait(LONGEST_PAUSE)
+            self._journal.wait(self._nap())
+            try:
+                self._work()
+            except Exception:
+                with suppress(Exception):  # a log handler of the job may raise, which must not end this thread
+                    _report.exception("the journal could not be delivered; what is in it stays there")
+                self._drain.urgent.wait(LONGEST_PAUSE)
+
+    def _nap(self) -> float | None:
+        """Return how long to wait for the next entry, in seconds; None for as long as it takes."""
+        if self.has_more:
+            return 0.0
+        if not self.signs.is_wanted or not self._journal.open_runs():
+            return None
+        # A job that logs nothing is handed over too: signs of its life come from outside of it.
+        return self.signs.left if self._prepared == "unable" else min(self.signs.left, _GLANCE)
+
+    def _work(self) -> None:
+        while not self._stopping:
+            if self.signs.is_wanted and not self.signs.left and not self._availability.is_cut:
+                with self._drain.delivering:
+                    self.signs.give(self._journal.open_runs(), self._delivery.ids)
+            if self._can_hand_over():
+                self._listen()
+            elif self.has_more:
+                self._ship()
+            else:
+                break
 
     def _ship(self) -> None:
         self._drain.urgent.clear()
@@ -253,8 +275,17 @@ class Shipper:
         """Hand the journal over, and do what the agent says until it ends, or gives the journal back."""
         self._own.close()
         with self._lock:
-            order = {"op": "take", "store": self._asked, "after": self._journal.acked, "ids": self._delivery.ids}
-            self._agent.send(order)
+            self._agent.send(
+                {
+                    "op": "take",
+                    "store": self._asked,
+                    "after": self._journal.acked,
+                    "ids": self._delivery.ids,
+                    "runs": self._journal.open_runs(),
+                    "heartbeat": self.signs.every,
+                    "given": self.signs.given,
+                }
+            )
             self._handed_over = True
             if self._wanted > self._journal.acked:
                 self._hurry()

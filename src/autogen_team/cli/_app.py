@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, NoReturn
 
 import typer
 import typer.core
+
+from autogen_team.cli import _durations
 
 app = typer.Typer(
     name="autogen-team",
@@ -211,14 +214,29 @@ def notify(
 
 
 @app.command()
-def status(json: Json = False) -> None:
+def status(
+    store: Annotated[
+        bool, typer.Option("--store", help="List the runs that are RUNNING in the store, from any machine.")
+    ] = False,
+    experiment: Experiment = None,
+    tracking_uri: TrackingUri = None,
+    set_: Set = None,
+    json: Json = False,
+) -> None:
     """List the journals on this machine: their runs, whether the process lives, and what waits in them.
 
-    Example: autogen-team status
+    With --store, list what is RUNNING in the store instead: machine and process, and when it was last seen alive.
+
+    Example: autogen-team status --store --tracking-uri http://localhost:5000
     """
     from autogen_team.cli import status as action
 
-    action.show(as_json=json)
+    if not store:
+        _refuse_without("--store", {"--experiment": experiment, "--tracking-uri": tracking_uri, "--set": set_})
+        action.show(as_json=json)
+        return
+    overrides = _overrides(set_, experiment=None, tracking_uri=tracking_uri, log_level=None)
+    action.show_store(overrides, experiment=experiment, as_json=json)
 
 
 @app.command()
@@ -253,20 +271,46 @@ def recover(
     host: Annotated[
         list[str] | None, typer.Option("--host", metavar="NAME", help="A machine that is gone, a pod say. Repeatable.")
     ] = None,
+    stale: Annotated[
+        float | None,
+        typer.Option(
+            "--stale",
+            metavar="DURATION",
+            parser=_durations.seconds,
+            help="Close what has given no sign of life for that long, on whatever machine: 5m, 2h.",
+        ),
+    ] = None,
+    experiment: Annotated[
+        str | None, typer.Option("--experiment", metavar="NAME", help="With --stale: only the runs of this one.")
+    ] = None,
+    all_: Annotated[
+        bool, typer.Option("--all", help="With --stale: also runs that give no signs, by their newest metric.")
+    ] = False,
     tracking_uri: TrackingUri = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
     """Deliver what dead processes have left in their journals, and close their runs as KILLED.
 
-    Never touches the journal of a process that lives. Exits with 1 if one could not be recovered.
+    Never touches the journal of a process that lives. With --stale, no journal is looked at: the runs in the store are
+    closed whose machine is lost. A job that was only frozen opens its run again.
 
-    Example: autogen-team recover --dry-run
+    Exits with 1 if a journal could not be recovered, or the store does not answer.
+
+    Example: autogen-team recover --stale 5m --dry-run
     """
     from autogen_team.cli import recover as action
 
     overrides = _overrides(set_, experiment=None, tracking_uri=tracking_uri, log_level=None)
-    action.recover(overrides, hosts=host or (), dry_run=dry_run, as_json=json)
+    if stale is None:
+        _refuse_without("--stale", {"--experiment": experiment, "--all": all_})
+        action.recover(overrides, hosts=host or (), dry_run=dry_run, as_json=json)
+        return
+    if host:
+        raise typer.BadParameter(
+            "it is about journals, and --stale about the store: give one of them", param_hint="--host"
+        )
+    action.close_lost(overrides, limit=stale, experiment=experiment, takes_all=all_, dry_run=dry_run, as_json=json)
 
 
 @app.command()
@@ -332,6 +376,13 @@ for _command in app.registered_commands:
     _command.help = re.sub(
         r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc((_command.callback and _command.callback.__doc__) or "")
     )
+
+
+def _refuse_without(option: str, given: Mapping[str, object]) -> None:
+    """Refuse options that mean something only beside another one."""
+    for name, value in given.items():
+        if value:
+            raise typer.BadParameter(f"it is only for {option}", param_hint=name)
 
 
 def _overrides(

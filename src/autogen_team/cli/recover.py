@@ -1,4 +1,4 @@
-"""`autogen-team recover`: deliver the journals of dead processes, and close their runs."""
+"""`autogen-team recover`: deliver the journals of dead processes, and close the runs of those that are lost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from autogen_team._ship import recovery
     from autogen_team._spool import index
 
-__all__ = ["recover"]
+__all__ = ["close_lost", "recover"]
 
 _FAILED = 1
 
@@ -49,6 +49,38 @@ def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bo
         _say_none()
     if any(result.problem for result in results):
         raise SystemExit(_FAILED)
+
+
+def close_lost(
+    overrides: Mapping[str, str],
+    *,
+    limit: float,
+    experiment: str | None,
+    takes_all: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Close the runs of the store whose jobs have given no sign of life for `limit` seconds; or print which ones.
+
+    Runs that never gave any are left alone, unless `takes_all`; then their newest metric or their start counts.
+    """
+    from autogen_team._ship import lost, uris
+
+    with _look.plain_warnings(), _look.plain_errors():
+        service = _context.build(overrides).mlflow_service
+        store = lost.Store(uris.absolute(service.tracking_uri), service.connect_timeout)
+        found = [one for one in store.running(experiment) if takes_all or one.sign is not None]
+        now = store.now(found[0]) if found else 0.0
+        stale = [one for one in found if now - one.latest > limit]
+        closed = [one for one in stale if dry_run or store.close(one)]
+    if as_json:
+        _look.as_json([{**asdict(one), "reason": one.reason} for one in closed])
+    elif closed:
+        what = "would be closed as KILLED" if dry_run else "closed as KILLED"
+        rows = [(one.name, one.run_id, one.experiment, one.reason) for one in closed]
+        _look.table((what, "id", "experiment", "why"), rows)
+    else:
+        _look.say("runs", f"none of {len(found)} that are RUNNING has been silent for that long", "bold")
 
 
 def _say_none() -> None:

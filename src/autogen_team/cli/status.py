@@ -1,4 +1,4 @@
-"""`autogen-team status`: the journals and offline runs that wait on this machine."""
+"""`autogen-team status`: what waits on this machine, and what is RUNNING in the store."""
 
 from __future__ import annotations
 
@@ -7,12 +7,44 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from autogen_team._services.settings import state_dir
-from autogen_team.cli import _look
+from autogen_team.cli import _context, _look
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from autogen_team._ship import lost
     from autogen_team._spool import index
 
-__all__ = ["show"]
+__all__ = ["show", "show_store"]
+
+
+def show_store(overrides: Mapping[str, str], *, experiment: str | None, as_json: bool) -> None:
+    """Print the runs that say RUNNING in the store, from whatever machine they are."""
+    from autogen_team._ship import lost, uris
+
+    with _look.plain_warnings(), _look.plain_errors():
+        service = _context.build(overrides).mlflow_service
+        found = lost.Store(uris.absolute(service.tracking_uri), service.connect_timeout).running(experiment)
+    if as_json:
+        _look.as_json([asdict(one) for one in found])
+    elif found:
+        _look.table(("run", "id", "experiment", "host", "pid", "started", "last sign of life"), map(_running, found))
+    else:
+        _look.say("runs", "none is RUNNING", "bold")
+
+
+def _running(one: lost.Running) -> tuple[str, ...]:
+    now = time.time()
+    sign = "gives none" if one.sign is None else f"{_look.age(now - one.sign)} ago"
+    return (
+        one.name,
+        one.run_id,
+        one.experiment,
+        one.host or "-",
+        one.pid or "-",
+        f"{_look.age(now - one.started)} ago",
+        sign,
+    )
 
 
 def show(*, as_json: bool) -> None:

@@ -291,7 +291,7 @@ def test_the_agent_sends_the_headers_that_mlflow_sends(echo, monkeypatch, enviro
     uri = f"http://127.0.0.1:{echo.server_port}"
     by_mlflow = mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
     login = json.loads(json.dumps(mlflow_backend.login_of(uri)))
-    by_agent = rest_backend.Server(rest_backend.poster(lambda: login))
+    by_agent = rest_backend.Server(rest_backend.sender(lambda: login))
 
     by_mlflow.update("a", "FINISHED", 1, None)
     by_agent.update("a", "FINISHED", 1, None)

@@ -19,7 +19,7 @@ from mlflow.tracking._tracking_service.utils import _get_store
 
 from autogen_team._capture import lifecycle, mlflow_internals, write_behind
 from autogen_team._capture.store import LOCAL_ID, DurableStore
-from autogen_team._ship import agent_link, mlflow_backend, sql_bulk
+from autogen_team._ship import agent_link, mlflow_backend, signs, sql_bulk
 from autogen_team._spool import journal, reader
 from autogen_team.errors import NotStartedError
 from autogen_team.io.services import MlflowService
@@ -83,7 +83,7 @@ def content(run_id: str) -> dict[str, object]:
     """Return all that the store has of a run, without what differs for each run."""
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
-    different = {"mlflow.user", "mlflow.source.name", "autogen_team.opened_by"}
+    different = {"mlflow.user", "mlflow.source.name", "autogen_team.opened_by", *signs.tags(0)}
     return {
         "info": (run.info.run_name, run.info.status, run.info.end_time is not None),
         "params": run.data.params,

@@ -1,0 +1,113 @@
+"""Signs of life: tags of a run that say when its job was seen alive, and where.
+
+Whatever ships the journal of a job gives them: a thread of the job at first, then the agent, from outside of the job. A
+run that lacks them can be closed from any machine, and is opened again by a job that was only frozen.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from autogen_team._process import run_events
+from autogen_team._ship.backend import Backend, Batch, Refused, Unreachable
+
+ALIVE_TAG = "autogen_team.alive"
+"""The tag with the time of the last sign of life, in UTC."""
+HOST_TAG, PID_TAG = "autogen_team.host", "autogen_team.pid"
+"""The tags with the machine and the process of the job."""
+LOST = "no sign of life since"
+"""How the reason of a run begins that was closed because it gave none."""
+_LATE = 1.5
+"""Times the interval after which a sign is late, so that another machine may have closed the run meanwhile."""
+
+
+def tags(pid: int, *, ahead: float = 0.0) -> dict[str, str]:
+    """Return a sign of life; `ahead` is by how many seconds the clock of the store is ahead of this machine's."""
+    now = datetime.fromtimestamp(time.time() + ahead, UTC)
+    return {ALIVE_TAG: f"{now:%Y-%m-%dT%H:%M:%SZ}", HOST_TAG: socket.gethostname(), PID_TAG: str(pid)}
+
+
+def moment(text: str) -> float | None:
+    """Return the time of a sign in seconds since 1970; None if the text is none.
+
+    >>> moment("2026-11-30T12:00:00Z"), moment("yesterday")
+    (1796040000.0, None)
+    """
+    with suppress(ValueError):
+        found = datetime.fromisoformat(text)
+        return found.timestamp() if found.tzinfo is not None else None
+    return None
+
+
+class Signs:
+    """Signs of life of the runs that one process has open."""
+
+    def __init__(self, backend: Backend, every: float, *, pid: int | None = None, given: float | None = None) -> None:
+        """Give a sign every `every` seconds, never for 0; the process is this one if `pid` is None.
+
+        `given` is when the last one was given, in seconds since 1970, if that is not now.
+        """
+        self._backend = backend
+        self.every = every
+        self._pid = pid
+        # The monotonic clock stands still while a machine is suspended.
+        self.given = time.time() if given is None else given
+        self._was_stopped = False
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether signs are given at all."""
+        return self.every > 0
+
+    @property
+    def left(self) -> float:
+        """Seconds until the next sign is due."""
+        return max(0.0, self.given + self.every - time.time())
+
+    def give(self, runs: Iterable[str], ids: Mapping[str, str]) -> bool:
+        """Give a sign for these runs if one is due; return False if the store does not answer.
+
+        `ids` are the store's ids of local runs. A process that is stopped gives none. A late sign opens runs again that
+        were closed for the lack of it.
+        """
+        pid = os.getpid() if self._pid is None else self._pid
+        if not self.is_wanted or self._is_stopped(pid) or (self.left and not self._was_stopped):
+            return True
+        is_late = self._was_stopped or time.time() > self.given + _LATE * self.every
+        self._was_stopped = False
+        self.given = time.time()
+        sign = tags(pid, ahead=self._backend.ahead)
+        for run_id in {ids.get(run_id, run_id): None for run_id in runs}:
+            try:
+                if is_late:
+                    self._open_again(run_id)
+                self._backend.log(Batch(run_id, tags=sign))
+            except Refused:  # the run was deleted
+                continue
+            except Unreachable:
+                return False
+        return True
+
+    def _is_stopped(self, pid: int) -> bool:
+        is_stopped = _is_stopped(pid)
+        self._was_stopped |= is_stopped
+        return is_stopped
+
+    def _open_again(self, run_id: str) -> None:
+        status, found = self._backend.look(run_id)
+        if status == "KILLED" and found.get(run_events.EXCEPTION_TAG, "").startswith(LOST):
+            self._backend.update(run_id, "RUNNING", None, None)
+            self._backend.remove_tag(run_id, run_events.EXCEPTION_TAG)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped by a signal, or by a debugger."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
