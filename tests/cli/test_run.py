@@ -345,7 +345,6 @@ def work():
 LEFT_AT_WORK = {
     "a thread that a thread starts": "threading.Timer(0.2, threading.Thread(target=work).start).start()",
     "a task of an executor": "pool = ThreadPoolExecutor(1); pool.submit(work)",
-    "a task of a task": "pool = ThreadPoolExecutor(1); pool.submit(lambda: pool.submit(work))",
     "a thread of a task": "pool = ThreadPoolExecutor(2); pool.submit(threading.Thread(target=work).start)",
     "a task of another process": "pool = ProcessPoolExecutor(1); pool.submit(work)",
     "a thread beside an exception": "threading.Thread(target=work).start(); raise ValueError('boom')",
@@ -410,7 +409,7 @@ def test_a_server_that_dies_meanwhile_does_not_hold_up_the_end(start_python, scr
     relay = start_python("-c", RELAY.format(port=port, target=mlflow_server.rpartition(":")[2]))
     relay.wait_for("ready")
     options = ["--tracking-uri", f"http://127.0.0.1:{port}", "--set", "mlflow.flush_timeout=1"]
-    process = start_python(*RUN, *options, script("print('ready'); input()"), stdin=subprocess.PIPE)
+    process = start_python(*RUN, *options, script("import mlflow; print('ready'); input()"), stdin=subprocess.PIPE)
     process.wait_for("ready")
     relay.popen.kill()
     begun = time.monotonic()

@@ -58,7 +58,9 @@ def job_ended(run: run_events.Run, end: run_events.End, *, host: str, rank: int)
     if run.link is not None:
         lines.append(run.link)
     brief = "\n".join(lines)
-    if end.exception is not None and not isinstance(end.exception, SystemExit):  # the reason says all about an exit
+    if isinstance(end.exception, run_events.JobEnded) and end.exception.trace:
+        lines += ["", *_tail(end.exception.trace)]
+    elif end.exception is not None and not isinstance(end.exception, SystemExit):  # the reason says all about an exit
         lines += ["", *_last_lines(end.exception)]
     return _redact.mask(title), _redact.mask("\n".join(lines)), level, _redact.mask(brief)
 
@@ -89,6 +91,10 @@ def _last_lines(exception: BaseException) -> list[str]:
         text = "".join(traceback.format_exception(type(exception), exception, frames))
     except Exception as error:  # a __str__ that fails or an unreadable source file must not cost the alert
         text = f"{type(exception).__name__} (its traceback could not be made: {type(error).__name__})"
+    return _tail(text)
+
+
+def _tail(text: str) -> list[str]:
     lines = [line for line in text.rstrip().splitlines() if line.strip(" ^~")]
     return ["...", *lines[-_TRACEBACK_LINES:]] if len(lines) > _TRACEBACK_LINES else lines
 

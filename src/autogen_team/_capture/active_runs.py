@@ -152,6 +152,13 @@ def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
     return joined, leave
 
 
+def opened_elsewhere(run: Run) -> mlflow.ActiveRun:
+    """Put the run on the stack of this thread, as if the thread had opened it, without a request to its store."""
+    active = mlflow.ActiveRun(run)
+    fluent._active_run_stack.get().append(active)
+    return active
+
+
 def has_own_run_around(active: mlflow.ActiveRun) -> bool:
     """Tell whether this thread had a run of its own open, rather than a joined one, when it opened this run."""
     around = [run for run in fluent._active_run_stack.get() if run is not active]

@@ -13,6 +13,7 @@ from typing import Any
 
 import mlflow
 from mlflow.entities import RunInfo
+from mlflow.tracking.context import registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team._capture import active_runs, mlflow_internals, run_stacks, signals, ui_url, write_behind
@@ -39,7 +40,8 @@ class _Open:
     run: run_events.Run
     client: mlflow.MlflowClient
     """Bound to the stores in use when the run was opened, wherever the job points MLflow later."""
-    started: float
+    started: int
+    """Milliseconds since 1970, as in the store."""
     uri: str
     owner: int
     """The id of the process that opened it; a forked child inherits the block, but not the run."""
@@ -59,11 +61,23 @@ def open_run(
     nested: bool = False,
     parent_run_id: str | None = None,
     run_id: str | None = None,
+    begun: float | None = None,
 ) -> Iterator[mlflow.ActiveRun]:
-    """Open a run, and close it with the status that the end of the block implies."""
+    """Open a run, and close it with the status that the end of the block implies.
+
+    `begun` is when its work began, in seconds since 1970; None means now. It does not count for a run that exists.
+    """
     with signals.signals_raise():
         signals.hold()
         try:
+            if begun is not None and run_id is None and "MLFLOW_RUN_ID" not in os.environ:
+                made = mlflow.MlflowClient().create_run(
+                    mlflow_internals.experiment_id(),
+                    start_time=round(begun * 1000),
+                    tags=registry.resolve_tags(as_text(tags)),
+                    run_name=mask(name),
+                )
+                run_id, tags = made.info.run_id, None
             active = mlflow.start_run(
                 run_id=run_id,
                 run_name=mask(name),
@@ -130,7 +144,7 @@ def close_what_is_left(before: Collection[str] = ()) -> None:
         kept |= _of_this_process(everywhere=True).keys() - _of_this_process(everywhere=False).keys()
     for run_id, uri in reversed(left_open().items()):
         if run_id not in kept:
-            _end(run_id, uri, end)
+            end_run(run_id, uri, end)
 
 
 def left_open() -> dict[str, str]:
@@ -145,14 +159,14 @@ def _of_this_process(*, everywhere: bool) -> dict[str, str]:
     return run_stacks.open_runs(everywhere=everywhere, apart_from=active_runs.JoinedRun)
 
 
-def _end(run_id: str, uri: str, end: run_events.End) -> None:
+def end_run(run_id: str, uri: str, end: run_events.End) -> None:
     """End a run that was opened without `open_run`, unless it has already ended in the store."""
     client = mlflow.MlflowClient(uri)
     mlflow_internals.leave_runs(run_id)
 
     def record() -> None:
         if client.get_run(run_id).info.status == "RUNNING":
-            _record(client, [run_id], run_id, end)
+            _record(client, [run_id], run_id, end, _now())
 
     try:
         within(PATIENCE, record, name="autogen-team-end-of-run")
@@ -198,7 +212,7 @@ def _note(active: mlflow.ActiveRun) -> _Open:
         parent_id=active.data.tags.get(MLFLOW_PARENT_RUN_ID),
         is_outermost=not active_runs.has_own_run_around(active),
     )
-    opened = _Open(run, client, time.monotonic(), uri, os.getpid())
+    opened = _Open(run, client, info.start_time, uri, os.getpid())
     with _lock:
         _open.append(opened)
     run_events.run_started(run)
@@ -213,28 +227,44 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
         _open.remove(opened)
     status, reason = signals.verdict(failure)
     if status == "FINISHED":
-        status, reason = active_runs.given_end(run_id) or _recorded_end(opened) or (status, reason)
-    end = run_events.End(status, reason, failure, time.monotonic() - opened.started)
+        status, reason = reported_end(run_id, opened.uri) or (status, reason)
+    at = _work_ended.pop(run_id, None) or _now()
+    end = run_events.End(status, reason, failure, max(0, at - opened.started) / 1000)
     run_events.run_ending(opened.run, end)
     # Runs left open inside of this run end with it; a run that the job ended itself keeps its status.
     ids = mlflow_internals.leave_runs(run_id)
     try:
-        within(PATIENCE, partial(_record, opened.client, ids, run_id, end), name="autogen-team-end-of-run")
+        within(PATIENCE, partial(_record, opened.client, ids, run_id, end, at), name="autogen-team-end-of-run")
     except Exception as error:
         # The job has its own end, and perhaps its own exception, which an unreachable store must not mask.
         _report.error("the end of run %s as %s could not be recorded: %s", run_id, status, mask(str(error)))
     run_events.run_ended(opened.run, end)
 
 
-def _recorded_end(opened: _Open) -> tuple[run_events.Status, str] | None:
-    """Return the failure that the job has recorded for the run by a client of MLflow's; None if there is none."""
-    working = write_behind.of(opened.uri)
-    info = None if working is None else working.store.info_of(opened.run.run_id)
+def reported_end(run_id: str, uri: str) -> tuple[run_events.Status, str] | None:
+    """Return, once, the failure that the job has reported for the run, perhaps by a client of MLflow's."""
+    given = active_runs.given_end(run_id)
+    if given is not None:
+        return given
+    working = write_behind.of(uri)
+    info = None if working is None else working.store.info_of(run_id)
     return None if info is None else active_runs.as_failure(info.status)
 
 
-def _record(client: mlflow.MlflowClient, ids: list[str], run_id: str, end: run_events.End) -> None:
-    actions: list[Callable[[], object]] = [partial(client.set_terminated, one, end.status) for one in ids]
+def work_has_ended(run_id: str, at: float) -> None:
+    """Note when the work of a run has ended, in seconds since 1970, if that is before the run is closed."""
+    _work_ended[run_id] = round(at * 1000)
+
+
+_work_ended: dict[str, int] = {}
+
+
+def _now() -> int:
+    return round(time.time() * 1000)
+
+
+def _record(client: mlflow.MlflowClient, ids: list[str], run_id: str, end: run_events.End, at: int) -> None:
+    actions: list[Callable[[], object]] = [partial(client.set_terminated, one, end.status, at) for one in ids]
     if end.reason is not None:
         actions.append(partial(client.set_tag, run_id, run_events.EXCEPTION_TAG, end.reason))
     actions += [partial(mlflow_internals.stop_system_metrics, one) for one in ids]

@@ -89,7 +89,8 @@ def start(settings: Settings) -> Session:
 
     """
     settings = replace(settings, experiment_name=mask(settings.experiment_name))
-    if settings.works_for is not None:  # what it logs waits while the store is out of reach, as in the job itself
+    if settings.works_for is not None and settings.mode != "offline":
+        # what it logs waits while the store is out of reach, as in the job itself
         return _start(settings)
     if settings.mode != "offline":
         try:
@@ -146,7 +147,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         undo.callback(mlflow_internals.provide_experiment(experiment[0], experiments.current, is_given=is_given))
         os.environ.setdefault(_RETRIES, "2")  # spread over 6 seconds; MLflow's own 7 take 4 minutes
         os.environ.setdefault(_TIMEOUT, "30")  # for each try; MLflow waits 120
-        if settings.durable:
+        if settings.durable and settings.works_for is None:
             recovery.recover_behind(settings.tracking_uri, settings.registry_uri, settings.state_dir)
         undo.callback(_stand_in(settings.tracking_uri, settings.registry_uri, settings))
         others = undo.enter_context(ExitStack())
@@ -244,10 +245,11 @@ def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_off
 
     from autogen_team._sync import offline_store
 
+    is_server = urlsplit(settings.tracking_uri).scheme in ("http", "https")
     try:
         with (
             db_init_lock.in_turn(settings.tracking_uri, settings.state_dir),
-            _impatient(settings.connect_timeout),
+            _impatient(settings.connect_timeout, has_database=not is_server),
             saved.quiet("alembic"),  # silences some 70 lines about the schema of a new database
         ):
             if is_offline:
@@ -256,7 +258,7 @@ def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_off
                 find = partial(_known_experiment, given_id)
             else:
                 find = partial(_find_experiment, settings.experiment_name)
-            if urlsplit(settings.tracking_uri).scheme in ("http", "https"):
+            if is_server:
                 experiment = within(settings.connect_timeout, find, name="autogen-team-experiment")
             elif given_id is None or is_offline:
                 experiment = mlflow.set_experiment(settings.experiment_name)
@@ -325,8 +327,11 @@ def _find_experiment(name: str) -> Experiment:
 
 
 @contextmanager
-def _impatient(timeout: float) -> Iterator[None]:
-    """Bound MLflow's own waiting inside the block; values that the user has set stay."""
+def _impatient(timeout: float, *, has_database: bool) -> Iterator[None]:
+    """Bound MLflow's own waiting inside the block; values that the user has set stay.
+
+    Without a database, what MLflow has for databases is not loaded, which takes half as long as MLflow itself.
+    """
     from autogen_team._capture import mlflow_internals
 
     bounds = {
@@ -335,7 +340,8 @@ def _impatient(timeout: float) -> Iterator[None]:
     }
     with ExitStack() as undo:
         undo.callback(saved.keep_environment(*bounds))
-        undo.callback(mlflow_internals.ask_databases_once())
+        if has_database:
+            undo.callback(mlflow_internals.ask_databases_once())
         for name, value in bounds.items():
             os.environ.setdefault(name, value)
         yield

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import LifecycleStage, Run, RunData, RunInfo
+from mlflow.entities import LifecycleStage, Param, Run, RunData, RunInfo, RunTag
 
 from autogen_team._capture import active_runs, lifecycle, mlflow_internals, run_stacks, signals, ui_url, write_behind
 from autogen_team._process import run_events
@@ -117,18 +117,7 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
 
     With `failure_tag`, a failure of the block is reported like that of a run: by this tag, and to the listeners.
     """
-    info = RunInfo(
-        shared.run_id,
-        shared.experiment_id,
-        shared.user,
-        "RUNNING",
-        shared.start,
-        None,
-        LifecycleStage.ACTIVE,
-        run_name=shared.name,
-    )
-    lifecycle.remember_experiment(shared.experiment_id, shared.experiment)
-    active, leave = active_runs.work_for(Run(info, RunData()))
+    active, leave = active_runs.work_for(_as_run(shared))
     failure: BaseException | None = None
     began = time.monotonic()
     try:
@@ -147,6 +136,43 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
                 within(lifecycle.PATIENCE, partial(_end, left, status), name="autogen-team-end-of-run")
             except Exception as error:
                 _report.error("the end of runs %s could not be recorded: %s", ", ".join(left), mask(str(error)))
+
+
+def opened_elsewhere(shared: Shared, **data: Any) -> mlflow.ActiveRun:
+    """Return the run as if this thread had opened it; the process that has will close it.
+
+    `data` is what `as_opened` returned there. The store is not asked, so that it may be out of reach.
+    """
+    run = _as_run(shared, **data)
+    working = write_behind.of(mlflow.get_tracking_uri())
+    if working is not None:
+        working.store.remember(run)
+    return active_runs.opened_elsewhere(run)
+
+
+def as_opened(active: mlflow.ActiveRun) -> dict[str, Any]:
+    """Return what `opened_elsewhere` needs beside the `Shared`, for JSON."""
+    data = active.data
+    return {"artifact_uri": active.info.artifact_uri, "params": dict(data.params), "tags": dict(data.tags)}
+
+
+def _as_run(
+    shared: Shared, artifact_uri: str | None = None, params: Mapping[str, str] = {}, tags: Mapping[str, str] = {}
+) -> Run:
+    info = RunInfo(
+        shared.run_id,
+        shared.experiment_id,
+        shared.user,
+        "RUNNING",
+        shared.start,
+        None,
+        LifecycleStage.ACTIVE,
+        artifact_uri,
+        run_name=shared.name,
+    )
+    lifecycle.remember_experiment(shared.experiment_id, shared.experiment)
+    data = RunData([], [Param(*pair) for pair in params.items()], [RunTag(*pair) for pair in tags.items()])
+    return Run(info, data)
 
 
 def _tell(shared: Shared, failure: BaseException, tag: str, duration: float) -> None:

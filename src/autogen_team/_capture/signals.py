@@ -19,7 +19,7 @@ from types import FrameType
 from typing import TypeAlias
 
 from autogen_team._process.forking import call_in_child
-from autogen_team._process.run_events import Status
+from autogen_team._process.run_events import JobEnded, Status
 from autogen_team._redact import mask
 
 Handler: TypeAlias = Callable[[int, FrameType | None], None]
@@ -186,6 +186,8 @@ def verdict(error: BaseException | None) -> tuple[Status, str | None]:
     """Return the status of a run that `error` has ended, and a short reason with its secrets masked."""
     if error is None or isinstance(error, GeneratorExit):  # the consumer of a generator wanted no more of it
         return "FINISHED", None
+    if isinstance(error, JobEnded):
+        return error.status, None if error.reason is None else mask(error.reason)[:_LONGEST_REASON]
     if isinstance(error, Terminated):
         return "KILLED", error.signal
     if isinstance(error, KeyboardInterrupt):
@@ -200,8 +202,14 @@ def verdict(error: BaseException | None) -> tuple[Status, str | None]:
             return "FINISHED", None
         text = f"exit status {error.code}" if isinstance(error.code, int) else f"exit: {error.code}"
         return "FAILED", mask(text)[:_LONGEST_REASON]
-    text = f"{type(error).__name__}: {_text(error)}"
-    return "FAILED", mask(text)[:_LONGEST_REASON].removesuffix(": ")
+    return of_exception(type(error).__name__, _text(error))
+
+
+def of_exception(kind: str, text: str) -> tuple[Status, str]:
+    """Return the status of a run that an exception of this class and with this text has ended, and a short reason."""
+    if kind in _CANCELLED:
+        return "KILLED", kind
+    return "FAILED", mask(f"{kind}: {text}")[:_LONGEST_REASON].removesuffix(": ")
 
 
 def _raised_by(error: BaseException) -> signal.Signals | None:

@@ -406,6 +406,10 @@ class DurableStore(RedactingStore):
         with self._writer.noting():
             self._journal.run_opened(info.run_id, mark=mark, name=info.run_name or "", experiment=info.experiment_id)
 
+    def remember(self, run: Run) -> None:
+        """Cache a run as another process has opened it, so that the store need not be asked."""
+        self._known[run.info.run_id] = CachedRun(run)
+
     def _knows(self, run_id: str) -> CachedRun | None:
         """Return the cached run, asking the store the first time; None if the store cannot be asked.
 

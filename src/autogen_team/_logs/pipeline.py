@@ -187,8 +187,10 @@ def _keep_runs(settings: Settings) -> Undo:
 
 
 def _words(level: str, message: str, exception: BaseException | None = None) -> bytes:
+    trace = "" if exception is None else "".join(traceback.format_exception(exception))
+    if isinstance(exception, run_events.JobEnded):
+        trace, exception = exception.trace, None
     record = loguru_internals.make_record(level, message, name="autogen_team", exception=exception)
-    trace = "".join(traceback.format_exception(exception)) if exception is not None else ""
     for pipeline in reversed(_started):
         if pipeline.settings.run_log:
             return pipeline.sink.line(record, trace)

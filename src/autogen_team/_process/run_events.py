@@ -82,6 +82,17 @@ class End:
     """Seconds from the start of the run."""
 
 
+class JobEnded(SystemExit):
+    """How the job of another process has ended; raised inside its run, in the process that keeps the run."""
+
+    def __init__(self, status: Status, reason: str | None, trace: str = "") -> None:
+        super().__init__(1)
+        self.status: Status = status
+        self.reason = reason
+        self.trace = trace
+        """The traceback of the exception that has ended the job, as Python has shown it."""
+
+
 class Listener:
     """Observer of run events. Callbacks run on the job's thread and must be fast and bounded.
 

@@ -341,6 +341,11 @@ def _found(cls: type[Settings]) -> dict[str, tuple[Source, str]]:
     return found
 
 
+def of_file() -> dict[str, str]:
+    """Return the text of each variable that `.env` sets, and the environment does not."""
+    return {variable: text for variable, (place, text) in _found(Settings).items() if place == ".env"}
+
+
 def _unreadable(error: UnicodeDecodeError) -> ConfigurationError:
     return ConfigurationError(f".env is no text in UTF-8: {error.reason} at byte {error.start}")
 

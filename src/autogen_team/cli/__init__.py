@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 __all__ = ["main"]
 
 
 def main() -> None:
     """Run the command that `sys.argv` names, and exit with its status."""
+    if sys.argv[1:2] == ["run"] and not {"-h", "--help"} & set(sys.argv[2:3]):
+        from autogen_team.cli._supervisor import keeping
+
+        keeping.start()
     from autogen_team.cli._app import app
 
     app()

@@ -56,10 +56,24 @@ class _Target(typer.core.TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the options, and note in `ctx.meta` whether `--` precedes the remaining arguments."""
         words = list(args)
-        left = super().parse_args(ctx, args)
+        at = self._python_target(args)
+        left = super().parse_args(ctx, args if at is None else [*args[:at], "--", *args[at:]])
         target = ctx.params.get("command") or []
         ctx.meta[_SEPARATED] = words[: len(words) - len(target)][-1:] == ["--"]
         return left
+
+    def _python_target(self, args: list[str]) -> int | None:
+        """Return where `-m` or `-c` begins the target; the name may be in the same word, which no parser expects."""
+        with_value = {name for param in self.params if not getattr(param, "is_flag", False) for name in param.opts}
+        words = iter(enumerate(args))
+        for at, word in words:
+            if word.startswith(("-m", "-c")):
+                return at
+            if not word.startswith("-") or word in ("-", "--"):
+                return None
+            if word in with_value:
+                next(words, None)
+        return None
 
 
 _SEPARATED = "autogen_team.separated"
@@ -72,7 +86,7 @@ def run(
         list[str],
         typer.Argument(
             metavar="TARGET",
-            help="A Python script, -m and a module, or -- and any command; then its arguments.",
+            help="A Python script, -m and a module, -c and a program, or -- and any command; then its arguments.",
         ),
     ],
     name: Annotated[
@@ -389,8 +403,8 @@ def _overrides(
     assignments: list[str] | None, *, experiment: str | None, tracking_uri: str | None, log_level: str | None
 ) -> dict[str, str]:
     """Return the values of the options as text, by `service.field`."""
-    from autogen_team.cli import _context
+    from autogen_team.cli import _look
 
     given = {"mlflow.experiment_name": experiment, "mlflow.tracking_uri": tracking_uri, "logger.level": log_level}
     named = {path: value for path, value in given.items() if value is not None}
-    return {**_context.assignments(assignments or [], "--set"), **named}
+    return {**_look.assignments(assignments or [], "--set"), **named}

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from autogen_team._services.settings import none_or_text
+from autogen_team._services import settings
 from autogen_team.cli import _look
 from autogen_team.context import GlobalContext
-
-
-def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
-    """Split `key=value` texts; exit with a usage error that names the option if one has no key or no `=`."""
-    pairs = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not (key and equals):
-            _look.fail(f"{option} takes KEY=VALUE, not {text!r}", _look.WRONG_USAGE)
-        pairs[key.strip()] = value
-    return pairs
 
 
 def build(overrides: Mapping[str, str]) -> GlobalContext:
@@ -33,9 +22,9 @@ def build(overrides: Mapping[str, str]) -> GlobalContext:
     for path, value in overrides.items():
         service, _, field = path.rpartition(".")
         if service in fields and field in classes[service].variables():
-            fields[service][field] = none_or_text(classes[service], field, value)
+            fields[service][field] = settings.none_or_text(classes[service], field, value)
         elif not service and field in GlobalContext.variables():
-            own[field] = none_or_text(GlobalContext, field, value)
+            own[field] = settings.none_or_text(GlobalContext, field, value)
         else:
             near = difflib.get_close_matches(path, _paths(), n=1, cutoff=0.0)[0]
             _look.fail(f"there is no setting {path!r}; did you mean {near}?", _look.WRONG_USAGE)
@@ -50,6 +39,17 @@ def variables_of(overrides: Mapping[str, str]) -> dict[str, str]:
         f"{name}.{field}": variable for name, cls in classes.items() for field, variable in cls.variables().items()
     }
     return {names.get(path) or GlobalContext.variables()[path]: value for path, value in overrides.items()}
+
+
+def of_file() -> dict[str, str]:
+    """Return the settings that `.env` gives, as overrides."""
+    texts = settings.of_file()
+    paths = {
+        variable: f"{name}.{field}"
+        for name, cls in GlobalContext.service_classes().items()
+        for field, variable in cls.variables().items()
+    } | {variable: field for field, variable in GlobalContext.variables().items()}
+    return {path: texts[variable] for variable, path in paths.items() if texts.get(variable)}
 
 
 def _paths() -> list[str]:

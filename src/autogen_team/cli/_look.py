@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO, Any, NoReturn, TextIO, cast
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from typing import IO, TYPE_CHECKING, Any, NoReturn, TextIO, cast
 
 from autogen_team._process import streams
 from autogen_team.errors import AutogenTeamError, AutogenTeamWarning, ConfigurationError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 WRONG_USAGE = 2
 NOT_STARTED = 125  # the status of env, nohup and timeout when they fail themselves, not their command
@@ -24,6 +23,15 @@ NOT_STARTED = 125  # the status of env, nohup and timeout when they fail themsel
 
 def console(*, stderr: bool = False) -> Console:
     """Return a console without markup that uses colours only on a terminal; if the stream is None, drop the output."""
+    from rich.console import Console
+
+    class _Console(Console):
+        """A console that leaves the handling of a closed pipe to the caller."""
+
+        def on_broken_pipe(self) -> None:
+            """Raise the error that rich has caught; rich itself would exit."""
+            raise  # noqa: PLE0704 - called while the error is handled
+
     stream = sys.stderr if stderr else sys.stdout
     file = io.StringIO() if stream is None else cast("IO[str]", _Whole(stream))
     return _Console(file=file, highlight=False, markup=False, emoji=False)
@@ -51,16 +59,10 @@ class _Whole:
         return getattr(self._stream, name)
 
 
-class _Console(Console):
-    """A console that leaves the handling of a closed pipe to the caller."""
-
-    def on_broken_pipe(self) -> None:
-        """Raise the error that rich has caught; rich itself would exit."""
-        raise  # noqa: PLE0704 - called while the error is handled
-
-
 def rows(rows: Sequence[tuple[str, str]]) -> None:
     """Print labelled texts on stderr. However long a text is, it stays on one line, so that it can be copied."""
+    from rich.text import Text
+
     target = console(stderr=True)
     width = max(len(label) for label, _ in rows)
     for label, text in rows:
@@ -69,6 +71,10 @@ def rows(rows: Sequence[tuple[str, str]]) -> None:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False) -> None:
     """Print a table: ruled on a terminal, else with one line per row, for `grep`."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
     target = console(stderr=stderr)
     if not target.is_terminal:
         lines = [columns, *rows]
@@ -104,10 +110,31 @@ def fail(message: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
+def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
+    """Split `key=value` texts; exit with a usage error that names the option if one has no key or no `=`."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not (key and equals):
+            fail(f"{option} takes KEY=VALUE, not {text!r}", WRONG_USAGE)
+        pairs[key.strip()] = value
+    return pairs
+
+
+_STYLES = {"bold": "1", "bold red": "1;31", "yellow": "33"}
+
+
 def say(kind: str, message: str, style: str) -> None:
-    """Print a line on stderr that begins with its kind."""
-    with suppress(OSError):  # a lost message must not end the process
-        console(stderr=True).print(Text.assemble((f"{kind}: ", style), message), soft_wrap=True)
+    """Print a line on stderr that begins with its kind; without rich, which a supervised job need not wait for."""
+    stream = sys.stderr
+    if stream is None:
+        return
+    with suppress(OSError, ValueError):  # a lost message must not end the process
+        is_plain = (
+            not stream.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") in (None, "dumb", "unknown")
+        )
+        label = f"{kind}: " if is_plain else f"\x1b[{_STYLES[style]}m{kind}: \x1b[0m"
+        streams.write(stream, f"{label}{message}\n")
 
 
 @contextmanager

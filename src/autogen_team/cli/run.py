@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
+from autogen_team.cli._supervisor import target
 from autogen_team.cli._supervisor.wire import Order
 
 __all__ = ["run"]
@@ -24,21 +25,21 @@ def run(
     overrides: Mapping[str, str],
 ) -> NoReturn:
     """Run the command under supervision, and exit as it does."""
+    order = Order(
+        command=list(command),
+        is_command=is_command,
+        name=name,
+        description=description,
+        tags=list(tags),
+        overrides=dict(overrides),
+        is_kept=keep_output,
+        system_metrics=system_metrics,
+        words=sys.argv[1:],
+    )
     if require_clean:
         from autogen_team.cli import _clean
 
-        _clean.require(None if is_command or command[0] == "-m" else command[0])
-    order = Order(
-        list(command),
-        is_command,
-        name,
-        description,
-        list(tags),
-        dict(overrides),
-        keep_output,
-        system_metrics,
-        sys.argv[1:],
-    )
+        _clean.require(target.script(order))
     from autogen_team.cli._supervisor.supervise import supervise
 
     supervise(order)

@@ -131,3 +131,75 @@ def test_the_terminal_is_given_back(end):
     states = [line.strip() for line in shown.splitlines() if line.count(":") > 20]
     assert len(states) == 2
     assert states[0] == states[1]
+
+
+@pytest.fixture
+def shell(terminal_of):
+    """Return a shell with job control in a terminal of its own."""
+    shell = terminal_of("bash", "--norc", "--noprofile", "-i")
+    shell.type(f"PS1='<rea''dy>'; r='{sys.executable} -m autogen_team run --no-system-metrics'\r")
+    shell.wait_for("<ready>")
+    shell.shown = b""
+    return shell
+
+
+@pytest.mark.parametrize("command", ["$r job.py > log 2>&1", "$r --no-keep-output job.py", "$r job.py"])
+def test_ctrl_c_reaches_what_the_job_has_started(shell, script, command):
+    """Also if the output is redirected: the key is for the whole foreground, and os.system leaves it to the command."""
+    # dash is deaf to signals while it starts a program, so it waits by itself
+    script("import os\nos.system('echo go\\'\\'! > /dev/tty; read line < /dev/tty')\nopen('after', 'w').close()")
+    shell.type(f"{command}; echo status $?\r")
+    shell.wait_for("go!")
+    shell.shown = b""
+    shell.type("\x03")
+    shell.wait_for("<ready>")
+
+    assert Path("after").exists()
+
+
+def test_a_job_whose_output_is_redirected_can_ask_at_the_terminal(shell, script):
+    """As ssh, sudo and getpass do."""
+    script("import getpass; print(len(getpass.getpass('word? ')))")
+    shell.type("$r job.py > log 2> errors; echo do''ne\r")
+    shell.wait_for("word? ")
+    shell.type("secret\r")
+    shell.wait_for("done")
+
+    assert Path("log").read_text() == "6\n", Path("errors").read_text()
+    assert b"secret" not in shell.shown
+
+
+@pytest.mark.parametrize("more", ["", "> log"])
+def test_a_job_in_the_background_takes_no_key(shell, script, wait_until, more):
+    """The keys are for the shell; the job gets its own in the foreground."""
+    script("open('started', 'w').close()\nprint('got', input(), flush=True)\nopen('got', 'w').close()")
+    shell.type(f"$r job.py {more} 2> errors &\r")
+    while not Path("started").exists():
+        shell.type("\r")
+        shell.wait_for("<ready>")
+        shell.shown = b""
+    for word in ("one", "two"):
+        shell.type(f"echo typed ''{word}\r")
+        shell.wait_for(f"typed {word}")
+    assert not Path("got").exists()
+
+    if more:  # it shares our terminal: the system stops it
+        shell.type("\r")
+        shell.wait_for("Stopped")
+    shell.shown = b""
+    shell.type("fg\r")
+    shell.wait_for("$r job.py")
+    shell.type("words\r")
+    wait_until(Path("got").exists)
+
+
+def test_a_paste_that_nobody_reads_does_not_hold_up_ctrl_c(screen, script, the_run):
+    """The key is not behind the paste."""
+    job = screen("--no-system-metrics", script("import time\nprint('go' + '!', flush=True)\ntime.sleep(600)"))
+    job.wait_for("go!")
+    for _ in range(40):
+        job.type("x" * 500 + "\r")
+    job.type("\x03")
+
+    assert job.finish() in (130, -signal.SIGINT)
+    assert the_run().info.status == "KILLED"

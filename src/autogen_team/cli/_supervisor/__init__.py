@@ -1,14 +1,14 @@
-"""The parts of `autogen-team run`: a small process starts the job as its child, and stays until the job has ended.
+"""The parts of `autogen-team run`: a small process starts the job as its user would, and a third one keeps its run.
 
-- `supervise`: starts the child, forwards signals, waits; does not import mlflow if the child closes its run itself.
-- `forwarding`: passes signals on to a child process.
-- `terminal`: a pseudo-terminal for a child whose output is kept.
-- `relay`: passes bytes on unchanged, and shows them to a transcript.
+- `target`: the command line of the job, and its name.
+- `supervise`: the supervisor: starts the keeper and the job, passes signals on, waits; loads no MLflow.
+- `keeping`: starts the keeper, tells it of the job, and waits for it.
+- `keeper`: the process that opens and closes the run, whoever dies; nothing else here knows how that is done.
+- `ending`: the status and the reason of a run, from how its job has ended.
+- `forwarding`, `terminal`, `relay`: signals, keys and bytes, unchanged.
 - `transcript`: the output as lines of text, in a file beside the log of the run.
-- `wire`: the messages between the two processes.
-- `inside`: the child: the context, the run, and the target inside it.
-- `target`: what is run: a script, a module, or any command.
-- `exits`: calls the exit handlers of the target while its run is open.
-- `threads`: waits for threads and tasks that the target has left running.
-- `aftermath`: what is done for a child that died without closing its run.
+- `bootstrap`: what Python loads at its start in the process of the job.
+- `inside`: the context in the process of the job, once the job needs it.
+- `asking`, `answering`: the two ends of the socket between the job and the supervisor.
+- `wire`: the messages.
 """

@@ -1,48 +1,43 @@
-"""Forward signals to a child process: from the supervisor to the job, and from the job to a command."""
+"""The signals that the supervisor passes on to the job, and the keys of a terminal that reach the job without it."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
 
-NAMES = ("SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
-"""Signals that a person or a scheduler sends to one process; Ctrl-C comes from a terminal, and reaches many."""
-
-
-class Forwarding:
-    """Forwards signals to a process, and keeps those that come before the process is known."""
-
-    def __init__(self, send: Callable[[subprocess.Popen[bytes], int], None] = subprocess.Popen.send_signal) -> None:
-        """Forward signals by calling `send` with the process and the number of the signal."""
-        self._send = send
-        self._process: subprocess.Popen[bytes] | None = None
-        self._early: list[int] = []
-
-    def to(self, process: subprocess.Popen[bytes]) -> None:
-        """Forward signals to this process from now on, first those that were kept."""
-        self._process = process
-        for number in self._early:
-            self(number)
-
-    def __call__(self, number: int, _frame: FrameType | None = None) -> None:
-        """Forward a signal, or keep it; callable as a signal handler."""
-        if self._process is None:
-            self._early.append(number)
-            return
-        with suppress(ProcessLookupError):
-            self._send(self._process, number)
+_OWN = {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+_OF_TERMINAL = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+KEYS = {signal.SIGINT, signal.SIGQUIT}
+"""What a terminal sends to each process in its foreground for a key."""
 
 
-def install(handler: Callable[[int, FrameType | None], None], names: Iterable[str] = NAMES) -> list[int]:
-    """Handle the signals of these names and return their numbers; a signal that is ignored, as by nohup, stays so."""
-    found = list(_heeded(names))
-    for number in found:
-        signal.signal(number, handler)
-    return found
+def passed_on(*, stops: bool) -> set[int]:
+    """Return the signals to wait for and pass on: all that can be, except those that are ignored, as by nohup.
+
+    With `stops`, the key that stops a job is among them.
+    """
+    numbers = set(signal.valid_signals()) - _OWN - _OF_TERMINAL - {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTRAP}
+    numbers |= {signal.SIGTSTP} if stops else set()
+    return {number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+
+
+def wait(numbers: Collection[int]) -> tuple[int, bool]:
+    """Wait for one of these blocked signals; return it, and whether the system sent it, as it does for a key."""
+    if hasattr(signal, "sigwaitinfo"):
+        info = signal.sigwaitinfo(numbers)
+        return info.si_signo, info.si_code > 0
+    number = signal.sigwait(numbers)  # macOS does not tell: in the foreground it was a key
+    return number, number in KEYS and is_in_foreground(0)
+
+
+def is_in_foreground(descriptor: int) -> bool:
+    """Tell whether this process is in the foreground of its terminal, so that it may read from it."""
+    try:
+        return os.tcgetpgrp(descriptor) == os.getpgrp()
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -57,12 +52,5 @@ def stopped(groups: Collection[int]) -> Iterator[None]:
 
 def _signal_groups(groups: Collection[int], number: signal.Signals) -> None:
     for group in groups:
-        with suppress(ProcessLookupError):
+        with suppress(ProcessLookupError, PermissionError):
             os.killpg(group, number)
-
-
-def _heeded(names: Iterable[str]) -> Iterator[int]:
-    for name in names:
-        number = getattr(signal, name, None)  # not every system has all of them
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            yield number

@@ -1,205 +1,99 @@
-"""The child of the supervisor: the global context, one run, and the target inside it."""
+"""The global context inside of the job: put in place piece by piece, when the job needs the piece."""
 
 from __future__ import annotations
 
+import atexit
 import os
-import runpy
-import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
-from autogen_team._capture import snapshots
-from autogen_team._process import run_events, streams
-from autogen_team._redact import mask, values
-from autogen_team._services.settings import state_dir
-from autogen_team._ship.uris import absolute
-from autogen_team._snapshot import process
-from autogen_team.cli import _context, _look, _summary
-from autogen_team.cli._supervisor import exits, threads
-from autogen_team.cli._supervisor import target as targets
-from autogen_team.cli._supervisor.wire import ChildEnd, OpenRun, Order
-from autogen_team.context import GlobalContext
+from autogen_team._process import run_events
+from autogen_team._redact import values
+from autogen_team.cli import _context, _look
+from autogen_team.cli._supervisor import asking
+from autogen_team.cli._supervisor.wire import Joining
 
 if TYPE_CHECKING:
-    import mlflow
-
-_INTERRUPTED = 130
+    from typing import Any
 
 
-def main() -> NoReturn:
-    """Execute the order of the supervisor; the first argument is the descriptor of the socket to it."""
-    wire = ChildEnd(int(sys.argv[1]))
-    execute(wire.order, wire)
+class Inside:
+    """The context of the job, inside the run that the keeper has opened."""
 
+    def __init__(self, address: str) -> None:
+        """Wait until the run is open, and build the context with the settings of the command.
 
-def execute(order: Order, wire: ChildEnd) -> NoReturn:
-    """Run the target of the order, and exit as it does."""
-    target = targets.parse(order.command, is_command=order.is_command)
-    os.environ[streams.SUPERVISED] = "1"
-    overrides = order.overrides
-    config = {
-        "description": order.description,
-        "tags": _context.assignments(order.tags, "--tag") or None,
-        "log_system_metrics": order.system_metrics,
-    }
-    sys.excepthook = sys.__excepthook__  # Typer installs its own, which must not handle the target's exceptions
-    with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
-        context = _context.build(overrides)
-        if context.logger_service.source("backtrace") == "default":
-            # The frames above the target are ours, and do not help the reader of the log.
-            overrides = {**overrides, "logger.backtrace": "false"}
-            logger_service = context.logger_service.model_copy(update={"backtrace": False})
-            context = context.model_copy(update={"logger_service": logger_service})
-        summary = _summary.Summary(_summary.Prompt.here())
-    status = 0
-    failure: BaseException | None = None
+        Raises:
+            ConnectionError: the supervisor is gone, or has no run.
 
-    def stop() -> None:
-        with run_events.leaving_by(failure):
-            context.stop()
+        """
+        answer = asking.ask_for_run(address)
+        if not answer:
+            raise ConnectionError("its run could not be opened")
+        joining = Joining(**answer)
+        self._address = address
+        self._pid = os.getpid()
+        self._run: dict[str, Any] = joining.run
+        self._opened = joining.opened
+        self._undo = ExitStack()
+        self._has_logging = self._has_tracking = False
+        self._tracking_uri = ""
+        self._told: dict[str, Any] = {}
+        if joining.secrets:
+            values.add(joining.secrets)
+        more = {"mlflow.mode": "offline"} if joining.is_offline else {}
+        with _look.plain_warnings():
+            self._context = _context.build({**joining.overrides, **more})
+        self._undo.callback(values.listen(partial(asking.hide, address)))
 
-    if context.mlflow_service.snapshot:
-        words = ["autogen-team", *order.words]
-        script = None if order.is_command else str(Path(target.arguments[0]).absolute())
-        make = partial(_make_snapshot, wire)
-        snapshots.begin(state_dir(), context.mlflow_service.stores(), words, script, make)
-    with ExitStack() as undo:
-        # Before the log of the run subscribes, so that the transcript is complete when the run's log is attached.
-        undo.callback(run_events.subscribe(_Told(wire, context, summary.prompt)))
-        undo.callback(values.listen(wire.hide))
-        with _look.plain_errors(_look.NOT_STARTED):
-            context.start()
-        undo.callback(stop)
-        try:
-            with (
-                _environment(_variables(overrides)),
-                targets.as_main(target),
-                _summary.printed(summary, context),
-                context.run(order.name or target.name, host=True, **config) as active,
-            ):
-                summary.run_id = active.info.run_id
-                shown = _summary.where(context.mlflow_service, active.info, summary.prompt)
-                _look.say("run", f"{active.info.run_name} {shown}", "bold")
-                with exits.called_early(), threads.awaited(), _reported():  # all of these still belong to the run
-                    target.execute(_run_variables(active))
-        except SystemExit as error:
-            failure = error
-            status = _status(error.code)
-        except KeyboardInterrupt as error:
-            failure = error
-            status = _INTERRUPTED
-        except Exception as error:
-            failure = error
-            if summary.run_id is None:  # else the error has been reported
-                _look.fail(f"the run cannot be opened: {mask(str(error))}", _look.NOT_STARTED)
-            status = 1
-    raise SystemExit(status)
-
-
-def _make_snapshot(wire: ChildEnd, order: process.Order) -> bool:
-    return wire.make_snapshot(asdict(order), process.PATIENCE)
-
-
-class _Told(run_events.Listener):
-    """Listener that tells the supervisor about the run of the job."""
-
-    def __init__(self, wire: ChildEnd, context: GlobalContext, prompt: _summary.Prompt) -> None:
-        self._wire = wire
-        self._context = context
-        self._prompt = prompt
-        self._run_id: str | None = None
-
-    def run_started(self, run: run_events.Run) -> None:
-        """Tell the supervisor about the first run, which is that of the whole job."""
-        if self._run_id is not None:
+    def start_logging(self) -> None:
+        """Direct log lines to the sink and to the log of the run."""
+        if self._has_logging:
             return
-        self._run_id = run.run_id
-        service, logger = self._context.mlflow_service, self._context.logger_service
-        tracking_uri, registry_uri = service.stores()
-        opened = OpenRun(
-            run_id=run.run_id,
-            name=run.name,
-            experiment=run.experiment,
-            link=run.link,
-            parent_id=run.parent_id,
-            tracking_uri=tracking_uri,
-            registry_uri=registry_uri,
-            state=str(state_dir()),
-            started=time.time(),
-            keeps_log=logger.run_log,
-            masks=logger.redact,
-            shown=run.link or _summary.command_to_look(service, self._prompt),
-        )
-        self._wire.opened(opened)
+        self._has_logging = True
+        logger, run = self._context.logger_service, self._run
+        if not logger.is_started:
+            logger.start()
+        self._undo.callback(logger.stop)
+        facts = {"run_id": run["run_id"], "run_name": run["name"], "experiment": run["experiment"]}
+        self._undo.callback(run_events.set_source(lambda: facts))
+        joined = run_events.Run(run["run_id"], run["name"], run["experiment"], None, lambda *_: None)
+        run_events.run_joined(joined, brings_log=False)  # the keeper uploads it
+        self._undo.callback(run_events.run_left, joined)
 
-    def run_ending(self, run: run_events.Run, end: run_events.End) -> None:  # noqa: ARG002 - the listener's signature
-        """Complete the transcript before the log of the run becomes an artifact."""
-        if run.run_id == self._run_id:
-            self._wire.flush()
+    def start_tracking(self) -> None:
+        """Set MLflow up, with the run open in the job's main thread."""
+        if self._has_tracking:
+            return
+        self.start_logging()
+        self._has_tracking = True
+        from autogen_team._capture import active_runs, shared_runs
 
-    def run_ended(self, run: run_events.Run, end: run_events.End) -> None:  # noqa: ARG002 - the listener's signature
-        """Tell the supervisor that the run is closed."""
-        if run.run_id == self._run_id:
-            self._wire.closed(run.run_id)
+        shared = shared_runs.Shared(**self._run)
+        service = self._context.mlflow_service
+        service.begin_work(shared)
+        self._context.start()
+        self._tracking_uri = service.stores()[0]
+        self._undo.callback(self._context.stop)
+        self._undo.callback(active_runs.let_join(shared_runs.opened_elsewhere(shared, **self._opened)))
+        atexit.register(self._note)  # MLflow, which has registered before, ends its runs next
 
+    def _note(self) -> None:
+        """Note what the runs of the job are like at its exit."""
+        if os.getpid() != self._pid:
+            return
+        from autogen_team._capture import lifecycle, signals
 
-def _run_variables(active: mlflow.ActiveRun) -> dict[str, str]:
-    """Return the variables by which any process with MLflow joins the run; MLflow itself has set the others."""
-    return {"MLFLOW_RUN_ID": active.info.run_id, "MLFLOW_EXPERIMENT_ID": active.info.experiment_id}
+        signum = signals.fatal_signal()
+        run_id = self._run["run_id"]
+        self._told = {
+            "told": lifecycle.reported_end(run_id, self._tracking_uri),
+            "signal": None if signum is None else signum.name,
+            "left": {one: uri for one, uri in lifecycle.left_open().items() if one != run_id},
+        }
 
-
-def _variables(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Return the options of the command line as environment variables that mean the same in any folder."""
-    found = _context.variables_of(overrides)
-    return {name: absolute(value) if name.endswith("_URI") else value for name, value in found.items()}
-
-
-@contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set the variables inside the block, so that a context that the target builds itself sees the options."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Report an uncaught exception, without our own frames, while the run is open, so that its log has it."""
-    try:
-        yield
-    except Exception as error:
-        error.__traceback__ = _from_target(error.__traceback__)
-        sys.excepthook(type(error), error, error.__traceback__)
-        raise
-
-
-def _from_target(traceback: TracebackType | None) -> TracebackType | None:
-    while traceback is not None and traceback.tb_frame.f_code.co_filename in _OURS:
-        traceback = traceback.tb_next
-    return traceback
-
-
-_OURS = {__file__, targets.__file__, runpy.__file__, "<frozen runpy>"}
-
-
-def _status(code: object) -> int:
-    """Return the status with which Python would exit for the code of a `SystemExit`."""
-    if code is None:
-        return 0
-    if isinstance(code, int):
-        return code
-    print(code, file=sys.stderr)  # noqa: T201 - as Python does
-    return 1
+    def finish(self, error: BaseException | None) -> None:
+        """Tell the supervisor how the job ends, and deliver what it has logged."""
+        self._undo.close()
+        asking.tell_end(self._address, error, **self._told)

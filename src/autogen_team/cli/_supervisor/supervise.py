@@ -1,131 +1,146 @@
-"""The supervising process: start the job as its child, pass on its output and our signals, and wait for it.
+"""The supervising process: start the job as its user would, pass on its output and our signals, and wait for it.
 
-It imports neither mlflow nor pydantic if the child closes its run itself.
+It loads neither MLflow nor pydantic. The keeper, a process of its own, opens and closes the run.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
-import sys
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
-from autogen_team._snapshot import process
+from autogen_team._process.streams import SUPERVISED
 from autogen_team.cli import _look
-from autogen_team.cli._supervisor import aftermath, forwarding, relay
-from autogen_team.cli._supervisor.forwarding import Forwarding
+from autogen_team.cli._supervisor import ending, forwarding, keeping, target
+from autogen_team.cli._supervisor.answering import Answers
+from autogen_team.cli._supervisor.bootstrap import sitecustomize as bootstrap
 from autogen_team.cli._supervisor.relay import Relay
-from autogen_team.cli._supervisor.transcript import Transcript
-from autogen_team.cli._supervisor.wire import OpenRun, Order, SupervisorEnd
+from autogen_team.cli._supervisor.wire import End, OpenRun, Order, Ready
 
 if TYPE_CHECKING:
+    from autogen_team.cli._supervisor.keeping import Keeper
     from autogen_team.cli._supervisor.terminal import Terminal
+    from autogen_team.cli._supervisor.transcript import Transcript
 
-_CHILD = """\
-import sys
-sys.path[:] = {path!r}
-from autogen_team.cli._supervisor.inside import main
-main()
-"""
-_FORWARDED = ("SIGINT", *forwarding.NAMES)
-_SLOW_READER = 1.0
-"""Seconds that the end of a run waits for the reader of our output, so that the transcript is complete."""
+_GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL for a job whose run cannot be opened."""
+_ASKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU}
+"""Signals that ask a job to end."""
 
 
 def supervise(order: Order) -> NoReturn:
-    """Execute the order in a child, and exit as it did: with its status, or 128 plus the signal that ended it."""
-    if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        # Some launchers ignore SIGCHLD, and their children inherit that. The kernel then keeps no exit status for us.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    child = _Child(order)
-    status = child.wait()
-    if not child.wire.is_closed:
-        death = aftermath.Death(
-            status, child.wire.run, child.ended_at, child.pid, order, child.lacked_memory, child.left
-        )
-        aftermath.settle(death)
-    if child.was_interrupted and status in (128 + signal.SIGINT, -signal.SIGINT):
+    """Execute the order, and exit as the job did: with its status, or 128 plus the signal that ended it."""
+    words = target.command_line(order)
+    needs_run = order.is_command or not target.takes_bootstrap() or "MLFLOW_RUN_ID" in os.environ
+    keeper = keeping.started()
+    ready = keeper.begin(order, needs_run=needs_run)
+    run = keeper.run() if needs_run else None
+    try:
+        job = _Job(order, words, ready, keeper, run)
+    except OSError as error:  # such as a script without a shebang line
+        _look.say("error", f"{words[0]!r} cannot be executed: {error.strerror}", "bold red")
+        keeper.close(End(0, target.NOT_EXECUTABLE, time.time()))
+        raise SystemExit(target.NOT_EXECUTABLE) from None
+    status = job.wait()
+    refused = keeper.close(job.end(status))
+    if refused:
+        raise SystemExit(refused)
+    if job.was_interrupted and status in (128 + signal.SIGINT, -signal.SIGINT):
         # As the key would do without us: a shell script that runs us ends too, and so does the reader of our output.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.killpg(os.getpgrp(), signal.SIGINT)
     raise SystemExit(status if status >= 0 else 128 - status)
 
 
-class _Child:
+class _Job:
     """The process of the job, with everything that connects us to it."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: Order, words: list[str], ready: Ready, keeper: Keeper, run: OpenRun | None) -> None:
+        self._name = target.name(order)
         self._is_command = order.is_command
-        self._transcript = Transcript() if order.is_kept else None
+        self._keeper = keeper
+        self._transcript: Transcript | None = None
+        terminals = [number for number in (1, 2) if order.is_kept and os.isatty(number)]
         self._terminal: Terminal | None = None
-        self._kills = aftermath.kills_for_memory()
-        self.ended_at = 0.0
-        """Seconds since 1970."""
-        self.left: aftermath.Left = []
-        """The journals that the child has not closed."""
-        for number in (0, 1, 2):  # our own sockets would get the numbers of closed descriptors
-            if not _is_open(number):
-                os.open(os.devnull, os.O_RDWR)
-        ours, theirs = socket.socketpair()
-        self.wire = SupervisorEnd(ours)
-        forward = Forwarding(self._send)
-        self._forwarded = forwarding.install(forward, _FORWARDED)
-        with theirs:
-            self._process, sources = self._start(order, theirs.fileno())
-        self.pid = self._process.pid
-        forward.to(self._process)
-        if self._terminal is None or not self._terminal.is_fed:  # else the terminal handles its key
-            signal.signal(signal.SIGTSTP, self._stop)
-        self.wire.send(order)
-        with _without_signals():  # signals must wake the main thread, which waits for the child
-            self._relays = [self._relay(*source) for source in sources]
-            self._listener = self.wire.listen(
-                on_run=self._run_opened, on_flush=self._flush, make_snapshot=_make_snapshot
-            )
-
-    def _start(self, order: Order, wire: int) -> tuple[subprocess.Popen[bytes], list[tuple[str, int, int]]]:
-        """Start the child; return it with its outputs: a name, the descriptor to read from and our own to write to."""
-        code = _CHILD.format(path=[entry or str(Path.cwd()) for entry in sys.path])
-        command = [sys.executable, "-c", code, str(wire), *order.command]
-        streams: dict[str, int] = {}
-        sources: list[tuple[str, int, int]] = []
-        terminals = [number for number in (1, 2) if order.is_kept and _is_terminal(number)]
         if terminals:
             from autogen_team.cli._supervisor.terminal import Terminal
 
             self._terminal = Terminal(terminals[0])
+        self._kills = ending.kills_for_memory()
+        self._signal: int | None = None
+        self._ended_at = 0.0
+        if ready.shown is not None:
+            _look.say("run", f"{self._name} is recorded; to see it: {ready.shown}", "bold")
+        self._leads = self._terminal is not None
+        """Whether the job leads a session of its own, in which no key of our terminal reaches it by itself."""
+        self._signals = forwarding.passed_on(stops=self._leads) | {signal.SIGCHLD}
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        self._answers = Answers(keeper)
+        environment = _environment(ready, run)
+        if not order.is_command and target.takes_bootstrap():
+            environment |= _bootstrap(self._answers.address)
+        self._process, sources = self._start(order, words, environment)
+        self.pid = self._process.pid
+        keeper.say(job=self.pid, at=time.time(), leads=self._leads, folder=self._answers.folder)
+        if order.is_kept:
+            # Loaded while the job starts: what secrets look like takes a tenth of a second to compile.
+            from autogen_team._redact import values
+            from autogen_team.cli._supervisor.transcript import Transcript
+
+            values.add(ready.secrets)
+            self._transcript = Transcript()
+        self._relays = [self._relay(*source) for source in sources]
+        self._answers.start()
+        keeper.on_run, keeper.on_failure = self._run_opened, self._run_failed
+        if run is None:
+            keeper.listen()
+        else:
+            self._run_opened(run)
+
+    def _start(
+        self, order: Order, words: list[str], environment: dict[str, str]
+    ) -> tuple[subprocess.Popen[bytes], list[tuple[str, int, int]]]:
+        """Start the job; return it with its outputs: a name, the descriptor to read from and our own to write to."""
+        streams: dict[str, int] = {}
+        sources: list[tuple[str, int, int]] = []
+        terminals = [number for number in (1, 2) if order.is_kept and os.isatty(number)]
+        if self._terminal is not None:
             sources.append(("terminal", self._terminal.main, terminals[0]))
             if self._terminal.is_fed:
                 streams["stdin"] = self._terminal.child
         for number, name in ((1, "stdout"), (2, "stderr")) if order.is_kept else ():
             if number in terminals and self._terminal is not None:
                 streams[name] = self._terminal.child
+            elif number == 2 and "stdout" in streams and not terminals and os.path.sameopenfile(1, 2):
+                streams[name] = streams["stdout"]  # as with 2>&1: one pipe keeps the order of the two
             else:
                 source, streams[name] = os.pipe()
                 sources.append((name, source, number))
         try:
-            process = subprocess.Popen(  # noqa: S603 - our own interpreter
-                command,
+            process = subprocess.Popen(  # noqa: S603 - the user's own command
+                words,
                 stdin=streams.get("stdin"),
                 stdout=streams.get("stdout"),
                 stderr=streams.get("stderr"),
-                pass_fds=[wire],
-                # a supervisor inside the job opens a run of its own
-                env={name: value for name, value in os.environ.items() if not name.startswith("AUTOGEN_TEAM_RUN_")},
-                start_new_session=True,  # a key pressed in a terminal must reach it only once, through us
-                preexec_fn=self._terminal.become_controlling if self._terminal else None,  # noqa: PLW1509 - no threads yet
+                close_fds=False,  # what the shell has opened is for the job; our own are closed by the system
+                env=environment,
+                start_new_session=self._terminal is not None,
+                preexec_fn=self._become_job,  # noqa: PLW1509 - no threads yet
             )
         finally:
             for descriptor in set(streams.values()):
                 os.close(descriptor)
         return process, sources
+
+    def _become_job(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        if self._terminal is not None:
+            self._terminal.become_controlling()
 
     def _relay(self, name: str, source: int, target: int) -> Relay:
         assert self._transcript is not None
@@ -133,51 +148,71 @@ class _Child:
         return Relay(name, source, target, lambda data: transcript.add(name, data))
 
     def wait(self) -> int:
-        """Wait for the child and all its output; return its status, or the negative number of a signal."""
-        with self._terminal.feed(self.pid) if self._terminal else nullcontext():
-            status = self._process.wait()
-            self.ended_at = time.time()
-            for number in [*self._forwarded, signal.SIGTSTP]:  # from now on, signals are meant for us
+        """Wait for the job and all its output; return its status, or the negative number of a signal."""
+        with self._terminal.feed() if self._terminal else nullcontext():
+            status = self._wait_for_end()
+            self._ended_at = time.time()
+            # Before the rest of the output, which a slow reader may delay: the agent does not wait for that.
+            self._keeper.say(gone=self.pid)
+            for number in self._signals:  # from now on, signals are meant for us
                 signal.signal(number, signal.SIG_DFL)
-            with suppress(OSError):
-                self.wire.socket.shutdown(socket.SHUT_RD)  # a process that the child has forked may hold the other end
-            self._listener.join()
-            if self.wire.run is not None and not self.wire.is_closed:
-                # Before the rest of the output, which a slow reader may delay: the agent does not wait for that.
-                with suppress(Exception):  # the error recurs, and is reported, when the run is closed
-                    self.left = aftermath.take_over(self.wire.run, self.pid)
+            signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             for one in self._relays:
                 one.finish()
         for fault in [one.fault for one in self._relays if one.fault]:
             _look.say("warning", f"output of the job is lost: {fault}", "yellow")
-        if self._transcript is not None:
-            self._transcript.close()
         return status
+
+    def end(self, status: int) -> End:
+        """Return how the job has ended; all of its output is in the transcript then."""
+        if self._keeper.wait_for_run() and self._transcript is not None:
+            self._transcript.close()
+        self._answers.close()
+        lacked_memory = ending.kills_for_memory() > self._kills
+        return End(self.pid, status, self._ended_at, self._signal, lacked_memory, self._answers.said)
 
     @property
     def was_interrupted(self) -> bool:
-        """Whether the interrupt key was pressed in the child's terminal."""
+        """Whether the interrupt key was pressed in the job's terminal."""
         return self._terminal is not None and self._terminal.was_interrupted
 
-    @property
-    def lacked_memory(self) -> bool:
-        """Whether the kernel has killed any process for lack of memory since the child was started."""
-        return aftermath.kills_for_memory() > self._kills
+    def _wait_for_end(self) -> int:
+        while True:
+            number, is_from_system = forwarding.wait(self._signals)
+            if number == signal.SIGCHLD:
+                status = self._process.poll()
+                if status is not None:
+                    return status
+            elif number in (signal.SIGWINCH, signal.SIGCONT):
+                if self._terminal is not None:
+                    self._terminal.take()
+            elif number == signal.SIGTSTP:
+                self._stop()
+            elif self._leads or not is_from_system:  # else the system has sent it to the job too
+                self._send(number)
 
-    def _send(self, process: subprocess.Popen[bytes], number: int) -> None:
-        if number == signal.SIGINT and self._is_command:
-            os.killpg(process.pid, number)  # as a terminal would send it
+    def _send(self, number: int) -> None:
+        if number in _ASKED:
+            self._signal = number
+        if number == signal.SIGINT and self._leads and self._is_command:
+            os.killpg(self.pid, number)  # as a terminal would send it
         else:
-            process.send_signal(number)
+            self._process.send_signal(number)
 
-    def _stop(self, number: int, _frame: FrameType | None) -> None:
-        """Stop the child, which is in another session, and ourselves; both continue together."""
-        with forwarding.stopped([self.pid]):
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-            signal.signal(number, self._stop)
+    def _stop(self) -> None:
+        """Stop the job, which is in another session, and ourselves; both continue together."""
+        assert self._terminal is not None
+        with forwarding.stopped({self.pid} | self._terminal.groups()):
+            self._terminal.give_back()
+            # The system ignores it if no shell can continue us.
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTSTP])
+            os.kill(os.getpid(), signal.SIGTSTP)
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTSTP])
+            self._terminal.take()
 
     def _run_opened(self, run: OpenRun) -> None:
+        if run.link is not None:
+            _look.say("run", f"{self._name} is recorded at {run.link}", "bold")
         if self._transcript is None:
             return
         if run.keeps_log:
@@ -185,36 +220,27 @@ class _Child:
         else:
             self._transcript.discard()
 
-    def _flush(self) -> None:
-        relay.wait_for(self._relays, _SLOW_READER)
-        if self._transcript is not None:
-            self._transcript.flush()
+    def _run_failed(self) -> None:
+        """End the job, because its run cannot be opened."""
+        self._process.send_signal(signal.SIGTERM)
+        timer = threading.Timer(_GRACE, self._process.send_signal, [signal.SIGKILL])
+        timer.daemon = True
+        timer.start()
 
 
-def _make_snapshot(order: dict[str, Any]) -> bool:
-    return process.make(process.Order(**order))
+def _environment(ready: Ready, run: OpenRun | None) -> dict[str, str]:
+    """Return the environment of the job; a supervisor inside of it opens a run of its own."""
+    found = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AUTOGEN_TEAM_RUN_") and name != "AUTOGEN_TEAM_WORKER_OF"
+    }
+    return {**found, **ready.environment, SUPERVISED: "1", **(run.variables if run else {})}
 
 
-@contextmanager
-def _without_signals() -> Iterator[None]:
-    """Block the forwarded signals in threads that are started inside the block."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, [getattr(signal, name) for name in _FORWARDED])
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _is_terminal(descriptor: int) -> bool:
-    try:
-        return os.isatty(descriptor)
-    except OSError:
-        return False
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except OSError:
-        return False
-    return True
+def _bootstrap(address: str) -> dict[str, str]:
+    """Return the variables by which Python loads the bootstrap at its start, which removes them."""
+    folder = str(Path(bootstrap.__file__).parent)
+    path = os.environ.get("PYTHONPATH")
+    given = {} if path is None else {bootstrap.PATH: path}
+    return {**given, bootstrap.ADDRESS: address, "PYTHONPATH": os.pathsep.join(filter(None, (folder, path)))}

@@ -1,170 +1,121 @@
-"""The target of a run: a Python script, a module, or any command."""
+"""The target of a run: the command line that Python or the system executes, and its name."""
 
 from __future__ import annotations
 
-import builtins
+import importlib.machinery
 import importlib.util
-import io
 import os
-import runpy
 import shutil
-import signal
-import subprocess
 import sys
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType, ModuleType
+from typing import TYPE_CHECKING
 
-from autogen_team._capture.signals import Terminated
 from autogen_team.cli import _look
-from autogen_team.cli._supervisor import forwarding
-from autogen_team.cli._supervisor.forwarding import Forwarding
 
-_NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # the exit statuses of a shell
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
+    from autogen_team.cli._supervisor.wire import Order
 
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What to run, and how."""
-
-    name: str
-    arguments: list[str]
-    """The `sys.argv` of the target, its own name first."""
-    folder: str | None
-    """The first entry of `sys.path` for the target; None if the target is a command."""
-    execute: Callable[[Mapping[str, str]], object]
-    """Runs the target; called with the variables by which a command joins the run."""
+NOT_EXECUTABLE, _NOT_FOUND = 126, 127  # the exit statuses of a shell
+_WITH_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
 
 
-def parse(words: Sequence[str], *, is_command: bool) -> Target:
-    """Return the target that the command line names, or exit with a message that says what is wrong with it."""
-    first, *rest = words
-    if is_command:
-        return _command(first, rest)
-    if first == "-m":
-        if not rest:
-            _look.fail("-m takes the name of a module", _look.WRONG_USAGE)
-        return _module(rest[0], rest[1:])
-    if first == "-":
-        _look.fail("a script on standard input cannot be run: save it to a file", _look.WRONG_USAGE)
-    if first.startswith("-"):
+def command_line(order: Order) -> list[str]:
+    """Return the words to execute, or exit with a message that says what is wrong with them."""
+    first = order.command[0]
+    if order.is_command:
+        _check_command(first)
+        return order.command
+    if first == "-m" and len(order.command) < 2:
+        _look.fail("-m takes the name of a module", _look.WRONG_USAGE)
+    if first == "-c" and len(order.command) < 2:
+        _look.fail("-c takes a program", _look.WRONG_USAGE)
+    if first.startswith("-m"):
+        _check_module(module(order.command))
+    elif first.startswith("-") and first != "-" and not first.startswith("-c"):
         _look.fail(f"there is no option {first!r}; see autogen-team run --help", _look.WRONG_USAGE)
-    path = Path(first)
-    if not path.exists():
+    elif not first.startswith("-"):
+        _check_script(first)
+    return [sys.executable, *interpreter_flags(), *order.command]
+
+
+def name(order: Order) -> str:
+    """Return the name of the target, by default that of its run."""
+    first = order.command[0]
+    if order.is_command or not first.startswith("-"):
+        return Path(first).name or first
+    return module(order.command) if first.startswith("-m") else f"python {first[:2]}"
+
+
+def arguments(order: Order) -> list[str]:
+    """Return the `sys.argv` of the target, as far as it is known before it runs."""
+    first, *rest = order.command
+    if order.is_command or not first.startswith("-"):
+        return [first, *rest]
+    own = 2 if first in ("-m", "-c") else 1
+    words = order.command[own:]
+    return [module(order.command) if first.startswith("-m") else first[:2], *words]
+
+
+def module(command: Sequence[str]) -> str:
+    """Return the name of the module that `-m` names, in the same word or in the next."""
+    return command[0][2:] or command[1]
+
+
+def interpreter_flags() -> list[str]:
+    """Return the flags with which this interpreter was started, such as `-O`, `-u` or `-X dev`."""
+    flags: list[str] = []
+    words = iter(sys.orig_argv[1:])
+    for word in words:
+        if not word.startswith("-") or word[:2] in ("-m", "-c") or word == "-":
+            break
+        flags.append(word)
+        if word in _WITH_VALUE:
+            flags.append(next(words, ""))
+    return flags
+
+
+def takes_bootstrap() -> bool:
+    """Tell whether an interpreter with our flags loads the `sitecustomize` of its PYTHONPATH."""
+    return not (sys.flags.isolated or sys.flags.ignore_environment or sys.flags.no_site)
+
+
+def script(order: Order) -> str | None:
+    """Return the file or folder with the code of the target; None for a command, `-c`, and standard input."""
+    first = order.command[0]
+    if order.is_command or first == "-" or first.startswith("-c"):
+        return None
+    if not first.startswith("-m"):
+        return os.path.abspath(first)  # noqa: PTH100 - the name may be a link, and stays one
+    found = _find_package(module(order.command))
+    return None if found is None or found.origin is None else found.origin
+
+
+def _check_script(first: str) -> None:
+    if not Path(first).exists():
         hint = f"; to run a command, put -- before it: autogen-team run -- {first}" if shutil.which(first) else ""
         _look.fail(f"there is no script {first!r} in {Path.cwd()}{hint}", _look.WRONG_USAGE)
-    if path.is_dir() or zipfile.is_zipfile(path):
-        return Target(path.name, [first, *rest], first, lambda _: runpy.run_path(first, run_name="__main__"))
-    script = str(path.absolute())
-    return Target(path.name, [first, *rest], str(path.resolve().parent), lambda _: _execute(script))
 
 
-def _execute(script: str) -> None:
-    """Execute a script as Python does: by its full path, in a module that stays for pickling and running threads."""
-    main = ModuleType("__main__")
-    main.__dict__.update(__file__=script, __builtins__=builtins, __cached__=None)
-    sys.modules["__main__"] = sys.modules["__mp_main__"] = main
-    with io.open_code(script) as file:
-        code = compile(file.read(), script, "exec", dont_inherit=True)  # else our own future imports apply to it
-    exec(code, main.__dict__)  # noqa: S102 - the user's own script  # nosec B102
-
-
-def _module(name: str, arguments: Sequence[str]) -> Target:
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found = importlib.util.find_spec(name)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            _look.fail(f"the module {name!r} cannot be imported: {error}", _look.WRONG_USAGE)
-        found = None
-    except Exception as error:
-        _look.fail(f"the module {name!r} cannot be imported: {type(error).__name__}: {error}", _look.WRONG_USAGE)
-    finally:
-        del sys.path[0]
-    if found is None:
+def _check_module(name: str) -> None:
+    """Refuse a module whose outermost package is nowhere; importing its packages is the job's business."""
+    if _find_package(name) is None:
         _look.fail(f"there is no module {name!r}", _look.WRONG_USAGE)
-    return Target(
-        name,
-        [found.origin or name, *arguments],
-        str(Path.cwd()),
-        lambda _: runpy.run_module(name, run_name="__main__", alter_sys=True),
-    )
 
 
-class _MainAlias(ModuleType):
-    """Alias of the current `__main__`: objects that come back from a spawned worker name the module `__mp_main__`.
-
-    `multiprocessing` makes both names one module when it is first imported, which was before the target. `runpy`
-    replaces `__main__` while a module runs.
-    """
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(sys.modules["__main__"], name)
+def _find_package(name: str) -> importlib.machinery.ModuleSpec | None:
+    """Return the spec of the outermost package of a module, which is not imported."""
+    outermost = name.partition(".")[0]
+    with suppress(ImportError, ValueError):
+        found = importlib.machinery.PathFinder.find_spec(outermost, [os.fspath(Path.cwd())])
+        return found or importlib.util.find_spec(outermost)
+    return None
 
 
-@contextmanager
-def as_main(target: Target) -> Iterator[None]:
-    """Set up the interpreter inside the block as if Python itself had started the target."""
-    arguments, path = sys.argv, sys.path[:]
-    sys.argv = target.arguments
-    if target.folder is not None:
-        sys.path.insert(0, target.folder)
-        sys.modules["__mp_main__"] = _MainAlias("__mp_main__")
-    try:
-        yield
-    finally:
-        sys.argv = arguments
-        sys.path[:] = path
-
-
-def _command(first: str, rest: Sequence[str]) -> Target:
-    program = shutil.which(first)
-    if program is None:
+def _check_command(first: str) -> None:
+    if shutil.which(first) is None:
         if Path(first).is_file():
-            _look.fail(f"{first!r} is not executable", _NOT_EXECUTABLE)
+            _look.fail(f"{first!r} is not executable", NOT_EXECUTABLE)
         _look.fail(f"there is no command {first!r}", _NOT_FOUND)
-    command = _Command([first, *rest])
-    return Target(Path(first).name, [first, *rest], None, command.execute)
-
-
-class _Command:
-    """A command that runs in a process of its own. It gets the signals that reach us, and we end as it does."""
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self._words = list(words)
-        self._forward: Forwarding | None = None
-        """Set just before the command is started."""
-        forwarding.install(self._handle)
-        signal.signal(signal.SIGINT, self._interrupt)
-
-    def execute(self, run: Mapping[str, str]) -> None:
-        """Run the command, and raise what the end of its process means for the run.
-
-        Raises:
-            Terminated: a signal has ended the command.
-            SystemExit: the status of the command is not 0, or it cannot be executed.
-
-        """
-        self._forward = Forwarding()
-        try:
-            process = subprocess.Popen(self._words, env={**os.environ, **run})  # noqa: S603 - the user's own command
-        except OSError as error:  # such as a script without a shebang line
-            _look.fail(f"{self._words[0]!r} cannot be executed: {error.strerror}", _NOT_EXECUTABLE)
-        self._forward.to(process)
-        status = process.wait()
-        if status < 0:
-            raise Terminated(-status)
-        if status:
-            raise SystemExit(status)
-
-    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
-        if self._forward is None:  # else the sender has sent it to the command too
-            raise KeyboardInterrupt
-
-    def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self._forward is None:
-            raise Terminated(number)
-        self._forward(number)

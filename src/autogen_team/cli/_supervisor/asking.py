@@ -1,0 +1,51 @@
+"""What the process of the job asks and tells its supervisor: one line of JSON each way, over a connection of its own.
+
+So the job has no descriptor of ours open, and a process that it forks or starts has no part in this.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Any
+
+
+def ask(address: str, **what: Any) -> dict[str, Any]:
+    """Send what there is to say, and return the answer; an empty one if the supervisor is gone."""
+    with suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(address)
+        connection.sendall(json.dumps(what).encode() + b"\n")
+        with connection.makefile("rb") as stream:
+            answer: dict[str, Any] = json.loads(stream.readline())
+            return answer
+    return {}
+
+
+def ask_for_run(address: str) -> dict[str, Any]:
+    """Return the fields of a `wire.Joining`; wait until the run is open."""
+    return ask(address, ask="run")
+
+
+def hide(address: str, secrets: Iterable[str]) -> None:
+    """Have these values masked in the output that is kept; return once they are."""
+    ask(address, hide=sorted(secrets))
+
+
+def tell_end(address: str, error: BaseException | None, **more: Any) -> None:
+    """Tell what the exit status does not: the exception that ended the job, and what the job said of its runs."""
+    ask(address, end={"failure": None if error is None else _failure(error), **more})
+
+
+def _failure(error: BaseException) -> dict[str, str]:
+    try:
+        text = str(error)
+    except Exception:
+        text = "its message cannot be shown"
+    try:
+        trace = "".join(traceback.format_exception(error))
+    except Exception as fault:  # a __str__ that fails or an unreadable source file
+        trace = f"{type(error).__name__} (its traceback could not be made: {type(fault).__name__})\n"
+    return {"kind": type(error).__name__, "text": text, "trace": trace}

@@ -1,0 +1,243 @@
+"""What Python loads at its start in the process of a supervised job, before the job's own code.
+
+It removes its traces from the path and the environment, runs the `sitecustomize` that Python would have run, and waits.
+The context is put in place by `inside` when the job imports a library that the context is for. Until then only modules
+are loaded that every Python has loaded at this point.
+
+An import hook must not leave frames in the traceback of an import that fails. So it does not wrap the loader. It
+replaces the class of the module's spec, whose attribute `_initializing` importlib sets before and after it executes a
+module.
+"""
+
+import _thread
+import atexit
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from importlib.machinery import ModuleSpec as _ModuleSpec
+    from types import ModuleType
+    from typing import Any
+
+    from autogen_team.cli._supervisor.inside import Inside
+else:
+    _ModuleSpec = type(sys.__spec__)  # the class of all specs, without another import
+
+ADDRESS = "AUTOGEN_TEAM_JOB_SOCKET"
+"""The variable with the path of the supervisor's socket."""
+PATH = "AUTOGEN_TEAM_JOB_PYTHONPATH"
+"""The variable with the PYTHONPATH of the job; not set if the job has none."""
+LIBRARIES = frozenset(
+    {
+        "mlflow",
+        # those that `mlflow.autolog` knows
+        "agno",
+        "anthropic",
+        "autogen",
+        "autogen_agentchat",
+        "boto3",
+        "crewai",
+        "dspy",
+        "google.genai",
+        "google.generativeai",
+        "groq",
+        "haystack",
+        "keras",
+        "langchain",
+        "lightgbm",
+        "lightning",
+        "litellm",
+        "llama_index.core",
+        "mistralai",
+        "openai",
+        "pydantic_ai",
+        "pyspark",
+        "pyspark.ml",
+        "pytorch_lightning",
+        "setfit",
+        "sklearn",
+        "smolagents",
+        "statsmodels",
+        "strands",
+        "tensorflow",
+        "transformers",
+        "typesafe_sdk",
+        "xgboost",
+    }
+)
+"""Modules whose import brings MLflow into the job."""
+_OURS = "autogen_team"
+
+
+class _Spec(_ModuleSpec):
+    """A spec that tells the hook when the execution of its module begins and ends."""
+
+    @property
+    def _initializing(self) -> bool:
+        return bool(self.__dict__.get("_initializing"))
+
+    @_initializing.setter
+    def _initializing(self, value: bool) -> None:
+        self.__dict__["_initializing"] = value
+        if value:
+            _job.began()
+        else:
+            self.__class__ = _ModuleSpec  # type: ignore[assignment]
+            module = sys.modules.get(self.name)
+            _job.ended(self.name, None if getattr(module, "__spec__", None) is not self else module)
+
+
+class _Job:
+    """The job: a finder in `sys.meta_path` that finds nothing itself, and the context once it is there."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._pid = os.getpid()
+        self._depth: dict[int, int] = {}
+        """How many watched modules each thread is executing."""
+        self._wanted: list[str] = []
+        self._is_busy = False
+        self._inside: Inside | None = None
+        self._give_back_logging: Callable[[], None] | None = None
+        sys.meta_path.insert(0, self)
+        if "logging" in sys.modules:
+            self._watch_logging(sys.modules["logging"])
+        atexit.register(self._finish)  # registered first, so called last
+        os.register_at_fork(after_in_child=self._leave)
+
+    def find_spec(
+        self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
+    ) -> _ModuleSpec | None:
+        """Return the spec that the other finders find, with the hook in it if the module is watched."""
+        if name in LIBRARIES or name in ("loguru", "logging") or name.partition(".")[0] == _OURS:
+            for finder in sys.meta_path:
+                spec = None if finder is self else finder.find_spec(name, path, target)
+                if spec is not None:
+                    if type(spec) is _ModuleSpec:
+                        spec.__class__ = _Spec
+                    return spec
+        return None
+
+    def began(self) -> None:
+        """Note that this thread executes a watched module."""
+        thread = _thread.get_ident()
+        self._depth[thread] = self._depth.get(thread, 0) + 1
+
+    def ended(self, name: str, module: "ModuleType | None") -> None:
+        """Note that it has ended; put in place what the module needs once no half-loaded one is below it."""
+        thread = _thread.get_ident()
+        self._depth[thread] -= 1
+        if module is not None and name in LIBRARIES:
+            self._wanted.append("tracking")
+        elif module is not None and name == "loguru":
+            self._wanted.append("logging")
+        elif module is not None and name == "logging":
+            self._watch_logging(module)
+        if not self._depth[thread]:
+            del self._depth[thread]
+            if self._wanted:
+                self._start()
+
+    def _start(self) -> None:
+        """Put in place what is wanted; what another thread wants meanwhile is done by the first."""
+        if self._is_busy or os.getpid() != self._pid:
+            return
+        self._is_busy = True
+        try:
+            if self._give_back_logging is not None:
+                self._give_back_logging()
+            while self._wanted:
+                if self._inside is None:
+                    from autogen_team.cli._supervisor.inside import Inside
+
+                    self._inside = Inside(self._address)
+                getattr(self._inside, f"start_{self._wanted.pop(0)}")()
+        except Exception as error:
+            self._wanted.clear()
+            _say(f"the job runs without its context: {type(error).__name__}: {error}")
+        finally:
+            self._is_busy = False
+
+    def _watch_logging(self, logging: "Any") -> None:
+        """Put the log in place before the first record is handled, and before handlers are configured."""
+        handle, configure = logging.Logger.callHandlers, logging.basicConfig
+
+        def give_back() -> None:
+            self._give_back_logging = None
+            logging.Logger.callHandlers, logging.basicConfig = handle, configure
+
+        def start() -> None:
+            if self._give_back_logging is not None:
+                give_back()
+                self._wanted.append("logging")
+                self._start()
+
+        def callHandlers(logger: "Any", record: object) -> None:  # noqa: N802 - logging's own name
+            start()
+            logger.callHandlers(record)
+
+        def basicConfig(**settings: "Any") -> None:  # noqa: N802 - logging's own name
+            start()
+            logging.basicConfig(**settings)
+
+        self._give_back_logging = give_back
+        logging.Logger.callHandlers, logging.basicConfig = callHandlers, basicConfig
+
+    def _leave(self) -> None:
+        """Do nothing more in a process that the job has forked."""
+        if self in sys.meta_path:
+            sys.meta_path.remove(self)
+        if self._give_back_logging is not None:
+            self._give_back_logging()
+
+    def _finish(self) -> None:
+        """Tell the supervisor how the job ends, after all that the job does at its exit."""
+        if os.getpid() != self._pid:
+            return
+        self._leave()
+        error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+        if self._inside is None and error is None:
+            return
+        try:
+            if self._inside is None:
+                from autogen_team.cli._supervisor.asking import tell_end
+
+                tell_end(self._address, error)
+            else:
+                self._inside.finish(error)
+        except Exception as fault:
+            _say(f"the end of the job could not be told: {type(fault).__name__}: {fault}")
+        if isinstance(error, KeyboardInterrupt):
+            # Python ends itself by SIGINT unless text has been executed since, which modules do while they are loaded.
+            try:
+                exec("raise KeyboardInterrupt")  # noqa: S102  # nosec B102
+            except KeyboardInterrupt:
+                return
+
+
+def _say(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr)  # noqa: T201 - nothing of ours is loaded that could
+
+
+_job: _Job
+"""Set in a job."""
+
+
+def _begin() -> None:
+    """Restore the path and the environment of the job, wait, and run the `sitecustomize` that was meant."""
+    global _job
+    folder = os.path.dirname(__file__)  # noqa: PTH120 - pathlib need not be loaded yet
+    sys.path[:] = [entry for entry in sys.path if entry != folder]
+    sys.path_importer_cache.pop(folder, None)
+    del os.environ["PYTHONPATH"]
+    if PATH in os.environ:
+        os.environ["PYTHONPATH"] = os.environ.pop(PATH)
+    _job = _Job(os.environ.pop(ADDRESS))
+    del sys.modules["sitecustomize"]
+    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401 - Python expects the error that there is none
+
+
+if ADDRESS in os.environ:  # not in a test, which imports this module for its names
+    _begin()

@@ -1,0 +1,49 @@
+"""How the end of a job is told in its run: by its exit status, by the signal that killed it, and by what it said."""
+
+from __future__ import annotations
+
+import signal
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autogen_team._capture import signals
+from autogen_team._process.run_events import JobEnded
+
+if TYPE_CHECKING:
+    from autogen_team.cli._supervisor.wire import End
+
+_ASKS_TO_END = {signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU}
+"""Signals after which any failure is an end by the signal; after SIGINT a job may go on."""
+
+
+def kills_for_memory() -> int:
+    """Return how many processes the kernel has killed so far for lack of memory; 0 if it does not count them."""
+    with suppress(OSError, ValueError, StopIteration), Path("/proc/vmstat").open() as counters:
+        return int(next(line for line in counters if line.startswith("oom_kill ")).split()[1])
+    return 0
+
+
+def verdict(end: End) -> JobEnded | None:
+    """Return the end of a job that has not finished well; None if it has."""
+    if end.status < 0:
+        return JobEnded("KILLED", _name(end))
+    if end.status == 0:
+        told = end.said.get("told")
+        return JobEnded(*told) if told else None
+    if end.said.get("signal"):
+        return JobEnded("KILLED", end.said["signal"])
+    asked = end.signal
+    if asked is not None and (asked in _ASKS_TO_END or end.status == 128 + asked):
+        return JobEnded("KILLED", signals.signal_name(asked))
+    failure = end.said.get("failure")
+    if failure and end.status == 1:
+        return JobEnded(*signals.of_exception(failure["kind"], failure["text"]), failure["trace"])
+    return JobEnded("FAILED", f"exit status {end.status}")
+
+
+def _name(end: End) -> str:
+    name = signals.signal_name(-end.status)
+    if end.lacked_memory and -end.status == signal.SIGKILL:
+        return f"{name}, perhaps for lack of memory, for which the kernel has killed meanwhile"
+    return name

@@ -1,0 +1,304 @@
+"""The process that keeps the run of a supervised job: it opens the run while the job starts, and closes it.
+
+It loads MLflow, so that neither the job nor the supervisor has to. It outlives both: if the supervisor is killed, it
+ends the job and closes the run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from autogen_team._capture import snapshots
+from autogen_team._process import identity, run_events, streams
+from autogen_team._process.deadline import within
+from autogen_team._redact import mask, mask_url, values
+from autogen_team._services import settings
+from autogen_team._ship import server_probe, uris
+from autogen_team._snapshot import process
+from autogen_team._spool import index, journal
+from autogen_team.cli import _context, _look, _summary
+from autogen_team.cli._supervisor import ending, target, wire
+from autogen_team.cli._supervisor.wire import End, Joining, OpenRun, Order, Ready
+from autogen_team.context import GlobalContext
+from autogen_team.errors import AutogenTeamWarning
+from autogen_team.io.services import MlflowService
+
+if TYPE_CHECKING:
+    import mlflow
+
+    from autogen_team._spool.index import Found
+
+_PATIENCE = 60.0
+"""Seconds that delivering what the job has left may take; if the server is down for longer, the agent waits for it."""
+_GRACE = 10.0
+"""Seconds between SIGTERM and SIGKILL for a job whose supervisor has been killed."""
+_GLANCE = 0.1
+"""Seconds between two looks at what is waited for."""
+_CRASHES = set(signal.valid_signals()) - {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+
+
+def main() -> None:
+    """Keep the run of the order that the supervisor sends; the first argument is the descriptor of the socket to it."""
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    heard = wire.lines(connection)
+    said = next(heard, None)
+    if said is None:  # the command line is wrong
+        return
+    os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"  # what MLflow tells of itself is for the job
+    logging.getLogger("mlflow").setLevel(logging.WARNING)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # each try again, of which the last tells all
+    warnings.resetwarnings()  # the filters of the environment are for the job
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("default", AutogenTeamWarning)
+    send = partial(_send, connection)
+    Keeper(Order(**said["order"]), heard, send, needs_run=said["needs_run"]).keep()
+
+
+def _send(connection: socket.socket, **what: Any) -> None:
+    with suppress(OSError):  # the supervisor is gone
+        connection.sendall(wire.line(what))
+
+
+class Keeper:
+    """Opens the run of a job, waits for the end of the job, and closes it."""
+
+    def __init__(
+        self, order: Order, heard: Iterator[dict[str, Any]], say: Callable[..., None], *, needs_run: bool
+    ) -> None:
+        self._order = order
+        self._needs_run = needs_run
+        """Whether the job is started only when its run is open."""
+        self._heard = heard
+        self._say = say
+        self._job: tuple[int, bool] | None = None
+        """The process of the job, and whether it leads a session of its own."""
+        self._begun: float | None = None
+        """When the job was started, in seconds since 1970."""
+        self._folder = ""
+        """The folder of the socket at which the job asks its supervisor."""
+        self._left: list[tuple[Found, int | None]] = []
+        """The journals that the job has left, each with its lock; the lock is None if another process holds it."""
+
+    def keep(self) -> None:
+        """Keep the run; exit with a status if the settings are wrong, or the run cannot be opened."""
+        os.environ[streams.SUPERVISED] = "1"
+        order = self._order
+        sys.argv = [_text(word) for word in target.arguments(order)]
+        with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
+            context = _context.build(order.overrides)
+            config = MlflowService.RunConfig(
+                name=_text(order.name or target.name(order)),
+                description=order.description,
+                tags=_look.assignments(order.tags, "--tag") or None,
+                log_system_metrics=order.system_metrics,
+            )
+            context.logger_service.start()  # refuses a sink or a level
+            self._probe(context)
+        prompt = _summary.Prompt.here()
+        summary = _summary.Summary(prompt)
+        service = context.mlflow_service
+        shown = None if _is_server(service.tracking_uri) else _summary.command_to_look(service, prompt)
+        if service.snapshot:
+            words = ["autogen-team", *(_text(word) for word in order.words)]
+            snapshots.begin(settings.state_dir(), service.stores(), words, target.script(order), process.make)
+        self._say(ready=asdict(Ready(_variables(context, order), sorted(values.extra().values), shown)))
+        failure: BaseException | None = None
+
+        def stop() -> None:
+            with run_events.leaving_by(failure):
+                context.stop()
+                context.logger_service.stop()
+
+        with ExitStack() as undo:
+            undo.callback(stop)
+            with _look.plain_errors(_look.NOT_STARTED):
+                context.start()
+            if not self._needs_run and not self._hear_job(next(self._heard, {})):
+                return  # the supervisor is gone, and has started nothing
+            from autogen_team._capture import lifecycle
+
+            try:
+                with (
+                    _summary.printed(summary, context),
+                    lifecycle.open_run(**config.model_dump(), begun=self._begun) as active,
+                ):
+                    summary.run_id = active.info.run_id
+                    self._say(run=asdict(self._opened(context, active)))
+                    self._wait(context, active.info.run_id)
+            except run_events.JobEnded as end:
+                failure = end
+            except Exception as error:
+                failure = error
+                if summary.run_id is None:  # else the run has been closed with this error
+                    _look.fail(f"the run cannot be opened: {mask(str(error))}", _look.NOT_STARTED)
+
+    def _probe(self, context: GlobalContext) -> None:
+        """Refuse a server that does not answer before the job is started."""
+        service = context.mlflow_service
+        if service.mode == "online":
+            server_probe.check_all(
+                (uris.absolute(service.tracking_uri), uris.absolute(service.registry_uri)), service.connect_timeout
+            )
+
+    def _opened(self, context: GlobalContext, active: mlflow.ActiveRun) -> OpenRun:
+        from autogen_team._capture import shared_runs
+
+        service, logger = context.mlflow_service, context.logger_service
+        shared = service.shared_run()
+        while shared is None:  # the store is out of reach, and has no place for the run yet
+            time.sleep(_GLANCE)
+            shared = service.shared_run()
+        is_offline = service.stores()[0] != uris.absolute(service.tracking_uri)
+        joining = Joining(
+            shared.as_dict(),
+            shared_runs.as_opened(active),
+            _settings(context, self._order),
+            sorted(values.extra().values),
+            is_offline,
+        )
+        info = active.info
+        return OpenRun(
+            run_id=info.run_id,
+            state=str(settings.state_dir()),
+            keeps_log=logger.run_log,
+            masks=logger.redact,
+            link=service.link(info.experiment_id, info.run_id),
+            variables={"MLFLOW_RUN_ID": shared.run_id, "MLFLOW_EXPERIMENT_ID": shared.experiment_id},
+            joining=asdict(joining),
+        )
+
+    def _wait(self, context: GlobalContext, run_id: str) -> None:
+        """Wait for the end of the job, and raise it unless the job has finished well."""
+        end = self._hear_end(context)
+        from autogen_team._capture import lifecycle
+
+        lifecycle.work_has_ended(run_id, end.at)
+        failure = ending.verdict(end)
+        if failure is not None and -end.status in _CRASHES:
+            _look.say("error", f"the job was killed by {failure.reason}", "bold red")
+        try:
+            within(_PATIENCE, partial(self._deliver, context, end), name="autogen-team-left-by-job")
+        except Exception as error:
+            hint = "if its journal waits (autogen-team status), autogen-team recover closes it"
+            _look.say("error", f"the run could not be closed yet: {mask(str(error))}; {hint}", "bold red")
+        if failure is not None:
+            _close_left(end, failure)
+            raise failure
+
+    def _hear_job(self, said: Mapping[str, Any]) -> bool:
+        """Learn about the job from a message that tells of it, and return whether it does."""
+        match said:
+            case {"job": int(pid), "at": float(at), "leads": bool(leads), "folder": str(folder)}:
+                self._job = pid, leads
+                self._begun = at
+                self._folder = folder
+                return True
+        return False
+
+    def _hear_end(self, context: GlobalContext) -> End:
+        for said in self._heard:
+            self._hear_job(said)
+            match said:
+                case {"gone": int(pid)}:
+                    self._left = _take_over(context, pid)
+                case {"hide": list(secrets)}:
+                    values.add(secrets)
+                case {"end": dict(fields)}:
+                    return End(**fields)
+        return self._outlive()
+
+    def _outlive(self) -> End:
+        """End the job, whose supervisor has been killed: no signal of the user could end it any more."""
+        if self._job is None:
+            return End(0, -signal.SIGKILL, time.time())
+        pid, leads = self._job
+        shutil.rmtree(self._folder, ignore_errors=True)
+        started = journal.started_at(pid)
+        used = signal.SIGTERM
+        for used in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                (os.killpg if leads else os.kill)(pid, used)
+            give_up = time.monotonic() + _GRACE
+            while _is_alive(pid, started) and time.monotonic() < give_up:
+                time.sleep(_GLANCE)
+            if not _is_alive(pid, started):
+                break
+        return End(pid, -used, time.time())
+
+    def _deliver(self, context: GlobalContext, end: End) -> None:
+        """Deliver the journals that the job has left, and close the runs in them."""
+        from autogen_team._ship import recovery
+
+        failure = ending.verdict(end)
+        if failure is None:
+            how = recovery.Cause("", "FINISHED", end.at)
+        else:
+            how = recovery.Cause(failure.reason or "", failure.status, end.at)
+        for found, lock in self._left:
+            stores = context.mlflow_service.stores()
+            result = recovery.recover(found, *stores, settings.state_dir(), end=how, lock=lock)
+            if result.problem:
+                raise RuntimeError(result.problem)
+
+
+def _take_over(context: GlobalContext, pid: int) -> list[tuple[Found, int | None]]:
+    """Take the locks of the journals that the job has left, so that the agent, which knows less, leaves them to us.
+
+    Journals for other stores than that of the run are left to the agent, which has their URI with its password.
+    """
+    store = uris.identity(mask_url(context.mlflow_service.stores()[0]))
+    journals = journal.folder_of(settings.state_dir()).glob(f"{identity.process_name(pid)}-*")
+    found = [one for folder in journals if (one := index.look(folder)) and one.state == "dead"]
+    found = [one for one in found if uris.identity(one.uri) == store]
+    return [(one, journal.take_over(one.folder)) for one in found]
+
+
+def _is_alive(pid: int, started: float | None) -> bool:
+    return started is not None and journal.started_at(pid) == started
+
+
+def _close_left(end: End, failure: run_events.JobEnded) -> None:
+    """Close the runs that the job has left open, also those of clients; after a good end they are its own business."""
+    from autogen_team._capture import lifecycle
+
+    how = run_events.End(failure.status, failure.reason, failure, 0.0)
+    for run_id, uri in reversed(end.said.get("left", {}).items()):
+        lifecycle.end_run(run_id, uri, how)
+
+
+def _variables(context: GlobalContext, order: Order) -> dict[str, str]:
+    """Return the options of the command line as variables that mean the same in any folder, and the store."""
+    service = context.mlflow_service
+    found = _context.variables_of(order.overrides)
+    found["MLFLOW_TRACKING_URI"] = service.tracking_uri
+    if "MLFLOW_EXPERIMENT_ID" not in os.environ:
+        found["MLFLOW_EXPERIMENT_NAME"] = service.experiment_name
+    return {name: uris.absolute(value) if name.endswith("_URI") else value for name, value in found.items()}
+
+
+def _settings(context: GlobalContext, order: Order) -> dict[str, str]:
+    """Return the settings that the job would not find in its environment, or not in another folder."""
+    found = {**_context.of_file(), **order.overrides}
+    sink = context.logger_service.for_worker().sink
+    return {**found, "logger.sink": sink}
+
+
+def _is_server(uri: str) -> bool:
+    return uri.startswith(("http://", "https://"))
+
+
+def _text(name: str) -> str:
+    """Return a word of the command line as text; it may have bytes that are none."""
+    return os.fsencode(name).decode("utf-8", "replace")
