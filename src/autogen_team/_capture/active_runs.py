@@ -1,7 +1,6 @@
 """Join a run that other code has opened, or work for one; the run stays open afterwards.
 
-`mlflow_internals` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests
-them.
+`mlflow_names` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests them.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from mlflow.utils import autologging_utils
 from autogen_team._capture import mlflow_internals, run_stacks, signals
 from autogen_team._process import Undo, run_events
 from autogen_team._process.refcount import RefCount
+from autogen_team._ship import mlflow_names
 
 _REPLACED = ("start_run", "end_run", "active_run", "_get_or_start_run", "_get_latest_active_run")
 _PARAMETERS = tuple(inspect.signature(mlflow.start_run).parameters)
@@ -45,7 +45,7 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
     host_id = host.info.run_id
     _given.setdefault(host_id, None)
     home = mlflow_internals.identity(mlflow.get_tracking_uri())
-    plain: dict[str, Callable[..., Any]] = {name: vars(fluent)[name] for name in _REPLACED}
+    plain: dict[str, Callable[..., Any]] = {name: vars(fluent)[name] for name in _REPLACED if name in vars(fluent)}
     original_start, original_end = plain["start_run"], plain["end_run"]
     # A host that was given from outside, by its id, may be in another experiment than the default one.
     experiments = {host.info.experiment_id, mlflow_internals.experiment_id()}
@@ -69,8 +69,7 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
                 fields["parent_run_id"] = host_id  # a thread of the job that has no run of its own
             return original_start(**fields)  # type: ignore[no-any-return]  # MLflow's own has the type
         if not is_home():
-            with _aside():
-                return original_start(**fields)  # type: ignore[no-any-return]  # the same
+            return _start_outside(original_start, fields)
         if fields.get("nested"):
             return original_start(**fields)  # type: ignore[no-any-return]  # the same
         experiment = fields.get("experiment_id") or mlflow_internals.experiment_id()
@@ -98,7 +97,8 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
         return in_sight(plain["_get_latest_active_run"]())
 
     ours = (start_run, end_run, active_run, get_or_start_run, get_latest_active_run)
-    return run_stacks.replace({name: (plain[name], one) for name, one in zip(_REPLACED, ours, strict=True)})
+    named = zip(_REPLACED, ours, strict=True)
+    return run_stacks.replace({name: (plain[name], one) for name, one in named if name in plain})
 
 
 def note_end(run: mlflow.ActiveRun, status: run_events.Status, reason: str | None) -> None:
@@ -140,6 +140,8 @@ def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
     does nothing. Autologging waits for a run of the job's own: several workers would log contradictory parameters,
     which cannot be changed.
     """
+    if not mlflow_names.ACTIVE_RUNS.works():
+        return mlflow.start_run(run_id=run.info.run_id), _end_innermost
     joined = JoinedRun(run)
     undo = _joined.take()
     fluent._active_run_stack.get().append(joined)
@@ -152,8 +154,15 @@ def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
     return joined, leave
 
 
+def _end_innermost() -> list[str]:
+    mlflow.end_run()
+    return []
+
+
 def opened_elsewhere(run: Run) -> mlflow.ActiveRun:
     """Put the run on the stack of this thread, as if the thread had opened it, without a request to its store."""
+    if not mlflow_names.ACTIVE_RUNS.works():
+        return mlflow.start_run(run_id=run.info.run_id)
     active = mlflow.ActiveRun(run)
     fluent._active_run_stack.get().append(active)
     return active
@@ -161,6 +170,8 @@ def opened_elsewhere(run: Run) -> mlflow.ActiveRun:
 
 def has_own_run_around(active: mlflow.ActiveRun) -> bool:
     """Tell whether this thread had a run of its own open, rather than a joined one, when it opened this run."""
+    if not mlflow_names.ACTIVE_RUNS.works():
+        return False
     around = [run for run in fluent._active_run_stack.get() if run is not active]
     # The runs around a joined run are inherited from the process or thread that opened the joined run.
     return bool(around) and not isinstance(around[-1], JoinedRun)
@@ -168,8 +179,6 @@ def has_own_run_around(active: mlflow.ActiveRun) -> bool:
 
 def _let_children() -> Undo:
     plain_start, plain_end = mlflow.start_run, mlflow.end_run
-    plain_config: Callable[..., Any] = autologging_utils.get_autologging_config
-    is_disabled = autologging_utils.autologging_is_disabled.__code__
 
     @functools.wraps(plain_start)
     def start_run(*args: Any, **fields: Any) -> mlflow.ActiveRun:
@@ -183,19 +192,33 @@ def _let_children() -> Undo:
         if not _innermost_is_joined():
             plain_end(*args, **fields)
 
-    @functools.wraps(plain_config)
+    undo = [_replace(start_run, end_run)]
+    if mlflow_names.SHARED_AUTOLOG.works():
+        undo.append(_hold_autologging())
+
+    def restore() -> None:
+        for one in undo:
+            one()
+
+    return restore
+
+
+def _hold_autologging() -> Undo:
+    """Switch autologging off where the run of the caller is shared."""
+    plain: Callable[..., Any] = autologging_utils.get_autologging_config
+    is_disabled = autologging_utils.autologging_is_disabled.__code__
+
+    @functools.wraps(plain)
     def get_autologging_config(flavor: str, key: str, default: Any = None) -> Any:
         # The setup of autologging asks too, perhaps at the first import of a library, and gets the plain answer.
         asks_whether_to_log = sys._getframe(1).f_code is is_disabled and key == "disable"
         is_shared = asks_whether_to_log and isinstance(run_stacks.job_run(), JoinedRun)
-        return True if is_shared else plain_config(flavor, key, default)
+        return True if is_shared else plain(flavor, key, default)
 
-    undo = _replace(start_run, end_run)
     autologging_utils.get_autologging_config = get_autologging_config
 
     def restore() -> None:
-        undo()
-        autologging_utils.get_autologging_config = plain_config
+        autologging_utils.get_autologging_config = plain
 
     return restore
 
@@ -214,7 +237,14 @@ def _start_inside(
         return JoinedRun(innermost)
     if fields.get("parent_run_id") in (None, outer_id):
         return start(**{**fields, "nested": True})
-    with _aside():  # otherwise MLflow insists on the innermost run as the parent
+    return _start_outside(start, fields)  # otherwise MLflow insists on the innermost run as the parent
+
+
+def _start_outside(start: Callable[..., mlflow.ActiveRun], fields: Mapping[str, Any]) -> mlflow.ActiveRun:
+    """Start a run as if the caller had none open; nested, if they cannot be hidden."""
+    if not mlflow_names.ACTIVE_RUNS.works():
+        return start(**{**fields, "nested": True})
+    with _aside():
         return start(**fields)
 
 

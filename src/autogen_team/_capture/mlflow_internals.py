@@ -1,58 +1,4 @@
-"""The private parts of MLflow that this library touches.
-
-Other modules import only public names, undocumented though some are: `mlflow.utils` for requests, limits and tags,
-`mlflow.protos`, `mlflow.store.artifact`. The tests on the oldest MLflow that we support and on the newest guard these.
-
-Each private part is listed here, guarded by a contract test (`tests/io/tracking/test_seam.py`), and restored when the
-service stops. Where another module touches it, the entry names that module:
-
-- ``mlflow.tracking.fluent._active_experiment_id`` and ``_get_experiment_id``: `mlflow.set_experiment` can set the
-  experiment, but nothing can unset it; and a default that depends on the store in use has no other place;
-- ``mlflow.tracking._model_registry.utils._registry_uri``: the same for `mlflow.set_registry_uri`;
-- ``mlflow.tracking._tracking_service.utils._tracking_uri``: the URI that a call has set, apart from the environment.
-  It hides what the job writes into the environment later;
-- ``_resolve_registry_uri`` and ``_resolve_tracking_uri`` of the same two modules: replaced in `quick_uris`;
-- ``mlflow.utils.autologging_utils.AUTOLOGGING_INTEGRATIONS``, ``revert_patches`` in ``safety`` beside it, and
-  ``mlflow.utils.import_hooks._post_import_hooks``: what `mlflow.autolog` has switched on, and will switch on when a
-  library is imported;
-- ``mlflow.tracking.fluent._active_run_stack``, ``_get_or_start_run``, ``_get_latest_active_run`` and ``start_run``: the
-  open runs of each thread. MLflow shows only the topmost run of the calling thread, and ends no other. `run_stacks`
-  replaces them, so that each task has open runs of its own;
-- ``mlflow.tracking.fluent._last_active_run_id``: the run that was ended last;
-- ``mlflow.start_run``, ``mlflow.end_run``, ``mlflow.active_run``, ``_get_or_start_run`` and ``_get_latest_active_run``
-  of ``mlflow.tracking.fluent``: replaced in `active_runs` while a supervised job runs. The job's own first run then
-  joins the supervisor's run unless it is in another store. Some are also replaced while a worker has its job's run,
-  so that it opens children of that run;
-- ``get_autologging_config`` of ``mlflow.utils.autologging_utils``, which its ``autologging_is_disabled`` asks: replaced
-  in `active_runs`;
-- ``mlflow.store.db.utils.MAX_RETRY_COUNT``: MLflow asks a database that refuses ten times in 100 seconds;
-- ``mlflow.tracking.fluent.run_id_to_system_metrics_monitor``: the threads that MLflow forgets when it cannot end a run;
-- ``_get_store_with_resolved_uri`` of ``_tracking_store_registry`` in ``mlflow.tracking._tracking_service.utils``: where
-  MLflow looks up the store of a URI, at every call. Another object can stand in for the store there while the URI stays
-  what it is. (The registry's public method, `register`, has a cache in front of it, and a builder that is not MLflow's
-  changes what MLflow says of the scheme.) ``ModelRegistryStoreRegistry._get_store_with_resolved_uri`` is the same for
-  model registries. It is replaced in the class, because making the object takes 15 ms that a job without a model need
-  not spend;
-- ``TrackingServiceClient._get_artifact_repo``: the same for artifacts; and ``_get_artifact_repo`` of
-  ``mlflow.tracking.fluent``, by which `mlflow.flush_artifact_async_logging` finds the repository whose images it waits
-  for;
-- ``RunInfo._copy_with_overrides``: a run as it will be;
-- ``ManagedSessionMaker``, ``sanitize_metric_value``, ``_get_run`` and ``_check_run_is_active`` of MLflow's
-  SqlAlchemyStore with its tables ``runs``, ``metrics`` and ``latest_metrics``: used in `_ship.sql_bulk`;
-- ``_hard_delete_run`` of MLflow's stores: what `mlflow gc` calls;
-- ``_validate_metric`` and its siblings in ``mlflow.utils.validation``, and the conversion of a metric's value to a
-  float: MLflow's own rules, applied at the call instead of by the store;
-- ``start_trace``, ``log_spans``, ``set_trace_tag``, ``_upload_trace_data``, ``_upload_attachments`` and
-  ``link_prompt_versions_to_trace`` of ``mlflow.tracing.client.TracingClient``: what a trace passes on its way to any
-  store; and ``Span._span``, whose resource `Span.to_dict` leaves out;
-- ``mlflow.tracing.config.get_config``: the processors of spans that the job has configured, which
-  `mlflow.set_tracking_uri` forgets;
-- ``_batch_processor_registry`` of ``mlflow.tracing.processor.base_mlflow``, ``mlflow.tracing.provider``'s
-  ``_get_trace_exporter``, and the ``_queue`` of its ``_async_queue``: `mlflow.flush_trace_async_logging` waits for the
-  same, but restarts MLflow's threads, which takes a second; and MLflow 3.10 logs an error if there are none;
-- ``mlflow.tracking.fluent._safe_end_run``: ends a run when the process exits, and has to do so before the journal is
-  closed there.
-"""
+"""Changes of MLflow for the time of a service; `_ship.mlflow_names` lists the private names that this takes."""
 
 from __future__ import annotations
 
@@ -75,49 +21,70 @@ from mlflow.tracing.client import TracingClient
 from mlflow.tracing.config import configure, get_config
 from mlflow.tracing.constant import SpansLocation, TraceTagKey
 from mlflow.tracking import fluent
-from mlflow.tracking._model_registry import utils as registry
-from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry
-from mlflow.tracking._tracking_service import utils as tracking
-from mlflow.tracking._tracking_service.client import TrackingServiceClient
-from mlflow.tracking.metric_value_conversion_utils import convert_metric_value_to_float_if_possible
-from mlflow.utils import autologging_utils, import_hooks, validation
+from mlflow.utils import autologging_utils, import_hooks
 from mlflow.utils.async_logging.run_operations import RunOperations
 from mlflow.utils.autologging_utils import safety
 
 from autogen_team._capture import run_stacks
 from autogen_team._process import Undo, saved
+from autogen_team._process.private_names import find
 from autogen_team._process.saved import SavedValue
-from autogen_team._ship import files, mlflow_backend, uris
+from autogen_team._ship import mlflow_backend, mlflow_names, uris
 from autogen_team._ship.files import Kind
 
 _ALL_FLAVORS = "mlflow"  # the name under which `mlflow.autolog` stores its own arguments
 
 
-check_metric: Callable[..., None] = validation._validate_metric
-check_param: Callable[..., Param] = validation._validate_param
-check_tag: Callable[..., RunTag] = validation._validate_tag
-check_limits: Callable[..., None] = validation._validate_batch_log_limits
-check_unique: Callable[..., None] = validation._validate_param_keys_unique
-check_run_id: Callable[..., None] = validation._validate_run_id
-check_datasets: Callable[..., None] = validation._validate_dataset_inputs
-as_float: Callable[[Any], Any] = convert_metric_value_to_float_if_possible
+_fluent: Any = fluent
+_provider: Any = provider
+tracking: Any = find("mlflow.tracking._tracking_service.utils:")
+registry: Any = find("mlflow.tracking._model_registry.utils:")
+
+
+def _accept(*_arguments: object, **_fields: object) -> None:
+    """Leave it to the store to check something."""
+
+
+def _rule(name: str, fallback: Callable[..., Any] = _accept) -> Callable[..., Any]:
+    found: Callable[..., Any] = find(f"mlflow.utils.validation:{name}", fallback)
+    return found
+
+
+check_metric: Callable[..., None] = _rule("_validate_metric")
+check_param: Callable[..., Param] = _rule("_validate_param", lambda key, value, path="": Param(key, str(value)))  # noqa: ARG005 - MLflow's signature
+check_tag: Callable[..., RunTag] = _rule("_validate_tag", lambda key, value, path="": RunTag(key, str(value)))  # noqa: ARG005 - the same
+check_limits: Callable[..., None] = _rule("_validate_batch_log_limits")
+check_unique: Callable[..., None] = _rule("_validate_param_keys_unique")
+check_run_id: Callable[..., None] = _rule("_validate_run_id")
+check_datasets: Callable[..., None] = _rule("_validate_dataset_inputs")
+as_float: Callable[[Any], Any] = find(
+    "mlflow.tracking.metric_value_conversion_utils:convert_metric_value_to_float_if_possible", float
+)
 
 
 def keep_uris() -> Undo:
     """Save the tracking URI, the registry URI and the experiment; return a function that restores them."""
     names = ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME")
     environment = {name: os.environ.get(name) for name in names}
-    return _uris.hold((tracking._tracking_uri, registry._registry_uri, fluent._active_experiment_id, environment))
+    if mlflow_names.URIS.works():
+        tracking_uri, registry_uri = tracking._tracking_uri, registry._registry_uri
+    else:
+        tracking_uri, registry_uri = mlflow.get_tracking_uri() if mlflow.is_tracking_uri_set() else None, None
+    experiment_id = _fluent._active_experiment_id if mlflow_names.EXPERIMENT.works() else None
+    return _uris.hold((tracking_uri, registry_uri, experiment_id, environment))
 
 
 def _restore_uris(found: tuple[str | None, str | None, str | None, dict[str, str | None]]) -> None:
     tracking_uri, registry_uri, experiment_id, environment = found
-    module: Any = tracking
-    module._tracking_uri = mlflow.get_tracking_uri()  # otherwise MLflow would not notice the change
+    if mlflow_names.URIS.works():
+        tracking._tracking_uri = mlflow.get_tracking_uri()  # otherwise MLflow would not notice the change
+        registry._registry_uri = registry_uri
+    else:
+        mlflow.set_registry_uri("")  # as near to None as it comes
     with keeping_span_processors():
         mlflow.set_tracking_uri(tracking_uri)  # type: ignore[arg-type]  # None unsets it, as MLflow's own tests do
-    registry._registry_uri = registry_uri  # type: ignore[assignment]  # it begins as None, and is given no type
-    fluent._active_experiment_id = experiment_id  # type: ignore[assignment]  # the same
+    if mlflow_names.EXPERIMENT.works():
+        _fluent._active_experiment_id = experiment_id
     saved.restore_environment(environment)
 
 
@@ -131,6 +98,7 @@ def point_at(tracking_uri: str, registry_uri: str, *, for_good: bool = False) ->
     """
     with keeping_span_processors():
         mlflow.set_tracking_uri(tracking_uri)
+    for_good = for_good or not mlflow_names.URIS.works()
     if not for_good:
         tracking._tracking_uri = None  # the call has set the variable too, which counts from now on
     if registry_uri != tracking_uri or for_good:
@@ -151,6 +119,8 @@ def keeping_span_processors() -> Iterator[None]:
 
 def keep_autolog() -> Undo:
     """Save what autologging is switched on, now and for later imports; return a function that restores it."""
+    if not mlflow_names.AUTOLOG.works():
+        return lambda: None
     integrations = copy.deepcopy(autologging_utils.AUTOLOGGING_INTEGRATIONS)
     hooks = {name: list(pending) for name, pending in import_hooks._post_import_hooks.items()}
     return _autolog.hold((integrations, hooks))
@@ -176,6 +146,8 @@ _autolog = SavedValue(_restore_autolog)
 
 def ask_databases_once() -> Undo:
     """Make MLflow ask a database that refuses only once; return a function that restores its retries."""
+    if not mlflow_names.DATABASE_RETRIES.works():
+        return lambda: None
     from mlflow.store.db import utils
 
     before, utils.MAX_RETRY_COUNT = utils.MAX_RETRY_COUNT, 0
@@ -188,7 +160,10 @@ def ask_databases_once() -> Undo:
 
 def open_run_ids() -> list[str]:
     """Return the ids of the caller's open runs, the innermost last."""
-    return [run.info.run_id for run in fluent._active_run_stack.get()]
+    if not mlflow_names.ACTIVE_RUNS.works():
+        active = mlflow.active_run()
+        return [] if active is None else [active.info.run_id]
+    return [run.info.run_id for run in _fluent._active_run_stack.get()]
 
 
 def leave_runs(run_id: str) -> list[str]:
@@ -199,44 +174,52 @@ def leave_runs(run_id: str) -> list[str]:
     ids = run_stacks.forget(run_id)
     if ids:
         os.environ.pop("MLFLOW_RUN_ID", None)
-        fluent._last_active_run_id.set(run_id)
+        if mlflow_names.LAST_RUN.works():
+            _fluent._last_active_run_id.set(run_id)
     return ids
 
 
 def stop_system_metrics(run_id: str) -> None:
     """Stop the thread that samples the machine for this run, if there is one."""
+    if not mlflow_names.SAMPLING.works():
+        return
     monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
     if monitor is not None:
         monitor.finish()
 
 
-def provide_experiment(experiment_id: str, find: Callable[[], str], *, is_given: bool = False) -> Undo:
-    """Make `find` name the experiment of new runs, unless the job chooses one by `mlflow.set_experiment`.
+def provide_experiment(experiment_id: str, find_experiment: Callable[[], str], *, is_given: bool = False) -> Undo:
+    """Make `find_experiment` name the experiment of new runs, unless the job chooses one by `mlflow.set_experiment`.
 
     `experiment_id` goes into the environment for other processes; `is_given` says that it was there before. Only
     `keep_uris` restores the environment and the experiment that MLflow had.
     """
-    _fluent._active_experiment_id = None
     os.environ["MLFLOW_EXPERIMENT_ID"] = experiment_id
     if not is_given:
         _published.append(experiment_id)
-    plain = fluent._get_experiment_id
+    restore: Undo = lambda: None  # noqa: E731 - the fallback of what follows
+    if mlflow_names.EXPERIMENT.works():
+        _fluent._active_experiment_id = None
 
-    def _get_experiment_id() -> Any:
-        return _fluent._active_experiment_id or find()
+        def _get_experiment_id() -> Any:
+            return _fluent._active_experiment_id or find_experiment()
+
+        plain = _fluent._get_experiment_id
+        restore = run_stacks.replace({"_get_experiment_id": (plain, _get_experiment_id)})
 
     def undo() -> None:
         if not is_given:
             _published.remove(experiment_id)
         restore()
 
-    restore = run_stacks.replace({"_get_experiment_id": (plain, _get_experiment_id)})
     return undo
 
 
 def experiment_id() -> str:
     """Return the id of the experiment in which runs are created now."""
-    return str(fluent._get_experiment_id())
+    if not mlflow_names.EXPERIMENT.works():
+        return os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+    return str(_fluent._get_experiment_id())
 
 
 def given_experiment_id(tracking_uri: str) -> str | None:
@@ -257,7 +240,6 @@ _published: list[str] = []
 
 _FindArtifacts: TypeAlias = "Callable[[Callable[[], Any], str, Kind], Any]"
 
-_registry: Any = tracking._tracking_store_registry
 _stand_ins: dict[str, list[tuple[Any, _FindArtifacts]]] = {}
 """Stand-ins for each store, by its identity; the first one is in use, the others wait for its end."""
 _identities: dict[str, str] = {}
@@ -266,9 +248,9 @@ _substitutes: dict[str, str] = {}
 """Stores that are used in place of others, by identity."""
 _starters: list[Callable[[str], object]] = []
 _starting = threading.local()
-_client_class: Any = TrackingServiceClient
-_fluent: Any = fluent
-_plain_known_repo: Any = _fluent._get_artifact_repo
+_client_class: Any = find("mlflow.tracking._tracking_service.client:TrackingServiceClient")
+_plain_repo: Any = find("mlflow.tracking._tracking_service.client:TrackingServiceClient._get_artifact_repo")
+_plain_known_repo: Any = find("mlflow.tracking.fluent:_get_artifact_repo")
 
 
 def _find_plainly(find: Callable[[], Any], _owner: str, _kind: Kind) -> Any:
@@ -281,12 +263,16 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
     `find_artifacts` is given a function that returns MLflow's own repository. A stand-in that `yields` is used only
     while no other one is in place.
     """
+    if not mlflow_names.STORES.works():
+        return lambda: None
     key = identity(uri)
     here, found = (store, find_artifacts), _stand_ins.setdefault(key, [])
     found.insert(len(found) if yields else 0, here)
-    _registry._get_store_with_resolved_uri = _find_store
-    _client_class._get_artifact_repo = _find_artifact_repo
-    _fluent._get_artifact_repo = _find_known_repo
+    tracking._tracking_store_registry._get_store_with_resolved_uri = _find_store
+    if mlflow_names.ARTIFACTS.works():
+        _client_class._get_artifact_repo = _find_artifact_repo
+    if mlflow_names.IMAGES.works():
+        _fluent._get_artifact_repo = _find_known_repo
 
     def undo() -> None:
         del found[next(at for at, one in enumerate(found) if one is here)]
@@ -294,9 +280,11 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
             del _stand_ins[key]
         if not _stand_ins:
             _identities.clear()
-            del _registry._get_store_with_resolved_uri
-            _client_class._get_artifact_repo = files.plain_repository
-            _fluent._get_artifact_repo = _plain_known_repo
+            del tracking._tracking_store_registry._get_store_with_resolved_uri
+            if mlflow_names.ARTIFACTS.works():
+                _client_class._get_artifact_repo = _plain_repo
+            if mlflow_names.IMAGES.works():
+                _fluent._get_artifact_repo = _plain_known_repo
 
     return undo
 
@@ -356,14 +344,16 @@ def _find_store(uri: str, artifact_uri: str | None = None) -> Any:
     return mlflow_backend.plain_store(uri, artifact_uri) if found is None else found[0]
 
 
-_registry_class: Any = ModelRegistryStoreRegistry
-_plain_registry_store: Any = _registry_class._get_store_with_resolved_uri
+_registry_class: Any = find("mlflow.tracking._model_registry.registry:ModelRegistryStoreRegistry")
+_plain_registry_store: Any = getattr(_registry_class, "_get_store_with_resolved_uri", None)
 _registry_wraps: list[list[Callable[[Any], Any]]] = []
 """Wrappers for the stores of model registries; the first one is in use, the others wait for its end."""
 
 
 def stand_in_registries(wrap: Callable[[Any], Any]) -> Undo:
     """Give MLflow the result of `wrap` in place of the store of any model registry."""
+    if not mlflow_names.REGISTRIES.works():
+        return lambda: None
     here = [wrap]
     _registry_wraps.insert(0, here)
     _registry_class._get_store_with_resolved_uri = _find_registry_store
@@ -381,10 +371,10 @@ def _find_registry_store(stores: Any, uri: str, tracking_uri: str | None) -> Any
     return _registry_wraps[0][0](plain) if _registry_wraps else plain
 
 
-def _find_artifact_repo(client: TrackingServiceClient, owner: str, *, resource: Kind = "run") -> Any:
-    find = partial(files.plain_repository, client, owner, resource=resource)
+def _find_artifact_repo(client: Any, owner: str, *, resource: Kind = "run") -> Any:
+    plain = partial(_plain_repo, client, owner, resource=resource)
     found = _stand_in_for(client.tracking_uri)
-    return found[1](find, owner, resource) if found else find()
+    return found[1](plain, owner, resource) if found else plain()
 
 
 def _find_known_repo(run_id: str) -> Any:
@@ -397,6 +387,7 @@ def tap_traces(taps: Mapping[str, Callable[..., Any]]) -> Undo:
 
     A tap is given the client, MLflow's own method, and the arguments of the call.
     """
+    mlflow_names.TRACES.works()  # some taps are better than none
     client_class: Any = TracingClient
     plain = {name: getattr(client_class, name) for name in taps if hasattr(client_class, name)}
     for name, method in plain.items():
@@ -422,9 +413,12 @@ def wait_for_traces() -> None:
     base = sys.modules.get("mlflow.tracing.processor.base_mlflow")
     if base is None:  # nothing has been traced
         return
+    if not mlflow_names.TRACE_QUEUE.works():
+        mlflow.flush_trace_async_logging()
+        return
     for processor in list(getattr(base, "_batch_processor_registry", ())):
         processor.force_flush()
-    pending = getattr(provider._get_trace_exporter(), "_async_queue", None)
+    pending = getattr(_provider._get_trace_exporter(), "_async_queue", None)
     if pending is not None:
         pending._queue.join()
 
@@ -432,7 +426,8 @@ def wait_for_traces() -> None:
 def span_of(data: dict[str, Any], *, like: Span) -> Span:
     """Return the span that `data` describes as `Span.to_dict` does; resource and attachments are those of `like`."""
     found: Span = Span.from_dict(data)
-    found._span._resource = like._span.resource
+    if mlflow_names.SPANS.works():
+        found._span._resource = like._span.resource
     if hasattr(like, "_attachments"):  # MLflow 3.10 has none
         found._attachments = like._attachments
     return found
@@ -447,7 +442,14 @@ def as_stored(info: TraceInfo) -> TraceInfo:
 
 def changed(info: RunInfo, status: int | None, end_time: int | None, name: str | None) -> RunInfo:
     """Return the run's info with each value changed that is not None."""
-    found: RunInfo = info._copy_with_overrides(status, end_time, run_name=name)
+    made: Any = info.to_proto()
+    if status:
+        made.status = status
+    if end_time:
+        made.end_time = end_time
+    if name:
+        made.run_name = name
+    found: RunInfo = RunInfo.from_proto(made)
     return found
 
 
@@ -458,7 +460,8 @@ def operations(*futures: Future[Any]) -> RunOperations:
 
 def close_at_exit(close: Callable[[], None]) -> Undo:
     """Call `close` when the process exits, after MLflow has ended the run that is still open then."""
-    atexit.unregister(fluent._safe_end_run)
     atexit.register(close)
-    atexit.register(fluent._safe_end_run)  # the handler registered last is called first
+    if mlflow_names.EXIT.works():
+        atexit.unregister(_fluent._safe_end_run)
+        atexit.register(_fluent._safe_end_run)  # the handler registered last is called first
     return lambda: atexit.unregister(close)

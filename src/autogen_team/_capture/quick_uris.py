@@ -2,11 +2,6 @@
 
 Its own answer reads variables of the environment by way of exceptions, and tries to import pyspark each time, whose
 session could name a registry: 0.6 ms where pyspark is not installed. The answers stay the same.
-
-The private parts of MLflow that this touches, each guarded by a contract test:
-
-- ``mlflow.tracking._tracking_service.utils._resolve_tracking_uri`` and its ``_tracking_uri``;
-- ``mlflow.tracking._model_registry.utils._resolve_registry_uri`` and its ``_registry_uri``.
 """
 
 from __future__ import annotations
@@ -16,17 +11,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from mlflow.tracking._model_registry import utils as _registry
-from mlflow.tracking._tracking_service import utils as _tracking
-
 from autogen_team._process import Undo
+from autogen_team._process.private_names import find
 from autogen_team._process.refcount import RefCount
+from autogen_team._ship import mlflow_names
 
-tracking: Any = _tracking
-registry: Any = _registry
+tracking: Any = find("mlflow.tracking._tracking_service.utils:")
+registry: Any = find("mlflow.tracking._model_registry.utils:")
 
 
 def _start() -> Undo:
+    if not (mlflow_names.URIS.works() and mlflow_names.QUICK_URIS.works()):
+        return lambda: None
     plain_tracking: Callable[..., str] = tracking._resolve_tracking_uri
     plain_registry: Callable[..., str | None] = registry._resolve_registry_uri
 

@@ -36,6 +36,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock, call_in_child
+from autogen_team._ship import mlflow_names
 
 _NAMES = ("_active_run_stack", "_get_or_start_run", "_get_latest_active_run", "start_run")
 
@@ -55,6 +56,8 @@ def isolate() -> Undo:
     undo hands the runs that are still open to MLflow, each to the thread that it was opened in.
     """
     global _stacks
+    if not mlflow_names.ACTIVE_RUNS.works():
+        return lambda: None
     user = object()
     with _lock:
         _users.append(user)
@@ -112,6 +115,8 @@ def forget(run_id: str) -> list[str]:
     stacks = _stacks
     if stacks is not None:
         return stacks.forget(run_id)
+    if not mlflow_names.ACTIVE_RUNS.works():
+        return _end_by_mlflow(run_id)
     for stack in vars(fluent)["_active_run_stack"].get_all_thread_values().values():
         ids = [run.info.run_id for run in stack]
         if run_id in ids:
@@ -119,6 +124,18 @@ def forget(run_id: str) -> list[str]:
             del stack[place:]
             return ids[place:][::-1]
     return []
+
+
+def _end_by_mlflow(run_id: str) -> list[str]:
+    """End the run, if it is open in this thread, and its children; the caller sets their real status afterwards."""
+    ids: list[str] = []
+    while run_id not in ids:
+        run = mlflow.active_run()
+        if run is None or run_id not in (run.info.run_id, run.data.tags.get(MLFLOW_PARENT_RUN_ID)):
+            break
+        mlflow.end_run()
+        ids.append(run.info.run_id)
+    return ids
 
 
 def leave(run: mlflow.ActiveRun) -> list[mlflow.ActiveRun]:

@@ -120,7 +120,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         traces,
     )
     from autogen_team._capture.quick_uris import quick_uris
-    from autogen_team._ship import recovery
+    from autogen_team._ship import mlflow_names, recovery
 
     with ExitStack() as undo:
         undo.enter_context(signals.signals_raise())
@@ -129,6 +129,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         undo.callback(saved.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS, _RETRIES, _TIMEOUT))
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
+        mlflow_names.RULES.works()  # says so if it does not
         undo.callback(mlflow_internals.keep_uris())
         undo.callback(quick_uris.take())
         given_id = (
@@ -147,7 +148,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         undo.callback(mlflow_internals.provide_experiment(experiment[0], experiments.current, is_given=is_given))
         os.environ.setdefault(_RETRIES, "2")  # spread over 6 seconds; MLflow's own 7 take 4 minutes
         os.environ.setdefault(_TIMEOUT, "30")  # for each try; MLflow waits 120
-        if settings.durable and settings.works_for is None:
+        if settings.durable and settings.works_for is None and mlflow_names.STORES.works():
             recovery.recover_behind(settings.tracking_uri, settings.registry_uri, settings.state_dir)
         undo.callback(_stand_in(settings.tracking_uri, settings.registry_uri, settings))
         others = undo.enter_context(ExitStack())
@@ -173,7 +174,10 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
 def _stand_in(uri: str, registry_uri: str, settings: Settings) -> Undo:
     """Mask what is logged to a store, and send it through a journal unless the settings say otherwise."""
     from autogen_team._capture import redacting_store, write_behind
+    from autogen_team._ship import mlflow_names
 
+    if not mlflow_names.STORES.works():
+        return lambda: None
     if not settings.durable:
         return redacting_store.start(uri)
     return write_behind.start(

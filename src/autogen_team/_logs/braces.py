@@ -13,8 +13,9 @@ from __future__ import annotations
 import linecache
 from typing import TYPE_CHECKING, Any
 
-from loguru._logger import Logger
+import loguru
 
+from autogen_team._logs import loguru_names
 from autogen_team._logs.passing import notice, under_way
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from autogen_team._process import Undo
 
+_logger_class: Any = type(loguru.logger)
 _METHODS = ("trace", "debug", "info", "success", "warning", "error", "critical", "exception", "log")
 _FORMATTING = ("message.format(", "str(message)", "Colorizer.prepare_")
 """Fragments of the lines of `Logger._log` that format the message."""
@@ -30,18 +32,20 @@ _FORMATTING = ("message.format(", "str(message)", "Colorizer.prepare_")
 
 def forgive() -> Undo:
     """Log unformattable messages as they are; return a function that gives loguru's methods back."""
-    before = {name: getattr(Logger, name) for name in _METHODS}
+    if not loguru_names.MESSAGES.works():
+        return lambda: None
+    before = {name: getattr(_logger_class, name) for name in _METHODS}
     ours: dict[str, Callable[..., None]] = {name: _method(name.upper()) for name in _METHODS[:-2]}
     ours |= {"exception": _exception, "log": _log}
     for name, method in ours.items():
         method.__doc__ = before[name].__doc__
         method.__name__ = name
-        setattr(Logger, name, method)
+        setattr(_logger_class, name, method)
 
     def undo() -> None:
         for name, method in before.items():
-            if getattr(Logger, name) is ours[name]:
-                setattr(Logger, name, method)
+            if getattr(_logger_class, name) is ours[name]:
+                setattr(_logger_class, name, method)
 
     return undo
 
@@ -86,7 +90,7 @@ def _log(self: Any, level: str | int, message: Any, /, *args: Any, **kwargs: Any
 def _is_about_the_message(trace: TracebackType | None) -> bool:
     """Tell whether `Logger._log`, one frame down, failed while it formatted the message."""
     inner = trace.tb_next if trace is not None else None
-    if inner is None or inner.tb_frame.f_code is not Logger._log.__code__:  # noqa: SLF001 - see the head of the module
+    if inner is None or inner.tb_frame.f_code is not _logger_class._log.__code__:  # noqa: SLF001 - see `loguru_names`
         return False
     source = linecache.getline(inner.tb_frame.f_code.co_filename, inner.tb_lineno)
     return any(word in source for word in _FORMATTING)
@@ -109,7 +113,7 @@ def _log_as_it_is(
     if args:
         text = f"{text} [{', '.join(_safely(repr, arg) for arg in args)}]"
     options = (exception, depth + 1, False, False, False, raw, capture, patchers, extra)
-    logger._log(level, False, options, text.replace("{", "{{").replace("}", "}}"), ("",), kwargs)  # noqa: SLF001 - see the head of the module
+    logger._log(level, False, options, text.replace("{", "{{").replace("}", "}}"), ("",), kwargs)  # noqa: SLF001 - see `loguru_names`
 
 
 def _call(function: Callable[[], Any]) -> Any:

@@ -1,24 +1,4 @@
-"""All uses of loguru's internals, in one place.
-
-Each use has a contract test (`tests/io/logs/test_seam.py`). So the suite, not a job, finds the loguru release that
-breaks one. What is touched:
-
-- `loguru.logger._core`: its handlers and the least level among them, to set loguru's own first handler aside and give
-  it back under its own id. The locks of the handlers, to know whether this thread is inside one.
-- What `Logger._log` does once it knows where and when it was called, for records that know it already: `levels_lookup`,
-  `activation_list`, `extra` and `patcher` of `_core`; `context`, `start_time` and `aware_now` of `loguru._logger`;
-  `Handler.emit`.
-- `loguru._colorizer.Colorizer`: converts markup such as `<green>` to escape sequences.
-- `loguru._file_sink.FileSink`: the meaning of `rotation`, `retention` and `compression`, and the name of a rotated
-  file.
-- `loguru._recattrs`: the parts of a record.
-- `loguru._logger.Logger`: `opt`, to recognize raw messages; `_log`, `_options` (see `braces`); its constructor,
-  `__reduce__` and `__deepcopy__`, to pickle and to copy a logger without our handlers; `remove`, to keep ours.
-- `loguru._simple_sinks`: handlers of the standard library that are sinks (`StandardSink._handler`), and the tasks of
-  coroutine sinks (`AsyncSink._tasks`); `Handler._thread`, which calls a sink with `enqueue=True`.
-- `loguru._handler.Handler`: how it is pickled, and the parts that only a child process can receive (`_queue`,
-  `_confirmation_event`, `_confirmation_lock`).
-"""
+"""All uses of loguru's internals, in one place; `loguru_names` lists them, and what is lost without each."""
 
 from __future__ import annotations
 
@@ -27,27 +7,23 @@ import functools
 import logging
 import os
 import pickle  # only to ask whether a handler can be pickled; nothing is loaded  # nosec B403
+import re
 import sys
 import threading
 import weakref
 from dataclasses import dataclass
-from datetime import UTC
+from datetime import UTC, datetime
 from multiprocessing import current_process
+from string import Formatter
 from time import monotonic
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import loguru
-import loguru._colorizer
-import loguru._file_sink
-import loguru._logger
-import loguru._recattrs
-import loguru._simple_sinks
-from loguru import _defaults
-from loguru._datetime import datetime
-from loguru._logger import Logger
 
+from autogen_team._logs import loguru_names
 from autogen_team._logs.hooks import Hook, replace
+from autogen_team._process.private_names import find
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,16 +32,18 @@ if TYPE_CHECKING:
 
 _DEFAULT_HANDLER = 0
 _NAMED_LEVELS = {10: "DEBUG", 20: "INFO", 30: "WARNING", 40: "ERROR", 50: "CRITICAL"}
+_MARKUP = re.compile(r"</?[A-Za-z][\w ,#-]*>")
 _UNREACHABLE = sys.maxsize
 """A level above all others. Not infinity, because `repr(logger)` formats levels as integers."""
 
 # None of these has types.
-_colorizer: Any = loguru._colorizer.Colorizer  # noqa: SLF001 - what this module is for
-_file_sink: Any = loguru._file_sink  # noqa: SLF001 - see the head of the module
-_sinks: Any = loguru._simple_sinks  # noqa: SLF001 - see the head of the module
-_loguru: Any = loguru._logger  # noqa: SLF001 - see the head of the module
-_record: Any = loguru._recattrs  # noqa: SLF001 - see the head of the module
-_logger: Any = Logger
+_colorizer: Any = find("loguru._colorizer:Colorizer")
+_file_sink: Any = find("loguru._file_sink:")
+_sinks: Any = find("loguru._simple_sinks:")
+_loguru: Any = find("loguru._logger:")
+_record: Any = find("loguru._recattrs:")
+_datetime: Any = find("loguru._datetime:datetime", datetime)
+_logger: Any = type(loguru.logger)
 _of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
 """Handlers left out of copies of a logger: those of our sinks, and loguru's own while it is set aside."""
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -81,19 +59,21 @@ def set_default_handler_aside() -> Undo:
 
     The handler stays registered, because scripts that begin with `logger.remove(0)` must not fail.
     """
+    if not loguru_names.HANDLERS.works():
+        return lambda: None
     core = _core()
     with core.lock:
-        handler = core.handlers.get(_DEFAULT_HANDLER) if _defaults.LOGURU_AUTOINIT else None
+        handler = core.handlers.get(_DEFAULT_HANDLER) if find("loguru._defaults:LOGURU_AUTOINIT") else None
         if handler is None:
             return lambda: None
         level = handler.levelno
-        handler._levelno = _UNREACHABLE  # noqa: SLF001 - see the head of the module
+        handler._levelno = _UNREACHABLE  # noqa: SLF001 - see `loguru_names`
         _of_this_process.add(handler)
         _find_least_level(core)
 
     def give_back() -> None:
         with core.lock:
-            handler._levelno = level  # noqa: SLF001 - see the head of the module
+            handler._levelno = level  # noqa: SLF001 - see `loguru_names`
             _of_this_process.discard(handler)
             _find_least_level(core)
 
@@ -111,10 +91,14 @@ def adopt(handler_id: int) -> threading.local:
         The handler's thread-local state; its attribute `acquired` tells whether the thread is inside the sink.
 
     """
+    if not loguru_names.HANDLERS.works():
+        return threading.local()
     handler = _core().handlers[handler_id]
     _of_this_process.add(handler)
     _kept.add(handler)
-    found: threading.local = handler._lock_acquired  # noqa: SLF001 - see the head of the module
+    if not loguru_names.SINKS.works():
+        return threading.local()
+    found: threading.local = handler._lock_acquired  # noqa: SLF001 - see `loguru_names`
     return found
 
 
@@ -125,6 +109,8 @@ def keep_on_removal(removed: Callable[[], None]) -> Undo:
         removed: called after each `logger.remove()` that has left an adopted handler in place.
 
     """
+    if not loguru_names.HANDLERS.works():
+        return lambda: None
 
     def make(previous: Hook, is_active: Callable[[], bool]) -> Hook:
         @functools.wraps(previous)
@@ -150,15 +136,17 @@ def is_inside_a_sink() -> bool:
     There loguru would refuse another message, or call the same sink again and again. Sinks of three kinds count: called
     directly, with a queue and a thread (`enqueue=True`), and coroutines.
     """
+    if not (loguru_names.HANDLERS.works() and loguru_names.SINKS.works()):
+        return False
     thread = threading.get_ident()
     for handler in _core().handlers.values():
-        if getattr(handler._lock_acquired, "acquired", False):  # noqa: SLF001 - see the head of the module
+        if getattr(handler._lock_acquired, "acquired", False):  # noqa: SLF001 - see `loguru_names`
             return True
-        writer = handler._thread  # noqa: SLF001 - see the head of the module
+        writer = handler._thread  # noqa: SLF001 - see `loguru_names`
         if writer is not None and writer.ident == thread:
             return True
-        sink = handler._sink  # noqa: SLF001 - see the head of the module
-        if type(sink) is _sinks.AsyncSink and _current_task() in sink._tasks:  # noqa: SLF001 - see the head of the module
+        sink = handler._sink  # noqa: SLF001 - see `loguru_names`
+        if type(sink) is _sinks.AsyncSink and _current_task() in sink._tasks:  # noqa: SLF001 - see `loguru_names`
             return True
     return False
 
@@ -174,7 +162,7 @@ def _current_task() -> object:
 
 def comes_from_a_sink(error: Any) -> bool:
     """Tell whether an exception, a tuple as from `sys.exc_info`, is the failure of a coroutine sink."""
-    trace = error[2]
+    trace = error[2] if _sinks is not None else None
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == _sinks.__file__:
             return True
@@ -185,9 +173,11 @@ def comes_from_a_sink(error: Any) -> bool:
 def logging_sinks() -> tuple[logging.Handler, ...]:
     """Return the handlers of the standard library that are sinks of loguru."""
     global _logging_sinks
+    if not (loguru_names.HANDLERS.works() and loguru_names.SINKS.works()):
+        return ()
     handlers = _core().handlers  # loguru replaces this dict whenever a handler is added or removed
     if handlers is not _logging_sinks[0]:
-        sinks = (handler._sink for handler in handlers.values())  # noqa: SLF001 - see the head of the module
+        sinks = (handler._sink for handler in handlers.values())  # noqa: SLF001 - see `loguru_names`
         found = tuple(sink._handler for sink in sinks if type(sink) is _sinks.StandardSink)  # noqa: SLF001 - as above
         _logging_sinks = handlers, found
     return _logging_sinks[1]
@@ -198,11 +188,15 @@ _logging_sinks: tuple[Any, tuple[logging.Handler, ...]] = (None, ())
 
 def has_other_handlers() -> bool:
     """Tell whether the job has loguru handlers of its own."""
+    if not loguru_names.HANDLERS.works():
+        return False
     return any(handler not in _of_this_process for handler in _core().handlers.values())
 
 
 def least_level() -> float:
     """Return the lowest level that any handler takes."""
+    if not loguru_names.HANDLERS.works():
+        return 0.0
     found: float = _core().min_level
     return found
 
@@ -244,6 +238,9 @@ def let_travel() -> Undo:
     - Any other pickle has the bound values and no handlers. It writes to the handlers of the process that loads it.
       Functions of `__main__` take the global `logger` along when joblib, Dask or Ray send them to a worker.
     """
+    loguru_names.QUEUES.works()  # says so if it does not
+    if not (loguru_names.HANDLERS.works() and loguru_names.MESSAGES.works()):
+        return lambda: None
     undo = [
         replace(_logger, "__reduce__", lambda _previous, _is_active: _sent),
         replace(_logger, "__deepcopy__", lambda _previous, _is_active: _deep_copy),
@@ -259,10 +256,10 @@ def let_travel() -> Undo:
 def _sent(logger: Any) -> tuple[Any, ...]:
     spawned = sys.modules.get("multiprocessing.context")
     if spawned is not None and spawned.get_spawning_popen() is not None:
-        core = _without_ours(logger._core, _can_be_sent)  # noqa: SLF001 - see the head of the module
+        core = _without_ours(logger._core, _can_be_sent)  # noqa: SLF001 - see `loguru_names`
         if core.handlers:
-            return _logger, (core, *logger._options)  # noqa: SLF001 - see the head of the module
-    return _arrive, (logger._options,)  # noqa: SLF001 - see the head of the module
+            return _logger, (core, *logger._options)  # noqa: SLF001 - see `loguru_names`
+    return _arrive, (logger._options,)  # noqa: SLF001 - see `loguru_names`
 
 
 def _arrive(options: tuple[Any, ...]) -> Any:
@@ -270,10 +267,10 @@ def _arrive(options: tuple[Any, ...]) -> Any:
 
 
 def _deep_copy(logger: Any, memo: dict[int, Any]) -> Any:
-    core = logger._core  # noqa: SLF001 - see the head of the module
+    core = logger._core  # noqa: SLF001 - see `loguru_names`
     if id(core) not in memo:
         memo[id(core)] = copy.deepcopy(_without_ours(core, lambda _: True), memo)
-    return _logger(memo[id(core)], *copy.deepcopy(logger._options, memo))  # noqa: SLF001 - see the head of the module
+    return _logger(memo[id(core)], *copy.deepcopy(logger._options, memo))  # noqa: SLF001 - see `loguru_names`
 
 
 def _without_ours(core: Any, wanted: Callable[[Any], bool]) -> Any:
@@ -289,8 +286,10 @@ def _without_ours(core: Any, wanted: Callable[[Any], bool]) -> Any:
 
 def _can_be_sent(handler: Any) -> bool:
     """Tell whether the handler can be pickled, apart from its queue, which only a process being spawned can receive."""
+    if not loguru_names.QUEUES.works():
+        return False
     trial = copy.copy(handler)
-    trial._queue = trial._confirmation_event = trial._confirmation_lock = None  # noqa: SLF001 - see the head of the module
+    trial._queue = trial._confirmation_event = trial._confirmation_lock = None  # noqa: SLF001 - see `loguru_names`
     try:
         pickle.dumps(trial)
     except Exception:
@@ -305,12 +304,17 @@ def without_markup(template: str) -> str:
         ValueError: the markup or the braces are not well formed; the message says what is wrong.
 
     """
+    if not loguru_names.COLOURS.works():
+        list(Formatter().parse(template))  # raises what it raises for braces
+        return _MARKUP.sub("", template)
     stripped: str = _colorizer.prepare_format(template).strip()
     return stripped
 
 
 def with_colours(template: str, level_colour: str) -> str:
     """Return the template with escape sequences in place of its markup; `<level>` becomes `level_colour`."""
+    if not loguru_names.COLOURS.works():
+        return _MARKUP.sub("", template)
     coloured: str = _colorizer.prepare_format(template).colorize(_colorizer.ansify(level_colour))
     return coloured
 
@@ -332,22 +336,53 @@ def make_record(level: str, message: str, *, name: str, exception: BaseException
     """Return a record like loguru's, of the current time and thread."""
     found = loguru.logger.level(level)
     thread = threading.current_thread()
-    now = datetime.now(UTC).astimezone()
+    now = _datetime.now(UTC).astimezone()
     return {
         "elapsed": now - now,
-        "exception": exception and _record.RecordException(type(exception), exception, exception.__traceback__),
+        "exception": exception and _part("Exception", type(exception), exception, exception.__traceback__),
         "extra": {},
-        "file": _record.RecordFile("<unknown>", "<unknown>"),
+        "file": record_file("<unknown>", "<unknown>"),
         "function": "<unknown>",
-        "level": _record.RecordLevel(found.name, found.no, found.icon),
+        "level": _part("Level", found.name, found.no, found.icon),
         "line": 0,
         "message": message,
         "module": "<unknown>",
         "name": name,
-        "process": _record.RecordProcess(os.getpid(), "MainProcess"),
-        "thread": _record.RecordThread(thread.ident, thread.name),
+        "process": record_process(os.getpid(), "MainProcess"),
+        "thread": record_thread(thread.ident or 0, thread.name),
         "time": now,
     }
+
+
+class _Plain:
+    """Part of a record, where loguru's own cannot be made."""
+
+    def __init__(self, names: tuple[str, ...], values: tuple[Any, ...], shown: int) -> None:
+        self.__dict__.update(zip(names, values, strict=True))
+        self._shown = str(values[shown])
+
+    def __format__(self, spec: str) -> str:
+        return format(self._shown, spec)
+
+    def __str__(self) -> str:
+        return self._shown
+
+
+_FIELDS = {
+    "Exception": (("type", "value", "traceback"), 1),
+    "File": (("name", "path"), 0),
+    "Level": (("name", "no", "icon"), 0),
+    "Process": (("id", "name"), 0),
+    "Thread": (("id", "name"), 0),
+}
+"""The fields of each part of a record, and which of them stands for it in a line."""
+
+
+def _part(kind: str, *values: Any) -> Any:
+    if loguru_names.RECORDS.works():
+        return getattr(_record, f"Record{kind}")(*values)
+    names, shown = _FIELDS[kind]
+    return _Plain(names, values, shown)
 
 
 def log(source: logging.LogRecord, message: str, fields: dict[str, Any], error: Any) -> None:
@@ -362,6 +397,9 @@ def log(source: logging.LogRecord, message: str, fields: dict[str, Any], error: 
         error: the exception, a tuple as from `sys.exc_info`, or None.
 
     """
+    if not _is_direct():
+        _log_publicly(source, message, fields, error)
+        return
     core = _core()
     if core.activation_list and not _is_enabled(core, source.name):
         return
@@ -392,6 +430,19 @@ def log(source: logging.LogRecord, message: str, fields: dict[str, Any], error: 
         handler.emit(record, level_id, False, False, None)
 
 
+def _is_direct() -> bool:
+    return loguru_names.HANDLERS.works() and loguru_names.RECORDS.works() and loguru_names.DIRECT.works()
+
+
+def _log_publicly(source: logging.LogRecord, message: str, fields: dict[str, Any], error: Any) -> None:
+    def place(record: Any) -> None:
+        record.update(name=source.name, function=source.funcName, line=source.lineno, module=source.module)
+        record["extra"].update(fields)
+
+    level = _NAMED_LEVELS.get(source.levelno, source.levelno)
+    loguru.logger.opt(exception=error).patch(place).log(level, "{}", message)
+
+
 def _recently() -> Any:
     """Return a local time of the last second, for its time zone; to ask the system for that takes long."""
     global _last_look
@@ -413,22 +464,22 @@ def _is_enabled(core: Any, name: str) -> bool:
 
 def record_thread(number: int, name: str | None) -> Any:
     """Return the thread part of a record."""
-    return _record.RecordThread(number, name)
+    return _part("Thread", number, name)
 
 
 def record_process(number: int, name: str | None) -> Any:
     """Return the process part of a record."""
-    return _record.RecordProcess(number, name)
+    return _part("Process", number, name)
 
 
 def record_time(timestamp: float, like: Any) -> Any:
     """Return the time part of a record, in the time zone of `like`."""
-    return datetime.fromtimestamp(timestamp, like.tzinfo)
+    return _datetime.fromtimestamp(timestamp, like.tzinfo)
 
 
 def record_file(name: str, path: str) -> Any:
     """Return the file part of a record."""
-    return _record.RecordFile(name, path)
+    return _part("File", name, path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -450,13 +501,15 @@ def rules(path: str, rotation: str | int | None, retention: str | int | None, co
         ValueError: loguru does not know one of them.
 
     """
-    make_rotation = _file_sink.FileSink._make_rotation_function  # noqa: SLF001 - see the head of the module
+    if not loguru_names.FILES.works():
+        return Rules(None, None, None, [path])
+    make_rotation = _file_sink.FileSink._make_rotation_function  # noqa: SLF001 - see `loguru_names`
     make_rotation(rotation)
     return Rules(
         new_due=None if rotation is None else lambda: _due(make_rotation(rotation)),
-        compress=_file_sink.FileSink._make_compression_function(compression),  # noqa: SLF001 - see the head of the module
-        retain=_file_sink.FileSink._make_retention_function(retention),  # noqa: SLF001 - see the head of the module
-        patterns=_file_sink.FileSink._make_glob_patterns(path),  # noqa: SLF001 - see the head of the module
+        compress=_file_sink.FileSink._make_compression_function(compression),  # noqa: SLF001 - see `loguru_names`
+        retain=_file_sink.FileSink._make_retention_function(retention),  # noqa: SLF001 - see `loguru_names`
+        patterns=_file_sink.FileSink._make_glob_patterns(path),  # noqa: SLF001 - see `loguru_names`
     )
 
 
@@ -476,7 +529,12 @@ def path_now(template: str) -> str:
         KeyError, ValueError, IndexError: the name holds other braces.
 
     """
-    return os.path.abspath(template.format_map({"time": _file_sink.FileDateFormatter()}))  # noqa: PTH100 - links stay as they are
+    time = (
+        _file_sink.FileDateFormatter()
+        if loguru_names.FILES.works()
+        else f"{datetime.now(UTC).astimezone():%Y-%m-%d_%H-%M-%S}"
+    )
+    return os.path.abspath(template.format_map({"time": time}))  # noqa: PTH100 - links stay as they are
 
 
 def set_aside_name(path: str) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import mlflow
-from mlflow.tracking._tracking_service.client import TrackingServiceClient
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
 from autogen_team._process.folders import private_folder
 from autogen_team._ship import mlflow_backend
@@ -17,14 +20,20 @@ from autogen_team._spool.records import Entry
 
 Kind: TypeAlias = Literal["run", "logged_model"]
 
-plain_repository: Any = TrackingServiceClient._get_artifact_repo  # noqa: SLF001 - taken before anything stands in
+_with_profile: Callable[[str, str], str] = add_databricks_profile_info_to_artifact_uri
 _FINAL = frozenset({400, 403, 409, 413, 422})
 """HTTP statuses of an upload that another attempt would not change; nginx answers 413 above 1 MB."""
 
 
+@lru_cache(maxsize=128)
 def repository_of(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
-    """Return MLflow's own artifact repository of a run or a logged model."""
-    return plain_repository(client._tracking_client, owner, resource=kind)  # noqa: SLF001 - no public one returns it
+    """Return MLflow's own artifact repository of a run or a logged model, whatever stands in for it."""
+    if kind == "run":
+        location = client.get_run(owner).info.artifact_uri
+    else:
+        location = client.get_logged_model(owner).artifact_location
+    uri = client.tracking_uri
+    return get_artifact_repository(_with_profile(location, uri), tracking_uri=uri)
 
 
 def _is_final(error: Exception, uri: str) -> bool:

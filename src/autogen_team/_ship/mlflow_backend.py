@@ -23,22 +23,22 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
-from mlflow.tracking._tracking_service import utils as _tracking
 from mlflow.tracking.request_header import registry as _headers
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.workspace_utils import WORKSPACE_HEADER_NAME
 
-from autogen_team._ship import sql_bulk
+from autogen_team._process.private_names import find
+from autogen_team._ship import mlflow_names, sql_bulk
 from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Refused, Unreachable
 from autogen_team._ship.error_text import root_of, with_kind
 from autogen_team._ship.rest_backend import HEADERS, PATIENCE, Answer, Server
+from autogen_team.errors import ConfigurationError
 
 _report = logging.getLogger("autogen_team")
 ask: Callable[..., Any] = http_request
 resolve_headers: Callable[[], dict[str, str]] = _headers.resolve_request_headers
 read_proto: Callable[..., None] = parse_dict
-_registry: Any = _tracking._tracking_store_registry  # noqa: SLF001 - `plain_store` asks it past any stand-in
 
 _REFUSALS = frozenset(
     ErrorCode.Name(code)
@@ -113,7 +113,7 @@ class Database(Store):
 
     def __init__(self, store: Any) -> None:
         super().__init__(store)
-        self._is_as_expected = True
+        self._is_as_expected = mlflow_names.SQL.works()
 
     def _log(self, batch: Batch) -> None:
         rest = batch
@@ -134,14 +134,27 @@ class Database(Store):
 
 
 def plain_store(uri: str, artifact_uri: str | None = None) -> Any:
-    """Return MLflow's own store for the URI, whatever stands in for it."""
+    """Return MLflow's own store for the URI, whatever stands in for it.
+
+    Raises:
+        ConfigurationError: this version of MLflow has changed how it looks up its stores.
+
+    """
+    stores = mlflow_names.STORES
+    if not stores.works():
+        versions = stores.library.versions
+        raise ConfigurationError(f"{stores.lacking(list(stores.names))}: install one of MLflow {versions}")
     # A stand-in is found by an attribute of the registry object; the class of the registry is as MLflow made it.
-    return type(_registry)._get_store_with_resolved_uri(_registry, uri, artifact_uri)  # noqa: SLF001 - see above
+    registry = find(stores.names[0])
+    return type(registry)._get_store_with_resolved_uri(registry, uri, artifact_uri)  # noqa: SLF001 - see above
 
 
 def hard_delete_of(uri: str) -> Callable[[str], object] | None:
     """Return the function that deletes a run of this store for good, by its id; None for a server."""
-    found: Callable[[str], object] | None = getattr(plain_store(uri), "_hard_delete_run", None)
+    store = plain_store(uri)
+    if not hasattr(store, "engine") or not mlflow_names.HARD_DELETE.works():
+        return None
+    found: Callable[[str], object] = store._hard_delete_run  # noqa: SLF001 - what `mlflow gc` calls
     return found
 
 

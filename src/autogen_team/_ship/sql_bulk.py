@@ -4,7 +4,7 @@ SQLAlchemy's inserts of many rows, and `log_batch` even more, release the interp
 that computes in Python, each release costs up to 5 ms (`sys.getswitchinterval`) until the lock is back: 250 metrics
 took 1.4 s to reach SQLite. A statement with many rows releases the lock once, and the database works beside the job.
 
-`_capture.mlflow_internals` names the parts of MLflow's SqlAlchemyStore that are used here. They are guarded by
+`mlflow_names.SQL` names the parts of MLflow's SqlAlchemyStore that are used here. They are guarded by
 `test_the_table_gets_what_log_batch_would_write` in `tests/io/tracking/test_write_behind.py`.
 """
 
@@ -30,7 +30,7 @@ _NEWER = "({}) > ({})".format(
 
 
 def insert_metrics(store: Any, run_id: str, metrics: Iterable[dict[str, Any]]) -> bool:
-    """Write plain metrics to the tables of a database, in one transaction; return False if it is not supported.
+    """Write plain metrics to the tables of a database, in one transaction; return False if MLflow is to write them.
 
     Each metric has `key`, `value`, `timestamp` and `step`. Existing rows stay, and a latest value is replaced only by a
     newer one, as MLflow does it.
@@ -59,8 +59,8 @@ def insert_metrics(store: Any, run_id: str, metrics: Iterable[dict[str, Any]]) -
     with _writing_session(store) as session:
         connection = session.connection()
         found = connection.exec_driver_sql(f"SELECT lifecycle_stage FROM runs WHERE run_uuid = {place}", (run_id,))
-        if found.scalar() != "active":  # MLflow raises its own error
-            store._check_run_is_active(store._get_run(run_uuid=run_id, session=session))
+        if found.scalar() != "active":
+            return False  # MLflow raises its own error
         for statement, values in _statements("metrics", place, rows, "NOTHING"):
             connection.exec_driver_sql(statement, values)
         # Sorted by key, so that two processes that write the same keys do not deadlock.

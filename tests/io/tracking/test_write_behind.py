@@ -166,7 +166,7 @@ def test_stop_gives_mlflow_its_store_back(store_uri, start_session):
     started.stop()
 
     assert _get_store(store_uri) is before
-    assert "_get_store_with_resolved_uri" not in vars(mlflow_internals._registry)
+    assert "_get_store_with_resolved_uri" not in vars(mlflow_internals.tracking._tracking_store_registry)
 
 
 class _Searches:

@@ -1,0 +1,172 @@
+"""The private parts of MLflow that this package uses, and what a user loses where MLflow lacks one.
+
+Other modules import only public names, undocumented though some are: `mlflow.utils` for requests, limits and tags,
+`mlflow.protos`, `mlflow.store.artifact`. Public names that the package replaces or changes are listed here too.
+
+`tests/io/tracking/test_seam.py` has a contract test for each part, and `test_degraded.py` runs a job without each name.
+What is replaced or changed is restored when the service stops.
+"""
+
+from __future__ import annotations
+
+from autogen_team._process.private_names import Library
+
+MLFLOW = Library("MLflow", "mlflow", "3.10 to 3.17")
+
+STORES = MLFLOW.part(
+    "mlflow.tracking._tracking_service.utils:_tracking_store_registry",
+    "mlflow.tracking._tracking_service.registry:TrackingStoreRegistry._get_store_with_resolved_uri",
+    lost=(
+        "each call that logs goes straight to the store: nothing waits in a journal while the store is away, and "
+        "secrets in parameters, tags and datasets are not masked"
+    ),
+)
+"""Where MLflow looks up the store of a URI, at every call. Another object can stand in for the store there while the
+URI stays what it is. The registry's public method, `register`, has a cache in front of it, and a builder that is not
+MLflow's changes what MLflow says of the scheme."""
+
+REGISTRIES = MLFLOW.part(
+    "mlflow.tracking._model_registry.registry:ModelRegistryStoreRegistry._get_store_with_resolved_uri",
+    lost="secrets in the tags and descriptions of registered models are not masked",
+)
+"""The same for model registries, replaced in the class: making the object takes 15 ms that a job without a model need
+not spend."""
+
+ARTIFACTS = MLFLOW.part(
+    "mlflow.tracking._tracking_service.client:TrackingServiceClient._get_artifact_repo",
+    lost="artifacts are uploaded at once, and an upload fails while the server is away",
+)
+
+IMAGES = MLFLOW.part(
+    "mlflow.tracking.fluent:_get_artifact_repo",
+    lost="`mlflow.flush_artifact_async_logging` does not wait for images that are to be uploaded later",
+)
+
+URIS = MLFLOW.part(
+    "mlflow.tracking._tracking_service.utils:_tracking_uri",
+    "mlflow.tracking._model_registry.utils:_registry_uri",
+    lost="MLFLOW_TRACKING_URI and MLFLOW_REGISTRY_URI have no effect once the service has started, even after its stop",
+)
+"""The URIs that a call has set, apart from the environment. They hide what the job writes into the environment later,
+and no public function takes the URI of the registry back."""
+
+QUICK_URIS = MLFLOW.part(
+    "mlflow.tracking._tracking_service.utils:_resolve_tracking_uri",
+    "mlflow.tracking._model_registry.utils:_resolve_registry_uri",
+    lost="each call that logs takes some 0.6 ms longer",
+)
+
+EXPERIMENT = MLFLOW.part(
+    "mlflow.tracking.fluent:_active_experiment_id",
+    "mlflow.tracking.fluent:_get_experiment_id",
+    lost=(
+        "runs in another store than that of the service go to an experiment of the same id there, and the experiment "
+        "of the job stays set after the stop of the service"
+    ),
+)
+"""`mlflow.set_experiment` can set the experiment, but nothing can unset it, and a default that depends on the store in
+use has no other place."""
+
+ACTIVE_RUNS = MLFLOW.part(
+    "mlflow.tracking.fluent:_active_run_stack",
+    "mlflow.tracking.fluent:_get_or_start_run",
+    "mlflow.tracking.fluent:_get_latest_active_run",
+    lost=(
+        "asyncio tasks of one thread share their open runs, a thread without a run logs to a new one, runs of other "
+        "threads that are left open are not closed, and a worker that ends marks the job's run as FINISHED"
+    ),
+)
+"""The open runs of each thread. MLflow shows only the topmost run of the calling thread, and ends no other."""
+
+LAST_RUN = MLFLOW.part(
+    "mlflow.tracking.fluent:_last_active_run_id",
+    lost="`mlflow.last_active_run` does not know the runs that this library closes",
+)
+
+SAMPLING = MLFLOW.part(
+    "mlflow.tracking.fluent:run_id_to_system_metrics_monitor",
+    lost="the machine is sampled for a run after its end, until the process exits",
+)
+"""The threads that MLflow forgets when it cannot end a run."""
+
+EXIT = MLFLOW.part(
+    "mlflow.tracking.fluent:_safe_end_run",
+    lost="a run that is still open when the process exits is ended past the journal, so its store must answer then",
+)
+"""Ends a run when the process exits, and has to do so before the journal is closed there."""
+
+AUTOLOG = MLFLOW.part(
+    "mlflow.utils.autologging_utils:AUTOLOGGING_INTEGRATIONS",
+    "mlflow.utils.autologging_utils.safety:revert_patches",
+    "mlflow.utils.import_hooks:_post_import_hooks",
+    "mlflow.utils.import_hooks:_post_import_hooks_lock",
+    lost="autologging stays on after the stop of the service",
+)
+"""What `mlflow.autolog` has switched on, and will switch on when a library is imported."""
+
+SHARED_AUTOLOG = MLFLOW.part(
+    "mlflow.utils.autologging_utils:get_autologging_config",
+    "mlflow.utils.autologging_utils:autologging_is_disabled",
+    lost="autologging in workers logs to the run that they share, where their parameters contradict each other",
+)
+
+DATABASE_RETRIES = MLFLOW.part(
+    "mlflow.store.db.utils:MAX_RETRY_COUNT",
+    lost="a database that does not answer holds up the start for up to 100 seconds",
+)
+
+RULES = MLFLOW.part(
+    "mlflow.utils.validation:_validate_metric",
+    "mlflow.utils.validation:_validate_param",
+    "mlflow.utils.validation:_validate_tag",
+    "mlflow.utils.validation:_validate_batch_log_limits",
+    "mlflow.utils.validation:_validate_param_keys_unique",
+    "mlflow.utils.validation:_validate_run_id",
+    "mlflow.utils.validation:_validate_dataset_inputs",
+    "mlflow.tracking.metric_value_conversion_utils:convert_metric_value_to_float_if_possible",
+    lost="some values that MLflow does not accept raise no error at the call; they are noted in `refused.jsonl` later",
+)
+"""MLflow's own rules, applied at the call instead of by the store."""
+
+TRACES = MLFLOW.part(
+    "mlflow.tracing.client:TracingClient.start_trace",
+    "mlflow.tracing.client:TracingClient.log_spans",
+    "mlflow.tracing.client:TracingClient.set_trace_tag",
+    "mlflow.tracing.client:TracingClient._upload_trace_data",
+    newer=(
+        "mlflow.tracing.client:TracingClient._upload_attachments",
+        "mlflow.tracing.client:TracingClient.link_prompt_versions_to_trace",
+    ),
+    lost="some secrets in traces are not masked, and traces may hold up the exit while the server is silent",
+)
+"""What a trace passes on its way to any store."""
+
+SPANS = MLFLOW.part(
+    "mlflow.entities:Span._span",
+    "opentelemetry.sdk.trace:ReadableSpan._resource",
+    newer=("mlflow.entities:Span._attachments",),
+    lost="a span with masked secrets loses the resource attributes of OpenTelemetry",
+)
+"""`Span.to_dict` leaves the resource out."""
+
+TRACE_QUEUE = MLFLOW.part(
+    "mlflow.tracing.provider:_get_trace_exporter",
+    "mlflow.tracing.export.mlflow_v3:MlflowV3SpanExporter._async_queue",
+    "mlflow.tracing.export.async_export_queue:AsyncTraceExportQueue._queue",
+    newer=("mlflow.tracing.processor.base_mlflow:_batch_processor_registry",),
+    lost="the stop of a service takes a second longer if the job has traced something",
+)
+"""`mlflow.flush_trace_async_logging` waits for the same, but restarts MLflow's threads, which takes a second. MLflow
+3.10 logs an error if there are none."""
+
+SQL = MLFLOW.part(
+    "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.ManagedSessionMaker",
+    "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore.sanitize_metric_value",
+    lost="metrics reach a database more slowly, and take more of the interpreter's time",
+)
+"""Used in `_ship.sql_bulk`, which also compares the columns of the tables ``metrics`` and ``latest_metrics``."""
+
+HARD_DELETE = MLFLOW.part(
+    "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._hard_delete_run",
+    lost="`autogen-team doctor` leaves its deleted trial run in the database until `mlflow gc` is called",
+)

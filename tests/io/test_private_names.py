@@ -1,0 +1,53 @@
+"""Private names of other libraries, and what is lost without them."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from autogen_team._process.private_names import Library, find
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("logging:INFO", logging.INFO),
+        ("logging:Logger.info", logging.Logger.info),
+        ("logging:", logging),
+        ("logging:Handler.formatter", None),  # set by `__init__`
+        ("logging:StreamHandler.formatter", None),  # set by that of its base
+    ],
+)
+def test_names_are_found(name, value):
+    """A name stands for a module, its attribute, or an attribute of a class or of its instances."""
+    assert find(name, "missing") is value
+
+
+@pytest.mark.parametrize(
+    "name", ["logging:NONE", "logging:Logger.none", "no_such_module:", "logging:Handler.none.more"]
+)
+def test_missing_names_have_the_default(name):
+    """For a name that is not there, the default is returned."""
+    assert find(name, "missing") == "missing"
+
+
+def test_a_part_says_once_what_is_lost(caplog):
+    """The first question to a part with a missing name is answered with a warning, all with no."""
+    part = Library("Logging", "logging", "0.5").part("logging:INFO", "logging:_gone", lost="all is quiet")
+
+    assert [part.works(), part.works()] == [False, False]
+    version = logging.__version__
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"Logging {version} has no logging._gone, which autogen-team needs and knows from Logging 0.5. "
+        "The job runs, but all is quiet"
+    )
+
+
+def test_a_part_whose_names_are_there_says_nothing(caplog):
+    """A part works if all of its names are there; those of newer versions may be missing."""
+    part = Library("Logging", "logging", "0.5").part("logging:INFO", newer=("logging:_gone",), lost="all is quiet")
+
+    assert part.works()
+    assert caplog.records == []
