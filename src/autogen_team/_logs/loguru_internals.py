@@ -162,9 +162,10 @@ def _current_task() -> object:
 
 def comes_from_a_sink(error: Any) -> bool:
     """Tell whether an exception, a tuple as from `sys.exc_info`, is the failure of a coroutine sink."""
-    trace = error[2] if _sinks is not None else None
+    file = getattr(_sinks, "__file__", None)
+    trace = error[2]
     while trace is not None:
-        if trace.tb_frame.f_code.co_filename == _sinks.__file__:
+        if trace.tb_frame.f_code.co_filename == file:
             return True
         trace = trace.tb_next
     return False

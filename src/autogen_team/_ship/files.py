@@ -20,7 +20,7 @@ from autogen_team._spool.records import Entry
 
 Kind: TypeAlias = Literal["run", "logged_model"]
 
-_with_profile: Callable[[str, str], str] = add_databricks_profile_info_to_artifact_uri
+_with_profile: Callable[..., Any] = add_databricks_profile_info_to_artifact_uri
 _FINAL = frozenset({400, 403, 409, 413, 422})
 """HTTP statuses of an upload that another attempt would not change; nginx answers 413 above 1 MB."""
 
