@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
 
 from autogen_team._process import identity, run_events
 from autogen_team._process.forking import call_in_child
+from autogen_team._services import worker_runs
 from autogen_team._services.settings import WORKER_OF
 from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.io.services import MlflowService
@@ -56,6 +57,12 @@ class Carried:
     """The configuration of a child run to open; None to log to the run itself."""
 
 
+def _for_worker(context: GlobalContext) -> GlobalContext:
+    """Return the context in the form that a worker starts, with addresses that are valid in every process."""
+    services = {name: worker_runs.for_worker(getattr(context, name)) for name in context.argument_only}
+    return context.model_copy(update=services)
+
+
 class _Carrier:
     """Base of the objects that carry a context; in the process that made one, it uses the running context itself."""
 
@@ -67,7 +74,7 @@ class _Carrier:
         process = _Process.here()
         self._home = process.token
         self._key = process.capture(context)
-        self._carried = Carried(context.for_worker(), context.mlflow_service.shared_run(), child)
+        self._carried = Carried(_for_worker(context), worker_runs.shared_run(context.mlflow_service), child)
 
     @property
     def _running(self) -> GlobalContext | None:
@@ -89,7 +96,7 @@ class _Carrier:
         """Leave the running context out; if no run was open at the capture, take the run that is open now."""
         context, carried = _Process.here().captured.get(self._key), self._carried
         if carried.run is None and context is not None and context.is_started:
-            carried = Carried(carried.context, context.mlflow_service.shared_run(), carried.child)
+            carried = Carried(carried.context, worker_runs.shared_run(context.mlflow_service), carried.child)
         return {**self.__dict__, "_carried": carried}
 
 
@@ -183,7 +190,7 @@ def _run_of(service: MlflowService, run: Shared | None, child: RunConfig | None)
         tags = {run_events.WORKER_TAG: worker, **(child.tags or {})}
         child = child.model_copy(update={"tags": tags, "name": child.name or f"worker {worker}"})
     if run is not None:
-        with service.work_for(run, child):
+        with worker_runs.work_for(service, run, child):
             yield
     elif child is not None:
         with service.run_context(child):
@@ -222,7 +229,7 @@ class _Started:
         if run.run_id not in self.logs:
             self.end_logs([run_id for run_id, log in self.logs.items() if not log.users])
             contribution = ExitStack()
-            contribution.enter_context(self.context.mlflow_service.contribute_log(run))
+            contribution.enter_context(worker_runs.contribute_log(run))
             self.logs[run.run_id] = _Log(contribution.close)
 
     def end_logs(self, run_ids: Iterable[str]) -> None:
@@ -322,9 +329,9 @@ class _Process:
         for idle in [one for one in self._started if not one.users]:
             self._stop(idle)
         identity.become_worker()
-        context = carried.context.for_worker()
+        context = _for_worker(carried.context)
         if carried.run is not None:
-            context.mlflow_service.begin_work(carried.run)
+            worker_runs.begin_work(context.mlflow_service, carried.run)
         context.start()
         started = _Started(carried.context, context)
         self._started.append(started)

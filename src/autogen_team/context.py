@@ -12,6 +12,7 @@ from pydantic import Field
 from autogen_team import _propagation
 from autogen_team._process import identity
 from autogen_team._process.forking import ForkSafeLock, call_in_child
+from autogen_team._services import worker_runs
 from autogen_team._services.fields import Patterns
 from autogen_team._services.settings import STATE_DIR, Setting, state_dir_setting
 from autogen_team.errors import ConfigurationError, NotStartedError
@@ -20,7 +21,6 @@ from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
     from types import TracebackType
-    from typing import Self
 
     import loguru
     import mlflow
@@ -119,7 +119,7 @@ class GlobalContext(Service):
                 identity.become_worker()
                 undo.callback(identity.forget_worker)
             if run is not None:
-                self.mlflow_service.begin_work(run)
+                worker_runs.begin_work(self.mlflow_service, run)
             if identity.worker() is not None:
                 _leave_inherited_logs()
             for service in (self.logger_service, self.alerts_service, self.mlflow_service):
@@ -131,8 +131,8 @@ class GlobalContext(Service):
                 undo.callback(_reporting.clear)
                 undo.callback(self.alerts_service.report_runs(self.alert_on))
             if run is not None:
-                undo.enter_context(self.mlflow_service.contribute_log(run))
-                undo.enter_context(self.mlflow_service.work_for(run))
+                undo.enter_context(worker_runs.contribute_log(run))
+                undo.enter_context(worker_runs.work_for(self.mlflow_service, run))
             _running.append(self)
             undo.callback(self._forget)
             self._on_stop(undo.pop_all().close)
@@ -155,11 +155,6 @@ class GlobalContext(Service):
             for name, annotation in annotations.items()
             if isinstance(annotation, type) and issubclass(annotation, Service)
         }
-
-    def for_worker(self) -> Self:
-        """Return the context in the form that a worker starts, with addresses that are valid in every process."""
-        services = {name: getattr(self, name).for_worker() for name in self.argument_only}
-        return self.model_copy(update=services)
 
     def environment(self) -> dict[str, str]:
         """Return the variables of the context and its services; see `Settings.environment`."""
@@ -272,14 +267,14 @@ class GlobalContext(Service):
 
         Args:
             run: the configuration of the run, or its name.
-            host: whether a run that the code inside opens joins this one, as described at `MlflowService.host_context`.
+            host: whether the first run that the code inside opens joins this one, and later ones become its children.
             **fields: other fields of the configuration.
 
         """
         given = {"name": run} if isinstance(run, str) else run.model_dump()
         config = MlflowService.RunConfig(**{**given, **fields})
         service = self.mlflow_service
-        with service.host_context(config) if host else service.run_context(config) as active:
+        with worker_runs.host_run(service, config) if host else service.run_context(config) as active:
             yield active
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:

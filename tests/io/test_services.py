@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 from autogen_team._process import identity
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, NotStartedError, TrackingUnavailableError
 from autogen_team.io.osvariables import Env
-from autogen_team.io.services import AlertsService, LoggerService, MlflowService
+from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
 SOON = 30.0
 """Seconds; a generous bound for what takes MLflow four minutes."""
@@ -480,3 +480,25 @@ class TestMlflowService:
         """To be shown in alerts and on the console."""
         assert MlflowService(tracking_uri="http://m:5000").link("1", "a") == "http://m:5000/#/experiments/1/runs/a"
         assert MlflowService(tracking_uri="sqlite:///x.db").link("1", "a") is None
+
+
+def test_the_service_of_mlflow_has_no_names_for_the_inside():
+    """The public names of MlflowService, apart from its fields, are those that its users call."""
+    of_every_service = {name for name in dir(Service) if not name.startswith("_")}
+    fields = MlflowService.model_fields.keys()
+    own = {name for name in dir(MlflowService) if not name.startswith("_")} - of_every_service - fields
+
+    assert own == {
+        "RunConfig",
+        "active_run",
+        "client",
+        "copy_from",
+        "env",
+        "flush",
+        "link",
+        "log_config",
+        "log_metrics",
+        "recover",
+        "run_context",
+        "stores",
+    }

@@ -12,6 +12,7 @@ from typing import Final
 
 from autogen_team import _redact
 from autogen_team._process import identity, run_events
+from autogen_team._process.durations import duration
 
 _TRACEBACK_LINES: Final = 10
 _ENDINGS: Final = {
@@ -63,24 +64,6 @@ def job_ended(run: run_events.Run, end: run_events.End, *, host: str, rank: int)
     elif end.exception is not None and not isinstance(end.exception, SystemExit):  # the reason says all about an exit
         lines += ["", *_last_lines(end.exception)]
     return _redact.mask(title), _redact.mask("\n".join(lines)), level, _redact.mask(brief)
-
-
-def duration(seconds: float) -> str:
-    """Return a duration for people, in its two largest units.
-
-    >>> duration(0.25), duration(75), duration(7380), duration(180000)
-    ('0.2 s', '1 min 15 s', '2 h 3 min', '2 d 2 h')
-    """
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if not minutes:
-        return f"{rest} s"
-    hours, minutes = divmod(minutes, 60)
-    if not hours:
-        return f"{minutes} min {rest} s"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"
 
 
 def _last_lines(exception: BaseException) -> list[str]:

@@ -16,11 +16,12 @@ from mlflow.entities import RunInfo
 from mlflow.tracking.context import registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from autogen_team._capture import active_runs, mlflow_internals, run_stacks, signals, ui_url, write_behind
+from autogen_team._capture import active_runs, mlflow_internals, run_stacks, signals, write_behind
 from autogen_team._process import run_events
 from autogen_team._process.deadline import within
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._redact import mask
+from autogen_team._ship import ui_url
 
 PATIENCE = 15.0
 """Seconds that recording the end of a run may take."""

@@ -26,7 +26,6 @@ from autogen_team.errors import ConfigurationError, ConfigurationWarning, Tracki
 if TYPE_CHECKING:
     import mlflow
     from mlflow.entities import Experiment
-    from mlflow.tracking import MlflowClient
 
     from autogen_team._capture import shared_runs
 
@@ -196,13 +195,6 @@ def _stand_in_for_other(uri: str, settings: Settings) -> Undo:
     # several processes of a job may find at once that the database has no tables yet
     with db_init_lock.in_turn(uri, settings.state_dir), saved.quiet("alembic"):
         return _stand_in(uri, uri, settings)
-
-
-def client(tracking_uri: str, registry_uri: str) -> MlflowClient:
-    """Return a client bound to these stores, whatever MLflow's own settings say."""
-    from mlflow.tracking import MlflowClient
-
-    return MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
 
 
 def active_run() -> mlflow.ActiveRun | None:

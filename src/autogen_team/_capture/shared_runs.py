@@ -16,11 +16,12 @@ from typing import Any
 import mlflow
 from mlflow.entities import LifecycleStage, Param, Run, RunData, RunInfo, RunTag
 
-from autogen_team._capture import active_runs, lifecycle, mlflow_internals, run_stacks, signals, ui_url, write_behind
+from autogen_team._capture import active_runs, lifecycle, mlflow_internals, run_stacks, signals, write_behind
 from autogen_team._process import run_events
 from autogen_team._process.deadline import within
 from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._redact import mask
+from autogen_team._ship import ui_url
 
 _report = logging.getLogger("autogen_team")
 

@@ -22,13 +22,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
-from autogen_team._capture import manifest, mlflow_internals, redact_entities, ui_url
+from autogen_team._capture import manifest, mlflow_internals, redact_entities
 from autogen_team._capture.journal_writer import Writer
 from autogen_team._capture.metrics import MetricEntries
 from autogen_team._capture.redacting_store import RedactingStore
 from autogen_team._capture.run_cache import CachedRun, run_to_be_made
 from autogen_team._redact import mask
-from autogen_team._ship import signs
+from autogen_team._ship import signs, ui_url
 from autogen_team._ship.availability import Availability, StoreUnavailableError
 from autogen_team._ship.backend import OPENED_BY
 from autogen_team._ship.error_text import with_kind

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import mlflow
 
-from autogen_team._capture import mlflow_internals, ui_url, waiting_artifacts
+from autogen_team._capture import mlflow_internals, waiting_artifacts
 from autogen_team._capture.store import DurableStore
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team._redact import mask_url
-from autogen_team._ship import files, mlflow_backend, recovery, uris
+from autogen_team._ship import files, mlflow_backend, recovery, ui_url, uris
 from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.batches import Delivery

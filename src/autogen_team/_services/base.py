@@ -62,10 +62,6 @@ class Service(ABC, Settings):
         found = super().variables()
         return found if cls.variable_prefix else {name: one for name, one in found.items() if one != name.upper()}
 
-    def for_worker(self) -> Self:
-        """Return the service in the form that a worker of this job starts."""
-        return self.model_copy()
-
     @property
     def is_started(self) -> bool:
         """Tell whether the service runs."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from autogen_team._services.base import Service
@@ -11,7 +10,6 @@ from autogen_team._services.settings import state_dir
 
 if TYPE_CHECKING:
     from types import TracebackType
-    from typing import Self
 
     import loguru
 
@@ -81,11 +79,6 @@ class LoggerService(Service):
             if not self.is_started:
                 fields = {name: getattr(self, name) for name in type(self).model_fields}
                 self._on_stop(pipeline.start(pipeline.Settings(**fields, state_dir=state_dir())))
-
-    def for_worker(self) -> Self:
-        """Return the service with an absolute path as sink; a worker writes to its own file beside it."""
-        is_file = self.sink.strip().lower() not in ("stderr", "stdout")
-        return self.model_copy(update={"sink": str(Path(self.sink).expanduser().absolute())} if is_file else {})
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,18 +16,30 @@ from autogen_team.errors import ConfigurationError, NotStartedError
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Generator, Iterator, Mapping
     from types import ModuleType
-    from typing import Self
 
     import mlflow
     from mlflow.tracking import MlflowClient
 
-    from autogen_team._capture.shared_runs import Shared
     from autogen_team._ship.recovery import Recovered
     from autogen_team._spool.index import Found
     from autogen_team._sync.copying import Outcome as Copied
     from autogen_team._sync.copying import Progress
 
 __all__ = ["MlflowService"]
+
+
+def lifecycle_of(service: MlflowService) -> ModuleType:
+    """Return the module that opens and closes runs.
+
+    Raises:
+        NotStartedError: the service does not run.
+
+    """
+    if not service.is_started:
+        raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
+    from autogen_team._capture import lifecycle
+
+    return lifecycle
 
 
 class _CurrentEnv:
@@ -188,7 +200,7 @@ class MlflowService(Service):
             NotStartedError: the service does not run, so the run would go to an unknown store.
 
         """
-        with self._lifecycle().open_run(**run_config.model_dump()) as run:
+        with lifecycle_of(self).open_run(**run_config.model_dump()) as run:
             yield run
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
@@ -233,94 +245,10 @@ class MlflowService(Service):
             MlflowException: the run has a parameter of the same name with another value.
 
         """
-        self._lifecycle()
+        lifecycle_of(self)
         from autogen_team._capture import configs
 
         configs.log(config)
-
-    @contextmanager
-    def host_context(self, run_config: RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
-        """Open a run as `run_context` does, for code that may open runs itself: its first run joins this one.
-
-        Runs that the code opens later become children of this one. `autogen-team run` puts this around a script.
-        """
-        with self._lifecycle().host_run(**run_config.model_dump()) as run:
-            yield run
-
-    def shared_run(self) -> Shared | None:
-        """Return the open run of the caller, in the form that workers need to join it; None if there is none.
-
-        Raises:
-            NotStartedError: the service does not run.
-
-        """
-        self._lifecycle()
-        from autogen_team._capture import shared_runs
-
-        return shared_runs.shared_run(self.stores()[0], state_dir())
-
-    def for_worker(self) -> Self:
-        """Return the service with the stores in use here, so that a worker need not check them again."""
-        tracking_uri, registry_uri = self.stores()
-        stores = {"tracking_uri": tracking_uri, "registry_uri": registry_uri, "mode": "online"}
-        return self.model_copy(update=stores)
-
-    def begin_work(self, run: Shared) -> None:
-        """Make the next `start` use the store and experiment of this run without asking the server for them."""
-        object.__setattr__(self, "_works_for", run)
-
-    def find_shared_run(self, tags: Mapping[str, str], *, since: float, place_tag: str) -> Shared | None:
-        """Return the newest open run with these tags, begun after `since`; None if there is none.
-
-        Args:
-            tags: the tags of the run.
-            since: seconds since 1970.
-            place_tag: the tag of the run that holds the `place` where it was opened.
-
-        Raises:
-            NotStartedError: the service does not run.
-            Exception: any error of the store.
-
-        """
-        self._lifecycle()
-        from autogen_team._capture import shared_runs
-
-        return shared_runs.find(tags, since, place_tag)
-
-    def place(self) -> str:
-        """Return `host:state_dir`; processes with equal values share the logs of runs."""
-        from autogen_team._capture import shared_runs
-
-        return shared_runs.place(state_dir())
-
-    @contextmanager
-    def work_for(
-        self, run: Shared, child: RunConfig | None = None, *, failure_tag: str | None = None
-    ) -> Generator[mlflow.ActiveRun, None, None]:
-        """Make this thread log to a run that another process has open, or to a child of it for the block.
-
-        The run stays open; the child is closed as `run_context` closes one. With `failure_tag`, a failure is reported
-        by an alert, and by a tag of this name on the run that stays open.
-
-        Raises:
-            NotStartedError: the service does not run.
-
-        """
-        lifecycle = self._lifecycle()
-        from autogen_team._capture import shared_runs
-
-        with shared_runs.work_for(run, failure_tag) as active:
-            if child is None:
-                yield active
-            else:
-                with lifecycle.open_run(**child.model_dump()) as opened:
-                    yield opened
-
-    def contribute_log(self, run: Shared) -> AbstractContextManager[None]:
-        """Add what this process logs inside the block to the log of a run that another process has open."""
-        from autogen_team._capture import shared_runs
-
-        return shared_runs.contribute_log(run, state_dir())
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the store has everything logged so far, at most `timeout` seconds (`flush_timeout` if None).
@@ -335,13 +263,6 @@ class MlflowService(Service):
 
         return write_behind.flush(self.flush_timeout if timeout is None else timeout)
 
-    def _lifecycle(self) -> ModuleType:
-        if not self.is_started:
-            raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
-        from autogen_team._capture import lifecycle
-
-        return lifecycle
-
     @property
     def active_run(self) -> mlflow.ActiveRun | None:
         """The innermost open run of this thread, no matter which code opened it."""
@@ -351,7 +272,7 @@ class MlflowService(Service):
 
     def link(self, experiment_id: str, run_id: str) -> str | None:
         """Return the URL of a run on the tracking server; None for a store without a server, or for an offline run."""
-        from autogen_team._capture import ui_url
+        from autogen_team._ship import ui_url
 
         return ui_url.of_run(self.stores()[0], experiment_id, run_id)
 
@@ -399,9 +320,9 @@ class MlflowService(Service):
         The relative path of a SQLite file belongs to the folder where the service was last started, otherwise to the
         current folder. After an offline start, the client is for the store of offline runs.
         """
-        from autogen_team._capture import session
+        from autogen_team._ship import mlflow_backend
 
-        return session.client(*self.stores())
+        return mlflow_backend.client(*self.stores())
 
     def stores(self) -> tuple[str, str]:
         """Return the tracking and the registry URI in use: those of offline runs after an offline start."""

@@ -23,6 +23,7 @@ from mlflow.protos.databricks_pb2 import (
     RESOURCE_DOES_NOT_EXIST,
     ErrorCode,
 )
+from mlflow.tracking import MlflowClient
 from mlflow.tracking.request_header import registry as _headers
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
@@ -133,6 +134,11 @@ class Database(Store):
         return False
 
 
+def client(tracking_uri: str, registry_uri: str) -> MlflowClient:
+    """Return a client bound to these stores, whatever MLflow's own settings say."""
+    return MlflowClient(tracking_uri=tracking_uri, registry_uri=registry_uri)
+
+
 def plain_store(uri: str, artifact_uri: str | None = None) -> Any:
     """Return MLflow's own store for the URI, whatever stands in for it.
 
@@ -152,9 +158,9 @@ def plain_store(uri: str, artifact_uri: str | None = None) -> Any:
 def hard_delete_of(uri: str) -> Callable[[str], object] | None:
     """Return the function that deletes a run of this store for good, by its id; None for a server."""
     store = plain_store(uri)
-    if not hasattr(store, "engine") or not mlflow_names.HARD_DELETE.works():
-        return None
-    found: Callable[[str], object] = store._hard_delete_run  # noqa: SLF001 - what `mlflow gc` calls
+    if hasattr(store, "engine"):
+        mlflow_names.HARD_DELETE.works()  # says so if it does not
+    found: Callable[[str], object] | None = getattr(store, "_hard_delete_run", None)  # what `mlflow gc` calls
     return found
 
 

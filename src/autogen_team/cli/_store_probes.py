@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from autogen_team._capture import session, ui_url
 from autogen_team._redact import mask_url
-from autogen_team._ship import server_probe, uris
+from autogen_team._ship import server_probe, ui_url, uris
 from autogen_team._ship.error_text import first_line
 from autogen_team.cli._probes import Check, unwritable
 from autogen_team.errors import ConfigurationError
@@ -59,9 +58,10 @@ class Probing:
         try:
             self._reach("tracking", self._uri, _TRACKING)
             from autogen_team._capture import store_trial
+            from autogen_team._ship import mlflow_backend
 
             with store_trial.in_brief(self._limit):
-                client = session.client(self._uri, self._registry_uri)
+                client = mlflow_backend.client(self._uri, self._registry_uri)
                 tracking, server = self._tracking()
                 registry = self._answer_of_registry(client) if is_same else self._registry()
                 return [tracking, registry, *self._runs(client), self._clock(server)]
@@ -167,9 +167,10 @@ class Probing:
         except _UnusableError as error:
             return error.check
         from autogen_team._capture import store_trial
+        from autogen_team._ship import mlflow_backend
 
         with store_trial.in_brief(self._limit):
-            return self._answer_of_registry(session.client(self._registry_uri, self._registry_uri))
+            return self._answer_of_registry(mlflow_backend.client(self._registry_uri, self._registry_uri))
 
     def _answer_of_registry(self, client: MlflowClient) -> Check:
         from autogen_team._capture import store_trial

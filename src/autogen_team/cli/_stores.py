@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from autogen_team._capture import ui_url
 from autogen_team._redact import mask_url
 from autogen_team._services.settings import state_dir
+from autogen_team._ship import ui_url
 from autogen_team.cli import _look
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
 from autogen_team.io.services import MlflowService

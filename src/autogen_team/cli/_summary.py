@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autogen_team._alerts.report import duration
 from autogen_team._process import run_events
 from autogen_team._process.deadline import within
+from autogen_team._process.durations import duration
 from autogen_team._redact import mask, mask_url
 from autogen_team.cli import _look
 from autogen_team.context import GlobalContext

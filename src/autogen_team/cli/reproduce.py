@@ -46,9 +46,9 @@ def reproduce(wanted: str, overrides: Mapping[str, str], *, into: str | None, ma
         stores = _stores.in_use(service)
         _stores.prepare(stores[0])
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    from autogen_team._capture import session
+    from autogen_team._ship import mlflow_backend
 
-    client = session.client(*stores)
+    client = mlflow_backend.client(*stores)
     with tempfile.TemporaryDirectory(prefix="autogen-team-reproduce-") as place:
         try:
             find = partial(_find, client, wanted, service.experiment_name)

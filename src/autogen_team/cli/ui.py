@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 from rich.text import Text
 
-from autogen_team._capture import ui_url
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask
+from autogen_team._ship import ui_url
 from autogen_team.cli import _context, _look, _server, _stores
 from autogen_team.errors import MissingExtraError
 
@@ -130,10 +130,10 @@ def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
 
     Returns None, with a warning, if the store cannot be searched.
     """
-    from autogen_team._capture import session
+    from autogen_team._ship import mlflow_backend  # imports MLflow, which may take longer than `_PATIENCE`
 
     try:
-        client = session.client(*stores)  # imports MLflow, which may take longer than `_PATIENCE` on a busy machine
+        client = mlflow_backend.client(*stores)
         return within(_PATIENCE, partial(_last_run, experiment, client), name="autogen-team-last-run")
     except Exception as error:  # such as a server that requires a login: it still has pages
         _look.say("warning", f"the last run cannot be found: {mask(str(error))}", "yellow")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from joblib import parallel_config, register_parallel_backend
 from joblib.parallel import LokyBackend
 
+from autogen_team._services import worker_runs
+
 if TYPE_CHECKING:
     from autogen_team.context import GlobalContext
     from autogen_team.io.services import MlflowService
@@ -75,7 +77,7 @@ class _Backend(LokyBackend):  # type: ignore[misc]  # joblib has no types
 
     def configure(self, *arguments: Any, **options: Any) -> int:
         """Start or reuse the processes; another run has another initializer, and so other processes."""
-        run = self._context.mlflow_service.shared_run()
+        run = worker_runs.shared_run(self._context.mlflow_service)
         run_id = None if run is None else run.run_id
         if self._initializer is None or run_id != self._run_id:
             self._run_id, self._initializer = run_id, self._context.initializer(nested=self._nested)

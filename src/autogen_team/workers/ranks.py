@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from autogen_team._process import identity, run_events
+from autogen_team._services import worker_runs
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def run(
         return
     launch = _launch()
     if rank == 0:
-        tags = {**(config.tags or {}), _LAUNCH_TAG: launch, _PLACE_TAG: service.place()}
+        tags = {**(config.tags or {}), _LAUNCH_TAG: launch, _PLACE_TAG: worker_runs.place()}
         with service.run_context(config.model_copy(update={"tags": tags})) as active:
             yield active
         return
@@ -88,7 +89,10 @@ def run(
         tags = {**(config.tags or {}), run_events.WORKER_TAG: identity.process_name()}
         child = config.model_copy(update={"name": f"rank {rank}", "tags": tags})
     failure_tag = None if nested else f"{run_events.EXCEPTION_TAG}.rank_{rank}"
-    with service.contribute_log(shared), service.work_for(shared, child, failure_tag=failure_tag) as active:
+    with (
+        worker_runs.contribute_log(shared),
+        worker_runs.work_for(service, shared, child, failure_tag=failure_tag) as active,
+    ):
         yield active
 
 
@@ -103,7 +107,7 @@ def _wait_for(service: MlflowService, launch: str, timeout: float) -> Shared | N
     deadline, pause = time.monotonic() + timeout, 0.1
     while True:
         try:
-            shared = service.find_shared_run({_LAUNCH_TAG: launch}, since=since, place_tag=_PLACE_TAG)
+            shared = worker_runs.find_shared_run(service, {_LAUNCH_TAG: launch}, since=since, place_tag=_PLACE_TAG)
         except Exception as error:
             _report.warning("the run of rank 0 cannot be looked for: %s", error)
             shared = None

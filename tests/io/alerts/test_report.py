@@ -111,12 +111,3 @@ def test_an_exception_that_cannot_be_shown_does_not_cost_the_alert(monkeypatch):
     monkeypatch.setattr(report.traceback, "format_exception", fail)
     _, message, *_ = report.job_ended(a_run(), an_end(exception=ValueError("x")), host="gpu-7", rank=0)
     assert message.endswith("ValueError (its traceback could not be made: RecursionError)")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.25, "0.2 s"), (9.99, "10.0 s"), (59.7, "1 min 0 s"), (42, "42 s"), (7380, "2 h 3 min"), (180_000, "2 d 2 h")],
-)
-def test_durations_read_as_people_say_them(seconds, text):
-    """The two largest units are enough."""
-    assert report.duration(seconds) == text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from autogen_team._capture import ui_url
+from autogen_team._ship import ui_url
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_a_process_that_is_sent_a_signal_closes_its_run_as_killed(store_uri, sta
     status, _, _ = process.finish()
 
     assert status in (128 + signum, -signum)
-    (run,) = session.client(store_uri, store_uri).search_runs(["1"])
+    (run,) = mlflow.MlflowClient(store_uri).search_runs(["1"])
     assert (run.info.status, run.data.tags[run_events.EXCEPTION_TAG]) == ("KILLED", signum.name)
 
 
@@ -246,7 +246,7 @@ def test_a_process_that_exits_tells_its_run_how(store_uri, run_python, body, cod
     exit_status, _, err = run_python("-c", SCRIPT.format(body=body))
 
     assert exit_status == code, err
-    (run,) = session.client(store_uri, store_uri).search_runs(["1"])
+    (run,) = mlflow.MlflowClient(store_uri).search_runs(["1"])
     assert run.info.status == status
 
 
@@ -259,7 +259,7 @@ def test_a_run_on_a_server_is_closed_like_any_other(mlflow_server):
         raise ValueError("x")
     unsubscribe()
 
-    stored = session.client(mlflow_server, mlflow_server).get_run(run.info.run_id)
+    stored = mlflow.MlflowClient(mlflow_server).get_run(run.info.run_id)
     stop()
 
     assert (stored.info.status, stored.data.tags["fold"]) == ("FAILED", "1")
@@ -329,7 +329,7 @@ def test_a_forked_child_leaves_its_parent_s_run_alone(store_uri, run_python, end
     status, _, err = run_python("-W", "ignore", "-c", SCRIPT.format(body=body))
 
     assert status == 0, err
-    (run,) = session.client(store_uri, store_uri).search_runs(["1"])
+    (run,) = mlflow.MlflowClient(store_uri).search_runs(["1"])
     assert (run.info.status, run.data.tags.get(run_events.EXCEPTION_TAG)) == ("FINISHED", None)
 
 
@@ -349,7 +349,7 @@ def test_a_run_of_another_thread_is_closed_when_the_job_is_killed(store_uri, sta
     status, _, err = process.finish()
 
     assert status == 143, err
-    (run,) = session.client(store_uri, store_uri).search_runs(["1"])
+    (run,) = mlflow.MlflowClient(store_uri).search_runs(["1"])
     assert (run.info.status, run.data.tags[run_events.EXCEPTION_TAG]) == ("KILLED", "SIGTERM")
 
 

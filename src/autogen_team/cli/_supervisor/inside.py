@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from autogen_team._process import run_events
 from autogen_team._redact import values
+from autogen_team._services import worker_runs
 from autogen_team.cli import _context, _look
 from autogen_team.cli._supervisor import asking
 from autogen_team.cli._supervisor.wire import Joining
@@ -72,7 +73,7 @@ class Inside:
 
         shared = shared_runs.Shared(**self._run)
         service = self._context.mlflow_service
-        service.begin_work(shared)
+        worker_runs.begin_work(service, shared)
         self._context.start()
         self._tracking_uri = service.stores()[0]
         self._undo.callback(self._context.stop)

@@ -24,7 +24,7 @@ from autogen_team._capture import snapshots
 from autogen_team._process import identity, run_events, streams
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url, values
-from autogen_team._services import settings
+from autogen_team._services import settings, worker_runs
 from autogen_team._ship import server_probe, uris
 from autogen_team._snapshot import process
 from autogen_team._spool import index, journal
@@ -156,10 +156,10 @@ class Keeper:
         from autogen_team._capture import shared_runs
 
         service, logger = context.mlflow_service, context.logger_service
-        shared = service.shared_run()
+        shared = worker_runs.shared_run(service)
         while shared is None:  # the store is out of reach, and has no place for the run yet
             time.sleep(_GLANCE)
-            shared = service.shared_run()
+            shared = worker_runs.shared_run(service)
         is_offline = service.stores()[0] != uris.absolute(service.tracking_uri)
         joining = Joining(
             shared.as_dict(),
@@ -291,7 +291,7 @@ def _variables(context: GlobalContext, order: Order) -> dict[str, str]:
 def _settings(context: GlobalContext, order: Order) -> dict[str, str]:
     """Return the settings that the job would not find in its environment, or not in another folder."""
     found = {**_context.of_file(), **order.overrides}
-    sink = context.logger_service.for_worker().sink
+    sink = worker_runs.for_worker(context.logger_service).sink
     return {**found, "logger.sink": sink}
 
 

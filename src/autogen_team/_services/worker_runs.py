@@ -1,0 +1,126 @@
+"""What the inside does with an MlflowService for workers of a job, and for code that opens runs itself."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from autogen_team._services.base import Service
+from autogen_team._services.logger import LoggerService
+from autogen_team._services.settings import state_dir
+from autogen_team._services.tracking import MlflowService, lifecycle_of
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Mapping
+
+    import mlflow
+
+    from autogen_team._capture.shared_runs import Shared
+
+_AnyService = TypeVar("_AnyService", bound=Service)
+
+
+def for_worker(service: _AnyService) -> _AnyService:
+    """Return the service in the form that a worker of this job starts.
+
+    A worker need not check the stores again, which are those in use here. The sink of a log is an absolute path, and a
+    worker writes to its own file beside it.
+    """
+    update: dict[str, object] = {}
+    if isinstance(service, MlflowService):
+        tracking_uri, registry_uri = service.stores()
+        update = {"tracking_uri": tracking_uri, "registry_uri": registry_uri, "mode": "online"}
+    elif isinstance(service, LoggerService) and service.sink.strip().lower() not in ("stderr", "stdout"):
+        update = {"sink": str(Path(service.sink).expanduser().absolute())}
+    return service.model_copy(update=update)
+
+
+def begin_work(service: MlflowService, run: Shared) -> None:
+    """Make the next `start` use the store and experiment of this run without asking the server for them."""
+    object.__setattr__(service, "_works_for", run)
+
+
+def shared_run(service: MlflowService) -> Shared | None:
+    """Return the open run of the caller, in the form that workers need to join it; None if there is none.
+
+    Raises:
+        NotStartedError: the service does not run.
+
+    """
+    lifecycle_of(service)
+    from autogen_team._capture import shared_runs
+
+    return shared_runs.shared_run(service.stores()[0], state_dir())
+
+
+def find_shared_run(service: MlflowService, tags: Mapping[str, str], *, since: float, place_tag: str) -> Shared | None:
+    """Return the newest open run with these tags, begun after `since`; None if there is none.
+
+    Args:
+        service: the service that runs here.
+        tags: the tags of the run.
+        since: seconds since 1970.
+        place_tag: the tag of the run that holds the `place` where it was opened.
+
+    Raises:
+        NotStartedError: the service does not run.
+        Exception: any error of the store.
+
+    """
+    lifecycle_of(service)
+    from autogen_team._capture import shared_runs
+
+    return shared_runs.find(tags, since, place_tag)
+
+
+def place() -> str:
+    """Return `host:state_dir`; processes with equal values share the logs of runs."""
+    from autogen_team._capture import shared_runs
+
+    return shared_runs.place(state_dir())
+
+
+@contextmanager
+def work_for(
+    service: MlflowService, run: Shared, child: MlflowService.RunConfig | None = None, *, failure_tag: str | None = None
+) -> Generator[mlflow.ActiveRun, None, None]:
+    """Make this thread log to a run that another process has open, or to a child of it for the block.
+
+    The run stays open; the child is closed as `run_context` closes one. With `failure_tag`, a failure is reported by an
+    alert, and by a tag of this name on the run that stays open.
+
+    Raises:
+        NotStartedError: the service does not run.
+
+    """
+    lifecycle = lifecycle_of(service)
+    from autogen_team._capture import shared_runs
+
+    with shared_runs.work_for(run, failure_tag) as active:
+        if child is None:
+            yield active
+        else:
+            with lifecycle.open_run(**child.model_dump()) as opened:
+                yield opened
+
+
+def contribute_log(run: Shared) -> AbstractContextManager[None]:
+    """Add what this process logs inside the block to the log of a run that another process has open."""
+    from autogen_team._capture import shared_runs
+
+    return shared_runs.contribute_log(run, state_dir())
+
+
+@contextmanager
+def host_run(service: MlflowService, config: MlflowService.RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
+    """Open a run as `run_context` does, for code that may open runs itself: its first run joins this one.
+
+    Runs that the code opens later become children of this one. `autogen-team run` puts this around a script.
+
+    Raises:
+        NotStartedError: the service does not run.
+
+    """
+    with lifecycle_of(service).host_run(**config.model_dump()) as run:
+        yield run
