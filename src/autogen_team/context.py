@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar
 from pydantic import Field
 
 from autogen_team import _propagation
-from autogen_team._process import identity
+from autogen_team._process import grace, identity
 from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._services import worker_runs
-from autogen_team._services.fields import Patterns
+from autogen_team._services.fields import Patterns, Seconds
 from autogen_team._services.settings import STATE_DIR, Setting, state_dir_setting
 from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
@@ -87,6 +87,9 @@ class GlobalContext(Service):
     alert_on: Literal["failure", "always", "never"] = "failure"
     """`failure`, `always` or `never`: which ends of a run are alerted, with the reason, link and traceback."""
 
+    grace: Seconds | None = None
+    """Seconds that the end of the job may take in all after SIGTERM or SIGHUP; the agent delivers what is left."""
+
     redact_patterns: Patterns = ()
     """Regular expressions of your own secrets, one on each line of a variable; a group in one is what is masked."""
     redact_allow: Patterns = ()
@@ -110,6 +113,8 @@ class GlobalContext(Service):
         with _lock, ExitStack() as undo:
             if self.is_started:
                 return
+            if self.grace is not None:
+                undo.callback(grace.allow(self.grace))
             if self.redact_patterns or self.redact_allow:
                 from autogen_team import _redact
 

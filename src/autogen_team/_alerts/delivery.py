@@ -23,6 +23,7 @@ from autogen_team._alerts.desktop import desktop
 from autogen_team._alerts.remote import open_channels
 from autogen_team._alerts.text import console_text
 from autogen_team._alerts.worker import Worker
+from autogen_team._process import grace
 from autogen_team._process.forking import start_afresh_after_fork
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class Delivery:
             try:
                 for alert in self._cooldown.drain():
                     self._send(alert, patience=None)
-                self.flush(self._settings.flush_timeout)
+                self.flush(grace.bounded(self._settings.flush_timeout))
             finally:
                 self._give_up()
         except Exception as error:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from autogen_team import _redact
 from autogen_team._alerts.report import job_ended
 from autogen_team._alerts.worker import Worker
-from autogen_team._process import identity, run_events
+from autogen_team._process import grace, identity, run_events
 from autogen_team._redact import mask
 from autogen_team._ship import ping
 
@@ -67,8 +67,9 @@ class Pinger(run_events.Listener):
         atexit.unregister(self.stop)
         if os.getpid() != self._pid:
             return
-        if not self._is_sent.wait(self._flush_timeout) and self._latest is not None:
-            self._fail(self._latest, f"it has not answered within {self._flush_timeout:g} s")
+        patience = grace.bounded(self._flush_timeout)
+        if not self._is_sent.wait(patience) and self._latest is not None:
+            self._fail(self._latest, f"it has not answered within {patience:g} s")
         self._worker.stop()
 
     def _is_job(self, run: run_events.Run) -> bool:

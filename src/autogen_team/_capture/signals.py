@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeAlias
 
+from autogen_team._process import grace
 from autogen_team._process.forking import call_in_child
 from autogen_team._process.run_events import JobEnded, Status
 from autogen_team._redact import mask
@@ -116,11 +117,13 @@ def _handler(previous: object, owner: int) -> Handler:
                 previous(number, frame)
             except BaseException:
                 _fatal = signum
+                grace.begin()
                 raise
             if signum is not signal.SIGTERM:  # by custom, SIGHUP makes a job read its configuration again
                 _received = None
             return
         _fatal = signum
+        grace.begin()
         if _held:
             _owed = Terminated(signum)
         else:

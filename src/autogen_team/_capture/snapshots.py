@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autogen_team._process import Undo, identity, run_events, streams
+from autogen_team._process import Undo, grace, identity, run_events, streams
 from autogen_team._process.deadline import within
 from autogen_team._process.folders import private_folder
 from autogen_team._process.forking import call_in_child, start_afresh_after_fork
@@ -221,7 +221,7 @@ class _Upload:
 
     def finish(self) -> None:
         """Wait for the upload, and bring the cells that were executed since."""
-        if not self.done.wait(PATIENCE):
+        if not self.done.wait(grace.bounded(PATIENCE)):
             text = "what run %s runs has not arrived in its artifacts after %g s; it is in %s"
             _report.warning(text, self.run_id, PATIENCE, self.snapshot.folder)
             return

@@ -29,7 +29,7 @@ from mlflow.entities import Span, TraceData, TraceInfo
 
 from autogen_team._capture import mlflow_internals, redact_entities
 from autogen_team._capture.redact_traces import Masker
-from autogen_team._process import Undo
+from autogen_team._process import Undo, grace
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._process.threads import spawn
 from autogen_team._redact import mask, mask_url
@@ -67,7 +67,7 @@ def start(*, masked: bool, flush_timeout: float) -> Undo:
             if door.users:
                 door.masking -= masked
                 return
-        if door.finish(flush_timeout):
+        if door.finish(grace.bounded(flush_timeout)):
             with _lock:
                 if not door.users:
                     door.undo()

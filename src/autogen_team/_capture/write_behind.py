@@ -13,7 +13,7 @@ import mlflow
 
 from autogen_team._capture import mlflow_internals, waiting_artifacts
 from autogen_team._capture.store import DurableStore
-from autogen_team._process import Undo
+from autogen_team._process import Undo, grace
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
 from autogen_team._redact import mask_url
 from autogen_team._ship import files, mlflow_backend, recovery, ui_url, uris
@@ -141,6 +141,7 @@ class WriteBehind:
             self._end(self._flush_timeout)
 
     def _end(self, timeout: float) -> None:
+        timeout = grace.bounded(timeout)
         deadline = time.monotonic() + timeout
         try:
             self._waiting.flush(timeout)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from autogen_team._logs.faults import Faults
 from autogen_team._logs.file import File
 from autogen_team._logs.upload import Upload
-from autogen_team._process import identity, run_events
+from autogen_team._process import grace, identity, run_events
 from autogen_team._process.folders import private_folder
 from autogen_team._process.forking import start_afresh_after_fork
 
@@ -181,6 +181,7 @@ class RunLog:
 
     def finish(self, timeout: float) -> None:
         """Close the log, and wait `timeout` seconds for its upload; if that does not succeed, the log stays on disk."""
+        timeout = grace.bounded(timeout)
         with self._lock:
             self._has_ended = True
             if self._file is not None:

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from autogen_team._process import grace
 from autogen_team._process.threads import spawn
 
 Result = TypeVar("Result")
@@ -18,10 +19,13 @@ Result = TypeVar("Result")
 def within(seconds: float, work: Callable[[], Result], *, name: str) -> Result:
     """Return what `work` returns, or raise what it raises; `work` runs on its own thread, called `name`.
 
+    Once a signal has asked the process to end, `grace` bounds the time too.
+
     Raises:
         TimeoutError: it took longer. The thread is left behind, and does not keep the process alive.
 
     """
+    seconds = grace.bounded(seconds)
     results: list[Result] = []
     errors: list[BaseException] = []
 

@@ -18,6 +18,7 @@ from contextlib import suppress
 
 import orjson
 
+from autogen_team._process import grace
 from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.backend import Unreachable
@@ -139,6 +140,7 @@ class Shipper:
 
         With `give_up_when_cut`, a failed attempt ends the wait.
         """
+        timeout = grace.bounded(timeout)
         until = self._journal.number
         if self._journal.acked >= until:
             return True
@@ -175,7 +177,7 @@ class Shipper:
 
     def stop(self, timeout: float) -> bool:
         """Deliver the rest, at most for `timeout` seconds, and end the thread; return whether the store has it all."""
-        deadline = time.monotonic() + timeout
+        deadline = time.monotonic() + grace.bounded(timeout)
         while not (delivered := self.flush(max(0.0, deadline - time.monotonic()))) or self.has_more:
             if self._thread is None or time.monotonic() >= deadline:
                 break
@@ -186,7 +188,7 @@ class Shipper:
         self._agent.end_wait()
         self._journal.wake()
         if thread is not None and thread is not threading.current_thread():
-            thread.join(_LAST_PATIENCE)
+            thread.join(grace.bounded(_LAST_PATIENCE))
         self._own.close()
         return delivered
 

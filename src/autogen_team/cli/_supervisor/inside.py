@@ -46,6 +46,8 @@ class Inside:
         more = {"mlflow.mode": "offline"} if joining.is_offline else {}
         with _look.plain_warnings():
             self._context = _context.build({**joining.overrides, **more})
+        if self._context.grace is not None:  # the keeper needs its part of it
+            self._context = self._context.model_copy(update={"grace": self._context.grace / 2})
         self._undo.callback(values.listen(partial(asking.hide, address)))
 
     def start_logging(self) -> None:

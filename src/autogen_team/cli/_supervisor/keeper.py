@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autogen_team._capture import snapshots
-from autogen_team._process import identity, run_events, streams
+from autogen_team._process import grace, identity, run_events, streams
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url, values
 from autogen_team._services import settings, worker_runs
@@ -213,6 +213,8 @@ class Keeper:
             match said:
                 case {"gone": int(pid)}:
                     self._left = _take_over(context, pid)
+                case {"asked": float(at)}:
+                    grace.begin(at)
                 case {"hide": list(secrets)}:
                     values.add(secrets)
                 case {"end": dict(fields)}:

@@ -193,6 +193,8 @@ class _Job:
 
     def _send(self, number: int) -> None:
         if number in _ASKED:
+            if self._signal is None:
+                self._keeper.say(asked=time.monotonic())
             self._signal = number
         if number == signal.SIGINT and self._leads and self._is_command:
             os.killpg(self.pid, number)  # as a terminal would send it
