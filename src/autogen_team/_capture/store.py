@@ -8,7 +8,6 @@ delivered, so that this process sees its own writes.
 from __future__ import annotations
 
 import logging
-import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -27,6 +26,7 @@ from autogen_team._capture.journal_writer import Writer
 from autogen_team._capture.metrics import MetricEntries
 from autogen_team._capture.redacting_store import RedactingStore
 from autogen_team._capture.run_cache import CachedRun, run_to_be_made
+from autogen_team._process import identity
 from autogen_team._redact import mask
 from autogen_team._ship import signs, ui_url
 from autogen_team._ship.availability import Availability, StoreUnavailableError
@@ -254,7 +254,7 @@ class DurableStore(RedactingStore):
         run_name = (
             None if run_name is None else redact_entities.text(run_name)
         )  # MLflow has put it among the tags too, and refuses two different names
-        ours = {OPENED_BY: mark, **(signs.tags(os.getpid()) if self._shipper.signs.is_wanted else {})}
+        ours = {OPENED_BY: mark, **(signs.tags(identity.job()) if self._shipper.signs.is_wanted else {})}
         tags = [*map(redact_entities.item, tags), *(RunTag(*tag) for tag in ours.items())]
         try:
             self._require()
@@ -350,7 +350,7 @@ class DurableStore(RedactingStore):
         if status == "RUNNING":  # resumed: from now on this process closes it
             self._note_open(known.info, None)
             if self._shipper.signs.is_wanted:
-                self._writer.write(_body("tags", run=run_id, values=signs.tags(os.getpid())))
+                self._writer.write(_body("tags", run=run_id, values=signs.tags(identity.job())))
         self._writer.write(_body("info", run=run_id, status=status, end=end_time, name=run_name))
         if status in ("FINISHED", "FAILED", "KILLED"):
             self._journal.run_closed(run_id)

@@ -7,6 +7,7 @@ import re
 import socket
 
 _worker: str | None = None
+_job: int | None = None
 
 
 def process_name(pid: int | None = None) -> str:
@@ -32,6 +33,17 @@ def forget_worker() -> None:
     """Undo `become_worker`."""
     global _worker
     _worker = None
+
+
+def keep_for(pid: int) -> None:
+    """Note that this process keeps the run of a job that is another process."""
+    global _job
+    _job = pid
+
+
+def job() -> int:
+    """Return the id of the process whose work the runs of this one are: its own, unless it keeps them for another."""
+    return os.getpid() if _job is None else _job
 
 
 def rank() -> int | None:

@@ -159,13 +159,14 @@ class Route:
         """Ship a journal as the job has ordered; return None if that cannot begin now.
 
         The order says `after` which entry to begin; the `ids` that local runs have in the store; the `runs` that are
-        open; how often to give a sign of life (`heartbeat`, seconds), and when the last one was `given`.
+        open; the `pid` of the process whose life is signed, how often (`heartbeat`, seconds), and when that was `given`
+        last.
         """
         with self._lock:
             if not self._is_ready or self._delivery is None or self._backend is None:
                 return None
             self._delivery.ids |= order["ids"]
-            signs = Signs(self._backend, order["heartbeat"], pid=job.pid, given=order["given"])
+            signs = Signs(self._backend, order["heartbeat"], pid=order["pid"], given=order["given"])
             shipment = Shipment(self, job, order["after"], order["runs"], signs)
             self._shipments = (*self._shipments, shipment)
         self.hurry()

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import orjson
 
-from autogen_team._process import grace
+from autogen_team._process import grace, identity
 from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.backend import Unreachable
@@ -284,6 +284,7 @@ class Shipper:
                     "after": self._journal.acked,
                     "ids": self._delivery.ids,
                     "runs": self._journal.open_runs(),
+                    "pid": identity.job(),
                     "heartbeat": self.signs.every,
                     "given": self.signs.given,
                 }

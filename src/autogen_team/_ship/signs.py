@@ -6,7 +6,6 @@ run that lacks them can be closed from any machine, and is opened again by a job
 
 from __future__ import annotations
 
-import os
 import socket
 import time
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-from autogen_team._process import run_events
+from autogen_team._process import identity, run_events
 from autogen_team._ship.backend import Backend, Batch, Refused, Unreachable
 
 ALIVE_TAG = "autogen_team.alive"
@@ -49,7 +48,7 @@ class Signs:
     """Signs of life of the runs that one process has open."""
 
     def __init__(self, backend: Backend, every: float, *, pid: int | None = None, given: float | None = None) -> None:
-        """Give a sign every `every` seconds, never for 0; the process is this one if `pid` is None.
+        """Give a sign every `every` seconds, never for 0; the process is that of the job here if `pid` is None.
 
         `given` is when the last one was given, in seconds since 1970, if that is not now.
         """
@@ -76,7 +75,7 @@ class Signs:
         `ids` are the store's ids of local runs. A process that is stopped gives none. A late sign opens runs again that
         were closed for the lack of it.
         """
-        pid = os.getpid() if self._pid is None else self._pid
+        pid = identity.job() if self._pid is None else self._pid
         if not self.is_wanted or self._is_stopped(pid) or (self.left and not self._was_stopped):
             return True
         is_late = self._was_stopped or time.time() > self.given + _LATE * self.every

@@ -79,6 +79,23 @@ def test_a_job_that_logs_nothing_gives_signs(start_job, request, tags_of, wait_u
     assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
 
 
+def test_a_supervised_job_is_the_one_that_is_signed(start_python, tags_of, wait_until, store_uri, tmp_path):
+    """Not the process that keeps its run."""
+    path = tmp_path / "job.py"
+    path.write_text("import os, sys\nprint('pid', os.getpid(), flush=True)\nsys.stdin.readline()\n")
+    environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_MLFLOW_HEARTBEAT": "0.5"}
+    job = start_python("-m", "autogen_team", "run", str(path), stdin=-1, fresh=True, **environment)
+    pid = job.wait_for("pid").split()[1]
+    client = mlflow.MlflowClient(store_uri)
+    wait_until(lambda: client.search_runs(["1"]))
+    (run,) = client.search_runs(["1"])
+
+    assert run.data.tags[PID_TAG] == pid
+    wait_until(lambda: tags_of(store_uri, run.info.run_id)[ALIVE_TAG] > run.data.tags[ALIVE_TAG])
+    assert tags_of(store_uri, run.info.run_id)[PID_TAG] == pid
+    assert job.finish("\n")[0] == 0
+
+
 def test_no_signs_are_given_for_0(start_job, tags_of, store_uri):
     """Neither at the start nor later."""
     job, run_id = start_job(store_uri, EVERY="0")

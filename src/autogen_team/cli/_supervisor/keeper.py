@@ -202,6 +202,7 @@ class Keeper:
         match said:
             case {"job": int(pid), "at": float(at), "leads": bool(leads), "folder": str(folder)}:
                 self._job = pid, leads
+                identity.keep_for(pid)
                 self._begun = at
                 self._folder = folder
                 return True
