@@ -32,8 +32,6 @@ _LOOK = 1.0
 _AT_ONCE, _BUSY = 2, 30.0
 """Processes that recover journals at the same time, and seconds after which one does not count, because it mostly waits
 for its store. Each loads MLflow, and takes all jobs that have left a journal and have the same environment."""
-_NICENESS = 10
-"""How far the agent and the recoveries that it starts stand behind the jobs where processors are scarce."""
 _START_PATIENCE = 5.0
 """Seconds for which an agent that is too much tries to hand its job over to the one that runs."""
 _RECOVER = """
@@ -47,7 +45,6 @@ recovery.after_death({folders!r})
 def main(place: str, order: Message) -> None:
     """Be the agent of this folder, with `order` as its first job; if there is an agent already, give it the job."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    _stand_back()
     first = Job.of({**order, "environment": dict(os.environ)})
     deadline = time.monotonic() + _START_PATIENCE
     while (lock := journal.take_lock(Path(place))) is None:
@@ -60,15 +57,6 @@ def main(place: str, order: Message) -> None:
         time.sleep(0.05)
     Agent(Path(place), first).run()
     os.close(lock)
-
-
-def _stand_back() -> None:
-    """Let the jobs have the processors first; one whose threads wait for each other loses more than the time taken."""
-    with suppress(OSError):
-        os.nice(_NICENESS)
-    # Linux may schedule each session as a group, and the agent is a session of its own: only the group's value counts.
-    with suppress(OSError):
-        Path("/proc/self/autogroup").write_text(str(_NICENESS))
 
 
 @dataclass(eq=False)
