@@ -152,7 +152,13 @@ def change_within_a_tick(folder: Path) -> None:
     os.utime(index, ns=(moment, moment))
 
 
+def add_empty_files(folder: Path) -> None:
+    """Add files without content, in folders with names as `git apply` does not expect them."""
+    write(folder, {"ends with a blank /__init__.py": "", "a /b /c ": "", "plain/__init__.py": "", "blank ": ""})
+
+
 KINDS = [
+    add_empty_files,
     edit,
     stage,
     stage_then_edit,

@@ -54,10 +54,24 @@ def sections(patch: bytes, *, first: Callable[[str], bool] = lambda _: True) -> 
     borders = [*(found.start() for found in _BEGIN.finditer(patch)), len(patch)]
     found = []
     for begin, end in pairwise(borders):
-        text = patch[begin:end]
+        text = _quoted(patch[begin:end])
         path = _path(text)
         found.append(Section(path, text, is_first=first(path)))
     return found
+
+
+def _quoted(section: bytes) -> bytes:
+    """Return a section with the names in its first line quoted, if `git apply` would not find where they end.
+
+    It gives up at a blank before a slash, unless later lines have the name, which an empty file has not.
+    """
+    line, end, rest = section.partition(b"\n")
+    names = line.removeprefix(b"diff --git ")
+    middle = len(names) // 2
+    old, new = names[:middle], names[middle + 1 :]
+    if b" /" not in names or old[1:] != new[1:]:  # later lines have the names of a file that is renamed
+        return section
+    return b'diff --git "%b" "%b"%b%b' % (old, new, end, rest)
 
 
 def _path(section: bytes) -> str:
