@@ -37,6 +37,8 @@ _lock = ForkSafeLock()
 _running: list[GlobalContext] = []
 _reporting: list[GlobalContext] = []
 """The context that alerts when a run ends, if there is one."""
+_starters: list[Callable[[], object]] = []
+"""What puts a context in place once it is asked for, in a job of `autogen-team run` that has needed none so far."""
 _inherited: list[GlobalContext] = []
 """The contexts that a forked child has from its parent."""
 
@@ -46,6 +48,11 @@ def _note_inherited() -> None:
 
 
 call_in_child(_note_inherited)
+
+
+def start_when_asked(start: Callable[[], object]) -> None:
+    """Call `start` when `GlobalContext.current` is called and no context runs."""
+    _starters.append(start)
 
 
 def _leave_inherited_logs() -> None:
@@ -103,6 +110,8 @@ class GlobalContext(Service):
             NotStartedError: no context runs.
 
         """
+        for start in _starters if not _running else ():
+            start()
         with _lock:
             if not _running:
                 raise NotStartedError("no GlobalContext runs in this process: write `with GlobalContext() as context:`")

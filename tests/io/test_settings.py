@@ -37,6 +37,8 @@ def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
     if get_origin(annotation) is Literal:
         others = [word for word in get_args(annotation) if word != default]
         return others[0], others[1]
+    if name == "ping":
+        return "https://hc-ping.com/one", "https://hc-ping.com/two"
     if name == "timeout":
         return EXAMPLES[int]
     if isinstance(default, bool):

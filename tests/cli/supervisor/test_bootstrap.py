@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from mlflow.tracking import fluent
 
 from autogen_team.cli._supervisor.bootstrap import sitecustomize as bootstrap
@@ -86,3 +87,20 @@ def test_lines_of_logging_and_loguru_are_in_the_run_without_mlflow(supervised, s
     text = "".join(Path(client.download_artifacts(run_id, path)).read_text() for path in logs)
     assert "by logging" in text
     assert "by loguru" in text
+
+
+@pytest.mark.parametrize("before", ["", "import logging; logging.warning('early')"], ids=["first", "after a record"])
+def test_a_job_that_asks_for_the_context_gets_it(supervised, script, the_run, before):
+    """Also if all it had needed so far was the log, for which MLflow is not loaded."""
+    body = (
+        f"{before}\n"
+        "import sys\n"
+        "print('mlflow' in sys.modules)\n"
+        "from autogen_team import GlobalContext\n"
+        "GlobalContext.current().log_metrics({'loss': 0.5})\n"
+        "print('mlflow' in sys.modules)\n"
+    )
+    ended = supervised(script(body))
+
+    assert (ended.returncode, ended.stdout) == (0, b"False\nTrue\n"), ended.stderr
+    assert the_run().data.metrics == {"loss": 0.5}

@@ -68,7 +68,7 @@ LIBRARIES = frozenset(
     }
 )
 """Modules whose import brings MLflow into the job."""
-_OURS = "autogen_team"
+_OURS, _CONTEXT = "autogen_team", "autogen_team.context"
 
 
 class _Spec(_ModuleSpec):
@@ -129,7 +129,8 @@ class _Job:
         """Note that it has ended; put in place what the module needs once no half-loaded one is below it."""
         thread = _thread.get_ident()
         self._depth[thread] -= 1
-        if module is not None and name in LIBRARIES:
+        is_for_tracking = name in LIBRARIES or (name == _CONTEXT and not self._is_busy)  # busy: we import it ourselves
+        if module is not None and is_for_tracking:
             self._wanted.append("tracking")
         elif module is not None and name == "loguru":
             self._wanted.append("logging")
