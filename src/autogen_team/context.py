@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar
 from pydantic import Field
 
 from autogen_team import _propagation
-from autogen_team._process import grace, identity
+from autogen_team._process import grace, identity, on_demand
 from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._services import worker_runs
 from autogen_team._services.fields import Patterns, Seconds
@@ -37,8 +37,6 @@ _lock = ForkSafeLock()
 _running: list[GlobalContext] = []
 _reporting: list[GlobalContext] = []
 """The context that alerts when a run ends, if there is one."""
-_starters: list[Callable[[], object]] = []
-"""What puts a context in place once it is asked for, in a job of `autogen-team run` that has needed none so far."""
 _inherited: list[GlobalContext] = []
 """The contexts that a forked child has from its parent."""
 
@@ -48,11 +46,6 @@ def _note_inherited() -> None:
 
 
 call_in_child(_note_inherited)
-
-
-def start_when_asked(start: Callable[[], object]) -> None:
-    """Call `start` when `GlobalContext.current` is called and no context runs."""
-    _starters.append(start)
 
 
 def _leave_inherited_logs() -> None:
@@ -110,8 +103,8 @@ class GlobalContext(Service):
             NotStartedError: no context runs.
 
         """
-        for start in _starters if not _running else ():
-            start()
+        if not _running:
+            on_demand.asked()
         with _lock:
             if not _running:
                 raise NotStartedError("no GlobalContext runs in this process: write `with GlobalContext() as context:`")

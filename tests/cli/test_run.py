@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from autogen_team.cli import _summary
@@ -67,14 +68,20 @@ def test_a_module_runs_as_python_would_run_it(run_python, script):
 
 
 @pytest.mark.parametrize(("options", "are_sampled"), [([], True), (["--no-system-metrics"], False)])
-def test_system_metrics_can_be_left_out(run_python, script, options, are_sampled):
+def test_system_metrics_can_be_left_out(start_python, script, wait_until, store_uri, options, are_sampled):
     """A script cannot do that itself: its own run joins the command's, which samples already."""
     often = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1"}
+    job = start_python(*RUN, *options, script("input()"), stdin=subprocess.PIPE, MLFLOW_TRACKING_URI=store_uri, **often)
+    client = mlflow.MlflowClient(store_uri)
 
-    status, _, err = run_python(*RUN, *options, script("import time; time.sleep(2)"), **often)
+    def sampled() -> list[bool]:
+        return [any(key.startswith("system/") for key in run.data.metrics) for run in client.search_runs(["1"])]
+
+    wait_until(lambda: any(sampled()) if are_sampled else sampled())
+    status, _, err = job.finish("\n")
 
     assert status == 0, err
-    assert any(key.startswith("system/") for key in runs()[0].data.metrics) is are_sampled
+    assert sampled() == [are_sampled]
 
 
 @pytest.mark.slow

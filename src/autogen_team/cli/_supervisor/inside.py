@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from autogen_team import context
-from autogen_team._process import run_events
+from autogen_team._process import on_demand, run_events
 from autogen_team._redact import values
 from autogen_team._services import worker_runs
 from autogen_team.cli import _context, _look
@@ -50,7 +49,7 @@ class Inside:
         if self._context.grace is not None:  # the keeper needs its part of it
             self._context = self._context.model_copy(update={"grace": self._context.grace / 2})
         self._undo.callback(values.listen(partial(asking.hide, address)))
-        context.start_when_asked(self.start_tracking)
+        on_demand.start_when_asked(self.start_tracking)
 
     def start_logging(self) -> None:
         """Direct log lines to the sink and to the log of the run."""
