@@ -8,7 +8,7 @@ _starters: list[Callable[[], object]] = []
 
 
 def start_when_asked(start: Callable[[], object]) -> None:
-    """Have `start` called when a context is asked for and none runs."""
+    """Call `start` when a context is asked for and none runs."""
     _starters.append(start)
 
 

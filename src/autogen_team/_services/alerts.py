@@ -35,7 +35,7 @@ def _checked(value: SecretStr | None) -> SecretStr | None:
     if value is not None:
         parts = urlsplit(value.get_secret_value().strip())
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("it is no URL that begins with http:// or https:// and names a host")
+            raise ValueError("a URL that begins with http:// or https:// and names a host is expected")
     return value
 
 

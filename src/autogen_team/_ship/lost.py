@@ -60,7 +60,7 @@ class Store:
 
         Raises:
             TrackingUnavailableError: it does not answer within `timeout` seconds.
-            ConfigurationError: there is no store, and MLflow would make one.
+            ConfigurationError: the store does not exist, and MLflow would make one.
 
         """
         server_probe.check(uri, timeout)
@@ -79,7 +79,7 @@ class Store:
         """Return the runs that say RUNNING, the newest first.
 
         Raises:
-            ConfigurationError: there is no such experiment.
+            ConfigurationError: the experiment does not exist.
             TrackingUnavailableError: the store does not answer as it should.
 
         """

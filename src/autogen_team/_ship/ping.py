@@ -92,7 +92,7 @@ def _request(url: str, body: str) -> None:
 
 
 def note_job(url: str) -> Undo:
-    """Let the process that recovers this one, should it die, report its death to `url`."""
+    """Report the death of this process to `url`, if it dies and another process recovers it."""
     _url_of_job.append(url)
     return lambda: _url_of_job.remove(url)
 
