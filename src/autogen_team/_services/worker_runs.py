@@ -116,7 +116,7 @@ def contribute_log(run: Shared) -> AbstractContextManager[None]:
 def host_run(service: MlflowService, config: MlflowService.RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
     """Open a run as `run_context` does, for code that may open runs itself: its first run joins this one.
 
-    Runs that the code opens later become children of this one. `autogen-team run` puts this around a script.
+    Runs that the code opens later become children of this one.
 
     Raises:
         NotStartedError: the service does not run.

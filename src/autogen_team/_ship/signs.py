@@ -33,7 +33,7 @@ def tags(pid: int, *, ahead: float = 0.0) -> dict[str, str]:
 
 
 def moment(text: str) -> float | None:
-    """Return the time of a sign in seconds since 1970; None if the text is none.
+    """Return the time of a sign in seconds since 1970; None if the text is not a time.
 
     >>> moment("2026-11-30T12:00:00Z"), moment("yesterday")
     (1796040000.0, None)

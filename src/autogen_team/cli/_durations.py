@@ -16,11 +16,11 @@ def seconds(text: str) -> float:
     (90.0, 300.0, 5400.0)
 
     Raises:
-        typer.BadParameter: the text is none, or it is no time at all.
+        typer.BadParameter: the text is not a duration, or it is zero.
 
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     length = float(found[1]) * _UNITS[found[2]] if found else 0.0
     if not length:
-        raise typer.BadParameter(f"{text!r} is no duration: write 90s, 5m, 2h or 1d")
+        raise typer.BadParameter(f"{text!r} is not a duration: write 90s, 5m, 2h or 1d")
     return length

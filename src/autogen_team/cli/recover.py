@@ -80,7 +80,8 @@ def close_lost(
         rows = [(one.name, one.run_id, one.experiment, one.reason) for one in closed]
         _look.table((what, "id", "experiment", "why"), rows)
     else:
-        _look.say("runs", f"none of {len(found)} that are RUNNING has been silent for that long", "bold")
+        said = f"none of the {len(found)} RUNNING has been silent for that long" if found else "none is RUNNING"
+        _look.say("runs", said, "bold")
 
 
 def _say_none() -> None:

@@ -241,8 +241,8 @@ def test_the_clock_of_the_server_counts():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["recover", "--stale", "5"], "'5' is no duration: write 90s, 5m, 2h or 1d"),
-        (["recover", "--stale", "0s"], "is no duration"),
+        (["recover", "--stale", "5"], "'5' is not a duration: write 90s, 5m, 2h or 1d"),
+        (["recover", "--stale", "0s"], "is not a duration"),
         (["recover", "--all"], "it is only for --stale"),
         (["recover", "--stale", "5m", "--host", "a"], "give one of them"),
         (["status", "--experiment", "a"], "it is only for --store"),

@@ -3,7 +3,7 @@
 - `target`: the command line of the job, and its name.
 - `supervise`: the supervisor: starts the keeper and the job, passes signals on, waits; loads no MLflow.
 - `keeping`: starts the keeper, tells it of the job, and waits for it.
-- `keeper`: the process that opens and closes the run, whoever dies; nothing else here knows how that is done.
+- `keeper`: the process that opens and closes the run, also if the job or the supervisor dies.
 - `ending`: the status and the reason of a run, from how its job has ended.
 - `forwarding`, `terminal`, `relay`: signals, keys and bytes, unchanged.
 - `transcript`: the output as lines of text, in a file beside the log of the run.

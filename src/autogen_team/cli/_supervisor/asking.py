@@ -30,7 +30,7 @@ def ask_for_run(address: str) -> dict[str, Any]:
 
 
 def hide(address: str, secrets: Iterable[str]) -> None:
-    """Have these values masked in the output that is kept; return once they are."""
+    """Ask for these values to be masked in the output that is kept; return once they are."""
     ask(address, hide=sorted(secrets))
 
 

@@ -81,7 +81,7 @@ class Keeper:
             self._socket.sendall(wire.line(what))
 
     def begin(self, order: Order, *, needs_run: bool) -> Ready:
-        """Have the run opened, once the settings are known to be valid; exit with its status if they are not.
+        """Ask for the run, and return once the settings are known to be valid; exit with its status if they are not.
 
         `needs_run` says that the job is started only when its run is open.
         """
@@ -108,7 +108,7 @@ class Keeper:
         return self._run
 
     def close(self, end: End) -> int:
-        """Have the run closed, and wait for that; return the status of the keeper if there has been no run."""
+        """Tell how the job has ended, and wait until the run is closed; return a status if the run was never open."""
         self.say(end=asdict(end))
         self._is_known.wait()
         status = self._process.wait()

@@ -87,7 +87,7 @@ class Terminal:
             fcntl.ioctl(self.main, termios.TIOCSWINSZ, fcntl.ioctl(self._model, termios.TIOCGWINSZ, b"\0" * 8))
 
     def _translates(self, wanted: bool) -> None:
-        """Have it turn a line feed into CR LF, or not, because our terminal does that while it is not raw."""
+        """Turn line feeds into CR LF there, or not, because our terminal does that while it is not raw."""
         attributes = termios.tcgetattr(self.main)
         attributes[1] = attributes[1] | termios.OPOST if wanted else attributes[1] & ~termios.OPOST
         termios.tcsetattr(self.main, termios.TCSANOW, attributes)
