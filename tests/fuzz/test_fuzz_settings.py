@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from loguru import logger
 
@@ -62,6 +62,7 @@ def make_all() -> None:
 
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(VARIABLES), values, max_size=6))
+@example({"AUTOGEN_TEAM_ALERTS_PING": "hunter2 of latin-1: \udce9"})
 def test_any_environment_is_settings_or_an_error_of_ours(variables):
     """Numbers, words, JSON, control characters, bytes of other encodings."""
     with pytest.MonkeyPatch.context() as patch:

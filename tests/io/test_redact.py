@@ -191,6 +191,12 @@ def test_mask_url_leaves_user_and_host():
     assert mask_url("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
 
 
+def test_a_password_in_another_encoding_than_utf_8_is_masked(monkeypatch):
+    """Python keeps such bytes of the environment as surrogates; nothing may fail for the sake of one variable."""
+    monkeypatch.setenv("MY_PASSWORD", "h\udce9hunter2")
+    assert mask("my word is h\udce9hunter2, and nothing else") == f"my word is {MASK}, and nothing else"
+
+
 def test_mask_reads_the_environment_of_the_moment(monkeypatch):
     """A secret that is set later is known later."""
     assert mask("correct-horse") == "correct-horse"

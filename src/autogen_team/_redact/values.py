@@ -177,8 +177,9 @@ def _forms(value: str) -> set[str]:
         value.replace("\\", "\\\\").replace('"', '\\"'),
         json.dumps(value)[1:-1],
         json.dumps(value, ensure_ascii=False)[1:-1],
-        *(form for safe in ("", "/") for form in _both_cases(quote(value, safe=safe))),
-        *_both_cases(quote_plus(value)),
+        # A variable of the system may hold bytes that are no UTF-8, which Python keeps as surrogates.
+        *(form for safe in ("", "/") for form in _both_cases(quote(value, safe=safe, errors="surrogatepass"))),
+        *_both_cases(quote_plus(value, errors="surrogatepass")),
     }
 
 
