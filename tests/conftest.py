@@ -140,6 +140,20 @@ def known_environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
     known_state.forget_stores()  # a fixture of the next module is set up before that of its first test
 
 
+@pytest.fixture(scope="session", autouse=True)
+def agents_are_forked() -> Iterator[None]:
+    """Fork the agents that tests start in their own process, unless `fresh_agents` is in use."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess, "Popen", forkserver.ForkingPopen)
+        yield
+
+
+@pytest.fixture
+def fresh_agents(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start each agent as a user's job does, with an interpreter of its own."""
+    monkeypatch.setenv(forkserver.FRESH_AGENTS, "1")
+
+
 @pytest.fixture
 def snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what is run with each run, as by default."""

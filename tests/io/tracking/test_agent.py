@@ -19,6 +19,8 @@ from autogen_team._process import run_events
 from autogen_team._ship import agent_link, mlflow_backend, rest_backend
 from autogen_team._spool import index
 
+pytestmark = pytest.mark.usefixtures("fresh_agents")
+
 KILLS = int(os.environ.get("KILLS", "5"))
 """Rounds of kills; `make test-kills` makes 200."""
 SMALL = 45

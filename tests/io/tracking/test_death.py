@@ -157,7 +157,7 @@ def test_a_forked_child_that_lives_on_does_not_hide_the_death(start_job, store_u
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_job_that_ends_in_good_order_leaves_no_agent(run_python, store_uri, state):
+def test_a_job_that_ends_in_good_order_leaves_no_agent(run_python, store_uri, state, fresh_agents):
     """The agent ends after its last job has closed its run and its service."""
     code = (
         "from autogen_team.io.services import MlflowService\n"

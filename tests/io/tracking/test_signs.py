@@ -175,7 +175,7 @@ def test_a_machine_that_is_lost(start_job, store_uri, wait_until, command, agent
 
 
 @pytest.fixture
-def agents_of_state(tmp_path):
+def agents_of_state(tmp_path, fresh_agents):
     """Return a function that returns the agents of this test's state folder."""
     import psutil
 

@@ -17,6 +17,7 @@ import fcntl
 import gc
 import importlib
 import io
+import itertools
 import json
 import os
 import runpy
@@ -37,6 +38,9 @@ from testkit import known_state
 
 FOLDER = "FORK_SERVERS"
 """The variable that names the folder of the sockets."""
+FRESH_AGENTS = "FRESH_AGENTS"
+"""The variable that asks for agents that are not forked, for tests of the agent's own start, memory and command line."""
+_AGENTS = {"autogen-team-agent", "autogen-team-agent-recovery"}
 PRELOADED = {
     "job": (
         "mlflow",
@@ -137,7 +141,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
         _startupinfo, _flags, _shell, *pipes, _signals, _gid, _gids, _uid, _umask, start_new_session, _group = rest
         p2cread, _, _, c2pwrite, _, errwrite = pipes
         request = {
-            "arguments": args[1:],
+            "arguments": [*itertools.dropwhile({"-I", "-S"}.__contains__, args[1:])],
             "folder": os.fspath(cwd or Path.cwd()),
             "environment": dict(os.environ if env is None else env),
             "group": None if start_new_session else os.getpgrp(),
@@ -183,20 +187,32 @@ def shell_commands(folder: Path) -> None:
             (folder / name).symlink_to(Path(sys.executable).with_name(name))
 
 
-class _Popen(_Forked):
+class ForkingPopen(_Forked):
+    """Replaces `subprocess.Popen` in the process of the tests: the agents that it starts are forked."""
+
+    def __init__(self, args: Any, *more: Any, **options: Any) -> None:
+        is_python = not more and isinstance(args, list) and args[0] == sys.executable
+        if is_python and _can_fork(options.get("env") or os.environ) and self._is_forked(args, options):
+            super().__init__(args, "server" if {"server", "uvicorn"} & set(args) else "job", **options)
+        else:
+            self._kind = None
+            _plain_init(self, args, *more, **options)
+
+    def _is_forked(self, args: list[str], options: Mapping[str, Any]) -> bool:
+        # Most of what an agent costs is the import of MLflow, and each test has a state folder, so an agent, of its own.
+        return not _AGENTS.isdisjoint(args) and FRESH_AGENTS not in (options.get("env") or os.environ)
+
+
+class _Popen(ForkingPopen):
     """Replaces `subprocess.Popen` in a forked process: a Python that it starts by `-c` or `-m` is forked as well.
 
     It is not forked if the caller could notice: by its session, or by a `preexec_fn` between fork and exec.
     """
 
-    def __init__(self, args: Any, *more: Any, **options: Any) -> None:
-        is_python = not more and isinstance(args, list) and args[0] == sys.executable and args[1] in {"-c", "-m"}
+    def _is_forked(self, args: list[str], options: Mapping[str, Any]) -> bool:
         stays = options.get("start_new_session") or os.getsid(0) == _session
-        if is_python and stays and not options.get("preexec_fn") and _can_fork(options.get("env") or os.environ):
-            super().__init__(args, "server" if {"server", "uvicorn"} & set(args) else "job", **options)
-        else:
-            self._kind = None
-            _plain_init(self, args, *more, **options)
+        is_ours = args[1] in {"-c", "-m"} and stays and not options.get("preexec_fn") and _AGENTS.isdisjoint(args)
+        return is_ours or super()._is_forked(args, options)
 
 
 _status: int | None = None
