@@ -144,7 +144,8 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
             "arguments": [*itertools.dropwhile({"-I", "-S"}.__contains__, args[1:])],
             "folder": os.fspath(cwd or Path.cwd()),
             "environment": dict(os.environ if env is None else env),
-            "group": None if start_new_session else os.getpgrp(),
+            # A recovery is of the agent's session, which the fork server is not in.
+            "group": None if start_new_session or not _AGENTS.isdisjoint(args) else os.getpgrp(),
             "inherited": list(pass_fds),
             "ignored": [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN],
         }
