@@ -16,7 +16,7 @@ HEAD = """\
 
 <!-- written by `make readme` -->
 
-Every command has `--help`. Answers are tables on a terminal, plain lines in a pipe, and JSON with `--json`.
+Every command has `--help`. Output is a table on a terminal, plain lines in a pipe, and JSON with `--json`.
 `autogen-team --version` prints the version; `autogen-team --install-completion` installs completion for your shell.
 """
 

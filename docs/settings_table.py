@@ -18,9 +18,9 @@ HEAD = """\
 
 <!-- written by `make readme` -->
 
-An argument beats an environment variable, which beats a line in `.env` of the working folder, which beats the default.
-`autogen-team run --set NAME=VALUE` is an argument. Settings are read when a service is created; `autogen-team config`
-shows where each value came from.
+An argument takes precedence over an environment variable, then a line in `.env` in the working folder, then the
+default. `autogen-team run --set NAME=VALUE` counts as an argument. Settings are read when a service is created;
+`autogen-team config` shows where each value comes from.
 
 A value that cannot be parsed is an error that names the variable. A misspelt variable (`AUTOGEN_TEAM_LOGER_LEVEL`) is
 reported with the closest known name.
