@@ -68,9 +68,7 @@ class _Carrier:
 
     def __init__(self, context: GlobalContext, child: RunConfig | None) -> None:
         if not context.is_started:
-            raise NotStartedError(
-                "the GlobalContext does not run, so no worker can be inside of it: call start() first"
-            )
+            raise NotStartedError("the GlobalContext is not running: call start() before you create workers")
         process = _Process.here()
         self._home = process.token
         self._key = process.capture(context)
@@ -89,7 +87,7 @@ class _Carrier:
             return None
         context = process.captured.get(self._key)  # by a key, since engines with threads pickle what they send, too
         if context is None:
-            raise NotStartedError("the GlobalContext does not run any more: wait for its workers before it stops")
+            raise NotStartedError("the GlobalContext has stopped: wait for its workers before you stop it")
         return context
 
     def __getstate__(self) -> dict[str, Any]:
@@ -392,7 +390,7 @@ def run_of_environment(service: MlflowService) -> Shared | None:
         uri = order.pop("uri")
         run = Shared(**order)
     except (ValueError, TypeError, AttributeError, KeyError):
-        raise ConfigurationError(f"{WORKER_OF} is {text!r}; it is what GlobalContext.worker_env() returns") from None
+        raise ConfigurationError(f"{WORKER_OF} is {text!r}; use the value of GlobalContext.worker_env()") from None
     return run if uri == mask_url(service.stores()[0]) else None  # a process with a store of its own is not a worker
 
 

@@ -1,17 +1,17 @@
 """Every error and warning that autogen_team raises.
 
     AutogenTeamError
-    ├── ConfigurationError(ValueError)          a setting cannot be used as given
+    ├── ConfigurationError(ValueError)          a setting is invalid
     │   └── MissingExtraError(ImportError)      ... because an optional dependency is not installed
-    ├── NotStartedError(RuntimeError)           asked for something that exists only between start and stop
+    ├── NotStartedError(RuntimeError)           no service, context or run is active
     └── TrackingUnavailableError(ConnectionError)   the tracking or registry server does not answer
 
     AutogenTeamWarning(UserWarning)
     └── ConfigurationWarning                    a setting was ignored, or is about to stop working
 
-Configuration faults are raised early and name the value and the remedy. Delivery faults (an alert that does not arrive,
-a log line that cannot be written) never reach the job. They are reported once through the standard library's
-``autogen_team`` logger, and counted.
+Configuration errors are raised early and name the value and the remedy. Delivery errors (an alert that does not arrive,
+a log line that cannot be written) never reach the job. They are counted, and reported once through the standard
+library's ``autogen_team`` logger.
 """
 
 __all__ = [
@@ -30,15 +30,15 @@ class AutogenTeamError(Exception):
 
 
 class ConfigurationError(AutogenTeamError, ValueError):
-    """A setting cannot be used as given; the message names it, its value and what it may be."""
+    """A setting is invalid. The message names the setting, its value and valid values."""
 
 
 class MissingExtraError(ConfigurationError, ImportError):
-    """A setting needs an optional dependency; the message names the extra to install."""
+    """A setting needs an optional dependency. The message names the extra to install."""
 
 
 class NotStartedError(AutogenTeamError, RuntimeError):
-    """Something that exists only between ``start`` and ``stop`` was asked for outside of them."""
+    """A running service or context, or an open run, is needed for this; the message says how to start it."""
 
 
 class TrackingUnavailableError(AutogenTeamError, ConnectionError):
@@ -50,4 +50,4 @@ class AutogenTeamWarning(UserWarning):
 
 
 class ConfigurationWarning(AutogenTeamWarning):
-    """A setting was ignored or is about to stop working; the message says what to write instead."""
+    """A setting was ignored, or will stop working. The message says what to use instead."""

@@ -61,7 +61,7 @@ def test_a_misspelt_variable_is_a_warning(run_python):
 
     assert status == 0
     assert err == (
-        "warning: nothing reads the variable AUTOGEN_TEAM_ALERT_TIMEOUT (environment); "
+        "warning: unknown variable AUTOGEN_TEAM_ALERT_TIMEOUT (environment); "
         "did you mean AUTOGEN_TEAM_ALERTS_TIMEOUT?\n"
     )
 
@@ -72,7 +72,7 @@ def test_any_setting_can_be_set_and_a_misspelt_one_is_refused(run_python):
     assert {item["name"]: item["value"] for item in json.loads(out)}["alerts.cooldown"] == "60.0"
 
     status, _, err = run_python("-m", "autogen_team", "config", "--set", "alerts.coldown=60")
-    assert (status, err) == (2, "error: there is no setting 'alerts.coldown'; did you mean alerts.cooldown?\n")
+    assert (status, err) == (2, "error: unknown setting 'alerts.coldown'; did you mean alerts.cooldown?\n")
 
     status, _, err = run_python("-m", "autogen_team", "config", "--set", "alerts.cooldown")
     assert (status, err) == (2, "error: --set takes KEY=VALUE, not 'alerts.cooldown'\n")

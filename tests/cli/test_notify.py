@@ -72,7 +72,7 @@ def test_disabled_alerts_are_printed(run_python):
     ("options", "message"),
     [
         (["--level", "loud"], "'loud'"),
-        (["--set", "alerts.urls=nonsense://secret-token"], "not one that Apprise knows"),
+        (["--set", "alerts.urls=nonsense://secret-token"], "is unknown to Apprise"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_status_2(run_python, options, message):

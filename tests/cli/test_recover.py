@@ -15,7 +15,7 @@ def test_a_setting_that_does_not_exist_is_status_2(run_python, options):
     status, out, err = run_python(*RECOVER, *options, "--set", "nonsense.x=1")
 
     assert (status, out) == (2, "")
-    assert "there is no setting 'nonsense.x'" in err
+    assert "unknown setting 'nonsense.x'" in err
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
@@ -25,5 +25,5 @@ def test_a_dotenv_that_is_no_text_is_one_line(run_python, options):
     status, out, err = run_python(*RECOVER, *options)
 
     assert (status, out) == (2, "")
-    assert err.startswith("error: .env is no text in UTF-8")
+    assert err.startswith("error: .env is not valid UTF-8")
     assert err.count("\n") == 1

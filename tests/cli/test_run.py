@@ -204,7 +204,7 @@ def test_the_summary_says_what_was_recorded_and_how_to_look_at_it(run_python, sc
     assert "FINISHED after" in rows["status"]
     assert "1: epochs" in rows["parameters"]
     assert "1: loss 0.5" in rows["metrics"]
-    assert rows["look at it"].endswith("autogen-team ui")
+    assert rows["view"].endswith("autogen-team ui")
 
 
 @pytest.mark.parametrize("body", ["pass", "import os; os.kill(os.getpid(), 9)"])
@@ -228,10 +228,10 @@ def test_on_a_server_the_summary_has_the_link(run_python, script, mlflow_server)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.py"], "there is no script 'nowhere.py'"),
-        (["-m", "no.such.module"], "there is no module 'no.such.module'"),
-        (["-m"], "-m takes the name of a module"),
-        (["--experimnt", "x", "job.py"], "there is no option '--experimnt'"),
+        (["nowhere.py"], "script 'nowhere.py' not found"),
+        (["-m", "no.such.module"], "no module named 'no.such.module'"),
+        (["-m"], "-m needs the name of a module"),
+        (["--experimnt", "x", "job.py"], "unknown option '--experimnt'"),
         (["--tag", "fold", "job.py"], "--tag takes KEY=VALUE, not 'fold'"),
         (["--log-level", "loud", "job.py"], "loud"),
         (["--set", "alerts.timeout=soon", "job.py"], "AlertsService.timeout is 'soon'"),

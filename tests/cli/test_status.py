@@ -35,7 +35,7 @@ def test_a_dotenv_that_is_no_text_is_one_line(run_python):
     status, out, err = run_python(*STATUS)
 
     assert (status, out) == (2, "")
-    assert err.startswith("error: .env is no text in UTF-8")
+    assert err.startswith("error: .env is not valid UTF-8")
     assert err.count("\n") == 1
 
 

@@ -209,7 +209,7 @@ def test_offline_runs_that_do_not_exist_are_an_error(run_python):
     status, _, err = run_python(*UI, "--tracking-uri", "http://bob:hunter2@127.0.0.1", "--set", "mlflow.mode=offline")
 
     assert status == 2
-    assert "no run that is meant for http://bob:***@127.0.0.1 has been recorded offline" in err
+    assert "there are no offline runs for http://bob:***@127.0.0.1" in err
 
 
 def test_a_store_without_runs_has_pages_too(free_port, store_uri, monkeypatch, wait_until):
@@ -245,7 +245,7 @@ def test_a_store_that_is_none_is_an_error_in_the_words_of_the_server(run_python)
     status, out, err = run_python(*UI)
 
     assert (status, out) == (1, "")
-    assert "error: MLflow's UI has ended with status 1 before it answered. The last that it said:" in err
+    assert "error: MLflow's web UI exited with status 1 before it answered. Its last output:" in err
     assert "file is not a database" in err
 
 
@@ -296,7 +296,7 @@ def test_a_server_that_does_not_tell_of_its_runs_still_has_pages(run_python, sta
     status, out, err = run_python(*UI, "--tracking-uri", f"http://127.0.0.1:{port}", "--json")
 
     assert (status, json.loads(out)) == (0, {"url": f"http://127.0.0.1:{port}", "last_run": None})
-    assert "the last run cannot be found" in err
+    assert "the last run could not be looked up" in err
 
 
 def test_a_store_that_is_not_there_yet_is_made_and_said_so():
@@ -306,5 +306,5 @@ def test_a_store_that_is_not_there_yet_is_made_and_said_so():
         found = json.loads(pages.get("/api/2.0/mlflow/experiments/get?experiment_id=0"))["experiment"]
         _, err = pages.end(signal.SIGTERM)
 
-    assert f"there is no store at sqlite:///{Path.cwd()}/mlflow.db yet: an empty one is made" in err
+    assert f"there is no store at sqlite:///{Path.cwd()}/mlflow.db yet: creating an empty one" in err
     assert found["artifact_location"] == str(Path.cwd() / "mlruns" / "0")

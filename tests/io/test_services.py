@@ -254,7 +254,7 @@ class TestAlertsService:
         monkeypatch.setattr(identity, "_worker", identity.process_name())
         AlertsService().notify("done", "with correct-horse-battery", level="warning")
 
-        assert caplog.messages == ["alert of a worker, not sent: done: with ***"]
+        assert caplog.messages == ["alert from a worker, not sent: done: with ***"]
 
 
 @pytest.fixture

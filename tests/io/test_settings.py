@@ -332,9 +332,9 @@ def test_a_dotenv_that_is_no_text_is_named():
     """Instead of a UnicodeDecodeError from nowhere."""
     Path(".env").write_bytes(b"NAME=caf\xe9\n")
 
-    with pytest.raises(ConfigurationError, match=r"\.env is no text in UTF-8"):
+    with pytest.raises(ConfigurationError, match=r"\.env is not valid UTF-8"):
         LoggerService()
-    with pytest.raises(ConfigurationError, match=r"\.env is no text in UTF-8"):
+    with pytest.raises(ConfigurationError, match=r"\.env is not valid UTF-8"):
         settings.state_dir()
 
 

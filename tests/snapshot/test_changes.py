@@ -529,7 +529,7 @@ def test_without_git_it_is_said(folder, tmp_path, monkeypatch):
     """By an error of its own."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
-    with pytest.raises(gits.GitIsMissingError, match="no git on this machine"):
+    with pytest.raises(gits.GitIsMissingError, match="git is not installed on this machine"):
         gits.find(folder, tmp_path / "scratch", gits.Budget(60, 60))
 
 

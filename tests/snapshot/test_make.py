@@ -127,7 +127,7 @@ def test_without_a_repository_the_rest_is_there(made):
     """That is told, and nothing is printed."""
     folder = made()
 
-    assert facts(folder)["left_out"] == {"changes.patch": "the code is in no git repository"}
+    assert facts(folder)["left_out"] == {"changes.patch": "the code is not in a git repository"}
     assert "git" not in facts(folder)
 
 
@@ -136,7 +136,7 @@ def test_without_git_the_rest_is_there(made, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = made()
 
-    assert facts(folder)["left_out"] == {"changes.patch": "there is no git on this machine"}
+    assert facts(folder)["left_out"] == {"changes.patch": "git is not installed on this machine"}
     assert capfd.readouterr() == ("", "")
 
 
@@ -216,7 +216,7 @@ def test_what_takes_too_long_is_left_out(repository, made, spin):
     repositories.git(repository, "config", "filter.spin.clean", spin)
     folder = made()
 
-    assert "processor time" in facts(folder)["left_out"]["changes.patch"]
+    assert "CPU time" in facts(folder)["left_out"]["changes.patch"]
     assert (folder / "packages.txt").exists()
 
 

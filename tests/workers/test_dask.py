@@ -225,7 +225,7 @@ def test_what_is_bound_in_a_process_can_be_late_there(run_slow_job):
                 late = context.bind(fold)
                 sent = pickle.loads(pickle.dumps(late))
             del context, late
-            assert "GlobalContext does not run" in str(client.submit(sent, 1).exception())
+            assert "GlobalContext has stopped" in str(client.submit(sent, 1).exception())
         """,
         FUNCTIONS,
     )
@@ -250,7 +250,7 @@ def test_a_cluster_may_be_gone_before_the_block(run_slow_job):
 
     assert (job.store.run("train").info.status, job.store.steps(job.store.run("train"))) == ("FINISHED", [3])
     warnings = [line["message"] for line in job.log_lines("job.log") if line["logger"] == "autogen_team"]
-    assert [text.partition("> ")[2].partition(":")[0] for text in warnings] == ["could not be told that they are done"]
+    assert [text.partition("> ")[2].partition(":")[0] for text in warnings] == ["could not be stopped"]
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_an_asynchronous_client_is_an_error(client):
         async with Client(client.cluster.scheduler_address, asynchronous=True) as other:
             enter(other, GlobalContext())()
 
-    with pytest.raises(ConfigurationError, match=r"an asynchronous one; pass .* or submit `context.bind\(fn\)`"):
+    with pytest.raises(ConfigurationError, match=r"which is asynchronous; pass .* or submit `context.bind\(fn\)`"):
         asyncio.run(use())
 
 
@@ -292,7 +292,7 @@ def test_a_closed_client_is_an_error(client):
     """It knows no workers any more."""
     client.close()
 
-    with pytest.raises(ConfigurationError, match=r"which is closed; make a new one"):
+    with pytest.raises(ConfigurationError, match=r"which is closed; create a new one"):
         enter(client, GlobalContext())()
 
 

@@ -192,7 +192,7 @@ def test_a_worker_alerts_of_errors_only(run_job, store, log_lines):
     )
 
     assert out == "[job] broken: look here\n"
-    assert "alert of a worker, not sent: done: one of many" in [line["message"] for line in log_lines("job-*.log")]
+    assert "alert from a worker, not sent: done: one of many" in [line["message"] for line in log_lines("job-*.log")]
 
 
 @pytest.mark.slow

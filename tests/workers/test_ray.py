@@ -216,7 +216,7 @@ def test_ray_is_imported_by_nothing_else():
 def test_conflicts_are_errors(store, tmp_path):
     """Each says what to do instead."""
     with GlobalContext() as context:
-        with pytest.raises(ConfigurationError, match=r"worker_process_setup_hook is 'my.hook', and Ray takes one only"):
+        with pytest.raises(ConfigurationError, match=r"worker_process_setup_hook is 'my.hook', but Ray accepts only"):
             runtime_env(context, worker_process_setup_hook="my.hook")
         with pytest.raises(ConfigurationError, match=r"AUTOGEN_TEAM_STATE_DIR is 'here' in env_vars, but '.*state' in"):
             runtime_env(context, env_vars={"AUTOGEN_TEAM_STATE_DIR": "here"})
@@ -246,4 +246,4 @@ def test_a_worker_that_cannot_be_inside_goes_on(caplog):
         _Hook(enter)()
 
     [message] = caplog.messages
-    assert message.endswith("is not inside of the job's context: [Errno 28] No space left on device")
+    assert message.endswith("could not join the job's context: [Errno 28] No space left on device")

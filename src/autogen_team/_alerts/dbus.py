@@ -99,7 +99,7 @@ class DBusDesktop:
         try:
             from jeepney.io.blocking import open_dbus_connection
         except ImportError as error:
-            raise UndeliveredError("jeepney is not installed, which speaks to Linux desktops") from error
+            raise UndeliveredError("the package jeepney, which Linux desktops need, is not installed") from error
         address = session_bus()
         try:
             connection = open_dbus_connection(address, auth_timeout=self._answer_within)

@@ -96,5 +96,5 @@ class Pinger(run_events.Listener):
             return
         self._is_reported = True
         with suppress(Exception):  # a log handler of the job may raise
-            text = "the dead man's switch at %s was not told of the job's %s: %s (reported once)"
+            text = "the dead man's switch at %s could not be notified of the job's %s: %s (reported once)"
             _report.warning(text, urlsplit(self._url).hostname, one.event, reason)

@@ -54,7 +54,7 @@ def desktop(*, system: str = sys.platform) -> str:
     if command is None:
         return _Inquirer("", None, answer_within=_ANSWER_WITHIN).ask()
     if shutil.which(command) is None:
-        raise UndeliveredError(f"there is no {command}, which shows notifications")
+        raise UndeliveredError(f"the command {command}, which shows notifications, is not installed")
     return f"{command} is there"
 
 

@@ -212,14 +212,14 @@ def _open(apprise: Any, asset: Any, number: int, text: str) -> RemoteChannel:
     if not levels <= frozenset(LEVELS):
         unknown = ", ".join(sorted(levels - frozenset(LEVELS)))
         raise ConfigurationError(
-            f"alerts url {number} is tagged {unknown!r}, and tags are levels here: some of {', '.join(LEVELS)}, or none"
+            f"alerts url {number} has the tag {unknown!r}, but tags must be levels: {', '.join(LEVELS)}"
         )
     plugin = apprise.Apprise.instantiate(url, asset=asset)
     if plugin is None:
         scheme = url.partition("://")[0] if "://" in url else ""
         shown = f"{scheme}://…" if re.fullmatch(r"[\w+.-]{1,20}", scheme) else "…"
         raise ConfigurationError(
-            f"alerts url {number} ({shown}) is not one that Apprise knows, or something in it is missing: see "
+            f"alerts url {number} ({shown}) is unknown to Apprise or incomplete: see "
             "https://appriseit.com/services/ for the form of each service (a plain web hook is jsons://host/path)"
         )
     plugin.redirects = False  # a redirected POST becomes a GET elsewhere, which would count as a success
@@ -243,5 +243,5 @@ def _is_final(reason: str) -> bool:
 
 def _reason(said: list[str], answer: str) -> str:
     """Return why an alert was not taken, in the words of Apprise and of the service, without secrets."""
-    parts = [said[-1] if said else "the service did not take it", " ".join(_MARKUP.sub(" ", answer).split())]
+    parts = [said[-1] if said else "the service refused it", " ".join(_MARKUP.sub(" ", answer).split())]
     return ": ".join(one_line(_redact.mask(part)).rstrip(" .:")[:_REASON_LIMIT] for part in parts if part)

@@ -48,7 +48,7 @@ def log(config: object) -> None:
     """
     run = run_stacks.job_run()
     if run is None:
-        raise NotStartedError("no run is open: log inside of `with context.run(...)` or `service.run_context(...)`")
+        raise NotStartedError("no run is open: log inside `with context.run(...)` or `service.run_context(...)`")
     found = plain(config)
     if not isinstance(found, dict):
         raise ConfigurationError(
@@ -60,7 +60,7 @@ def log(config: object) -> None:
     try:
         client.log_text(run_id, yaml.safe_dump(found, sort_keys=False, allow_unicode=True), ARTIFACT)
     except Exception as error:
-        _report.warning("%s could not be attached to run %s: %s", ARTIFACT, run_id, mask(str(error)))
+        _report.warning("%s could not be uploaded to run %s: %s", ARTIFACT, run_id, mask(str(error)))
     params = [Param(name, value) for name, value in flattened(found).items()]
     for begin in range(0, len(params), MOST_PARAMETERS):
         client.log_batch(run_id, params=params[begin : begin + MOST_PARAMETERS])

@@ -36,7 +36,7 @@ def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
         folder = private_folder(state_dir / "locks")
         descriptor = os.open(folder / hashlib.sha256(bytes(database)).hexdigest()[:16], os.O_CREAT | os.O_RDWR, 0o600)
     except OSError as error:
-        _report.warning("no lock can be kept in AUTOGEN_TEAM_STATE_DIR, %s: %s", state_dir, error.strerror)
+        _report.warning("cannot create a lock in AUTOGEN_TEAM_STATE_DIR, %s: %s", state_dir, error.strerror)
         yield
         return
     try:
@@ -48,7 +48,7 @@ def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
             except BlockingIOError:
                 time.sleep(_PAUSE)
             except OSError as error:  # Lustre without -o flock
-                _report.warning("AUTOGEN_TEAM_STATE_DIR, %s, has no locks: %s", state_dir, error.strerror)
+                _report.warning("AUTOGEN_TEAM_STATE_DIR, %s, does not support locks: %s", state_dir, error.strerror)
                 break
         yield
     finally:

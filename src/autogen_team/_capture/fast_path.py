@@ -27,7 +27,7 @@ def logging_metrics() -> Callable[[Mapping[str, float], int | None], None]:
         nonlocal latest
         run = find()
         if run is None:
-            raise NotStartedError("no run is open: log inside of `with context.run(...)` or `service.run_context(...)`")
+            raise NotStartedError("no run is open: log inside `with context.run(...)` or `service.run_context(...)`")
         run_id, known = run.info.run_id, latest
         if known is None or known[0] != run_id:
             known = latest = run_id, _write_to(run_stacks.uri_of(run))

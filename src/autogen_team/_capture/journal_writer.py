@@ -30,7 +30,7 @@ class Writer:
             self._shipper.deliver_now(body)
         else:
             if self._past:
-                _report.warning("the journal can be written again; %d entries went past it", self._past)
+                _report.warning("the journal is writable again; %d entries bypassed it", self._past)
                 self._past = 0
 
     @contextmanager
@@ -44,4 +44,4 @@ class Writer:
     def _go_past(self, error: JournalError) -> None:
         self._past += 1
         if self._past == 1:
-            _report.error("%s; what is logged goes to the store directly, and is lost if that fails", error)
+            _report.error("%s; logging goes directly to the store, and is lost if that fails", error)

@@ -403,7 +403,7 @@ class _Stacks:
         if self._owners and not self._has_warned:
             self._has_warned = True
             _report.warning(
-                "something was logged in thread %r, which has no run open, while %d are open elsewhere: MLflow opens "
+                "thread %r logged without an open run, while %d runs are open in other threads: MLflow opens "
                 "another one for it. Open a run there (mlflow.start_run), or start the thread in a copy of the context "
                 "(contextvars.copy_context().run), or pass run_id; said once",
                 threading.current_thread().name,

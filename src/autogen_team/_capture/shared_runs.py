@@ -184,7 +184,7 @@ def _tell(shared: Shared, failure: BaseException, tag: str, duration: float) -> 
             note = partial(mlflow.MlflowClient().set_tag, shared.run_id, tag, reason)
             within(lifecycle.PATIENCE, note, name="autogen-team-end-of-run")
         except Exception as error:
-            _report.error("the failure of a worker could not be noted in run %s: %s", shared.run_id, mask(str(error)))
+            _report.error("a worker's failure could not be recorded in run %s: %s", shared.run_id, mask(str(error)))
         run_events.run_ended(_published_run(shared), run_events.End(status, reason, failure, duration))
 
 

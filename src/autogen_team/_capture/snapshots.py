@@ -211,10 +211,10 @@ class _Upload:
                 for name, value in code_files.tags(self.snapshot.folder).items():
                     self.client.set_tag(self.run_id, name, value)
             else:
-                _report.debug("no snapshot could be made of what run %s runs", self.run_id)
+                _report.debug("no snapshot could be taken for run %s", self.run_id)
             self.link.unlink(missing_ok=True)
         except Exception as error:
-            text = "what run %s runs cannot be attached to it: %s; it is in %s"
+            text = "the snapshot of run %s could not be uploaded: %s; it is in %s"
             _report.warning(text, self.run_id, mask(str(error)), self.snapshot.folder)
         finally:
             self.done.set()
@@ -222,7 +222,7 @@ class _Upload:
     def finish(self) -> None:
         """Wait for the upload, and bring the cells that were executed since."""
         if not self.done.wait(grace.bounded(PATIENCE)):
-            text = "what run %s runs has not arrived in its artifacts after %g s; it is in %s"
+            text = "the snapshot of run %s was not uploaded within %g s; it is in %s"
             _report.warning(text, self.run_id, PATIENCE, self.snapshot.folder)
             return
         executed = cells.executed()
@@ -230,7 +230,7 @@ class _Upload:
             try:
                 within(PATIENCE, partial(self._attach_cells, executed), name="autogen_team-cells")
             except Exception as error:
-                _report.warning("the cells of run %s cannot be attached to it: %s", self.run_id, mask(str(error)))
+                _report.warning("the notebook cells of run %s could not be uploaded: %s", self.run_id, mask(str(error)))
 
     def _attach_cells(self, executed: cells.Cells) -> None:
         with tempfile.TemporaryDirectory() as folder:

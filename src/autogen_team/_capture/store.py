@@ -224,7 +224,7 @@ class DurableStore(RedactingStore):
         except Exception as error:
             if not self._has_told_of_refusal:  # a job that never waits would not notice
                 self._has_told_of_refusal = True
-                _report.warning("what is logged with synchronous=False is refused: %s", mask(with_kind(error)))
+                _report.warning("a call with synchronous=False was rejected: %s", mask(with_kind(error)))
             failed: Future[Any] = Future()
             failed.set_exception(error)
             return mlflow_internals.operations(failed)

@@ -121,7 +121,7 @@ class _Nowhere:
 
     def __getattr__(self, name: str) -> Any:
         def fail(*_: Any, **__: Any) -> NoReturn:
-            raise StoreUnavailableError(f"{name}: the run {self._owner} is made when its store is back")
+            raise StoreUnavailableError(f"{name}: the run {self._owner} will be created when its store is back")
 
         return fail
 

@@ -155,15 +155,15 @@ class WriteBehind:
             waiting = self.journal.number - self.journal.acked - 1  # the last entry says that the journal is closed
             _report.error(
                 "%d entries for the MLflow store at %s were not delivered within %g s; they wait in %s. "
-                "%s`autogen-team sync` delivers them, and so does the next start here with this store",
+                "%s`autogen-team sync` or the next start here with this store delivers them",
                 waiting,
                 mask_url(self.uri),
                 timeout,
                 left,
-                f"The agent tries again for {recovery.PATIENCE / 60:g} minutes. After that, " if is_known else "",
+                f"The agent retries for {recovery.PATIENCE / 60:g} minutes. After that, " if is_known else "",
             )
         if self.shipper.lost:
-            text = "%d entries for the MLflow store at %s are lost: neither the journal nor the store could take them"
+            text = "%d entries for the MLflow store at %s are lost: neither the journal nor the store accepted them"
             _report.error(text, self.shipper.lost, mask_url(self.uri))
 
     def _close_with_child(self) -> None:

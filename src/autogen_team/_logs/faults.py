@@ -47,7 +47,7 @@ class Faults:
     def report(self) -> None:
         """Report that lines are being lost."""
         report(
-            "cannot write the log to %s: %s; the job goes on, lines are counted until it works again",
+            "cannot write the log to %s: %s; the job continues, and missing lines are counted until it works again",
             self._destination,
             self._last,
         )

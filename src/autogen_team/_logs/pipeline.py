@@ -158,7 +158,7 @@ def _handlers_removed() -> None:
         _assign()
         is_first, _has_told_of_removal = not _has_told_of_removal, True
     if is_first and identity.worker() is None:
-        faults.report("the job has removed the handlers of loguru (logger.remove()): %s", told)
+        faults.report("the job removed loguru's handlers (logger.remove()): %s", told)
 
 
 def _watch(_: Settings) -> Undo:

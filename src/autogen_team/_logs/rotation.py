@@ -131,7 +131,7 @@ class RotatingFile(File):
             except FileNotFoundError:
                 pass  # another process's retention was quicker
             except Exception as error:
-                report("cannot pack the log file %s: %s", path, error)
+                report("cannot compress the log file %s: %s", path, error)
 
     def _clean_up(self, *, but: str = "") -> None:
         if self._rules.retain is not None:

@@ -190,7 +190,7 @@ class RunLog:
         self._faults.close()
         if self._upload is not None and not self._upload.finish(timeout):
             _report.warning(
-                "the log of run %s has not arrived in its artifacts after %g s; it is in %s",
+                "the log of run %s was not uploaded within %g s; it is in %s",
                 self.run.run_id,
                 timeout,
                 self._folder,

@@ -63,7 +63,7 @@ def _threads(shown: Callable[[], int], previous: Hook, is_active: Callable[[], b
     def hook(args: threading.ExceptHookArgs, /) -> None:
         before = shown()
         if is_active() and issubclass(args.exc_type, Exception):  # SystemExit ends a thread silently
-            name = args.thread.name if args.thread is not None else "a thread that is gone"
+            name = args.thread.name if args.thread is not None else "a thread that has ended"
             _log("ERROR", f"uncaught exception in {name}", (args.exc_type, args.exc_value, args.exc_traceback))
         if previous is not threading.__excepthook__ or shown() == before:
             previous(args)

@@ -103,7 +103,7 @@ class Upload:
             self._failing = False
         except Exception as error:
             if not self._failing:
-                _report.warning("the log of the run cannot be attached to it: %s", mask(str(error)))
+                _report.warning("the log of the run could not be uploaded: %s", mask(str(error)))
             self._failing = True
 
     def _files(self) -> list[Path]:

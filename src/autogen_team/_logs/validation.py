@@ -59,7 +59,7 @@ def level(text: str) -> str | int:
     known = ["TRACE", "DEBUG", "INFO", "SUCCESS", "WARNING", "ERROR", "CRITICAL"]
     near = difflib.get_close_matches(name.upper(), known, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigurationError(f"the log level {text!r} does not exist; {hint}it may be {', '.join(known)}, or a number")
+    raise ConfigurationError(f"the log level {text!r} does not exist; {hint}use {', '.join(known)}, or a number")
 
 
 def template(format: str) -> Template:  # noqa: A002 - the user story's word
@@ -70,9 +70,7 @@ def template(format: str) -> Template:  # noqa: A002 - the user story's word
 
     """
     if not format.strip():
-        raise ConfigurationError(
-            "the log format is empty, so every line would be; write for example '{level} {message}'"
-        )
+        raise ConfigurationError("the log format is empty; use for example '{level} {message}'")
     record = loguru_internals.make_record("INFO", "a message", name=__name__)
     try:
         made = Template(format)
@@ -80,8 +78,8 @@ def template(format: str) -> Template:  # noqa: A002 - the user story's word
     except KeyError as error:
         fields = ", ".join(sorted(record))
         raise ConfigurationError(
-            f"the log format {format!r} has a field that no record has: {error}; there are {fields}, "
-            "and what is bound is in {extra[name]}"
+            f"the log format {format!r} has an unknown field: {error}; known fields are {fields}, "
+            "and {extra[name]} for bound values"
         ) from error
     except Exception as error:
         raise ConfigurationError(f"the log format {format!r} cannot be used: {error}") from error
@@ -105,16 +103,16 @@ def destination(settings: Settings) -> tuple[Console | File, str]:
         for field in ("rotation", "retention", "compression"):
             if getattr(settings, field) is not None:
                 raise ConfigurationError(
-                    f"the log sink {name} has no files, so {field}={getattr(settings, field)!r} makes no sense: "
-                    "name a file as sink, or leave that out"
+                    f"the log sink {name} has no files, so {field}={getattr(settings, field)!r} has no effect: "
+                    "use a file as sink, or remove it"
                 )
         return Console("stderr" if name == "stderr" else "stdout", colorize=settings.colorize), name
     if not text:
-        raise ConfigurationError("the log sink is empty; it may be stderr, stdout or the path of a file")
+        raise ConfigurationError("the log sink is empty; use stderr, stdout or the path of a file")
     path = str(Path(text).expanduser().absolute())
     if text.endswith(("/", os.sep)) or Path(path).is_dir():
         raise ConfigurationError(
-            f"the log sink {text!r} is a folder; name a file in it, such as {text.rstrip('/')}/job.log"
+            f"the log sink {text!r} is a folder; use a file in it, such as {text.rstrip('/')}/job.log"
         )
     path = _of_this_process(path)
     try:
@@ -124,14 +122,12 @@ def destination(settings: Settings) -> tuple[Console | File, str]:
             file = File(path)
     except OSError as error:
         raise ConfigurationError(
-            f"the log sink {text!r} cannot be written: {error.strerror or error}; name another file, or stderr"
+            f"the log sink {text!r} cannot be written: {error.strerror or error}; use another file, or stderr"
         ) from error
     except (KeyError, IndexError) as error:
-        raise ConfigurationError(
-            f"the log sink {text!r} has braces; the only name that they may hold is {{time}}"
-        ) from error
+        raise ConfigurationError(f"the log sink {text!r} has braces; only {{time}} is allowed in them") from error
     except (ValueError, TypeError) as error:
-        raise ConfigurationError(f"the log file {text!r} cannot be kept as asked: {error}") from error
+        raise ConfigurationError(f"the log file {text!r} cannot be rotated or kept as configured: {error}") from error
     return file, os.path.realpath(path)
 
 

@@ -232,7 +232,7 @@ def compiled(name: str, pattern: str) -> re.Pattern[str]:
     except re.error as error:
         raise ConfigurationError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
     if found.match("") is not None:
-        raise ConfigurationError(f"{name}: {pattern!r} matches an empty text, so it would mask between all letters")
+        raise ConfigurationError(f"{name}: {pattern!r} matches an empty text, so it would mask between all characters")
     return found
 
 

@@ -35,12 +35,12 @@ def _checked(value: SecretStr | None) -> SecretStr | None:
     if value is not None:
         parts = urlsplit(value.get_secret_value().strip())
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("a URL that begins with http:// or https:// and names a host is expected")
+            raise ValueError("expected a URL with http:// or https:// and a host")
     return value
 
 
 class AlertsService(Service):
-    """Notifications for people: on the desktop, through remote channels, and on the console as the last resort.
+    """Sends notifications to the desktop and to remote channels; prints those that cannot be delivered.
 
     >>> AlertsService(enable=False, app_name="train").notify("done", "model trained")
     [train] done: model trained
@@ -51,27 +51,27 @@ class AlertsService(Service):
     variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_ALERTS_"
 
     enable: bool = True
-    """Whether alerts are sent; otherwise `[app_name] title: message` is printed on stdout, in `run` on stderr."""
+    """Send alerts. If false, print `[app_name] title: message` on stdout, or on stderr under `run`."""
     app_name: str = "autogen_team"
-    """Name of the application, as the desktop and the console show it."""
+    """Name of the application, shown by the desktop and the console."""
     timeout: Annotated[int, Field(ge=0)] | None = None
-    """Seconds that a desktop notification stays; 0 until it is dismissed, None leaves it to the desktop."""
+    """Seconds that a desktop notification stays; 0 until dismissed, None for the desktop's default."""
     urls: Annotated[tuple[SecretStr, ...], BeforeValidator(_split)] = ()
-    """Remote channels as Apprise URLs, separated by spaces in a variable: Slack, mail, Teams (extra `alerts`)."""
+    """Remote channels (Slack, email, Teams) as Apprise URLs, separated by spaces. Needs the extra `alerts`."""
     cooldown: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Seconds during which alerts of the same level and title are counted instead of sent; 0 sends each."""
+    """Seconds in which repeated alerts (same level and title) are counted instead of sent; 0 sends all."""
     ping: Annotated[SecretStr | None, AfterValidator(_checked)] = None
-    """URL of a dead man's switch such as healthchecks.io, which hears of start, success and failure of the job."""
+    """URL of a dead man's switch such as healthchecks.io, notified of the job's start, success and failure."""
     on_nan: bool = False
-    """Alert about the first metric of each run that is NaN or infinite, with its step."""
+    """Send an alert about the first metric of each run that is NaN or infinite."""
     flush_timeout: Seconds = 2.0
-    """Seconds that `stop` and the exit of the process wait for alerts on their way; what is left is printed."""
+    """Seconds that `stop` and process exit wait for pending alerts; the rest are printed."""
 
     def start(self) -> None:
-        """Check the channels, and begin to listen for what `ping` and `on_nan` ask for; nothing is sent.
+        """Check the channels and subscribe to run events for `ping` and `on_nan`; no alert is sent.
 
         Raises:
-            ConfigurationError: Apprise does not know a URL; the message shows it masked.
+            ConfigurationError: Apprise does not know a URL. The message shows the URL masked.
             MissingExtraError: there are URLs and the extra `alerts` is not installed.
 
         """
@@ -89,7 +89,7 @@ class AlertsService(Service):
                 self._on_stop(undo.pop_all().close)
 
     def stop(self) -> None:
-        """Wait for alerts on their way, at most `flush_timeout` seconds; print those that no channel has confirmed."""
+        """Wait at most `flush_timeout` seconds for pending alerts, then print those that no channel has confirmed."""
         with self._lock:
             found: Delivery | None = getattr(self, "_delivery", None)
             object.__setattr__(self, "_delivery", None)
@@ -100,11 +100,10 @@ class AlertsService(Service):
     def notify(
         self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
     ) -> None:
-        """Send an alert; works before `start` too, from any thread, in an event loop and after a fork.
+        """Send an alert. This also works before `start`, from any thread, in an event loop and after a fork.
 
-        Waits at most a second, and raises nothing about the delivery: an alert that no channel confirms is printed. A
-        worker of a job sends errors only. It logs alerts of other levels, since there may be as many as there are
-        workers.
+        It waits at most a second and never raises because of delivery: an alert that no channel confirms is printed. A
+        worker sends only errors and logs alerts of other levels, because all workers of a job might send them.
 
         Raises:
             ConfigurationError: `level` is not one of the four; or, before `start`, Apprise does not know a URL.
@@ -118,14 +117,14 @@ class AlertsService(Service):
             from autogen_team._alerts.channel import make_alert
 
             alert = make_alert(title, message, level)  # masked
-            _report.warning("alert of a worker, not sent: %s: %s", alert.title, alert.message)
+            _report.warning("alert from a worker, not sent: %s: %s", alert.title, alert.message)
         else:
             self._deliverer().notify(title, message, level, brief=brief)
 
     def deliver_now(
         self, title: str, message: str, *, level: Literal["info", "success", "warning", "error"] = "info"
     ) -> list[Outcome]:
-        """Send an alert through every channel while the caller waits, at most 15 s; return the result of each channel.
+        """Send an alert through every channel, wait at most 15 s, and return the result of each channel.
 
         Raises:
             ConfigurationError: `level` is not one of the four, or Apprise does not know a URL.
@@ -140,7 +139,7 @@ class AlertsService(Service):
         """Alert when a run of this process ends, until the returned function is called.
 
         With `failure`, only FAILED and KILLED runs are reported. With `always`, FINISHED ones are too, by rank 0 alone.
-        A run inside another run is not reported; it is the job's own business.
+        A run inside another run is not reported.
         """
         from autogen_team._alerts.report import Reporter
 

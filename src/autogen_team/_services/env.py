@@ -8,7 +8,7 @@ __all__ = ["Env"]
 
 
 class Env(Settings):
-    """Where MLflow keeps experiments and models, read when an `Env` is made: environment, then `.env`, then default.
+    """Locations of experiments and models, read when an `Env` is created from the environment, `.env` or defaults.
 
     >>> import os
     >>> os.environ["MLFLOW_EXPERIMENT_NAME"] = "digits"
@@ -17,10 +17,10 @@ class Env(Settings):
     """
 
     mlflow_tracking_uri: str = "sqlite:///mlflow.db"
-    """Where runs are kept: a server (`http://...`), a database (`sqlite:///...`) or a folder."""
+    """Tracking store: a server (`http://...`), a database (`sqlite:///...`) or a folder."""
     mlflow_registry_uri: str = ""
-    """Where registered models are kept; empty means wherever runs are."""
+    """Store of registered models; empty means the tracking store."""
     mlflow_experiment_name: str = "autogen_team"
-    """The experiment that runs belong to; made if it is not there."""
+    """Experiment of the runs; created if it does not exist."""
     mlflow_registered_model_name: str = "autogen_team"
-    """The name under which a job registers its model."""
+    """Name under which a job registers its model."""

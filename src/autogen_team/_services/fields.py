@@ -31,7 +31,7 @@ def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
         except re.error as error:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         if matches_nothing:
-            raise ValueError(f"{pattern!r} matches an empty text, so it matches between all letters")
+            raise ValueError(f"{pattern!r} matches an empty text, so it would mask between all characters")
     return patterns
 
 

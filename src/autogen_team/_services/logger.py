@@ -18,7 +18,7 @@ __all__ = ["LoggerService"]
 
 
 class LoggerService(Service):
-    """Logs of the job and of its libraries, in one place and one format, through loguru.
+    """Collects the logs of the job and its libraries in one place and one format, through loguru.
 
     >>> service = LoggerService(sink="stdout", level="info", format="{level}: {message}")
     >>> service.start()
@@ -31,46 +31,46 @@ class LoggerService(Service):
     variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_LOGGER_"
 
     sink: Place = "stderr"
-    """Where lines go: `stderr`, `stdout`, or the path of a file (folders are made, `~` is the home folder)."""
+    """`stderr`, `stdout` or the path of a file; missing folders are created, and `~` is the home folder."""
     level: str = "INFO"
-    """The least severe level that is shown: TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL."""
+    """Minimum level of log lines: TRACE, DEBUG, INFO, SUCCESS, WARNING, ERROR or CRITICAL."""
     format: str = (
         "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> | <level>{level: <8}</level> | "
         "<cyan>{name}</cyan>:<cyan>{function}</cyan>:<cyan>{line}</cyan> - <level>{message}</level>"
     )
-    """How a line of text looks, in loguru's markup; `{extra[run_id]}` and its like are empty outside a run."""
+    """Format of a text line, in loguru's markup; `{extra[run_id]}` and similar fields are empty outside a run."""
     colorize: bool = True
-    """Colour on a terminal; never in a file. NO_COLOR and FORCE_COLOR are obeyed."""
+    """Use colours on a terminal, never in a file. NO_COLOR and FORCE_COLOR take precedence."""
     serialize: bool = False
-    """One flat JSON object per line instead of text."""
+    """Write one flat JSON object per line instead of text."""
     backtrace: bool = True
-    """Show the whole stack of an exception, not only up to where it was caught."""
+    """Show the whole stack of an exception, not only the part below the place that caught it."""
     diagnose: bool = False
-    """Show the values of variables in tracebacks; they may hold secrets and data of people."""
+    """Show the values of variables in tracebacks. They may contain secrets or personal data."""
     catch: bool = True
-    """Report a fault of the sink and go on; otherwise it is raised where the line was logged."""
+    """Report sink errors and continue; if false, the logging call raises them."""
     rotation: str | int | None = None
-    """When a new file is begun, in loguru's words: `100 MB`, `1 week`, `00:00`; safe with many processes."""
+    """When to start a new file, as in loguru: `100 MB`, `1 week`, `00:00`. Safe with many processes."""
     retention: str | int | None = None
-    """Which old files are kept, in loguru's words: a number of them, or an age such as `10 days`."""
+    """Which old files to keep, as in loguru: how many, or an age such as `10 days`."""
     compression: str | None = None
-    """How old files are packed: `gz`, `zip`, `xz` and the others that loguru knows."""
+    """Compression of old files: `gz`, `zip`, `xz` or another format that loguru supports."""
     intercept: bool = True
-    """Take in the records of the standard library's logging, so of every library, and warnings."""
+    """Include records of the standard library's logging, which most libraries use, and warnings."""
     redact: bool = True
-    """Mask secrets: known values of the environment, tokens, keys, passwords in URLs; see `redact_patterns`."""
+    """Mask secrets: values of environment variables, tokens, keys, passwords in URLs; see `redact_patterns`."""
     uncaught: bool = True
-    """Log what nobody caught: in the main thread, threads, finalizers and asyncio tasks."""
+    """Log uncaught exceptions of the main thread, threads, finalizers and asyncio tasks."""
     run_log: bool = True
-    """Keep the lines logged while a run is active with the run, as its artifact `logs/<host>-<pid>.log`."""
+    """Upload the lines logged during a run to that run, as its artifact `logs/<host>-<pid>.log`."""
 
     def start(self) -> None:
         """Direct log lines to the sink.
 
-        Handlers that the job has added to loguru stay. loguru's own first one is set aside until `stop`.
+        loguru's default handler is set aside until `stop`; handlers that the job added stay.
 
         Raises:
-            ConfigurationError: the sink, the level, the format or the rotation cannot be used.
+            ConfigurationError: the sink, level, format, rotation, retention or compression is invalid.
 
         """
         from autogen_team._logs import pipeline
@@ -87,7 +87,7 @@ class LoggerService(Service):
         super().__exit__(kind, error, traceback)
 
     def log_failure(self, error: BaseException | None) -> None:
-        """Log the exception that ends the job; not as text on stderr, where Python itself shows it."""
+        """Log the exception that ends the job, unless it goes to stderr as text, where Python shows it anyway."""
         is_shown = self.sink.lower() == "stderr" and not self.serialize
         if self.is_started and self.uncaught and isinstance(error, Exception) and not is_shown:
             from autogen_team._logs import uncaught
@@ -95,7 +95,7 @@ class LoggerService(Service):
             uncaught.log_failure(error)
 
     def logger(self) -> loguru.Logger:
-        """Return loguru's logger, the same one as `from loguru import logger` gives."""
+        """Return loguru's logger, the same object as `from loguru import logger`."""
         import loguru
 
         return loguru.logger

@@ -263,7 +263,7 @@ def state_dir_setting() -> Setting:
         STATE_DIR,
         str(path),
         place,
-        "Where journals, offline runs and logs wait for their store, and locks are; for you only.",
+        "Folder of journals, offline runs, logs and locks; readable only by you.",
     )
 
 
@@ -283,7 +283,7 @@ def warn_of_strangers(prefix: str) -> None:
         near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=least)
         if near:
             _reported.add(variable)
-            message = f"nothing reads the variable {variable} ({place}); did you mean {near[0]}?"
+            message = f"unknown variable {variable} ({place}); did you mean {near[0]}?"
             warnings.warn(message, ConfigurationWarning, stacklevel=_frames_of_machinery())
 
 
@@ -347,7 +347,7 @@ def of_file() -> dict[str, str]:
 
 
 def _unreadable(error: UnicodeDecodeError) -> ConfigurationError:
-    return ConfigurationError(f".env is no text in UTF-8: {error.reason} at byte {error.start}")
+    return ConfigurationError(f".env is not valid UTF-8: {error.reason} at byte {error.start}")
 
 
 def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str, object]) -> str:

@@ -140,8 +140,8 @@ class AgentLink:
             if not self._is_said:
                 self._is_said = True
                 text = (
-                    "the agent cannot be started, so this process ships its journal itself: %s. If it is killed, the "
-                    "next start here or `autogen-team recover` closes its runs"
+                    "the agent could not be started, so this process ships its own journal: %s. If it is killed, the "
+                    "next start here or `autogen-team recover` will close its runs"
                 )
                 _report.warning(text, with_kind(error))
 
@@ -176,12 +176,12 @@ class AgentLink:
         """Yield the messages that have come, and wait for the first one at most `timeout` seconds; None waits for ever.
 
         Raises:
-            OSError: there is no connection any more.
+            OSError: the connection is lost.
 
         """
         connection = self._connection
         if connection is None:
-            raise ConnectionError("there is no connection")
+            raise ConnectionError("not connected")
         if not select.select([connection], [], [], timeout)[0]:
             return
         data = connection.recv(2**16)

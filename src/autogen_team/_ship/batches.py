@@ -217,11 +217,11 @@ class Delivery:
             reason = f"{reason} (which could not be noted: {error.strerror})"
         if is_first and isinstance(refusal, RefusedOnTheWay):
             text = (
-                "a proxy or firewall before the MLflow store does not let an item of run {} through, though it lets "
-                "others: {}. It is put aside in {}, and what is behind it is delivered"
+                "a proxy or firewall in front of the MLflow store blocks an item of run {}, but not "
+                "others: {}. The item is set aside in {}, and everything behind it is delivered"
             )
         else:
-            text = "the MLflow store refuses an item of run {}: {}; see {}"
+            text = "the MLflow store rejected an item of run {}: {}; see {}"
         if is_first:
             self._report(str(what.get("run", "")), text.format(what.get("run"), reason, path))
 

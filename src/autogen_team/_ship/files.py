@@ -63,5 +63,5 @@ def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> No
         aside = journal_folder.parent.parent / "refused" / f"{journal_folder.name}-{place.name}"
         private_folder(aside.parent)
         shutil.move(place, aside)
-        raise Refused(f"{reason}; it is kept in {aside}") from error
+        raise Refused(f"{reason}; it is in {aside}") from error
     shutil.rmtree(place, ignore_errors=True)

@@ -41,9 +41,9 @@ class Running:
     started: float
     """Seconds since 1970, as are the other times."""
     sign: float | None
-    """The last sign of life; None for a run of plain MLflow, or one that gives none."""
+    """The last heartbeat; None for a run of plain MLflow, or one that none."""
     latest: float
-    """The last sign of life; without one, the newest metric or the start."""
+    """The last heartbeat; without one, the newest metric or the start."""
 
     @property
     def reason(self) -> str:
@@ -66,7 +66,7 @@ class Store:
         server_probe.check(uri, timeout)
         place = uris.local_place(uri)
         if place is not None and not place.exists():
-            raise ConfigurationError(f"there is no store at {mask_url(uri)}: name one by --tracking-uri")
+            raise ConfigurationError(f"there is no store at {mask_url(uri)}: choose one with --tracking-uri")
         if uris.is_folder(uri):
             os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # MLflow would try for minutes
@@ -150,7 +150,7 @@ def _plainly() -> Iterator[None]:
     try:
         yield
     except (MlflowException, Unreachable) as error:
-        raise TrackingUnavailableError(f"the store cannot be asked: {mask(with_kind(error))}") from error
+        raise TrackingUnavailableError(f"the store cannot be read: {mask(with_kind(error))}") from error
 
 
 def _running(run: Run, experiment: str) -> Running:

@@ -129,7 +129,7 @@ class Database(Store):
             try:
                 return sql_bulk.insert_metrics(self.store, batch.run_id, batch.metrics)
             except (AttributeError, ImportError, TypeError):  # another MLflow: its own method is slower, but fits
-                _report.info("MLflow's tables are not as expected; metrics take its own way", exc_info=True)
+                _report.info("MLflow's tables are not as expected; using MLflow's own store for metrics", exc_info=True)
                 self._is_as_expected = False
         return False
 

@@ -77,10 +77,10 @@ def recover(
     try:
         lock = journal.take_over(found.folder) if lock is None else lock
     except FileNotFoundError:
-        result.problem, result.by_others = "somebody else has removed it", True
+        result.problem, result.by_others = "another process has removed it", True
         return result
     if lock is None:
-        result.problem, result.by_others = "somebody else is at it", True
+        result.problem, result.by_others = "another process is recovering it", True
         return result
     try:
         _recover(found, uri, registry_uri, state, end or Cause(found.evidence), result)
@@ -117,7 +117,7 @@ def recover_all(
 def _see_to(found: Found, uri: str, registry_uri: str, state: Path, hosts: Collection[str]) -> Recovered:
     now: Found | None = found
     if found.state == "recovering":
-        _report.warning("the journal of process %d: %s; waiting for its end", found.pid, found.evidence)
+        _report.warning("the journal of process %d: %s; waiting for it", found.pid, found.evidence)
     while now is not None:
         if now.state != "recovering":
             result = recover(now, uri, registry_uri, state)
@@ -134,7 +134,7 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
     def work() -> None:
         for found, result in recover_all(uri, registry_uri, state):
             if result.problem and found.folder.exists():  # otherwise there is nothing left to recover
-                _report.warning("the journal of process %d is left as it is: %s", found.pid, result.problem)
+                _report.warning("the journal of process %d is not recovered: %s", found.pid, result.problem)
             elif not result.problem and not result.by_others:
                 closed = f"; closed as KILLED: {', '.join(result.closed)}" if result.closed else ""
                 text = "recovered the journal of process %d: %d entries delivered%s"
@@ -178,7 +178,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
     entries = reader.read(found.folder)
     version = next(entry["version"] for entry in entries if entry["op"] == "journal")
     if version > VERSION:
-        result.problem = f"its format {version} is of a newer autogen-team than this one"
+        result.problem = f"its format {version} is from a newer version of autogen-team"
         return
     client = mlflow.MlflowClient(uri, registry_uri)
     backend = mlflow_backend.of(mlflow_backend.plain_store(uri), uri)

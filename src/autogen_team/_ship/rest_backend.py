@@ -178,7 +178,7 @@ class Server:
         try:
             found: dict[str, Any] = orjson.loads(answer.content or b"{}")
         except orjson.JSONDecodeError:  # some firewalls report a blocked request with status 200
-            raise Blocked(f"it answers with a page instead of JSON: {_gist(answer.text)!r}") from None
+            raise Blocked(f"it answered with a page instead of JSON: {_gist(answer.text)!r}") from None
         return found
 
 

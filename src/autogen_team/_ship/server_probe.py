@@ -70,9 +70,7 @@ def find_fault(uri: str, timeout: float) -> str | None:
         parts = urlsplit(uri)
         address = parts.hostname, parts.port
     except ValueError as error:
-        raise ConfigurationError(
-            f"the MLflow store {mask_url(uri)!r} is no valid address: {mask(str(error))}"
-        ) from None
+        raise ConfigurationError(f"the MLflow store {mask_url(uri)!r} is not a valid URL: {mask(str(error))}") from None
     if parts.scheme in ("http", "https"):
         ask = partial(_ask_http, uri, timeout)
     elif (driver := parts.scheme.partition("+")[0]) in _DEFAULT_PORTS and address[0]:

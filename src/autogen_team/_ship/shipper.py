@@ -223,7 +223,7 @@ class Shipper:
                 self._work()
             except Exception:
                 with suppress(Exception):  # a log handler of the job may raise, which must not end this thread
-                    _report.exception("the journal could not be delivered; what is in it stays there")
+                    _report.exception("the journal could not be delivered; its entries stay on disk")
                 self._drain.urgent.wait(LONGEST_PAUSE)
 
     def _nap(self) -> float | None:

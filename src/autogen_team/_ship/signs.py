@@ -17,10 +17,10 @@ from autogen_team._process import identity, run_events
 from autogen_team._ship.backend import Backend, Batch, Refused, Unreachable
 
 ALIVE_TAG = "autogen_team.alive"
-"""The tag with the time of the last sign of life, in UTC."""
+"""The tag with the time of the last heartbeat, in UTC."""
 HOST_TAG, PID_TAG = "autogen_team.host", "autogen_team.pid"
 """The tags with the machine and the process of the job."""
-LOST = "no sign of life since"
+LOST = "no heartbeat since"
 """How the reason of a run begins that was closed because it gave none."""
 _LATE = 1.5
 """Times the interval after which a sign is late, so that another machine may have closed the run meanwhile."""
@@ -72,7 +72,7 @@ class Signs:
     def give(self, runs: Iterable[str], ids: Mapping[str, str]) -> bool:
         """Give a sign for these runs if one is due; return False if the store does not answer.
 
-        `ids` are the store's ids of local runs. A process that is stopped gives none. A late sign opens runs again that
+        `ids` are the store's ids of local runs. A process that is stopped none. A late sign opens runs again that
         were closed for the lack of it.
         """
         pid = identity.job() if self._pid is None else self._pid

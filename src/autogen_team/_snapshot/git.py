@@ -91,7 +91,7 @@ class Budget:
 
     def spent(self) -> BudgetError:
         """Return the error that the processor time is used up."""
-        return BudgetError(f"it would take more than {self.cpu:g} s of processor time")
+        return BudgetError(f"it would take more than {self.cpu:g} s of CPU time")
 
     def patience(self) -> float:
         """Return the seconds that are left to wait.
@@ -265,7 +265,7 @@ def _run(
                 preexec_fn=lambda: _limit(seconds),
             )
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise GitIsMissingError("there is no git on this machine") from error
+            raise GitIsMissingError("git is not installed on this machine") from error
         except PermissionError as error:
             raise GitIsMissingError(f"git cannot be run: {error.strerror}") from error
         except subprocess.TimeoutExpired:
@@ -276,7 +276,7 @@ def _run(
             raise budget.spent()
         if done.returncode:
             said = os.fsdecode(done.stderr).strip().split("\n")[0]
-            raise GitError(said.removeprefix("fatal: ").removeprefix("error: ") or f"git {arguments[0]} has failed")
+            raise GitError(said.removeprefix("fatal: ").removeprefix("error: ") or f"git {arguments[0]} failed")
         output.seek(0)
         return output.read()
 

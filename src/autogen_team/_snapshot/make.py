@@ -140,7 +140,7 @@ class _Snapshot:
         try:
             repository = gits.find_of(self.order.script, self.order.cwd, self.scratch, self.budget)
             if repository is None:
-                self.left_out[PATCH] = "the code is in no git repository"
+                self.left_out[PATCH] = "the code is not in a git repository"
                 return {}
             facts["git"] = git = self._repository(repository)
             found = changes.collect(repository, [Path(path) for path in self.order.excluded])

@@ -134,7 +134,7 @@ def _state(folder: Path, header: Entry, hosts: Collection[str], *, is_closed: bo
     if not is_here and not (header["boot"] and is_same_boot) and header["host"] not in hosts:
         return "elsewhere", f"it was written on {header['host']}"
     if is_here and header["boot"] and not is_same_boot:
-        return "dead", "the machine has been started anew since"
+        return "dead", "the machine has rebooted since"
     started = journal.started_at(pid) if is_here else None
     if not is_closed and started is not None and started == header.get("started"):
         return "alive", f"process {pid} runs"
@@ -144,10 +144,10 @@ def _state(folder: Path, header: Entry, hosts: Collection[str], *, is_closed: bo
             return "alive", "its lock is held"
         return "recovering", "process {} on {} is recovering it".format(*recoverer)
     if is_closed:
-        return "dead", f"process {pid} has ended it in good order, with a rest"
+        return "dead", f"process {pid} ended normally with undelivered entries"
     if not is_here:
         return "dead", f"process {pid} on {header['host']} holds no lock"
-    return "dead", f"there is no process {pid}" if started is None else f"process {pid} is another one by now"
+    return "dead", f"there is no process {pid}" if started is None else f"process {pid} is a different process now"
 
 
 def open_runs(entries: list[Entry]) -> dict[str, Entry]:

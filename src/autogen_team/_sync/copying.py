@@ -111,7 +111,7 @@ def copy(
     """
     source, target = uris.absolute(source), uris.absolute(target)
     if _identity(source) == _identity(target):
-        raise ConfigurationError(f"the source and the target are the same store, {mask_url(source)}: name another one")
+        raise ConfigurationError(f"the source and the target are the same store: {mask_url(source)}")
     _require_store(source, "source")
     is_missing = _is_store(target) is None
     if not is_missing:
@@ -148,9 +148,9 @@ def _is_store(uri: str) -> bool | None:
 
 def _require_store(uri: str, role: str) -> None:
     if not (found := _is_store(uri)):
-        fault = "does not exist" if found is None else "is no MLflow store"
+        fault = "does not exist" if found is None else "is not an MLflow store"
         raise ConfigurationError(
-            f"the {role} {mask_url(uri)} {fault}: name a database, as in sqlite:///mlflow.db, or a folder, as in mlruns"
+            f"the {role} {mask_url(uri)} {fault}: use a database, such as sqlite:///mlflow.db, or a folder like mlruns"
         )
 
 
@@ -308,7 +308,7 @@ class _Copying:
         if found:
             raise _LeftError(
                 f"its copy {found[0].info.run_id} was deleted on the target: restore it there, or remove it for good "
-                "with mlflow gc to have it copied anew"
+                "with mlflow gc to copy it again"
             )
         for same in filter(None, (run_id, run.data.tags.get(COPIED_FROM))):
             if _get(client, same):
@@ -454,7 +454,7 @@ def _get(client: MlflowClient, run_id: str) -> Run | None:
 def _require_end(run: Run) -> None:
     if run.info.status not in _ENDED:
         raise _LeftError(
-            f"it is {run.info.status}: still being written, or left behind by a process that died, in which case "
+            f"it is {run.info.status}: still being written, or left behind by a dead process; then "
             "autogen-team recover closes it"
         )
 

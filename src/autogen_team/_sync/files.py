@@ -142,7 +142,7 @@ def send_files(
                     continue
                 if isinstance(target, HttpArtifactRepository) and _MISREAD_IN_ADDRESSES & set(file.path):
                     # MLflow does not escape these characters: `a#b.txt` would overwrite `a`.
-                    raise ValueError("MLflow cannot send names that hold #, ? or % to a server; rename it")
+                    raise ValueError("MLflow cannot send names with #, ? or % to a server; rename the file")
                 tell(file.path)
                 folder = str(PurePosixPath(file.path).parent)
                 target.log_artifact(str(local), None if folder == "." else folder)  # type: ignore[no-untyped-call]  # MLflow's
@@ -161,7 +161,7 @@ def _content(file: _File, source: ArtifactRepository, renamed: Mapping[str, str]
     with TemporaryDirectory(prefix="autogen-team-") as scratch:
         local = file.local or Path(source.download_artifacts(file.path, scratch))  # type: ignore[no-untyped-call]  # MLflow's
         if not local.is_file():  # a dangling link, or a pipe, from which a read would block
-            raise FileNotFoundError("there is no such file, or none that can be read as one")
+            raise FileNotFoundError("the file does not exist or is not a regular file")
         if local.name == _MLMODEL:
             content = local.read_bytes()
             for old, new in renamed.items():

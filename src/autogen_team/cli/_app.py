@@ -1,6 +1,6 @@
-"""The commands and their options, and nothing else, so that `--help` and completion answer at once.
+"""The commands and their options only, so that `--help` and completion are fast.
 
-The work of each command is in a module of its own, imported when the command is called.
+Each command is implemented in its own module, which is imported when the command is called.
 """
 
 from __future__ import annotations
@@ -31,12 +31,14 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-Experiment = Annotated[str | None, typer.Option("--experiment", "-e", help="The MLflow experiment to use.")]
-TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help="Where MLflow keeps runs.")]
-LogLevel = Annotated[str | None, typer.Option("--log-level", "-l", help="The least severe level that is logged.")]
+Experiment = Annotated[str | None, typer.Option("--experiment", "-e", help="MLflow experiment.")]
+TrackingUri = Annotated[str | None, typer.Option("--tracking-uri", help="MLflow tracking URI.")]
+LogLevel = Annotated[str | None, typer.Option("--log-level", "-l", help="Minimum level of log lines.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="SERVICE.FIELD=VALUE", help="Any setting: logger.serialize=true. Repeatable."),
+    typer.Option(
+        "--set", metavar="SERVICE.FIELD=VALUE", help="Set any setting, for example logger.serialize=true. Repeatable."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -51,10 +53,10 @@ def root(
 
 
 class _Target(typer.core.TyperCommand):
-    """A command that takes any other command as its arguments, after `--`."""
+    """A command whose arguments are another command line."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the options, and note in `ctx.meta` whether `--` precedes the remaining arguments."""
+        """Parse the options, and record in `ctx.meta` whether `--` precedes the remaining arguments."""
         words = list(args)
         at = self._python_target(args)
         left = super().parse_args(ctx, args if at is None else [*args[:at], "--", *args[at:]])
@@ -63,7 +65,7 @@ class _Target(typer.core.TyperCommand):
         return left
 
     def _python_target(self, args: list[str]) -> int | None:
-        """Return where `-m` or `-c` begins the target; the name may be in the same word, which no parser expects."""
+        """Return the index of `-m` or `-c` if it begins the target; click cannot parse `-mNAME` as one word."""
         with_value = {name for param in self.params if not getattr(param, "is_flag", False) for name in param.opts}
         words = iter(enumerate(args))
         for at, word in words:
@@ -86,29 +88,32 @@ def run(
         list[str],
         typer.Argument(
             metavar="TARGET",
-            help="A Python script, -m and a module, -c and a program, or -- and any command; then its arguments.",
+            help="A Python script, -m MODULE, -c CODE, or -- and any command, followed by its arguments.",
         ),
     ],
     name: Annotated[
         str | None,
-        typer.Option("--name", "-n", envvar="AUTOGEN_TEAM_RUN_NAME", help="The name of the run. (default: the target)"),
+        typer.Option("--name", "-n", envvar="AUTOGEN_TEAM_RUN_NAME", help="Name of the run. (default: the target)"),
     ] = None,
     description: Annotated[
         str | None,
-        typer.Option("--description", envvar="AUTOGEN_TEAM_RUN_DESCRIPTION", help="Shown on the run's page."),
+        typer.Option("--description", envvar="AUTOGEN_TEAM_RUN_DESCRIPTION", help="Description of the run."),
     ] = None,
     tag: Annotated[
         list[str] | None,
-        typer.Option("--tag", "-t", metavar="KEY=VALUE", envvar="AUTOGEN_TEAM_RUN_TAGS", help="Repeatable."),
+        typer.Option(
+            "--tag", "-t", metavar="KEY=VALUE", envvar="AUTOGEN_TEAM_RUN_TAGS", help="Tag of the run. Repeatable."
+        ),
     ] = None,
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,
     mode: Annotated[
-        str | None, typer.Option("--mode", help="If the server does not answer: online (an error), auto or offline.")
+        str | None, typer.Option("--mode", help="online, auto (offline if the server is down) or offline.")
     ] = None,
     log_level: LogLevel = None,
     alert_on: Annotated[
-        str | None, typer.Option("--alert-on", help="Which ends are alerted: failure, always or never.")
+        str | None,
+        typer.Option("--alert-on", help="When to send an alert at the end of a run: failure, always or never."),
     ] = None,
     output: Annotated[
         bool,
@@ -123,7 +128,7 @@ def run(
         typer.Option(
             "--system-metrics/--no-system-metrics",
             envvar="AUTOGEN_TEAM_RUN_SYSTEM_METRICS",
-            help="Sample processor, memory and network of the machine.",
+            help="Sample CPU, memory, disk, network and GPUs of the machine.",
         ),
     ] = True,
     require_clean: Annotated[
@@ -136,14 +141,14 @@ def run(
     ] = False,
     set_: Set = None,
 ) -> NoReturn:
-    """Run any job inside the global context and one MLflow run, supervised.
+    """Run any job under supervision, inside the global context and one MLflow run.
 
-    What the job prints is passed on as it is, and kept with the log of the run. Signals are passed on too. If it dies
-    without closing its run, even by SIGKILL, the run is closed in its place, with the reason, and the alert is sent.
+    The output of the job is passed through unchanged and kept with the run. Signals are forwarded. If the job dies
+    without closing its run, even by SIGKILL, the run is closed with the reason and an alert is sent.
 
-    Exits with the job's own status, or 128 and the number of the signal that killed it; with 2 if the command or a
-    setting is wrong, 125 if the context cannot be started or the code is refused, 126 if the command cannot be
-    executed, 127 if there is none.
+    The exit status is the job's, or 128 plus the number of the signal that killed it. It is 2 if the command line or a
+    setting is invalid, 125 if the context cannot start or the code is refused, 126 if the command cannot be executed,
+    and 127 if it does not exist.
 
     Example: autogen-team run --experiment digits --tag fold=1 train.py --epochs 3
     """
@@ -172,7 +177,7 @@ def config(
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Print each setting with its variable, its value and where that came from; secrets are masked.
+    """Print each setting with its variable, its value and the source of the value; secrets are masked.
 
     Example: AUTOGEN_TEAM_LOGGER_LEVEL=DEBUG autogen-team config
     """
@@ -190,14 +195,14 @@ def doctor(
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Check that everything a job needs really works, and print it for an issue: nothing secret is in it.
+    """Check that everything a job needs works; the report has no secrets, so you can paste it into an issue.
 
-    Versions, settings, and what the tracking store, the registry, the artifacts, the clocks, the desktop, each alert
-    channel, the state folder and the log sink answer. No alert is sent. Nothing is made that was not there, but a run
-    with a metric and a file, in the experiment if there is one, else in MLflow's own; both are deleted at once, and on
-    a server the deleted run remains.
+    Prints versions and settings, and checks the tracking store, registry, artifacts, clocks, desktop, alert channels,
+    state folder and log sink. No alert is sent. Nothing is created except a test run with a metric and a file, in your
+    experiment or, if that does not exist, in MLflow's default one. It is deleted at once; a server keeps it as a
+    deleted run.
 
-    Exits with 1 if something fails, 2 if a setting is wrong.
+    Exits with 1 if a check fails, 2 if a setting is invalid.
 
     Example: autogen-team doctor --tracking-uri http://localhost:5000
     """
@@ -209,15 +214,15 @@ def doctor(
 
 @app.command()
 def notify(
-    title: Annotated[str, typer.Argument(help="What it is about.")],
-    message: Annotated[str, typer.Argument(help="What there is to say.")],
+    title: Annotated[str, typer.Argument(help="Title of the alert.")],
+    message: Annotated[str, typer.Argument(help="Text of the alert.")],
     level: Annotated[str, typer.Option("--level", help="info, success, warning or error.")] = "info",
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Send an alert through each channel that is set up, and tell what became of it.
+    """Send an alert through each configured channel, and show which channels delivered it.
 
-    Exits with 1 if no channel has delivered it, 2 if a setting is wrong.
+    Exits with 1 if no channel delivered it, 2 if a setting is invalid.
 
     Example: autogen-team notify "disk full" "91% of /data" --level warning
     """
@@ -230,16 +235,16 @@ def notify(
 @app.command()
 def status(
     store: Annotated[
-        bool, typer.Option("--store", help="List the runs that are RUNNING in the store, from any machine.")
+        bool, typer.Option("--store", help="List the RUNNING runs in the store, from all machines.")
     ] = False,
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """List the journals on this machine: their runs, whether the process lives, and what waits in them.
+    """List the journals on this machine, with their runs, the state of their process and their waiting entries.
 
-    With --store, list what is RUNNING in the store instead: machine and process, and when it was last seen alive.
+    With --store, list the RUNNING runs in the store instead, with their machine, process and last heartbeat.
 
     Example: autogen-team status --store --tracking-uri http://localhost:5000
     """
@@ -257,19 +262,21 @@ def status(
 def sync(
     source: Annotated[
         str | None,
-        typer.Argument(help="A local store: mlflow.db, mlruns/, a URI. (default: what waits here)"),
+        typer.Argument(
+            help="A local store: mlflow.db, mlruns/ or a URI. (default: everything waiting on this machine)"
+        ),
     ] = None,
     to: Annotated[
-        str | None, typer.Option("--to", metavar="URI", help="The store to copy to. (default: yours)")
+        str | None, typer.Option("--to", metavar="URI", help="Store to copy to. (default: the configured one)")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done.")] = False,
-    delete: Annotated[bool, typer.Option("--delete", help="Delete in the source what has been copied.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done.")] = False,
+    delete: Annotated[bool, typer.Option("--delete", help="Delete copied runs from the source.")] = False,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Deliver what waits in journals, and copy runs from a local store to a server, each only once.
+    """Deliver waiting journals, and copy the runs of a local store to a server, each only once.
 
-    Exits with 1 if something could not be copied, which the table names.
+    Exits with 1 if something could not be copied; the table names it.
 
     Example: autogen-team sync mlruns/ --to http://localhost:5000
     """
@@ -281,9 +288,12 @@ def sync(
 
 @app.command()
 def recover(
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be done, and why.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be done, and why.")] = False,
     host: Annotated[
-        list[str] | None, typer.Option("--host", metavar="NAME", help="A machine that is gone, a pod say. Repeatable.")
+        list[str] | None,
+        typer.Option(
+            "--host", metavar="NAME", help="Also recover journals of this machine or pod, which is gone. Repeatable."
+        ),
     ] = None,
     stale: Annotated[
         float | None,
@@ -291,25 +301,25 @@ def recover(
             "--stale",
             metavar="DURATION",
             parser=_durations.seconds,
-            help="Close what has given no sign of life for that long, on whatever machine: 5m, 2h.",
+            help="Close runs without a heartbeat for this long, on any machine: 5m, 2h.",
         ),
     ] = None,
     experiment: Annotated[
-        str | None, typer.Option("--experiment", metavar="NAME", help="With --stale: only the runs of this one.")
+        str | None, typer.Option("--experiment", metavar="NAME", help="With --stale: only runs of this experiment.")
     ] = None,
     all_: Annotated[
-        bool, typer.Option("--all", help="With --stale: also runs that give no signs, by their newest metric.")
+        bool, typer.Option("--all", help="With --stale: also runs without heartbeats, judged by their newest metric.")
     ] = False,
     tracking_uri: TrackingUri = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Deliver what dead processes have left in their journals, and close their runs as KILLED.
+    """Deliver the journals of dead processes, and close their runs as KILLED.
 
-    Never touches the journal of a process that lives. With --stale, no journal is looked at: the runs in the store are
-    closed whose machine is lost. A job that was only frozen opens its run again.
+    Never touches the journal of a live process. With --stale, ignores journals and closes the runs of lost machines in
+    the store. A job that was only suspended reopens its run when it resumes.
 
-    Exits with 1 if a journal could not be recovered, or the store does not answer.
+    Exits with 1 if a journal could not be recovered or the store does not answer.
 
     Example: autogen-team recover --stale 5m --dry-run
     """
@@ -322,7 +332,7 @@ def recover(
         return
     if host:
         raise typer.BadParameter(
-            "it is about journals, and --stale about the store: give one of them", param_hint="--host"
+            "it applies to journals and --stale to the store: use one of them", param_hint="--host"
         )
     action.close_lost(overrides, limit=stale, experiment=experiment, takes_all=all_, dry_run=dry_run, as_json=json)
 
@@ -332,20 +342,20 @@ def ui(
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,
     port: Annotated[
-        int | None, typer.Option("--port", "-p", min=1, max=65535, help="Where to listen. (default: a free port)")
+        int | None, typer.Option("--port", "-p", min=1, max=65535, help="Port to listen on. (default: a free one)")
     ] = None,
-    opens_browser: Annotated[bool, typer.Option("--open", help="Open the last run in the browser.")] = False,
+    opens_browser: Annotated[bool, typer.Option("--open", help="Open the latest run in the browser.")] = False,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Serve MLflow's own pages on the configured store, and print the link to the run that was started last.
+    """Serve MLflow's web UI for the configured store, and print a link to the latest run.
 
-    They are served to this machine only (127.0.0.1), until Ctrl-C. Of a remote server only the links are printed. The
-    last run is that of the experiment, or of the whole store if it has no experiment of that name.
+    It listens on 127.0.0.1 only, until Ctrl-C. If the store is a server, only the links are printed. The latest run is
+    taken from the experiment, or from the whole store if the experiment does not exist.
 
-    Exits with 128 and the number of the signal that ended it: 130 after Ctrl-C, 143 after SIGTERM; with 0 for a remote
-    server; with 1 if the store does not answer or the pages cannot be served; with 2 if a setting is wrong, the port is
-    taken or the extra `ui` is not installed.
+    Exits with 128 plus the number of the signal that ended it: 130 after Ctrl-C, 143 after SIGTERM; with 0 for a
+    server; with 1 if the store does not answer or the web UI cannot start; with 2 if a setting is invalid, the port is
+    in use or the extra `ui` is not installed.
 
     Example: autogen-team ui --set mlflow.mode=offline --open
     """
@@ -357,25 +367,23 @@ def ui(
 
 @app.command()
 def reproduce(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="The id of a run, or the name: the last one counts.")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its name (takes the latest).")],
     into: Annotated[
         str | None,
-        typer.Option(
-            "--into", metavar="FOLDER", help="A new folder, or a clean clone. (default: the run's name and id)"
-        ),
+        typer.Option("--into", metavar="FOLDER", help="New folder, or a clean clone. (default: the run's name and id)"),
     ] = None,
-    venv: Annotated[bool, typer.Option("--venv/--no-venv", help="Make a venv of the packages of the run.")] = True,
+    venv: Annotated[bool, typer.Option("--venv/--no-venv", help="Create a venv with the packages of the run.")] = True,
     experiment: Experiment = None,
     tracking_uri: TrackingUri = None,
     set_: Set = None,
     json: Json = False,
 ) -> None:
-    """Bring back what a run has run: its code with what was not committed, and its packages. Nothing is run.
+    """Restore the code of a run, with its uncommitted changes, and its packages. The job is not run.
 
-    Clones the repository, or checks the commit out in a clean clone; applies the changes; makes a venv, by uv where it
-    is installed; and prints the command. What could not be kept with the run is named.
+    Clones the repository, or checks out the commit in a clean clone; applies the changes; creates a venv, with uv if
+    installed; and prints the command. Warns about everything that could not be restored.
 
-    Exits with 1 if the run or its code cannot be had, or a package cannot be installed.
+    Exits with 1 if the run or its code is not available, or a package cannot be installed.
 
     Example: autogen-team reproduce train.py --experiment digits --into again --no-venv
     """
@@ -393,16 +401,16 @@ for _command in app.registered_commands:
 
 
 def _refuse_without(option: str, given: Mapping[str, object]) -> None:
-    """Refuse options that mean something only beside another one."""
+    """Refuse options that are valid only with another option."""
     for name, value in given.items():
         if value:
-            raise typer.BadParameter(f"it is only for {option}", param_hint=name)
+            raise typer.BadParameter(f"only valid with {option}", param_hint=name)
 
 
 def _overrides(
     assignments: list[str] | None, *, experiment: str | None, tracking_uri: str | None, log_level: str | None
 ) -> dict[str, str]:
-    """Return the values of the options as text, by `service.field`."""
+    """Return the values of the options as text, keyed by `service.field`."""
     from autogen_team.cli import _look
 
     given = {"mlflow.experiment_name": experiment, "mlflow.tracking_uri": tracking_uri, "logger.level": log_level}

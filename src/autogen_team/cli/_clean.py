@@ -27,16 +27,14 @@ def require(script: str | None) -> None:
         except gits.GitError as error:
             _look.fail(f"--require-clean: git cannot tell whether the code is committed: {error}", _look.NOT_STARTED)
     if found is None:
-        _look.fail(
-            "--require-clean: the code is in no git repository, so nothing tells what would run", _look.NOT_STARTED
-        )
+        _look.fail("--require-clean: the code is not in a git repository, so it has no commit", _look.NOT_STARTED)
     if commit is None:
-        _look.fail(f"--require-clean: nothing is committed in {found.top}", _look.NOT_STARTED)
+        _look.fail(f"--require-clean: there are no commits in {found.top}", _look.NOT_STARTED)
     if names:
         more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
         files = "\n  ".join([*(_readable(name) for name in names[:_SHOWN]), *more])
         what = "1 file differs" if len(names) == 1 else f"{len(names)} files differ"
-        remedy = "commit them, or name them in .gitignore"
+        remedy = "commit them, or add them to .gitignore"
         _look.fail(f"--require-clean: {what} from the commit {commit[:12]}; {remedy}:\n  {files}", _look.NOT_STARTED)
 
 

@@ -27,7 +27,7 @@ def build(overrides: Mapping[str, str]) -> GlobalContext:
             own[field] = settings.none_or_text(GlobalContext, field, value)
         else:
             near = difflib.get_close_matches(path, _paths(), n=1, cutoff=0.0)[0]
-            _look.fail(f"there is no setting {path!r}; did you mean {near}?", _look.WRONG_USAGE)
+            _look.fail(f"unknown setting {path!r}; did you mean {near}?", _look.WRONG_USAGE)
     services: dict[str, Any] = {f"{name}_service": cls(**fields[name]) for name, cls in classes.items()}
     return GlobalContext(**services, **own)
 

@@ -64,16 +64,16 @@ def _version(distribution: str) -> str:
 def state_folder() -> list[Check]:
     """Check the state folder, and what waits in it."""
     folder = state_dir()
-    remedy = f"make {folder} a folder that you can write to, or name another one in {STATE_DIR}"
+    remedy = f"make {folder} writable, or set {STATE_DIR} to another folder"
     fault, is_there = unwritable(folder)
     if fault:
         return [Check("state folder", "fail", f"{folder}: {fault}", remedy)]
     if not is_there:
-        return [Check("state folder", "ok", f"{folder} is not there yet, and can be made")]
+        return [Check("state folder", "ok", f"{folder} does not exist yet, but can be created")]
     mode = stat.S_IMODE(folder.stat().st_mode)
-    found = f"{folder} can be written to, mode {mode:04o}"
+    found = f"{folder} is writable, mode {mode:04o}"
     if os.name == "posix" and mode & 0o077:
-        first = Check("state folder", "note", f"{found}: others can look into it", f"chmod 700 '{folder}'")
+        first = Check("state folder", "note", f"{found}: other users can read it", f"chmod 700 '{folder}'")
     else:
         first = Check("state folder", "ok", found)
     return [first, _waiting(folder, remedy)]
@@ -86,17 +86,17 @@ def _waiting(folder: Path, remedy: str) -> Check:
     try:
         journals, stores = index.find(folder), offline_store.find(folder)
     except (OSError, ValueError, KeyError) as error:
-        return Check("waiting", "fail", f"what waits in {folder} cannot be read: {error}", remedy)
+        return Check("waiting", "fail", f"the journals in {folder} cannot be read: {error}", remedy)
     words = {
         "alive": "of living processes",
         "dead": "of dead ones",
-        "recovering": "of dead ones that are being recovered",
+        "recovering": "of dead ones, being recovered",
         "elsewhere": "of other machines",
     }
     counts = {state: sum(one.state == state for one in journals) for state in words}
     parts = [f"{counts[state]} {words[state]}" for state in words if counts[state]]
     entries = sum(one.waiting for one in journals)
-    found = [f"journals: {', '.join(parts)}, with {entries} entries that are not delivered"] if journals else []
+    found = [f"journals: {', '.join(parts)}, with {entries} undelivered entries"] if journals else []
     found += [f"stores of offline runs: {len(stores)}"] if stores else []
     if counts["dead"] or stores:
         return Check("waiting", "note", "; ".join(found), "autogen-team status shows it, autogen-team sync delivers it")
@@ -131,10 +131,10 @@ def log_sink(service: LoggerService) -> list[Check]:
         validation.template(settings.format)
         found = _sink(settings)
     except ConfigurationError as error:
-        return [Check("log sink", "fail", str(error), "correct it: autogen-team config shows where the value is from")]
+        return [Check("log sink", "fail", str(error), "correct it; autogen-team config shows its source")]
     except OSError as error:
         name = settings.sink
-        remedy = "name another file in AUTOGEN_TEAM_LOGGER_SINK, or stderr"
+        remedy = "set AUTOGEN_TEAM_LOGGER_SINK to another file, or to stderr"
         return [Check("log sink", "fail", f"{name} cannot be written: {error.strerror or error}", remedy)]
     return [Check("log sink", "ok", found)]
 
@@ -158,17 +158,17 @@ def _sink(settings: validation.Settings) -> str:
         file.close()
     if path.exists():
         os.close(os.open(path, os.O_WRONLY | os.O_APPEND))
-        return f"{path} can be written to"
+        return f"{path} is writable"
     fault, _ = unwritable(path.parent)
     if fault:
         raise OSError(fault)
-    return f"{path} is not there yet, and can be made"
+    return f"{path} does not exist yet, but can be created"
 
 
 def alert_probes(service: AlertsService) -> Iterator[Callable[[], Check]]:
     """Yield one probe per alert channel; each may block on its own peer."""
     if not service.enable:
-        yield partial(Check, "alerts", "ok", "disabled: they are printed")
+        yield partial(Check, "alerts", "ok", "disabled: alerts are printed")
         return
     yield partial(_desktop, has_urls=bool(service.urls))
     if not service.urls:
@@ -196,7 +196,7 @@ def _desktop(*, has_urls: bool) -> Check:
         return Check("desktop", "fail", str(error), "restart the notification daemon of your desktop")
     except UndeliveredError as error:
         instead = "alerts go to the remote channels" if has_urls else "alerts are printed"
-        remedy = "" if has_urls else f"to be told elsewhere, name a channel in {_URLS}"
+        remedy = "" if has_urls else f"to get alerts elsewhere, add a channel to {_URLS}"
         return Check("desktop", "note", f"{error}; {instead}", remedy)
 
 
@@ -208,10 +208,10 @@ def _channel(channel: RemoteChannel) -> Check:
     target = reach.endpoint(channel)
     if target is None:
         remedy = "autogen-team notify sends an alert through it"
-        return Check(name, "note", f"not checked: where it connects to is not known without sending{only}", remedy)
+        return Check(name, "note", f"not checked: its address is known only when it sends{only}", remedy)
     try:
         reach.connect(target, LIMIT)
     except OSError as error:
-        remedy = f"look at the network, or correct the URL in {_URLS}"
-        return Check(name, "fail", f"{target} takes no connection: {error}{only}", remedy)
-    return Check(name, "ok", f"{target} takes connections; nothing was sent{only}")
+        remedy = f"check the network, or correct the URL in {_URLS}"
+        return Check(name, "fail", f"{target} cannot be reached: {error}{only}", remedy)
+    return Check(name, "ok", f"{target} accepts connections; nothing was sent{only}")

@@ -51,7 +51,7 @@ def check_port(port: int) -> int:
         return _bind(port)
     except OSError as error:
         raise ConfigurationError(
-            f"port {port} of {HOST} cannot be had: {error.strerror}; leave --port out for a free one, or name another"
+            f"port {port} on {HOST} is not available: {error.strerror}; omit --port for a free one, or choose another"
         ) from None
 
 
@@ -109,9 +109,9 @@ class Server:
         deadline = time.monotonic() + _PATIENCE
         while not self._answers():
             if self._process.poll() is not None:
-                self._raise(f"MLflow's UI has ended with status {self._process.returncode} before it answered")
+                self._raise(f"MLflow's web UI exited with status {self._process.returncode} before it answered")
             if time.monotonic() > deadline:
-                self._raise(f"MLflow's UI does not answer after {_PATIENCE:.0f} s")
+                self._raise(f"MLflow's web UI does not answer after {_PATIENCE:.0f} s")
             time.sleep(0.1)
 
     def wait(self) -> None:
@@ -122,7 +122,7 @@ class Server:
 
         """
         self._process.wait()
-        self._raise(f"MLflow's UI has ended by itself, with status {self._process.returncode}")
+        self._raise(f"MLflow's web UI exited unexpectedly with status {self._process.returncode}")
 
     def stop(self) -> None:
         """End all processes of the server, first with SIGTERM, then with SIGKILL."""
@@ -154,7 +154,7 @@ class Server:
         if self._process.poll() is not None:
             self._listener.join(_GRACE)
         lines = "".join(f"\n  {self._mask(line.rstrip())}" for line in list(self._lines))
-        raise TrackingUnavailableError(f"{what}. The last that it said:{lines or ' nothing'}")
+        raise TrackingUnavailableError(f"{what}. Its last output:{lines or ' none'}")
 
     def _signal(self, number: int) -> None:
         with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for processes that have ended

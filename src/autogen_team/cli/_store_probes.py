@@ -84,7 +84,7 @@ class Probing:
             fault = server_probe.find_fault(uri, self._limit)
         except ConfigurationError as error:
             raise _UnusableError(
-                Check(name, "fail", str(error), f"correct {variable}"), f"the {name} URI is none"
+                Check(name, "fail", str(error), f"correct {variable}"), f"the {name} URI is invalid"
             ) from None
         if fault is not None:
             why = f"the {name} server does not answer"
@@ -99,9 +99,9 @@ class Probing:
         if place is not None and not _is_begun(place):
             fault, _ = unwritable(place.parent)
             if fault:
-                check = Check(name, "fail", f"{shown} cannot be made: {fault}", f"name another place in {variable}")
+                check = Check(name, "fail", f"{shown} cannot be created: {fault}", f"set {variable} to another place")
             else:
-                check = Check(name, "note", f"{shown} is not there yet; the first run makes it")
+                check = Check(name, "note", f"{shown} does not exist yet; the first run creates it")
             raise _UnusableError(check, f"there is no {name} store yet")
         if _is_database(uri):
             self._read_schema(name, uri)
@@ -120,14 +120,14 @@ class Probing:
         try:
             schema, expected = within(self._limit, lambda: store_trial.schema(uri), name="autogen-team-schema")
         except Exception as error:
-            remedy = "name another store, or have a look at this one: it is no database that can be read"
+            remedy = "choose another store, or check this one: it is not a readable database"
             raise _UnusableError(Check(name, "fail", f"{shown}: {first_line(error)}", remedy), f"see {name}") from None
         if schema is None:
-            check = Check(name, "note", f"{shown} has no tables of MLflow's yet; the first run makes them")
+            check = Check(name, "note", f"{shown} has no MLflow tables yet; the first run creates them")
             raise _UnusableError(check, f"there are no tables in the {name} store yet")
         if schema != expected:
-            found = f"{shown} has the schema {schema}, and this MLflow expects {expected}"
-            remedy = f"make a backup, then mlflow db upgrade '{shown}'; or install the MLflow that has written it"
+            found = f"{shown} has schema {schema}, but this MLflow expects {expected}"
+            remedy = f"make a backup, then mlflow db upgrade '{shown}'; or install the MLflow version that wrote it"
             raise _UnusableError(Check(name, "fail", found, remedy), f"see {name}")
 
     def _tracking(self) -> tuple[Check, store_trial.Server | None]:
@@ -137,26 +137,26 @@ class Probing:
         shown = mask_url(self._uri)
         if uris.is_folder(self._uri):
             remedy = "move to sqlite:///mlflow.db: mlflow migrate-filestore"
-            return Check("tracking", "note", f"{shown} is a folder, which MLflow is giving up", remedy), None
+            return Check("tracking", "note", f"{shown} is a folder, which MLflow is phasing out", remedy), None
         ours = importlib.metadata.version("mlflow-skinny")
         if not ui_url.pages(self._uri):
             return Check("tracking", "ok", f"{shown}, opened by MLflow {ours}"), None
         try:
             server = store_trial.ask_server(self._uri, self._limit)
         except Exception as error:
-            remedy = f"look at the log of the server, or correct {_TRACKING}"
+            remedy = f"check the server's log, or correct {_TRACKING}"
             check = Check("tracking", "fail", f"{shown}: {first_line(error)}", remedy)
             raise _UnusableError(check, "the tracking server does not answer") from None
         found = f"{shown} answers in {server.milliseconds:.0f} ms"
         if server.status in (401, 403):
             remedy = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
-            check = Check("tracking", "fail", f"{shown} does not let you in (status {server.status})", remedy)
-            raise _UnusableError(check, "the tracking server does not let you in")
+            check = Check("tracking", "fail", f"{shown} denies access (status {server.status})", remedy)
+            raise _UnusableError(check, "the tracking server denies access")
         if server.version is None:
-            found += f", and does not tell its version (status {server.status} at /version)"
+            found += f", but does not report its version (status {server.status} at /version)"
             return Check("tracking", "note", found, "make sure that it is an MLflow server"), server
         if server.version.partition(".")[0] != ours.partition(".")[0]:
-            found += f": MLflow {server.version}, and here it is {ours}"
+            found += f": MLflow {server.version}, but {ours} is installed here"
             return Check("tracking", "note", found, "install the same major version on both sides"), server
         return Check("tracking", "ok", f"{found}: MLflow {server.version}"), server
 
@@ -182,7 +182,7 @@ class Probing:
         try:
             store_trial.ask_registry(client, self._limit)
         except Exception as error:
-            remedy = f"correct {_REGISTRY}, or ask for the permission to read there"
+            remedy = f"correct {_REGISTRY}, or ask for read permission"
             return Check("registry", "fail", f"{shown}: {first_line(error)}", remedy)
         return Check("registry", "ok", f"{shown} answers")
 
@@ -195,16 +195,16 @@ class Probing:
         try:
             experiment = store_trial.find_experiment(client, name, self._limit)
         except Exception as error:
-            why, remedy = "skipped: see experiment", "name another one in MLFLOW_EXPERIMENT_NAME"
+            why, remedy = "skipped: see experiment", "set MLFLOW_EXPERIMENT_NAME to another one"
             yield Check("experiment", "fail", f"{name!r} cannot be looked up: {first_line(error)}", remedy)
         else:
-            why = "skipped: there is no experiment to try it in"
+            why = "skipped: there is no experiment to test with"
             if experiment is None:
-                yield Check("experiment", "note", f"{name!r} is not there yet; the first run makes it")
+                yield Check("experiment", "note", f"{name!r} does not exist yet; the first run creates it")
                 experiment = store_trial.get_default_experiment(client, self._limit)
             elif experiment.lifecycle_stage != "active":
                 restore = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-                remedy = f"{restore}, or name another one in MLFLOW_EXPERIMENT_NAME"
+                remedy = f"{restore}, or set MLFLOW_EXPERIMENT_NAME to another one"
                 yield Check("experiment", "fail", f"{name!r} is deleted", remedy)
                 experiment, why = None, "skipped: the experiment is deleted"
             else:
@@ -224,7 +224,7 @@ class Probing:
             if is_other and "PERMISSION_DENIED" in trial.store:  # which says nothing about the job's own experiment
                 return Check("runs", "note", found)
             remains = f"; {trial.remains}" if trial.remains else ""
-            return Check("runs", "fail", found + remains, "ask for the permission to write, or look at the store's log")
+            return Check("runs", "fail", found + remains, "ask for write permission, or check the store's log")
         found = f"a metric was written and read back{where}; {left}"
         if trial.remains and not trial.is_deleted:
             return Check("runs", "note", found, f"mlflow runs delete --run-id {trial.run_id}")
@@ -234,31 +234,31 @@ class Probing:
         if trial.artifacts is None:
             return Check("artifacts", "note", "skipped: see runs")
         if trial.artifacts:
-            remedy = "check the credentials for it, and that what it needs is installed (boto3 for S3, say)"
+            remedy = "check its credentials, and install what it needs (boto3 for S3, for example)"
             return Check("artifacts", "fail", f"{location}: {trial.artifacts}", remedy)
         found = f"a file was written and read back at {location}"
         if trial.is_local and urlsplit(self._uri).hostname not in (None, "localhost", "127.0.0.1", "::1"):
-            found += ", a folder of this machine, which others do not see"
+            found += ", a folder that only this machine can see"
             if self._uri.startswith("http"):
-                remedy = "start the server with --artifacts-destination, so that it passes artifacts on"
+                remedy = "start the server with --artifacts-destination, so that it serves artifacts"
             else:
-                remedy = "make an experiment with an artifact location that everybody reaches"
+                remedy = "create an experiment with an artifact location that all machines can reach"
             return Check("artifacts", "note", found, remedy)
         return Check("artifacts", "ok", found)
 
     def _clock(self, server: store_trial.Server | None) -> Check:
         if server is None:
             if server_probe.is_server(self._uri):
-                return Check("clock", "note", "not checked: a database is not asked for its time")
+                return Check("clock", "note", "not checked: the store is a database")
             return Check("clock", "ok", "the store is on this machine")
         if server.ahead is None:
-            return Check("clock", "note", "not checked: the answer of the server has no date")
+            return Check("clock", "note", "not checked: the server's answer has no date")
         least, most = server.ahead
         middle, doubt = (least + most) / 2, (most - least) / 2
         word = "ahead of" if middle > 0 else "behind"
         found = f"the server's is {abs(middle):.1f} s {word} this one, give or take {doubt:.1f} s"
         if least > SKEW or most < -SKEW:
-            return Check("clock", "note", found, "set both by NTP (timedatectl): runs are sorted by their times")
+            return Check("clock", "note", found, "synchronize both with NTP (timedatectl): runs are sorted by time")
         return Check("clock", "ok", found)
 
 

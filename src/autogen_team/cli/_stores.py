@@ -34,7 +34,7 @@ def in_use(service: MlflowService) -> tuple[str, str]:
             raise
         return _offline(tracking)
     if ui_url.pages(registry) and not ui_url.pages(tracking):
-        _look.say("warning", f"registered models are on {mask_url(registry)}, and shown only there", "yellow")
+        _look.say("warning", f"registered models are in {mask_url(registry)}, and are shown only there", "yellow")
         registry = tracking
     return tracking, registry
 
@@ -44,7 +44,7 @@ def _offline(destination: str) -> tuple[str, str]:
 
     store = offline_store.existing_store(state_dir(), destination)
     if store is None:
-        raise ConfigurationError(f"no run that is meant for {mask_url(destination)} has been recorded offline")
+        raise ConfigurationError(f"there are no offline runs for {mask_url(destination)}")
     return store, store
 
 
@@ -56,4 +56,4 @@ def prepare(store: str) -> None:
         os.environ[_ALLOW_FILE_STORE] = "true"  # for us and for the server
     place = uris.local_place(store)
     if place is not None and not place.exists():
-        _look.say("warning", f"there is no store at {mask_url(store)} yet: an empty one is made", "yellow")
+        _look.say("warning", f"there is no store at {mask_url(store)} yet: creating an empty one", "yellow")

@@ -44,7 +44,7 @@ def diagnose(overrides: Mapping[str, str], *, as_json: bool) -> None:
         changed = [(one.name, one.value, one.source) for one in settings if one.source != "default"]
         _look.table(("installed", "version"), versions.items())
         _look.console().print()
-        _look.table(("setting", "value", "from"), changed or [("all", "as they are by default", "default")])
+        _look.table(("setting", "value", "from"), changed or [("all", "unchanged", "default")])
         _look.console().print()
         _look.table(("check", "result", "found", "what to do"), map(_row, checks))
     if not is_well:
@@ -94,5 +94,5 @@ def _guarded(job: Callable[[], list[Check]]) -> list[Check]:
     try:
         return job()
     except Exception as error:  # a broken probe must not hide the results of the others
-        found = f"a probe has failed itself: {type(error).__name__}: {error}"
-        return [Check("doctor", "fail", found, "please report it, with this table")]
+        found = f"the probe itself failed: {type(error).__name__}: {error}"
+        return [Check("doctor", "fail", found, "please report it with this table")]

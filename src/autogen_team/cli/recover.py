@@ -80,12 +80,12 @@ def close_lost(
         rows = [(one.name, one.run_id, one.experiment, one.reason) for one in closed]
         _look.table((what, "id", "experiment", "why"), rows)
     else:
-        said = f"none of the {len(found)} RUNNING has been silent for that long" if found else "none is RUNNING"
+        said = f"none of the {len(found)} RUNNING is stale" if found else "none are RUNNING"
         _look.say("runs", said, "bold")
 
 
 def _say_none() -> None:
-    _look.say("journals", "no dead process has left any", "bold")
+    _look.say("journals", "none left by dead processes", "bold")
 
 
 def _plan(found: index.Found) -> tuple[str, ...]:

@@ -82,14 +82,15 @@ def _find(client: MlflowClient, wanted: str, experiment: str) -> Run:
         found = client.search_runs(experiments, query, order_by=order, max_results=1) if experiments else []
         if found:
             return found[0]
-    raise LookupError("there is no run of this id or name")
+    raise LookupError("there is no run with this id or name")
 
 
 def _download(client: MlflowClient, run: Run, place: str) -> Path:
     names = {Path(found.path).name for found in client.list_artifacts(run.info.run_id, ARTIFACTS)}
     if FACTS not in names:
         raise LookupError(
-            f"it has no {ARTIFACTS}/{FACTS}, as runs of workers, children, plain MLflow and mlflow.snapshot=false"
+            f"it has no {ARTIFACTS}/{FACTS}: it is a child run or a worker's run, or was opened by plain MLflow, or "
+            "mlflow.snapshot was false"
         )
     return Path(client.download_artifacts(run.info.run_id, ARTIFACTS, place))
 
@@ -119,11 +120,11 @@ class _Again:
         if (self.folder / ".git").exists():
             changed = _run("git", "status", "--porcelain", at=self.folder).splitlines()
             if changed:
-                _look.fail(f"{self.folder} has changes of its own: {', '.join(changed[:5])}", _FAILED)
+                _look.fail(f"{self.folder} has uncommitted changes: {', '.join(changed[:5])}", _FAILED)
             if commit and not _has(self.folder, commit):
                 _run("git", "fetch", "--quiet", "--all", "--tags", at=self.folder)
         elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
-            _look.fail(f"{self.folder} is neither empty nor a clone: name another folder by --into", _FAILED)
+            _look.fail(f"{self.folder} is neither empty nor a clone: choose another folder with --into", _FAILED)
         elif commit is None:
             _run("git", "init", "--quiet", str(self.folder))
         else:
@@ -133,7 +134,7 @@ class _Again:
         if not _has(self.folder, commit):
             pushed = "" if git.get("is_pushed") else ", and was not pushed when the job ran"
             host = self.facts.get("machine", {}).get("host", "?")
-            _look.fail(f"{self.folder} lacks the commit {commit}, which was in {git['top']} on {host}{pushed}", _FAILED)
+            _look.fail(f"{self.folder} has no commit {commit}, which was in {git['top']} on {host}{pushed}", _FAILED)
         for name, value in git.get("config", {}).items():
             _run("git", "config", name, value, at=self.folder)
         _run("git", "checkout", "--quiet", "--detach", commit, at=self.folder)
@@ -146,7 +147,7 @@ class _Again:
         is_here = Path(top).is_dir() and _has(Path(top), commit)
         if not is_here and remote is None:
             host = self.facts.get("machine", {}).get("host", "?")
-            _look.fail(f"the repository has no remote, and is not here: it was {top} on {host}", _FAILED)
+            _look.fail(f"the repository has no remote and is not on this machine: it was {top} on {host}", _FAILED)
         source = top if is_here else str(remote)
         _run("git", "clone", "--quiet", "--no-checkout", "--", source, str(self.folder))
         if is_here and remote is not None:
@@ -167,15 +168,15 @@ class _Again:
             _run("git", "apply", "--whitespace=nowarn", *without, str(patch), at=self.folder)
         told = [
             *(
-                (path, "not applied: a secret is masked in a line that git would have to find")
+                (path, "not applied, because a masked secret is in the context of its changes")
                 for path in kept.get("does_not_apply", [])
             ),
             *(
-                (path, "has a mask in place of a secret")
+                (path, "has *** in place of a secret")
                 for path in kept.get("masked_lines", {})
                 if path not in kept["does_not_apply"]
             ),
-            *((path, "its line ends, or what a filter does to it, may differ") for path in kept.get("inexact", [])),
+            *((path, "its line endings or filtered content may differ") for path in kept.get("inexact", [])),
             *(
                 (path, f"not kept: {why}")
                 for path, why in self.facts.get("left_out", {}).items()
@@ -199,7 +200,7 @@ class _Again:
         else:
             if python is None:
                 ours = sys.version.split()[0]
-                _look.say("warning", f"there is no Python {version} here: the venv has {ours}", "yellow")
+                _look.say("warning", f"Python {version} is not installed here: the venv uses {ours}", "yellow")
             _run(python or sys.executable, "-m", "venv", str(venv))
             install = [str(venv / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         requirements = venv / PACKAGES
@@ -222,7 +223,7 @@ class _Again:
             elif line.startswith("-e git+"):
                 found.append(f"{name} @ {line[3:].partition('#')[0]}" + _subdirectory(line))
             elif (missing := _missing_file(line)) is not None:
-                _look.say("warning", f"{line}: not installed: {missing} is not here", "yellow")
+                _look.say("warning", f"{line}: not installed: {missing} does not exist", "yellow")
             else:
                 found.append(line)
         return found
@@ -245,7 +246,7 @@ class _Again:
             else self.folder
         )
         if any(MASK in word for word in words):
-            _look.say("warning", f"a secret of the command is masked: replace {MASK}", "yellow")
+            _look.say("warning", f"the command has a masked secret: replace {MASK}", "yellow")
         if as_json:
             _look.as_json(
                 {"run": self.run.info.run_id, "code": str(self.folder), "folder": str(place), "command": words}
@@ -307,5 +308,5 @@ def _run(*words: str, at: Path | None = None) -> str:
         _look.fail(f"{words[0]} is not installed", _FAILED)
     if done.returncode:
         said = "\n".join((done.stderr or done.stdout).strip().splitlines()[-_LINES_OF_GIT:])
-        _look.fail(f"{mask(shlex.join(words))} has failed: {mask(said)}", _FAILED)
+        _look.fail(f"{mask(shlex.join(words))} failed: {mask(said)}", _FAILED)
     return done.stdout

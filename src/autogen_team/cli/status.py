@@ -28,14 +28,14 @@ def show_store(overrides: Mapping[str, str], *, experiment: str | None, as_json:
     if as_json:
         _look.as_json([asdict(one) for one in found])
     elif found:
-        _look.table(("run", "id", "experiment", "host", "pid", "started", "last sign of life"), map(_running, found))
+        _look.table(("run", "id", "experiment", "host", "pid", "started", "last heartbeat"), map(_running, found))
     else:
-        _look.say("runs", "none is RUNNING", "bold")
+        _look.say("runs", "none are RUNNING", "bold")
 
 
 def _running(one: lost.Running) -> tuple[str, ...]:
     now = time.time()
-    sign = "gives none" if one.sign is None else f"{_look.age(now - one.sign)} ago"
+    sign = "none" if one.sign is None else f"{_look.age(now - one.sign)} ago"
     return (
         one.name,
         one.run_id,

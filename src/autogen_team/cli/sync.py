@@ -116,7 +116,7 @@ def _stores(source: str | None, service: MlflowService, *, is_elsewhere: bool) -
         return [store] if store else []
     if not _is_uri(source) and not Path(source).expanduser().exists():
         raise ConfigurationError(
-            f"there is no store {source!r} in {Path.cwd()}: name a database, or a folder such as mlruns"
+            f"there is no store {source!r} in {Path.cwd()}: give a database file, or a folder such as mlruns"
         )
     return [_uri(source)]
 

@@ -57,7 +57,7 @@ def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool,
         place = _server.find_port() if port is None else _server.check_port(port)
         with _signals_exit(), _server.serving(place, _variables(*stores)) as server:
             tell(f"http://{_server.HOST}:{place}")
-            _look.say("ui", "Ctrl-C ends it", "bold")
+            _look.say("ui", "press Ctrl-C to stop", "bold")
             server.wait()
 
 
@@ -67,7 +67,7 @@ def _require_pages() -> None:
     folders = (found.submodule_search_locations if found else None) or []
     if not any(Path(folder, "server", "js", "build", "index.html").exists() for folder in folders):
         raise MissingExtraError(
-            "MLflow's pages come with the extra `ui`, which is not installed: pip install 'autogen-team[ui]'"
+            "MLflow's web UI needs the extra `ui`, which is not installed: pip install 'autogen-team[ui]'"
         )
 
 
@@ -122,7 +122,7 @@ def _tell(experiment: str, stores: tuple[str, str], address: str, *, opens_brows
             _look.console().print(Text.assemble((f"{label:8}", "bold"), "  ", text), soft_wrap=True)
     _flush()
     if opens_browser and not webbrowser.open(link or address):
-        _look.say("warning", "there is no browser that can be opened here", "yellow")
+        _look.say("warning", "no browser could be opened", "yellow")
 
 
 def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
@@ -136,7 +136,7 @@ def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
         client = mlflow_backend.client(*stores)
         return within(_PATIENCE, partial(_last_run, experiment, client), name="autogen-team-last-run")
     except Exception as error:  # such as a server that requires a login: it still has pages
-        _look.say("warning", f"the last run cannot be found: {mask(str(error))}", "yellow")
+        _look.say("warning", f"the last run could not be looked up: {mask(str(error))}", "yellow")
         return None
 
 

@@ -61,7 +61,7 @@ def workers(
         try:
             client.unregister_worker_plugin(plugin.name)  # type: ignore[no-untyped-call]  # Dask gives it no types
         except Exception as error:  # the cluster may end before the block; then its workers have delivered
-            _report.warning("the workers of %r could not be told that they are done: %s", client, mask(str(error)))
+            _report.warning("the workers of %r could not be stopped: %s", client, mask(str(error)))
 
 
 def _check(client: Client) -> None:
@@ -71,11 +71,11 @@ def _check(client: Client) -> None:
         )
     if client.asynchronous:
         raise ConfigurationError(
-            f"client is {client!r}, an asynchronous one; pass a Client made without asynchronous=True and outside of "
+            f"client is {client!r}, which is asynchronous; pass a Client created without asynchronous=True and outside "
             "the event loop, or submit `context.bind(fn)`, which works with any client"
         )
     if client.status != "running":
-        raise ConfigurationError(f"client is {client!r}, which is {client.status}; make a new one: Client(address)")
+        raise ConfigurationError(f"client is {client!r}, which is {client.status}; create a new one: Client(address)")
 
 
 class _Inside(WorkerPlugin):

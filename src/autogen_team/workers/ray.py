@@ -51,15 +51,15 @@ def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
     """
     if own.get(_HOOK) is not None:
         raise ConfigurationError(
-            f"{_HOOK} is {own[_HOOK]!r}, and Ray takes one only, which puts the workers inside the context: call yours "
-            "in the tasks, or bind each of them instead: autogen_team.workers.ray.remote(context, fn)"
+            f"{_HOOK} is {own[_HOOK]!r}, but Ray accepts only one hook, which this library needs: call yours "
+            "in the tasks, or bind each task with autogen_team.workers.ray.remote(context, fn)"
         )
     variables = dict(own.get("env_vars") or {})
     folder = context.environment().get(STATE_DIR)  # Ray may already run, with another environment
     if folder is not None and variables.setdefault(STATE_DIR, folder) != folder:
         raise ConfigurationError(
             f"{STATE_DIR} is {variables[STATE_DIR]!r} in env_vars, but {folder!r} in this process: set it there, "
-            "before the context is made"
+            "before you create the context"
         )
     return {**own, "env_vars": variables, _HOOK: _Hook(context.initializer())}
 
@@ -103,4 +103,4 @@ class _Hook:
         try:
             self._enter()
         except Exception as error:
-            _report.error("worker process %d is not inside of the job's context: %s", os.getpid(), mask(str(error)))
+            _report.error("worker process %d could not join the job's context: %s", os.getpid(), mask(str(error)))

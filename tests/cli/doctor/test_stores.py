@@ -49,7 +49,7 @@ def test_an_experiment_that_is_not_there_is_not_made(store_uri, examine):
 
     assert status == 0
     assert checks["experiment"]["outcome"] == "note"
-    assert "'digits' is not there yet" in checks["experiment"]["found"]
+    assert "'digits' does not exist yet" in checks["experiment"]["found"]
     assert "in the experiment 'Default'" in checks["runs"]["found"]
     assert client.get_experiment_by_name("digits") is None
     assert client.search_runs(["0"], run_view_type=ViewType.ALL) == []
@@ -183,7 +183,7 @@ def test_a_server_that_wants_a_password_fails_with_where_to_put_it(web_server, e
 
     assert status == 1
     assert "MLFLOW_TRACKING_PASSWORD" in checks["tracking"]["remedy"]
-    assert checks["runs"]["found"] == "skipped: the tracking server does not let you in"
+    assert checks["runs"]["found"] == "skipped: the tracking server denies access"
 
 
 def test_a_server_that_does_not_tell_its_version_is_a_note(web_server, examine):
@@ -191,7 +191,7 @@ def test_a_server_that_does_not_tell_its_version_is_a_note(web_server, examine):
     _, checks = examine("--tracking-uri", web_server(version=404))
 
     assert checks["tracking"]["outcome"] == "note"
-    assert "does not tell its version" in checks["tracking"]["found"]
+    assert "does not report its version" in checks["tracking"]["found"]
 
 
 def test_a_server_of_another_major_version_is_a_note(web_server, examine):
@@ -199,7 +199,7 @@ def test_a_server_of_another_major_version_is_a_note(web_server, examine):
     _, checks = examine("--tracking-uri", web_server(text=b"2.22.0"))
 
     assert checks["tracking"]["outcome"] == "note"
-    assert f"MLflow 2.22.0, and here it is {mlflow.__version__}" in checks["tracking"]["found"]
+    assert f"MLflow 2.22.0, but {mlflow.__version__} is installed here" in checks["tracking"]["found"]
 
 
 @pytest.mark.parametrize("uri", ["http://[1:2", "sqlite:////proc/nowhere/mlflow.db"])

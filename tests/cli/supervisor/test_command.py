@@ -43,7 +43,7 @@ def test_the_end_of_a_command_is_the_run_s(supervised, the_run, command, status,
 @pytest.mark.parametrize(
     ("words", "status", "message"),
     [
-        (["--", "no-such-command"], 127, "there is no command 'no-such-command'"),
+        (["--", "no-such-command"], 127, "command 'no-such-command' not found"),
         (["--", "./data.txt"], 126, "'./data.txt' is not executable"),
         (["sh", "-c", "true"], 2, "to run a command, put -- before it: autogen-team run -- sh"),
     ],

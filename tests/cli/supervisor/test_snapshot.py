@@ -93,7 +93,7 @@ def test_without_git_not_a_word_is_said(supervised, script, code):
 
     assert ended.returncode == 0
     assert b"git" not in ended.stderr
-    assert json.loads(code("run.json"))["left_out"] == {"changes.patch": "the code is in no git repository"}
+    assert json.loads(code("run.json"))["left_out"] == {"changes.patch": "the code is not in a git repository"}
 
 
 def test_code_that_is_not_committed_is_refused(repository, supervised):
@@ -104,7 +104,7 @@ def test_code_that_is_not_committed_is_refused(repository, supervised):
     commit = repositories.git(repository, "rev-parse", "HEAD")[:12]
     assert ended.returncode == 125
     assert ended.stderr.decode() == (
-        f"error: --require-clean: 2 files differ from the commit {commit}; commit them, or name them in .gitignore:\n"
+        f"error: --require-clean: 2 files differ from the commit {commit}; commit them, or add them to .gitignore:\n"
         "  job.py\n  new file.py\n"
     )
     assert ended.stdout == b""
@@ -126,9 +126,7 @@ def test_code_in_no_repository_is_refused(supervised, script, words):
     ended = supervised("--require-clean", *words)
 
     assert ended.returncode == 125
-    assert ended.stderr == (
-        b"error: --require-clean: the code is in no git repository, so nothing tells what would run\n"
-    )
+    assert ended.stderr == b"error: --require-clean: the code is not in a git repository, so it has no commit\n"
 
 
 def test_a_repository_without_a_commit_is_refused(supervised, script):
@@ -137,7 +135,7 @@ def test_a_repository_without_a_commit_is_refused(supervised, script):
     repositories.make(Path.cwd())
     ended = supervised("--require-clean", "job.py")
 
-    assert (ended.returncode, b"nothing is committed" in ended.stderr) == (125, True)
+    assert (ended.returncode, b"there are no commits" in ended.stderr) == (125, True)
 
 
 def test_without_git_code_is_refused(repository, supervised, monkeypatch, tmp_path):
@@ -145,4 +143,4 @@ def test_without_git_code_is_refused(repository, supervised, monkeypatch, tmp_pa
     monkeypatch.setenv("PATH", str(tmp_path))
     ended = supervised("--require-clean", "job.py")
 
-    assert (ended.returncode, b"there is no git on this machine" in ended.stderr) == (125, True)
+    assert (ended.returncode, b"git is not installed on this machine" in ended.stderr) == (125, True)

@@ -178,7 +178,7 @@ def test_a_desktop_that_nobody_holds_lets_go_of_the_bus(daemon):
 def test_without_jeepney_the_reason_is_its_name(desktop, monkeypatch, bus):
     """A system that is neither Linux nor one of the other two has no jeepney."""
     monkeypatch.setitem(sys.modules, "jeepney.io.blocking", None)
-    with pytest.raises(UndeliveredError, match="jeepney is not installed"):
+    with pytest.raises(UndeliveredError, match="the package jeepney"):
         desktop().deliver(Alert("done", ""))
 
 

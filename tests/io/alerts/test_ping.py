@@ -146,7 +146,7 @@ def test_a_service_that_does_not_answer_holds_up_nothing(switch, caplog):
         pass
 
     (said,) = [record.getMessage() for record in caplog.records if "dead man's switch" in record.getMessage()]
-    assert "was not told of the job's success: it has not answered within 0.2 s" in said
+    assert "could not be notified of the job's success: it has not answered within 0.2 s" in said
     assert "7f0c" not in said
 
 
@@ -178,7 +178,7 @@ def test_a_failure_that_passes_is_tried_again(switch):
 @pytest.mark.parametrize("url", ["hc-ping.com/7f0c", "ftp://example.com", "https:///7f0c"])
 def test_what_is_no_url_is_refused(url):
     """At once, and without showing it."""
-    with pytest.raises(ConfigurationError, match="begins with http:// or https://") as raised:
+    with pytest.raises(ConfigurationError, match="expected a URL with http:// or https://") as raised:
         AlertsService(ping=url)
 
     assert url not in str(raised.value)

@@ -203,7 +203,7 @@ def test_a_plugin_that_says_nothing_is_an_undelivered_alert():
         def notify(self, **_):
             return False
 
-    with pytest.raises(UndeliveredError, match="did not take it"):
+    with pytest.raises(UndeliveredError, match="refused it"):
         RemoteChannel(Mute(), "mute", pauses=()).deliver(Alert("done", ""))
 
 

@@ -169,7 +169,7 @@ def test_a_full_file_that_cannot_be_packed_or_removed_costs_no_line(start, tmp_p
         logger.info("much longer than ten bytes {}", number)
     assert sum(file.read_text().count("\n") for file in tmp_path.glob("job*")) == 2
     err = capsys.readouterr().err
-    assert "cannot pack the log file" in err
+    assert "cannot compress the log file" in err
     assert "cannot remove old log files" in err
 
 

@@ -173,7 +173,7 @@ def test_a_script_may_remove_the_default_handler(run_python, script):
     assert (status, err) == (0, "INFO|on\n")
 
 
-REMOVED = "the job has removed the handlers of loguru (logger.remove()): "
+REMOVED = "the job removed loguru's handlers (logger.remove()): "
 
 
 def test_a_script_that_removes_all_handlers_has_the_console_to_itself(run_python, script):

@@ -268,7 +268,7 @@ def test_a_store_that_fails_is_reported_once_and_tried_again(start, open_run, wa
     run.failure = None
     run.end()
     assert "WARNING|hello\n" in run.log
-    assert capsys.readouterr().err.count("cannot be attached to it: no answer") == 1
+    assert capsys.readouterr().err.count("could not be uploaded: no answer") == 1
     assert list(folder.iterdir()) == []
 
 
@@ -280,7 +280,7 @@ def test_a_log_that_does_not_arrive_stays_on_disk(start, open_run, folder, capsy
     logger.info("hello")
     run.end()
     assert "INFO|hello\n" in (folder / run.job_run.run_id / name_of()).read_text()
-    assert "has not arrived" in capsys.readouterr().err
+    assert "was not uploaded within" in capsys.readouterr().err
 
 
 def test_a_state_folder_that_cannot_be_written_is_reported_once(start, open_run, tmp_path, capsys):

@@ -243,7 +243,7 @@ def test_what_a_job_leaves_is_delivered_once_its_server_is_back(start_python, ma
     job.wait_for("go")
     server.kill()
     job.finish()
-    assert "The agent tries again for 15 minutes." in Path("job.log").read_text()
+    assert "The agent retries for 15 minutes." in Path("job.log").read_text()
     server.start()
 
     wait_until(lambda: mlflow.MlflowClient(store_uri).get_run(run_id).info.status != "RUNNING")
@@ -323,7 +323,7 @@ def test_a_job_without_an_agent_ships_by_itself(start_python, store_uri):
     assert status == 0, err
     assert "shipped by" not in out
     said = Path("job.log").read_text()
-    assert said.count("the agent cannot be started, so this process ships its journal itself") == 1
+    assert said.count("the agent could not be started, so this process ships its own journal") == 1
     run_id = out.split()[1]
     assert steps(store_uri, run_id) == list(range(501))
 

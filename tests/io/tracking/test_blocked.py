@@ -64,7 +64,7 @@ def test_one_item_that_is_blocked_holds_up_nothing_behind_it(
     assert "Request rejected" in noted["reason"]
     (error,) = said(caplog)
     assert error.startswith(
-        f"a proxy or firewall before the MLflow store does not let an item of run {first.info.run_id}"
+        f"a proxy or firewall in front of the MLflow store blocks an item of run {first.info.run_id}"
     )
 
 

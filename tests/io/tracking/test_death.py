@@ -264,7 +264,7 @@ def test_two_who_recover_the_same_journal_do_not_trip(kill_unwatched, store_uri,
     assert index.find(state, held=False) == [found]
 
     assert recovery.recover(found, store_uri, store_uri, state).problem == ""
-    assert recovery.recover(found, store_uri, store_uri, state).problem == "somebody else has removed it"
+    assert recovery.recover(found, store_uri, store_uri, state).problem == "another process has removed it"
 
 
 @pytest.fixture
@@ -293,9 +293,9 @@ def test_what_somebody_recovers_is_neither_alive_nor_done(
     assert [one.state for one in index.find(state)] == ["recovering"]
     assert index.find(state, held=False) == []
     assert " recovering " in run_python("-m", "autogen_team", "status")[1]
-    assert recovery.recover(found, store_uri, store_uri, state).problem == "somebody else is at it"
+    assert recovery.recover(found, store_uri, store_uri, state).problem == "another process is recovering it"
     waiting = start_python("-m", "autogen_team", "recover", "--json")
-    evidence = f"process {other.popen.pid} on {socket.gethostname()} is recovering it; waiting for its end"
+    evidence = f"process {other.popen.pid} on {socket.gethostname()} is recovering it; waiting for it"
     assert evidence in waiting.popen.stderr.readline()
 
     other.finish("")
@@ -362,7 +362,7 @@ def test_what_a_stop_has_left_is_delivered_though_its_process_lives(server, star
         mlflow.log_metric("loss", 1.0)
     started.stop()
     (found,) = index.find(tmp_path / "state")
-    assert (found.state, "in good order" in found.evidence) == ("dead", True)
+    assert (found.state, "ended normally" in found.evidence) == ("dead", True)
     server.start()
     assert recovery.recover(found, server.uri, server.uri, tmp_path / "state").problem == ""
 

@@ -26,7 +26,7 @@ def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monke
 
     (found,) = index.find(tmp_path / "state")
     assert (found.state, found.uri, found.open_runs, found.waiting) == ("dead", store_uri, (), 0)
-    newer = "its format 2 is of a newer autogen-team than this one"
+    newer = "its format 2 is from a newer version of autogen-team"
     assert found.evidence.endswith(newer)
     assert recovery.recover(found, store_uri, store_uri, tmp_path / "state").problem == newer
     assert folder.exists()
@@ -46,10 +46,10 @@ def test_a_beginning_that_says_nothing_is_none(tmp_path, body):
 @pytest.mark.parametrize(
     ("changed", "state_of_it", "evidence"),
     [
-        ({"boot": "another"}, "dead", "the machine has been started anew"),
+        ({"boot": "another"}, "dead", "the machine has rebooted"),
         ({"host": "elsewhere.example", "boot": "another"}, "elsewhere", "it was written on elsewhere.example"),
         ({"host": "pod-1"}, "dead", "on pod-1 holds no lock"),
-        ({"started": 1.0}, "dead", "is another one by now"),
+        ({"started": 1.0}, "dead", "is a different process now"),
     ],
     ids=["another boot", "another machine", "a container of this machine", "another process"],
 )

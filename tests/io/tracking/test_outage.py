@@ -428,4 +428,4 @@ def test_what_the_server_refuses_is_noted_and_holds_up_nothing(mlflow_server, st
     refused = (tmp_path / "state" / "refused.jsonl").read_text()
     assert '"key":"p7","value":"ours"' in refused
     assert refused.count("\n") == 1
-    assert [record.levelname for record in caplog.records if "refuses an item" in record.message] == ["ERROR"]
+    assert [record.levelname for record in caplog.records if "rejected an item" in record.message] == ["ERROR"]

@@ -85,7 +85,7 @@ def test_an_artifact_that_is_refused_holds_up_nothing(proxy, mlflow_server, star
     (line,) = (tmp_path / "state" / "refused.jsonl").read_text().splitlines()
     noted = json.loads(line)
     assert f"{status} " in noted["reason"]
-    aside = Path(noted["reason"].partition("it is kept in ")[2])
+    aside = Path(noted["reason"].partition("; it is in ")[2])
     assert (aside / "large.txt").read_text() == "too large"
     assert aside.parent == tmp_path / "state" / "refused"
     assert aside.parent.stat().st_mode & 0o777 == 0o700

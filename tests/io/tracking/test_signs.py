@@ -243,9 +243,9 @@ def test_the_clock_of_the_server_counts():
     [
         (["recover", "--stale", "5"], "'5' is not a duration: write 90s, 5m, 2h or 1d"),
         (["recover", "--stale", "0s"], "is not a duration"),
-        (["recover", "--all"], "it is only for --stale"),
-        (["recover", "--stale", "5m", "--host", "a"], "give one of them"),
-        (["status", "--experiment", "a"], "it is only for --store"),
+        (["recover", "--all"], "only valid with --stale"),
+        (["recover", "--stale", "5m", "--host", "a"], "use one of them"),
+        (["status", "--experiment", "a"], "only valid with --store"),
         (["status", "--store", "--tracking-uri", "sqlite:///none.db"], "there is no store at"),
         (["recover", "--stale", "5m", "--experiment", "none"], "the store has no experiment 'none'"),
     ],

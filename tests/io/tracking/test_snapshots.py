@@ -177,7 +177,7 @@ def test_a_job_that_ends_waits_a_bounded_time(folder, store_uri, monkeypatch, ca
 
     assert time.monotonic() - begun < 60.0
     assert runs(store_uri)["train"].info.status == "FINISHED"
-    assert "has not arrived in its artifacts after 0.2 s" in caplog.text
+    assert "was not uploaded within 0.2 s" in caplog.text
 
 
 def test_a_child_that_is_forked_does_not_wait(folder, store_uri):

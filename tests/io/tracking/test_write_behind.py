@@ -370,7 +370,7 @@ def test_a_disk_that_is_full_for_a_while_is_no_obstacle(store_uri, start_session
     said = [record.message for record in caplog.records if "journal can" in record.message]
     assert len(said) == 2
     assert "No space left on device" in said[0]
-    assert "the journal can be written again" in said[1]
+    assert "the journal is writable again" in said[1]
 
 
 def test_a_run_that_was_begun_in_an_outage_is_later_like_any_other(store_uri, start_session):

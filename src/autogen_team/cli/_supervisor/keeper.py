@@ -191,7 +191,7 @@ class Keeper:
         try:
             within(_PATIENCE, partial(self._deliver, context, end), name="autogen-team-left-by-job")
         except Exception as error:
-            hint = "if its journal waits (autogen-team status), autogen-team recover closes it"
+            hint = "if autogen-team status lists its journal, autogen-team recover closes it"
             _look.say("error", f"the run could not be closed yet: {mask(str(error))}; {hint}", "bold red")
         if failure is not None:
             _close_left(end, failure)

@@ -116,8 +116,8 @@ class Keeper:
         if self._run is None:
             return self._status(status)
         if status:
-            hint = "the run is closed by autogen-team recover, unless the agent has done that"
-            _look.say("error", f"the process that keeps the run was ended ({status}): {hint}", "bold red")
+            hint = "the agent closes the run, or else autogen-team recover does"
+            _look.say("error", f"the keeper of the run was killed ({status}): {hint}", "bold red")
         return 0
 
     def _listen(self) -> None:

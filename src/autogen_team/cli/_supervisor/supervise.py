@@ -75,7 +75,7 @@ class _Job:
         self._signal: int | None = None
         self._ended_at = 0.0
         if ready.shown is not None:
-            _look.say("run", f"{self._name} is recorded; to see it: {ready.shown}", "bold")
+            _look.say("run", f"recording {self._name}; to view it: {ready.shown}", "bold")
         self._leads = self._terminal is not None
         """Whether the job leads a session of its own, in which no key of our terminal reaches it by itself."""
         self._signals = forwarding.passed_on(stops=self._leads) | {signal.SIGCHLD}
@@ -214,7 +214,7 @@ class _Job:
 
     def _run_opened(self, run: OpenRun) -> None:
         if run.link is not None:
-            _look.say("run", f"{self._name} is recorded at {run.link}", "bold")
+            _look.say("run", f"recording {self._name} at {run.link}", "bold")
         if self._transcript is None:
             return
         if run.keeps_log:

@@ -29,13 +29,13 @@ def command_line(order: Order) -> list[str]:
         _check_command(first)
         return order.command
     if first == "-m" and len(order.command) < 2:
-        _look.fail("-m takes the name of a module", _look.WRONG_USAGE)
+        _look.fail("-m needs the name of a module", _look.WRONG_USAGE)
     if first == "-c" and len(order.command) < 2:
-        _look.fail("-c takes a program", _look.WRONG_USAGE)
+        _look.fail("-c needs a program", _look.WRONG_USAGE)
     if first.startswith("-m"):
         _check_module(module(order.command))
     elif first.startswith("-") and first != "-" and not first.startswith("-c"):
-        _look.fail(f"there is no option {first!r}; see autogen-team run --help", _look.WRONG_USAGE)
+        _look.fail(f"unknown option {first!r}; see autogen-team run --help", _look.WRONG_USAGE)
     elif not first.startswith("-"):
         _check_script(first)
     return [sys.executable, *interpreter_flags(), *order.command]
@@ -96,13 +96,13 @@ def script(order: Order) -> str | None:
 def _check_script(first: str) -> None:
     if not Path(first).exists():
         hint = f"; to run a command, put -- before it: autogen-team run -- {first}" if shutil.which(first) else ""
-        _look.fail(f"there is no script {first!r} in {Path.cwd()}{hint}", _look.WRONG_USAGE)
+        _look.fail(f"script {first!r} not found in {Path.cwd()}{hint}", _look.WRONG_USAGE)
 
 
 def _check_module(name: str) -> None:
     """Refuse a module whose outermost package is nowhere; importing its packages is the job's business."""
     if _find_package(name) is None:
-        _look.fail(f"there is no module {name!r}", _look.WRONG_USAGE)
+        _look.fail(f"no module named {name!r}", _look.WRONG_USAGE)
 
 
 def _find_package(name: str) -> importlib.machinery.ModuleSpec | None:
@@ -118,4 +118,4 @@ def _check_command(first: str) -> None:
     if shutil.which(first) is None:
         if Path(first).is_file():
             _look.fail(f"{first!r} is not executable", NOT_EXECUTABLE)
-        _look.fail(f"there is no command {first!r}", _NOT_FOUND)
+        _look.fail(f"command {first!r} not found", _NOT_FOUND)
