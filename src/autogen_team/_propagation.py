@@ -1,4 +1,4 @@
-"""Carry a context into the workers of a job: the form that is pickled, and the start and end in the worker process.
+"""Carry a context into the workers of a job: its pickled form, and its start and end in the worker process.
 
 A context is captured with the run that is open at that moment. A worker process starts it once and keeps it. Each call
 then joins that run, or opens a child of it, and waits until the store has what was logged. In the process that captured
@@ -47,7 +47,7 @@ _report = logging.getLogger("autogen_team")
 
 @dataclass(frozen=True, slots=True)
 class Carried:
-    """A context in the form that travels to a worker."""
+    """A context in the form that is sent to a worker."""
 
     context: GlobalContext
     """The context for the worker to start."""
@@ -79,7 +79,7 @@ class _Carrier:
         """The captured context, if this is the process that captured it; None elsewhere, even in a forked child.
 
         Raises:
-            NotStartedError: this is that process, and the context is gone.
+            NotStartedError: this is that process, and the context has stopped.
 
         """
         process = _Process.here()
@@ -199,7 +199,7 @@ def _run_of(service: MlflowService, run: Shared | None, child: RunConfig | None)
 
 @dataclass(slots=True)
 class _Log:
-    """The part of this process in the log of a run."""
+    """This process's contribution to the log of a run."""
 
     end: Callable[[], None]
     users: int = 0

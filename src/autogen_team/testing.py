@@ -27,12 +27,12 @@ __all__ = ["Alert", "Line", "RecordingChannel", "capture_alerts", "capture_logs"
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the log, as it was logged."""
+    """A log line."""
 
     level: str
     message: str
     logger: str
-    """The name of the module, or of a library's logger in the standard library."""
+    """The name of the module or of the `logging` logger."""
     function: str
     line: int
     extra: Mapping[str, Any]
@@ -42,7 +42,7 @@ class Line:
 
 @contextmanager
 def capture_logs(level: str = "TRACE") -> Iterator[list[Line]]:
-    """Collect what is logged inside the block, from `level` on; other handlers get it too.
+    """Collect lines logged inside the block, from `level` up; other handlers get them too.
 
     Records of the standard library are included while a LoggerService with `intercept` runs.
 
@@ -80,7 +80,7 @@ def capture_logs(level: str = "TRACE") -> Iterator[list[Line]]:
 def capture_alerts(service: AlertsService, *, fail_with: str | None = None) -> Iterator[list[Alert]]:
     """Collect the alerts that the service sends inside the block, instead of sending them.
 
-    With `fail_with`, the alerts are refused for that reason, so the service prints them as it would without a desktop.
+    With `fail_with`, delivery fails for that reason, so the service prints the alerts as it would without a desktop.
 
     >>> from autogen_team import AlertsService
     >>> service = AlertsService()
@@ -132,7 +132,7 @@ else:
 
     @pytest.fixture
     def caplog(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-        """Show pytest's `caplog` what is logged through loguru."""
+        """Make pytest's `caplog` capture lines logged through loguru."""
         with _forwarded_to(caplog.handler):
             yield caplog
 

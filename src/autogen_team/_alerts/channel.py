@@ -15,21 +15,21 @@ LEVELS: Final = ("info", "success", "warning", "error")
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """Clean text for people, with a level."""
+    """A cleaned title and message, with a level."""
 
     title: str
     message: str
     level: str = "info"
     brief: str = field(default="", repr=False, compare=False)
-    """The console shows this instead of the message, when it has shown the rest of the message already."""
+    """A shorter message for a console that has already shown the rest."""
 
 
 class UndeliveredError(Exception):
-    """A channel did not take an alert; the message gives the reason in one line, without secrets."""
+    """A channel did not accept an alert; the message gives the reason in one line, without secrets."""
 
 
 class NoDesktopError(UndeliveredError):
-    """This machine has no desktop, like any server."""
+    """This machine has no desktop, as is normal for a server."""
 
 
 class NoAnswerError(UndeliveredError):
@@ -37,7 +37,7 @@ class NoAnswerError(UndeliveredError):
 
 
 class Channel(Protocol):
-    """A way to reach people. Its methods are called from one thread at a time."""
+    """A way to deliver alerts. Its methods are called from one thread at a time."""
 
     name: str
     """Its name in logs and tables, without secrets."""
@@ -45,7 +45,7 @@ class Channel(Protocol):
     """Whether it answers in milliseconds, so that the caller of `notify` waits for it."""
 
     def takes(self, level: str) -> bool:
-        """Tell whether the channel takes alerts of this level."""
+        """Return whether the channel accepts alerts of this level."""
         ...
 
     def deliver(self, alert: Alert) -> None:
@@ -57,7 +57,7 @@ class Channel(Protocol):
 
 @dataclass
 class RecordingChannel:
-    """A channel for tests: keeps the alerts that it gets, or refuses them with `fail_with`."""
+    """A channel for tests: keeps the alerts, or refuses them with `fail_with`."""
 
     name: str = "recorder"
     is_local: bool = True
@@ -66,7 +66,7 @@ class RecordingChannel:
     """What was delivered, in order."""
 
     def takes(self, level: str) -> bool:
-        """Take each level."""
+        """Accept every level."""
         return level in LEVELS
 
     def deliver(self, alert: Alert) -> None:

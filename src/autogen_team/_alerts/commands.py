@@ -50,14 +50,14 @@ class CommandDesktop:
         self._answer_within = answer_within
 
     def takes(self, level: str) -> bool:  # noqa: ARG002 - the protocol asks, and people at a desktop see it all
-        """Take each level."""
+        """Accept every level."""
         return True
 
     def close(self) -> None:
-        """Do nothing: each command ends by itself."""
+        """Do nothing: each command has ended already."""
 
     def deliver(self, alert: Alert) -> None:
-        """Return when the command reports that the system took the alert."""
+        """Return when the command reports that the system accepted the alert."""
         command, environment = self._command(alert)
         try:
             subprocess.run(  # noqa: S603 - a fixed command; the texts are arguments or variables, never code

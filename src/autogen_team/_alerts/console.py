@@ -1,4 +1,4 @@
-"""The last resort for every alert: a line or a block on the console, in whatever state the console is."""
+"""The last resort for every alert: a line or a block on the console, whatever the console's state."""
 
 from __future__ import annotations
 

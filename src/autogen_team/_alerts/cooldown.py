@@ -1,4 +1,4 @@
-"""Count an alert that repeats instead of sending it again."""
+"""Count repeated alerts instead of sending them again."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class _Entry:
 
 
 class Cooldown:
-    """Admit the same level and title once in `seconds`; the next admitted alert tells how many were held back."""
+    """Admit the same level and title once in `seconds`; the next admitted alert says how many were held back."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.forget()
 
     def forget(self) -> None:
-        """Start afresh, as in a forked child: the parent tells what the parent has counted."""
+        """Reset the counts, as in a forked child: the parent reports its own counts."""
         self._lock = threading.RLock()  # reentrant for signal handlers
         self._entries: dict[tuple[str, str], _Entry] = {}
 
     @property
     def is_counting(self) -> bool:
-        """Whether there is a count that no alert has told yet."""
+        """Whether there is a count that no alert has reported yet."""
         with self._lock:
             return any(entry.more for entry in self._entries.values())
 
@@ -54,7 +54,7 @@ class Cooldown:
             return alert if entry is None else _telling(alert, entry.more)
 
     def drain(self) -> list[Alert]:
-        """Return an alert for each count that no later alert has told, and forget all counts."""
+        """Return an alert for each unreported count, and reset all counts."""
         with self._lock:
             entries, self._entries = self._entries, {}
         return [

@@ -50,7 +50,7 @@ class DBusDesktop:
         self._reads_markup: bool | None = None
 
     def takes(self, level: str) -> bool:  # noqa: ARG002 - the protocol asks, and people at a desktop see it all
-        """Take each level."""
+        """Accept every level."""
         return True
 
     def deliver(self, alert: Alert) -> None:

@@ -1,8 +1,8 @@
 """Deliver alerts without making the job wait: each channel has a worker, and unconfirmed alerts are printed.
 
-An alert is *confirmed* when one channel says so. The caller waits for the desktop only, and at most a second. Remote
-channels work in the background. An alert is printed when the last of them gives up and no channel has confirmed it, or
-on `stop`. So a missing desktop does not matter where a remote channel delivers.
+An alert is *confirmed* when one channel confirms it. The caller waits only for the desktop, and at most a second.
+Remote channels work in the background. An unconfirmed alert is printed when the last channel gives up, or on `stop`. So
+a missing desktop does not matter if a remote channel delivers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _CAPACITY: Final = 1000  # alerts waiting for a channel; beyond that they are pr
 
 _report = logging.getLogger("autogen_team")
 _reported: set[str] = set()
-"""Channels whose failure this process has reported."""
+"""Channels whose failure has been reported in this process."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Settings:
 
 
 class _Lane:
-    """A channel, and the worker that hands it one alert after another."""
+    """A channel, and the worker that passes it one alert after another."""
 
     def __init__(self, channel: Channel, delivery: Delivery) -> None:
         self.channel = channel
@@ -99,7 +99,7 @@ class Delivery:
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Forget the alerts of the parent, which delivers and counts them itself."""
+        """Drop the parent's alerts; the parent delivers and counts them itself."""
         self._lock = threading.RLock()  # reentrant, since a signal handler may notify in the middle of it
         self._changed = threading.Condition(self._lock)
         self._open: dict[_Ticket, None] = {}
@@ -234,7 +234,7 @@ class Delivery:
 
     def _report_failure(self, channel: Channel, alert: Alert, error: Exception) -> None:
         others = [lane for lane in self._lanes if lane.channel is not channel and lane.channel.takes(alert.level)]
-        # Without a desktop the alert itself is on the console, and `autogen-team doctor` tells why.
+        # Without a desktop the alert itself is on the console, and `autogen-team doctor` says why.
         if channel.is_local and (others or isinstance(error, NoDesktopError)):
             _report.debug("alerts: %s: %s", channel.name, error)
         else:

@@ -1,7 +1,7 @@
 """Capture what libraries log while they deliver an alert: reasons of failures, and URLs that are secrets.
 
 At DEBUG, apprise logs whole webhook URLs and payloads, and urllib3 logs the paths of requests. At WARNING, apprise logs
-why an alert was refused, which its return value does not tell. Neither belongs in the job's log once per attempt.
+why an alert was refused, which its return value does not say. Neither belongs in the job's log once per attempt.
 """
 
 from __future__ import annotations

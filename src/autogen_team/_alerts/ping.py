@@ -1,4 +1,4 @@
-"""Tell a dead man's switch when the job starts, and how it ends."""
+"""Notify a dead man's switch when the job starts, and how it ends."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class _Ping(NamedTuple):
 class Pinger(run_events.Listener):
     """Sends pings for the runs of the job; none for runs inside of them, and none from ranks other than 0 and workers.
 
-    A thread sends them, so the job does not wait. A ping that fails is not tried again once there is a newer one.
+    A thread sends them, so the job does not wait. A failed ping is not retried once there is a newer one.
     """
 
     def __init__(self, url: str, flush_timeout: float) -> None:

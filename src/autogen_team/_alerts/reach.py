@@ -1,4 +1,4 @@
-"""Check whether alerts could get through without sending one; for `autogen-team doctor`."""
+"""Check whether channels can be reached, without sending an alert; for `autogen-team doctor`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Endpoint:
 
 
 def desktop(*, system: str = sys.platform) -> str:
-    """Return the name of what shows notifications here, on Linux with its version.
+    """Return the name of the program that shows notifications, on Linux with its version.
 
     Raises:
         UndeliveredError: nothing shows notifications.
@@ -75,7 +75,7 @@ class _Inquirer(DBusDesktop):
 
 
 def endpoint(channel: RemoteChannel) -> Endpoint | None:
-    """Return the target of a channel's connection; None if its plugin does not tell, or does not use TCP.
+    """Return the target of a channel's connection; None if it cannot be told from the plugin, or is not TCP.
 
     Apprise has no function for this, so it is derived from what its plugins have in common. Mail plugins name their
     server. Plugins with a form with and one without TLS connect to a user's own server, the host of the URL. The others
@@ -96,7 +96,7 @@ def endpoint(channel: RemoteChannel) -> Endpoint | None:
 
 
 def connect(target: Endpoint, seconds: float) -> None:
-    """Return if a server accepts a connection there; nothing is sent.
+    """Check that a server accepts a connection there; nothing is sent.
 
     Raises:
         OSError: no server accepts it within `seconds`.

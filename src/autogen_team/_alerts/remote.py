@@ -1,4 +1,4 @@
-"""Remote channels: any service that Apprise knows, each through its own plugin object.
+"""Remote channels: any service that Apprise supports, each through its own plugin object.
 
 Apprise's own ``notify()`` is not used. While an endpoint sends its answer byte by byte, the thread pool of ``notify()``
 keeps the process from exiting (measured: killed after 200 s). Attempts, pauses and the deadline are ours. An attempt
@@ -40,7 +40,7 @@ _PASSING = frozenset({408, 425, 429})
 
 
 class RemoteChannel:
-    """Send alerts with an Apprise plugin object, and try again when that may help."""
+    """Send alerts with an Apprise plugin object, and retry if that may help."""
 
     is_local = False
 
@@ -55,7 +55,7 @@ class RemoteChannel:
     ) -> None:
         self.name = name
         self.levels = levels
-        """The levels that the channel takes; empty for all."""
+        """The levels that the channel accepts; empty for all."""
         self.plugin = plugin
         """Apprise's own object for this channel."""
         self._logger = plugin.logger = _PluginLogger()
@@ -65,19 +65,19 @@ class RemoteChannel:
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Forget the attempts of the parent."""
+        """Reset the attempts, which are the parent's."""
         self._failed = False
         self._is_busy = False
 
     def takes(self, level: str) -> bool:
-        """Tell whether the tags of the channel allow the level."""
+        """Return whether the channel's tags allow the level."""
         return not self.levels or level in self.levels
 
     def close(self) -> None:
         """Do nothing: each attempt has its own connection."""
 
     def deliver(self, alert: Alert) -> None:
-        """Return when the service has taken the alert."""
+        """Return when the service has accepted the alert."""
         deadline = time.monotonic() + self._deadline
         # After a failed alert, the next ones get one attempt each, so that the queue moves on during an outage.
         pauses = () if self._failed else self._pauses
@@ -149,7 +149,7 @@ class _PluginLogger(logging.Logger):
         self.answer = ""
 
     def handle(self, record: logging.LogRecord) -> None:
-        """Keep the text of a record that tells the reason."""
+        """Keep the text of a record that gives the reason."""
         if record.levelno >= logging.WARNING:
             self.said.append(record.getMessage())
         elif str(record.msg).startswith(_ANSWER):
@@ -242,6 +242,6 @@ def _is_final(reason: str) -> bool:
 
 
 def _reason(said: list[str], answer: str) -> str:
-    """Return why an alert was not taken, in the words of Apprise and of the service, without secrets."""
+    """Return why an alert was refused, in the words of Apprise and of the service, without secrets."""
     parts = [said[-1] if said else "the service refused it", " ".join(_MARKUP.sub(" ", answer).split())]
     return ": ".join(one_line(_redact.mask(part)).rstrip(" .:")[:_REASON_LIMIT] for part in parts if part)

@@ -34,7 +34,7 @@ class Reporter(run_events.Listener):
         self._rank = identity.rank() or 0
 
     def run_ended(self, run: run_events.Run, end: run_events.End) -> None:
-        """Alert if the end is worth it: each rank about its failures, and rank 0 alone about a success.
+        """Alert if needed: each rank about its own failures, only rank 0 about a success.
 
         This is called after the run is closed, so that its page shows what the alert says.
         """
@@ -61,7 +61,7 @@ def job_ended(run: run_events.Run, end: run_events.End, *, host: str, rank: int)
     brief = "\n".join(lines)
     if isinstance(end.exception, run_events.JobEnded) and end.exception.trace:
         lines += ["", *_tail(end.exception.trace)]
-    elif end.exception is not None and not isinstance(end.exception, SystemExit):  # the reason says all about an exit
+    elif end.exception is not None and not isinstance(end.exception, SystemExit):  # the reason covers an exit
         lines += ["", *_last_lines(end.exception)]
     return _redact.mask(title), _redact.mask("\n".join(lines)), level, _redact.mask(brief)
 

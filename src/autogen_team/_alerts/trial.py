@@ -1,4 +1,4 @@
-"""Send one alert through each channel while the caller waits, to see which of them work."""
+"""Send one alert through each channel and wait, to see which channels work."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Outcome:
     """The result of an alert in one channel."""
 
     channel: str
-    """Its name, without secrets."""
+    """Name of the channel, without secrets."""
     delivered: bool
     reason: str
     """Why it was not delivered; empty if it was."""

@@ -1,7 +1,7 @@
-"""Log messages that cannot be formatted as they are, instead of raising an error in the job.
+"""Logs messages that cannot be formatted unchanged, instead of raising an error in the job.
 
-`logger.info('{"a": 1} {}', 5)` raises a KeyError inside loguru before it calls any handler. So nothing that can be
-added to loguru helps. JSON in messages makes this the most reported crash of loguru.
+`logger.info('{"a": 1} {}', 5)` raises a KeyError inside loguru before it calls any handler. So no handler or
+patcher can help. JSON in messages makes this the most reported crash of loguru.
 
 While logging runs, we replace the methods of `loguru.Logger`. Ours do what loguru's do, at the same stack depth and the
 same cost. They step in only when the formatting of a message has failed. `logger` stays the object that every module
@@ -31,7 +31,7 @@ _FORMATTING = ("message.format(", "str(message)", "Colorizer.prepare_")
 
 
 def forgive() -> Undo:
-    """Log unformattable messages as they are; return a function that gives loguru's methods back."""
+    """Log unformattable messages unchanged; return a function that restores loguru's methods."""
     if not loguru_names.MESSAGES.works():
         return lambda: None
     before = {name: getattr(_logger_class, name) for name in _METHODS}
@@ -88,7 +88,7 @@ def _log(self: Any, level: str | int, message: Any, /, *args: Any, **kwargs: Any
 
 
 def _is_about_the_message(trace: TracebackType | None) -> bool:
-    """Tell whether `Logger._log`, one frame down, failed while it formatted the message."""
+    """Return whether `Logger._log`, one frame down, failed while it formatted the message."""
     inner = trace.tb_next if trace is not None else None
     if inner is None or inner.tb_frame.f_code is not _logger_class._log.__code__:  # noqa: SLF001 - see `loguru_names`
         return False

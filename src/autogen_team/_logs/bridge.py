@@ -1,4 +1,4 @@
-"""Forward the standard library's log records, and warnings, to loguru: all libraries log in the job's own log.
+"""Forwards the standard library's log records, and warnings, to loguru, so that libraries log to the job's log.
 
 A handler on the root logger takes the records that propagate there. It runs after all other handlers, and skips a
 record that one of them has logged through loguru. Other handlers no longer print on the console. `logging.basicConfig`
@@ -41,7 +41,7 @@ _WARNINGS = "py.warnings"  # the standard library's name of their logger
 
 _NEW = frozenset(logging.makeLogRecord({}).__dict__)
 _PARTS = _NEW | {"message", "asctime", "taskName"}
-"""The attributes that a record has by itself; all others are fields that the caller has added."""
+"""The standard attributes of a record; all others are fields added by the caller."""
 
 consoles_left: list[object] = []
 """The sinks that have left the console to the job."""
@@ -52,7 +52,7 @@ _diverted = threading.local()
 
 
 def is_unheard() -> bool:
-    """Tell whether the job has removed our console handler and has no handler of its own."""
+    """Return whether the job has removed our console handler and has no handler of its own."""
     return bool(consoles_left) and not loguru_internals.has_other_handlers()
 
 
@@ -98,12 +98,12 @@ def _log(record: logging.LogRecord, text: str) -> None:
 
 
 def _is_about_a_sink(record: logging.LogRecord) -> bool:
-    """Tell whether asyncio reports the failure of a coroutine sink, which would fail on the report too."""
+    """Return whether asyncio reports the failure of a coroutine sink, which would fail on the report too."""
     return record.name == "asyncio" and bool(record.exc_info) and loguru_internals.comes_from_a_sink(record.exc_info)
 
 
 def _say_or_leave(record: logging.LogRecord) -> None:
-    """Print a record that must not be logged: our own always, others unless a handler takes them."""
+    """Print a record that must not be logged: our own always, others unless a handler accepts them."""
     if record.name.partition(".")[0] == _OWN:
         _say(record)
     elif not (passing.is_echo(record) or hasattr(record, "extra")):  # a line of loguru's that came back
@@ -250,7 +250,7 @@ def intercept() -> Undo:
 
 
 def _is_on_console(handler: logging.Handler, depth: int = 3) -> bool:
-    """Tell whether the handler prints on the console, directly or through an attribute such as rich's `Console`."""
+    """Return whether the handler prints on the console, directly or through an attribute such as rich's `Console`."""
     if isinstance(handler, (logging.FileHandler, Bridge)) or not depth:
         return False
     if isinstance(handler, logging.StreamHandler):

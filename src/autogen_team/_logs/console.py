@@ -24,7 +24,7 @@ class Console:
         self._known: tuple[Any, bool] = (None, False)
 
     def is_coloured(self) -> bool:
-        """Tell whether to colour the next line: FORCE_COLOR or a terminal, unless NO_COLOR or `colorize` forbids it."""
+        """Return whether to colour the next line: yes on a terminal or with FORCE_COLOR, no by NO_COLOR or `colorize`."""
         if not self._colorize:
             return False
         stream = getattr(sys, self.name)
@@ -36,7 +36,7 @@ class Console:
 
     def write(self, line: bytes, moment: object = None) -> None:  # noqa: ARG002 - for files that rotate
         """Write the line and flush it; a process without this stream writes nothing."""
-        # A stream that logs what is written to it would recurse for ever; a nested line goes to the original stream.
+        # A stream that logs what is written to it would recurse forever; a nested line goes to the original stream.
         stream = getattr(sys, f"__{self.name}__" if self._is_writing else self.name)
         if stream is None:
             return
@@ -48,7 +48,7 @@ class Console:
         self.lines += 1
 
     def after_fork(self) -> None:
-        """Clear the mark of a write in progress: the child does not have the thread that was writing."""
+        """Clear the mark of a write in progress: the writing thread does not exist in the child."""
         self._is_writing = False
 
     def close(self) -> None:

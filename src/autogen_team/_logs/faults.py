@@ -16,7 +16,7 @@ _state = _State()
 
 
 def is_reporting() -> bool:
-    """Tell whether this thread is reporting a fault of logging, which must not go to the log."""
+    """Return whether this thread is reporting a fault of logging, which must not go to the log."""
     return _state.reporting
 
 

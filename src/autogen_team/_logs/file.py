@@ -1,4 +1,4 @@
-"""A log file that any number of processes append whole lines to, and that follows its path."""
+"""A log file to which any number of processes append whole lines; it is reopened if its path changes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 
 _COMPARE = 1.0
-"""Seconds between two checks whether the path names another file."""
+"""Interval in seconds of checks whether the path names another file."""
 _BURST = 32
 """Lines in quick succession, after which we check the file every `_TRUST` seconds instead of before each line."""
 _TRUST = 0.001

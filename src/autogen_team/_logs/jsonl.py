@@ -63,7 +63,7 @@ class JsonLines:
         if redact is not None:  # before escaping, so that each value is checked as it is
             message = redact(message) if type(message) is str else message
             exception = redact(exception) if exception else exception
-            if facts is not self._facts[0]:  # a run has the same facts for all its lines
+            if facts is not self._facts[0]:  # all lines of a run have the same run fields
                 self._facts = facts, {name: redact(value) for name, value in facts.items()}
             facts = self._facts[1]
             if extra:
@@ -105,7 +105,7 @@ class JsonLines:
         return mask_value(value, redact, name)
 
     def _in_spite_of(self, fields: Mapping[str, Any]) -> bytes:
-        """Return the line although JSON cannot hold a field, or its repr fails; only that field is approximated."""
+        """Return the line even if JSON cannot hold a field or its repr fails; only that field is approximated."""
         found: dict[str, Any] = {}
         for name, value in fields.items():
             try:

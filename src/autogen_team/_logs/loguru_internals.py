@@ -1,4 +1,4 @@
-"""All uses of loguru's internals, in one place; `loguru_names` lists them, and what is lost without each."""
+"""All uses of loguru's internals; `loguru_names` lists them, and what is lost without each."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def _core() -> Any:
 
 
 def set_default_handler_aside() -> Undo:
-    """Silence the handler that loguru adds on import; return a function that gives it back.
+    """Silence the handler that loguru adds on import; return a function that restores it.
 
     The handler stays registered, because scripts that begin with `logger.remove(0)` must not fail.
     """
@@ -131,7 +131,7 @@ def keep_on_removal(removed: Callable[[], None]) -> Undo:
 
 
 def is_inside_a_sink() -> bool:
-    """Tell whether a loguru sink runs the calling code, directly or indirectly.
+    """Return whether a loguru sink runs the calling code, directly or indirectly.
 
     There loguru would refuse another message, or call the same sink again and again. Sinks of three kinds count: called
     directly, with a queue and a thread (`enqueue=True`), and coroutines.
@@ -161,7 +161,7 @@ def _current_task() -> object:
 
 
 def comes_from_a_sink(error: Any) -> bool:
-    """Tell whether an exception, a tuple as from `sys.exc_info`, is the failure of a coroutine sink."""
+    """Return whether an exception, a tuple as from `sys.exc_info`, is the failure of a coroutine sink."""
     file = getattr(_sinks, "__file__", None)
     trace = error[2]
     while trace is not None:
@@ -188,7 +188,7 @@ _logging_sinks: tuple[Any, tuple[logging.Handler, ...]] = (None, ())
 
 
 def has_other_handlers() -> bool:
-    """Tell whether the job has loguru handlers of its own."""
+    """Return whether the job has its own loguru handlers."""
     if not loguru_names.HANDLERS.works():
         return False
     return any(handler not in _of_this_process for handler in _core().handlers.values())
@@ -203,7 +203,7 @@ def least_level() -> float:
 
 
 def takes_anything() -> bool:
-    """Tell whether any handler is left, apart from loguru's own while it is set aside."""
+    """Return whether any handler is left, apart from loguru's own while it is set aside."""
     return least_level() < _UNREACHABLE
 
 
@@ -286,7 +286,7 @@ def _without_ours(core: Any, wanted: Callable[[Any], bool]) -> Any:
 
 
 def _can_be_sent(handler: Any) -> bool:
-    """Tell whether the handler can be pickled, apart from its queue, which only a process being spawned can receive."""
+    """Return whether the handler can be pickled, apart from its queue, which only a spawned process can receive."""
     if not loguru_names.QUEUES.works():
         return False
     trial = copy.copy(handler)
@@ -459,7 +459,7 @@ _last_look: tuple[float, Any] = (float("-inf"), None)
 
 
 def _is_enabled(core: Any, name: str) -> bool:
-    """Tell whether `logger.disable` has not silenced the name."""
+    """Return whether the name is enabled, not silenced by `logger.disable`."""
     return next((status for parent, status in core.activation_list if f"{name}.".startswith(parent)), True)
 
 

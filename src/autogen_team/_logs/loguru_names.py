@@ -21,7 +21,7 @@ HANDLERS = LOGURU.part(
         "logger cannot be pickled"
     ),
 )
-"""The handlers and the least level among them: to set loguru's own first handler aside and give it back under its own
+"""The handlers and the lowest level among them: to set loguru's default handler aside and restore it under its own
 id, to keep ours when a script calls `logger.remove()`, and to leave them out of copies of a logger."""
 
 SINKS = LOGURU.part(

@@ -1,4 +1,4 @@
-"""Track records of the standard library while their handlers run, for each thread.
+"""Tracks records of the standard library while their handlers run, for each thread.
 
 Jobs may connect loguru and `logging` themselves. A handler hands records to loguru, as loguru's InterceptHandler does.
 Or a sink hands lines to `logging`, as loguru's PropagateHandler and pytest's `caplog` do. The notes kept here tell a
@@ -50,7 +50,7 @@ def _calls_of_handlers() -> int:
 
 
 def end(record: logging.LogRecord) -> bool:
-    """Note that the handlers before the bridge have run; tell whether one of them logged the record through loguru."""
+    """Note that the earlier handlers have run; return whether one of them logged the record through loguru."""
     thread = get_ident()
     passages = under_way.get(thread, [])
     is_logged = False
@@ -65,7 +65,7 @@ def end(record: logging.LogRecord) -> bool:
 
 
 def notice(message: object, args: tuple[object, ...]) -> None:
-    """Note a call to loguru; if it contains the text of the current record, a handler passes that record on."""
+    """Note a call to loguru; if it contains the text of the current record, a handler is forwarding that record."""
     passages = under_way.get(get_ident())
     if not passages or passages[-1].is_logged:
         return
@@ -79,14 +79,14 @@ def notice(message: object, args: tuple[object, ...]) -> None:
 
 
 def is_passed_on() -> bool:
-    """Tell whether this thread is handing a record to loguru, through the bridge or another handler."""
+    """Return whether this thread is passing a record to loguru, through the bridge or another handler."""
     thread = get_ident()
     passages = under_way.get(thread)
     return thread in forwarded or bool(passages and passages[-1].is_logged)
 
 
 def is_echo(record: logging.LogRecord) -> bool:
-    """Tell whether a sink has made this record from the one that this thread is handing to loguru."""
+    """Return whether a sink made this record from the one that this thread is passing to loguru."""
     original = forwarded.get(get_ident())
     return original is not None and (
         record is original

@@ -1,4 +1,4 @@
-"""Start logging as the settings say, and restore the process afterwards."""
+"""Starts logging according to the settings, and restores the process afterwards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _has_told_of_removal = False
 
 
 def start(settings: Settings) -> Undo:
-    """Start logging as the settings say; return a function that undoes exactly that and never raises.
+    """Start logging according to the settings; return a function that undoes exactly that and never raises.
 
     If several pipelines have the same destination, the one started last owns it until it is stopped.
 

@@ -1,7 +1,7 @@
-"""A log file that several processes rotate, pack and clean up at once without losing a line.
+"""A log file that several processes rotate, compress and clean up concurrently without losing a line.
 
 loguru's own rotation renames a file while other processes still write to it. Up to a third of their lines are lost when
-the next rename, or the packing, hits that file.
+the next rename, or the compression, hits that file.
 
 Here every line is written under a lock on the file itself (`flock`), after a check that the path still names that file.
 So the process that holds the lock may rename the file. No process writes to the old file afterwards, and it can be
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class RotatingFile(File):
-    """A file that gives way to a new one when it is full or old; its path may hold `{time}`."""
+    """A file that is replaced by a new one when it is full or old; its path may contain `{time}`."""
 
     def __init__(
         self, template: str, rotation: str | int | None, retention: str | int | None, compression: str | None
@@ -59,13 +59,13 @@ class RotatingFile(File):
             self._unlock()
 
     def after_fork(self) -> None:
-        """Close the file, to open it anew: the lock belongs to the open file, which a child shares with its parent."""
+        """Close the file, to reopen it: the lock belongs to the open file, which a child shares with its parent."""
         super().after_fork()
         self._writing = False
         self._close()
 
     def close(self) -> None:
-        """Close the file; pack and clean up now if it does not rotate, as loguru does."""
+        """Close the file; compress and clean up now if it does not rotate, as loguru does."""
         if self._fd >= 0 and self._rules.new_due is None:
             try:
                 self._lock_current()

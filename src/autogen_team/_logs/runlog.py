@@ -1,4 +1,4 @@
-"""The log of a run: what this process logs while the run is open, on disk at once and in the run soon after.
+"""The log of a run: lines that this process logs while the run is open, on disk at once and uploaded soon after.
 
 Each process writes its own file, `<state>/logs/<run id>/<host>-<pid>.log`, so a killed process leaves every line
 behind. The process that opened the run uploads all files of that folder, including those of forked workers. Uploaded
@@ -132,7 +132,7 @@ class RunLog:
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Write to a file of the child's own; the process that opened the run uploads it."""
+        """Write to the child's own file; the process that opened the run uploads it."""
         self._upload = None
         if self._file is not None:
             self._file.close()

@@ -1,4 +1,4 @@
-"""The sink that loguru hands messages to: it renders, masks and delivers, and keeps its faults from the job.
+"""The loguru sink: renders, masks and delivers messages, and keeps its faults away from the job.
 
 A line is delivered from the filter of the handler, which then refuses the record. So loguru skips its next steps:
 rendering the line its own way, and taking a lock that a signal handler must not meet. This saves a quarter of the cost
@@ -99,7 +99,7 @@ class Sink:
 
     @property
     def format(self) -> str:
-        """The format for loguru; it has the message only where that may hold markup of its own."""
+        """The format for loguru; it has the message only if that may contain markup."""
         return "{message}" + _END if self.colours else _END
 
     def added(self, handler_id: int) -> None:
@@ -223,7 +223,7 @@ class Sink:
     def _facts(self) -> Mapping[str, Any]:
         try:
             facts = run_events.facts()
-        except Exception:  # a fault in the facts about a run must not lose the line
+        except Exception:  # a fault in the run fields must not lose the line
             return self._process
         if not self._process:
             return facts
@@ -233,7 +233,7 @@ class Sink:
 
 
 def _in_spite_of(error: Exception, record: Record, trace: str) -> str:
-    """Return a line for a record that does not fit the format: a value fails, or a patch has removed it."""
+    """Return a line for a record that does not fit the format, because a value fails or a patch removed it."""
     parts = [f"{record.get(name)!s}" for name in ("time", "level", "name", "message")]
     text = " | ".join([*parts, f"(the format could not be filled: {type(error).__name__}: {error})"])
     return f"{text}\n{trace}" if trace else text

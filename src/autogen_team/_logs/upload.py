@@ -1,4 +1,4 @@
-"""Upload the files of a folder to a run while they grow: soon after each line, and never a long log twice."""
+"""Uploads the files of a folder to a run while they grow: soon after each line, and never a long log twice."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SLACK = 8 * 2**20
-"""Bytes that may be uploaded again and again, enough for a short log."""
+"""Bytes that may be uploaded repeatedly, enough for a short log."""
 WORTH = 64 * 2**10
-"""Bytes from which a segment is worth a file of its own."""
+"""Minimum size in bytes of a separate segment."""
 
 _report = logging.getLogger("autogen_team")
 
 
 class Writer(Protocol):
-    """The writer of files in the folder, one after the other."""
+    """The writer of the files in the folder, one after another."""
 
     @property
     def stem(self) -> str:
@@ -80,7 +80,7 @@ class Upload:
             self._done.set()
 
     def finish(self, timeout: float) -> bool:
-        """Upload the rest, and tell whether everything has arrived within `timeout` seconds."""
+        """Upload the rest, and return whether everything has arrived within `timeout` seconds."""
         self._last_call.set()
         return self._done.wait(timeout) and not self._failing and self._thread.ident is not None
 
@@ -115,7 +115,7 @@ class Upload:
     def _bring(self, path: Path, size: int, *, total: int, final: bool) -> None:
         current = self._writer.path
         is_own = self._is_own(path)
-        if final or (is_own and path != current):  # it does not grow any more
+        if final or (is_own and path != current):  # it no longer grows
             self._attach(path)
             self._brought[path.name] = size
         elif not is_own:  # a file of another process: uploaded again once it has doubled
@@ -128,7 +128,7 @@ class Upload:
             self._bring(path, path.stat().st_size, total=total, final=True)
 
     def _bring_copy(self, path: Path) -> int:
-        """Upload a copy, since not every store takes a file that grows meanwhile; return the bytes uploaded."""
+        """Upload a copy, since not every store accepts a growing file; return the bytes uploaded."""
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(shutil.copy(path, folder))
             size = copy.stat().st_size

@@ -1,4 +1,4 @@
-"""Validate the settings of logging: the level, the format and the sink, with errors that say what is possible."""
+"""Validates the settings of logging: level, format and sink, with errors that list valid values."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def template(format: str) -> Template:  # noqa: A002 - the user story's word
     """Return the parsed format, after a trial with a sample record.
 
     Raises:
-        ConfigurationError: the format is empty, malformed, or has a field that no record has.
+        ConfigurationError: the format is empty, malformed, or has an unknown field.
 
     """
     if not format.strip():

@@ -1,9 +1,9 @@
-"""Mask secrets in text and values: pure functions, shared by logs, alerts, tags, errors and the command line.
+"""Masks secrets in text and values: pure functions, shared by logs, alerts, tags, errors and the command line.
 
 Masked are:
 
 - known secret values (`values`),
-- text in the shape of a key or token (`shapes`),
+- text in the format of a key or token (`shapes`),
 - values assigned to secret names (`assignments`),
 - passwords in URLs,
 - matches of the user's own patterns.
@@ -69,7 +69,7 @@ Allowed = Callable[[str], bool]
 
 
 class Redactor:
-    """Masks text, and knows the secrets of an environment; make a new one when the environment changes.
+    """Masks text, including the secrets of an environment; create a new one when the environment changes.
 
     It also follows what this process adds later, by `add_secrets` or the settings.
 
@@ -80,7 +80,7 @@ class Redactor:
     __slots__ = ("_allowed", "_environment", "_extra", "_in_code", "_patterns", "_values")
 
     def __init__(self, environment: Mapping[str, str], *, in_code: bool = False) -> None:
-        """Know the secrets of the environment; with `in_code`, leave names of variables in source code as they are."""
+        """Take the secrets from the environment; with `in_code`, do not mask names of variables in source code."""
         self._environment = tuple(environment.items())
         self._in_code = in_code
         self._renew()
@@ -155,7 +155,7 @@ def mask_url(url: str) -> str:
 
 
 def mask_value(value: Any, redact: Callable[[str], str], name: str = "", depth: int = 0) -> Any:
-    """Return a value of dicts, lists and texts without secrets, also those under a secret name.
+    """Return a nested value of dicts, lists and strings without secrets, including values under secret names.
 
     A value without secrets is returned as the same object. So is a value of another type, unless its name is secret.
 
@@ -197,7 +197,7 @@ def add_secrets(*secrets: str) -> None:
 
 
 def configured(patterns: tuple[str, ...], allow: tuple[str, ...]) -> Callable[[], None]:
-    """Use the user's own patterns, besides those of the environment, until the returned function is called."""
+    """Also use these patterns of the user until the returned function is called."""
     before = values.extra()
     values.configure((*before.patterns, *patterns), (*before.allow, *allow))
     return lambda: values.configure(before.patterns, before.allow)

@@ -1,8 +1,8 @@
 """Find values assigned to secret names: `password=hunter2`, `"api_key": "..."`, `Authorization: Bearer ...`.
 
 Names are searched in the lower-case text, by patterns that begin with a word and require a sign and a value after it.
-So a text that only mentions passwords and tokens is rejected without a step in Python. No text is read twice, so time
-grows with its length. A quoted value is read to its true end, whatever it holds.
+So a text that only mentions passwords and tokens is rejected within the regular expression. No text is read twice, so
+the time is linear in its length. A quoted value is read to its true end, whatever it holds.
 """
 
 from __future__ import annotations
@@ -169,14 +169,14 @@ def _search(word: str, pattern: re.Pattern[str], text: str, lower: str, spans: l
 
 
 def _search_named(text: str, lower: str, spans: list[Span]) -> None:
-    """Collect the values of `{"name": "api_key", "value": "..."}`, which is how some services write what they hold."""
+    """Collect the values of `{"name": "api_key", "value": "..."}`, a format that some services use."""
     for found in _NAMED.finditer(lower):
         name = found["name"]
         if not (is_secret_name(name) or _HEADER.fullmatch(name)):
             continue
         begin = found.end()
         end = _end_of_quoted(text, found["open"].lstrip("bru"), begin)
-        first = _FIRST_WORD.match(text, begin) if end is None else None  # a value that is cut off
+        first = _FIRST_WORD.match(text, begin) if end is None else None  # the value is cut off
         if first is not None:
             spans.append(first.span())
         elif end is not None and not is_harmless(text[begin:end]):
@@ -283,7 +283,7 @@ def _is_token(value: str, lower: str, found: re.Match[str]) -> bool:
 
 
 def is_harmless(value: str) -> bool:
-    """Return whether the value is `none` or the like, a type, code, a placeholder, or already masked."""
+    """Return whether the value is `none` or similar, a type, code, a placeholder, or already masked."""
     return (
         value.lower() in _NOT_VALUES
         or value.startswith(_CODE)

@@ -1,4 +1,4 @@
-"""Tell from the name of a variable or field whether it holds a secret."""
+"""Decides from the name of a variable or field whether it holds a secret."""
 
 from __future__ import annotations
 

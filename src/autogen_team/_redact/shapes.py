@@ -1,6 +1,6 @@
-"""Patterns for text that looks like a secret by itself: keys of services, signed tokens, blocks of private keys.
+"""Patterns for text whose format alone marks it as a secret: API keys, signed tokens, private key blocks.
 
-Each pattern begins with the letters that all keys of its kind have. So a text without them costs nothing, and the
+Each pattern begins with the prefix of its kind of key. So a text without the prefix costs nothing, and the
 boundary before the letters is checked only after they are found. A boundary is also the end of an escape (a line break
 in a `repr`, in JSON or in a URL) or of a terminal colour. The shapes were compared with the rules of gitleaks 8 and
 detect-secrets 1.5.

@@ -21,7 +21,7 @@ from autogen_team._redact.shapes import behind_boundary
 PATTERNS_VARIABLE = "AUTOGEN_TEAM_REDACT_PATTERNS"
 ALLOW_VARIABLE = "AUTOGEN_TEAM_REDACT_ALLOW"
 SHORTEST = 8
-"""Characters; shorter values of variables are not masked, because the mask would spoil ordinary text."""
+"""Minimum length in characters; masking shorter values would spoil ordinary text."""
 
 _ORDINARY = frozenset(
     {
@@ -43,7 +43,7 @@ _ORDINARY = frozenset(
         "username",
     }
 )
-"""Values that some environments hold under secret names; to mask them would spoil ordinary text."""
+"""Ordinary values that some environments hold under secret names; masking them would spoil ordinary text."""
 _PLACES = ("_FILE", "_PATH", "_DIR")
 _TAGS = re.compile(r"^[\w ,-]+=(?=\w+://)")
 _PART = re.compile(r"([A-Za-z][\w ]*)=([^;]*)")
@@ -177,7 +177,7 @@ def _forms(value: str) -> set[str]:
         value.replace("\\", "\\\\").replace('"', '\\"'),
         json.dumps(value)[1:-1],
         json.dumps(value, ensure_ascii=False)[1:-1],
-        # A variable of the system may hold bytes that are no UTF-8, which Python keeps as surrogates.
+        # A variable may hold bytes that are not valid UTF-8, which Python represents as surrogates.
         *(form for safe in ("", "/") for form in _both_cases(quote(value, safe=safe, errors="surrogatepass"))),
         *_both_cases(quote_plus(value, errors="surrogatepass")),
     }

@@ -1,1 +1,1 @@
-"""The three services, a module for each; `autogen_team.io.services` is where they are imported from."""
+"""The three services, one module each; import them from `autogen_team.io.services`."""

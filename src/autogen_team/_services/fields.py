@@ -1,4 +1,4 @@
-"""Types of fields that several services have."""
+"""Field types shared by several services."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def _as_text(value: object) -> object:
 
 
 Place: TypeAlias = Annotated[str, BeforeValidator(_as_text)]
-"""A URI, a path or a name of a stream; given as a text or a `Path`."""
+"""A URI, a path or a stream name, as a string or a `Path`."""
 
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400.0)]
-"""How long to wait, at most a day; a larger value is taken for a mistake in the unit."""
+"""Seconds to wait, at most a day; a larger value is probably in the wrong unit."""
 
 
 def _lines(value: object) -> object:
@@ -36,4 +36,4 @@ def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 
 Patterns: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_lines), AfterValidator(_checked)]
-"""Regular expressions; in a variable one on each line."""
+"""Regular expressions; in a variable, one per line."""

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 PREFIX = "AUTOGEN_TEAM_"
 STATE_DIR = PREFIX + "STATE_DIR"
 _PATTERNS = {f"{PREFIX}REDACT_PATTERNS", f"{PREFIX}REDACT_ALLOW"}
-"""Variables of a context that the masking in each service follows, so each service refuses unusable patterns."""
+"""Variables of a context that affect masking in each service, so each service rejects invalid patterns."""
 
 Source: TypeAlias = Literal["argument", "environment", ".env", "default"]
 
@@ -65,7 +65,7 @@ _prefixes: set[str] = set()
 """The prefix of each class's variables."""
 _LIKE_OURS = "AUTO"
 _SIMILAR = 0.8
-"""The least similarity to one of our variables, as `difflib` counts, of a variable taken for a misspelling."""
+"""Minimum similarity (`difflib` ratio) to one of our variables to count as a misspelling of it."""
 _reported: set[str] = set()
 """Unknown variables for which a warning has been issued."""
 
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     __slots__ = ("_arguments",)
 
     variable_prefix: ClassVar[str] = ""
-    """What the variables of this class begin with."""
+    """Prefix of the variables of this class."""
     argument_only: ClassVar[frozenset[str]] = frozenset()
     """Fields that no variable can set."""
 
@@ -202,7 +202,7 @@ class Settings(BaseSettings):
 
 @cache
 def descriptions(cls: type[BaseModel]) -> Mapping[str, str]:
-    """Return the text below each field in the source of a class and its bases.
+    """Return the docstring below each field in the source of a class and its bases.
 
     Pydantic's `use_attribute_docstrings` reads the source of each class at each import, which takes 37 ms for our
     services. Few processes need the texts, so the source is read at the first call.
@@ -232,8 +232,8 @@ def _as_text(value: object) -> str | None:
 
 
 def show(name: str, value: object) -> str:
-    """Return the value of the field or variable `name` as text for people, secrets masked."""
-    # The patterns take some 6 ms to compile, and an import of the services should not wait for that.
+    """Return the value of the field or variable `name` as text for display, secrets masked."""
+    # Compiling the patterns takes about 6 ms, which should not delay an import of the services.
     from autogen_team._redact import MASK, is_secret_name, mask
 
     if isinstance(value, tuple):
@@ -330,7 +330,7 @@ def none_or_text(cls: type[BaseSettings], name: str, text: str) -> str | None:
 
 
 def _found(cls: type[Settings]) -> dict[str, tuple[Source, str]]:
-    """Return the place and text of every variable there is now, known or not; the environment beats `.env`."""
+    """Return the source and text of every variable, known or not; the environment takes precedence over `.env`."""
     try:
         dotenv = DotEnvSettingsSource(cls).env_vars
     except UnicodeDecodeError as error:
@@ -374,7 +374,7 @@ def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str
 
 
 def _shown(cls: type[Settings], name: str, value: object) -> str:
-    """Return a refused value, which need not have the field's own type, with secrets masked."""
+    """Return a rejected value, which may have another type than the field, with secrets masked."""
     field = cls.model_fields.get(name)
     if field is not None and SecretStr.__name__ in str(field.annotation):
         value = SecretStr("")

@@ -1,1 +1,1 @@
-"""How what a journal holds gets to its store, from the job or, after its death, from another process."""
+"""Delivery of journals to their stores, from the job or, after its death, from another process."""

@@ -1,7 +1,7 @@
 """The agent: a small process that outlives the jobs of a state folder, and works for them from outside.
 
 It ships what living jobs write to their journals, and has the journals recovered that jobs leave behind, because they
-were killed or because their store was away. At first it only watches: it loads what it needs to ship once a job asks
+were killed or because their store was away. At first it only watches: it loads what shipping needs once a job asks
 for that, so that short jobs do not pay for it. It ends when no job and no such journal is left.
 """
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from autogen_team._ship.route import Route, Shipment
 
 _LOOK = 1.0
-"""Seconds between two looks at the processes of the jobs, whose connections may outlive them in a child."""
+"""Polling interval in seconds for the processes of the jobs: a child may keep a dead job's connection open."""
 _AT_ONCE, _BUSY = 2, 30.0
 """Processes that recover journals at the same time, and seconds after which one does not count, because it mostly waits
 for its store. Each loads MLflow, and takes all jobs that have left a journal and have the same environment."""
 _START_PATIENCE = 5.0
-"""Seconds for which an agent that is too much tries to hand its job over to the one that runs."""
+"""Seconds for which a superfluous agent tries to hand its job over to the running one."""
 _RECOVER = """
 import sys
 sys.path[:] = {path!r}
@@ -43,14 +43,14 @@ recovery.after_death({folders!r})
 
 
 def main(place: str, order: Message) -> None:
-    """Be the agent of this folder, with `order` as its first job; if there is an agent already, give it the job."""
+    """Run the agent of this folder, with `order` as its first job; if there is an agent already, pass it the job."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     first = Job.of({**order, "environment": dict(os.environ)})
     deadline = time.monotonic() + _START_PATIENCE
     while (lock := journal.take_lock(Path(place))) is None:
         with suppress(OSError), agent_link.connect(Path(place)) as connection:
             connection.sendall(agent_link.line({"op": "hello", **order, "environment": first.environment}))
-            if connection.recv(2**16):  # a welcome: it will not end without having looked at this job
+            if connection.recv(2**16):  # a welcome message: it will not end before it has seen this job
                 return
         if time.monotonic() > deadline:
             return
@@ -61,16 +61,16 @@ def main(place: str, order: Message) -> None:
 
 @dataclass(eq=False)
 class Job:
-    """A process that has a journal."""
+    """A process with a journal."""
 
     folder: Path
     pid: int
     started: float | None
     environment: dict[str, str] = field(repr=False)
-    """What its journal is recovered with: the stores, and the credentials for them."""
+    """Environment for the recovery of its journal: the stores and their credentials."""
     connection: socket.socket | None = None
     shipment: Shipment | None = None
-    """Its journal, if it is shipped from here."""
+    """Its journal, if this agent ships it."""
 
     @classmethod
     def of(cls, hello: Message) -> Job:
@@ -79,17 +79,17 @@ class Job:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the process runs."""
+        """Whether the process is alive."""
         return journal.started_at(self.pid) == self.started
 
     def end_shipment(self) -> None:
-        """Ship its journal no more."""
+        """Stop shipping its journal."""
         if self.shipment is not None:
             self.shipment.end()
             self.shipment = None
 
     def send(self, message: Message) -> None:
-        """Send a message, unless the job does not read."""
+        """Send a message; drop it if the job does not read."""
         connection = self.connection
         if connection is not None:
             with suppress(OSError):
@@ -97,7 +97,7 @@ class Job:
 
 
 class Agent:
-    """The jobs of a state folder, and what is done for them."""
+    """The jobs of a state folder, and the work for them."""
 
     def __init__(self, place: Path, first: Job) -> None:
         self._selector = selectors.DefaultSelector()
@@ -107,7 +107,7 @@ class Agent:
         self._place = place
         self._jobs = {first.folder: first}
         self._left: list[Job] = []
-        """Jobs that have died, or ended without having shipped everything."""
+        """Jobs that died, or ended before everything was shipped."""
         self._recovering: list[tuple[subprocess.Popen[bytes], float]] = []
         """The processes that recover journals, each with the time of its start."""
         self._routes: dict[str, Route] = {}
@@ -144,7 +144,7 @@ class Agent:
         try:
             for line in lines:
                 self._obey(caller, json.loads(line))
-        except Exception:  # what goes wrong with one job must not end the work for the others
+        except Exception:  # a fault with one job must not stop the work for the others
             data = b""
         if not data:
             self._hang_up(caller)
@@ -154,7 +154,7 @@ class Agent:
         caller.connection.close()
         if caller.job is not None and caller.job.connection is caller.connection:
             caller.job.connection = None
-            caller.job.end_shipment()  # a job that lives ships by itself now
+            caller.job.end_shipment()  # a live job ships its own journal now
             self._look()
 
     def _obey(self, caller: _Caller, message: Message) -> None:
@@ -175,7 +175,7 @@ class Agent:
         elif operation == "take":
             job.end_shipment()
             job.shipment = self._route_of(message["store"]).take(job, message)
-            if job.shipment is None:  # the route that was prepared has ended since, as no other job needed it
+            if job.shipment is None:  # the prepared route has ended since, because no other job needed it
                 job.send({"op": "yours"})
         elif operation == "flush" and job.shipment is not None:
             job.shipment.flush(message["until"])
@@ -183,7 +183,7 @@ class Agent:
             job.shipment.log_in(message["store"])
 
     def _route_of(self, store: Message) -> Route:
-        from autogen_team._ship.route import Route  # loads what a job that only lives for a moment does not need
+        from autogen_team._ship.route import Route  # loads what a short job does not need
 
         self._routes = {key: route for key, route in self._routes.items() if not route.is_over}
         key = json.dumps(store, sort_keys=True)
@@ -192,7 +192,7 @@ class Agent:
         return self._routes[key]
 
     def _look(self) -> None:
-        """Find the jobs that have died, and begin and end the recovery of what jobs have left."""
+        """Find dead jobs, and start and finish the recovery of their journals."""
         for job in list(self._jobs.values()):
             if not job.is_alive or not job.folder.exists():
                 self._part_with(job)
@@ -204,7 +204,7 @@ class Agent:
             self._recover(alike, environment)
 
     def _part_with(self, job: Job) -> None:
-        """Work for the job no more; if it has left its journal behind, have that recovered."""
+        """Stop working for the job; if it left its journal behind, have that recovered."""
         self._jobs.pop(job.folder, None)
         if job.folder.exists() and job not in self._left:
             self._left.append(job)
@@ -225,7 +225,7 @@ class Agent:
 
 @dataclass(eq=False)
 class _Caller:
-    """A connection, whose job is known from its first message on."""
+    """A connection; its job is known from the first message on."""
 
     connection: socket.socket
     job: Job | None = None

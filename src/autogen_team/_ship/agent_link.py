@@ -37,14 +37,14 @@ sys.path += json.loads(path)
 from autogen_team._ship import agent
 agent.main(place, json.loads(order))
 """
-"""Double-forks, because a job may wait for its children. The standard library goes before modules of the job that have
-the same name."""
+"""Double-forks, because a job may wait for its children. The standard library takes precedence over modules of the job
+with the same name."""
 NAME = "autogen-team-agent"
 """Shown in process lists."""
 _PATIENCE = 5.0
 """Seconds that the agent may take to start."""
 _LONGEST_ADDRESS = 100
-"""Bytes of the path of a socket; the system takes 108, or 104."""
+"""Maximum length in bytes of a socket's path; systems accept 108 or 104."""
 
 _report = logging.getLogger("autogen_team")
 
@@ -53,7 +53,7 @@ def place_of(state: Path) -> Path:
     """Return the folder of the agent that serves this process, for this state folder."""
     namespace = ""
     with suppress(OSError):
-        namespace = str(Path("/proc/self/ns/pid").readlink())  # process ids of another container mean nothing here
+        namespace = str(Path("/proc/self/ns/pid").readlink())  # process ids of another container are meaningless here
     ours = (autogen_team.__version__, str(autogen_team.__file__), sys.executable, sys.prefix)
     told = (socket.gethostname(), journal.boot_id(), namespace, *ours)
     return state / "agent" / hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
@@ -63,7 +63,7 @@ def connect(place: Path) -> socket.socket:
     """Return a connection to the agent of this folder.
 
     Raises:
-        OSError: there is no agent, or it is about to end.
+        OSError: there is no agent, or it is about to exit.
 
     """
     connection = socket.socket(socket.AF_UNIX)
@@ -77,7 +77,7 @@ def connect(place: Path) -> socket.socket:
 
 
 class _address:  # noqa: N801 - reads as a phrase
-    """The address of the socket in a folder, also where its path is too long for one."""
+    """The address of the socket in a folder, even if its path is too long for a socket."""
 
     def __init__(self, place: Path) -> None:
         self._path = place / "socket"
@@ -95,7 +95,7 @@ class _address:  # noqa: N801 - reads as a phrase
 
 
 def listen(place: Path) -> socket.socket:
-    """Return a socket that takes connections of this user for the agent of this folder."""
+    """Return a socket that accepts this user's connections for the agent of this folder."""
     with suppress(FileNotFoundError):
         (place / "socket").unlink()
     listener = socket.socket(socket.AF_UNIX)
@@ -115,7 +115,7 @@ class AgentLink:
     """The connection of this process to its agent."""
 
     def __init__(self, state: Path, environment: Mapping[str, str]) -> None:
-        """Find the agent of `state`; should this process die, it recovers its journal with these variables too."""
+        """Find the agent of `state`. If this process dies, the agent recovers its journal with these variables too."""
         self._state = state
         self._environment = environment
         self._folder: Path | None = None
@@ -124,9 +124,9 @@ class AgentLink:
         self._is_said = False
 
     def watch(self, folder: Path) -> None:
-        """Make the agent know of the journal in `folder`, and start the agent if it does not run.
+        """Announce the journal in `folder` to the agent, and start the agent if it is not running.
 
-        If that fails, which is said once, the next start here or `autogen-team recover` recovers the journal.
+        If that fails, one report says so, and the next start here or `autogen-team recover` recovers the journal.
         """
         self.dismiss()
         if os.name != "posix":
@@ -155,7 +155,7 @@ class AgentLink:
         return is_there
 
     def after_fork(self) -> None:
-        """Leave the connection to the parent."""
+        """Drop the connection, which is the parent's."""
         self._folder = None
         self.close()
 
@@ -166,14 +166,14 @@ class AgentLink:
             connection.close()
 
     def send(self, message: Message) -> None:
-        """Send a message; a connection that has been cut is found out by the next `messages`."""
+        """Send a message; the next `messages` detects a lost connection."""
         connection = self._connection
         if connection is not None:
             with suppress(OSError):
                 connection.sendall(line(message))
 
     def messages(self, timeout: float | None) -> Iterator[Message]:
-        """Yield the messages that have come, and wait for the first one at most `timeout` seconds; None waits for ever.
+        """Yield the received messages; wait at most `timeout` seconds for the first one, with None forever.
 
         Raises:
             OSError: the connection is lost.
@@ -198,7 +198,7 @@ class AgentLink:
                 connection.shutdown(socket.SHUT_RD)
 
     def is_connected(self) -> bool:
-        """Tell whether the agent is there; connect to it if it was just starting, and start it anew if it has died."""
+        """Return whether the agent is there; connect if it was just starting, and restart it if it has died."""
         if self._folder is None:
             return False
         connection = self._connection

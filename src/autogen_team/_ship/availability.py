@@ -22,7 +22,7 @@ _report = logging.getLogger("autogen_team")
 
 
 class StoreUnavailableError(MlflowException, TrackingUnavailableError):
-    """The store does not answer; code that catches MLflow's own errors catches this one too."""
+    """The store does not answer. Code that catches MLflow's own errors catches this one too."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, error_code=TEMPORARILY_UNAVAILABLE)
@@ -57,7 +57,7 @@ class Availability:
         return self._cut is not None
 
     def answered(self, waiting: str = "") -> None:
-        """Note that the store has answered; if it was cut off, say so, with `waiting` at the end of the message."""
+        """Record that the store answered; if it was unreachable, say so, with `waiting` at the end of the message."""
         with self._lock:
             cut, self._cut = self._cut, None
             self._answered = time.monotonic()
@@ -66,7 +66,7 @@ class Availability:
             _say("the MLflow store at %s answers again after %.0f s%s", mask_url(self.uri), seconds, waiting)
 
     def failed(self, reason: str) -> None:
-        """Note that the store has not answered, and warn if it did before."""
+        """Record that the store did not answer, and warn if it did before."""
         self._fault = reason
         with self._lock:
             is_first = self._cut is None
@@ -81,7 +81,7 @@ class Availability:
             )
 
     def require(self) -> None:
-        """Return if the store can be asked now.
+        """Check that the store can be used now.
 
         Raises:
             StoreUnavailableError: it does not answer within the timeout; MLflow would need four minutes to notice.
@@ -90,7 +90,7 @@ class Availability:
         if not self.is_remote:
             return
         now = time.monotonic()
-        # A server that answered a moment ago is up if it still takes connections, at a hundredth of a request's cost.
+        # A server that answered a moment ago is up if it still accepts connections, a check at 1 % of a request's cost.
         if (
             not self.is_cut
             and now - self._answered < _FRESH
@@ -107,7 +107,7 @@ class Availability:
         raise StoreUnavailableError(server_probe.unavailable(self.uri, self._fault))
 
     def answers(self) -> bool:
-        """Ask the store now, and tell whether it answers."""
+        """Probe the store now, and return whether it answers."""
         try:
             self._check()
         except StoreUnavailableError:

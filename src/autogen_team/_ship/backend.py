@@ -1,4 +1,4 @@
-"""What the shipping of a journal asks of a store, whatever its kind; nothing here loads MLflow."""
+"""The operations of a store that shipping needs, for every kind of store; nothing here loads MLflow."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ OPENED_BY = "autogen_team.opened_by"
 
 
 class Unreachable(Exception):  # noqa: N818 - what happened, not whose fault it is
-    """The store could not be asked, or could not answer; the same request may succeed later."""
+    """The store could not be reached or could not answer; the same request may succeed later."""
 
 
 class Blocked(Unreachable):
-    """A proxy or firewall before the store answers with a page of its own, perhaps because of the content."""
+    """A proxy or firewall in front of the store answered instead, perhaps because of the content."""
 
 
 class Refused(Exception):  # noqa: N818 - the same
-    """The store refuses the request, now and later."""
+    """The store rejects the request for good."""
 
 
 class RefusedOnTheWay(Refused):
-    """A proxy or firewall before the store blocks this request, though it lets others through."""
+    """A proxy or firewall in front of the store blocks this request, but not others."""
 
 
 @dataclass(slots=True)
@@ -32,7 +32,7 @@ class Batch:
 
     run_id: str
     metrics: list[dict[str, Any]] = field(default_factory=list)
-    """Each has `key`, `value`, `timestamp`, `step`, and perhaps `model_id`, `dataset_name`, `dataset_digest`."""
+    """Each has `key`, `value`, `timestamp`, `step`, and optionally `model_id`, `dataset_name`, `dataset_digest`."""
     params: dict[str, str] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
 
@@ -49,15 +49,15 @@ class Batch:
 
 
 class Backend(Protocol):
-    """A store that a journal is shipped to. Each method sends its requests once, because the caller tries again.
+    """A store that journals are shipped to. Each method sends its request once, because the caller retries.
 
-    Every method raises `Unreachable` if the store could not be asked, and all but `takes_others` raise `Refused` if the
-    store refuses.
+    Every method raises `Unreachable` if the store could not be reached, and all but `takes_others` raise `Refused` if
+    the store rejects the request.
     """
 
     @property
     def ahead(self) -> float:
-        """By how many seconds the clock of the store is ahead of this machine's; 0 if that is not known."""
+        """Seconds by which the store's clock is ahead of this machine's; 0 if unknown."""
         ...
 
     def create(self, entry: Mapping[str, Any]) -> str:
@@ -65,10 +65,10 @@ class Backend(Protocol):
         ...
 
     def log(self, batch: Batch) -> None:
-        """Log metrics, parameters and tags; an empty batch finds out whether the run accepts any."""
+        """Log metrics, parameters and tags; an empty batch only checks whether the run accepts any."""
 
     def takes_others(self, run_id: str) -> bool:
-        """Tell whether the store itself answers a request about this run without any content."""
+        """Return whether the store itself answers a request about this run without content."""
         ...
 
     def look(self, run_id: str) -> tuple[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Turn journal entries into requests to a store; the entries of a run keep their order."""
+"""Turns journal entries into requests to a store; the entries of a run keep their order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _PLAIN = len(("crc", "n", "op", "run", "t", "step", "values"))
 REFUSED_FILE = "refused.jsonl"
 _OURS = "autogen_team."
 _ATTEMPTS = 3
-"""Number of blocked attempts after which we find out whether the content of the request is the cause."""
+"""Number of blocked attempts before we check whether the content of the request is the cause."""
 _PAUSES = (0.2, 0.5)
 """Seconds between these attempts in `insist`; callers of `deliver` pause themselves."""
 
@@ -46,7 +46,7 @@ class Delivery:
         `report` is called with the id of a run and with the text of an error about it, which is logged by default.
         """
         self.ids: dict[str, str] = {}
-        """The store's ids of runs that were begun without it, by their local ids."""
+        """The store's ids of runs that were started without it, by local id."""
         self.on_created: Callable[[str, str], None] = lambda _local, _real: None
         """Called with both ids when the store has created such a run."""
         self._backend = backend
@@ -61,7 +61,7 @@ class Delivery:
         """Number of times that the current delivery was blocked."""
 
     def insist(self, found: Sequence[Entry]) -> None:
-        """Deliver the entries; if a proxy blocks them, find out at once whether one of the items is the cause.
+        """Deliver the entries; if a proxy blocks them, check at once whether one of the items is the cause.
 
         Raises:
             Unreachable: see `deliver`.
@@ -77,10 +77,10 @@ class Delivery:
         self.deliver(found)
 
     def deliver(self, found: Iterable[Entry]) -> None:
-        """Deliver the entries to the store; refused items are recorded, and do not hold up the rest.
+        """Deliver the entries to the store; rejected items are recorded, and do not block the rest.
 
         Raises:
-            Unreachable: the store could not be asked. Some entries may have arrived; to deliver them again is harmless.
+            Unreachable: the store could not be reached. Some entries may have arrived; repeating them is harmless.
 
         """
         for request in _requests(found):
@@ -113,7 +113,7 @@ class Delivery:
             self._log(_joined(half))
 
     def _judged(self, blocked: Blocked, run_id: str) -> RefusedOnTheWay:
-        """Return `blocked` as a refusal if other requests get through to the store; else raise it again.
+        """Return `blocked` as a refusal if other requests reach the store; otherwise raise it again.
 
         A proxy that has lost its server blocks every request, and a user without rights is always rejected. So the
         question is whether the store itself answers a request about the same run without any content.
@@ -124,7 +124,7 @@ class Delivery:
         return RefusedOnTheWay(str(blocked))
 
     def _is_blocked(self, single: Batch) -> bool:
-        """Try a single item once more, now that others are known to get through; return whether it is blocked."""
+        """Try a single item again, now that others are known to get through; return whether it is blocked."""
         try:
             self._backend.log(single)
         except Blocked:
@@ -134,7 +134,7 @@ class Delivery:
         return False
 
     def _takes_nothing(self, run_id: str) -> bool:
-        """Tell whether the store refuses the run itself, which was deleted meanwhile, say."""
+        """Return whether the store rejects the run itself, for example because it was deleted."""
         try:
             self._backend.log(Batch(run_id))
         except Refused:
@@ -166,7 +166,7 @@ class Delivery:
                 self._attach({**entry, "run": run_id} if run_id else entry)
 
     def _give_up(self, entry: Entry, run_id: str, refusal: Refused) -> None:
-        """Record what is refused of an entry; if a proxy blocked it, carry out the rest.
+        """Record the rejected part of an entry; if a proxy blocked it, carry out the rest.
 
         A run is created without the tags and the name of the job, and these tags are logged afterwards. A run ends
         without its new name.

@@ -1,4 +1,4 @@
-"""The snapshots that wait in a state folder for their runs: `<state>/code/<run id>` links to each."""
+"""Snapshots waiting in a state folder for their runs: `<state>/code/<run id>` links to each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autogen_team._snapshot.process import PART
 
 _PATIENCE = 10.0
 _GLANCE = 0.1
-"""Seconds that a snapshot in the making is waited for, and between two looks."""
+"""Seconds to wait for an unfinished snapshot, and the polling interval."""
 
 
 def folder_of(state: Path) -> Path:
@@ -34,7 +34,7 @@ def tags(folder: Path) -> dict[str, str]:
 def waiting_for(state: Path, run_id: str) -> Path | None:
     """Return the snapshot that waits for a run whose process has died; None if there is none.
 
-    One that is being made is waited for: the process that makes it has outlived the job.
+    Waits for an unfinished one: the process that makes it may outlive the job.
     """
     link = folder_of(state) / run_id
     if not link.is_symlink():
@@ -47,7 +47,7 @@ def waiting_for(state: Path, run_id: str) -> Path | None:
 
 
 def forget(state: Path, run_id: str) -> None:
-    """Remove a snapshot that has arrived, unless another run still waits for it."""
+    """Remove an uploaded snapshot, unless another run still waits for it."""
     link = folder_of(state) / run_id
     with suppress(OSError):
         folder = link.parent / link.readlink()
@@ -57,7 +57,7 @@ def forget(state: Path, run_id: str) -> None:
 
 
 def links_to(folder: Path) -> bool:
-    """Tell whether a run waits for the snapshot."""
+    """Return whether a run waits for the snapshot."""
     with suppress(OSError):
         return any(path.is_symlink() and str(path.readlink()) == folder.name for path in folder.parent.iterdir())
     return False

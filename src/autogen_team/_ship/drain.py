@@ -1,4 +1,4 @@
-"""The loop that ships journals: read what is there, deliver it, acknowledge it; and wait, if the store takes nothing.
+"""The loop that ships journals: read entries, deliver them, acknowledge them, and wait while the store is down.
 
 A thread of the job runs it for the job's own journal until the agent has taken over, and the agent runs it for the
 journals of all jobs that log to one store.
@@ -29,9 +29,9 @@ silence after which uvicorn closes a connection: a request that is sent at that 
 _CHUNK = 128 * 2**10
 """Bytes of a journal that are delivered and then acknowledged together; about a thousand metrics."""
 _MOST = 8000
-"""Entries of all journals together after which the others have to wait for the next round."""
+"""Maximum number of entries of all journals in one round."""
 _FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
-"""Seconds between attempts while the store is out of reach; the pause doubles from the first value to the second."""
+"""Seconds between attempts while the store is unreachable; the pause doubles from the first value to the second."""
 _SPREAD = 0.5, 1.5
 """Range of the random factor of a pause. Without it, many workers that lost their server at the same moment would all
 return at the same moment, and overload the server again."""
@@ -40,7 +40,7 @@ _report = logging.getLogger("autogen_team")
 
 
 class Source(Protocol):
-    """A journal that is shipped."""
+    """A journal to ship."""
 
     @property
     def number(self) -> int:
@@ -57,7 +57,7 @@ class Source(Protocol):
         ...
 
     def taken(self, number: int) -> None:
-        """Note that the store has taken every entry up to `number`."""
+        """Record that the store has accepted every entry up to `number`."""
 
 
 class Drain:
@@ -88,7 +88,7 @@ class Drain:
         self.is_stopped = False
 
     def ship(self) -> None:
-        """Deliver what the journals hold now; if the store takes nothing, try again until it does, or until `stop`."""
+        """Deliver the journals' current entries; if the store is down, retry until it is back, or until `stop`."""
         began = time.monotonic()
         pause = _FIRST_PAUSE
         while not self.is_stopped and self._has_entries():
@@ -109,7 +109,7 @@ class Drain:
 
     def _has_entries(self) -> bool:
         sources = tuple(self._sources())
-        # What another process ships by now must not come after what that has shipped: a tag would get an old value.
+        # Entries that another process ships by now must not be delivered again later: a tag would get an old value.
         self._read = [one for one in self._read if one[0] in sources]
         if not self._read:
             count = 0

@@ -18,7 +18,7 @@ def with_kind(error: BaseException) -> str:
 
 
 def root_of(error: BaseException, around: BaseException | None) -> BaseException:
-    """Return the root cause of an error; MLflow, requests and urllib3 each wrap it in an error of their own.
+    """Return the root cause of an error; MLflow, requests and urllib3 each wrap it in their own error.
 
     `around` is an exception that was being handled already, and so did not cause this one.
     """

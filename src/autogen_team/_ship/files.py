@@ -1,4 +1,4 @@
-"""Files that wait beside a journal: bring each to the artifacts of its run or model."""
+"""Upload files that wait beside a journal to the artifacts of their run or model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _FINAL = frozenset({400, 403, 409, 413, 422})
 
 @lru_cache(maxsize=128)
 def repository_of(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
-    """Return MLflow's own artifact repository of a run or a logged model, whatever stands in for it."""
+    """Return MLflow's own artifact repository of a run or logged model, even while a replacement is installed."""
     if kind == "run":
         location = client.get_run(owner).info.artifact_uri
     else:
@@ -46,7 +46,7 @@ def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> No
 
     Raises:
         Unreachable: the upload failed; another attempt may succeed.
-        Refused: no attempt can succeed: the file is too large, say, or its run is gone.
+        Refused: no attempt can succeed, for example because the file is too large or its run is gone.
 
     """
     place = journal_folder / entry["place"]

@@ -1,4 +1,4 @@
-"""Runs that say RUNNING in a store, from whatever machine, and those of them whose job gives no sign of life."""
+"""RUNNING runs in a store, from all machines, and those whose job has stopped sending heartbeats."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 
 _PAGE = 1000
 _EXPERIMENTS = 200
-"""Experiments that one search names; a server refuses a request that is too long."""
+"""Maximum number of experiments in one search; a server rejects longer requests."""
 
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A run that says RUNNING."""
+    """A run whose status is RUNNING."""
 
     run_id: str
     name: str
     experiment: str
     host: str
-    """The machine of its job; empty if it gives no signs of life."""
+    """The machine of its job; empty without heartbeats."""
     pid: str
     started: float
     """Seconds since 1970, as are the other times."""
     sign: float | None
-    """The last heartbeat; None for a run of plain MLflow, or one that none."""
+    """The last heartbeat; None without heartbeats, as for a run of plain MLflow."""
     latest: float
     """The last heartbeat; without one, the newest metric or the start."""
 
@@ -53,14 +53,14 @@ class Running:
 
 
 class Store:
-    """A store, as it is seen from a machine that need not have run any of its jobs."""
+    """A store, seen from a machine that may not have run any of its jobs."""
 
     def __init__(self, uri: str, timeout: float) -> None:
-        """Look at the store of `uri`.
+        """Open the store at `uri`.
 
         Raises:
             TrackingUnavailableError: it does not answer within `timeout` seconds.
-            ConfigurationError: the store does not exist, and MLflow would make one.
+            ConfigurationError: the store does not exist, and MLflow would create it.
 
         """
         server_probe.check(uri, timeout)
@@ -76,7 +76,7 @@ class Store:
         self._backend: Backend = mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
 
     def running(self, experiment: str | None = None) -> list[Running]:
-        """Return the runs that say RUNNING, the newest first.
+        """Return the RUNNING runs, newest first.
 
         Raises:
             ConfigurationError: the experiment does not exist.
@@ -91,7 +91,7 @@ class Store:
         return sorted(found, key=lambda one: one.started, reverse=True)
 
     def now(self, of: Running) -> float:
-        """Return the time by the clock of the store, in seconds since 1970; any of its runs serves to ask it.
+        """Return the time by the clock of the store, in seconds since 1970; the request needs any of its runs.
 
         Raises:
             TrackingUnavailableError: the store does not answer as it should.
@@ -102,7 +102,7 @@ class Store:
         return time.time() + self._backend.ahead
 
     def close(self, one: Running) -> bool:
-        """Close the run as KILLED, unless it has ended or given a sign meanwhile; return whether it is closed now.
+        """Close the run as KILLED, unless it has ended or had a heartbeat meanwhile; return whether it is closed now.
 
         Raises:
             TrackingUnavailableError: the store does not answer as it should.
@@ -146,7 +146,7 @@ class Store:
 
 @contextmanager
 def _plainly() -> Iterator[None]:
-    """Raise what goes wrong with the store as an error of ours."""
+    """Translate errors of the store into TrackingUnavailableError."""
     try:
         yield
     except (MlflowException, Unreachable) as error:

@@ -68,12 +68,12 @@ class Store:
             return str(run.info.run_id)
 
     def log(self, batch: Batch) -> None:
-        """Log metrics, parameters and tags; an empty batch finds out whether the run accepts any."""
+        """Log metrics, parameters and tags; an empty batch only checks whether the run accepts any."""
         with _translated():
             self._log(batch)
 
     def takes_others(self, run_id: str) -> bool:  # noqa: ARG002 - `Server` needs it
-        """Tell whether the store itself answers a request about this run without any content."""
+        """Return whether the store itself answers a request about this run without content."""
         return True
 
     def look(self, run_id: str) -> tuple[str, dict[str, str]]:
@@ -81,7 +81,7 @@ class Store:
         with _translated():
             run = self.store.get_run(run_id)
             return run.info.status, dict(run.data.tags)
-        raise AssertionError  # `_translated` lets no exception pass
+        raise AssertionError  # `_translated` translates every exception
 
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
         """Change status, end (milliseconds since 1970) and name of a run."""
@@ -140,7 +140,7 @@ def client(tracking_uri: str, registry_uri: str) -> MlflowClient:
 
 
 def plain_store(uri: str, artifact_uri: str | None = None) -> Any:
-    """Return MLflow's own store for the URI, whatever stands in for it.
+    """Return MLflow's own store for the URI, even while a replacement is installed.
 
     Raises:
         ConfigurationError: this version of MLflow has changed how it looks up its stores.
@@ -150,7 +150,7 @@ def plain_store(uri: str, artifact_uri: str | None = None) -> Any:
     if not stores.works():
         versions = stores.library.versions
         raise ConfigurationError(f"{stores.lacking(list(stores.names))}: install one of MLflow {versions}")
-    # A stand-in is found by an attribute of the registry object; the class of the registry is as MLflow made it.
+    # A replacement is an attribute of the registry object; the registry's class is MLflow's own.
     registry = find(stores.names[0])
     return type(registry)._get_store_with_resolved_uri(registry, uri, artifact_uri)  # noqa: SLF001 - see above
 
@@ -187,7 +187,7 @@ def _send(store: Any, path: str, body: bytes | None) -> Answer:
 
 
 def login_of(uri: str) -> dict[str, Any] | None:
-    """Return what it takes to send requests to a server as MLflow would, with plain values; None if only MLflow can.
+    """Return the plain values needed to send requests to a server as MLflow would; None if only MLflow can.
 
     MLflow signs requests itself for AWS, Databricks and plugins of the group `mlflow.request_auth_provider`.
     """
@@ -234,7 +234,7 @@ class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten
 
 
 def is_refusal(error: Exception, *, at_server: bool = False) -> bool:
-    """Tell whether MLflow itself has refused a request, and would do so again.
+    """Return whether MLflow itself rejected a request, and would do so again.
 
     With `at_server`, only an error of the server itself counts: a proxy may answer 404 to everything.
     """
@@ -244,7 +244,7 @@ def is_refusal(error: Exception, *, at_server: bool = False) -> bool:
 
 
 def _is_passing(cause: BaseException | None) -> bool:
-    """Tell whether a database has failed for a passing reason: its pool, its primary, or the connection."""
+    """Return whether a database failed for a temporary reason: its pool, its primary or the connection."""
     errors = sys.modules.get("sqlalchemy.exc")  # a job that logs to a server does not load SQLAlchemy
     if errors is None:
         return False

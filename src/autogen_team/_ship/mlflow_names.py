@@ -21,16 +21,16 @@ STORES = MLFLOW.part(
         "secrets in parameters, tags and datasets are not masked"
     ),
 )
-"""Where MLflow looks up the store of a URI, at every call. Another object can stand in for the store there while the
-URI stays what it is. The registry's public method, `register`, has a cache in front of it, and a builder that is not
+"""Where MLflow looks up the store of a URI, at every call. The store can be replaced there while the URI stays the
+same. The registry's public method, `register`, has a cache in front of it, and a builder that is not
 MLflow's changes what MLflow says of the scheme."""
 
 REGISTRIES = MLFLOW.part(
     "mlflow.tracking._model_registry.registry:ModelRegistryStoreRegistry._get_store_with_resolved_uri",
     lost="secrets in the tags and descriptions of registered models are not masked",
 )
-"""The same for model registries, replaced in the class: making the object takes 15 ms that a job without a model need
-not spend."""
+"""The same for model registries, replaced in the class, because creating the object takes 15 ms, which a job without
+models can save."""
 
 ARTIFACTS = MLFLOW.part(
     "mlflow.tracking._tracking_service.client:TrackingServiceClient._get_artifact_repo",

@@ -1,4 +1,4 @@
-"""A dead man's switch: a service that hears when a job starts and ends, and alerts people when it does not.
+"""A dead man's switch: a service that is notified when a job starts and ends, and alerts you if it is not.
 
 The conventions are those of healthchecks.io, which other services share: a request to the URL itself means success;
 `/start` and `/fail` behind its path mean the start and the failure, and the body of a request is kept for people.
@@ -29,13 +29,13 @@ _PAUSES = (0.5, 2.0)
 _LONGEST_BODY = 10_000
 """Bytes of a body; healthchecks.io keeps 100 kB, others less."""
 _PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
-"""Refusals after which another attempt may help."""
+"""Status codes after which another attempt may help."""
 
 _url_of_job: list[str] = []
 
 
 class PingError(Exception):
-    """The service was not told; the message is the reason, without the URL."""
+    """The service could not be notified; the message is the reason, without the URL."""
 
 
 def address(url: str, event: Event) -> str:
@@ -53,10 +53,10 @@ def address(url: str, event: Event) -> str:
 
 
 def send(url: str, event: Event, body: str = "", *, is_wanted: Callable[[], bool] = lambda: True) -> None:
-    """Tell the service, by up to three attempts of at most 10 s; another one is made only while `is_wanted`.
+    """Notify the service, with up to three attempts of at most 10 s each; retry only while `is_wanted`.
 
     Raises:
-        PingError: it could not be told.
+        PingError: it could not be notified.
 
     """
     from urllib.error import HTTPError, URLError  # they load what few jobs need
@@ -92,13 +92,13 @@ def _request(url: str, body: str) -> None:
 
 
 def note_job(url: str) -> Undo:
-    """Report the death of this process to `url`, if it dies and another process recovers it."""
+    """Have the death of this process reported to `url` by the process that recovers it."""
     _url_of_job.append(url)
     return lambda: _url_of_job.remove(url)
 
 
 def for_recovery() -> dict[str, str]:
-    """Return the variable that the process gets that recovers this one."""
+    """Return the variable for the process that recovers this one."""
     return {_VARIABLE: _url_of_job[-1]} if _url_of_job else {}
 
 

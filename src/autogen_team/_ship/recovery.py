@@ -1,4 +1,4 @@
-"""Recovery of journals of dead processes: deliver their entries, and close their runs."""
+"""Recovers the journals of dead processes: delivers their entries and closes their runs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from autogen_team._spool.index import Found
 from autogen_team._spool.records import VERSION, Entry
 
 PATIENCE = 900.0
-"""Seconds for which the agent has a journal tried again while its store is away."""
+"""Seconds for which the agent retries a journal whose store is down."""
 _PAUSE = 10.0
 """Seconds between two tries."""
 _DYING = 2.0
 """Seconds that a process may take to end after its connection to the agent has."""
 
 _GLANCE = 0.2
-"""Seconds between two looks at a journal that another process or thread is recovering."""
+"""Polling interval in seconds for a journal that another process or thread is recovering."""
 
 _report = logging.getLogger("autogen_team")
 
@@ -98,14 +98,14 @@ def recover_all(
 ) -> Iterator[tuple[Found, Recovered]]:
     """Recover every dead journal of this machine that belongs to the store of `uri`; with `others`, of every store.
 
-    With `others`, a journal that another process is recovering is waited for, and recovered here if that fails. `hosts`
+    With `others`, waits for a journal that another process is recovering, and recovers it here if that fails. `hosts`
     names machines that are gone; their journals are treated as this machine's.
     """
     index.sweep(state)
     for found in index.find(state, hosts, held=others):
         if found.state not in ("dead", "recovering"):
             continue
-        if uris.identity(found.uri) == uris.identity(mask_url(uri)):  # and not the one that stands in for it
+        if uris.identity(found.uri) == uris.identity(mask_url(uri)):  # and not its replacement
             yield found, _see_to(found, uri, registry_uri, state, hosts)
         elif others and MASK in found.uri:
             problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"
@@ -147,7 +147,7 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
 def after_death(folders: list[str]) -> None:
     """Recover journals that processes have left behind; the environment names the stores.
 
-    A journal whose store is away, or that another process is recovering, is tried again for up to 15 minutes.
+    A journal whose store is down, or that another process is recovering, is retried for up to 15 minutes.
     """
     waiting = [Path(folder) for folder in folders]
     dying_until = time.monotonic() + _DYING
@@ -216,7 +216,7 @@ def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause)
 
 
 def _half_open(entries: list[Entry], client: mlflow.MlflowClient) -> Iterator[str]:
-    """Yield the ids of runs that were created but not noted, found by the mark noted before their creation."""
+    """Yield the ids of runs that were created but not recorded, found by the mark recorded before their creation."""
     opening: dict[str, str] = {}
     if any(entry["op"] == "closed" for entry in entries):
         return
@@ -233,7 +233,7 @@ def _half_open(entries: list[Entry], client: mlflow.MlflowClient) -> Iterator[st
 
 
 def _is_there(client: mlflow.MlflowClient, run_id: str) -> bool:
-    """Tell whether the run can still be closed; it may have been deleted, even for good."""
+    """Return whether the run can still be closed; it may have been deleted."""
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == LifecycleStage.ACTIVE)
     except MlflowException as error:
@@ -262,7 +262,7 @@ def _attach_log(client: mlflow.MlflowClient, run_id: str, folder: Path) -> None:
 
 
 def _attach_code(client: mlflow.MlflowClient, backend: Backend, run_id: str, state: Path, noted_as: str) -> None:
-    """Attach the snapshot of what was run, if it still waits for the run, whose id was another one in an outage."""
+    """Upload the run's snapshot if it is still waiting; in an outage it waits under the run's local id."""
     folder = code_files.waiting_for(state, noted_as)
     if folder is not None:
         client.log_artifacts(run_id, str(folder), code_files.ARTIFACTS)

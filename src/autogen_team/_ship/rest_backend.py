@@ -22,9 +22,9 @@ _FINAL = frozenset({400, 403, 404, 409, 413, 422})
 """HTTP statuses of an MLflow server that another attempt would not change."""
 _TOO_LARGE = 413
 _SKEW = 2.0
-"""Seconds by which equal clocks may seem to differ: a header has whole seconds, and an answer takes time."""
+"""Apparent difference in seconds of equal clocks: a header has whole seconds, and an answer takes time."""
 _NOT_ABOUT_CONTENT = frozenset({401, 404, 407, 408, 425, 429})
-"""HTTP statuses below 500 that say nothing about the content: a login is missing, or the server is away or busy."""
+"""HTTP statuses below 500 that are not about the content: a login is missing, or the server is down or busy."""
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _MARKUP = re.compile(r"<[^>]*>")
 _BUSY = ("BAD_REQUEST: QueuePool limit", "BAD_REQUEST: (psycopg2.errors.ReadOnlySqlTransaction)")
@@ -55,8 +55,7 @@ class Answer(Protocol):
 
 
 Send: TypeAlias = Callable[[str, bytes | None], Answer]
-"""Sends a body of JSON to a path of the server, or asks for the path if there is none; once, and for at most `PATIENCE`
-seconds; returns the answer."""
+"""Sends a JSON body to a path of the server, or a GET request without one; once, for at most `PATIENCE` seconds."""
 
 
 def sender(login: Callable[[], Mapping[str, Any]]) -> Send:
@@ -92,13 +91,13 @@ class Server:
         """Send each request with `send`, which adds address, credentials, certificates and headers."""
         self._send = send
         self._date = ""
-        """When the server has answered last, by its own clock, as a header of HTTP."""
+        """When the server last answered, by its own clock, as an HTTP header."""
         self._heard = 0.0
         """The same by the clock of this machine, in seconds since 1970."""
 
     @property
     def ahead(self) -> float:
-        """By how many seconds the clock of the server is ahead of this machine's; 0 if that is not known."""
+        """Seconds by which the server's clock is ahead of this machine's; 0 if unknown."""
         with suppress(ValueError):
             found = parsedate_to_datetime(self._date).timestamp() - self._heard
             return found if abs(found) > _SKEW else 0.0
@@ -131,7 +130,7 @@ class Server:
         )
 
     def takes_others(self, run_id: str) -> bool:
-        """Tell whether the server itself answers a request about this run without any content."""
+        """Return whether the server itself answers a request about this run without content."""
         try:
             self._post("runs/log-batch", run_id=run_id)
         except Refused:
@@ -169,7 +168,7 @@ class Server:
         except Exception as error:
             raise Unreachable(first_line(root_of(error, around))) from None
         self._date, self._heard = answer.headers.get("Date", ""), time.time()
-        # A proxy whose server is away answers 404 to everything, so only MLflow's own refusals are final.
+        # A proxy whose server is down answers 404 to everything, so only MLflow's own refusals are final.
         refusal = None if answer.status_code == 200 else _refusal(answer.text)
         if refusal is not None and answer.status_code in _FINAL and not refusal.startswith(_BUSY):
             raise Refused(refusal)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autogen_team._ship.backend import Backend
 
 _LONGEST_IDLE = 1.0
-"""Seconds between two looks at journals in which nothing is written; a flush cuts them short."""
+"""Polling interval in seconds for idle journals; a flush cuts it short."""
 _FOR_THE_JOB = frozenset({"artifact", "create"})
 """Operations of the job itself: MLflow's repositories are loaded there, and it learns the ids of its runs."""
 
@@ -55,7 +55,7 @@ class Shipment:
         return self._wanted > self.acked
 
     def read(self, limit: int) -> list[Entry]:
-        """Return the next entries that the agent ships; at the first that it does not, the job gets the rest back."""
+        """Return the next entries to ship; at the first one that the agent cannot ship, the job gets the rest back."""
         if self._is_given_back:
             return []
         entries = self._follower.read(limit)
@@ -72,14 +72,14 @@ class Shipment:
         return entries
 
     def taken(self, number: int) -> None:
-        """Tell the job that the store has taken every entry up to `number`."""
+        """Tell the job that the store has accepted every entry up to `number`."""
         self.acked = number
         self.tell({"op": "acked", "number": number})
         if self._is_given_back:
             self._give_back()
 
     def give_signs(self, ids: Mapping[str, str]) -> bool:
-        """Give signs of life of the runs that the job has open, if they are due; return whether the store answers."""
+        """Send heartbeats for the job's open runs if they are due; return whether the store answers."""
         return self._signs.give(self._open, ids)
 
     def _follow_runs(self, entries: list[Entry]) -> None:
@@ -102,7 +102,7 @@ class Shipment:
             self._route.hurry()
 
     def log_in(self, store: Message) -> None:
-        """Use credentials that the job has renewed."""
+        """Use the credentials that the job has renewed."""
         self._route.login = store.get("rest")
         self._route.hurry()
 
@@ -111,7 +111,7 @@ class Shipment:
         self._job.send(message)
 
     def end(self) -> None:
-        """Ship no more of this journal."""
+        """Stop shipping this journal."""
         self._is_given_back = True
         self._route.remove(self)
 
@@ -125,10 +125,10 @@ class Shipment:
 
 
 class Route:
-    """A store, and the journals that are shipped to it."""
+    """A store and the journals that are shipped to it."""
 
     def __init__(self, store: Message) -> None:
-        """Begin to load what it takes to reach the store, which is named by `uri`, or by `rest` if it is a server."""
+        """Start loading what the store needs; it is given by `uri`, or by `rest` for a server."""
         self._store = store
         self.login: Any = store.get("rest")
         self._lock = threading.Lock()
@@ -156,11 +156,11 @@ class Route:
         job.send({"op": "ready"})
 
     def take(self, job: Job, order: Message) -> Shipment | None:
-        """Ship a journal as the job has ordered; return None if that cannot begin now.
+        """Start to ship a journal as the job ordered; return None if that is not possible now.
 
         The order says `after` which entry to begin; the `ids` that local runs have in the store; the `runs` that are
-        open; the `pid` of the process whose life is signed, how often (`heartbeat`, seconds), and when that was `given`
-        last.
+        open; the `pid` of the process for heartbeats, their interval (`heartbeat`, seconds), and when the last one was
+        `given`.
         """
         with self._lock:
             if not self._is_ready or self._delivery is None or self._backend is None:
@@ -173,7 +173,7 @@ class Route:
         return shipment
 
     def remove(self, shipment: Shipment) -> None:
-        """Ship no more of this journal; without any, end."""
+        """Stop shipping this journal; end the thread if it was the last one."""
         with self._lock:
             self._shipments = tuple(one for one in self._shipments if one is not shipment)
             self._removed.append(shipment)
@@ -205,7 +205,7 @@ class Route:
         while not self._drain.is_stopped:
             if not any(shipment.is_urgent for shipment in self._shipments):
                 self._drain.urgent.wait(idle)
-            # First, so that a job that wakes and ends at once has its run opened again before it is closed.
+            # First, so that the run of a job that resumes and ends at once is reopened before it is closed.
             all(shipment.give_signs(self._delivery.ids) for shipment in self._shipments)
             before = [shipment.number for shipment in self._shipments]
             self._drain.ship()

@@ -1,4 +1,4 @@
-"""Check with a time limit whether a server answers, before MLflow asks it.
+"""Check with a time limit whether a server answers, before MLflow uses it.
 
 MLflow itself retries for 4 minutes when a server refuses and for 20 when it is silent (measured, mlflow 3.17).
 """
@@ -23,7 +23,7 @@ _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def check(uri: str, timeout: float) -> None:
-    """Return if the server of `uri` answers within `timeout` seconds in all; a local store always does.
+    """Check that the server of `uri` answers within `timeout` seconds in all; a local store always does.
 
     Raises:
         TrackingUnavailableError: the server refused, was silent, or said that it cannot serve.
@@ -36,7 +36,7 @@ def check(uri: str, timeout: float) -> None:
 
 
 def check_all(uris: Iterable[str], timeout: float) -> None:
-    """Return if each of these stores answers, so that a job that uses them can be online; see `check`.
+    """Check that each of these stores answers; see `check`.
 
     Raises:
         TrackingUnavailableError: one of them does not answer.
@@ -48,7 +48,7 @@ def check_all(uris: Iterable[str], timeout: float) -> None:
 
 
 def takes_connections(uri: str, timeout: float) -> bool:
-    """Tell whether the server of `uri` takes connections; False may be wrong if it is reached through a proxy."""
+    """Return whether the server of `uri` accepts connections; False may be wrong behind a proxy."""
     parts = urlsplit(uri)
     default = {"http": 80, "https": 443}.get(parts.scheme) or _DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
     connect = partial(_connect, parts.hostname or "", parts.port or default, timeout)
@@ -60,7 +60,7 @@ def takes_connections(uri: str, timeout: float) -> bool:
 
 
 def find_fault(uri: str, timeout: float) -> str | None:
-    """Return in a few words why the server of `uri` does not answer; None if it does, or if the store is not a server.
+    """Return why the server of `uri` does not answer, in a few words; None if it does, or if the store is not a server.
 
     Raises:
         ConfigurationError: the URI is not valid.
@@ -85,7 +85,7 @@ def find_fault(uri: str, timeout: float) -> str | None:
 
 
 def is_server(uri: str) -> bool:
-    """Tell whether the store of `uri` is remote: an MLflow server, or a database with a server of its own."""
+    """Return whether the store of `uri` is remote: an MLflow server, or a database server."""
     scheme = urlsplit(uri).scheme
     return scheme in ("http", "https") or scheme.partition("+")[0] in _DEFAULT_PORTS
 
@@ -104,7 +104,7 @@ def _connect(host: str, port: int, timeout: float) -> None:
 
 
 def _ask_http(uri: str, timeout: float) -> None:
-    """Ask for `/health`, and accept any answer but a 5xx: a proxy may well want a password for it."""
+    """Request `/health`, and accept any answer but a 5xx: a proxy may require a password for it."""
     request = urllib.request.Request(f"{_without_userinfo(uri).rstrip('/')}/health")  # noqa: S310 - http(s) only, see `check`
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_tls()))
     try:

@@ -1,7 +1,7 @@
-"""The thread that sees to it that the entries of the journal reach the store, soon after they are written.
+"""The thread that gets the entries of the journal to the store, soon after they are written.
 
 At first it ships them itself. It sleeps until there is an entry, gathers more for a moment, and delivers them all. Once
-the job has lived for a while, the agent takes over, which does the same from outside of the job; the thread then sleeps
+the job has lived for a while, the agent takes over, which does the same from outside the job; the thread then sleeps
 until the agent says something. If the agent ends, or is not to be had, the thread goes on by itself. After a fork the
 child has a thread and a journal of its own.
 """
@@ -34,17 +34,17 @@ _LAST_PATIENCE = 1.0
 _TRIES = (0.1, 0.3, 0.0)
 """Seconds to wait after each attempt to deliver an entry that is stored nowhere else."""
 _FORK_PATIENCE = 1.0
-"""Seconds that a fork waits for the current delivery, whose locks would stay held in the child for ever."""
+"""Seconds that a fork waits for the current delivery, whose locks would stay held in the child forever."""
 
 _GLANCE = 1.0
-"""Seconds between two looks at whether a job that logs nothing can be handed over."""
+"""Polling interval in seconds for handing over a job that logs nothing."""
 
 _report = logging.getLogger("autogen_team")
 _shippers: weakref.WeakSet[Shipper] = weakref.WeakSet()
 
 
 class _Own:
-    """The journal of this process, as it is shipped by its own thread."""
+    """The journal of this process, shipped by its own thread."""
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
@@ -97,9 +97,9 @@ class Shipper:
         self._store = store
         self._handover_after = handover_after
         self.signs = signs
-        """Signs of life of the runs that this process has open, until the agent gives them."""
+        """Heartbeats of the runs that this process has open, until the agent sends them."""
         self.lost = 0
-        """Number of entries that neither the journal nor the store has taken."""
+        """Number of entries that neither the journal nor the store accepted."""
         self.after_fork()
         _shippers.add(self)
 
@@ -121,12 +121,12 @@ class Shipper:
         self._thread: threading.Thread | None = None
 
     def _begin(self) -> None:
-        """Ship from the first entry on that the store has not taken."""
+        """Ship from the first entry that the store has not accepted."""
         own = self._own = _Own(self._journal)
         self._drain = Drain(self._delivery, lambda: (own,), on_failed=self._failed, on_taken=self._taken)
 
     def start(self) -> None:
-        """Start the thread, unless it runs or has been stopped."""
+        """Start the thread, unless it is running or was stopped."""
         with self._lock:
             if self._thread is None and not self._stopping:
                 self._thread = threading.Thread(target=self._run, name="autogen_team-tracking", daemon=True)
@@ -160,7 +160,7 @@ class Shipper:
         return self._journal.acked >= until
 
     def deliver_now(self, body: str) -> None:
-        """Deliver an entry that the journal could not take, after those that it holds; if that fails, it is lost."""
+        """Deliver an entry that the journal could not store, after those that it holds; if that fails, it is lost."""
         self.flush(_LAST_PATIENCE, give_up_when_cut=True)
         fault = ""
         for pause in _TRIES:
@@ -232,7 +232,7 @@ class Shipper:
             return 0.0
         if not self.signs.is_wanted or not self._journal.open_runs():
             return None
-        # A job that logs nothing is handed over too: signs of its life come from outside of it.
+        # A job that logs nothing is handed over too: its heartbeats come from outside.
         return self.signs.left if self._prepared == "unable" else min(self.signs.left, _GLANCE)
 
     def _work(self) -> None:
@@ -254,7 +254,7 @@ class Shipper:
         self._drain.ship()
 
     def _can_hand_over(self) -> bool:
-        """Tell whether the agent is ready to ship the journal; prepare it once the job has lived long enough."""
+        """Return whether the agent is ready to ship the journal; prepare it once the job has run long enough."""
         now = time.monotonic()
         if self._handover_at is None:
             self._handover_at = now + self._handover_after
@@ -274,7 +274,7 @@ class Shipper:
         return self._prepared == "ready"
 
     def _listen(self) -> None:
-        """Hand the journal over, and do what the agent says until it ends, or gives the journal back."""
+        """Hand the journal over, and follow the agent's messages until it ends or returns the journal."""
         self._own.close()
         with self._lock:
             self._agent.send(

@@ -1,7 +1,7 @@
-"""Signs of life: tags of a run that say when its job was seen alive, and where.
+"""Heartbeats: tags of a run that say when and where its job was last alive.
 
-Whatever ships the journal of a job gives them: a thread of the job at first, then the agent, from outside of the job. A
-run that lacks them can be closed from any machine, and is opened again by a job that was only frozen.
+The shipper of the job's journal sends them: at first a thread of the job, then the agent. If they stop, any machine can
+close the run. A job that was only suspended reopens it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ ALIVE_TAG = "autogen_team.alive"
 HOST_TAG, PID_TAG = "autogen_team.host", "autogen_team.pid"
 """The tags with the machine and the process of the job."""
 LOST = "no heartbeat since"
-"""How the reason of a run begins that was closed because it gave none."""
+"""Beginning of the reason of a run that was closed for lack of heartbeats."""
 _LATE = 1.5
-"""Times the interval after which a sign is late, so that another machine may have closed the run meanwhile."""
+"""Number of intervals after which a heartbeat is late, so that another machine may have closed the run."""
 
 
 def tags(pid: int, *, ahead: float = 0.0) -> dict[str, str]:
-    """Return a sign of life; `ahead` is by how many seconds the clock of the store is ahead of this machine's."""
+    """Return the tags of a heartbeat; `ahead` is the seconds by which the store's clock is ahead of this machine's."""
     now = datetime.fromtimestamp(time.time() + ahead, UTC)
     return {ALIVE_TAG: f"{now:%Y-%m-%dT%H:%M:%SZ}", HOST_TAG: socket.gethostname(), PID_TAG: str(pid)}
 
 
 def moment(text: str) -> float | None:
-    """Return the time of a sign in seconds since 1970; None if the text is not a time.
+    """Return the time of a heartbeat in seconds since 1970; None if the text is not a time.
 
     >>> moment("2026-11-30T12:00:00Z"), moment("yesterday")
     (1796040000.0, None)
@@ -45,10 +45,10 @@ def moment(text: str) -> float | None:
 
 
 class Signs:
-    """Signs of life of the runs that one process has open."""
+    """Heartbeats of the runs that one process has open."""
 
     def __init__(self, backend: Backend, every: float, *, pid: int | None = None, given: float | None = None) -> None:
-        """Give a sign every `every` seconds, never for 0; the process is that of the job here if `pid` is None.
+        """Send a heartbeat every `every` seconds, never if 0; `pid` defaults to this job's process.
 
         `given` is when the last one was given, in seconds since 1970, if that is not now.
         """
@@ -61,19 +61,19 @@ class Signs:
 
     @property
     def is_wanted(self) -> bool:
-        """Whether signs are given at all."""
+        """Whether heartbeats are on."""
         return self.every > 0
 
     @property
     def left(self) -> float:
-        """Seconds until the next sign is due."""
+        """Seconds until the next heartbeat is due."""
         return max(0.0, self.given + self.every - time.time())
 
     def give(self, runs: Iterable[str], ids: Mapping[str, str]) -> bool:
-        """Give a sign for these runs if one is due; return False if the store does not answer.
+        """Send a heartbeat for these runs if one is due; return False if the store does not answer.
 
-        `ids` are the store's ids of local runs. A process that is stopped none. A late sign opens runs again that
-        were closed for the lack of it.
+        `ids` are the store's ids of local runs. A stopped process sends none. A late heartbeat reopens runs that were
+        closed for lack of heartbeats.
         """
         pid = identity.job() if self._pid is None else self._pid
         if not self.is_wanted or self._is_stopped(pid) or (self.left and not self._was_stopped):
@@ -106,7 +106,7 @@ class Signs:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Tell whether a process is stopped by a signal, or by a debugger."""
+    """Return whether a process is stopped by a signal or a debugger."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     return False

@@ -30,13 +30,13 @@ _NEWER = "({}) > ({})".format(
 
 
 def insert_metrics(store: Any, run_id: str, metrics: Iterable[dict[str, Any]]) -> bool:
-    """Write plain metrics to the tables of a database, in one transaction; return False if MLflow is to write them.
+    """Write plain metrics to the tables of a database, in one transaction; return False if MLflow has to write them.
 
     Each metric has `key`, `value`, `timestamp` and `step`. Existing rows stay, and a latest value is replaced only by a
     newer one, as MLflow does it.
 
     Raises:
-        AttributeError: the tables or methods are not those that we know.
+        AttributeError: the tables or methods are not as expected.
 
     """
     from mlflow.store.tracking.dbmodels.models import SqlLatestMetric, SqlMetric

@@ -11,7 +11,7 @@ from urllib.request import url2pathname
 
 
 def is_folder(uri: str) -> bool:
-    """Tell whether MLflow would keep the store of this URI in a folder."""
+    """Return whether MLflow would keep the store of this URI in a folder."""
     scheme = urlsplit(uri).scheme
     return scheme in ("", "file") or len(scheme) == 1  # C:\runs
 

@@ -1,4 +1,4 @@
-"""The cells of the notebook, or of the IPython terminal, that this process runs."""
+"""The cells of the notebook or IPython session in this process."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def executed() -> list[tuple[int, str]]:
 
 
 def notebook() -> str | None:
-    """Return the path of the notebook, where Jupyter or VS Code tells it; None elsewhere."""
+    """Return the path of the notebook if Jupyter or VS Code provides it; otherwise None."""
     shell = _shell()
     if shell is None:
         return None

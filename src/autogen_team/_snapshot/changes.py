@@ -1,7 +1,7 @@
-"""What differs between a commit and the work tree, as the sections of a patch.
+"""Differences between a commit and the work tree, as the sections of a patch.
 
-The changes of a submodule are relative to the commit that the outer commit names, with its path in front, because that
-is what `git clone --recurse-submodules` brings.
+The changes of a submodule are relative to the commit that the outer commit records, with its path in front, because
+`git clone --recurse-submodules` checks out that commit.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ SOURCES = frozenset(
         *(".py", ".pyi", ".pyx", ".r", ".rs", ".scala", ".sh", ".sql", ".toml", ".ts", ".yaml", ".yml"),
     )
 )
-"""Suffixes of files that go first if there is too much."""
+"""Suffixes of files that take precedence if there is too much."""
 _LARGEST_NEW = 1_000_000
 _LARGEST_CHANGED = 8_000_000
 _MOST_NEW = 4_000_000
-"""Bytes of files that are worth a look: new ones, changed ones, and new ones together."""
+"""Size limits in bytes: a new file, a changed file, and all new files together."""
 _MOST_NAMES = 20_000
 _SUBMODULE = "160000"
 _STORE_OF_RUNS = "a store of runs"
@@ -71,16 +71,16 @@ _AT_ONCE = 200
 
 @dataclass(slots=True)
 class Changes:
-    """What differs from the commit."""
+    """The differences from the commit."""
 
     commit: str | None
     """The commit; None if there is none yet, and everything is a change."""
     files: list[str] = field(default_factory=list)
-    """The paths that differ, relative to the top, also those that the patch lacks."""
+    """The paths that differ, relative to the top, including those left out of the patch."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Why the patch lacks a path."""
+    """The reason for each path that was left out of the patch."""
     inexact: list[str] = field(default_factory=list)
-    """The paths whose line ends or filters git does not bring back."""
+    """The paths whose line endings or filtered content git does not restore."""
     sections: list[Section] = field(default_factory=list)
     submodules: dict[str, str | None] = field(default_factory=dict)
     """The commit that is checked out in each submodule."""
@@ -110,13 +110,13 @@ def collect(repository: Repository, excluded: Iterable[Path] = ()) -> Changes:
 
 
 class _Reason(NamedTuple):
-    """Why an untracked file is left out for what it is."""
+    """An untracked file that is left out because of its kind, and the reason."""
 
     why: str
     place: str
     """The file, or the folder that is left out with it."""
     is_code: bool = False
-    """Whether it is a change all the same."""
+    """Whether it still counts as a change."""
 
 
 class _Entry(NamedTuple):
@@ -179,10 +179,10 @@ class _Differences:
         return self._repository.git(*arguments, stdin=stdin)
 
     def _read_index(self) -> list[str]:
-        """Make the private index tell the truth about files that git is told not to look at; return the submodules."""
+        """Update the private index for files that git is told to ignore changes of; return the submodules."""
         submodules: list[str] = []
-        assumed: list[bytes] = []  # the user has told git to take these for unchanged
-        skipped: list[bytes] = []  # these are left out of a sparse checkout, and are there all the same
+        assumed: list[bytes] = []  # the user told git to assume that these are unchanged
+        skipped: list[bytes] = []  # excluded by the sparse checkout, but present
         for entry in self._git("ls-files", "-v", "--stage", "-z").split(b"\0")[:-1]:
             facts, _, path = entry.partition(b"\t")
             if facts[2:8] == _SUBMODULE.encode():
@@ -215,7 +215,7 @@ class _Differences:
         return changed, untracked
 
     def _untracked(self) -> Iterator[tuple[str, _Reason | None]]:
-        """Yield each path that is neither tracked nor ignored, with the reason if it is left out for what it is."""
+        """Yield each untracked path that is not ignored, with the reason if it is left out because of its kind."""
         environments = [path.removesuffix("pyvenv.cfg") for path in self._new if path.endswith("/pyvenv.cfg")]
         for path in self._new:
             yield path, self._reason(path, environments)
@@ -240,7 +240,7 @@ class _Differences:
         return None if why is None else _Reason(why, path)
 
     def _add_changes(self, found: Changes) -> set[str]:
-        """Bring what differs into the private index; return the paths of untracked files."""
+        """Add the differences to the private index; return the paths of untracked files."""
         gone = [path for path, is_here in self._changed.items() if not is_here]
         here = [path for path, is_here in self._changed.items() if is_here]
         self._leave_out_lfs(here, found)
@@ -305,7 +305,7 @@ class _Differences:
         return False
 
     def _leave_out(self, path: str, why: str, found: Changes, *, is_listed: bool) -> None:
-        """Note that the patch lacks a path; with `is_listed`, it is a change all the same."""
+        """Record that a path is left out of the patch; with `is_listed`, it still counts as a change."""
         found.left_out[self.prefix + path] = why
         if is_listed:
             found.files.append(self.prefix + path)
@@ -320,7 +320,7 @@ class _Differences:
             except BudgetError:
                 raise
             except GitError as error:
-                # Git stops at the first that it cannot take, without a change; half of them tell which that is.
+                # Git stops at the first path that it cannot add, without any change; bisection finds that path.
                 if len(paths) == 1:
                     self._leave_out(paths[0], f"git: {error}", found, is_listed=True)
                     return
@@ -343,7 +343,7 @@ class _Differences:
         return found
 
     def _without_left_out(self, staged: list[_Entry], found: Changes) -> list[_Entry]:
-        """Take back to the base what is left out, also what was staged, and return the other entries."""
+        """Reset entries that are left out to the base, including staged ones, and return the others."""
         ids = sorted({entry.oid for entry in staged if entry.mode != _NO_FILE})
         lines = self._git("cat-file", "--batch-check", stdin="".join(f"{oid}\n" for oid in ids).encode()).split(b"\n")
         sizes = {os.fsdecode(line.split(b" ")[0]): int(line.split(b" ")[2]) for line in lines if line.count(b" ") == 2}
@@ -359,7 +359,7 @@ class _Differences:
         return [entry for entry in staged if entry not in out]
 
     def _check_exact(self, staged: list[_Entry], found: Changes) -> None:
-        """Keep files as they are whose line ends git would change, and note those that it would change all the same.
+        """Store files whose line endings git would change as they are, and record those that it would still change.
 
         A file that a filter cleans is kept as the filter leaves it, which may have taken out a secret.
         """
@@ -383,7 +383,7 @@ class _Differences:
         self._git("update-index", "-z", "--index-info", stdin=given)
 
     def _differ(self, paths: list[str]) -> list[str]:
-        """Return the files that git would check out from the private index with another content than they have."""
+        """Return the files that git would check out from the private index with different content."""
         if not paths:
             return []
         with tempfile.TemporaryDirectory(dir=self._repository.scratch) as out:

@@ -1,6 +1,6 @@
-"""Run git on a repository without a trace in it.
+"""Runs git on a repository without modifying it.
 
-Git gets a copy of the index and a folder of its own for new objects; the objects of the repository are read as
+Git gets a copy of the index and a separate folder for new objects; the objects of the repository are read as
 alternates. No hook and no file system monitor runs, nothing is fetched, and nobody is asked for a password. The filters
 that `.gitattributes` names do run, as at each `git add`: the content of a file that git-crypt protects is not visible
 without them.
@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 _KEPT = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH")
-"""Variables of git that say how to read a repository; the others say which, as those of a hook do."""
+"""Git variables that affect how a repository is read; the others select one, as the variables of a hook do."""
 _SET = {
     "GIT_ALLOW_PROTOCOL": "none",
     "GIT_ASKPASS": "true",
@@ -42,43 +42,43 @@ _CONFIG = {
     "submodule.recurse": "false",
 }
 _OF_TIME = (-signal.SIGXCPU, -signal.SIGKILL)
-"""Statuses of a process that the kernel ended for its time, which it counts by ticks, perhaps sooner than our clock.
-Git goes on without a filter that died of that, and says so."""
+"""Exit statuses of a process that the kernel killed at its CPU limit, perhaps sooner than our clock.
+Git continues without a filter that was killed, and reports it."""
 _LARGEST_OUTPUT = 64 * 2**20
-"""Bytes that git may write into one file."""
+"""Maximum bytes that git may write to one file."""
 
 
 class GitError(Exception):
-    """Git has failed; the text is the first line of what it said."""
+    """Git failed; the message is the first line of its output."""
 
 
 class GitIsMissingError(GitError):
-    """There is no git on this machine."""
+    """Git is not installed on this machine."""
 
 
 class BudgetError(GitError):
-    """The time of the snapshot is used up."""
+    """The time of the snapshot has run out."""
 
 
 def cpu_seconds() -> float:
-    """Return the processor time that this process and its children have taken so far."""
+    """Return the CPU time that this process and its children have used so far."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return time.process_time() + children.ru_utime + children.ru_stime
 
 
 @dataclass(slots=True)
 class Budget:
-    """The time that a snapshot may take, its own and that of its child processes."""
+    """The time limits of a snapshot, including its child processes."""
 
     cpu: float
-    """Seconds of processor time."""
+    """Seconds of CPU time."""
     wall: float
     """Seconds."""
     _begun: float = field(default_factory=time.monotonic)
     _cpu_before: float = field(default_factory=cpu_seconds)
 
     def left(self) -> float:
-        """Return the seconds of processor time that are left.
+        """Return the remaining seconds of CPU time.
 
         Raises:
             BudgetError: none are left.
@@ -90,11 +90,11 @@ class Budget:
         return left
 
     def spent(self) -> BudgetError:
-        """Return the error that the processor time is used up."""
+        """Return the error for an exceeded CPU time."""
         return BudgetError(f"it would take more than {self.cpu:g} s of CPU time")
 
     def patience(self) -> float:
-        """Return the seconds that are left to wait.
+        """Return the remaining seconds of wall time.
 
         Raises:
             BudgetError: none are left.
@@ -124,7 +124,7 @@ class Repository:
         return self.scratch / "index"
 
     def git(self, *arguments: str, stdin: bytes = b"", config: Mapping[str, str] | None = None) -> bytes:
-        """Return what git prints.
+        """Return the output of git.
 
         Raises:
             GitError: git failed, or took too long.
@@ -138,7 +138,7 @@ class Repository:
         return _run(self.top, arguments, self.budget, variables=private, config=options, stdin=stdin)
 
     def text(self, *arguments: str) -> str | None:
-        """Return one line that git prints; None if git fails."""
+        """Return one line of git's output; None if git fails."""
         try:
             return os.fsdecode(self.git(*arguments)).rstrip("\n") or None
         except BudgetError:
@@ -155,7 +155,7 @@ class Repository:
         return os.fsdecode(self.git("hash-object", "-t", "tree", "-w", "--stdin")).strip()
 
     def is_pushed(self) -> bool:
-        """Tell whether a branch of a remote, as it was known last, contains the commit."""
+        """Return whether a remote branch, as last fetched, contains the commit."""
         return self.text("rev-list", "-1", "HEAD", "--not", "--remotes") is None
 
     def remote(self) -> str | None:
@@ -183,7 +183,7 @@ def without_user(url: str) -> str:
 def find(folder: Path, scratch: Path, budget: Budget, *, needs_index: bool = True) -> Repository | None:
     """Return the repository whose work tree contains the folder; None if there is none.
 
-    It has a copy of the index unless `needs_index` is false; then it only answers questions about commits.
+    It has a copy of the index unless `needs_index` is false; then it can only be used for commits.
 
     Raises:
         GitError: there is one, and git cannot read it.
@@ -208,7 +208,7 @@ def find(folder: Path, scratch: Path, budget: Budget, *, needs_index: bool = Tru
     repository = Repository(Path(top), prefix.rstrip("/"), scratch, budget)
     if needs_index:
         with suppress(FileNotFoundError):  # nothing was ever added
-            # With its time: git takes a file that was changed after the index for unchanged if the index seems younger.
+            # Keeps its time: git takes a changed file for unchanged if the index seems newer.
             shutil.copy2(folder / index, repository.index)
     return repository
 

@@ -21,7 +21,7 @@ _SCHEDULER = re.compile(
     r"|GITHUB_(?:REPOSITORY|RUN_ID|RUN_ATTEMPT|SHA|WORKFLOW)|CI_(?:JOB_ID|PIPELINE_ID|COMMIT_SHA)|BUILD_(?:ID|TAG)"
     r"|CUDA_VISIBLE_DEVICES|NVIDIA_VISIBLE_DEVICES|ROCR_VISIBLE_DEVICES|OMP_NUM_THREADS"
 )
-"""Variables by which a scheduler names a job and what it has given to it."""
+"""Variables with the ids of a job and its allocation by a scheduler."""
 _IMAGE = (
     "APPTAINER_CONTAINER",
     "SINGULARITY_CONTAINER",
@@ -33,12 +33,12 @@ _PATIENCE = 5.0
 
 
 def python(executable: str, version: str) -> dict[str, Any]:
-    """Return which interpreter runs the job."""
+    """Return the facts about the job's interpreter."""
     return {"version": version, "implementation": platform.python_implementation(), "executable": executable}
 
 
 def machine() -> dict[str, Any]:
-    """Return what machine this is."""
+    """Return the facts about this machine."""
     found: dict[str, Any] = {
         "host": socket.gethostname(),
         "platform": platform.platform(),
@@ -75,7 +75,7 @@ def gpus() -> dict[str, Any]:
 
 
 def scheduler(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the ids that a scheduler has given to the job, by their variables."""
+    """Return the job's scheduler variables."""
     found = {name: value for name, value in sorted(environment.items()) if _SCHEDULER.fullmatch(name)}
     if "KUBERNETES_SERVICE_HOST" in environment:
         found["pod"] = socket.gethostname()

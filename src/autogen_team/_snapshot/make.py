@@ -1,4 +1,4 @@
-"""Make a snapshot: the main function of the process that does so."""
+"""Takes a snapshot: the main function of the separate process."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from autogen_team._snapshot.git import Budget, GitError, Repository
 from autogen_team._snapshot.process import PART, Order
 
 _MOST_WALL = 30.0
-"""Seconds after which a snapshot gives up, on a machine that has no processor to spare."""
+"""Wall time limit in seconds, for a machine without a free CPU."""
 _PRIORITY = 10
 _OLD = 7 * 86_400
-"""Seconds after which what a job has left behind is removed."""
+"""Age in seconds after which leftovers of jobs are removed."""
 _MOST_LISTED = 1000
 _LOCKS = (
     "uv.lock",
@@ -51,11 +51,11 @@ _LOCKS = (
     "Pipfile.lock",
 )
 _CONFIG = ("core.autocrlf", "core.eol")
-"""What a clone needs for the same line ends."""
+"""Git settings that a clone needs for the same line endings."""
 
 
 def main(given: str) -> None:
-    """Make the snapshot of an order, which is JSON."""
+    """Take the snapshot for an order in JSON."""
     os.nice(_PRIORITY)
     last = int(2 * MOST_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (last, last + 1))
@@ -63,7 +63,7 @@ def main(given: str) -> None:
 
 
 def make(order: Order) -> None:
-    """Write the snapshot into the folder of the order, which is there once it is complete."""
+    """Write the snapshot to the folder of the order; the folder appears once the snapshot is complete."""
     folder = Path(order.folder)
     part = private_folder(folder.with_name(folder.name + PART))
     _sweep(folder.parent)
@@ -76,7 +76,7 @@ def make(order: Order) -> None:
 
 @dataclass(slots=True)
 class _Snapshot:
-    """A snapshot in the making."""
+    """A snapshot being taken."""
 
     order: Order
     folder: Path
@@ -88,7 +88,7 @@ class _Snapshot:
     room: int = MOST_BYTES
 
     def write(self) -> None:
-        """Write what was run: first what is quick, then the changes, so that a part is there whatever happens."""
+        """Write the facts first and then the changes, so that a partial snapshot exists whatever happens."""
         order = self.order
         facts: dict[str, Any] = {
             "version": 1,
@@ -135,7 +135,7 @@ class _Snapshot:
         return editable
 
     def _changes(self) -> dict[str, Any]:
-        """Write the patch, and return what git knows."""
+        """Write the patch, and return the facts about git."""
         facts: dict[str, Any] = {}
         try:
             repository = gits.find_of(self.order.script, self.order.cwd, self.scratch, self.budget)
@@ -166,7 +166,7 @@ class _Snapshot:
         }
 
     def _patch(self, found: changes.Changes) -> dict[str, Any]:
-        """Write the patch, and return what it lacks."""
+        """Write the patch, and return what was left out."""
         kept = []
         for section in found.sections:
             self.budget.left()
@@ -220,7 +220,7 @@ _CODE = frozenset(
         *(".r", ".rb", ".rs", ".scala", ".swift", ".ts"),
     )
 )
-"""Suffixes of files in which `password=password` hands on a variable."""
+"""Suffixes of files in which `password=password` passes a variable."""
 
 
 def _places(begin: Path, top: str | None) -> Iterator[Path]:
@@ -241,7 +241,7 @@ def _some(found: Mapping[str, str]) -> dict[str, str]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what jobs have left here that ended long ago."""
+    """Remove leftovers of jobs that ended long ago."""
     for path in folder.iterdir():
         with suppress(OSError):
             if path.lstat().st_mtime < time.time() - _OLD:
@@ -249,7 +249,7 @@ def _sweep(folder: Path) -> None:
 
 
 def masked_command(words: list[str], mask: Redactor) -> list[str]:
-    """Return a command without secrets; that of an option may be the word behind it."""
+    """Return a command without secrets; an option's secret may be the next word."""
     found, is_secret = [], False
     for word in words:
         found.append("***" if is_secret and not word.startswith("-") else mask(word))

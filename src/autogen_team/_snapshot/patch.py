@@ -1,4 +1,4 @@
-"""A patch as its sections, one for each file: how large they are, and which secrets are in them.
+"""Patches as sections, one per file: limits their size and masks their secrets.
 
 A secret is masked line by line, so that a section keeps its form. Where only added lines are masked, `git apply` takes
 the section, and the file has the mask. It does not take a section in which a line is masked that it has to find in the
@@ -39,14 +39,14 @@ class Section:
     """The path after the change, relative to the top of the repository; of a deleted file, that before it."""
     text: bytes
     is_first: bool = True
-    """Whether it goes before others if there is too much."""
+    """Whether it takes precedence if there is too much."""
     masked_lines: int = 0
     applies: bool = True
-    """Whether `git apply` takes it, because nothing is masked that it has to find in the file."""
+    """Whether `git apply` accepts it, because no context line is masked."""
 
 
 def sections(patch: bytes, *, first: Callable[[str], bool] = lambda _: True) -> list[Section]:
-    """Return the sections of what `git diff` prints.
+    """Return the sections of the output of `git diff`.
 
     The line that begins a section occurs nowhere else: each line of a hunk has a sign before it, and base85 has no
     blanks.
@@ -96,7 +96,7 @@ def _path(section: bytes) -> str:
 
 
 def _unquoted(name: bytes) -> bytes:
-    r"""Return a name as it is, for one that git has quoted.
+    r"""Return the original of a name that git has quoted.
 
     >>> _unquoted(rb'"a/caf\303\251"').decode()
     'a/café'
@@ -124,7 +124,7 @@ def within(found: list[Section], most: int) -> tuple[list[Section], list[Section
 
 
 def without_secrets(section: Section, mask: Mask, mask_code: Mask, is_source: Callable[[str], bool]) -> bool:
-    """Mask the secrets of a section; return False if it cannot be kept, because it is binary and has one."""
+    """Mask the secrets of a section; return False if it is binary and has a secret, so it cannot be kept."""
     text = section.text.decode("utf-8", "surrogateescape")
     head, hunks = _split(text)
     if "GIT binary patch" in head:
@@ -174,7 +174,7 @@ class _Masking:
         self.count = 0
         """How many lines are masked."""
         self.must_be_found = False
-        """Whether a line is masked that `git apply` has to find in the file."""
+        """Whether a context line is masked, which `git apply` has to find in the file."""
 
     def line(self, line: str) -> str:
         """Return a line before the first hunk without secrets."""
@@ -241,7 +241,7 @@ def _binaries(section: bytes) -> Iterator[bytes]:
 
 
 def preamble(found: list[Section], left_out: int, mask: Mask) -> bytes:
-    """Return the first lines of a patch that is not the whole truth; git passes over them. Empty if it is."""
+    """Return the comment lines at the top of an incomplete patch, which git skips; empty if it is complete."""
     lines = []
     masked = [one for one in found if one.masked_lines]
     if masked:

@@ -1,7 +1,7 @@
-"""Start the process that makes a snapshot, and wait for it.
+"""Starts the process that takes a snapshot, and waits for it.
 
-It is not a child of the job, which may wait for all its children, and it has a low priority. It gets its order by a
-pipe, because a command line can be read by other users.
+It is not a child of the job, which may wait for all its children, and it has a low priority. It gets its order
+through a pipe, because other users can read a command line.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 PART = ".part"
-"""What the folder of a snapshot has behind its name until it is complete."""
+"""Suffix of the folder of an incomplete snapshot."""
 PATIENCE = 60.0
-"""Seconds after which a snapshot is not waited for any more."""
+"""Maximum seconds to wait for a snapshot."""
 _MAKE = """
 import os, sys
 order = sys.stdin.read()
@@ -34,10 +34,10 @@ os.write(1, b"made")
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a snapshot is of, and where it goes."""
+    """What to take a snapshot of, and where to write it."""
 
     folder: str
-    """The folder to write, which is not there yet."""
+    """The folder to write, which does not exist yet."""
     command: list[str]
     """The command of the job."""
     cwd: str
@@ -61,8 +61,8 @@ class Order:
 
 
 def make(order: Order) -> bool:
-    """Make a snapshot in a process of its own; return whether it is there. Blocks for up to `PATIENCE` seconds."""
-    # Only that is added, at the end: a module of the job's may have the name of one of Python's.
+    """Take a snapshot in a separate process; return whether it is complete. Blocks for up to `PATIENCE` seconds."""
+    # Only this is added, at the end: a module of the job may have the name of a standard one.
     code = _MAKE.format(place=str(Path(__file__).parents[2]))
     try:
         process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
@@ -84,9 +84,9 @@ def make(order: Order) -> bool:
 
 
 def _hears(pipe: int) -> bool:
-    """Tell whether the other end of the pipe says anything in time.
+    """Return whether the other end of the pipe sends anything in time.
 
-    Its end is not waited for: a process that the job has forked meanwhile may hold it.
+    Does not wait for the end of the pipe, which a process forked by the job meanwhile may hold.
     """
     deadline = time.monotonic() + PATIENCE
     while (left := deadline - time.monotonic()) > 0:

@@ -1,1 +1,1 @@
-"""What waits on disk: the journals of processes, their records and their readers. Nothing here loads MLflow."""
+"""Data waiting on disk: the journals of processes, their records and readers. Nothing here loads MLflow."""

@@ -1,4 +1,4 @@
-"""List the journals in a state folder, the processes that wrote them, and what waits in them; does not import MLflow.
+"""List the journals in a state folder, their processes and waiting entries; does not import MLflow.
 
 A process is alive if its id and start time are those in the journal, or if it holds the lock of the journal. The same
 boot id means the same machine, whatever host name a container has. A journal of another machine that shares the state
@@ -36,21 +36,21 @@ class OpenRun:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A journal, and what is known about the process that wrote it."""
+    """A journal and the state of the process that wrote it."""
 
     folder: Path
     host: str
     pid: int
     state: State
     evidence: str
-    """The fact from which the state follows, in words."""
+    """The evidence for the state, in words."""
     uri: str
     """URI of the store, without its password."""
     open_runs: tuple[OpenRun, ...]
     run_ids: tuple[str, ...]
     """Ids of the runs of the waiting entries."""
     waiting: int
-    """Number of entries that the store has not taken."""
+    """Number of entries that the store has not accepted."""
     last_write: float
     """Seconds since 1970."""
 
@@ -67,7 +67,7 @@ def find(state: Path, hosts: Collection[str] = (), *, held: bool = True) -> list
 
 
 def _is_held(folder: Path) -> bool:
-    """Tell whether another process is known to hold the lock of a journal."""
+    """Return whether another process is known to hold the lock of a journal."""
     header = reader.header(folder)
     if header is None or header["pid"] == os.getpid():  # a process that tests its own lock loses it
         return False
@@ -93,7 +93,7 @@ def _is_begun(segment: Path) -> bool:
 
 
 def look(folder: Path, hosts: Collection[str] = ()) -> Found | None:
-    """Return what is known about a journal; None if it has no header, so nothing is known, or is gone by now."""
+    """Return the description of a journal; None if it has no header or has been removed."""
     with suppress(FileNotFoundError):  # its process, or a process that has recovered it, may remove it at this moment
         return _look(folder, hosts)
     return None
@@ -153,7 +153,7 @@ def _state(folder: Path, header: Entry, hosts: Collection[str], *, is_closed: bo
 def open_runs(entries: list[Entry]) -> dict[str, Entry]:
     """Return the runs that were opened and not closed, by id, with what was recorded about each.
 
-    The result is empty if the process ended normally: runs that it left open are its own business, as in plain MLflow.
+    The result is empty if the process ended normally: runs that it left open stay open, as in plain MLflow.
     """
     found: dict[str, Entry] = {}
     if any(entry["op"] == "closed" for entry in entries):
@@ -172,4 +172,4 @@ def _last_write(folder: Path, entries: list[Entry]) -> float:
     times = [entry.get("t") or entry.get("at") or entry.get("end") or 0 for entry in entries]
     files = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
     latest = max([one / 1000 for one in times if isinstance(one, int)] + files, default=0.0)
-    return min(latest, time.time())  # a job may give its metrics any time
+    return min(latest, time.time())  # a job may set any time for its metrics

@@ -1,8 +1,8 @@
 """The journal of a process: its entries are on disk before the logging call returns.
 
 Each process has a folder, `<state>/journals/<host>-<pid>-<random>`, mode 0700. The folder holds segments of JSON lines
-(see `records`), `acked` with the number of the last entry that the store has taken, and `lock`. The process holds the
-lock for as long as it lives.
+(see `records`), `acked` with the number of the last accepted entry, and `lock`. The process holds the lock while it is
+alive.
 
 Lines are copied into a memory-mapped file. They survive SIGKILL just as with `os.write`, and the copy keeps the
 interpreter lock. A write that releases this lock beside a computing thread waits up to 5 ms to get it back (measured:
@@ -59,7 +59,7 @@ def boot_id() -> str:
 
 
 def started_at(pid: int) -> float | None:
-    """Return when the process started, which tells it from a later one with the same id; None if it does not exist.
+    """Return the start of the process, to distinguish it from a later one with its id; None if it does not exist.
 
     The unit is the system's own: on Linux, ticks since boot, which clock changes do not affect. A zombie (dead, but its
     parent has not waited for it yet) does not count as existing.
@@ -159,24 +159,24 @@ class Journal:
             return self.folder
 
     def run_opening(self, mark: str, experiment_id: str) -> None:
-        """Note that a run is about to be created, whose tag will hold `mark`."""
+        """Record that a run is about to be created, whose tag will hold `mark`."""
         self._opening[mark] = experiment_id
         self.append(records.body("opening", mark=mark, experiment=experiment_id))
 
     def run_opened(self, run_id: str, *, mark: str | None, name: str, experiment: str) -> None:
-        """Note that this process has the run open, so that another process can close it if this one dies."""
+        """Record that this process has the run open, so that another process can close it if this one dies."""
         if mark is not None:
             self._opening.pop(mark, None)
         self._open[run_id] = {"name": name, "experiment": experiment}
         self.append(records.body("open", run=run_id, mark=mark, name=name, experiment=experiment))
 
     def run_created(self, local: str, real: str) -> None:
-        """Note the store's id of a run that was begun while the store was out of reach."""
+        """Record the store's id of a run that was started while the store was unreachable."""
         self._created[local] = real
         self.append(records.body("created", run=local, id=real))
 
     def run_closed(self, run_id: str) -> None:
-        """Note that no other process needs to close the run; call this after writing the entry that closes it."""
+        """Record that no other process needs to close the run; call this after writing the entry that closes it."""
         self._open.pop(run_id, None)
 
     def open_runs(self) -> list[str]:
@@ -198,7 +198,7 @@ class Journal:
         return self.folder / reader.segment_name(segment)
 
     def ack(self, number: int) -> None:
-        """Note that the store has taken every entry up to `number`, and remove the segments without later entries."""
+        """Record that the store has accepted the entries up to `number`, and remove segments without later entries."""
         with self._lock:
             self.acked = number
             if self._acked_file is not None:
@@ -220,7 +220,7 @@ class Journal:
                 os.close(descriptor)
 
     def close(self) -> Path | None:
-        """Stop writing, and remove the folder unless it holds entries that the store has not taken.
+        """Stop writing, and remove the folder unless it holds entries that the store has not accepted.
 
         Returns:
             The folder if it holds such entries, else None.
@@ -362,7 +362,7 @@ def take_lock(folder: Path) -> int | None:
 
 
 def _is_held(descriptor: int, command: int) -> bool:
-    """Run a command of `lockf`, and tell whether another process holds the lock.
+    """Run a command of `lockf`, and return whether another process holds the lock.
 
     The answer is False where the file system has no locks (Lustre without -o flock).
     """
@@ -374,9 +374,9 @@ def _is_held(descriptor: int, command: int) -> bool:
 
 
 def is_locked(folder: Path) -> bool:
-    """Tell whether another process holds the lock of a journal, or a thread of this process has taken it over.
+    """Return whether another process holds the lock of a journal, or a thread of this process has taken it over.
 
-    Do not ask about the journal that this process writes: the question would release its lock.
+    Do not call this for the journal that this process writes: the test would release its lock.
     """
     if folder in _taken_over:
         return True
@@ -412,7 +412,7 @@ def take_over(folder: Path) -> int | None:
 
 
 def give_back(folder: Path, lock: int) -> None:
-    """Release a journal that this process has taken over, so that others can recover what is left of it."""
+    """Release a journal that this process has taken over, so that others can recover the rest."""
     with _taking:
         _taken_over.discard(folder)
         os.close(lock)

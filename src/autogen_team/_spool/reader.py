@@ -1,4 +1,4 @@
-"""Read a journal: every whole entry, in order and once, whatever has happened to the files."""
+"""Reads a journal: every complete entry, in order and once, even from damaged files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def segment_name(number: int) -> str:
 
 
 def acked(folder: Path) -> int:
-    """Return the number of the last entry that the store has taken; 0, as if it had none, if that cannot be read."""
+    """Return the number of the last entry that the store has accepted; 0 if that cannot be read."""
     found = records.parse(_bytes(folder / "acked").rstrip(b"\n"))
     return 0 if found is None else int(found["n"])
 
@@ -44,12 +44,12 @@ def header(folder: Path) -> Entry | None:
 
 
 def is_header(entry: Entry) -> bool:
-    """Tell whether the entry is a header, which describes the journal's process."""
+    """Return whether the entry is a header, which describes the journal's process."""
     return entry["op"] == "journal" and all(isinstance(entry.get(name), kind) for name, kind in _HEADER.items())
 
 
 def read(folder: Path) -> list[Entry]:
-    """Return the entries of a journal that is not written any more, including those that the store has taken.
+    """Return the entries of a journal that is no longer written, including those that the store has accepted.
 
     Segments are ordered by their content, not by their file names.
     """
@@ -78,7 +78,7 @@ def _whole(data: bytes) -> Iterator[Entry]:
 
 
 class Follower:
-    """Reads a journal while its process writes it, be that this process or another.
+    """Reads a journal while this or another process writes it.
 
     It holds the current segment open, so that removing files from the folder takes nothing from it.
     """
@@ -122,7 +122,7 @@ class Follower:
     def _open(self, path: Path) -> None:
         self.close()
         self._path, self._offset, self._suspect = path, 0, -1
-        with suppress(FileNotFoundError):  # its entries were all taken, and it has been removed since
+        with suppress(FileNotFoundError):  # all its entries were accepted, and it has been removed since
             self._descriptor = os.open(path, os.O_RDONLY)
 
     def _entries(self, limit: int, *, is_complete: bool) -> tuple[list[Entry], int]:
@@ -153,6 +153,6 @@ class Follower:
         return found, used
 
     def _is_broken(self, place: int, later: list[bytes]) -> bool:
-        """Tell whether a line that is not whole will stay so; at first, it may have been read while it was written."""
+        """Return whether an incomplete line is final; at first, it may have been read while it was being written."""
         was_seen, self._suspect = self._suspect == place, place
         return was_seen and any(map(records.is_whole, later))

@@ -23,7 +23,7 @@ Entry: TypeAlias = dict[str, Any]
 _START = b'{"crc":"'
 _PROVEN_FROM = len(_START) + 8 + 2
 _NOT_FINITE = {"nan": '"NaN"', "inf": '"Infinity"', "-inf": '"-Infinity"'}
-"""JSON lacks these numbers; protocol buffers, and so MLflow's servers, write them as these words."""
+"""JSON lacks these numbers; protocol buffers, and so MLflow's servers, use these words."""
 
 
 def line(number: int, body: str) -> bytes:
@@ -44,7 +44,7 @@ def parse(line: bytes) -> Entry | None:
 
 
 def is_whole(line: bytes) -> bool:
-    """Tell whether a line, which is given without its newline, is as it was written, whatever it holds."""
+    """Return whether a line, given without its newline, is intact, whatever its content."""
     return line[: len(_START) + 8] == _START + b"%08x" % crc32(line[_PROVEN_FROM:])
 
 

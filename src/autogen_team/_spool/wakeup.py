@@ -9,7 +9,7 @@ from queue import Empty, SimpleQueue
 class Wakeup:
     """An event for one waiter, which each wait consumes.
 
-    If a signal handler interrupts `threading.Event.set` and calls it again, it waits in vain for the event's lock. The
+    If a signal handler interrupts `threading.Event.set` and calls it again, it deadlocks on the event's lock. The
     `put` of this queue is documented to be reentrant.
     """
 

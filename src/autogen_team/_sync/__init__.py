@@ -1,1 +1,1 @@
-"""Copies of runs between stores: from offline stores, folders and databases to where they belong."""
+"""Copies runs between stores: from offline stores, folders and databases to their server."""

@@ -234,7 +234,7 @@ class Contents:
 
 
 def _since(copy: Run) -> float | None:
-    """Return when the run had ended at its last complete copy, in seconds since the epoch; None without such a copy."""
+    """Return the end of the run at its last complete copy, in seconds since the epoch; None without such a copy."""
     stamp = copy.data.tags.get(COPIED, "")
     return int(stamp) / 1000 if stamp.isdecimal() else None
 

@@ -69,10 +69,10 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far `copy` has come."""
+    """Progress of `copy`."""
 
     done: int
-    """Number of runs that are dealt with."""
+    """Number of runs that are done."""
     total: int
     """Number of runs to copy."""
     run_name: str
@@ -130,7 +130,7 @@ def _identity(uri: str) -> Path | str:
 
 
 def _is_store(uri: str) -> bool | None:
-    """Tell whether this is an MLflow store; None if the place is missing or empty, so that MLflow would create one."""
+    """Return whether this is an MLflow store; None if the place is missing or empty, where MLflow would create one."""
     place = uris.local_place(uri)
     if place is None:
         return True
@@ -199,7 +199,7 @@ class _Copying:
         self._target = target
         self._options = options
         self._is_missing = is_missing and options.dry_run
-        """Whether this is a dry run to a target that does not exist, so that it cannot be asked."""
+        """Whether this is a dry run to a target that does not exist."""
         self._listing = listing.Listing(source)
         self._experiments: dict[str, Experiment] = {}
         """Experiments of the source, by id."""

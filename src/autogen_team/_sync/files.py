@@ -43,7 +43,7 @@ class Store:
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
     def files(self, uri: str) -> ArtifactRepository:
-        """Return the artifact repository for an address that the store has given."""
+        """Return the artifact repository for a URI given by the store."""
         # Not through the client: for a folder of a run it also lists and downloads the files of a model of that name.
         return get_artifact_repository(self._found_again(uri), tracking_uri=self.uri)
 
@@ -68,9 +68,9 @@ class Findings:
     check: Callable[[], None]
     """Raises TrackingUnavailableError if the target is gone, which is not a fault of the run."""
     faults: list[str] = field(default_factory=list)
-    """What should have been copied and was not: the copy is incomplete."""
+    """Faults: parts that should have been copied and were not, so the copy is incomplete."""
     notes: list[str] = field(default_factory=list)
-    """What cannot be copied, now or ever."""
+    """Notes: parts that can never be copied."""
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
@@ -179,7 +179,7 @@ def _sizes(repository: ArtifactRepository, findings: Findings) -> dict[str, int]
 
 def _walk(repository: ArtifactRepository, findings: Findings, path: str | None = None) -> Iterator[_File]:
     if isinstance(repository, LocalArtifactRepository):
-        # Not through MLflow: a single dangling link makes it fail to list the whole folder.
+        # Not through MLflow, which cannot list a folder with a dangling link.
         folder = Path(repository.artifact_dir)
         yield from _walk_local(folder, "", frozenset({folder.resolve()}), findings) if folder.is_dir() else ()
         return
@@ -200,7 +200,7 @@ def _walk_local(folder: Path, prefix: str, above: frozenset[Path], findings: Fin
             continue
         if not entry.is_dir():
             yield _File(f"{prefix}{entry.name}", path.stat().st_size if path.is_file() else None, path)
-        elif (real := path.resolve()) not in above:  # else a link to a folder above, which would never end
+        elif (real := path.resolve()) not in above:  # otherwise a link to a parent folder, which would never end
             yield from _walk_local(path, f"{prefix}{entry.name}/", above | {real}, findings)
 
 

@@ -1,4 +1,4 @@
-"""Offline runs: an ordinary SQLite store of MLflow's keeps them while they cannot or must not go to their server."""
+"""Offline runs: an ordinary MLflow SQLite store keeps them until they can go to their server."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ _SHOWN = 20
 
 
 def require(script: str | None) -> None:
-    """Exit with 125 and the names of the files if the repository of the script differs from its commit.
+    """Exit with 125 and list the files if the script's repository differs from its commit.
 
-    Without a script, it is the repository of the current folder. Code that is in none is refused too.
+    Without a script, the repository of the current folder counts. Code outside a repository is refused too.
     """
     with tempfile.TemporaryDirectory(prefix="autogen-team-clean-") as scratch:
         try:

@@ -12,7 +12,7 @@ from autogen_team.context import GlobalContext
 
 
 def build(overrides: Mapping[str, str]) -> GlobalContext:
-    """Return a context built from the environment and the overrides, which are text by `service.field`.
+    """Return a context built from the environment and the overrides, which are text keyed by `service.field`.
 
     Exits with a usage error if an override names an unknown setting.
     """

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WRONG_USAGE = 2
-NOT_STARTED = 125  # the status of env, nohup and timeout when they fail themselves, not their command
+NOT_STARTED = 125  # as for env, nohup and timeout, when they fail themselves, not their command
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -60,7 +60,7 @@ class _Whole:
 
 
 def rows(rows: Sequence[tuple[str, str]]) -> None:
-    """Print labelled texts on stderr. However long a text is, it stays on one line, so that it can be copied."""
+    """Print labelled texts on stderr, each on one line whatever its length, so that it can be copied."""
     from rich.text import Text
 
     target = console(stderr=True)
@@ -97,7 +97,7 @@ def as_json(value: object) -> None:
 
 
 def age(seconds: float) -> str:
-    """Return a duration for people, in its largest unit."""
+    """Return a duration in its largest unit, for display."""
     for unit, length in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= length:
             return f"{seconds / length:.0f} {unit}"
@@ -125,7 +125,7 @@ _STYLES = {"bold": "1", "bold red": "1;31", "yellow": "33"}
 
 
 def say(kind: str, message: str, style: str) -> None:
-    """Print a line on stderr that begins with its kind; without rich, which a supervised job need not wait for."""
+    """Print a line on stderr that begins with its kind. Does not import rich, so a supervised job starts sooner."""
     stream = sys.stderr
     if stream is None:
         return

@@ -40,7 +40,7 @@ class Check:
     outcome: Outcome
     found: str
     remedy: str = ""
-    """What the user can do about it; every failure has a remedy."""
+    """What the user can do; every failure has a remedy."""
 
 
 def versions() -> dict[str, str]:
@@ -62,7 +62,7 @@ def _version(distribution: str) -> str:
 
 
 def state_folder() -> list[Check]:
-    """Check the state folder, and what waits in it."""
+    """Check the state folder and the data waiting in it."""
     folder = state_dir()
     remedy = f"make {folder} writable, or set {STATE_DIR} to another folder"
     fault, is_there = unwritable(folder)

@@ -19,7 +19,7 @@ from autogen_team.errors import ConfigurationError, TrackingUnavailableError
 
 HOST = "127.0.0.1"
 _PATIENCE = 120.0
-"""Seconds until the server must answer. It loads 200 MB of code, and may have to create the tables of a database."""
+"""Timeout in seconds for the first answer. The server loads 200 MB of code, and may create database tables."""
 _GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 _KEPT_LINES = 20
@@ -44,7 +44,7 @@ def check_port(port: int) -> int:
     """Return the port if a server can listen on it.
 
     Raises:
-        ConfigurationError: another process listens on it, or this process may not.
+        ConfigurationError: the port is in use, or this process lacks the permission.
 
     """
     try:
@@ -115,7 +115,7 @@ class Server:
             time.sleep(0.1)
 
     def wait(self) -> None:
-        """Wait for the server to end by itself, which is always an error.
+        """Wait until the server exits unexpectedly, which is always an error.
 
         Raises:
             TrackingUnavailableError: the server has ended.

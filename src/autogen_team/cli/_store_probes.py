@@ -1,7 +1,7 @@
 """Probes of `doctor` on the tracking store and the registry: a few requests, and a trial run.
 
-They never create a database, a table or an experiment. If one does not exist yet, its row says so. A store that does
-not answer is waited for once, and the probes that depend on it are skipped.
+They never create a database, a table or an experiment. If one does not exist yet, its row says so. If a
+store does not answer, there is one timeout, and the probes that depend on it are skipped.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 LIMIT = 10.0
 """Seconds for the whole trial run. Each request before it has the `connect_timeout` of the service, as in a job."""
 SKEW = 5.0
-"""Seconds that clocks may differ before it matters: runs are sorted and compared by their times."""
+"""Clock difference in seconds that is tolerated: runs are sorted and compared by time."""
 
 _TRACKING, _REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 
 
 class _UnusableError(Exception):
-    """A store that cannot be probed further. Carries its last row, and why the other rows are skipped."""
+    """A store that cannot be probed further: its last row, and why the other rows are skipped."""
 
     def __init__(self, check: Check, why: str) -> None:
         super().__init__(why)
@@ -73,7 +73,7 @@ class Probing:
             return [error.check, *skipped.values()]
 
     def _reach(self, name: str, uri: str, variable: str) -> None:
-        """Return if the store exists and answers.
+        """Check that the store exists and answers.
 
         Raises:
             _UnusableError: it does not, or a database has an unexpected schema.
@@ -107,7 +107,7 @@ class Probing:
             self._read_schema(name, uri)
 
     def _read_schema(self, name: str, uri: str) -> None:
-        """Return if the database has the schema that this MLflow expects.
+        """Check that the database has the schema that this MLflow expects.
 
         Raises:
             _UnusableError: it has another schema or no tables, or it cannot be read.
@@ -161,7 +161,7 @@ class Probing:
         return Check("tracking", "ok", f"{found}: MLflow {server.version}"), server
 
     def _registry(self) -> Check:
-        """Check a registry whose store is not that of the runs."""
+        """Check a registry that is not in the tracking store."""
         try:
             self._reach("registry", self._registry_uri, _REGISTRY)
         except _UnusableError as error:
@@ -187,7 +187,7 @@ class Probing:
         return Check("registry", "ok", f"{shown} answers")
 
     def _runs(self, client: MlflowClient) -> Iterator[Check]:
-        """Look up the experiment and try out a run in it; if it does not exist, in MLflow's default experiment."""
+        """Look up the experiment and create a trial run in it, or in MLflow's default one if it does not exist."""
         from autogen_team._capture import store_trial
 
         name = self._experiment_name
@@ -267,7 +267,7 @@ def _is_database(uri: str) -> bool:
 
 
 def _is_begun(place: Path) -> bool:
-    """Tell whether MLflow has created something there. It would as soon as it opens the store."""
+    """Return whether MLflow has created something there; it does so as soon as it opens the store."""
     try:
         return (
             any(place.glob("*/meta.yaml")) or (place / "models").is_dir()

@@ -1,4 +1,4 @@
-"""The stores that a command reads: those that a job with the same settings would use now."""
+"""The stores that a command reads: the ones a job with the same settings would use now."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _offline(destination: str) -> tuple[str, str]:
 
 
 def prepare(store: str) -> None:
-    """Let MLflow open a store in a folder, and say so if there is no store yet."""
+    """Allow MLflow to open a folder store, and warn if there is no store yet."""
     from autogen_team._ship import uris
 
     if uris.is_folder(store):

@@ -1,4 +1,4 @@
-"""A short table of what a run has recorded, with the link or the command to look at it."""
+"""A short table of what a run recorded, with the link or the command to view it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Where the user types commands: the folder, and the store that a command without options uses there."""
+    """Where the user types commands: the folder, and the store of a command without options."""
 
     folder: Path
     store: str | None

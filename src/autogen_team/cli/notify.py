@@ -16,7 +16,7 @@ _NONE_DELIVERED = 1
 
 
 def send(title: str, message: str, level: Any, overrides: Mapping[str, str], *, as_json: bool) -> None:
-    """Send the alert, print the outcome of each channel, and exit with 1 if no channel delivered it."""
+    """Send the alert, print the result of each channel, and exit with 1 if no channel delivered it."""
     # If alerts are disabled, the alert is printed instead; on stdout it would break the JSON.
     place = redirect_stdout(sys.stderr) if as_json else nullcontext()
     with _look.plain_warnings(), _look.plain_errors(), place:

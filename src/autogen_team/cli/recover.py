@@ -1,4 +1,4 @@
-"""`autogen-team recover`: deliver the journals of dead processes, and close the runs of those that are lost."""
+"""`autogen-team recover`: deliver the journals of dead processes, and close the runs of lost machines."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def close_lost(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Close the runs of the store whose jobs have given no sign of life for `limit` seconds; or print which ones.
+    """Close the runs of the store that have had no heartbeat for `limit` seconds; with `dry_run`, only print them.
 
-    Runs that never gave any are left alone, unless `takes_all`; then their newest metric or their start counts.
+    Runs that never had one are left alone, unless `takes_all`; then their newest metric or their start counts.
     """
     from autogen_team._ship import lost, uris
 

@@ -1,4 +1,4 @@
-"""`autogen-team reproduce`: bring back the code and the packages of a run."""
+"""`autogen-team reproduce`: restore the code and the packages of a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _LINES_OF_GIT = 12
 
 
 def reproduce(wanted: str, overrides: Mapping[str, str], *, into: str | None, makes_venv: bool, as_json: bool) -> None:
-    """Bring back what the run has run, and print the command on stdout.
+    """Restore the code and packages of the run, and print the command on stdout.
 
     Exits with 1 if that is not possible.
     """
@@ -67,9 +67,11 @@ def reproduce(wanted: str, overrides: Mapping[str, str], *, into: str | None, ma
 
 
 def _find(client: MlflowClient, wanted: str, experiment: str) -> Run:
-    """Return the run with this id, or the last one of this name: in the experiment, else in all of them.
+    """Return the run with this id, or the latest with this name: in the experiment, else in all of them.
 
-    Fails with a message if there is none.
+    Raises:
+        LookupError: there is none.
+
     """
     if _ID.fullmatch(wanted):
         return client.get_run(wanted)
@@ -97,14 +99,14 @@ def _download(client: MlflowClient, run: Run, place: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    """A run that is brought back."""
+    """A run to restore."""
 
     run: Run
     code: Path
     """The folder with its snapshot."""
     facts: Mapping[str, Any]
     folder: Path
-    """The folder to make."""
+    """The folder to create."""
 
     @property
     def _git(self) -> Mapping[str, Any]:
@@ -112,7 +114,7 @@ class _Again:
         return found
 
     def check_out(self) -> None:
-        """Clone the repository at the commit of the run, or check it out in a clone that is there and clean."""
+        """Clone the repository at the commit of the run, or check it out in an existing clean clone."""
         git, commit = self._git, self._git.get("commit")
         if not git:
             why = self.facts.get("left_out", {}).get(PATCH, "it is not known")
@@ -154,7 +156,7 @@ class _Again:
             _run("git", "remote", "set-url", "origin", remote, at=self.folder)
 
     def apply(self) -> None:
-        """Apply the changes that were not committed, all but those in which a masked line would have to be found."""
+        """Apply the uncommitted changes, except those with a masked line in their context."""
         patch = self.code / PATCH
         kept = self.facts.get("patch", {})
         if patch.exists() and b"diff --git " in patch.read_bytes():
@@ -187,7 +189,7 @@ class _Again:
             _look.say("warning", f"{path}: {what}", "yellow")
 
     def make_venv(self) -> None:
-        """Make `.venv` in the folder, with the packages of the run."""
+        """Create `.venv` in the folder, with the packages of the run."""
         venv = self.folder / ".venv"
         version = ".".join(self.facts["python"]["version"].split(".")[:2])
         lines = self._requirements((self.code / PACKAGES).read_text(encoding="utf-8").splitlines())
@@ -206,11 +208,11 @@ class _Again:
         requirements = venv / PACKAGES
         requirements.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         (venv / ".gitignore").write_text("*\n")
-        # All that was installed is named, so that nothing has to be resolved.
+        # The list is complete, so nothing has to be resolved.
         _run(*install, "--no-deps", "-r", str(requirements), at=self.folder)
 
     def _requirements(self, lines: Sequence[str]) -> list[str]:
-        """Return the packages as they can be installed here: what was installed in place from this code is so again."""
+        """Return the packages as requirements for this machine; those installed in place from this code stay so."""
         in_place = self.facts.get("installed_in_place", {})
         top = self._git.get("top")
         ours = {_normal(name): Path(folder) for name, folder in in_place.items()}
@@ -279,7 +281,7 @@ def _subdirectory(line: str) -> str:
 
 
 def _missing_file(line: str) -> str | None:
-    """Return the local file or folder that a package was installed from, if it is not here."""
+    """Return the local file or folder that a package was installed from, if it does not exist here."""
     _, at, url = line.partition(" @ ")
     if line.startswith("-e /"):
         path = line[3:]
@@ -301,7 +303,7 @@ def _has(folder: Path, commit: str) -> bool:
 
 
 def _run(*words: str, at: Path | None = None) -> str:
-    """Return what a command prints; exit with what it says if it fails or is not installed."""
+    """Return the output of a command; exit with its error message if it fails or is not installed."""
     try:
         done = subprocess.run(words, cwd=at, capture_output=True, text=True, errors="backslashreplace", check=False)  # noqa: S603 - its words are ours
     except FileNotFoundError:

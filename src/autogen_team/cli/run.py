@@ -24,7 +24,7 @@ def run(
     require_clean: bool,
     overrides: Mapping[str, str],
 ) -> NoReturn:
-    """Run the command under supervision, and exit as it does."""
+    """Run the command under supervision, and exit with its status."""
     order = Order(
         command=list(command),
         is_command=is_command,

@@ -1,4 +1,4 @@
-"""`autogen-team status`: what waits on this machine, and what is RUNNING in the store."""
+"""`autogen-team status`: journals waiting on this machine, and RUNNING runs in the store."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["show", "show_store"]
 
 
 def show_store(overrides: Mapping[str, str], *, experiment: str | None, as_json: bool) -> None:
-    """Print the runs that say RUNNING in the store, from whatever machine they are."""
+    """Print the RUNNING runs of the store, from all machines."""
     from autogen_team._ship import lost, uris
 
     with _look.plain_warnings(), _look.plain_errors():

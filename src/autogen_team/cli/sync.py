@@ -1,4 +1,4 @@
-"""`autogen-team sync`: deliver what waits on this machine to its server."""
+"""`autogen-team sync`: deliver the data waiting on this machine to its server."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _left(stores: Sequence[str]) -> Iterator[dict[str, str]]:
 
 
 def _stores(source: str | None, service: MlflowService, *, is_elsewhere: bool) -> list[str]:
-    """Return the URIs of the stores to copy: that of the source or, without a source, those of offline runs.
+    """Return the URIs of the stores to copy: the source or, without a source, the stores of offline runs.
 
     If `is_elsewhere`, all offline runs are copied, else only those that are meant for the service's store.
     """

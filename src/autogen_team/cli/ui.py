@@ -1,4 +1,4 @@
-"""`autogen-team ui`: serve MLflow's own pages for the store in use, and link to the last run."""
+"""`autogen-team ui`: serve MLflow's web UI for the current store, and link to the latest run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["show"]
 
 _PATIENCE = 10.0
-"""Seconds that finding the last run may take."""
+"""Timeout in seconds for finding the latest run."""
 _OTHER_SERVERS = (
     "MLFLOW_ARTIFACTS_ONLY",
     "MLFLOW_EXPOSE_PROMETHEUS",
@@ -43,7 +43,7 @@ _OTHER_SERVERS = (
 
 
 def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool, as_json: bool) -> None:
-    """Print the URLs of the pages and of the last run; unless a server has the pages, serve them until a signal."""
+    """Print the URLs of the web UI and of the latest run; unless a server has the UI, serve it until a signal."""
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
         stores = _stores.in_use(service)
@@ -62,7 +62,7 @@ def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool,
 
 
 def _require_pages() -> None:
-    """Raise if the installed MLflow has no pages; the library itself does not need them."""
+    """Raise if the installed MLflow has no web UI; the library itself does not need it."""
     found = importlib.util.find_spec("mlflow")  # does not import it
     folders = (found.submodule_search_locations if found else None) or []
     if not any(Path(folder, "server", "js", "build", "index.html").exists() for folder in folders):
@@ -72,7 +72,7 @@ def _require_pages() -> None:
 
 
 def _variables(tracking: str, registry: str) -> dict[str, str]:
-    """Return the environment of the server; arguments could be read by every user of the machine."""
+    """Return the environment of the server. It holds the URIs, because any user can read command lines."""
     from autogen_team._ship import uris
 
     variables = {name: value for name, value in os.environ.items() if name not in _OTHER_SERVERS}
@@ -82,10 +82,10 @@ def _variables(tracking: str, registry: str) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": tracking,
         "MLFLOW_REGISTRY_URI": registry,
     }
-    # Where a job without a server keeps artifacts, so that jobs can use experiments that are created in the pages.
+    # Where a job without a server keeps artifacts, so that jobs can use experiments created in the web UI.
     root = tracking if uris.is_folder(tracking) else str(Path.cwd() / "mlruns")
     variables.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", root)
-    # Jobs are for evaluations by language models, which are not needed here: four more processes, 200 MB each.
+    # MLflow's jobs evaluate with language models. Not needed here: four more processes, 200 MB each.
     variables.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     return variables
 
@@ -108,7 +108,7 @@ def _signals_exit() -> Iterator[None]:
 
 
 def _tell(experiment: str, stores: tuple[str, str], address: str, *, opens_browser: bool, as_json: bool) -> None:
-    """Print the URLs of the pages and of the last run, if there is one; open the browser there if asked to."""
+    """Print the URLs of the web UI and of the latest run, if any; open the browser on request."""
     run = _find_last_run(experiment, stores)
     link = ui_url.of_run(address, run.info.experiment_id, run.info.run_id) if run else None
     if as_json:
@@ -135,7 +135,7 @@ def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
     try:
         client = mlflow_backend.client(*stores)
         return within(_PATIENCE, partial(_last_run, experiment, client), name="autogen-team-last-run")
-    except Exception as error:  # such as a server that requires a login: it still has pages
+    except Exception as error:  # such as a server that requires a login: it still has a web UI
         _look.say("warning", f"the last run could not be looked up: {mask(str(error))}", "yellow")
         return None
 

@@ -1,1 +1,1 @@
-"""Input and output of a job: the services, and the variables of the environment."""
+"""Input and output of a job: the services and the environment variables."""

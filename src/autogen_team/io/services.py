@@ -1,7 +1,7 @@
 """The services of a job: logging, alerts and MLflow tracking.
 
-Each service is configuration first: immutable fields, from arguments, environment variables or `.env`. It runs between
-`start` and `stop`, or inside `with`. The engines beside this module do the work.
+A service is its configuration: immutable fields from arguments, environment variables or `.env`. It runs between
+`start` and `stop`, or inside `with`. Separate engines do the work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plain functions for engines that accept nothing else."""
+"""Plain functions, for engines that accept nothing else."""
 
 from __future__ import annotations
 

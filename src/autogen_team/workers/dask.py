@@ -30,9 +30,9 @@ def workers(
 ) -> Iterator[None]:
     """Put every worker of the client's cluster inside the context for the block, even one that joins or restarts later.
 
-    Enter the block while the run that the tasks are to log to is open, and gather the results before the block ends.
-    Then each worker has delivered what was logged, and has left the context. `GlobalContext.bind` describes what holds
-    in a worker. With `nested`, each worker process has one child run. For a child per task, submit `context.bind(fn,
+    Enter the block while the run for the tasks is open, and gather the results before the block ends.
+    Then each worker has delivered what was logged, and has left the context. `GlobalContext.bind` describes how a
+    worker behaves. With `nested`, each worker process has one child run. For a child per task, submit `context.bind(fn,
     nested=True)`, inside the block or without it. The threads of a cluster without processes are inside anyway, without
     a child.
 
@@ -91,6 +91,6 @@ class _Inside(WorkerPlugin):
         self._leave = self._initializer.enter()
 
     async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask names it
-        """Leave the context; wait for the store in another thread, so that the event loop goes on."""
+        """Leave the context; wait for the store in another thread, so that the event loop keeps running."""
         if self._leave is not None:
             await asyncio.to_thread(self._leave)

@@ -27,9 +27,9 @@ def workers(
     """Make every `joblib.Parallel` of the block, also scikit-learn's, run in processes inside the context.
 
     This is `joblib.parallel_config` with the backend loky, whose other `options` it takes. The processes log to the run
-    that is open when a Parallel begins; another run gets other processes. `GlobalContext.bind` describes what holds in
-    them. With `nested`, each process has one child run. For a child per task, call `context.bind(fn, nested=True)` in
-    the tasks.
+    that is open when a Parallel begins; another run gets other processes. `GlobalContext.bind` describes how
+    they behave. With `nested`, each process has one child run. For a child per task, call `context.bind(fn,
+    nested=True)` in the tasks.
 
     When the block ends, its processes have delivered what was logged, and have exited. Work that joblib runs in this
     process instead, because of `n_jobs=1` or in threads, is inside anyway, without a child.

@@ -29,10 +29,10 @@ def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
     """Return the `runtime_env` for `ray.init` that puts every worker process of the job inside the context.
 
     So plain tasks and actors are inside, in all threads. They log to the run that is open at this call, or else at
-    `ray.init`. `GlobalContext.bind` describes what holds in a worker, with one difference: a call does not wait for the
+    `ray.init`. `GlobalContext.bind` describes how a worker behaves, with one difference: a call does not wait for the
     store, and its data is delivered later. Ray kills its workers at `ray.shutdown()`. What is left then is delivered
-    from their journals, some seconds later. A worker that cannot enter the context reports that, and works all the
-    same.
+    from their journals, some seconds later. A worker that cannot enter the context reports that, and works
+    anyway.
 
     `own` holds other entries for Ray, such as `env_vars`, `pip` or `working_dir`. The packages of the workers must
     include this one.
@@ -71,10 +71,10 @@ def remote(
     nested: bool | str | MlflowService.RunConfig = False,
     **options: Any,
 ) -> Any:
-    """Return `ray.remote(**options)(context.bind(fn, nested=nested))`, which Ray refuses because it wants a function.
+    """Return `ray.remote(**options)(context.bind(fn, nested=nested))`, which Ray itself refuses (not a function).
 
     Each task is inside the context, and returns when the store has what the task has logged. With `nested`, each task
-    has its own child run, and so has each attempt that Ray repeats. No `runtime_env` is needed for that.
+    has its own child run, and so has each retry by Ray. No `runtime_env` is needed for that.
 
     >>> from autogen_team import GlobalContext
     >>> def fold(number):

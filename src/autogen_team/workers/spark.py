@@ -24,7 +24,7 @@ def partitions(
     """Return `fn` for `DataFrame.mapInPandas`, `mapInArrow` or `RDD.mapPartitions`: each partition inside the context.
 
     `fn` takes an iterator and returns one. A worker is inside as long as Spark reads from the iterator, and the
-    partition is done when the store has what was logged. `GlobalContext.bind` describes what holds there. With
+    partition is done when the store has what was logged. `GlobalContext.bind` describes how a worker behaves. With
     `nested`, each partition has one child run. The run is the one that is open at this call, whenever Spark computes.
 
     >>> from autogen_team import GlobalContext

@@ -1,4 +1,4 @@
-"""The socket at which the job asks for its run, and tells what its supervisor must know."""
+"""The supervisor's socket: the job asks for its run there, and reports how it ends."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 class Answers:
-    """Answers the job, each question on a thread of its own."""
+    """Answers the job's requests, each on its own thread."""
 
     def __init__(self, keeper: Keeper) -> None:
         self.said: dict[str, Any] = {}
-        """What the job has told of its end."""
+        """What the job reported about its end."""
         self._keeper = keeper
         self.folder = tempfile.mkdtemp(prefix="autogen-team-")
         self.address = f"{self.folder}/job"
@@ -28,7 +28,7 @@ class Answers:
         self._listener.listen()
 
     def start(self) -> None:
-        """Answer from now on; until now the questions have waited."""
+        """Start answering; earlier requests have been waiting."""
         threading.Thread(target=self._listen, name="autogen_team-answers", daemon=True).start()
 
     def close(self) -> None:

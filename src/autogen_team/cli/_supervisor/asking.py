@@ -1,6 +1,6 @@
-"""What the process of the job asks and tells its supervisor: one line of JSON each way, over a connection of its own.
+"""The job's requests to its supervisor: one line of JSON each way, each over a new connection.
 
-So the job has no descriptor of ours open, and a process that it forks or starts has no part in this.
+So the job holds no descriptor open, and processes that it forks or starts are not involved.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def ask(address: str, **what: Any) -> dict[str, Any]:
-    """Send what there is to say, and return the answer; an empty one if the supervisor is gone."""
+    """Send a request and return the answer; an empty one if the supervisor is gone."""
     with suppress(OSError, ValueError), socket.socket(socket.AF_UNIX) as connection:
         connection.connect(address)
         connection.sendall(json.dumps(what).encode() + b"\n")
@@ -30,12 +30,12 @@ def ask_for_run(address: str) -> dict[str, Any]:
 
 
 def hide(address: str, secrets: Iterable[str]) -> None:
-    """Ask for these values to be masked in the output that is kept; return once they are."""
+    """Have these values masked in the kept output; return once that is in effect."""
     ask(address, hide=sorted(secrets))
 
 
 def tell_end(address: str, error: BaseException | None, **more: Any) -> None:
-    """Tell what the exit status does not: the exception that ended the job, and what the job said of its runs."""
+    """Report what the exit status does not say: the job's exception, and the status that it gave its runs."""
     ask(address, end={"failure": None if error is None else _failure(error), **more})
 
 

@@ -1,4 +1,4 @@
-"""How the end of a job is told in its run: by its exit status, by the signal that killed it, and by what it said."""
+"""The status and reason of a run, from the job's exit status, the signal that killed it and its own report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def kills_for_memory() -> int:
 
 
 def verdict(end: End) -> JobEnded | None:
-    """Return the end of a job that has not finished well; None if it has."""
+    """Return how a job failed; None if it finished."""
     if end.status < 0:
         return JobEnded("KILLED", _name(end))
     if end.status == 0:

@@ -1,4 +1,4 @@
-"""The signals that the supervisor passes on to the job, and the keys of a terminal that reach the job without it."""
+"""Signals that the supervisor forwards to the job, and terminal keys that reach the job without it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from contextlib import contextmanager, suppress
 _OWN = {signal.SIGKILL, signal.SIGSTOP, signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 _OF_TERMINAL = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 KEYS = {signal.SIGINT, signal.SIGQUIT}
-"""What a terminal sends to each process in its foreground for a key."""
+"""The signals that a terminal sends to its foreground processes for a key."""
 
 
 def passed_on(*, stops: bool) -> set[int]:
-    """Return the signals to wait for and pass on: all that can be, except those that are ignored, as by nohup.
+    """Return the signals to wait for and forward: all possible ones except ignored ones, as under nohup.
 
     With `stops`, the key that stops a job is among them.
     """

@@ -1,4 +1,4 @@
-"""The global context inside of the job: put in place piece by piece, when the job needs the piece."""
+"""The global context inside the job, set up piece by piece when the job needs it."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Inside:
         atexit.register(self._note)  # MLflow, which has registered before, ends its runs next
 
     def _note(self) -> None:
-        """Note what the runs of the job are like at its exit."""
+        """Record the state of the job's runs at its exit."""
         if os.getpid() != self._pid:
             return
         from autogen_team._capture import lifecycle, signals
@@ -98,6 +98,6 @@ class Inside:
         }
 
     def finish(self, error: BaseException | None) -> None:
-        """Tell the supervisor how the job ends, and deliver what it has logged."""
+        """Report to the supervisor how the job ends, and deliver what it logged."""
         self._undo.close()
         asking.tell_end(self._address, error, **self._told)

@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from autogen_team._spool.index import Found
 
 _PATIENCE = 60.0
-"""Seconds that delivering what the job has left may take; if the server is down for longer, the agent waits for it."""
+"""Seconds to deliver what the job left behind; if the server is down for longer, the agent takes over."""
 _GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a job whose supervisor has been killed."""
 _GLANCE = 0.1
-"""Seconds between two looks at what is waited for."""
+"""Polling interval in seconds."""
 _CRASHES = set(signal.valid_signals()) - {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
@@ -198,7 +198,7 @@ class Keeper:
             raise failure
 
     def _hear_job(self, said: Mapping[str, Any]) -> bool:
-        """Learn about the job from a message that tells of it, and return whether it does."""
+        """Take the facts about the job from a message; return whether it has any."""
         match said:
             case {"job": int(pid), "at": float(at), "leads": bool(leads), "folder": str(folder)}:
                 self._job = pid, leads
@@ -223,7 +223,7 @@ class Keeper:
         return self._outlive()
 
     def _outlive(self) -> End:
-        """End the job, whose supervisor has been killed: no signal of the user could end it any more."""
+        """End the job after its supervisor was killed, because the user's signals no longer reach it."""
         if self._job is None:
             return End(0, -signal.SIGKILL, time.time())
         pid, leads = self._job
@@ -241,7 +241,7 @@ class Keeper:
         return End(pid, -used, time.time())
 
     def _deliver(self, context: GlobalContext, end: End) -> None:
-        """Deliver the journals that the job has left, and close the runs in them."""
+        """Deliver the journals that the job left behind, and close their runs."""
         from autogen_team._ship import recovery
 
         failure = ending.verdict(end)
@@ -257,7 +257,7 @@ class Keeper:
 
 
 def _take_over(context: GlobalContext, pid: int) -> list[tuple[Found, int | None]]:
-    """Take the locks of the journals that the job has left, so that the agent, which knows less, leaves them to us.
+    """Lock the journals that the job left behind, so that the agent, which knows less, does not recover them.
 
     Journals for other stores than that of the run are left to the agent, which has their URI with its password.
     """
@@ -273,7 +273,7 @@ def _is_alive(pid: int, started: float | None) -> bool:
 
 
 def _close_left(end: End, failure: run_events.JobEnded) -> None:
-    """Close the runs that the job has left open, also those of clients; after a good end they are its own business."""
+    """Close the runs that the job left open, including those of clients; leave them alone after a normal end."""
     from autogen_team._capture import lifecycle
 
     how = run_events.End(failure.status, failure.reason, failure, 0.0)
@@ -303,5 +303,5 @@ def _is_server(uri: str) -> bool:
 
 
 def _text(name: str) -> str:
-    """Return a word of the command line as text; it may have bytes that are none."""
+    """Return a word of the command line as text; it may contain bytes that are not valid text."""
     return os.fsencode(name).decode("utf-8", "replace")

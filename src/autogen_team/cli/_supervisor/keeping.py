@@ -1,4 +1,4 @@
-"""The keeper as the supervisor sees it: started before the command line is read, because both take time to load."""
+"""The supervisor's side of the keeper, which starts before the command line is parsed, as both take time to load."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def start() -> None:
 
 
 def started() -> Keeper:
-    """Return the keeper; start it now if that has not been done."""
+    """Return the keeper; start it if it is not running."""
     if _started is None:
         start()
     assert _started is not None
@@ -76,14 +76,14 @@ class Keeper:
         atexit.register(self._abandon)
 
     def say(self, **what: Any) -> None:
-        """Tell the keeper something."""
-        with suppress(OSError):  # it is gone, as its exit status will tell
+        """Send the keeper a message."""
+        with suppress(OSError):  # it is gone, as its exit status will show
             self._socket.sendall(wire.line(what))
 
     def begin(self, order: Order, *, needs_run: bool) -> Ready:
         """Ask for the run, and return once the settings are known to be valid; exit with its status if they are not.
 
-        `needs_run` says that the job is started only when its run is open.
+        With `needs_run` the job is started only once its run is open.
         """
         self._has_begun = True
         self.say(order=asdict(order), needs_run=needs_run)
@@ -108,7 +108,7 @@ class Keeper:
         return self._run
 
     def close(self, end: End) -> int:
-        """Tell how the job has ended, and wait until the run is closed; return a status if the run was never open."""
+        """Report how the job ended, and wait until the run is closed; return a status if the run was never open."""
         self.say(end=asdict(end))
         self._is_known.wait()
         status = self._process.wait()
@@ -134,7 +134,7 @@ class Keeper:
         return self._status(self._process.wait())
 
     def _abandon(self) -> None:
-        """End it if it has had nothing to do, because the command line is wrong."""
+        """End the keeper if it had nothing to do because the command line is invalid."""
         self._leave()
         if not self._has_begun:
             self._process.kill()
@@ -150,7 +150,7 @@ class Keeper:
 
 
 def _path() -> list[str]:
-    """Return our `sys.path` without the folder of the script or the working folder, where modules of the job are."""
+    """Return our `sys.path` without the script's folder or the working folder, which have modules of the job."""
     own = [] if sys.flags.safe_path else sys.path[:1]
     root = str(Path(__file__).parents[3])
     return [root, *(entry or str(Path.cwd()) for entry in sys.path[len(own) :] if entry != root)]

@@ -1,4 +1,4 @@
-"""Pass bytes from one descriptor to another unchanged, and show them to a function."""
+"""Copy bytes from one descriptor to another unchanged, and pass them to a function."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Relay:
         self._until: float | None = None
         self._rest = 0
         self.fault = ""
-        """How many bytes could not be passed on, and why; empty if none."""
+        """How many bytes were lost, and why; empty if none."""
         self._lost = 0
         self._over, self._no_more = os.pipe()
         self._thread = threading.Thread(target=self._run, name=f"autogen_team-{name}", daemon=True)
         self._thread.start()
 
     def has_caught_up(self) -> bool:
-        """Tell whether everything that was written so far has been passed on."""
+        """Return whether everything written so far has been copied."""
         try:
             waiting = bool(select.select([self._source], [], [], 0)[0])
         except (OSError, ValueError):  # the source is closed, so nothing more can come
@@ -46,7 +46,7 @@ class Relay:
         return (not waiting and self._is_idle) or not self._thread.is_alive()
 
     def finish(self) -> None:
-        """Pass on the rest of the input, and wait for that; the writer has ended, but its children may still write."""
+        """Copy the rest of the input and wait for it; the writer has ended, but its children may still write."""
         os.close(self._no_more)
         self._thread.join()
 

@@ -1,6 +1,6 @@
-"""The supervising process: start the job as its user would, pass on its output and our signals, and wait for it.
+"""The supervising process: starts the job as its user would, forwards its output and our signals, and waits.
 
-It loads neither MLflow nor pydantic. The keeper, a process of its own, opens and closes the run.
+It loads neither MLflow nor pydantic. The keeper, a separate process, opens and closes the run.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class _Job:
         if ready.shown is not None:
             _look.say("run", f"recording {self._name}; to view it: {ready.shown}", "bold")
         self._leads = self._terminal is not None
-        """Whether the job leads a session of its own, in which no key of our terminal reaches it by itself."""
+        """Whether the job leads its own session, in which keys of our terminal do not reach it directly."""
         self._signals = forwarding.passed_on(stops=self._leads) | {signal.SIGCHLD}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         self._answers = Answers(keeper)
@@ -231,7 +231,7 @@ class _Job:
 
 
 def _environment(ready: Ready, run: OpenRun | None) -> dict[str, str]:
-    """Return the environment of the job; a supervisor inside of it opens a run of its own."""
+    """Return the environment of the job; a supervisor inside it opens its own run."""
     found = {
         name: value
         for name, value in os.environ.items()
@@ -241,7 +241,7 @@ def _environment(ready: Ready, run: OpenRun | None) -> dict[str, str]:
 
 
 def _bootstrap(address: str) -> dict[str, str]:
-    """Return the variables by which Python loads the bootstrap at its start, which removes them."""
+    """Return the variables that make Python load the bootstrap at startup; the bootstrap removes them."""
     folder = str(Path(bootstrap.__file__).parent)
     path = os.environ.get("PYTHONPATH")
     given = {} if path is None else {bootstrap.PATH: path}

@@ -23,7 +23,7 @@ _WITH_VALUE = {"-W", "-X", "--check-hash-based-pycs"}
 
 
 def command_line(order: Order) -> list[str]:
-    """Return the words to execute, or exit with a message that says what is wrong with them."""
+    """Return the words to execute, or exit with an error message."""
     first = order.command[0]
     if order.is_command:
         _check_command(first)
@@ -100,13 +100,13 @@ def _check_script(first: str) -> None:
 
 
 def _check_module(name: str) -> None:
-    """Refuse a module whose outermost package is nowhere; importing its packages is the job's business."""
+    """Refuse a module whose outermost package does not exist; importing it is left to the job."""
     if _find_package(name) is None:
         _look.fail(f"no module named {name!r}", _look.WRONG_USAGE)
 
 
 def _find_package(name: str) -> importlib.machinery.ModuleSpec | None:
-    """Return the spec of the outermost package of a module, which is not imported."""
+    """Return the spec of a module's outermost package without importing it."""
     outermost = name.partition(".")[0]
     with suppress(ImportError, ValueError):
         found = importlib.machinery.PathFinder.find_spec(outermost, [os.fspath(Path.cwd())])

@@ -29,7 +29,7 @@ _CONTROLS = re.compile(
 class Transcript:
     """Lines of output that are kept until their run is known, and written to a file of that run from then on.
 
-    An error here does not keep the output itself from being passed on.
+    An error here does not affect the output itself.
     """
 
     def __init__(self) -> None:

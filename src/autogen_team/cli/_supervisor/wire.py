@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to run, and how its run is to be kept."""
+    """What to run, and how to record its run."""
 
     command: list[str]
     is_command: bool
@@ -32,7 +32,7 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """What the keeper says once it knows that the settings are valid: the job may start."""
+    """The keeper's message once the settings are valid: the job may start."""
 
     environment: dict[str, str]
     """The settings of the command line as variables of the job."""
@@ -44,7 +44,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Joining:
-    """The open run, and all that the job needs to log to it."""
+    """The open run, and everything that the job needs to log to it."""
 
     run: dict[str, Any]
     """The fields of a `shared_runs.Shared`."""
@@ -89,7 +89,7 @@ class End:
     lacked_memory: bool = False
     """Whether the kernel has killed any process for lack of memory while the job ran."""
     said: dict[str, Any] = field(default_factory=dict)
-    """What the job told of its end: `failure`, `told` and `left`."""
+    """What the job reported about its end: `failure`, `told` and `left`."""
 
 
 def line(what: dict[str, Any]) -> bytes:
@@ -98,7 +98,7 @@ def line(what: dict[str, Any]) -> bytes:
 
 
 def lines(connection: socket.socket) -> Generator[dict[str, Any], None, None]:
-    """Yield the messages that come, until the other side is gone."""
+    """Yield incoming messages until the other side is gone."""
     with suppress(OSError), connection.makefile("rb") as stream:
         for text in stream:
             if text.endswith(b"\n"):

@@ -1,8 +1,8 @@
-"""What Python loads at its start in the process of a supervised job, before the job's own code.
+"""Loaded by Python at startup in the process of a supervised job, before the job's own code.
 
 It removes its traces from the path and the environment, runs the `sitecustomize` that Python would have run, and waits.
-The context is put in place by `inside` when the job imports a library that the context is for. Until then only modules
-are loaded that every Python has loaded at this point.
+`inside` sets up the context when the job imports a library that needs it. Until then, it loads only modules that every
+Python has loaded at this point.
 
 An import hook must not leave frames in the traceback of an import that fails. So it does not wrap the loader. It
 replaces the class of the module's spec, whose attribute `_initializing` importlib sets before and after it executes a
@@ -72,7 +72,7 @@ _OURS, _CONTEXT = "autogen_team", "autogen_team.context"
 
 
 class _Spec(_ModuleSpec):
-    """A spec that tells the hook when the execution of its module begins and ends."""
+    """A spec that notifies the hook when the execution of its module begins and ends."""
 
     @property
     def _initializing(self) -> bool:
@@ -90,7 +90,7 @@ class _Spec(_ModuleSpec):
 
 
 class _Job:
-    """The job: a finder in `sys.meta_path` that finds nothing itself, and the context once it is there."""
+    """A finder in `sys.meta_path` that finds nothing itself but watches imports, and holds the context later."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -126,7 +126,7 @@ class _Job:
         self._depth[thread] = self._depth.get(thread, 0) + 1
 
     def ended(self, name: str, module: "ModuleType | None") -> None:
-        """Note that it has ended; put in place what the module needs once no half-loaded one is below it."""
+        """Note the end of the execution; set up what the module needs unless a half-loaded one imports it."""
         thread = _thread.get_ident()
         self._depth[thread] -= 1
         is_for_tracking = name in LIBRARIES or (name == _CONTEXT and not self._is_busy)  # busy: we import it ourselves
@@ -142,7 +142,7 @@ class _Job:
                 self._start()
 
     def _start(self) -> None:
-        """Put in place what is wanted; what another thread wants meanwhile is done by the first."""
+        """Set up what was requested; requests of other threads meanwhile are handled by the first thread."""
         if self._is_busy or os.getpid() != self._pid:
             return
         self._is_busy = True
@@ -162,7 +162,7 @@ class _Job:
             self._is_busy = False
 
     def _watch_logging(self, logging: "Any") -> None:
-        """Put the log in place before the first record is handled, and before handlers are configured."""
+        """Set up the log before the first record is handled and before handlers are configured."""
         handle, configure = logging.Logger.callHandlers, logging.basicConfig
 
         def give_back() -> None:
@@ -194,7 +194,7 @@ class _Job:
             self._give_back_logging()
 
     def _finish(self) -> None:
-        """Tell the supervisor how the job ends, after all that the job does at its exit."""
+        """Report to the supervisor how the job ends, after all of the job's exit handlers."""
         if os.getpid() != self._pid:
             return
         self._leave()
