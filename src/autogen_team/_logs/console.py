@@ -24,7 +24,7 @@ class Console:
         self._known: tuple[Any, bool] = (None, False)
 
     def is_coloured(self) -> bool:
-        """Return whether to colour the next line: yes on a terminal or with FORCE_COLOR, no by NO_COLOR or `colorize`."""
+        """Return whether to colour the next line: a terminal or FORCE_COLOR, unless NO_COLOR or `colorize` forbids."""
         if not self._colorize:
             return False
         stream = getattr(sys, self.name)
