@@ -83,7 +83,7 @@ def _tail(text: str) -> list[str]:
 
 
 def _is_machinery(filename: str) -> bool:
-    """Tell whether a frame belongs to the code that runs the job, and not to the job."""
+    """Return whether a frame belongs to the code that runs the job, and not to the job."""
     return filename in _RUNNERS or Path(filename).is_relative_to(_PACKAGE)
 
 

@@ -1,1 +1,1 @@
-"""What the job says to MLflow: caught at MLflow's front, checked, masked, and written to the journal."""
+"""Intercepts what the job logs to MLflow, checks and masks it, and writes it to the journal."""

@@ -1,4 +1,4 @@
-"""Join a run that other code has opened, or work for one; the run stays open afterwards.
+"""Joins a run that other code has opened, or works for one; the run stays open afterwards.
 
 `mlflow_names` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests them.
 """
@@ -169,7 +169,7 @@ def opened_elsewhere(run: Run) -> mlflow.ActiveRun:
 
 
 def has_own_run_around(active: mlflow.ActiveRun) -> bool:
-    """Tell whether this thread had a run of its own open, rather than a joined one, when it opened this run."""
+    """Return whether this thread had a run of its own open, rather than a joined one, when it opened this run."""
     if not mlflow_names.ACTIVE_RUNS.works():
         return False
     around = [run for run in fluent._active_run_stack.get() if run is not active]

@@ -1,4 +1,4 @@
-"""Log the configuration of a job: as parameters, flattened, and whole as an artifact."""
+"""Logs the configuration of a job: flattened as parameters, and complete as an artifact."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from autogen_team.errors import ConfigurationError, NotStartedError
 
 ARTIFACT = "config.yaml"
 LONGEST_NAME, LONGEST_VALUE, MOST_PARAMETERS = 250, 6000, 100
-"""What MLflow's servers take: characters of a name and of a value, and parameters of one request."""
+"""Limits of MLflow's servers: characters of a name and of a value, and parameters per request."""
 
 _NOT_IN_NAMES = re.compile(r"[^/\w.\- :]")
 _CUT = "..."
@@ -100,7 +100,7 @@ def _scalar(value: bool | float | str | None) -> _Plain:
 
 
 def _fields(value: Any) -> Mapping[Any, Any] | None:
-    """Return the fields of a configuration, whatever library has made it; None if it is none."""
+    """Return the fields of a configuration of any supported library; None for other objects."""
     kind = type(value)
     if isinstance(value, type):
         return None
@@ -142,7 +142,7 @@ def _as_text(value: Any) -> _Plain:
 
 
 def flattened(found: Mapping[str, _Plain]) -> dict[str, str]:
-    """Return the parameters of a plain configuration, with names and values that MLflow takes.
+    """Return the parameters of a plain configuration, with names and values that MLflow accepts.
 
     >>> flattened({"model": {"layers": [{"units": 8}], "sizes": [1, 2]}, "note": "a" * 7000})["model.layers.0.units"]
     '8'
@@ -170,7 +170,7 @@ def _leaves(value: _Plain, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _allowed(name: str) -> str:
-    """Return a name that MLflow takes: of letters, digits and some signs, and no path that means another one."""
+    """Return a name that MLflow accepts: letters, digits and some signs, and no path that means another one."""
     allowed = _NOT_IN_NAMES.sub("_", name)
     if posixpath.normpath(allowed) != allowed or allowed.startswith((".", "/")):
         allowed = "_" + allowed.replace("/", "_")
@@ -178,6 +178,6 @@ def _allowed(name: str) -> str:
 
 
 def _shortened(allowed: str, name: str) -> str:
-    """Return a name that is cut, and differs from others with the same beginning."""
+    """Return a shortened name that differs from others with the same beginning."""
     mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{allowed[: LONGEST_NAME - len(mark) - 1]}-{mark}"

@@ -1,4 +1,4 @@
-"""Lock that lets one process at a time create the tables of a new database.
+"""A lock that lets only one process at a time create the tables of a new database.
 
 Of eight plain MLflow processes that start at once, seven fail.
 """

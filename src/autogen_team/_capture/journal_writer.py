@@ -1,4 +1,4 @@
-"""Write entries to the journal, or past it to the store: a full or read-only disk does not stop a job."""
+"""Writes entries to the journal, or directly to the store if the disk is full or read-only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _report = logging.getLogger("autogen_team")
 
 
 class Writer:
-    """Writes for one store; reports once when it goes past the journal, and once when it is back."""
+    """Writes for one store; reports once when it bypasses the journal, and once when it is back."""
 
     def __init__(self, journal: Journal, shipper: Shipper) -> None:
         self._journal = journal

@@ -1,4 +1,4 @@
-"""Runs that are closed with the status that tells how they ended."""
+"""Opens runs, and closes them with the status that says how they ended."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _lock = ForkSafeLock()
 _experiments: dict[str, str] = {}
 """Experiment names by id, filled when an experiment is set, because a log record must not wait for a server."""
 _facts: dict[str, dict[str, str]] = {}
-"""What log records say of each run seen so far, by run id."""
+"""The log fields of each run seen so far, by run id."""
 
 
 @dataclass(frozen=True, slots=True)

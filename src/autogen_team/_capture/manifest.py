@@ -1,6 +1,6 @@
-"""Every method of MLflow's stores, and how we treat it.
+"""Every method of MLflow's stores, and how it is treated.
 
-Our stand-ins receive every call to a store of MLflow's. A method that is missing here is newer than this module: it is
+The replacement stores receive every call to an MLflow store. A method that is missing here is newer than this module: it is
 called all the same, with secrets redacted from its arguments, and the log says so once.
 `tests/io/tracking/test_manifest.py` compares this module with MLflow's own classes.
 

@@ -1,4 +1,4 @@
-"""Changes of MLflow for the time of a service; `_ship.mlflow_names` lists the private names that this takes."""
+"""Changes to MLflow while a service runs; `_ship.mlflow_names` lists the private names in use."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ registry: Any = find("mlflow.tracking._model_registry.utils:")
 
 
 def _accept(*_arguments: object, **_fields: object) -> None:
-    """Leave it to the store to check something."""
+    """Leave a check to the store."""
 
 
 def _rule(name: str, fallback: Callable[..., Any] = _accept) -> Callable[..., Any]:
@@ -118,7 +118,7 @@ def keeping_span_processors() -> Iterator[None]:
 
 
 def keep_autolog() -> Undo:
-    """Save what autologging is switched on, now and for later imports; return a function that restores it."""
+    """Save the state of autologging, now and for later imports; return a function that restores it."""
     if not mlflow_names.AUTOLOG.works():
         return lambda: None
     integrations = copy.deepcopy(autologging_utils.AUTOLOGGING_INTEGRATIONS)

@@ -1,4 +1,4 @@
-"""Answer MLflow's question for the URIs in use, which it asks ten times per call that logs.
+"""Speeds up MLflow's lookup of the current URIs, which it makes ten times per logging call.
 
 Its own answer reads variables of the environment by way of exceptions, and tries to import pyspark each time, whose
 session could name a registry: 0.6 ms where pyspark is not installed. The answers stay the same.

@@ -1,4 +1,4 @@
-"""Redact what MLflow's stores are given: text, tags and parameters, nested values and MLflow's own entities.
+"""Redacts arguments of MLflow's stores: text, tags and parameters, nested values and MLflow's own entities.
 
 A value is judged by its text, as everywhere, and a tag or parameter by its name too. An object without a secret is
 returned itself, not as a copy.

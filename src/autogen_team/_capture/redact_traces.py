@@ -1,4 +1,4 @@
-"""Mask secrets in traces, which are JSON: by the name of a field, and by the text of its value.
+"""Masks secrets in traces, which are JSON: by the name of a field, and by the text of its value.
 
 Each string is searched for what `_redact` finds in text. Here the structure helps too: a value under `Authorization`
 or `api_key` is a secret whatever it looks like. Nothing else is changed: counts of tokens, prompts, the texts of tokens
@@ -70,7 +70,7 @@ _SHORTEST_PART = 4
 
 @lru_cache(maxsize=4096)
 def hides(name: str) -> bool:
-    """Tell whether a value under this name is a secret, in the fields, headers and attributes of a trace.
+    """Return whether a value under this name is a secret, in the fields, headers and attributes of a trace.
 
     >>> [hides(name) for name in ("Authorization", "x-api-key", "Set-Cookie", "total_tokens", "eos_token")]
     [True, True, True, False, False]
@@ -245,7 +245,7 @@ def _is_schema(value: dict[str, Any]) -> bool:
 
 
 def _is_of_a_text(fields: dict[str, Any]) -> bool:
-    """Tell whether the fields describe a token of a language model's answer, with its probability."""
+    """Return whether the fields describe a token of a language model's answer, with its probability."""
     return isinstance(fields.get("logprob"), int | float)
 
 

@@ -1,4 +1,4 @@
-"""Stand-ins that redact what a store is given, also where no journal is in use."""
+"""Replacement stores that redact their arguments, used where there is no journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keep open runs per asyncio task and per thread; MLflow keeps them per thread only.
+"""Keeps open runs per asyncio task and per thread; MLflow keeps them per thread only.
 
 In MLflow, all tasks of a thread share one list of open runs, so they log into each other's runs. A thread that logs
 without a run makes MLflow open a run that is never ended. While `isolate` is in force:
@@ -437,7 +437,7 @@ class _Stacks:
         return start_run
 
     def _has_own(self, stack: _Stack) -> bool:
-        """Tell whether a run on the stack was opened in the stack's own thread."""
+        """Return whether a run on the stack was opened in the stack's own thread."""
         entries = [self._owners.get(id(run)) for run in stack]
         return any(entry is not None and entry[1].thread == stack.thread for entry in entries)
 

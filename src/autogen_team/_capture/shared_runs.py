@@ -1,4 +1,4 @@
-"""Work for a run that another process or thread has opened and will close."""
+"""Works for a run that another process or thread has opened and will close."""
 
 from __future__ import annotations
 

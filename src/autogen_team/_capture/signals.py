@@ -181,7 +181,7 @@ def _is_main_thread() -> bool:
 
 
 def is_leaving(error: BaseException | None) -> bool:
-    """Tell whether this exception is about to end the process."""
+    """Return whether this exception is about to end the process."""
     return isinstance(error, (SystemExit, KeyboardInterrupt))
 
 

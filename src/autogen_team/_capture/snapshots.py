@@ -1,4 +1,4 @@
-"""Keep what was run with the run: start a snapshot when a job opens its run, and bring it to the artifacts.
+"""Starts a snapshot when a job opens its run, and uploads it to the run's artifacts.
 
 One snapshot is made for each process that opens a run of its own, and goes to all such runs of it. In a notebook each
 run gets a new one, because cells are executed in between. Workers, ranks and child runs get none: they run the code of
@@ -132,7 +132,7 @@ def _main_script() -> str | None:
 
 
 class _Snapshots(run_events.Listener):
-    """Listener that brings a snapshot to each run that this process opens as a job."""
+    """Listener that uploads a snapshot to each run that this process opens as a job."""
 
     def __init__(self, state: Path, stores: tuple[str, str]) -> None:
         self._state = state
@@ -148,7 +148,7 @@ class _Snapshots(run_events.Listener):
         self._uploads: dict[str, _Upload] = {}
 
     def run_started(self, run: run_events.Run) -> None:
-        """Begin to bring a snapshot to the run."""
+        """Start the upload of a snapshot to the run."""
         if not _is_of_a_job(run) or (run.run_id == self._joins and not _early):
             return
         import mlflow
@@ -161,7 +161,7 @@ class _Snapshots(run_events.Listener):
         upload.begin()
 
     def run_ending(self, run: run_events.Run, end: run_events.End) -> None:  # noqa: ARG002 - the listener's signature
-        """Wait until the snapshot has arrived, and bring the cells that were executed since."""
+        """Wait for the upload of the snapshot, then upload the cells executed since."""
         upload = self._uploads.pop(run.run_id, None)
         if upload is not None:
             upload.finish()
@@ -184,7 +184,7 @@ class _Snapshots(run_events.Listener):
 
 
 def _is_of_a_job(run: run_events.Run) -> bool:
-    """Tell whether the run is that of a whole job, and not that of a worker, a rank or a child."""
+    """Return whether the run is that of a whole job, and not that of a worker, a rank or a child."""
     return run.is_outermost and run.parent_id is None and identity.worker() is None and not identity.rank()
 
 
@@ -220,7 +220,7 @@ class _Upload:
             self.done.set()
 
     def finish(self) -> None:
-        """Wait for the upload, and bring the cells that were executed since."""
+        """Wait for the upload, then upload the cells executed since."""
         if not self.done.wait(grace.bounded(PATIENCE)):
             text = "the snapshot of run %s was not uploaded within %g s; it is in %s"
             _report.warning(text, self.run_id, PATIENCE, self.snapshot.folder)

@@ -1,6 +1,6 @@
-"""A tracking store that answers at once: what is logged goes to the journal, other calls to MLflow's own store.
+"""A tracking store that returns at once: logged data goes to the journal, other calls to MLflow's own store.
 
-It stands where MLflow looks for its store, so it receives every call that logs: from the fluent functions, clients,
+It replaces MLflow's store, so it receives every call that logs: from the fluent functions, clients,
 autologgers and system metrics. MLflow's own rules check a value at the call. Before a read, what was written is
 delivered, so that this process sees its own writes.
 """
@@ -63,7 +63,7 @@ def _body(op: str, **fields: Any) -> str:
 
 
 class DurableStore(RedactingStore):
-    """Stand-in for a tracking store that writes to a journal."""
+    """Replacement for a tracking store that writes to a journal."""
 
     def __init__(
         self, inner: Any, journal: Journal, shipper: Shipper, availability: Availability, ids: dict[str, str]
@@ -288,7 +288,7 @@ class DurableStore(RedactingStore):
         return run
 
     def is_to_be_made(self, run_id: str) -> bool:
-        """Tell whether the store has yet to create this run."""
+        """Return whether the store has yet to create this run."""
         return self._to_be_made(run_id) is not None
 
     def _to_be_made(self, run_id: str) -> CachedRun | None:
@@ -307,7 +307,7 @@ class DurableStore(RedactingStore):
         return self._availability.is_cut and self._shipper.has_more
 
     def _require(self) -> None:
-        """Return if the store can be asked now.
+        """Check that the store can be used now.
 
         Raises:
             StoreUnavailableError: it does not answer, or it answers but takes nothing that is delivered to it.

@@ -1,4 +1,4 @@
-"""Mask the secrets in traces on their way to a store, and do not let an unreachable store hold the process up.
+"""Masks secrets in traces on their way to a store, and keeps an unreachable store from blocking the process.
 
 Every trace passes the methods of MLflow's tracing client that are tapped here: spans of `mlflow.start_span`, of
 autologging and of OpenTelemetry's own instrumentation, traces copied in by hand, and tags set later. MLflow documents

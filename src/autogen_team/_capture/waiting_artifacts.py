@@ -90,7 +90,7 @@ class WaitingArtifacts:
             self._keep(path, folder, owner, kind)
 
     def _is_next(self) -> bool:
-        """Tell whether the server answers and has taken every earlier upload."""
+        """Return whether the server answers and has taken every earlier upload."""
         try:
             self._availability.require()
         except StoreUnavailableError:

@@ -1,4 +1,4 @@
-"""Write-behind tracking: the journal, the thread that delivers it, and the stand-in for MLflow's store."""
+"""Write-behind tracking: the journal, the thread that delivers it, and the replacement for MLflow's store."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _working: dict[str, WriteBehind] = {}
 def start(
     uri: str, registry_uri: str, state: Path, *, connect_timeout: float, flush_timeout: float, heartbeat: float
 ) -> Undo:
-    """Send what is logged to the store of `uri` through a journal; the returned function delivers it and ends that.
+    """Log to the store of `uri` through a journal; the returned function delivers the journal and stops this.
 
     Several callers for the same store share the journal, and the last one to leave ends it.
     """
@@ -134,7 +134,7 @@ class WriteBehind:
         return self.shipper.flush(timeout, give_up_when_cut=True)
 
     def close(self) -> None:
-        """Stop standing in for the store, and deliver what is left within at most `flush_timeout` seconds."""
+        """Stop replacing the store, and deliver the rest within at most `flush_timeout` seconds."""
         try:
             self._undo.close()  # first, so that other threads of the job write to the store itself from now on
         finally:

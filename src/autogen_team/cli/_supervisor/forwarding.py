@@ -33,7 +33,7 @@ def wait(numbers: Collection[int]) -> tuple[int, bool]:
 
 
 def is_in_foreground(descriptor: int) -> bool:
-    """Tell whether this process is in the foreground of its terminal, so that it may read from it."""
+    """Return whether this process is in the foreground of its terminal, so that it may read from it."""
     try:
         return os.tcgetpgrp(descriptor) == os.getpgrp()
     except OSError:

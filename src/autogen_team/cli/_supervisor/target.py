@@ -78,7 +78,7 @@ def interpreter_flags() -> list[str]:
 
 
 def takes_bootstrap() -> bool:
-    """Tell whether an interpreter with our flags loads the `sitecustomize` of its PYTHONPATH."""
+    """Return whether an interpreter with our flags loads the `sitecustomize` of its PYTHONPATH."""
     return not (sys.flags.isolated or sys.flags.ignore_environment or sys.flags.no_site)
 
 
