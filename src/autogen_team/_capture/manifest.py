@@ -1,6 +1,6 @@
 """Every method of MLflow's stores, and how it is treated.
 
-The replacement stores receive every call to an MLflow store. A method that is missing here is newer than this module: it
+The replacement stores get every call to an MLflow store. A method that is missing here is newer than this module: it
 is called anyway, with secrets redacted from its arguments, and the log says so once.
 `tests/io/tracking/test_manifest.py` compares this module with MLflow's own classes.
 
