@@ -146,8 +146,8 @@ def test_settings_are_those_of_all_services(context):
 
     assert settings["logger.format"].source == "argument"
     assert settings["logger.level"].source == "default"
-    assert settings["state_dir"].variable == "AUTOGEN_TEAM_STATE_DIR"
-    assert len(settings) == 1 + sum(
+    assert settings["mlflow.state_dir"].variable == "AUTOGEN_TEAM_STATE_DIR"
+    assert len(settings) == sum(
         len(cls.model_fields) for cls in (LoggerService, AlertsService, MlflowService)
     ) + len(GlobalContext.variables())
 

@@ -160,6 +160,7 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         undo.callback(mlflow_internals.keep_autolog())
         mlflow.autolog(**dict[str, Any](settings.autolog))
         undo.callback(run_events.set_source(lifecycle.facts))
+        undo.callback(lifecycle.keep_logs_below(settings.state_dir))
         if settings.snapshot and settings.works_for is None:
             stores = settings.tracking_uri, settings.registry_uri
             undo.callback(snapshots.start(settings.state_dir, stores))

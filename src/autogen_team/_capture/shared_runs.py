@@ -213,7 +213,7 @@ def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
     with _lock:
         found = _published.get(key)
         if found is None:
-            found = _published[key] = _Published(_published_run(shared))
+            found = _published[key] = _Published(_published_run(shared, state))
             is_seen = (shared.host, shared.state) == (socket.gethostname(), str(state))
             run_events.run_joined(found.run, brings_log=not is_seen)
         found.users += 1
@@ -227,7 +227,7 @@ def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
                 run_events.run_left(found.run)
 
 
-def _published_run(shared: Shared) -> run_events.Run:
+def _published_run(shared: Shared, state: Path | None = None) -> run_events.Run:
     uri = mlflow.get_tracking_uri()
     client = mlflow.MlflowClient(uri, mlflow.get_registry_uri())
     return run_events.Run(
@@ -236,6 +236,7 @@ def _published_run(shared: Shared) -> run_events.Run:
         experiment=shared.experiment,
         link=ui_url.of_run(uri, shared.experiment_id, shared.run_id),
         attach=lambda path, folder: client.log_artifact(shared.run_id, str(path), folder),
+        log_folder=None if state is None else run_events.log_folder(state, shared.run_id),
     )
 
 

@@ -172,9 +172,9 @@ def _lines_on_stderr() -> int:
     return sum(pipeline.sink.lines for pipeline in _started if pipeline.place == "stderr")
 
 
-def _keep_runs(settings: Settings) -> Undo:
+def _keep_runs(_: Settings) -> Undo:
     global _run_logs
-    logs = _run_logs = RunLogs(settings.state_dir, _words)
+    logs = _run_logs = RunLogs(_words)
     unsubscribe = run_events.subscribe(logs)
 
     def undo() -> None:

@@ -37,8 +37,6 @@ class Settings:
     redact: bool
     uncaught: bool
     run_log: bool
-    state_dir: Path
-    """Below it are the logs of runs; need not exist."""
 
 
 def level(text: str) -> str | int:

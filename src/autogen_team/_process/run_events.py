@@ -68,6 +68,8 @@ class Run:
     """The run that contains this one; None for the run of a whole job."""
     is_outermost: bool = True
     """Whether this process has opened no run around this one; a worker's run may have a parent in another process."""
+    log_folder: Path | None = None
+    """Where this process keeps its log of the run; None for no log."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autogen_team._process.folders import state_folder
 from autogen_team._services.base import Service
 from autogen_team._services.env import Env
 from autogen_team._services.fields import Place, Seconds
-from autogen_team._services.settings import Variable, state_dir
+from autogen_team._services.settings import Variable
+from autogen_team._services.state import StateFolder
 from autogen_team.errors import ConfigurationError, NotStartedError
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class _CurrentEnv:
         return Env()
 
 
-class MlflowService(Service):
+class MlflowService(Service, StateFolder):
     """MLflow tracking and model registry: plain `mlflow.log_...` and autologging, in runs that record how they ended.
 
     >>> service = MlflowService(tracking_uri="sqlite:///docs.db", experiment_name="digits")
@@ -165,7 +167,7 @@ class MlflowService(Service):
                     is_experiment_chosen=self.source("experiment_name") != "default",
                     connect_timeout=self.connect_timeout,
                     autolog=autolog,
-                    state_dir=state_dir(),
+                    state_dir=state_folder(self.state_dir),
                     mode=self.mode,
                     durable=self.durable,
                     flush_timeout=self.flush_timeout,
@@ -285,7 +287,7 @@ class MlflowService(Service):
         from autogen_team._ship import recovery, uris
 
         stores = uris.absolute(self.tracking_uri), uris.absolute(self.registry_uri)
-        yield from recovery.recover_all(*stores, state_dir(), others=True, hosts=hosts)
+        yield from recovery.recover_all(*stores, state_folder(self.state_dir), others=True, hosts=hosts)
 
     def copy_from(
         self,

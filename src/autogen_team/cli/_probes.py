@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from autogen_team import __version__
-from autogen_team._services.settings import STATE_DIR, state_dir
+from autogen_team._process.folders import state_folder as folder_of
+from autogen_team._services.state import STATE_DIR
 from autogen_team.errors import ConfigurationError, MissingExtraError
-from autogen_team.io.services import AlertsService, LoggerService
+from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 if TYPE_CHECKING:
     from autogen_team._alerts.remote import RemoteChannel
@@ -61,9 +62,9 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def state_folder() -> list[Check]:
+def state_folder(service: MlflowService) -> list[Check]:
     """Check the state folder, and what waits in it."""
-    folder = state_dir()
+    folder = folder_of(service.state_dir)
     remedy = f"make {folder} a folder that you can write to, or name another one in {STATE_DIR}"
     fault, is_there = unwritable(folder)
     if fault:
@@ -125,7 +126,7 @@ def log_sink(service: LoggerService) -> list[Check]:
     from autogen_team._logs import validation
 
     fields = {name: getattr(service, name) for name in type(service).model_fields}
-    settings = validation.Settings(**fields, state_dir=state_dir())
+    settings = validation.Settings(**fields)
     try:
         validation.level(settings.level)
         validation.template(settings.format)
