@@ -25,8 +25,8 @@ shows where each value came from.
 A value that cannot be parsed is an error that names the variable. A misspelt variable (`AUTOGEN_TEAM_LOGER_LEVEL`) is
 reported with the closest known name.
 
-The state folder belongs to tracking, whose journals are in it; the log of a run is kept where its journal is. It is a folder of one
-machine: workers on another one read their own environment, unless the folder is given as an argument.
+The state folder is a setting of tracking, and everything that waits is in it. It belongs to one machine: workers on
+another one read their own environment, unless the folder is given as an argument.
 """
 
 

@@ -121,7 +121,7 @@ def test_secrets_do_not_travel_by_themselves(store_uri, monkeypatch):
         ("here", "argument", "there", "argument", "argument"),
     ],
 )
-def test_a_state_folder_belongs_to_a_machine(  # noqa: PLR0913 - each is a column of the table
+def test_a_state_folder_belongs_to_a_machine(
     store_uri, run_python, monkeypatch, tmp_path, here, argument, there, handed_on, used
 ):
     """Other machines have folders of their own, unless the job was given one by argument."""

@@ -1,8 +1,8 @@
 """The log of a run: what this process logs while the run is open, on disk at once and in the run soon after.
 
-Each process writes its own file, `<host>-<pid>.log` in the folder that the event names, so a killed process leaves every
-line behind. The process that opened the run uploads all files of that folder, including those of forked workers. Uploaded
-files are removed when the run ends.
+Each process writes its own file, `<host>-<pid>.log` in the folder that the event names, so a killed process leaves
+every line behind. The process that opened the run uploads all files of that folder, including those of forked workers.
+Uploaded files are removed when the run ends.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.tracking import MlflowClient
 
+    from autogen_team._capture.shared_runs import Shared
     from autogen_team._ship.recovery import Recovered
     from autogen_team._spool.index import Found
     from autogen_team._sync.copying import Outcome as Copied
@@ -151,33 +152,12 @@ class MlflowService(Service, StateFolder):
 
         """
         from autogen_team._capture import session
-        from autogen_team._ship import uris
 
         with self._lock:
             if not self.is_started:
-                autolog = {
-                    name.removeprefix("autolog_"): getattr(self, name)
-                    for name in type(self).model_fields
-                    if name.startswith("autolog_")
-                }
-                settings = session.Settings(
-                    tracking_uri=uris.absolute(self.tracking_uri),
-                    registry_uri=uris.absolute(self.registry_uri),
-                    experiment_name=self.experiment_name,
-                    is_experiment_chosen=self.source("experiment_name") != "default",
-                    connect_timeout=self.connect_timeout,
-                    autolog=autolog,
-                    state_dir=state_folder(self.state_dir),
-                    mode=self.mode,
-                    durable=self.durable,
-                    flush_timeout=self.flush_timeout,
-                    heartbeat=self.heartbeat,
-                    mask_traces=self.mask_traces,
-                    snapshot=self.snapshot,
-                    works_for=getattr(self, "_works_for", None),
-                )
+                works_for: Shared | None = getattr(self, "_works_for", None)
                 object.__setattr__(self, "_works_for", None)
-                started = session.start(settings)
+                started = session.start(self, works_for)
                 self._on_stop(started.stop)
                 object.__setattr__(self, "_stores", (started.tracking_uri, started.registry_uri))
                 object.__setattr__(self, "_lane", started.log_metrics)

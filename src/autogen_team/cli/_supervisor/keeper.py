@@ -114,7 +114,9 @@ class Keeper:
         shown = None if _is_server(service.tracking_uri) else _summary.command_to_look(service, prompt)
         if service.snapshot:
             words = ["autogen-team", *(_text(word) for word in order.words)]
-            snapshots.begin(state_folder(service.state_dir), service.stores(), words, target.script(order), process.make)
+            snapshots.begin(
+                state_folder(service.state_dir), service.stores(), words, target.script(order), process.make
+            )
         self._say(ready=asdict(Ready(_variables(context, order), sorted(values.extra().values), shown)))
         failure: BaseException | None = None
 
