@@ -20,6 +20,7 @@ from loguru import logger
 
 from autogen_team._logs import pipeline
 from autogen_team._process import run_events
+from autogen_team.io.services import LoggerService
 
 ROUNDS = 15
 BATCHES = 100
@@ -76,7 +77,7 @@ def ours(log=logger.info, *, active=False, **fields):
             with contextlib.ExitStack() as undo:
                 if active:
                     undo.callback(run_events.set_source(lambda: FACTS))
-                settings = pipeline.Settings(**{**PLAIN, "sink": str(path), **fields})
+                settings = LoggerService(**{**PLAIN, "sink": str(path), **fields})
                 undo.callback(pipeline.start(settings))
                 if active:
                     folder = run_events.log_folder(STATE, "0123456789abcdef")

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from autogen_team._alerts.channel import Alert, Channel, UndeliveredError, make_alert
 from autogen_team._alerts.console import write_line
-from autogen_team._alerts.delivery import Settings, open_all
+from autogen_team._alerts.delivery import open_all
 from autogen_team._alerts.text import console_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from autogen_team._services.alerts import AlertsService
 
 DEADLINE: Final = 15.0  # seconds: three attempts at an endpoint that hangs for four seconds each time
 
@@ -32,7 +34,7 @@ class Outcome:
 
 
 def deliver_now(
-    settings: Settings,
+    settings: AlertsService,
     title: object,
     message: object,
     level: str = "info",

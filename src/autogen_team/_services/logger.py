@@ -76,8 +76,7 @@ class LoggerService(Service):
 
         with self._lock:
             if not self.is_started:
-                fields = {name: getattr(self, name) for name in type(self).model_fields}
-                self._on_stop(pipeline.start(pipeline.Settings(**fields)))
+                self._on_stop(pipeline.start(self))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -8,7 +8,7 @@ import platform
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
@@ -21,7 +21,6 @@ from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 if TYPE_CHECKING:
     from autogen_team._alerts.remote import RemoteChannel
-    from autogen_team._logs import validation
 
 Outcome: TypeAlias = Literal["ok", "note", "fail"]
 
@@ -125,35 +124,33 @@ def log_sink(service: LoggerService) -> list[Check]:
     """Check the log sink without creating its file or folders."""
     from autogen_team._logs import validation
 
-    fields = {name: getattr(service, name) for name in type(service).model_fields}
-    settings = validation.Settings(**fields)
     try:
-        validation.level(settings.level)
-        validation.template(settings.format)
-        found = _sink(settings)
+        validation.level(service.level)
+        validation.template(service.format)
+        found = _sink(service)
     except ConfigurationError as error:
         return [Check("log sink", "fail", str(error), "correct it: autogen-team config shows where the value is from")]
     except OSError as error:
-        name = settings.sink
+        name = service.sink
         remedy = "name another file in AUTOGEN_TEAM_LOGGER_SINK, or stderr"
         return [Check("log sink", "fail", f"{name} cannot be written: {error.strerror or error}", remedy)]
     return [Check("log sink", "ok", found)]
 
 
-def _sink(settings: validation.Settings) -> str:
+def _sink(service: LoggerService) -> str:
     from autogen_team._logs import validation
 
-    text = settings.sink.strip()
+    text = service.sink.strip()
     if text.lower() in ("stderr", "stdout"):
-        validation.destination(settings)
+        validation.destination(service)
         return text.lower()
     path = Path(text).expanduser().absolute()
     if not text or text.endswith(("/", os.sep)) or path.is_dir():
-        validation.destination(settings)  # raises an error that says what is wrong, and creates nothing
+        validation.destination(service)  # raises an error that says what is wrong, and creates nothing
     with tempfile.TemporaryDirectory() as folder:  # rotation, retention and compression are tried out only here
         trial = f"{folder}/{path.name}"
         try:
-            file, _ = validation.destination(replace(settings, sink=trial))
+            file, _ = validation.destination(service.model_copy(update={"sink": trial}))
         except ConfigurationError as error:
             raise ConfigurationError(str(error).replace(trial, text)) from None
         file.close()

@@ -14,6 +14,7 @@ from loguru import logger
 
 from autogen_team._logs import pipeline
 from autogen_team._process import run_events
+from autogen_team.io.services import LoggerService
 
 FORMAT = (
     "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> | <level>{level: <8}</level> | "
@@ -88,7 +89,7 @@ def start(tmp_path):
     undo = []
 
     def start(**fields):
-        stop = pipeline.start(pipeline.Settings(**{**PLAIN, **fields}))
+        stop = pipeline.start(LoggerService(**{**PLAIN, **fields}))
         undo.append(stop)
         return stop
 
@@ -131,12 +132,12 @@ def script(tmp_path):
             "from pathlib import Path",
             "from loguru import logger",
             "from autogen_team._process import run_events",
-            "from autogen_team._logs import pipeline",
-            f"SETTINGS = pipeline.Settings(**{settings!r})",
+            "from autogen_team._logs import pipeline; from autogen_team.io.services import LoggerService",
+            f"SERVICE = LoggerService(**{settings!r})",
             "def main():",
             *("    " + line for line in body.strip("\n").splitlines()),
             "if __name__ == '__main__':",
-            "    stop = pipeline.start(SETTINGS)",
+            "    stop = pipeline.start(SERVICE)",
             "    main()",
         ]
         path = tmp_path / f"script{len(list(tmp_path.iterdir()))}.py"
