@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import loguru
 
 from autogen_team._logs import loguru_names
-from autogen_team._logs.hooks import Hook, replace
+from autogen_team._process.patches import Hook, replace
 from autogen_team._process.private_names import find
 
 if TYPE_CHECKING:
