@@ -27,7 +27,9 @@ from mlflow.utils.autologging_utils import safety
 
 from autogen_team._capture import run_stacks
 from autogen_team._process import Undo, saved
+from autogen_team._process.patches import replace
 from autogen_team._process.private_names import find
+from autogen_team._process.refcount import RefCount
 from autogen_team._process.saved import SavedValue
 from autogen_team._ship import mlflow_backend, mlflow_names, uris
 from autogen_team._ship.files import Kind
@@ -148,14 +150,16 @@ def ask_databases_once() -> Undo:
     """Make MLflow ask a database that refuses only once; return a function that restores its retries."""
     if not mlflow_names.DATABASE_RETRIES.works():
         return lambda: None
+    return _impatience.take()
+
+
+def _be_impatient() -> Undo:
     from mlflow.store.db import utils
 
-    before, utils.MAX_RETRY_COUNT = utils.MAX_RETRY_COUNT, 0
+    return replace(utils, "MAX_RETRY_COUNT", lambda _before, _is_active: 0)
 
-    def restore() -> None:
-        utils.MAX_RETRY_COUNT = before
 
-    return restore
+_impatience = RefCount(_be_impatient)
 
 
 def open_run_ids() -> list[str]:
