@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from autogen_team._process import Undo
 
 Hook: TypeAlias = Callable[..., Any]
+"""A function or method that is replaced, or replaces another."""
 
 _in_place: list[_Patch] = []
 """The patches that have not been undone, the latest last."""
@@ -16,7 +17,7 @@ _in_place: list[_Patch] = []
 class _Patch:
     """One replacement of an attribute."""
 
-    def __init__(self, owner: Any, name: str, make: Callable[[Hook, Callable[[], bool]], Hook]) -> None:
+    def __init__(self, owner: Any, name: str, make: Callable[[Any, Callable[[], bool]], Any]) -> None:
         self.owner = owner
         self.name = name
         self.is_own = name in vars(owner)
@@ -43,7 +44,7 @@ class _Patch:
             delattr(self.owner, self.name)
 
 
-def replace(owner: Any, name: str, make: Callable[[Hook, Callable[[], bool]], Hook]) -> Undo:
+def replace(owner: Any, name: str, make: Callable[[Any, Callable[[], bool]], Any]) -> Undo:
     """Replace `owner.name` with what `make` returns; return a function that gives the previous value back.
 
     Several replacements of one attribute can be undone in any order; the last undo gives back what was there first.
