@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -12,6 +11,7 @@ from autogen_team._alerts.channel import Alert, Channel, UndeliveredError, make_
 from autogen_team._alerts.console import write_line
 from autogen_team._alerts.delivery import open_all
 from autogen_team._alerts.text import console_text
+from autogen_team._process.threads import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,9 +66,12 @@ def deliver_now(
 
 def _start(channel: Channel, alert: Alert) -> queue.SimpleQueue[Outcome]:
     answer: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-    threading.Thread(
-        target=lambda: answer.put(_try(channel, alert)), name=f"alert to {channel.name}", daemon=True
-    ).start()
+
+    def work() -> None:
+        answer.put(_try(channel, alert))
+
+    if spawn(work, name=f"alert to {channel.name}") is None:
+        work()
     return answer
 
 

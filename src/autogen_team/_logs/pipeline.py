@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import traceback
 from contextlib import ExitStack
@@ -19,14 +18,13 @@ from autogen_team._logs.sink import Sink
 from autogen_team._process import Undo, identity, run_events
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._process.refcount import RefCount
+from autogen_team._process.reports import guard
 from autogen_team._redact import Redactor
 
 if TYPE_CHECKING:
     from autogen_team._services.logger import LoggerService
 
 __all__ = ["start"]
-
-_report = logging.getLogger("autogen_team")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +102,8 @@ def _once(undo: Undo) -> Undo:
             if done:
                 return
             done = True
-            try:
+            with guard("logging did not stop cleanly"):
                 undo()
-            except Exception:
-                _report.warning("logging did not stop cleanly", exc_info=True)
 
     return run
 
