@@ -24,3 +24,8 @@ class Env(Settings):
     """The experiment that runs belong to; made if it is not there."""
     mlflow_registered_model_name: str = "autogen_team"
     """The name under which a job registers its model."""
+
+
+def default_of(name: str) -> str:
+    """Return the default of a field, for fields whose variables have been looked up already."""
+    return str(Env.model_fields[name].default)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from autogen_team._process.folders import state_folder
 from autogen_team._services.base import Service
-from autogen_team._services.env import Env
+from autogen_team._services.env import Env, default_of
 from autogen_team._services.fields import Place, Seconds
 from autogen_team._services.settings import Variable
 from autogen_team._services.state import StateFolder
@@ -96,19 +96,19 @@ class MlflowService(Service, StateFolder):
     """The MLFLOW_* variables as they are now."""
 
     tracking_uri: Annotated[Place, Variable("MLFLOW_TRACKING_URI")] = Field(
-        default_factory=lambda: MlflowService.env.mlflow_tracking_uri
+        default_factory=lambda: default_of("mlflow_tracking_uri")
     )
     """Where runs are kept: a server (`http://...`), a database (`sqlite:///...`) or a folder."""
     registry_uri: Annotated[Place, Variable("MLFLOW_REGISTRY_URI")] = Field(
-        default_factory=lambda fields: MlflowService.env.mlflow_registry_uri or fields.get("tracking_uri", "")
+        default_factory=lambda fields: fields.get("tracking_uri", "")
     )
     """Where registered models are kept; unless set, where runs are."""
     experiment_name: Annotated[str, Variable("MLFLOW_EXPERIMENT_NAME")] = Field(
-        default_factory=lambda: MlflowService.env.mlflow_experiment_name
+        default_factory=lambda: default_of("mlflow_experiment_name")
     )
     """The experiment that runs belong to; made if it is not there. Unless it is set, MLFLOW_EXPERIMENT_ID counts."""
     registry_name: Annotated[str, Variable("MLFLOW_REGISTERED_MODEL_NAME")] = Field(
-        default_factory=lambda: MlflowService.env.mlflow_registered_model_name
+        default_factory=lambda: default_of("mlflow_registered_model_name")
     )
     """The name for the job to register its model under; nothing is registered by itself."""
     autolog_disable: bool = False
