@@ -1,4 +1,7 @@
-"""Join a run that other code has opened, or work for one; the run stays open afterwards.
+"""Make `mlflow.start_run` and `mlflow.end_run` respect a run of other code that is open in the calling thread.
+
+The first run of a job joins the run of its host (`let_join`). A worker has the run of another process open
+(`hold_open`). Neither ends that run; other runs become children of it.
 
 `mlflow_names` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests them.
 """
@@ -133,7 +136,7 @@ def _note(run_id: str, failure: tuple[run_events.Status, str] | None) -> None:
         _given[run_id] = failure
 
 
-def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
+def hold_open(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
     """Open another process's or thread's run in this thread, without a request to its store.
 
     The returned function removes the run again, and returns the ids of the runs that were left open inside it, the

@@ -1,4 +1,7 @@
-"""Work for a run that another process or thread has opened and will close."""
+"""Runs that several processes share: what a worker is sent of one, and how it works for it.
+
+The process that has opened the run closes it. `active_runs` says what MLflow's functions do meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
 
     With `failure_tag`, a failure of the block is reported like that of a run: by this tag, and to the listeners.
     """
-    active, leave = active_runs.work_for(_as_run(shared))
+    active, leave = active_runs.hold_open(_as_run(shared))
     failure: BaseException | None = None
     began = time.monotonic()
     try:
