@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from autogen_team._alerts.delivery import Delivery, Settings
+from autogen_team._alerts.delivery import Delivery
+from autogen_team.io.services import AlertsService
 from report import Row, show
 
 BUS = """<busconfig><type>session</type><listen>unix:tmpdir=/tmp</listen><auth>EXTERNAL</auth><policy context="default">
@@ -78,7 +79,7 @@ def plyer(folder):
 
 def deliver():
     """Return a delivery as the service creates it."""
-    return Delivery(Settings(enable=True, app_name="bench", timeout=5, urls=(), cooldown=0.0, flush_timeout=0.0))
+    return Delivery(AlertsService(app_name="bench", timeout=5, flush_timeout=0.001))
 
 
 def milliseconds(call):

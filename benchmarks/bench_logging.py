@@ -20,6 +20,7 @@ from loguru import logger
 
 from autogen_team._logs import pipeline
 from autogen_team._process import run_events
+from autogen_team.io.services import LoggerService
 
 ROUNDS = 15
 BATCHES = 100
@@ -76,10 +77,11 @@ def ours(log=logger.info, *, active=False, **fields):
             with contextlib.ExitStack() as undo:
                 if active:
                     undo.callback(run_events.set_source(lambda: FACTS))
-                settings = pipeline.Settings(**{**PLAIN, "sink": str(path), "state_dir": STATE, **fields})
+                settings = LoggerService(**{**PLAIN, "sink": str(path), **fields})
                 undo.callback(pipeline.start(settings))
                 if active:
-                    made = run_events.Run("0123456789abcdef", "train", "digits", None, lambda *_: None)
+                    folder = run_events.log_folder(STATE, "0123456789abcdef")
+                    made = run_events.Run(folder.name, "train", "digits", None, lambda *_: None, log_folder=folder)
                     run_events.run_started(made)
                     undo.callback(run_events.run_ending, made, run_events.End("FINISHED", None, None, 1.0))
                 return timed(log)

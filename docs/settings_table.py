@@ -24,6 +24,9 @@ default. `autogen-team run --set NAME=VALUE` counts as an argument. Settings are
 
 A value that cannot be parsed is an error that names the variable. A misspelt variable (`AUTOGEN_TEAM_LOGER_LEVEL`) is
 reported with the closest known name.
+
+The state folder is a setting of tracking, and everything that waits is in it. It belongs to one machine: workers on
+another one read their own environment, unless the folder is given as an argument.
 """
 
 
@@ -42,7 +45,7 @@ def page() -> str:
 def _table(settings: Iterable[Setting]) -> str:
     lines = ["| setting | variable | default | meaning |", "|---|---|---|---|"]
     for setting in settings:
-        default = "the user's state folder" if setting.name == "state_dir" else f"`{setting.value}`"
+        default = "the user's state folder" if setting.name == "mlflow.state_dir" else f"`{setting.value}`"
         cells = (f"`{setting.name}`", f"`{setting.variable}`", default, setting.description)
         lines.append("| " + " | ".join("" if cell == "``" else cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -146,10 +146,10 @@ def test_settings_are_those_of_all_services(context):
 
     assert settings["logger.format"].source == "argument"
     assert settings["logger.level"].source == "default"
-    assert settings["state_dir"].variable == "AUTOGEN_TEAM_STATE_DIR"
-    assert len(settings) == 1 + sum(
-        len(cls.model_fields) for cls in (LoggerService, AlertsService, MlflowService)
-    ) + len(GlobalContext.variables())
+    assert settings["mlflow.state_dir"].variable == "AUTOGEN_TEAM_STATE_DIR"
+    assert len(settings) == sum(len(cls.model_fields) for cls in (LoggerService, AlertsService, MlflowService)) + len(
+        GlobalContext.variables()
+    )
 
 
 def test_a_bad_variable_of_a_service_is_named_by_the_context(monkeypatch):

@@ -48,6 +48,15 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
+def test_the_argument_is_where_everything_is(run_python, store_uri, tmp_path, state):
+    """Not only the journal: the log of the run and the locks too, and nothing where the environment says."""
+    job = JOB.replace("mode=mode,", f"mode=mode, state_dir={str(tmp_path / 'own')!r},")
+    assert run_python("-c", job, store_uri, "online", "killed")[0] == -9
+
+    assert {"journals", "logs", "locks"} <= {path.name for path in (tmp_path / "own").iterdir()}
+    assert not state.exists()
+
+
 def run_jobs(run_python, store_uri: str, dead_uri: str) -> None:
     """Run a job that is killed, and one whose server does not answer."""
     assert run_python("-c", JOB, store_uri, "online", "killed")[0] == -9

@@ -63,6 +63,19 @@ def _for_worker(context: GlobalContext) -> GlobalContext:
     return context.model_copy(update=services)
 
 
+def _for_any_machine(context: GlobalContext) -> GlobalContext:
+    """Return the context in the form that travels to workers, which may be on other machines."""
+    found = _for_worker(context)
+    service = worker_runs.for_any_machine(found.mlflow_service, original=context.mlflow_service)
+    return found.model_copy(update={"mlflow_service": service})
+
+
+def _on_this_machine(context: GlobalContext) -> GlobalContext:
+    """Return a context that has travelled as this worker starts it."""
+    found = _for_worker(context)
+    return found.model_copy(update={"mlflow_service": worker_runs.on_this_machine(found.mlflow_service)})
+
+
 class _Carrier:
     """Base of the objects that carry a context; in the process that made one, it uses the running context itself."""
 
@@ -72,7 +85,7 @@ class _Carrier:
         process = _Process.here()
         self._home = process.token
         self._key = process.capture(context)
-        self._carried = Carried(_for_worker(context), worker_runs.shared_run(context.mlflow_service), child)
+        self._carried = Carried(_for_any_machine(context), worker_runs.shared_run(context.mlflow_service), child)
 
     @property
     def _running(self) -> GlobalContext | None:
@@ -227,7 +240,7 @@ class _Started:
         if run.run_id not in self.logs:
             self.end_logs([run_id for run_id, log in self.logs.items() if not log.users])
             contribution = ExitStack()
-            contribution.enter_context(worker_runs.contribute_log(run))
+            contribution.enter_context(worker_runs.contribute_log(self.context.mlflow_service, run))
             self.logs[run.run_id] = _Log(contribution.close)
 
     def end_logs(self, run_ids: Iterable[str]) -> None:
@@ -327,7 +340,7 @@ class _Process:
         for idle in [one for one in self._started if not one.users]:
             self._stop(idle)
         identity.become_worker()
-        context = _for_worker(carried.context)
+        context = _on_this_machine(carried.context)
         if carried.run is not None:
             worker_runs.begin_work(context.mlflow_service, carried.run)
         context.start()
@@ -361,7 +374,7 @@ def environment(context: GlobalContext) -> dict[str, str]:
     """
     carrier = _Carrier(context, None)
     carried = carrier._carried  # noqa: SLF001 - of the same module
-    variables = carried.context.environment()
+    variables = _for_worker(context).environment()
     if carried.run is not None:
         from autogen_team._redact import mask_url
 

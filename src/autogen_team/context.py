@@ -14,7 +14,7 @@ from autogen_team._process import grace, identity, on_demand
 from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._services import worker_runs
 from autogen_team._services.fields import Patterns, Seconds
-from autogen_team._services.settings import STATE_DIR, Setting, state_dir_setting
+from autogen_team._services.settings import Setting
 from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
@@ -138,7 +138,7 @@ class GlobalContext(Service):
                 undo.callback(_reporting.clear)
                 undo.callback(self.alerts_service.report_runs(self.alert_on))
             if run is not None:
-                undo.enter_context(worker_runs.contribute_log(run))
+                undo.enter_context(worker_runs.contribute_log(self.mlflow_service, run))
                 undo.enter_context(worker_runs.work_for(self.mlflow_service, run))
             _running.append(self)
             undo.callback(self._forget)
@@ -146,8 +146,7 @@ class GlobalContext(Service):
 
     def settings(self) -> list[Setting]:
         """Return every setting of the context and its services."""
-        own = [*super().settings(), state_dir_setting()]
-        return own + [
+        return super().settings() + [
             replace(setting, name=f"{name}.{setting.name}")
             for name in self.service_classes()
             for setting in getattr(self, f"{name}_service").settings()
@@ -168,9 +167,6 @@ class GlobalContext(Service):
         found = super().environment()
         for name in self.argument_only:
             found |= getattr(self, name).environment()
-        state = state_dir_setting()
-        if state.source != "default":
-            found[STATE_DIR] = state.value
         return found
 
     def bind(

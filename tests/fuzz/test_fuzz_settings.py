@@ -17,7 +17,7 @@ from autogen_team.io.osvariables import Env
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 CLASSES = [LoggerService, AlertsService, MlflowService, Env, GlobalContext]
-VARIABLES = sorted({variable for cls in CLASSES for variable in cls.variables().values()} | {"AUTOGEN_TEAM_STATE_DIR"})
+VARIABLES = sorted({variable for cls in CLASSES for variable in cls.variables().values()})
 # What an environment can hold: no NUL, and bytes that are no UTF-8 as surrogates.
 characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 bytes_of_the_system = st.binary(max_size=30).map(lambda data: os.fsdecode(data.replace(b"\0", b"")))

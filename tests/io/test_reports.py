@@ -81,3 +81,22 @@ with LoggerService(sink="/dev/full"):
     status, _, err = run_python("-c", code)
     assert status == 0
     assert "cannot write the log to /dev/full" in err
+
+
+def test_a_fault_of_ours_is_reported_and_not_raised(caplog):
+    """With the traceback that says where it is."""
+    with reports.guard("%s did not %s", "a part", "stop"):
+        raise ValueError("wrong")
+
+    [record] = caplog.records
+    assert (record.levelname, record.message) == ("WARNING", "a part did not stop")
+    assert record.exc_info[0] is ValueError
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_job_passes_a_guard(kind, caplog):
+    """It is no fault of ours."""
+    with pytest.raises(kind), reports.guard("not said"):
+        raise kind
+
+    assert caplog.records == []

@@ -15,6 +15,7 @@ import pytest
 from autogen_team import GlobalContext
 from autogen_team._services import settings
 from autogen_team._services.settings import descriptions
+from autogen_team._services.state import StateFolder
 from autogen_team.errors import ConfigurationError, ConfigurationWarning
 from autogen_team.io.osvariables import Env
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
@@ -49,6 +50,7 @@ def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
 @pytest.mark.parametrize(("cls", "name"), EVERY_FIELD, ids=lambda value: getattr(value, "__name__", value))
 def test_every_field_has_a_variable_a_line_of_dotenv_and_an_argument(cls, name, monkeypatch, snapshots):
     """Argument before environment before `.env` before default, for each of them."""
+    monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
     variable = cls.variables()[name]
     first, second = texts_for(cls, name)
 
@@ -299,16 +301,35 @@ def test_passwords_are_masked_wherever_a_service_is_shown():
     assert all("hunter2" not in setting.value for setting in service.settings())
 
 
-def test_the_state_folder_has_a_variable_and_a_default(monkeypatch, tmp_path):
-    """The platform's own place unless set, `~` expanded."""
+def test_the_state_folder_is_an_absolute_path(monkeypatch):
+    """Whichever way it is given; `~` is the home folder."""
     monkeypatch.setenv("AUTOGEN_TEAM_STATE_DIR", "~/state")
-    assert settings.state_dir() == Path("~/state").expanduser()
+    assert MlflowService().state_dir == str(Path("~/state").expanduser())
 
+    for given in ("state", Path("state")):
+        assert MlflowService(state_dir=given).state_dir == str(Path.cwd() / "state")
+
+
+def test_a_state_folder_that_is_not_chosen_is_shown(monkeypatch, tmp_path):
+    """It is the user's own on this machine, but no value that another process would get."""
     monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    service = MlflowService()
+    [shown] = [one for one in service.settings() if one.name == "state_dir"]
+
+    assert (service.state_dir, shown.source) == (None, "default")
+    assert "AUTOGEN_TEAM_STATE_DIR" not in service.environment()
     if sys.platform == "linux":
-        assert settings.state_dir() == tmp_path / "autogen-team"
-    assert settings.state_dir_setting().source == "default"
+        assert shown.value == str(tmp_path / "autogen-team")
+
+
+@pytest.mark.parametrize("value", ["a file", " ", "nul\0", "~no-such-user/state"])
+def test_what_cannot_be_the_state_folder_is_an_error_at_once(value):
+    """Before a job has logged anything."""
+    Path("a file").touch()
+
+    with pytest.raises(ConfigurationError, match=r"MlflowService\.state_dir is .*AUTOGEN_TEAM_STATE_DIR"):
+        MlflowService(state_dir=value)
 
 
 def test_importing_reads_no_variable():
@@ -335,7 +356,7 @@ def test_a_dotenv_that_is_no_text_is_named():
     with pytest.raises(ConfigurationError, match=r"\.env is not valid UTF-8"):
         LoggerService()
     with pytest.raises(ConfigurationError, match=r"\.env is not valid UTF-8"):
-        settings.state_dir()
+        StateFolder()
 
 
 def test_a_misspelt_variable_is_reported_once(monkeypatch):

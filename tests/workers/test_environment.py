@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 
 import mlflow
@@ -108,6 +109,45 @@ def test_secrets_do_not_travel_by_themselves(store_uri, monkeypatch):
     assert variables["MLFLOW_TRACKING_URI"] == store_uri
     assert variables["AUTOGEN_TEAM_LOGGER_SINK"].endswith("/job.log")
     assert "MLFLOW_RUN_ID" not in variables
+
+
+@pytest.mark.parametrize(
+    ("here", "argument", "there", "handed_on", "used"),
+    [
+        (None, None, None, None, None),
+        (None, None, "there", None, "there"),
+        ("here", None, None, "here", None),
+        ("here", None, "there", "here", "there"),
+        ("here", "argument", "there", "argument", "argument"),
+    ],
+)
+def test_a_state_folder_belongs_to_a_machine(
+    store_uri, run_python, monkeypatch, tmp_path, here, argument, there, handed_on, used
+):
+    """Other machines have folders of their own, unless the job was given one by argument."""
+
+    def place(name):
+        return {} if name is None else {"AUTOGEN_TEAM_STATE_DIR": str(tmp_path / name)}
+
+    monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "default"))
+    for name, value in place(here).items():
+        monkeypatch.setenv(name, value)
+    given = {} if argument is None else {"state_dir": tmp_path / argument}
+    service = MlflowService(tracking_uri=store_uri, autolog_disable=True, **given)
+    with GlobalContext(alerts_service=AlertsService(enable=False), mlflow_service=service) as context:
+        variables, sent = context.worker_env(), pickle.dumps(context.initializer())
+        for name in place(here):
+            monkeypatch.delenv(name)
+        code = (
+            f"import pickle; pickle.loads({sent!r})()\n"
+            "from autogen_team import GlobalContext; print(GlobalContext.current().mlflow_service.state_dir)"
+        )
+        status, out, err = run_python("-c", code, **place(there))
+
+    assert status == 0, err
+    assert {name: value for name, value in variables.items() if "STATE" in name} == place(handed_on)
+    assert out.strip() == str(used and tmp_path / used)
 
 
 def test_what_cannot_be_read_is_an_error(store_uri, monkeypatch):

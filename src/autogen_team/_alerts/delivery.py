@@ -13,7 +13,6 @@ import os
 import sys
 import threading
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from autogen_team._alerts.channel import Alert, Channel, NoAnswerError, NoDesktopError, make_alert
@@ -29,24 +28,14 @@ from autogen_team._process.forking import start_afresh_after_fork
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from autogen_team._services.alerts import AlertsService
+
 PATIENCE: Final = 1.0  # seconds that notify waits for the desktop
 _CAPACITY: Final = 1000  # alerts waiting for a channel; beyond that they are printed at once
 
 _report = logging.getLogger("autogen_team")
 _reported: set[str] = set()
 """Channels whose failure has been reported in this process."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The fields of the alerts service, as plain values; times in seconds."""
-
-    enable: bool
-    app_name: str
-    timeout: int | None
-    urls: tuple[str, ...] = field(repr=False)
-    cooldown: float
-    flush_timeout: float
 
 
 class _Lane:
@@ -88,7 +77,7 @@ class Delivery:
 
     """
 
-    def __init__(self, settings: Settings, *, channels: Sequence[Channel] | None = None) -> None:
+    def __init__(self, settings: AlertsService, *, channels: Sequence[Channel] | None = None) -> None:
         self._settings = settings
         if channels is None:
             channels = open_all(settings)
@@ -247,9 +236,10 @@ class Delivery:
             _stop_at_exit_of_child()
 
 
-def open_all(settings: Settings) -> list[Channel]:
+def open_all(settings: AlertsService) -> list[Channel]:
     """Return the desktop and a channel for each URL; raise for an unusable URL even if alerts are disabled."""
-    return [desktop(settings.app_name, settings.timeout), *open_channels(settings.urls, settings.app_name)]
+    urls = [url.get_secret_value() for url in settings.urls]
+    return [desktop(settings.app_name, settings.timeout), *open_channels(urls, settings.app_name)]
 
 
 _known_at_exit: set[Delivery] = set()

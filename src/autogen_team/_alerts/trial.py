@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import queue
-import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from autogen_team._alerts.channel import Alert, Channel, UndeliveredError, make_alert
 from autogen_team._alerts.console import write_line
-from autogen_team._alerts.delivery import Settings, open_all
+from autogen_team._alerts.delivery import open_all
 from autogen_team._alerts.text import console_text
+from autogen_team._process.threads import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from autogen_team._services.alerts import AlertsService
 
 DEADLINE: Final = 15.0  # seconds: three attempts at an endpoint that hangs for four seconds each time
 
@@ -32,7 +34,7 @@ class Outcome:
 
 
 def deliver_now(
-    settings: Settings,
+    settings: AlertsService,
     title: object,
     message: object,
     level: str = "info",
@@ -64,9 +66,12 @@ def deliver_now(
 
 def _start(channel: Channel, alert: Alert) -> queue.SimpleQueue[Outcome]:
     answer: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
-    threading.Thread(
-        target=lambda: answer.put(_try(channel, alert)), name=f"alert to {channel.name}", daemon=True
-    ).start()
+
+    def work() -> None:
+        answer.put(_try(channel, alert))
+
+    if spawn(work, name=f"alert to {channel.name}") is None:
+        work()
     return answer
 
 

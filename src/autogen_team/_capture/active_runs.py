@@ -1,4 +1,7 @@
-"""Joins a run that other code has opened, or works for one; the run stays open afterwards.
+"""Make `mlflow.start_run` and `mlflow.end_run` respect a run of other code that is open in the calling thread.
+
+The first run of a job joins the run of its host (`let_join`). A worker has the run of another process open
+(`hold_open`). Neither ends that run; other runs become children of it.
 
 `mlflow_names` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests them.
 """
@@ -9,7 +12,7 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import mlflow
@@ -19,6 +22,7 @@ from mlflow.utils import autologging_utils
 
 from autogen_team._capture import mlflow_internals, run_stacks, signals
 from autogen_team._process import Undo, run_events
+from autogen_team._process.patches import Hook, replace
 from autogen_team._process.refcount import RefCount
 from autogen_team._ship import mlflow_names
 
@@ -132,7 +136,7 @@ def _note(run_id: str, failure: tuple[run_events.Status, str] | None) -> None:
         _given[run_id] = failure
 
 
-def work_for(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
+def hold_open(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
     """Open another process's or thread's run in this thread, without a request to its store.
 
     The returned function removes the run again, and returns the ids of the runs that were left open inside it, the
@@ -192,35 +196,30 @@ def _let_children() -> Undo:
         if not _innermost_is_joined():
             plain_end(*args, **fields)
 
-    undo = [_replace(start_run, end_run)]
-    if mlflow_names.SHARED_AUTOLOG.works():
-        undo.append(_hold_autologging())
-
-    def restore() -> None:
-        for one in undo:
-            one()
-
-    return restore
+    with ExitStack() as undo:
+        for module in (mlflow, fluent):
+            undo.callback(replace(module, "start_run", lambda _plain, _is_active: start_run))
+            undo.callback(replace(module, "end_run", lambda _plain, _is_active: end_run))
+        if mlflow_names.SHARED_AUTOLOG.works():
+            undo.callback(_hold_autologging())
+        return undo.pop_all().close
 
 
 def _hold_autologging() -> Undo:
     """Switch autologging off where the run of the caller is shared."""
-    plain: Callable[..., Any] = autologging_utils.get_autologging_config
     is_disabled = autologging_utils.autologging_is_disabled.__code__
 
-    @functools.wraps(plain)
-    def get_autologging_config(flavor: str, key: str, default: Any = None) -> Any:
-        # The setup of autologging asks too, perhaps at the first import of a library, and gets the plain answer.
-        asks_whether_to_log = sys._getframe(1).f_code is is_disabled and key == "disable"
-        is_shared = asks_whether_to_log and isinstance(run_stacks.job_run(), JoinedRun)
-        return True if is_shared else plain(flavor, key, default)
+    def make(plain: Hook, is_active: Callable[[], bool]) -> Hook:
+        @functools.wraps(plain)
+        def get_autologging_config(flavor: str, key: str, default: Any = None) -> Any:
+            # The setup of autologging asks too, perhaps at the first import of a library, and gets the plain answer.
+            asks_whether_to_log = sys._getframe(1).f_code is is_disabled and key == "disable" and is_active()
+            is_shared = asks_whether_to_log and isinstance(run_stacks.job_run(), JoinedRun)
+            return True if is_shared else plain(flavor, key, default)
 
-    autologging_utils.get_autologging_config = get_autologging_config
+        return get_autologging_config
 
-    def restore() -> None:
-        autologging_utils.get_autologging_config = plain
-
-    return restore
+    return replace(autologging_utils, "get_autologging_config", make)
 
 
 def _start_inside(
@@ -264,18 +263,6 @@ def _aside() -> Iterator[None]:
 def _innermost_is_joined() -> bool:
     innermost = fluent._active_run_stack.get()[-1:]
     return bool(innermost) and isinstance(innermost[0], JoinedRun)
-
-
-def _replace(start_run: Callable[..., Any], end_run: Callable[..., Any]) -> Undo:
-    plain_start, plain_end = mlflow.start_run, mlflow.end_run
-    mlflow.start_run = fluent.start_run = start_run
-    mlflow.end_run = fluent.end_run = end_run
-
-    def restore() -> None:
-        mlflow.start_run = fluent.start_run = plain_start
-        mlflow.end_run = fluent.end_run = plain_end
-
-    return restore
 
 
 _joined = RefCount(_let_children)

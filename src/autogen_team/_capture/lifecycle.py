@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -17,9 +18,10 @@ from mlflow.tracking.context import registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team._capture import active_runs, mlflow_internals, run_stacks, signals, write_behind
-from autogen_team._process import run_events
+from autogen_team._process import Undo, run_events
 from autogen_team._process.deadline import within
 from autogen_team._process.forking import ForkSafeLock
+from autogen_team._process.saved import SavedValue
 from autogen_team._redact import mask
 from autogen_team._ship import ui_url
 
@@ -199,6 +201,22 @@ def remember_experiment(experiment_id: str, name: str) -> None:
     _experiments[experiment_id] = name
 
 
+def keep_logs_below(state: Path) -> Undo:
+    """Keep the logs of runs in this state folder until the returned function is called."""
+    undo = _state_before.hold(_state)
+    _set_state(state)
+    return undo
+
+
+def _set_state(state: Path | None) -> None:
+    global _state
+    _state = state
+
+
+_state: Path | None = None
+_state_before = SavedValue(_set_state)
+
+
 def _note(active: mlflow.ActiveRun) -> _Open:
     info = active.info
     known = _learn(info)
@@ -212,6 +230,7 @@ def _note(active: mlflow.ActiveRun) -> _Open:
         attach=lambda path, folder: client.log_artifact(info.run_id, str(path), folder),
         parent_id=active.data.tags.get(MLFLOW_PARENT_RUN_ID),
         is_outermost=not active_runs.has_own_run_around(active),
+        log_folder=None if _state is None else run_events.log_folder(_state, info.run_id),
     )
     opened = _Open(run, client, info.start_time, uri, os.getpid())
     with _lock:

@@ -10,7 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -27,7 +27,9 @@ from mlflow.utils.autologging_utils import safety
 
 from autogen_team._capture import run_stacks
 from autogen_team._process import Undo, saved
+from autogen_team._process.patches import Hook, replace
 from autogen_team._process.private_names import find
+from autogen_team._process.refcount import RefCount
 from autogen_team._process.saved import SavedValue
 from autogen_team._ship import mlflow_backend, mlflow_names, uris
 from autogen_team._ship.files import Kind
@@ -148,14 +150,16 @@ def ask_databases_once() -> Undo:
     """Make MLflow ask a database that refuses only once; return a function that restores its retries."""
     if not mlflow_names.DATABASE_RETRIES.works():
         return lambda: None
+    return _impatience.take()
+
+
+def _be_impatient() -> Undo:
     from mlflow.store.db import utils
 
-    before, utils.MAX_RETRY_COUNT = utils.MAX_RETRY_COUNT, 0
+    return replace(utils, "MAX_RETRY_COUNT", lambda _before, _is_active: 0)
 
-    def restore() -> None:
-        utils.MAX_RETRY_COUNT = before
 
-    return restore
+_impatience = RefCount(_be_impatient)
 
 
 def open_run_ids() -> list[str]:
@@ -268,25 +272,36 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
     key = identity(uri)
     here, found = (store, find_artifacts), _stand_ins.setdefault(key, [])
     found.insert(len(found) if yields else 0, here)
-    tracking._tracking_store_registry._get_store_with_resolved_uri = _find_store
-    if mlflow_names.ARTIFACTS.works():
-        _client_class._get_artifact_repo = _find_artifact_repo
-    if mlflow_names.IMAGES.works():
-        _fluent._get_artifact_repo = _find_known_repo
+    leave = _lookups.take()
 
     def undo() -> None:
         del found[next(at for at, one in enumerate(found) if one is here)]
         if not found:
             del _stand_ins[key]
-        if not _stand_ins:
-            _identities.clear()
-            del tracking._tracking_store_registry._get_store_with_resolved_uri
-            if mlflow_names.ARTIFACTS.works():
-                _client_class._get_artifact_repo = _plain_repo
-            if mlflow_names.IMAGES.works():
-                _fluent._get_artifact_repo = _plain_known_repo
+        leave()
 
     return undo
+
+
+def _take_over_lookups() -> Undo:
+    with ExitStack() as undo:
+        undo.callback(_identities.clear)
+        for part, owner, name, ours in (
+            (mlflow_names.STORES, tracking._tracking_store_registry, "_get_store_with_resolved_uri", _find_store),
+            (mlflow_names.ARTIFACTS, _client_class, "_get_artifact_repo", _find_artifact_repo),
+            (mlflow_names.IMAGES, _fluent, "_get_artifact_repo", _find_known_repo),
+        ):
+            if part.works():
+                undo.callback(replace(owner, name, partial(_always, ours)))
+        return undo.pop_all().close
+
+
+def _always(ours: Hook, _plain: Hook, _is_active: Callable[[], bool]) -> Hook:
+    """Return the replacement, which passes on what has no stand-in."""
+    return ours
+
+
+_lookups = RefCount(_take_over_lookups)
 
 
 def identity(uri: str) -> str:
@@ -356,14 +371,20 @@ def stand_in_registries(wrap: Callable[[Any], Any]) -> Undo:
         return lambda: None
     here = [wrap]
     _registry_wraps.insert(0, here)
-    _registry_class._get_store_with_resolved_uri = _find_registry_store
+    leave = _registry_lookups.take()
 
     def undo() -> None:
         del _registry_wraps[next(at for at, one in enumerate(_registry_wraps) if one is here)]
-        if not _registry_wraps:
-            _registry_class._get_store_with_resolved_uri = _plain_registry_store
+        leave()
 
     return undo
+
+
+def _take_over_registry_lookups() -> Undo:
+    return replace(_registry_class, "_get_store_with_resolved_uri", partial(_always, _find_registry_store))
+
+
+_registry_lookups = RefCount(_take_over_registry_lookups)
 
 
 def _find_registry_store(stores: Any, uri: str, tracking_uri: str | None) -> Any:
@@ -388,21 +409,18 @@ def tap_traces(taps: Mapping[str, Callable[..., Any]]) -> Undo:
     A tap is given the client, MLflow's own method, and the arguments of the call.
     """
     mlflow_names.TRACES.works()  # some taps are better than none
-    client_class: Any = TracingClient
-    plain = {name: getattr(client_class, name) for name in taps if hasattr(client_class, name)}
-    for name, method in plain.items():
-        setattr(client_class, name, _tapped(method, taps[name]))
-
-    def undo() -> None:
-        for name, method in plain.items():
-            setattr(client_class, name, method)
-
-    return undo
+    undo = ExitStack()
+    for name, tap in taps.items():
+        if hasattr(TracingClient, name):
+            undo.callback(replace(TracingClient, name, partial(_tapped, tap)))
+    return undo.close
 
 
-def _tapped(method: Callable[..., Any], tap: Callable[..., Any]) -> Callable[..., Any]:
+def _tapped(tap: Hook, method: Hook, is_active: Callable[[], bool]) -> Hook:
     @functools.wraps(method)
     def tapped(client: TracingClient, *arguments: Any, **fields: Any) -> Any:
+        if not is_active():
+            return method(client, *arguments, **fields)
         return tap(client, method, *arguments, **fields)
 
     return tapped

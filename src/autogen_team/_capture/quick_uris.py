@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from autogen_team._process import Undo
+from autogen_team._process.patches import replace
 from autogen_team._process.private_names import find
 from autogen_team._process.refcount import RefCount
 from autogen_team._ship import mlflow_names
@@ -23,26 +25,29 @@ registry: Any = find("mlflow.tracking._model_registry.utils:")
 def _start() -> Undo:
     if not (mlflow_names.URIS.works() and mlflow_names.QUICK_URIS.works()):
         return lambda: None
-    plain_tracking: Callable[..., str] = tracking._resolve_tracking_uri
-    plain_registry: Callable[..., str | None] = registry._resolve_registry_uri
+    with ExitStack() as undo:
+        undo.callback(replace(tracking, "_resolve_tracking_uri", _resolving_tracking))
+        undo.callback(replace(registry, "_resolve_registry_uri", _resolving_registry))
+        return undo.pop_all().close
 
-    def resolve_tracking(tracking_uri: str | None = None) -> str:
-        return tracking_uri or tracking._tracking_uri or _tracking_variable.get() or plain_tracking()
 
-    def resolve_registry(registry_uri: str | None = None, tracking_uri: str | None = None) -> str | None:
+def _resolving_tracking(plain: Callable[..., str], _is_active: Callable[[], bool]) -> Callable[..., str]:
+    def resolve(tracking_uri: str | None = None) -> str:
+        return tracking_uri or tracking._tracking_uri or _tracking_variable.get() or plain()
+
+    return resolve
+
+
+def _resolving_registry(plain: Callable[..., str | None], _is_active: Callable[[], bool]) -> Callable[..., str | None]:
+    def resolve(registry_uri: str | None = None, tracking_uri: str | None = None) -> str | None:
         is_chosen = registry_uri or registry._registry_uri or _registry_variable.get()
         if not is_chosen and "pyspark" not in sys.modules:  # without it, Spark cannot have a session
-            uri = resolve_tracking(tracking_uri)
+            uri: str = tracking._resolve_tracking_uri(tracking_uri)
             if not uri.startswith("databricks"):  # those have a registry of their own
                 return uri
-        return plain_registry(registry_uri, tracking_uri)
+        return plain(registry_uri, tracking_uri)
 
-    tracking._resolve_tracking_uri, registry._resolve_registry_uri = resolve_tracking, resolve_registry
-
-    def undo() -> None:
-        tracking._resolve_tracking_uri, registry._resolve_registry_uri = plain_tracking, plain_registry
-
-    return undo
+    return resolve
 
 
 class _Variable:

@@ -9,15 +9,15 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from autogen_team._capture import db_init_lock
 from autogen_team._process import Undo, run_events, saved
 from autogen_team._process.deadline import within
+from autogen_team._process.folders import state_folder
 from autogen_team._redact import mask, mask_url
 from autogen_team._ship import server_probe, uris
 from autogen_team._ship.error_text import first_line
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.entities import Experiment
 
-    from autogen_team._capture import shared_runs
+    from autogen_team._capture.shared_runs import Shared
+    from autogen_team._services.tracking import MlflowService
 
 _report = logging.getLogger("autogen_team")
 _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
@@ -35,34 +36,6 @@ _SAMPLER = "mlflow.system_metrics"  # announces itself four times in each run
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _QUIET_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """Settings of the tracking engine."""
-
-    tracking_uri: str
-    registry_uri: str
-    experiment_name: str
-    connect_timeout: float
-    """Seconds."""
-    autolog: Mapping[str, bool]
-    """The arguments of `mlflow.autolog`."""
-    state_dir: Path
-    """For journals, locks and offline runs; need not exist."""
-    mode: Literal["online", "auto", "offline"] = "online"
-    durable: bool = True
-    is_experiment_chosen: bool = True
-    """Whether the name of the experiment is more than a default, so that an id in the environment does not count."""
-    flush_timeout: float = 30.0
-    """Seconds."""
-    heartbeat: float = 30.0
-    """Seconds between signs of life of a run; 0 for none."""
-    mask_traces: bool = True
-    snapshot: bool = True
-    """Whether what was run is kept with the run."""
-    works_for: shared_runs.Shared | None = None
-    """The run of another process that this one works for: its store and its experiment are known to be there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +51,10 @@ class Session:
     """Logs to the active run, for hot loops."""
 
 
-def start(settings: Settings) -> Session:
+def start(service: MlflowService, works_for: Shared | None = None) -> Session:
     """Point MLflow at the stores, set the experiment, and switch autologging on.
+
+    `works_for` is the run of another process that this one works for: its store and its experiment are known to exist.
 
     Raises:
         TrackingUnavailableError: a store does not answer in time and the mode is `online`, or the store of offline runs
@@ -87,25 +62,39 @@ def start(settings: Settings) -> Session:
         ConfigurationError: the experiment cannot be used, or a URI is not valid.
 
     """
-    settings = replace(settings, experiment_name=mask(settings.experiment_name))
-    if settings.works_for is not None and settings.mode != "offline":
+    settings = service.model_copy(
+        update={
+            "tracking_uri": uris.absolute(service.tracking_uri),
+            "registry_uri": uris.absolute(service.registry_uri),
+            "experiment_name": mask(service.experiment_name),
+        }
+    )
+    is_chosen = service.source("experiment_name") != "default"
+    if works_for is not None and settings.mode != "offline":
         # what it logs waits while the store is out of reach, as in the job itself
-        return _start(settings)
+        return _start(settings, works_for, is_experiment_chosen=is_chosen)
     if settings.mode != "offline":
         try:
             server_probe.check_all((settings.tracking_uri, settings.registry_uri), settings.connect_timeout)
-            return _start(settings)
+            return _start(settings, None, is_experiment_chosen=is_chosen)
         except TrackingUnavailableError as error:
             if settings.mode == "online":
                 raise
             _report.warning("%s The job works offline; `autogen-team sync` delivers its runs later", error)
     from autogen_team._sync import offline_store
 
-    uri = offline_store.prepare(settings.state_dir, settings.tracking_uri)
-    return _start(replace(settings, tracking_uri=uri, registry_uri=uri), instead_of=settings.tracking_uri)
+    uri = offline_store.prepare(state_folder(settings.state_dir), settings.tracking_uri)
+    offline = settings.model_copy(update={"tracking_uri": uri, "registry_uri": uri})
+    return _start(offline, works_for, is_experiment_chosen=is_chosen, instead_of=settings.tracking_uri)
 
 
-def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
+def _start(
+    settings: MlflowService, works_for: Shared | None, *, is_experiment_chosen: bool, instead_of: str | None = None
+) -> Session:
+    """Set MLflow up for the stores of the settings, of which those of an offline run stand in for `instead_of`.
+
+    Unless the experiment is chosen, the one that the environment gives by its id goes before its name.
+    """
     import mlflow
 
     from autogen_team._capture import (
@@ -131,15 +120,13 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         mlflow_names.RULES.works()  # says so if it does not
         undo.callback(mlflow_internals.keep_uris())
         undo.callback(quick_uris.take())
-        given_id = (
-            None if settings.is_experiment_chosen else mlflow_internals.given_experiment_id(settings.tracking_uri)
-        )
+        given_id = None if is_experiment_chosen else mlflow_internals.given_experiment_id(settings.tracking_uri)
         is_offline = instead_of is not None
         if instead_of is not None:
             undo.callback(mlflow_internals.substitute(instead_of, settings.tracking_uri))
         mlflow_internals.point_at(settings.tracking_uri, settings.registry_uri, for_good=is_offline)
-        if settings.works_for is not None:
-            experiment = settings.works_for.experiment_id, settings.works_for.experiment
+        if works_for is not None:
+            experiment = works_for.experiment_id, works_for.experiment
         else:
             experiment = _find_or_make_experiment(settings, given_id, is_offline=is_offline)
         experiments = _Experiments(settings.tracking_uri, *experiment)
@@ -147,8 +134,8 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         undo.callback(mlflow_internals.provide_experiment(experiment[0], experiments.current, is_given=is_given))
         os.environ.setdefault(_RETRIES, "2")  # spread over 6 seconds; MLflow's own 7 take 4 minutes
         os.environ.setdefault(_TIMEOUT, "30")  # for each try; MLflow waits 120
-        if settings.durable and settings.works_for is None and mlflow_names.STORES.works():
-            recovery.recover_behind(settings.tracking_uri, settings.registry_uri, settings.state_dir)
+        if settings.durable and works_for is None and mlflow_names.STORES.works():
+            recovery.recover_behind(settings.tracking_uri, settings.registry_uri, state_folder(settings.state_dir))
         undo.callback(_stand_in(settings.tracking_uri, settings.registry_uri, settings))
         others = undo.enter_context(ExitStack())
         undo.callback(
@@ -158,11 +145,12 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
         undo.callback(run_stacks.isolate())
         undo.callback(mlflow_internals.keep_autolog())
-        mlflow.autolog(**dict[str, Any](settings.autolog))
+        mlflow.autolog(**_autolog(settings))
         undo.callback(run_events.set_source(lifecycle.facts))
-        if settings.snapshot and settings.works_for is None:
+        undo.callback(lifecycle.keep_logs_below(state_folder(settings.state_dir)))
+        if settings.snapshot and works_for is None:
             stores = settings.tracking_uri, settings.registry_uri
-            undo.callback(snapshots.start(settings.state_dir, stores))
+            undo.callback(snapshots.start(state_folder(settings.state_dir), stores))
         undo.callback(
             partial(lifecycle.close_what_is_left, frozenset(lifecycle.left_open()))
         )  # what a stop does first, while everything is still in place
@@ -170,7 +158,14 @@ def _start(settings: Settings, *, instead_of: str | None = None) -> Session:
         return Session(settings.tracking_uri, settings.registry_uri, undo.pop_all().close, log_metrics)
 
 
-def _stand_in(uri: str, registry_uri: str, settings: Settings) -> Undo:
+def _autolog(settings: MlflowService) -> dict[str, Any]:
+    """Return the arguments of `mlflow.autolog`."""
+    prefix = "autolog_"
+    fields = [name for name in type(settings).model_fields if name.startswith(prefix)]
+    return {name.removeprefix(prefix): getattr(settings, name) for name in fields}
+
+
+def _stand_in(uri: str, registry_uri: str, settings: MlflowService) -> Undo:
     """Mask what is logged to a store, and send it through a journal unless the settings say otherwise."""
     from autogen_team._capture import redacting_store, write_behind
     from autogen_team._ship import mlflow_names
@@ -182,18 +177,18 @@ def _stand_in(uri: str, registry_uri: str, settings: Settings) -> Undo:
     return write_behind.start(
         uri,
         registry_uri,
-        settings.state_dir,
+        state_folder(settings.state_dir),
         connect_timeout=settings.connect_timeout,
         flush_timeout=settings.flush_timeout,
         heartbeat=settings.heartbeat,
     )
 
 
-def _stand_in_for_other(uri: str, settings: Settings) -> Undo:
+def _stand_in_for_other(uri: str, settings: MlflowService) -> Undo:
     """Do the same as `_stand_in` for a store that the job uses beside its own."""
     _allow_file_store(uri)
     # several processes of a job may find at once that the database has no tables yet
-    with db_init_lock.in_turn(uri, settings.state_dir), saved.quiet("alembic"):
+    with db_init_lock.in_turn(uri, state_folder(settings.state_dir)), saved.quiet("alembic"):
         return _stand_in(uri, uri, settings)
 
 
@@ -232,7 +227,7 @@ class _Experiments:
         lifecycle.remember_experiment(experiment_id, self._name)
 
 
-def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_offline: bool) -> tuple[str, str]:
+def _find_or_make_experiment(settings: MlflowService, given_id: str | None, *, is_offline: bool) -> tuple[str, str]:
     """Return the id and the name of the job's experiment.
 
     Online, an experiment with the given id is used. Otherwise the experiment is found by its name, or created.
@@ -244,7 +239,7 @@ def _find_or_make_experiment(settings: Settings, given_id: str | None, *, is_off
     is_server = urlsplit(settings.tracking_uri).scheme in ("http", "https")
     try:
         with (
-            db_init_lock.in_turn(settings.tracking_uri, settings.state_dir),
+            db_init_lock.in_turn(settings.tracking_uri, state_folder(settings.state_dir)),
             _impatient(settings.connect_timeout, has_database=not is_server),
             saved.quiet("alembic"),  # silences some 70 lines about the schema of a new database
         ):

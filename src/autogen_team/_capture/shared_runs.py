@@ -1,4 +1,7 @@
-"""Works for a run that another process or thread has opened and will close."""
+"""Runs that several processes share: what a worker is sent of one, and how it works for it.
+
+The process that has opened the run closes it. `active_runs` says what MLflow's functions do meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +121,7 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
 
     With `failure_tag`, a failure of the block is reported like that of a run: by this tag, and to the listeners.
     """
-    active, leave = active_runs.work_for(_as_run(shared))
+    active, leave = active_runs.hold_open(_as_run(shared))
     failure: BaseException | None = None
     began = time.monotonic()
     try:
@@ -213,7 +216,7 @@ def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
     with _lock:
         found = _published.get(key)
         if found is None:
-            found = _published[key] = _Published(_published_run(shared))
+            found = _published[key] = _Published(_published_run(shared, state))
             is_seen = (shared.host, shared.state) == (socket.gethostname(), str(state))
             run_events.run_joined(found.run, brings_log=not is_seen)
         found.users += 1
@@ -227,7 +230,7 @@ def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
                 run_events.run_left(found.run)
 
 
-def _published_run(shared: Shared) -> run_events.Run:
+def _published_run(shared: Shared, state: Path | None = None) -> run_events.Run:
     uri = mlflow.get_tracking_uri()
     client = mlflow.MlflowClient(uri, mlflow.get_registry_uri())
     return run_events.Run(
@@ -236,6 +239,7 @@ def _published_run(shared: Shared) -> run_events.Run:
         experiment=shared.experiment,
         link=ui_url.of_run(uri, shared.experiment_id, shared.run_id),
         attach=lambda path, folder: client.log_artifact(shared.run_id, str(path), folder),
+        log_folder=None if state is None else run_events.log_folder(state, shared.run_id),
     )
 
 

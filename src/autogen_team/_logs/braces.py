@@ -11,12 +11,15 @@ has imported.
 from __future__ import annotations
 
 import linecache
+from contextlib import ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import loguru
 
 from autogen_team._logs import loguru_names
 from autogen_team._logs.passing import notice, under_way
+from autogen_team._process.patches import Hook, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
     from autogen_team._process import Undo
 
 _logger_class: Any = type(loguru.logger)
-_METHODS = ("trace", "debug", "info", "success", "warning", "error", "critical", "exception", "log")
+_METHODS = ("trace", "debug", "info", "success", "warning", "error", "critical")
 _FORMATTING = ("message.format(", "str(message)", "Colorizer.prepare_")
 """Fragments of the lines of `Logger._log` that format the message."""
 
@@ -34,20 +37,17 @@ def forgive() -> Undo:
     """Log unformattable messages unchanged; return a function that restores loguru's methods."""
     if not loguru_names.MESSAGES.works():
         return lambda: None
-    before = {name: getattr(_logger_class, name) for name in _METHODS}
-    ours: dict[str, Callable[..., None]] = {name: _method(name.upper()) for name in _METHODS[:-2]}
+    ours: dict[str, Callable[..., None]] = {name: _method(name.upper()) for name in _METHODS}
     ours |= {"exception": _exception, "log": _log}
-    for name, method in ours.items():
-        method.__doc__ = before[name].__doc__
-        method.__name__ = name
-        setattr(_logger_class, name, method)
+    with ExitStack() as undo:
+        for name, method in ours.items():
+            undo.callback(replace(_logger_class, name, partial(_named, method)))
+        return undo.pop_all().close
 
-    def undo() -> None:
-        for name, method in before.items():
-            if getattr(_logger_class, name) is ours[name]:
-                setattr(_logger_class, name, method)
 
-    return undo
+def _named(method: Hook, plain: Hook, _is_active: Callable[[], bool]) -> Hook:
+    method.__name__, method.__doc__ = plain.__name__, plain.__doc__
+    return method
 
 
 def _method(level: str) -> Callable[..., None]:

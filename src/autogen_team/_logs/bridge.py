@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 
 from autogen_team._logs import loguru_internals, passing
 from autogen_team._logs.faults import is_reporting
-from autogen_team._logs.hooks import Hook, replace
 from autogen_team._logs.passing import is_passed_on
 from autogen_team._process import streams
+from autogen_team._process.patches import Hook, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

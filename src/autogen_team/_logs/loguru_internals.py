@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
 import logging
 import os
 import pickle  # only to ask whether a handler can be pickled; nothing is loaded  # nosec B403
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import loguru
 
 from autogen_team._logs import loguru_names
-from autogen_team._logs.hooks import Hook, replace
+from autogen_team._process.patches import Hook, replace
 from autogen_team._process.private_names import find
 
 if TYPE_CHECKING:
@@ -239,7 +240,6 @@ def let_travel() -> Undo:
     - Any other pickle has the bound values and no handlers. It writes to the handlers of the process that loads it.
       Functions of `__main__` take the global `logger` along when joblib, Dask or Ray send them to a worker.
     """
-    loguru_names.QUEUES.works()  # says so if it does not
     if not (loguru_names.HANDLERS.works() and loguru_names.MESSAGES.works()):
         return lambda: None
     undo = [
@@ -287,15 +287,21 @@ def _without_ours(core: Any, wanted: Callable[[Any], bool]) -> Any:
 
 def _can_be_sent(handler: Any) -> bool:
     """Return whether the handler can be pickled, apart from its queue, which only a spawned process can receive."""
-    if not loguru_names.QUEUES.works():
-        return False
-    trial = copy.copy(handler)
-    trial._queue = trial._confirmation_event = trial._confirmation_lock = None  # noqa: SLF001 - see `loguru_names`
     try:
-        pickle.dumps(trial)
+        _WithoutQueues(io.BytesIO()).dump(handler)
     except Exception:
         return False
     return True
+
+
+class _WithoutQueues(pickle.Pickler):
+    """Puts nothing in place of queues and locks that a process receives when it is spawned."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        return (object, ()) if type(obj).__module__ in _GIVEN_WHEN_SPAWNED else NotImplemented
+
+
+_GIVEN_WHEN_SPAWNED = ("multiprocessing.queues", "multiprocessing.synchronize", "multiprocessing.connection")
 
 
 def without_markup(template: str) -> str:

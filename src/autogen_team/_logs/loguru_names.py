@@ -34,14 +34,6 @@ SINKS = LOGURU.part(
 )
 """To know whether this thread is inside a sink, and which handlers of the standard library are sinks."""
 
-QUEUES = LOGURU.part(
-    "loguru._handler:Handler._queue",
-    "loguru._handler:Handler._confirmation_event",
-    "loguru._handler:Handler._confirmation_lock",
-    lost="handlers with `enqueue=True` do not go along to spawned processes",
-)
-"""The parts of a handler that only a process being spawned can receive."""
-
 MESSAGES = LOGURU.part(
     "loguru._logger:Logger._log",
     "loguru._logger:Logger._options",

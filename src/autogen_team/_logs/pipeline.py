@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import loguru
 
@@ -15,22 +15,23 @@ from autogen_team._logs import braces, bridge, faults, loguru_internals, uncaugh
 from autogen_team._logs.file import File
 from autogen_team._logs.runlog import RunLogs
 from autogen_team._logs.sink import Sink
-from autogen_team._logs.validation import Settings
 from autogen_team._process import Undo, identity, run_events
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._process.refcount import RefCount
+from autogen_team._process.reports import guard
 from autogen_team._redact import Redactor
 
-__all__ = ["Settings", "start"]
+if TYPE_CHECKING:
+    from autogen_team._services.logger import LoggerService
 
-_report = logging.getLogger("autogen_team")
+__all__ = ["start"]
 
 
 @dataclass(frozen=True, slots=True)
 class _Pipeline:
     """A started sink and its settings."""
 
-    settings: Settings
+    settings: LoggerService
     place: str
     """The destination, in its canonical spelling."""
     sink: Sink
@@ -42,7 +43,7 @@ _run_logs: RunLogs | None = None
 _has_told_of_removal = False
 
 
-def start(settings: Settings) -> Undo:
+def start(settings: LoggerService) -> Undo:
     """Start logging according to the settings; return a function that undoes exactly that and never raises.
 
     If several pipelines have the same destination, the one started last owns it until it is stopped.
@@ -84,7 +85,7 @@ def start(settings: Settings) -> Undo:
             (_runs, settings.run_log),
         ):
             if wanted:
-                undo.callback(shared.take(settings))
+                undo.callback(shared.take())
         pipeline = _Pipeline(settings, place, sink)
         _started.append(pipeline)
         undo.callback(_forget, pipeline)
@@ -101,10 +102,8 @@ def _once(undo: Undo) -> Undo:
             if done:
                 return
             done = True
-            try:
+            with guard("logging did not stop cleanly"):
                 undo()
-            except Exception:
-                _report.warning("logging did not stop cleanly", exc_info=True)
 
     return run
 
@@ -140,7 +139,7 @@ def _number(level: str) -> int:
     return found if isinstance(found, int) else int(loguru.logger.level(found).no)
 
 
-def _take_over(_: Settings) -> Undo:
+def _take_over() -> Undo:
     with ExitStack() as undo:
         undo.callback(loguru_internals.set_default_handler_aside())
         undo.callback(loguru_internals.mark_raw())
@@ -161,7 +160,7 @@ def _handlers_removed() -> None:
         faults.report("the job removed loguru's handlers (logger.remove()): %s", told)
 
 
-def _watch(_: Settings) -> Undo:
+def _watch() -> Undo:
     with ExitStack() as undo:
         undo.callback(uncaught.log_uncaught(_lines_on_stderr))
         undo.callback(bridge.forward_asyncio())
@@ -172,9 +171,9 @@ def _lines_on_stderr() -> int:
     return sum(pipeline.sink.lines for pipeline in _started if pipeline.place == "stderr")
 
 
-def _keep_runs(settings: Settings) -> Undo:
+def _keep_runs() -> Undo:
     global _run_logs
-    logs = _run_logs = RunLogs(settings.state_dir, _words)
+    logs = _run_logs = RunLogs(_words)
     unsubscribe = run_events.subscribe(logs)
 
     def undo() -> None:
@@ -198,6 +197,6 @@ def _words(level: str, message: str, exception: BaseException | None = None) -> 
 
 
 _process = RefCount(_take_over)
-_intercept = RefCount(lambda _: bridge.intercept())
+_intercept = RefCount(bridge.intercept)
 _uncaught = RefCount(_watch)
 _runs = RefCount(_keep_runs)

@@ -1,8 +1,8 @@
 """The log of a run: lines that this process logs while the run is open, on disk at once and uploaded soon after.
 
-Each process writes its own file, `<state>/logs/<run id>/<host>-<pid>.log`, so a killed process leaves every line
-behind. The process that opened the run uploads all files of that folder, including those of forked workers. Uploaded
-files are removed when the run ends.
+Each process writes its own file, `<host>-<pid>.log` in the folder that the event names, so a killed process leaves
+every line behind. The process that opened the run uploads all files of that folder, including those of forked workers.
+Uploaded files are removed when the run ends.
 """
 
 from __future__ import annotations
@@ -40,9 +40,7 @@ class Words(Protocol):
 class RunLogs(run_events.Listener):
     """The logs of all runs that this process has open; a listener of `run_events`."""
 
-    def __init__(self, state: Path, words: Words) -> None:
-        """Write logs below `state`."""
-        self._state = state
+    def __init__(self, words: Words) -> None:
         self._words = words
         self._open: tuple[RunLog, ...] = ()
         self.after_fork()
@@ -69,9 +67,8 @@ class RunLogs(run_events.Listener):
 
     def run_started(self, run: run_events.Run) -> None:
         """Start the log of the run."""
-        log = RunLog(run, run_events.log_folder(self._state, run.run_id), self._words)
-        with self._lock:
-            self._open = (*self._open, log)
+        if run.log_folder is not None:
+            self._add(RunLog(run, run.log_folder, self._words))
 
     def run_ending(self, run: run_events.Run, end: run_events.End) -> None:
         """Write how the run ended unless it is FINISHED, close its log, and wait up to `PATIENCE` for the upload."""
@@ -83,12 +80,10 @@ class RunLogs(run_events.Listener):
 
     def run_joined(self, run: run_events.Run, *, brings_log: bool) -> None:
         """Start a log of what this process logs; with `brings_log`, this process also uploads it."""
-        log = RunLog(
-            run, run_events.log_folder(self._state, run.run_id), self._words, brings="own" if brings_log else None
-        )
-        log.is_everybodys = True
-        with self._lock:
-            self._open = (*self._open, log)
+        if run.log_folder is not None:
+            log = RunLog(run, run.log_folder, self._words, brings="own" if brings_log else None)
+            log.is_everybodys = True
+            self._add(log)
 
     def run_left(self, run: run_events.Run) -> None:
         """Close that log, and wait up to `PATIENCE` seconds for the upload."""
@@ -99,6 +94,10 @@ class RunLogs(run_events.Listener):
         """Close the logs of runs that are still open."""
         for log in self._forget():
             log.finish(PATIENCE)
+
+    def _add(self, log: RunLog) -> None:
+        with self._lock:
+            self._open = (*self._open, log)
 
     def _forget(self, run: run_events.Run | None = None) -> list[RunLog]:
         with self._lock:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import loguru
 
 from autogen_team._logs import loguru_internals
-from autogen_team._logs.hooks import Hook, replace
+from autogen_team._process.patches import Hook, replace
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from autogen_team._process.threads import spawn
 from autogen_team._redact import mask
 
 if TYPE_CHECKING:
@@ -70,19 +71,18 @@ class Upload:
         self._last_call = threading.Event()
         self._done = threading.Event()
         self._failing = False
-        self._thread = threading.Thread(target=self._run, name="autogen_team-run-log", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread."""
-        try:
-            self._thread.start()
-        except RuntimeError:  # no thread can be started any more: the interpreter is shutting down
+        self._thread = spawn(self._run, name="autogen_team-run-log")
+        if self._thread is None:
             self._done.set()
 
     def finish(self, timeout: float) -> bool:
         """Upload the rest, and return whether everything has arrived within `timeout` seconds."""
         self._last_call.set()
-        return self._done.wait(timeout) and not self._failing and self._thread.ident is not None
+        return self._done.wait(timeout) and not self._failing and self._thread is not None
 
     def _run(self) -> None:
         began = time.monotonic()

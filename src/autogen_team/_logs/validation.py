@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import loguru
 
@@ -17,28 +17,8 @@ from autogen_team._logs.text import Extra, Template
 from autogen_team._process import identity
 from autogen_team.errors import ConfigurationError
 
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """The settings of the logging engine; `LoggerService` describes the fields."""
-
-    sink: str
-    level: str
-    format: str
-    colorize: bool
-    serialize: bool
-    backtrace: bool
-    diagnose: bool
-    catch: bool
-    rotation: str | int | None
-    retention: str | int | None
-    compression: str | None
-    intercept: bool
-    redact: bool
-    uncaught: bool
-    run_log: bool
-    state_dir: Path
-    """Below it are the logs of runs; need not exist."""
+if TYPE_CHECKING:
+    from autogen_team._services.logger import LoggerService
 
 
 def level(text: str) -> str | int:
@@ -86,7 +66,7 @@ def template(format: str) -> Template:  # noqa: A002 - the user story's word
     return made
 
 
-def destination(settings: Settings) -> tuple[Console | File, str]:
+def destination(settings: LoggerService) -> tuple[Console | File, str]:
     """Open the destination of the lines; return it with its canonical name.
 
     Raises:

@@ -1,8 +1,17 @@
-"""Folders for the eyes of their owner only."""
+"""The state folder, and folders for the eyes of their owner only."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+
+def state_folder(chosen: str | None) -> Path:
+    """Return the chosen state folder, or else the user's own on this machine; it need not exist yet."""
+    if chosen is not None:
+        return Path(chosen)
+    import platformdirs
+
+    return platformdirs.user_state_path("autogen-team")
 
 
 def private_folder(path: Path) -> Path:

@@ -1,10 +1,21 @@
-"""The logger for our own faults, which stays enabled however the job configures logging."""
+"""The logger for our own faults, which stays enabled however the job configures logging, and a guard that uses it."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 NAME = "autogen_team"
+
+
+@contextmanager
+def guard(text: str, *arguments: object) -> Iterator[None]:
+    """Report an exception of the block as a warning with this text and a traceback, and keep it from the job."""
+    try:
+        yield
+    except Exception:
+        logging.getLogger(NAME).warning(text, *arguments, exc_info=True)
 
 
 def keep_enabled() -> None:

@@ -6,7 +6,6 @@ Logs and alerts listen. A listener that fails is reported and skipped. It never 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +15,7 @@ from typing import Literal, TypeAlias
 
 from autogen_team._process import Undo
 from autogen_team._process.forking import ForkSafeLock
+from autogen_team._process.reports import guard
 
 Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 Facts: TypeAlias = Mapping[str, str]
@@ -26,9 +26,6 @@ EXCEPTION_TAG = "autogen_team.exception"
 """The tag that says why a run has failed or was killed."""
 WORKER_TAG = "autogen_team.worker"
 """The tag that says which worker has opened a run."""
-
-_report = logging.getLogger("autogen_team")
-
 
 _failure: ContextVar[BaseException | None] = ContextVar("autogen_team_failure", default=None)
 
@@ -68,6 +65,8 @@ class Run:
     """The run that contains this one; None for the run of a whole job."""
     is_outermost: bool = True
     """Whether this process has opened no run around this one; a worker's run may have a parent in another process."""
+    log_folder: Path | None = None
+    """Where this process keeps its log of the run; None for no log."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,18 +173,14 @@ def run_left(run: Run) -> None:
 def not_finite(run_id: str, key: str, value: float, step: float) -> None:
     """Tell the listeners, in the order in which they subscribed."""
     for listener in _listeners:
-        try:
+        with guard("%r failed in not_finite of run %s", listener, run_id):
             listener.not_finite(run_id, key, value, step)
-        except Exception:
-            _report.warning("%r failed in not_finite of run %s", listener, run_id, exc_info=True)
 
 
 def _tell(moment: str, run: Run, *end: End, **how: bool) -> None:
     for listener in _listeners:
-        try:
+        with guard("%r failed in %s of run %s", listener, moment, run.run_id):
             getattr(listener, moment)(run, *end, **how)
-        except Exception:
-            _report.warning("%r failed in %s of run %s", listener, moment, run.run_id, exc_info=True)
 
 
 def facts() -> Facts:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
     from autogen_team._alerts.channel import Channel
     from autogen_team._alerts.delivery import Delivery
-    from autogen_team._alerts.delivery import Settings as DeliverySettings
     from autogen_team._alerts.trial import Outcome
 
 __all__ = ["AlertsService"]
@@ -133,7 +131,7 @@ class AlertsService(Service):
         """
         from autogen_team._alerts import trial
 
-        return trial.deliver_now(self._delivery_settings(), title, message, level)
+        return trial.deliver_now(self, title, message, level)
 
     def report_runs(self, when: Literal["failure", "always"]) -> Callable[[], None]:
         """Alert when a run of this process ends, until the returned function is called.
@@ -150,8 +148,7 @@ class AlertsService(Service):
         """Send alerts to this channel alone inside the block; for `autogen_team.testing`."""
         from autogen_team._alerts import delivery
 
-        settings = dataclasses.replace(self._delivery_settings(), enable=True)
-        mine = delivery.Delivery(settings, channels=[channel])
+        mine = delivery.Delivery(self.model_copy(update={"enable": True}), channels=[channel])
         with self._lock:
             before: Delivery | None = getattr(self, "_delivery", None)
             object.__setattr__(self, "_delivery", mine)
@@ -177,14 +174,6 @@ class AlertsService(Service):
             if found is None:
                 from autogen_team._alerts import delivery
 
-                found = delivery.Delivery(self._delivery_settings())
+                found = delivery.Delivery(self)
                 object.__setattr__(self, "_delivery", found)
             return found
-
-    def _delivery_settings(self) -> DeliverySettings:
-        from autogen_team._alerts import delivery
-
-        names = {field.name for field in dataclasses.fields(delivery.Settings)}
-        fields: dict[str, Any] = {name: getattr(self, name) for name in names}
-        fields["urls"] = tuple(url.get_secret_value() for url in self.urls)
-        return delivery.Settings(**fields)

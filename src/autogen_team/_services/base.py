@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from autogen_team._process import run_events
 from autogen_team._process.forking import call_in_child
+from autogen_team._process.reports import guard
 from autogen_team._services.settings import Settings
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-_report = logging.getLogger("autogen_team")
 _locks: dict[type, threading.RLock] = {}
 call_in_child(_locks.clear)  # no thread of the child would release what another thread of the parent held
 
@@ -47,10 +46,8 @@ class Service(ABC, Settings):
             undo: Callable[[], None] | None = getattr(self, "_undo", None)
             self._on_stop(None)
         if undo is not None:
-            try:
+            with guard("%s did not stop cleanly", type(self).__name__):
                 undo()
-            except Exception:
-                _report.warning("%s did not stop cleanly", type(self).__name__, exc_info=True)
 
     @classmethod
     def variables(cls) -> dict[str, str]:

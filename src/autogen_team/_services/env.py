@@ -24,3 +24,8 @@ class Env(Settings):
     """Experiment of the runs; created if it does not exist."""
     mlflow_registered_model_name: str = "autogen_team"
     """Name under which a job registers its model."""
+
+
+def default_of(name: str) -> str:
+    """Return the default of a field, for fields whose variables have been looked up already."""
+    return str(Env.model_fields[name].default)

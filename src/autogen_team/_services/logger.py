@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, ClassVar
 
 from autogen_team._services.base import Service
 from autogen_team._services.fields import Place
-from autogen_team._services.settings import state_dir
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -77,8 +76,7 @@ class LoggerService(Service):
 
         with self._lock:
             if not self.is_started:
-                fields = {name: getattr(self, name) for name in type(self).model_fields}
-                self._on_stop(pipeline.start(pipeline.Settings(**fields, state_dir=state_dir())))
+                self._on_stop(pipeline.start(self))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -20,7 +20,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
-from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, cast, get_args
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 PREFIX = "AUTOGEN_TEAM_"
-STATE_DIR = PREFIX + "STATE_DIR"
 _PATTERNS = {f"{PREFIX}REDACT_PATTERNS", f"{PREFIX}REDACT_ALLOW"}
 """Variables of a context that affect masking in each service, so each service rejects invalid patterns."""
 
@@ -59,7 +57,7 @@ _OF_OTHERS = frozenset(
     f"{PREFIX}{name}" for name in ("ALERT_ON", "ALERT_TITLE", "ALERT_MESSAGE", "REDACT_PATTERNS", "REDACT_ALLOW")
 )
 """Settings of the context, which need not be loaded, and the variables passed to a command that sends an alert."""
-_variables = {STATE_DIR, WORKER_OF, SUPERVISED, *OF_RUN, *_OF_OTHERS}
+_variables = {WORKER_OF, SUPERVISED, *OF_RUN, *_OF_OTHERS}
 """Every variable that a class of settings reads."""
 _prefixes: set[str] = set()
 """The prefix of each class's variables."""
@@ -244,29 +242,6 @@ def show(name: str, value: object) -> str:
     return MASK if text and is_secret_name(name) else mask(text)
 
 
-def state_dir() -> Path:
-    """Return the folder of journals and logs of runs; it need not exist yet."""
-    return Path(state_dir_setting().value)
-
-
-def state_dir_setting() -> Setting:
-    """Return the setting of the state folder, which belongs to no service."""
-    place, text = _found(Settings).get(STATE_DIR, ("default", ""))
-    if text:
-        path = Path(text).expanduser().absolute()
-    else:
-        import platformdirs
-
-        path = platformdirs.user_state_path("autogen-team")
-    return Setting(
-        "state_dir",
-        STATE_DIR,
-        str(path),
-        place,
-        "Folder of journals, offline runs, logs and locks; readable only by you.",
-    )
-
-
 def warn_of_strangers(prefix: str) -> None:
     """Warn, once in a process, about each unknown variable, and suggest the nearest known one.
 
@@ -355,6 +330,8 @@ def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str
     variables = cls.variables()
     lines = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
+        if fault["type"] == "default_factory_not_called":  # it follows from the fault of another field
+            continue
         name = str(fault["loc"][0]) if fault["loc"] else ""
         problem = fault["msg"].removeprefix("Value error, ")
         variable = variables.get(name, "")

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from autogen_team._process.folders import state_folder
 from autogen_team._services.base import Service
-from autogen_team._services.env import Env
+from autogen_team._services.env import Env, default_of
 from autogen_team._services.fields import Place, Seconds
-from autogen_team._services.settings import Variable, state_dir
+from autogen_team._services.settings import Variable
+from autogen_team._services.state import StateFolder
 from autogen_team.errors import ConfigurationError, NotStartedError
 
 if TYPE_CHECKING:
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     import mlflow
     from mlflow.tracking import MlflowClient
 
+    from autogen_team._capture.shared_runs import Shared
     from autogen_team._ship.recovery import Recovered
     from autogen_team._spool.index import Found
     from autogen_team._sync.copying import Outcome as Copied
@@ -49,7 +52,7 @@ class _CurrentEnv:
         return Env()
 
 
-class MlflowService(Service):
+class MlflowService(Service, StateFolder):
     """MLflow tracking and model registry: plain `mlflow.log_...` and autologging, in runs that record how they ended.
 
     >>> service = MlflowService(tracking_uri="sqlite:///docs.db", experiment_name="digits")
@@ -93,19 +96,19 @@ class MlflowService(Service):
     """The MLFLOW_* variables as they are now."""
 
     tracking_uri: Annotated[Place, Variable("MLFLOW_TRACKING_URI")] = Field(
-        default_factory=lambda: MlflowService.env.mlflow_tracking_uri
+        default_factory=lambda: default_of("mlflow_tracking_uri")
     )
     """Where runs are kept: a server (`http://...`), a database (`sqlite:///...`) or a folder."""
     registry_uri: Annotated[Place, Variable("MLFLOW_REGISTRY_URI")] = Field(
-        default_factory=lambda fields: MlflowService.env.mlflow_registry_uri or fields.get("tracking_uri", "")
+        default_factory=lambda fields: fields.get("tracking_uri", "")
     )
     """Where registered models are kept; unless set, where runs are."""
     experiment_name: Annotated[str, Variable("MLFLOW_EXPERIMENT_NAME")] = Field(
-        default_factory=lambda: MlflowService.env.mlflow_experiment_name
+        default_factory=lambda: default_of("mlflow_experiment_name")
     )
     """The experiment that runs belong to; made if it is not there. Unless it is set, MLFLOW_EXPERIMENT_ID counts."""
     registry_name: Annotated[str, Variable("MLFLOW_REGISTERED_MODEL_NAME")] = Field(
-        default_factory=lambda: MlflowService.env.mlflow_registered_model_name
+        default_factory=lambda: default_of("mlflow_registered_model_name")
     )
     """The name for the job to register its model under; nothing is registered by itself."""
     autolog_disable: bool = False
@@ -149,33 +152,12 @@ class MlflowService(Service):
 
         """
         from autogen_team._capture import session
-        from autogen_team._ship import uris
 
         with self._lock:
             if not self.is_started:
-                autolog = {
-                    name.removeprefix("autolog_"): getattr(self, name)
-                    for name in type(self).model_fields
-                    if name.startswith("autolog_")
-                }
-                settings = session.Settings(
-                    tracking_uri=uris.absolute(self.tracking_uri),
-                    registry_uri=uris.absolute(self.registry_uri),
-                    experiment_name=self.experiment_name,
-                    is_experiment_chosen=self.source("experiment_name") != "default",
-                    connect_timeout=self.connect_timeout,
-                    autolog=autolog,
-                    state_dir=state_dir(),
-                    mode=self.mode,
-                    durable=self.durable,
-                    flush_timeout=self.flush_timeout,
-                    heartbeat=self.heartbeat,
-                    mask_traces=self.mask_traces,
-                    snapshot=self.snapshot,
-                    works_for=getattr(self, "_works_for", None),
-                )
+                works_for: Shared | None = getattr(self, "_works_for", None)
                 object.__setattr__(self, "_works_for", None)
-                started = session.start(settings)
+                started = session.start(self, works_for)
                 self._on_stop(started.stop)
                 object.__setattr__(self, "_stores", (started.tracking_uri, started.registry_uri))
                 object.__setattr__(self, "_lane", started.log_metrics)
@@ -285,7 +267,7 @@ class MlflowService(Service):
         from autogen_team._ship import recovery, uris
 
         stores = uris.absolute(self.tracking_uri), uris.absolute(self.registry_uri)
-        yield from recovery.recover_all(*stores, state_dir(), others=True, hosts=hosts)
+        yield from recovery.recover_all(*stores, state_folder(self.state_dir), others=True, hosts=hosts)
 
     def copy_from(
         self,

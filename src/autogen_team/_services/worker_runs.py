@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from autogen_team._process.folders import state_folder
 from autogen_team._services.base import Service
 from autogen_team._services.logger import LoggerService
-from autogen_team._services.settings import state_dir
+from autogen_team._services.state import StateFolder
 from autogen_team._services.tracking import MlflowService, lifecycle_of
 
 if TYPE_CHECKING:
@@ -36,6 +37,22 @@ def for_worker(service: _AnyService) -> _AnyService:
     return service.model_copy(update=update)
 
 
+def for_any_machine(service: MlflowService, *, original: MlflowService) -> MlflowService:
+    """Return a copy of the service without a state folder that the environment or `.env` of this machine names.
+
+    Another machine has its own. A folder given as an argument stays: it is meant for all of them.
+    """
+    is_argument = original.source("state_dir") == "argument"  # which a copy does not know any more
+    return service if is_argument else service.model_copy(update={"state_dir": None})
+
+
+def on_this_machine(service: MlflowService) -> MlflowService:
+    """Return the service as this machine starts it: without a state folder, with that of its own environment."""
+    if service.state_dir is not None:
+        return service
+    return service.model_copy(update={"state_dir": StateFolder().state_dir})
+
+
 def begin_work(service: MlflowService, run: Shared) -> None:
     """Make the next `start` use the store and experiment of this run without asking the server for them."""
     object.__setattr__(service, "_works_for", run)
@@ -51,7 +68,7 @@ def shared_run(service: MlflowService) -> Shared | None:
     lifecycle_of(service)
     from autogen_team._capture import shared_runs
 
-    return shared_runs.shared_run(service.stores()[0], state_dir())
+    return shared_runs.shared_run(service.stores()[0], state_folder(service.state_dir))
 
 
 def find_shared_run(service: MlflowService, tags: Mapping[str, str], *, since: float, place_tag: str) -> Shared | None:
@@ -74,11 +91,11 @@ def find_shared_run(service: MlflowService, tags: Mapping[str, str], *, since: f
     return shared_runs.find(tags, since, place_tag)
 
 
-def place() -> str:
+def place(service: MlflowService) -> str:
     """Return `host:state_dir`; processes with equal values share the logs of runs."""
     from autogen_team._capture import shared_runs
 
-    return shared_runs.place(state_dir())
+    return shared_runs.place(state_folder(service.state_dir))
 
 
 @contextmanager
@@ -105,11 +122,11 @@ def work_for(
                 yield opened
 
 
-def contribute_log(run: Shared) -> AbstractContextManager[None]:
+def contribute_log(service: MlflowService, run: Shared) -> AbstractContextManager[None]:
     """Add what this process logs inside the block to the log of a run that another process has open."""
     from autogen_team._capture import shared_runs
 
-    return shared_runs.contribute_log(run, state_dir())
+    return shared_runs.contribute_log(run, state_folder(service.state_dir))
 
 
 @contextmanager

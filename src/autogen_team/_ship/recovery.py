@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team._process import run_events
+from autogen_team._process.threads import spawn
 from autogen_team._redact import MASK, mask, mask_url
 from autogen_team._ship import code_files, files, mlflow_backend, ping, uris
 from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Unreachable
@@ -141,7 +141,7 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
                 _report.warning(text, found.pid, result.delivered, closed)
 
     if next(journal.folder_of(state).glob("*"), None) is not None:
-        threading.Thread(target=work, name="autogen_team-recovery", daemon=True).start()
+        spawn(work, name="autogen_team-recovery")
 
 
 def after_death(folders: list[str]) -> None:

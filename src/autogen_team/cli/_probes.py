@@ -8,19 +8,19 @@ import platform
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from autogen_team import __version__
-from autogen_team._services.settings import STATE_DIR, state_dir
+from autogen_team._process.folders import state_folder as folder_of
+from autogen_team._services.state import STATE_DIR
 from autogen_team.errors import ConfigurationError, MissingExtraError
-from autogen_team.io.services import AlertsService, LoggerService
+from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 if TYPE_CHECKING:
     from autogen_team._alerts.remote import RemoteChannel
-    from autogen_team._logs import validation
 
 Outcome: TypeAlias = Literal["ok", "note", "fail"]
 
@@ -61,9 +61,9 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
-def state_folder() -> list[Check]:
+def state_folder(service: MlflowService) -> list[Check]:
     """Check the state folder and the data waiting in it."""
-    folder = state_dir()
+    folder = folder_of(service.state_dir)
     remedy = f"make {folder} writable, or set {STATE_DIR} to another folder"
     fault, is_there = unwritable(folder)
     if fault:
@@ -124,35 +124,33 @@ def log_sink(service: LoggerService) -> list[Check]:
     """Check the log sink without creating its file or folders."""
     from autogen_team._logs import validation
 
-    fields = {name: getattr(service, name) for name in type(service).model_fields}
-    settings = validation.Settings(**fields, state_dir=state_dir())
     try:
-        validation.level(settings.level)
-        validation.template(settings.format)
-        found = _sink(settings)
+        validation.level(service.level)
+        validation.template(service.format)
+        found = _sink(service)
     except ConfigurationError as error:
         return [Check("log sink", "fail", str(error), "correct it; autogen-team config shows its source")]
     except OSError as error:
-        name = settings.sink
+        name = service.sink
         remedy = "set AUTOGEN_TEAM_LOGGER_SINK to another file, or to stderr"
         return [Check("log sink", "fail", f"{name} cannot be written: {error.strerror or error}", remedy)]
     return [Check("log sink", "ok", found)]
 
 
-def _sink(settings: validation.Settings) -> str:
+def _sink(service: LoggerService) -> str:
     from autogen_team._logs import validation
 
-    text = settings.sink.strip()
+    text = service.sink.strip()
     if text.lower() in ("stderr", "stdout"):
-        validation.destination(settings)
+        validation.destination(service)
         return text.lower()
     path = Path(text).expanduser().absolute()
     if not text or text.endswith(("/", os.sep)) or path.is_dir():
-        validation.destination(settings)  # raises an error that says what is wrong, and creates nothing
+        validation.destination(service)  # raises an error that says what is wrong, and creates nothing
     with tempfile.TemporaryDirectory() as folder:  # rotation, retention and compression are tried out only here
         trial = f"{folder}/{path.name}"
         try:
-            file, _ = validation.destination(replace(settings, sink=trial))
+            file, _ = validation.destination(service.model_copy(update={"sink": trial}))
         except ConfigurationError as error:
             raise ConfigurationError(str(error).replace(trial, text)) from None
         file.close()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 
+from autogen_team._process.folders import state_folder
 from autogen_team._redact import mask_url
-from autogen_team._services.settings import state_dir
 from autogen_team._ship import ui_url
 from autogen_team.cli import _look
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
@@ -26,23 +26,23 @@ def in_use(service: MlflowService) -> tuple[str, str]:
 
     tracking, registry = service.stores()
     if service.mode == "offline":
-        return _offline(tracking)
+        return _offline(service, tracking)
     try:
         server_probe.check_all((tracking, registry), service.connect_timeout)
     except TrackingUnavailableError:
         if service.mode == "online":
             raise
-        return _offline(tracking)
+        return _offline(service, tracking)
     if ui_url.pages(registry) and not ui_url.pages(tracking):
         _look.say("warning", f"registered models are in {mask_url(registry)}, and are shown only there", "yellow")
         registry = tracking
     return tracking, registry
 
 
-def _offline(destination: str) -> tuple[str, str]:
+def _offline(service: MlflowService, destination: str) -> tuple[str, str]:
     from autogen_team._sync import offline_store
 
-    store = offline_store.existing_store(state_dir(), destination)
+    store = offline_store.existing_store(state_folder(service.state_dir), destination)
     if store is None:
         raise ConfigurationError(f"there are no offline runs for {mask_url(destination)}")
     return store, store

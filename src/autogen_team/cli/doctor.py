@@ -78,7 +78,7 @@ def _jobs(context: GlobalContext) -> list[Callable[[], list[Check]]]:
 
     return [
         _store_probes.Probing(context.mlflow_service).run,
-        _probes.state_folder,
+        lambda: _probes.state_folder(context.mlflow_service),
         lambda: _probes.log_sink(context.logger_service),
         *map(alone, _probes.alert_probes(context.alerts_service)),
     ]

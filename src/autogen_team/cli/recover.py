@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from autogen_team._services.settings import state_dir
+from autogen_team._process.folders import state_folder
 from autogen_team.cli import _context, _look
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bo
 
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
-        state = state_dir()
+        state = state_folder(service.state_dir)
     if dry_run:
         found = index.find(state, hosts)
         if as_json:

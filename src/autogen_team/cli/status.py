@@ -6,7 +6,8 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from autogen_team._services.settings import state_dir
+from autogen_team._process.folders import state_folder
+from autogen_team._services.state import StateFolder
 from autogen_team.cli import _context, _look
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def show(*, as_json: bool) -> None:
     from autogen_team._sync import offline_store
 
     with _look.plain_errors():
-        state = state_dir()
+        state = state_folder(StateFolder().state_dir)
     found = index.find(state)
     stores = offline_store.find(state)
     if as_json:

@@ -11,8 +11,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autogen_team._process.folders import state_folder
 from autogen_team._redact import mask_url
-from autogen_team._services.settings import state_dir
 from autogen_team.cli import _context, _look
 from autogen_team.errors import ConfigurationError
 from autogen_team.io.services import MlflowService
@@ -54,7 +54,7 @@ def sync(
         with _progress() as show:
             for store in stores:
                 outcomes += service.copy_from(store, dry_run=dry_run, delete=delete, progress=show)
-        left = [] if source else list(_left(stores))
+        left = [] if source else list(_left(state_folder(usual.state_dir), stores))
     if as_json:
         _look.as_json({"journals": recovered, "runs": [asdict(outcome) for outcome in outcomes], "left": left})
     else:
@@ -70,7 +70,8 @@ def _journals(service: MlflowService, *, dry_run: bool) -> Iterator[dict[str, ob
     if dry_run:
         from autogen_team._spool import index
 
-        for found in index.find(state_dir()):
+        state = state_folder(service.state_dir)
+        for found in index.find(state):
             if found.state == "dead":
                 yield _row(found, None)
         return
@@ -88,16 +89,16 @@ def _row(found: Found, result: Recovered | None) -> dict[str, object]:
     }
 
 
-def _left(stores: Sequence[str]) -> Iterator[dict[str, str]]:
+def _left(state: Path, stores: Sequence[str]) -> Iterator[dict[str, str]]:
     """Yield what still waits on this machine, and why."""
     from autogen_team._spool import index
     from autogen_team._sync import offline_store
 
-    for store, destination in offline_store.find(state_dir()).items():
+    for store, destination in offline_store.find(state).items():
         if store not in stores:
             why = f"set MLFLOW_TRACKING_URI to it, or copy them elsewhere: autogen-team sync {store} --to URI"
             yield {"what": "offline runs", "store": destination, "why": why}
-    for found in index.find(state_dir()):
+    for found in index.find(state):
         if found.state != "dead" and found.waiting:
             yield {"what": f"{found.waiting} entries of a journal", "store": found.uri, "why": found.evidence}
 
@@ -110,9 +111,10 @@ def _stores(source: str | None, service: MlflowService, *, is_elsewhere: bool) -
     from autogen_team._sync import offline_store
 
     if source is None:
+        state = state_folder(service.state_dir)
         if is_elsewhere:
-            return list(offline_store.find(state_dir()))
-        store = offline_store.existing_store(state_dir(), service.stores()[0])
+            return list(offline_store.find(state))
+        store = offline_store.existing_store(state, service.stores()[0])
         return [store] if store else []
     if not _is_uri(source) and not Path(source).expanduser().exists():
         raise ConfigurationError(

@@ -73,7 +73,7 @@ def run(
         return
     launch = _launch()
     if rank == 0:
-        tags = {**(config.tags or {}), _LAUNCH_TAG: launch, _PLACE_TAG: worker_runs.place()}
+        tags = {**(config.tags or {}), _LAUNCH_TAG: launch, _PLACE_TAG: worker_runs.place(service)}
         with service.run_context(config.model_copy(update={"tags": tags})) as active:
             yield active
         return
@@ -90,7 +90,7 @@ def run(
         child = config.model_copy(update={"name": f"rank {rank}", "tags": tags})
     failure_tag = None if nested else f"{run_events.EXCEPTION_TAG}.rank_{rank}"
     with (
-        worker_runs.contribute_log(shared),
+        worker_runs.contribute_log(service, shared),
         worker_runs.work_for(service, shared, child, failure_tag=failure_tag) as active,
     ):
         yield active

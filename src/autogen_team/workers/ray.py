@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 
 from autogen_team._redact import mask
-from autogen_team._services.settings import STATE_DIR
+from autogen_team._services.state import STATE_DIR
 from autogen_team.errors import ConfigurationError
 from autogen_team.workers._function import function_of
 

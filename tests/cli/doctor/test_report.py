@@ -14,11 +14,11 @@ NO_DESKTOP = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere/bus"}
 
 
 def test_a_state_folder_that_cannot_be_written_fails(tmp_path, examine):
-    """Here it is a file."""
+    """Here the folder that it would be in is a file."""
     path = tmp_path / "file"
     path.touch()
 
-    status, checks = examine(AUTOGEN_TEAM_STATE_DIR=str(path))
+    status, checks = examine(AUTOGEN_TEAM_STATE_DIR=str(path / "state"))
 
     assert (status, checks["state folder"]["outcome"]) == (1, "fail")
     assert "AUTOGEN_TEAM_STATE_DIR" in checks["state folder"]["remedy"]

@@ -165,3 +165,19 @@ def test_a_killed_script_with_another_store_leaves_nothing_in_the_wrong_one(supe
     assert (the_run().info.status, the_run().data.metrics) == ("KILLED", {"here": 1})
     wait_until(lambda: runs_of("other.db")["mine"].info.status == "KILLED")
     assert runs_of("other.db")["mine"].data.metrics == {"there": 1}
+
+
+@pytest.mark.parametrize("by", ["an option", ".env"])
+def test_the_state_folder_of_the_command_is_that_of_the_job(supervised, script, the_run, monkeypatch, tmp_path, by):
+    """A relative path is relative to where the command was called, wherever the job moves."""
+    options = ["--set", "mlflow.state_dir=own"] if by == "an option" else []
+    if not options:
+        monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
+        Path(".env").write_text("AUTOGEN_TEAM_STATE_DIR=own\n")
+    body = "import os\nos.mkdir('elsewhere')\nos.chdir('elsewhere')\nimport mlflow\nmlflow.log_metric('loss', 0.5)\n"
+    ended = supervised("--no-system-metrics", *options, script(body))
+
+    assert ended.returncode == 0, ended.stderr
+    assert the_run().data.metrics == {"loss": 0.5}
+    assert {"journals", "locks"} <= {path.name for path in Path("own").iterdir()}
+    assert [path for path in (tmp_path / "state", Path("elsewhere", "own")) if path.exists()] == []

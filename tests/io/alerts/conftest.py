@@ -17,7 +17,8 @@ from jeepney import HeaderFields, MessageType, message_bus, new_error, new_metho
 from jeepney.io.blocking import open_dbus_connection
 
 from autogen_team._alerts import delivery as delivery_module
-from autogen_team._alerts.delivery import Delivery, Settings
+from autogen_team._alerts.delivery import Delivery
+from autogen_team.io.services import AlertsService
 
 PATIENCE = 20.0  # seconds: generous, because it is only a bound on hangs
 
@@ -236,7 +237,7 @@ def closed_port():
 
 @pytest.fixture
 def settings():
-    """Return a function that creates settings from defaults and changes."""
+    """Return a function that creates a service from defaults and changes."""
 
     def settings(**changes):
         defaults = {
@@ -247,7 +248,7 @@ def settings():
             "cooldown": 0.0,
             "flush_timeout": 2.0,
         }
-        return Settings(**{**defaults, **changes})
+        return AlertsService(**{**defaults, **changes})
 
     return settings
 

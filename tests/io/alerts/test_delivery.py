@@ -135,7 +135,7 @@ class TestWaiting:
     def test_a_desktop_that_hangs_costs_one_wait(self, delivery, gated, capfd):
         """The first alert waits for a second at most, the others, while it hangs, not at all."""
         desktop = gated(is_local=True)
-        alerts = delivery(channels=[desktop], flush_timeout=0.0)
+        alerts = delivery(channels=[desktop], flush_timeout=0.001)
         started = time.monotonic()
         alerts.notify("first", "")
         first = time.monotonic() - started
@@ -204,7 +204,7 @@ class TestWaiting:
         first, second = gated(name="first"), gated(name="second")
         first.takes = lambda level: level == "info"
         second.takes = lambda level: level == "error"
-        alerts = delivery(channels=[first, second], flush_timeout=0.0)
+        alerts = delivery(channels=[first, second], flush_timeout=0.001)
         alerts.notify("before", "", "info")
         flushed = []
         flusher = threading.Thread(target=lambda: flushed.append(alerts.flush(PATIENCE)))

@@ -9,9 +9,10 @@ import pytest
 PRELUDE = """
 import os, signal, sys, threading, time, warnings
 warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # newer Pythons warn of any fork beside a thread
-from autogen_team._alerts.delivery import Delivery, Settings
+from autogen_team._alerts.delivery import Delivery
+from autogen_team.io.services import AlertsService
 def make(*urls, enable=True, flush_timeout=2.0, **options):
-    return Delivery(Settings(enable, "test", None, urls, 0.0, flush_timeout), **options)
+    return Delivery(AlertsService(enable=enable, app_name="test", urls=urls, flush_timeout=flush_timeout), **options)
 """
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 
@@ -24,9 +25,7 @@ def run(run_script):
 
 def test_importing_the_engine_imports_no_channel(run):
     """Neither jeepney nor apprise nor requests is paid for before an alert needs it."""
-    script = run(
-        "make(); print([name for name in ('jeepney', 'apprise', 'requests', 'asyncio') if name in sys.modules])"
-    )
+    script = run("make(); print([name for name in ('jeepney', 'apprise', 'requests') if name in sys.modules])")
     assert (script.stdout, script.stderr) == ("[]\n", "")
 
 

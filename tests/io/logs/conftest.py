@@ -14,6 +14,7 @@ from loguru import logger
 
 from autogen_team._logs import pipeline
 from autogen_team._process import run_events
+from autogen_team.io.services import LoggerService
 
 FORMAT = (
     "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> | <level>{level: <8}</level> | "
@@ -88,7 +89,7 @@ def start(tmp_path):
     undo = []
 
     def start(**fields):
-        stop = pipeline.start(pipeline.Settings(**{**PLAIN, "state_dir": tmp_path / "state", **fields}))
+        stop = pipeline.start(LoggerService(**{**PLAIN, **fields}))
         undo.append(stop)
         return stop
 
@@ -131,12 +132,12 @@ def script(tmp_path):
             "from pathlib import Path",
             "from loguru import logger",
             "from autogen_team._process import run_events",
-            "from autogen_team._logs import pipeline",
-            f"SETTINGS = pipeline.Settings(**{settings!r}, state_dir=Path({str(tmp_path / 'state')!r}))",
+            "from autogen_team._logs import pipeline; from autogen_team.io.services import LoggerService",
+            f"SERVICE = LoggerService(**{settings!r})",
             "def main():",
             *("    " + line for line in body.strip("\n").splitlines()),
             "if __name__ == '__main__':",
-            "    stop = pipeline.start(SETTINGS)",
+            "    stop = pipeline.start(SERVICE)",
             "    main()",
         ]
         path = tmp_path / f"script{len(list(tmp_path.iterdir()))}.py"
@@ -149,14 +150,16 @@ def script(tmp_path):
 class FakeRun:
     """A run with a folder for its artifacts, which records the files attached to it."""
 
-    def __init__(self, folder: Path, run_id: str):
+    def __init__(self, folder: Path, run_id: str, state: Path):
         self.folder = folder
         self.gate = threading.Event()
         self.gate.set()
         self.failure = None
         self.brought = []
         self.threads = set()
-        self.job_run = run_events.Run(run_id, "train", "digits", None, self.attach)
+        self.job_run = run_events.Run(
+            run_id, "train", "digits", None, self.attach, log_folder=run_events.log_folder(state, run_id)
+        )
 
     def attach(self, path, folder):
         """Copy the file, as a store would."""
@@ -188,7 +191,7 @@ def open_run(tmp_path):
     opened = []
 
     def open_run(run_id="0123456789abcdef"):
-        run = FakeRun(tmp_path / "artifacts" / run_id, run_id)
+        run = FakeRun(tmp_path / "artifacts" / run_id, run_id, tmp_path / "state")
         opened.append(run)
         run_events.run_started(run.job_run)
         return run

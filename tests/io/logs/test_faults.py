@@ -105,7 +105,7 @@ def test_a_pipe_that_nobody_reads_does_not_stop_the_job(script, sink):
     body = """
 for number in range(2000):
     logger.info("line {}", number)
-(sys.stderr if SETTINGS.sink == "stdout" else sys.stdout).write("finished\\n")
+(sys.stderr if SERVICE.sink == "stdout" else sys.stdout).write("finished\\n")
 raise SystemExit(7)
 """
     reader, writer = os.pipe()

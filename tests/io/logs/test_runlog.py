@@ -332,7 +332,8 @@ def test_a_forked_worker_that_ends_the_run_leaves_the_bringing_to_its_parent(sta
 def test_a_killed_process_leaves_every_line_on_disk(start_python, script, tmp_path):
     """SIGKILL, in the midst of a flood."""
     body = """
-run = run_events.Run("0123", "train", "digits", None, lambda path, folder: None)
+folder = run_events.log_folder(Path(os.environ["AUTOGEN_TEAM_STATE_DIR"]), "0123")
+run = run_events.Run("0123", "train", "digits", None, lambda path, folder: None, log_folder=folder)
 run_events.run_started(run)
 for number in range(1_000_000):
     logger.info("line {}", number)

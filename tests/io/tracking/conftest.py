@@ -15,6 +15,7 @@ import pytest
 from mlflow.tracking import fluent
 
 from autogen_team._capture import mlflow_internals, run_stacks, session
+from autogen_team.io.services import MlflowService
 from testkit.proxy import Proxy
 
 
@@ -60,8 +61,11 @@ def uris_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture
-def start_session(tmp_path: Path) -> Iterator[Callable[..., session.Session]]:
-    """Return a function that starts tracking on a store, without autologging; each session stops after the test."""
+def start_session() -> Iterator[Callable[..., session.Session]]:
+    """Return a function that starts tracking on a store, without autologging; each session stops after the test.
+
+    A field that is given as None has its default.
+    """
     started: list[session.Session] = []
 
     def start(uri: str, **fields: object) -> session.Session:
@@ -69,11 +73,14 @@ def start_session(tmp_path: Path) -> Iterator[Callable[..., session.Session]]:
             "snapshot": False,
             "connect_timeout": 10.0,
             "flush_timeout": 20.0,
-            "autolog": {"disable": True, "silent": True},
+            "autolog_disable": True,
+            "autolog_silent": True,
+            "registry_uri": uri,
+            "experiment_name": "tests",
             **fields,
         }
-        given = {"registry_uri": uri, "experiment_name": "tests", "state_dir": tmp_path / "state", **given}
-        started.append(session.start(session.Settings(tracking_uri=uri, **given)))
+        chosen = {name: value for name, value in given.items() if value is not None}
+        started.append(session.start(MlflowService(tracking_uri=uri, **chosen)))
         return started[-1]
 
     yield start

@@ -88,7 +88,7 @@ def test_a_proxy_that_blocks_everything_refuses_nothing(proxy, mlflow_server, st
 
 def test_what_a_dead_process_left_is_delivered_past_the_item(proxy, mlflow_server, start_session, tmp_path):
     """Recovery finds the blocked item in one attempt, refuses it, and delivers the rest of the journal."""
-    started = start_session(proxy.uri, flush_timeout=0.0)
+    started = start_session(proxy.uri, flush_timeout=0.001)
     with lifecycle.open_run(name="train") as run:
         assert write_behind.of(proxy.uri).store.flush()
         proxy.status = 502

@@ -193,7 +193,7 @@ def joined(store_uri):
     """Return a run that is open elsewhere, and that this process works for."""
     mlflow.set_tracking_uri(store_uri)
     run = mlflow.MlflowClient().create_run("0", run_name="elsewhere")
-    active, leave = active_runs.work_for(run)
+    active, leave = active_runs.hold_open(run)
     yield active
     leave()
 
@@ -216,7 +216,7 @@ def test_runs_inside_of_it_are_children(joined):
             assert active_runs.has_own_run_around(inner)
     assert child.data.tags["mlflow.parentRunId"] == joined.info.run_id
 
-    _, leave = active_runs.work_for(joined)
+    _, leave = active_runs.hold_open(joined)
     left = mlflow.start_run()
     assert leave() == [left.info.run_id]
     assert mlflow.active_run() is joined
@@ -239,7 +239,7 @@ def test_without_such_a_run_mlflow_is_as_it_was(store_uri):
     mlflow.set_tracking_uri(store_uri)
     before = mlflow.start_run, mlflow.end_run, autologging_utils.get_autologging_config
     run = mlflow.MlflowClient().create_run("0")
-    first, second = active_runs.work_for(run)[1], active_runs.work_for(run)[1]
+    first, second = active_runs.hold_open(run)[1], active_runs.hold_open(run)[1]
     second()
     assert mlflow.start_run is not before[0]
     first()

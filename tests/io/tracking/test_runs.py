@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from pathlib import Path
 
 import mlflow
 import pytest
 
 from autogen_team._capture import lifecycle, session
 from autogen_team._process import Undo, run_events
+from autogen_team.io.services import MlflowService
 
 SCRIPT = """
 import signal, sys, time
@@ -25,8 +25,10 @@ with service, service.run_context(MlflowService.RunConfig(name="train")) as run:
 
 def start(uri: str, experiment: str) -> Undo:
     """Start tracking, without autologging."""
-    settings = session.Settings(uri, uri, experiment, 5, {"disable": True, "silent": True}, Path("state"))
-    return session.start(settings).stop
+    service = MlflowService(
+        tracking_uri=uri, registry_uri=uri, experiment_name=experiment, autolog_disable=True, autolog_silent=True
+    )
+    return session.start(service).stop
 
 
 @pytest.fixture

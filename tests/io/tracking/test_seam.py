@@ -9,6 +9,7 @@ import mlflow
 import pytest
 from mlflow.entities import Param, RunStatus
 from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils
 from mlflow.tracing.client import TracingClient
 from mlflow.tracking import fluent
 from mlflow.tracking._model_registry import utils as registry
@@ -352,6 +353,18 @@ def test_runs_are_made_in_the_experiment_that_is_provided(store_uri):
 
     undo()
     assert fluent._get_experiment_id.__module__ == mlflow.projects._get_experiment_id.__module__ == fluent.__name__
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_database_is_asked_as_often_as_before_by_whichever_user_leaves_last(order):
+    """Two services that start at once may end in any order."""
+    before = utils.MAX_RETRY_COUNT
+    undo = [mlflow_internals.ask_databases_once() for _ in order]
+    undo[order[0]]()
+    assert utils.MAX_RETRY_COUNT == 0
+    undo[order[1]]()
+
+    assert utils.MAX_RETRY_COUNT == before > 0
 
 
 def test_spark_is_asked_for_a_registry_only_if_it_is_imported(store_uri, monkeypatch):

@@ -250,17 +250,17 @@ def test_an_experiment_of_another_store_is_not_meant(start_session, home, other,
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
 
-    start_session(home, is_experiment_chosen=False)
+    start_session(home, experiment_name=None)
     log_a_run()
 
-    assert [experiment for experiment, _ in runs_of(home)] == ["tests"]
+    assert [experiment for experiment, _ in runs_of(home)] == ["autogen_team"]
 
 
 def test_a_context_inside_of_a_given_experiment_uses_it_too(start_session, store_uri, given, monkeypatch):
     """A context inside another one uses the experiment of the environment as well."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", given.info.experiment_id)
-    start_session(store_uri, is_experiment_chosen=False)
-    start_session(store_uri, is_experiment_chosen=False)
+    start_session(store_uri, experiment_name=None)
+    start_session(store_uri, experiment_name=None)
 
     run_id = log_a_run()
 

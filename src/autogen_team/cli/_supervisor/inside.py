@@ -6,6 +6,7 @@ import atexit
 import os
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autogen_team._process import on_demand, run_events
@@ -62,7 +63,8 @@ class Inside:
         self._undo.callback(logger.stop)
         facts = {"run_id": run["run_id"], "run_name": run["name"], "experiment": run["experiment"]}
         self._undo.callback(run_events.set_source(lambda: facts))
-        joined = run_events.Run(run["run_id"], run["name"], run["experiment"], None, lambda *_: None)
+        folder = run_events.log_folder(Path(run["state"]), run["run_id"])
+        joined = run_events.Run(run["run_id"], run["name"], run["experiment"], None, lambda *_: None, log_folder=folder)
         run_events.run_joined(joined, brings_log=False)  # the keeper uploads it
         self._undo.callback(run_events.run_left, joined)
 

@@ -23,8 +23,10 @@ from typing import TYPE_CHECKING, Any
 from autogen_team._capture import snapshots
 from autogen_team._process import grace, identity, run_events, streams
 from autogen_team._process.deadline import within
+from autogen_team._process.folders import state_folder
 from autogen_team._redact import mask, mask_url, values
-from autogen_team._services import settings, worker_runs
+from autogen_team._services import worker_runs
+from autogen_team._services.state import STATE_DIR
 from autogen_team._ship import server_probe, uris
 from autogen_team._snapshot import process
 from autogen_team._spool import index, journal
@@ -112,7 +114,9 @@ class Keeper:
         shown = None if _is_server(service.tracking_uri) else _summary.command_to_look(service, prompt)
         if service.snapshot:
             words = ["autogen-team", *(_text(word) for word in order.words)]
-            snapshots.begin(settings.state_dir(), service.stores(), words, target.script(order), process.make)
+            snapshots.begin(
+                state_folder(service.state_dir), service.stores(), words, target.script(order), process.make
+            )
         self._say(ready=asdict(Ready(_variables(context, order), sorted(values.extra().values), shown)))
         failure: BaseException | None = None
 
@@ -171,7 +175,7 @@ class Keeper:
         info = active.info
         return OpenRun(
             run_id=info.run_id,
-            state=str(settings.state_dir()),
+            state=str(state_folder(service.state_dir)),
             keeps_log=logger.run_log,
             masks=logger.redact,
             link=service.link(info.experiment_id, info.run_id),
@@ -249,9 +253,9 @@ class Keeper:
             how = recovery.Cause("", "FINISHED", end.at)
         else:
             how = recovery.Cause(failure.reason or "", failure.status, end.at)
+        stores, state = context.mlflow_service.stores(), state_folder(context.mlflow_service.state_dir)
         for found, lock in self._left:
-            stores = context.mlflow_service.stores()
-            result = recovery.recover(found, *stores, settings.state_dir(), end=how, lock=lock)
+            result = recovery.recover(found, *stores, state, end=how, lock=lock)
             if result.problem:
                 raise RuntimeError(result.problem)
 
@@ -262,7 +266,8 @@ def _take_over(context: GlobalContext, pid: int) -> list[tuple[Found, int | None
     Journals for other stores than that of the run are left to the agent, which has their URI with its password.
     """
     store = uris.identity(mask_url(context.mlflow_service.stores()[0]))
-    journals = journal.folder_of(settings.state_dir()).glob(f"{identity.process_name(pid)}-*")
+    state = state_folder(context.mlflow_service.state_dir)
+    journals = journal.folder_of(state).glob(f"{identity.process_name(pid)}-*")
     found = [one for folder in journals if (one := index.look(folder)) and one.state == "dead"]
     found = [one for one in found if uris.identity(one.uri) == store]
     return [(one, journal.take_over(one.folder)) for one in found]
@@ -288,14 +293,19 @@ def _variables(context: GlobalContext, order: Order) -> dict[str, str]:
     found["MLFLOW_TRACKING_URI"] = service.tracking_uri
     if "MLFLOW_EXPERIMENT_ID" not in os.environ:
         found["MLFLOW_EXPERIMENT_NAME"] = service.experiment_name
+    if STATE_DIR in found and service.state_dir is not None:
+        found[STATE_DIR] = service.state_dir
     return {name: uris.absolute(value) if name.endswith("_URI") else value for name, value in found.items()}
 
 
 def _settings(context: GlobalContext, order: Order) -> dict[str, str]:
     """Return the settings that the job would not find in its environment, or not in another folder."""
     found = {**_context.of_file(), **order.overrides}
-    sink = worker_runs.for_worker(context.logger_service).sink
-    return {**found, "logger.sink": sink}
+    found["logger.sink"] = worker_runs.for_worker(context.logger_service).sink
+    folder = context.mlflow_service.state_dir
+    if "mlflow.state_dir" in found and folder is not None:
+        found["mlflow.state_dir"] = folder
+    return found
 
 
 def _is_server(uri: str) -> bool:
