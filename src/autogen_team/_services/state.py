@@ -41,7 +41,7 @@ class StateFolder(Settings):
     __slots__ = ()
 
     state_dir: Annotated[Folder | None, Variable(STATE_DIR)] = None
-    """Where journals, offline runs and logs wait for their store, and locks are; for you only."""
+    """Folder of journals, offline runs, logs and locks; readable only by you."""
 
     def settings(self) -> list[Setting]:
         """Return every setting; if no state folder is chosen, the one of this machine is shown."""
