@@ -105,6 +105,7 @@ def _start(
         run_stacks,
         signals,
         snapshots,
+        system_metrics,
         traces,
     )
     from autogen_team._capture.quick_uris import quick_uris
@@ -143,6 +144,7 @@ def _start(
         )
         undo.callback(redacting_store.start_registry())
         undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
+        undo.callback(system_metrics.sample_outside())
         undo.callback(run_stacks.isolate())
         undo.callback(mlflow_internals.keep_autolog())
         mlflow.autolog(**_autolog(settings))

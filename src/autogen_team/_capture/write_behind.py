@@ -22,6 +22,7 @@ from autogen_team._ship.availability import Availability
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.shipper import Shipper
 from autogen_team._ship.signs import Signs
+from autogen_team._ship.system_metrics import SystemMetrics
 from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.records import Entry
 
@@ -107,6 +108,7 @@ class WriteBehind:
             self._for_agent,
             _handover_after(uri),
             Signs(backend, heartbeat),
+            SystemMetrics(backend),
         )
         self.store = DurableStore(inner, self.journal, self.shipper, availability, delivery.ids)
         delivery.on_created = self._created

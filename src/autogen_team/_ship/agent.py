@@ -179,6 +179,10 @@ class Agent:
                 job.send({"op": "yours"})
         elif operation == "flush" and job.shipment is not None:
             job.shipment.flush(message["until"])
+        elif operation == "sample" and job.shipment is not None:
+            job.shipment.system_metrics.begin(message["order"])
+        elif operation == "sample no more" and job.shipment is not None:
+            job.shipment.system_metrics.end(message["run"])
         elif operation == "login" and job.shipment is not None:
             job.shipment.log_in(message["store"])
 

@@ -11,6 +11,7 @@ from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import Drain
 from autogen_team._ship.error_text import with_kind
 from autogen_team._ship.signs import Signs
+from autogen_team._ship.system_metrics import SystemMetrics
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
 
@@ -30,9 +31,18 @@ _FOR_THE_JOB = frozenset({"artifact", "create"})
 class Shipment:
     """The journal of a job that the agent ships."""
 
-    def __init__(self, route: Route, job: Job, after: int, open_runs: Iterable[str], signs: Signs) -> None:
+    def __init__(
+        self,
+        route: Route,
+        job: Job,
+        after: int,
+        open_runs: Iterable[str],
+        signs: Signs,
+        system_metrics: SystemMetrics,
+    ) -> None:
         self._route = route
         self._signs = signs
+        self.system_metrics = system_metrics
         self._open = dict.fromkeys(open_runs)
         """The runs that the job has open, by the ids that it knows."""
         self._job = job
@@ -160,14 +170,17 @@ class Route:
 
         The order says `after` which entry to begin; the `ids` that local runs have in the store; the `runs` that are
         open; the `pid` of the process for heartbeats, their interval (`heartbeat`, seconds), and when the last one was
-        `given`.
+        `given`; what is `sampled` for which run.
         """
         with self._lock:
             if not self._is_ready or self._delivery is None or self._backend is None:
                 return None
             self._delivery.ids |= order["ids"]
             signs = Signs(self._backend, order["heartbeat"], pid=order["pid"], given=order["given"])
-            shipment = Shipment(self, job, order["after"], order["runs"], signs)
+            system_metrics = SystemMetrics(self._backend)
+            for one in order["sampled"]:
+                system_metrics.begin(one)
+            shipment = Shipment(self, job, order["after"], order["runs"], signs, system_metrics)
             self._shipments = (*self._shipments, shipment)
         self.hurry()
         return shipment
@@ -206,7 +219,9 @@ class Route:
             if not any(shipment.is_urgent for shipment in self._shipments):
                 self._drain.urgent.wait(idle)
             # First, so that the run of a job that resumes and ends at once is reopened before it is closed.
-            all(shipment.give_signs(self._delivery.ids) for shipment in self._shipments)
+            is_there = all(shipment.give_signs(self._delivery.ids) for shipment in self._shipments)
+            for shipment in self._shipments:
+                shipment.system_metrics.log(self._delivery.ids, is_cut=not is_there)
             before = [shipment.number for shipment in self._shipments]
             self._drain.ship()
             is_idle = before == [shipment.number for shipment in self._shipments]

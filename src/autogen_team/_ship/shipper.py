@@ -25,6 +25,7 @@ from autogen_team._ship.backend import Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import LONGEST_PAUSE, Drain
 from autogen_team._ship.signs import Signs
+from autogen_team._ship.system_metrics import SystemMetrics
 from autogen_team._spool.journal import Journal
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
@@ -85,6 +86,7 @@ class Shipper:
         store: Callable[[], Message | None],
         handover_after: float,
         signs: Signs,
+        system_metrics: SystemMetrics,
     ) -> None:
         """Hand the journal over to `agent` after `handover_after` seconds, unless `store` returns None.
 
@@ -98,6 +100,7 @@ class Shipper:
         self._handover_after = handover_after
         self.signs = signs
         """Heartbeats of the runs that this process has open, until the agent sends them."""
+        self._system_metrics = system_metrics
         self.lost = 0
         """Number of entries that neither the journal nor the store accepted."""
         self.after_fork()
@@ -109,6 +112,7 @@ class Shipper:
         if own is not None:
             own.close()
         self._begin()
+        self._system_metrics.end_all()  # the runs are the parent's
         self._lock = threading.RLock()
         self._progress = threading.Condition(self._lock)
         self._wanted = 0
@@ -175,6 +179,25 @@ class Shipper:
         self._availability.failed(fault)
         self.lost += 1
 
+    def sample(self, order: Message) -> None:
+        """Log system metrics of a run from now on; see `system_metrics.Order`."""
+        with self._lock:
+            self._system_metrics.begin(order)
+            self._agent_samples({"op": "sample", "order": order})
+        self.start()
+
+    def sample_no_more(self, run_id: str) -> None:
+        """Log system metrics of a run no more."""
+        with self._lock:
+            self._system_metrics.end(run_id)
+            self._agent_samples({"op": "sample no more", "run": run_id})
+
+    def _agent_samples(self, message: Message) -> None:
+        if self._handed_over:
+            self._agent.send(message)
+        else:
+            self._journal.wake()
+
     def stop(self, timeout: float) -> bool:
         """Deliver the rest, at most for `timeout` seconds, and end the thread; return whether the store has it all."""
         deadline = time.monotonic() + grace.bounded(timeout)
@@ -230,16 +253,21 @@ class Shipper:
         """Return how long to wait for the next entry, in seconds; None for as long as it takes."""
         if self.has_more:
             return 0.0
-        if not self.signs.is_wanted or not self._journal.open_runs():
+        signs = self.signs.left if self.signs.is_wanted and self._journal.open_runs() else None
+        due = [left for left in (signs, self._system_metrics.left) if left is not None]
+        if not due:
             return None
         # A job that logs nothing is handed over too: its heartbeats come from outside.
-        return self.signs.left if self._prepared == "unable" else min(self.signs.left, _GLANCE)
+        return min(due) if self._prepared == "unable" else min(*due, _GLANCE)
 
     def _work(self) -> None:
         while not self._stopping:
             if self.signs.is_wanted and not self.signs.left and not self._availability.is_cut:
                 with self._drain.delivering:
                     self.signs.give(self._journal.open_runs(), self._delivery.ids)
+            if self._system_metrics.left == 0:
+                with self._drain.delivering:
+                    self._system_metrics.log(self._delivery.ids, is_cut=self._availability.is_cut)
             if self._can_hand_over():
                 self._listen()
             elif self.has_more:
@@ -287,6 +315,7 @@ class Shipper:
                     "pid": identity.job(),
                     "heartbeat": self.signs.every,
                     "given": self.signs.given,
+                    "sampled": self._system_metrics.orders,
                 }
             )
             self._handed_over = True

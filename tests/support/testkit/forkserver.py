@@ -39,7 +39,7 @@ from testkit import known_state
 FOLDER = "FORK_SERVERS"
 """The variable that names the folder of the sockets."""
 FRESH_AGENTS = "FRESH_AGENTS"
-"""The variable that asks for agents that are not forked, for tests of the agent's own start, memory and command line."""
+"""The variable that asks for agents that are not forked, for tests of an agent's start, memory and command line."""
 _AGENTS = {"autogen-team-agent", "autogen-team-agent-recovery"}
 PRELOADED = {
     "job": (
@@ -200,7 +200,7 @@ class ForkingPopen(_Forked):
             _plain_init(self, args, *more, **options)
 
     def _is_forked(self, args: list[str], options: Mapping[str, Any]) -> bool:
-        # Most of what an agent costs is the import of MLflow, and each test has a state folder, so an agent, of its own.
+        # Most of what an agent costs is the import of MLflow, and each test has an agent of its own.
         return not _AGENTS.isdisjoint(args) and FRESH_AGENTS not in (options.get("env") or os.environ)
 
 
