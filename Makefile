@@ -99,6 +99,22 @@ wheel: $(READY) ## Build the wheel into dist/
 	@rm -rf dist
 	@$(BIN)/hatchling build --target wheel
 
+.PHONY: dist
+dist: $(READY) ## Build the sdist, and the wheel from it, into dist/
+	@rm -rf dist
+	@$(BIN)/python -m build --no-isolation >/dev/null
+	@ls dist/*
+
+.PHONY: test-sdist
+test-sdist: dist ## Run the quick tests from the unpacked sdist: two minutes
+	@unpacked=$$(mktemp -d) && trap 'rm -rf "$$unpacked"' EXIT && tar -xzf dist/*.tar.gz -C "$$unpacked" --strip-components=1 \
+	  && cd "$$unpacked" && PYTHONPATH="$$unpacked/src" $(CURDIR)/$(PYTEST) -m quick -p no:cacheprovider $(PYTEST_ARGS)
+
+.PHONY: release
+release: $(READY) ## Build what docs/release.md uploads, if tag, version, CHANGELOG and tree agree
+	@$(BIN)/python .ci/release_check.py
+	@$(MAKE) --no-print-directory dist
+
 # What a venv tests is the wheel, not the tree: $(call install-wheel,VENV)
 install-wheel = $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-index --force-reinstall dist/*.whl \
   && $(1)/bin/python -c 'import autogen_team; print("testing", autogen_team.__file__)'
