@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import stat
+import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -47,11 +48,16 @@ def versions() -> dict[str, str]:
     """Return the versions of the library, Python, the platform, the dependencies and the extras."""
     found = {
         "autogen-team": __version__,
-        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "python": f"{platform.python_version()} ({_build()})",
         "platform": platform.platform(),
     }
     found |= {name: _version(name) for name in _LIBRARIES}
     return found | {f"extra {extra}": f"{name} {_version(name)}" for extra, name in _EXTRAS.items()}
+
+
+def _build() -> str:
+    is_free_threaded = bool(sysconfig.get_config_var("Py_GIL_DISABLED"))
+    return platform.python_implementation() + ", free-threaded, not tested with this library" * is_free_threaded
 
 
 def _version(distribution: str) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from autogen_team.cli import _probes
+
 DOCTOR = ("-m", "autogen_team", "doctor")
 NO_DESKTOP = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere/bus"}
 
@@ -190,3 +192,10 @@ def test_mlflow_is_not_loaded_for_a_server_that_is_dead(free_port, run_python):
     _, _, err = run_python("-c", code, fresh=True, MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}", **NO_DESKTOP)
 
     assert err.strip() == "False"
+
+
+def test_a_free_threaded_python_is_said(monkeypatch):
+    """Nothing here is tested with one."""
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: 1 if name == "Py_GIL_DISABLED" else None)
+
+    assert "free-threaded, not tested" in _probes.versions()["python"]
