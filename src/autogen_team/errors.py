@@ -4,6 +4,7 @@
     ├── ConfigurationError(ValueError)          a setting cannot be used as given
     │   └── MissingExtraError(ImportError)      ... because an optional dependency is not installed
     ├── NotStartedError(RuntimeError)           asked for something that exists only between start and stop
+    ├── JobRunningError(RuntimeError)           another process has the run of this job
     └── TrackingUnavailableError(ConnectionError)   the tracking or registry server does not answer
 
     AutogenTeamWarning(UserWarning)
@@ -19,6 +20,7 @@ __all__ = [
     "AutogenTeamWarning",
     "ConfigurationError",
     "ConfigurationWarning",
+    "JobRunningError",
     "MissingExtraError",
     "NotStartedError",
     "TrackingUnavailableError",
@@ -39,6 +41,10 @@ class MissingExtraError(ConfigurationError, ImportError):
 
 class NotStartedError(AutogenTeamError, RuntimeError):
     """Something that exists only between ``start`` and ``stop`` was asked for outside of them."""
+
+
+class JobRunningError(AutogenTeamError, RuntimeError):
+    """Another process has the run of this job; the message says which, where, and when it was last seen alive."""
 
 
 class TrackingUnavailableError(AutogenTeamError, ConnectionError):

@@ -58,6 +58,8 @@ class Settings:
     """Seconds."""
     heartbeat: float = 30.0
     """Seconds between signs of life of a run; 0 for none."""
+    replay: Literal["keep", "skip"] = "keep"
+    """What becomes of metrics of a resumed run whose steps were there before."""
     mask_traces: bool = True
     snapshot: bool = True
     """Whether what was run is kept with the run."""
@@ -186,6 +188,7 @@ def _stand_in(uri: str, registry_uri: str, settings: Settings) -> Undo:
         connect_timeout=settings.connect_timeout,
         flush_timeout=settings.flush_timeout,
         heartbeat=settings.heartbeat,
+        skips_replayed=settings.replay == "skip",
     )
 
 

@@ -15,7 +15,7 @@ from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from autogen_team._ship.agent import Job
     from autogen_team._ship.agent_link import Message
@@ -30,11 +30,11 @@ _FOR_THE_JOB = frozenset({"artifact", "create"})
 class Shipment:
     """The journal of a job that the agent ships."""
 
-    def __init__(self, route: Route, job: Job, after: int, open_runs: Iterable[str], signs: Signs) -> None:
+    def __init__(self, route: Route, job: Job, after: int, open_runs: Mapping[str, int], signs: Signs) -> None:
         self._route = route
         self._signs = signs
-        self._open = dict.fromkeys(open_runs)
-        """The runs that the job has open, by the ids that it knows."""
+        self._open = dict(open_runs)
+        """Which start of its job each run is in that the job has open, by the ids that it knows."""
         self._job = job
         self._follower = Follower(lambda: job.folder, after)
         self._wanted = 0
@@ -85,7 +85,7 @@ class Shipment:
     def _follow_runs(self, entries: list[Entry]) -> None:
         for entry in entries:
             if entry["op"] == "open":
-                self._open[entry["run"]] = None
+                self._open[entry["run"]] = entry.get("attempt", 1)
             elif entry["op"] == "closed":
                 self._open.clear()
             elif entry["op"] == "info" and entry.get("status", "RUNNING") != "RUNNING":

@@ -134,6 +134,23 @@ def run(
             help="Refuse to run code that is not committed.",
         ),
     ] = False,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            "--job",
+            envvar="AUTOGEN_TEAM_RUN_JOB",
+            help="The name of the job over all its starts, which share one run; auto: as the scheduler calls it.",
+        ),
+    ] = None,
+    stale: Annotated[
+        str,
+        typer.Option(
+            "--stale",
+            metavar="DURATION",
+            envvar="AUTOGEN_TEAM_RUN_STALE",
+            help="With --job: how long a start on another machine may give no sign of life until it counts as dead.",
+        ),
+    ] = "5m",
     set_: Set = None,
 ) -> NoReturn:
     """Run any job inside the global context and one MLflow run, supervised.
@@ -142,8 +159,8 @@ def run(
     without closing its run, even by SIGKILL, the run is closed in its place, with the reason, and the alert is sent.
 
     Exits with the job's own status, or 128 and the number of the signal that killed it; with 2 if the command or a
-    setting is wrong, 125 if the context cannot be started or the code is refused, 126 if the command cannot be
-    executed, 127 if there is none.
+    setting is wrong, 125 if the context cannot be started, the code is refused or the job runs elsewhere already, 126
+    if the command cannot be executed, 127 if there is none.
 
     Example: autogen-team run --experiment digits --tag fold=1 train.py --epochs 3
     """
@@ -160,6 +177,8 @@ def run(
         keep_output=output,
         system_metrics=system_metrics,
         require_clean=require_clean,
+        job=job,
+        stale=_durations.seconds(stale),
         overrides={**overrides, **{path: value for path, value in more.items() if value is not None}},
     )
 

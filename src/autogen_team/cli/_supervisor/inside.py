@@ -62,7 +62,9 @@ class Inside:
         self._undo.callback(logger.stop)
         facts = {"run_id": run["run_id"], "run_name": run["name"], "experiment": run["experiment"]}
         self._undo.callback(run_events.set_source(lambda: facts))
-        joined = run_events.Run(run["run_id"], run["name"], run["experiment"], None, lambda *_: None)
+        joined = run_events.Run(
+            run["run_id"], run["name"], run["experiment"], None, lambda *_: None, attempt=run["attempt"]
+        )
         run_events.run_joined(joined, brings_log=False)  # the keeper uploads it
         self._undo.callback(run_events.run_left, joined)
 
