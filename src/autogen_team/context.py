@@ -280,6 +280,15 @@ class GlobalContext(Service):
         with worker_runs.host_run(service, config) if host else service.run_context(config) as active:
             yield active
 
+    @property
+    def attempt(self) -> int:
+        """Which start of its job the open run is in, counted from 1; see `MlflowService.attempt`."""
+        return self.mlflow_service.attempt
+
+    def last_step(self, key: str | None = None) -> int | None:
+        """Return the last step of a metric of the open run, or of any metric; see `MlflowService.last_step`."""
+        return self.mlflow_service.last_step(key)
+
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log to the active run in a hot loop; see `MlflowService.log_metrics`."""
         self.mlflow_service.log_metrics(metrics, step)

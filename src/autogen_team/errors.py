@@ -4,6 +4,7 @@
     ├── ConfigurationError(ValueError)          a setting is invalid
     │   └── MissingExtraError(ImportError)      ... because an optional dependency is not installed
     ├── NotStartedError(RuntimeError)           no service, context or run is active
+    ├── JobRunningError(RuntimeError)           another process has the run of this job
     └── TrackingUnavailableError(ConnectionError)   the tracking or registry server does not answer
 
     AutogenTeamWarning(UserWarning)
@@ -19,6 +20,7 @@ __all__ = [
     "AutogenTeamWarning",
     "ConfigurationError",
     "ConfigurationWarning",
+    "JobRunningError",
     "MissingExtraError",
     "NotStartedError",
     "TrackingUnavailableError",
@@ -39,6 +41,10 @@ class MissingExtraError(ConfigurationError, ImportError):
 
 class NotStartedError(AutogenTeamError, RuntimeError):
     """A running service or context, or an open run, is needed for this; the message says how to start it."""
+
+
+class JobRunningError(AutogenTeamError, RuntimeError):
+    """Another process has the run of this job; the message says which, where, and when it was last seen alive."""
 
 
 class TrackingUnavailableError(AutogenTeamError, ConnectionError):

@@ -37,7 +37,7 @@ def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
     annotation = cls.model_fields[name].annotation
     if get_origin(annotation) is Literal:
         others = [word for word in get_args(annotation) if word != default]
-        return others[0], others[1]
+        return others[0], [*others, default][1]
     if name == "ping":
         return "https://hc-ping.com/one", "https://hc-ping.com/two"
     if name == "timeout":

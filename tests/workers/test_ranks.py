@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 TRAIN = """
@@ -79,6 +81,68 @@ def test_a_launch_does_not_join_the_one_before(launch, store):
     launch(size=2, TORCHELASTIC_RUN_ID="b")
 
     assert [store.steps(run) for run in store.runs()] == [[0, 1]] * 3
+
+
+def test_agents_count_their_restarts_alone(start_python, write_job, store):
+    """So the ranks of one launch may have different counts."""
+    job = write_job(TRAIN, "from autogen_team.workers import ranks\nTIMEOUT = 60\n")
+    variables = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "digits", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    first, second = [
+        start_python(job, stdin=-1, RANK=str(rank), TORCHELASTIC_RESTART_COUNT=str(rank), **variables)
+        for rank in range(2)
+    ]
+    assert second.finish()[0] == 0
+    assert first.finish("\n")[0] == 0
+
+    [run] = store.runs()
+    assert store.steps(run) == [0, 1]
+
+
+JOB = """
+with make_context() as context, ranks.run(context, "train", job="auto", nested="nested" in sys.argv) as run:
+    rank = int(os.environ["RANK"])
+    mlflow.log_metric("accuracy", 0.5, step=2 * context.attempt + rank)
+    mlflow.log_param(f"restarts of {rank}", os.environ["TORCHELASTIC_RESTART_COUNT"])
+    print("joined", run.info.run_id, context.attempt, flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("nested", ["", "nested"])
+def test_ranks_that_are_started_again_are_the_same_ranks(start_python, write_job, store, tmp_path, nested):
+    """In the same run, or in the same children, though the agents have counted differently and share no state."""
+    job = write_job(JOB, "from autogen_team.workers import ranks\n")
+
+    def start(rank: int, restarts: int):
+        state = str(tmp_path / f"node{rank}")
+        variables = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "digits", "MASTER_PORT": "29500"}
+        return start_python(
+            *(job, nested),
+            stdin=-1,
+            RANK=str(rank),
+            TORCHELASTIC_RESTART_COUNT=str(restarts),
+            AUTOGEN_TEAM_STATE_DIR=state,
+            **variables,
+        )
+
+    before = [start(0, 0), start(1, 0)]
+    ids = [process.wait_for("joined").split()[1] for process in before]
+    for process in before:
+        process.send(signal.SIGKILL)
+        process.finish()
+    again = [start(1, 1), start(0, 0)]
+    told = [process.wait_for("joined").split() for process in reversed(again)]
+    assert [process.finish("\n")[0] for process in again] == [0, 0]
+
+    assert [one[1] for one in told] == ids
+    assert [one[2] for one in told] == ["2", "2"]
+    if nested:
+        [child] = store.children()
+        assert (child.info.run_name, child.info.status, store.steps(child)) == ("rank 1", "FINISHED", [3, 5])
+        assert store.steps(store.run("train")) == [2, 4]
+    else:
+        [run] = store.runs()
+        assert (run.info.status, store.steps(run)) == ("FINISHED", [2, 3, 4, 5])
 
 
 def test_a_rank_that_finds_nothing_has_a_run_of_its_own(run_python, write_job, store):

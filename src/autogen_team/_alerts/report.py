@@ -51,10 +51,14 @@ def job_ended(run: run_events.Run, end: run_events.End, *, host: str, rank: int)
     The brief form is for the console, which has shown the traceback already.
     """
     ending, level = _ENDINGS[end.status]
+    if end.is_preempted:
+        ending = "was preempted"
     title = f"{run.name} {ending}" + (f" (rank {rank})" if rank else "")
     lines = [f"after {duration(end.duration)} on {host}"]
     if end.reason is not None:
         lines.append(end.reason)
+    if end.is_preempted and run.job is not None:
+        lines.append(f"it goes on when the job {run.job} is started again; this was start {run.attempt}")
     lines.append(f"experiment {run.experiment}, run {run.run_id}")
     if run.link is not None:
         lines.append(run.link)

@@ -6,19 +6,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow.entities import RunInfo
+from mlflow.entities import Run, RunInfo
 from mlflow.tracking.context import registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from autogen_team._capture import active_runs, mlflow_internals, run_stacks, signals, write_behind
-from autogen_team._process import Undo, run_events
+from autogen_team._capture import active_runs, attempts, mlflow_internals, run_stacks, signals, write_behind
+from autogen_team._process import Undo, run_events, schedulers
 from autogen_team._process.deadline import within
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._process.saved import SavedValue
@@ -64,34 +64,47 @@ def open_run(
     nested: bool = False,
     parent_run_id: str | None = None,
     run_id: str | None = None,
+    job: str | None = None,
+    stale: float = 300.0,
     begun: float | None = None,
+    is_launched: bool = False,
 ) -> Iterator[mlflow.ActiveRun]:
     """Open a run, and close it with the status that the end of the block implies.
 
     `begun` is when its work began, in seconds since 1970; None means now. It does not count for a run that exists.
+    `is_launched` says that a launcher has started this process after it had ended the one before.
     """
     with signals.signals_raise():
         signals.hold()
         try:
-            if begun is not None and run_id is None and "MLFLOW_RUN_ID" not in os.environ:
-                made = mlflow.MlflowClient().create_run(
-                    mlflow_internals.experiment_id(),
-                    start_time=round(begun * 1000),
-                    tags=registry.resolve_tags(as_text(tags)),
+            is_child = nested or parent_run_id is not None
+            known = attempts.identity_of(job, name, run_id=run_id, is_child=is_child)
+            claimed = None
+            if known is not None:
+                around = mlflow_internals.open_run_ids()[-1:] if nested else []
+                parent = next(iter(around), parent_run_id)
+
+                def make(own: Mapping[str, str]) -> Run:
+                    child = {} if parent is None else {MLFLOW_PARENT_RUN_ID: parent}
+                    return _make(name, {**(tags or {}), **own, **child}, begun)
+
+                claimed = attempts.claim(known, make, stale=stale, parent=parent, is_sure=is_launched)
+                run_id, parent_run_id = claimed.info.run_id, None
+            elif begun is not None and run_id is None and "MLFLOW_RUN_ID" not in os.environ:
+                run_id, tags = _make(name, tags, begun).info.run_id, None
+            with nullcontext() if claimed is None else attempts.opening(claimed):
+                active = mlflow.start_run(
+                    run_id=run_id,
                     run_name=mask(name),
+                    nested=nested,
+                    parent_run_id=parent_run_id,
+                    description=None if description is None else mask(description),
+                    tags=as_text(tags),
+                    log_system_metrics=log_system_metrics,
                 )
-                run_id, tags = made.info.run_id, None
-            active = mlflow.start_run(
-                run_id=run_id,
-                run_name=mask(name),
-                nested=nested,
-                parent_run_id=parent_run_id,
-                description=None if description is None else mask(description),
-                tags=as_text(tags),
-                log_system_metrics=log_system_metrics,
-            )
-            if run_events.EXCEPTION_TAG in active.data.tags:  # the run is resumed, and has failed before
-                mlflow.MlflowClient().delete_tag(active.info.run_id, run_events.EXCEPTION_TAG)
+            for tag in (run_events.EXCEPTION_TAG, run_events.PREEMPTED_TAG):
+                if tag in active.data.tags:  # the run is resumed, and has failed before
+                    mlflow.MlflowClient().delete_tag(active.info.run_id, tag)
             opened = (
                 None if isinstance(active, active_runs.JoinedRun) else _note(active)
             )  # otherwise its opener closes it
@@ -114,6 +127,16 @@ def open_run(
                     _close(opened, failure)
                 finally:
                     signals.release(leaving=signals.is_leaving(failure))
+
+
+def _make(name: str, tags: Mapping[str, Any] | None, begun: float | None) -> Run:
+    """Make a run that began then, in seconds since 1970, or now."""
+    return mlflow.MlflowClient().create_run(
+        mlflow_internals.experiment_id(),
+        start_time=None if begun is None else round(begun * 1000),
+        tags=registry.resolve_tags(as_text(tags)),
+        run_name=mask(name),
+    )
 
 
 @contextmanager
@@ -229,6 +252,8 @@ def _note(active: mlflow.ActiveRun) -> _Open:
         link=ui_url.of_run(uri, info.experiment_id, info.run_id),
         attach=lambda path, folder: client.log_artifact(info.run_id, str(path), folder),
         parent_id=active.data.tags.get(MLFLOW_PARENT_RUN_ID),
+        attempt=run_events.attempt_of(active.data.tags),
+        job=active.data.tags.get(run_events.JOB_TAG),
         is_outermost=not active_runs.has_own_run_around(active),
         log_folder=None if _state is None else run_events.log_folder(_state, info.run_id),
     )
@@ -249,12 +274,15 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
     if status == "FINISHED":
         status, reason = reported_end(run_id, opened.uri) or (status, reason)
     at = _work_ended.pop(run_id, None) or _now()
-    end = run_events.End(status, reason, failure, max(0, at - opened.started) / 1000)
+    is_preempted = status == "KILLED" and schedulers.has_preempted(reason)
+    end = run_events.End(status, reason, failure, max(0, at - opened.started) / 1000, is_preempted)
     run_events.run_ending(opened.run, end)
     # Runs left open inside of this run end with it; a run that the job ended itself keeps its status.
     ids = mlflow_internals.leave_runs(run_id)
     try:
-        within(PATIENCE, partial(_record, opened.client, ids, run_id, end, at), name="autogen-team-end-of-run")
+        within(
+            PATIENCE, partial(_record, opened.client, ids, run_id, end, at, opened.run), name="autogen-team-end-of-run"
+        )
     except Exception as error:
         # The job has its own end, and perhaps its own exception, which an unreachable store must not mask.
         _report.error("the end of run %s as %s could not be recorded: %s", run_id, status, mask(str(error)))
@@ -283,10 +311,24 @@ def _now() -> int:
     return round(time.time() * 1000)
 
 
-def _record(client: mlflow.MlflowClient, ids: list[str], run_id: str, end: run_events.End, at: int) -> None:
+def _record(
+    client: mlflow.MlflowClient,
+    ids: list[str],
+    run_id: str,
+    end: run_events.End,
+    at: int,
+    run: run_events.Run | None = None,
+) -> None:
+    if run is not None and run.job is not None and attempts.is_superseded(client, run_id, run.attempt):
+        text = "the run %s is left open: a later start of the job %r has taken it over"
+        _report.error(text, run_id, run.job)
+        ids, end = [one for one in ids if one != run_id], replace(end, reason=None, is_preempted=False)
+        mlflow_internals.stop_system_metrics(run_id)
     actions: list[Callable[[], object]] = [partial(client.set_terminated, one, end.status, at) for one in ids]
     if end.reason is not None:
         actions.append(partial(client.set_tag, run_id, run_events.EXCEPTION_TAG, end.reason))
+    if end.is_preempted:
+        actions.append(partial(client.set_tag, run_id, run_events.PREEMPTED_TAG, "true"))
     actions += [partial(mlflow_internals.stop_system_metrics, one) for one in ids]
     errors = []
     for action in actions:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, TypeAlias
 
 import mlflow
-from mlflow.entities import Param, RunInfo, RunTag, Span, TraceInfo
+from mlflow.entities import Metric, Param, Run, RunInfo, RunStatus, RunTag, Span, TraceInfo
 from mlflow.tracing import provider
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.config import configure, get_config
@@ -469,6 +469,20 @@ def changed(info: RunInfo, status: int | None, end_time: int | None, name: str |
         made.run_name = name
     found: RunInfo = RunInfo.from_proto(made)
     return found
+
+
+def running(info: RunInfo) -> RunInfo:
+    """Return the info of a run that has been opened again."""
+    made: Any = info.to_proto()
+    made.status = RunStatus.from_string("RUNNING")
+    made.ClearField("end_time")
+    found: RunInfo = RunInfo.from_proto(made)
+    return found
+
+
+def metrics_of(run: Run) -> list[Metric]:
+    """Return the latest value of each metric with its step and time, which `run.data.metrics` lacks."""
+    return [Metric.from_proto(metric) for metric in run.to_proto().data.metrics]
 
 
 def operations(*futures: Future[Any]) -> RunOperations:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from mlflow.entities import LifecycleStage, Param, Run, RunData, RunInfo, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo, RunTag
 
 
 class CachedRun:
@@ -18,10 +18,10 @@ class CachedRun:
         self.tags: dict[str, str] = dict(run.data.tags)
         self.is_deleted = run.info.lifecycle_stage == LifecycleStage.DELETED
 
-    def as_run(self) -> Run:
-        """Return the run without its metrics, because only the store knows their latest values."""
+    def as_run(self, metrics: Sequence[Metric] = ()) -> Run:
+        """Return the run; without `metrics` it has none, because only the store knows their latest values."""
         params = [Param(*pair) for pair in self.params.items()]
-        return Run(self.info, RunData([], params, _tags(self.tags)))
+        return Run(self.info, RunData(list(metrics), params, _tags(self.tags)))
 
 
 def run_to_be_made(

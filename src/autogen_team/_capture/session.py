@@ -183,6 +183,7 @@ def _stand_in(uri: str, registry_uri: str, settings: MlflowService) -> Undo:
         connect_timeout=settings.connect_timeout,
         flush_timeout=settings.flush_timeout,
         heartbeat=settings.heartbeat,
+        skips_replayed=settings.replay == "skip",
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -45,6 +45,8 @@ class Shared:
     """Host that opened the run."""
     state: str
     """State folder of the process that opened the run. It uploads the logs of workers on its host in this folder."""
+    attempt: int = 1
+    """Which start of its job the run is in."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
@@ -78,6 +80,7 @@ def shared_run(uri: str, state: Path) -> Shared | None:
         info.start_time,
         socket.gethostname(),
         str(state),
+        run_events.attempt_of(active.data.tags),
     )
 
 
@@ -86,8 +89,8 @@ def place(state: Path) -> str:
     return f"{socket.gethostname()}:{state}"
 
 
-def find(tags: Mapping[str, str], since: float, place_tag: str) -> Shared | None:
-    """Return the newest open run with these tags that began after `since` (seconds since 1970); None if there is none.
+def find(tags: Mapping[str, str], place_tag: str, is_meant: Callable[[Run], bool]) -> Shared | None:
+    """Return the newest open run with these tags that is meant; None if there is none.
 
     Raises:
         Exception: any error of the store.
@@ -96,13 +99,14 @@ def find(tags: Mapping[str, str], since: float, place_tag: str) -> Shared | None
     client = mlflow.MlflowClient()
     found = client.get_experiment(mlflow_internals.experiment_id())
     conditions = [f"tags.`{name}` = '{value}'" for name, value in tags.items()]
-    conditions += ["attributes.status = 'RUNNING'", f"attributes.start_time >= {round(1000 * since)}"]
+    conditions.append("attributes.status = 'RUNNING'")
     newest = client.search_runs(
-        [found.experiment_id], " AND ".join(conditions), max_results=1, order_by=["attributes.start_time DESC"]
+        [found.experiment_id], " AND ".join(conditions), max_results=10, order_by=["attributes.start_time DESC"]
     )
-    if not newest:
+    run = next(filter(is_meant, newest), None)
+    if run is None:
         return None
-    info, [host, _, state] = newest[0].info, newest[0].data.tags.get(place_tag, "").partition(":")
+    info, [host, _, state] = run.info, run.data.tags.get(place_tag, "").partition(":")
     return Shared(
         info.run_id,
         info.run_name or "",
@@ -112,6 +116,7 @@ def find(tags: Mapping[str, str], since: float, place_tag: str) -> Shared | None
         info.start_time,
         host,
         state,
+        run_events.attempt_of(run.data.tags),
     )
 
 
@@ -175,6 +180,8 @@ def _as_run(
         run_name=shared.name,
     )
     lifecycle.remember_experiment(shared.experiment_id, shared.experiment)
+    if shared.attempt > 1:
+        tags = {run_events.ATTEMPT_TAG: str(shared.attempt), **tags}
     data = RunData([], [Param(*pair) for pair in params.items()], [RunTag(*pair) for pair in tags.items()])
     return Run(info, data)
 
@@ -240,6 +247,7 @@ def _published_run(shared: Shared, state: Path | None = None) -> run_events.Run:
         link=ui_url.of_run(uri, shared.experiment_id, shared.run_id),
         attach=lambda path, folder: client.log_artifact(shared.run_id, str(path), folder),
         log_folder=None if state is None else run_events.log_folder(state, shared.run_id),
+        attempt=shared.attempt,
     )
 
 

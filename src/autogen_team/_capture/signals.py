@@ -1,9 +1,10 @@
 """How a job ends: its exception and its signals decide the status of its run.
 
 A signal that asks the process to end becomes an exception in the main thread. So the job's `with` and `finally` blocks
-are executed, and the run is closed as KILLED. The process exits with 128 plus the number of the signal. If the job had
-a handler for the signal before, that handler is called instead and decides. While a run is being opened or closed,
-signals wait; they are raised afterwards.
+are executed, and the run is closed as KILLED. The process exits with 128 plus the number of the signal. Under a
+scheduler this holds for each signal by which schedulers announce the end of a job. If the job had a handler for the
+signal before, that handler is called instead and decides. While a run is being opened or closed, signals wait; they are
+raised afterwards.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
-from autogen_team._process import grace
+from autogen_team._process import grace, schedulers
 from autogen_team._process.forking import call_in_child
 from autogen_team._process.run_events import JobEnded, Status
 from autogen_team._redact import mask
@@ -85,13 +87,30 @@ def signals_raise() -> Iterator[None]:
 
 def _install() -> None:
     _installed.clear()
-    for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+    announced = schedulers.ANNOUNCED if schedulers.find() is not None else ()
+    for signum in _signals(*_NAMES, *(name for name in announced if name not in _NAMES)):
+        if signum.name not in _NAMES and _is_handled_in_c(signum):
+            continue
         previous = signal.getsignal(signum)
         previous = getattr(previous, _REPLACED, previous)  # our own handler, inherited from the parent process
         # SIG_IGN is a deliberate choice (nohup), None is a handler that Python does not know.
         if previous not in (signal.SIG_IGN, None):
             _installed[signum] = _handler(previous, os.getpid())
             signal.signal(signum, _installed[signum])
+
+
+def _signals(*names: str) -> Iterator[signal.Signals]:
+    return (getattr(signal, name) for name in names if hasattr(signal, name))
+
+
+def _is_handled_in_c(signum: signal.Signals) -> bool:
+    """Tell whether a handler that Python does not know has the signal, such as that of faulthandler."""
+    if signal.getsignal(signum) is not signal.SIG_DFL:
+        return False
+    with contextlib.suppress(OSError, StopIteration, ValueError), Path("/proc/self/status").open() as lines:
+        caught = int(next(line for line in lines if line.startswith("SigCgt:")).split()[1], 16)
+        return bool(caught >> (signum - 1) & 1)
+    return True
 
 
 def _give_back() -> None:
@@ -218,7 +237,7 @@ def of_exception(kind: str, text: str) -> tuple[Status, str]:
 def _raised_by(error: BaseException) -> signal.Signals | None:
     """Return the signal whose handler has raised `error`: a handler that the job installed after ours."""
     raised = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
-    for signum in (getattr(signal, name) for name in _NAMES if hasattr(signal, name)):
+    for signum in _signals(*_NAMES, *schedulers.ANNOUNCED):
         if getattr(signal.getsignal(signum), "__code__", None) in raised:
             return signal.Signals(signum)
     return None

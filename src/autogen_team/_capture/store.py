@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +22,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
-from autogen_team._capture import manifest, mlflow_internals, redact_entities
+from autogen_team._capture import claims, manifest, mlflow_internals, redact_entities
 from autogen_team._capture.journal_writer import Writer
 from autogen_team._capture.metrics import MetricEntries
 from autogen_team._capture.redacting_store import RedactingStore
 from autogen_team._capture.run_cache import CachedRun, run_to_be_made
-from autogen_team._process import identity
+from autogen_team._process import identity, run_events
 from autogen_team._redact import mask
 from autogen_team._ship import signs, ui_url
 from autogen_team._ship.availability import Availability, StoreUnavailableError
@@ -78,6 +79,12 @@ class DurableStore(RedactingStore):
         self._metrics = MetricEntries(is_remote=availability.is_remote)
         self._writer = Writer(journal, shipper)
         self._has_told_of_refusal = False
+        self._has_told_of_change = False
+        self._just_read: Run | None = None
+        self.skips_replayed = False
+        """Whether metrics of a resumed run are left out if their step was there before."""
+        self._replayed: dict[str, dict[str, Any]] = {}
+        """The last step of each metric in earlier attempts, by run id."""
 
     def __getattr__(self, name: str) -> Any:
         found = super().__getattr__(name)
@@ -113,11 +120,15 @@ class DurableStore(RedactingStore):
     def log_metric(self, run_id: str, metric: Metric) -> None:
         """Write a metric to the journal."""
         self._knows(run_id)
+        if self.skips_replayed and self._was_there(run_id, metric.key, metric.step):
+            return
         self._writer.write(self._metrics.of_one(run_id, metric))
 
     def log_floats(self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: float) -> None:
         """Write metrics given as plain numbers; the error of a bad one is raised once the others are written."""
         self._knows(run_id)
+        if self.skips_replayed:
+            metrics = {key: value for key, value in metrics.items() if not self._was_there(run_id, key, step)}
         self._write_metrics(*self._metrics.of_floats(run_id, metrics, timestamp, step))
 
     def log_param(self, run_id: str, param: Param) -> None:
@@ -125,7 +136,9 @@ class DurableStore(RedactingStore):
         known = self._knows(run_id)
         param = redact_entities.item(mlflow_internals.check_param(param.key, param.value))
         before = None if known is None else known.params.get(param.key)
-        if before is not None and before != param.value:
+        if known is not None and before is not None and before != param.value:
+            if self._keep_change(run_id, known, param):
+                return
             self._refuse_change(run_id, param, before, partial(self._inner.log_param, self._real(run_id), param))
         self._write_params(run_id, known, [param])
 
@@ -146,6 +159,8 @@ class DurableStore(RedactingStore):
         """Write everything to the journal; if some of it is bad, the good metrics are written all the same."""
         mlflow_internals.check_limits(metrics, params, tags)
         known = self._knows(run_id)
+        if self.skips_replayed:
+            metrics = [metric for metric in metrics if not self._was_there(run_id, metric.key, metric.step)]
         self._write_metrics(*self._metrics.of_many(run_id, metrics))
         params = [
             redact_entities.item(mlflow_internals.check_param(p.key, p.value, path=f"params[{at}]"))
@@ -156,10 +171,12 @@ class DurableStore(RedactingStore):
             for at, t in enumerate(tags)
         ]
         mlflow_internals.check_unique(params)
-        before_now: dict[str, str] = {} if known is None else known.params
-        for param in params:
-            before = before_now.get(param.key)
-            if before is not None and before != param.value:
+        for param in list(params):
+            before = None if known is None else known.params.get(param.key)
+            if known is not None and before is not None and before != param.value:
+                if self._keep_change(run_id, known, param):
+                    params.remove(param)
+                    continue
                 ask = partial(self._inner.log_batch, self._real(run_id), [], params, [])
                 self._refuse_change(run_id, param, before, ask)
         if params:
@@ -349,7 +366,7 @@ class DurableStore(RedactingStore):
             raise MlflowException(f"run {run_id}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
         if status == "RUNNING":  # resumed: from now on this process closes it
             self._note_open(known.info, None)
-            if self._shipper.signs.is_wanted:
+            if self._shipper.signs.is_wanted and self._just_read is None:  # else the claim has brought one
                 self._writer.write(_body("tags", run=run_id, values=signs.tags(identity.job())))
         self._writer.write(_body("info", run=run_id, status=status, end=end_time, name=run_name))
         if status in ("FINISHED", "FAILED", "KILLED"):
@@ -362,6 +379,8 @@ class DurableStore(RedactingStore):
 
     def get_run(self, run_id: str) -> Run:
         """Return the run from the store after a flush; if the store is out of reach, return the cached run."""
+        if self._just_read is not None and run_id == self._just_read.info.run_id:
+            return self._known[run_id].as_run(mlflow_internals.metrics_of(self._just_read))
         delivered = self.flush()
         known = self._known.get(run_id)
         try:
@@ -403,8 +422,23 @@ class DurableStore(RedactingStore):
             engine.dispose(close=False)
 
     def _note_open(self, info: RunInfo, mark: str | None) -> None:
+        known = self._known.get(info.run_id)
+        attempt = 1 if known is None else run_events.attempt_of(known.tags)
+        described = {"name": info.run_name or "", "experiment": info.experiment_id}
         with self._writer.noting():
-            self._journal.run_opened(info.run_id, mark=mark, name=info.run_name or "", experiment=info.experiment_id)
+            self._journal.run_opened(info.run_id, mark=mark, **described, attempt=attempt)
+
+    @contextmanager
+    def opening(self, run: Run) -> Iterator[None]:
+        """Answer for a run from memory inside the block, because the store has just been asked."""
+        self.remember(run)
+        self._just_read = run
+        if self.skips_replayed:
+            self._replayed[run.info.run_id] = claims.steps_of(run)
+        try:
+            yield
+        finally:
+            self._just_read = None
 
     def remember(self, run: Run) -> None:
         """Cache a run as another process has opened it, so that the store need not be asked."""
@@ -432,6 +466,41 @@ class DurableStore(RedactingStore):
             self._require()
             self._inner.log_batch(self.real_id(run_id), [], [], [])  # raises what MLflow raises
         return known
+
+    def _keep_change(self, run_id: str, known: CachedRun, param: Param) -> bool:
+        """Keep a changed parameter of a resumed run as a tag of the attempt; return False if that is not possible."""
+        attempt = run_events.attempt_of(known.tags)
+        name, value = claims.param_tag(attempt, param.key), claims.as_tag(param.value)
+        if attempt == 1 or known.tags.get(name, value) != value:
+            return False
+        if name not in known.tags:
+            self._write_tags(run_id, known, [RunTag(name, value)])
+        if not self._has_told_of_change:
+            self._has_told_of_change = True
+            text = "the parameter %s was %s in an earlier attempt, which stays; changed ones are tags, such as %s"
+            _report.warning(text, param.key, known.params[param.key], name)
+        return True
+
+    def _was_there(self, run_id: str, key: str, step: Any) -> bool:
+        """Tell whether an earlier attempt of the job has logged the metric at this step, or at a later one."""
+        steps = self._replayed.get(run_id)
+        if steps is None:
+            steps = self._replayed[run_id] = self._earlier_steps(run_id)
+        last = steps.get(key)
+        return last is not None and isinstance(step, (int, float)) and step <= last
+
+    def _earlier_steps(self, run_id: str) -> dict[str, Any]:
+        known = self._known.get(run_id)
+        if known is None or run_events.attempt_of(known.tags) == 1:
+            return {}
+        try:
+            self._require()
+            run = self._inner.get_run(self.real_id(run_id))
+        except Exception as error:
+            _report.warning("metrics that were there before are not skipped: %s", mask(with_kind(error)))
+            return {}
+        claim = claims.latest_claim(run.data.params)
+        return {} if claim is None else claims.steps_of(run, claim.at * 1000)
 
     def _refuse_change(self, run_id: str, param: Param, before: str, ask: Callable[[], object]) -> None:
         """Make the store refuse the change in its own words; refuse it here if the store cannot be asked."""

@@ -36,7 +36,14 @@ _working: dict[str, WriteBehind] = {}
 
 
 def start(
-    uri: str, registry_uri: str, state: Path, *, connect_timeout: float, flush_timeout: float, heartbeat: float
+    uri: str,
+    registry_uri: str,
+    state: Path,
+    *,
+    connect_timeout: float,
+    flush_timeout: float,
+    heartbeat: float,
+    skips_replayed: bool = False,
 ) -> Undo:
     """Log to the store of `uri` through a journal; the returned function delivers the journal and stops this.
 
@@ -47,6 +54,7 @@ def start(
         shared = _working.get(key)
         if shared is None:
             shared = WriteBehind(uri, registry_uri, state, connect_timeout, flush_timeout, heartbeat)
+            shared.store.skips_replayed = skips_replayed
             _working[key] = shared
         shared.users += 1
 
@@ -92,7 +100,7 @@ class WriteBehind:
         self._owner = os.getpid()
         self._flush_timeout = flush_timeout
         self.uri = uri
-        self._state = state
+        self.state = state
         self._client = mlflow.MlflowClient(uri, registry_uri)
         inner = mlflow_backend.plain_store(uri)
         availability = self._availability = Availability(uri, connect_timeout)
@@ -197,9 +205,9 @@ class WriteBehind:
         """Return what the agent needs to reach the store; None if it cannot, as MLflow alone knows the way there."""
         if self.uri.startswith(("http://", "https://")):
             login = mlflow_backend.login_of(self.uri)
-            return None if login is None else {"state": str(self._state), "rest": login}
+            return None if login is None else {"state": str(self.state), "rest": login}
         if hasattr(mlflow_backend.plain_store(self.uri), "engine"):
-            return {"state": str(self._state), "uri": uris.absolute(self.uri)}
+            return {"state": str(self.state), "uri": uris.absolute(self.uri)}
         return None
 
     def _attach(self, entry: Entry) -> None:

@@ -140,7 +140,8 @@ class RunLog:
 
     def _begin(self) -> None:
         self._lock = threading.RLock()  # a signal handler may log in the middle of a write
-        self.stem = identity.process_name()
+        attempt = f"-attempt-{self.run.attempt}" if self.run.attempt > 1 else ""
+        self.stem = identity.process_name() + attempt
         self._number = 1
         self._size = 0
 

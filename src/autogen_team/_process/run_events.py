@@ -24,6 +24,12 @@ LOG_ARTIFACTS = "logs"
 """The folder of a run's artifacts that holds its log."""
 EXCEPTION_TAG = "autogen_team.exception"
 """The tag that says why a run has failed or was killed."""
+JOB_TAG = "autogen_team.job"
+"""The tag with the identity of a job, which all its starts have in common."""
+ATTEMPT_TAG = "autogen_team.attempt"
+"""The tag that counts the starts of a job; with a dot and a number, the tags that say how earlier ones have ended."""
+PREEMPTED_TAG = "autogen_team.preempted"
+"""The tag of a run that a scheduler has ended."""
 WORKER_TAG = "autogen_team.worker"
 """The tag that says which worker has opened a run."""
 
@@ -50,6 +56,16 @@ def log_folder(state: Path, run_id: str) -> Path:
     return state / "logs" / run_id
 
 
+def attempt_of(tags: Mapping[str, str]) -> int:
+    """Return the number of the attempt that a run with these tags is in; 1 for a run without an identity.
+
+    >>> attempt_of({}), attempt_of({"autogen_team.attempt": "3"})
+    (1, 3)
+    """
+    text = tags.get(ATTEMPT_TAG, "")
+    return int(text) if text.isdecimal() and int(text) else 1
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """A run that this process has open."""
@@ -63,6 +79,10 @@ class Run:
     """Copy a local file into the run's artifacts, into the folder given second; blocks, and raises on failure."""
     parent_id: str | None = None
     """The run that contains this one; None for the run of a whole job."""
+    attempt: int = 1
+    """Which start of its job this is."""
+    job: str | None = None
+    """The identity of the job."""
     is_outermost: bool = True
     """Whether this process has opened no run around this one; a worker's run may have a parent in another process."""
     log_folder: Path | None = None
@@ -79,6 +99,8 @@ class End:
     exception: BaseException | None
     duration: float
     """Seconds from the start of the run."""
+    is_preempted: bool = False
+    """Whether a scheduler has ended it, which may start it again."""
 
 
 class JobEnded(SystemExit):

@@ -48,7 +48,8 @@ Source: TypeAlias = Literal["argument", "environment", ".env", "default"]
 
 _MACHINERY = ("autogen_team.", "pydantic")
 OF_RUN = frozenset(
-    f"{PREFIX}RUN_{name}" for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT", "SYSTEM_METRICS", "REQUIRE_CLEAN")
+    f"{PREFIX}RUN_{name}"
+    for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT", "SYSTEM_METRICS", "REQUIRE_CLEAN", "JOB", "STALE")
 )
 """The variables for options of `autogen-team run` that are not settings of a service."""
 WORKER_OF = PREFIX + "WORKER_OF"

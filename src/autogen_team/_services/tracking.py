@@ -81,6 +81,10 @@ class MlflowService(Service, StateFolder):
         """Make it a child of this run, which may be that of another process."""
         run_id: str | None = None
         """Go on with this run instead of making one; it takes the name."""
+        job: str | None = None
+        """The identity of the job over all its starts: they have one run. `auto` is what the scheduler calls it."""
+        stale: Annotated[float, Field(gt=0)] = 300.0
+        """Seconds without a heartbeat after which the process of a job on another machine counts as dead."""
 
         def __init__(self, **fields: Any) -> None:
             try:
@@ -136,7 +140,9 @@ class MlflowService(Service, StateFolder):
     flush_timeout: Seconds = 30.0
     """Seconds that `stop` and the exit of the process wait for the delivery of the journal; the rest stays on disk."""
     heartbeat: Annotated[float, Field(ge=0, le=3600)] = 30.0
-    """Seconds between the signs of life of a run, by which other machines know that its job lives; 0 for none."""
+    """Seconds between heartbeats of a run, which show other machines that its job is alive; 0 turns them off."""
+    replay: Literal["keep", "skip"] = "keep"
+    """In a run that is resumed: `keep` metrics whose steps were there before, or `skip` them; needs `durable`."""
     mask_traces: bool = True
     """Mask secrets in traces before they are stored: headers and keys by their names, tokens, values of variables."""
     snapshot: bool = True
@@ -178,12 +184,47 @@ class MlflowService(Service, StateFolder):
         While the service runs, SIGTERM and SIGHUP raise `SystemExit` with 128 plus their number in the main thread. If
         the job has installed a handler, it is called instead, and the exception that it raises ends the run.
 
+        With a `job`, the run that an earlier start of the job has left is opened again, unless it has finished.
+
         Raises:
             NotStartedError: the service does not run, so the run would go to an unknown store.
+            JobRunningError: another process has the run of the job.
+            ConfigurationError: the `job` is not a name, or `auto` and no scheduler has named it.
 
         """
         with lifecycle_of(self).open_run(**run_config.model_dump()) as run:
             yield run
+
+    @property
+    def attempt(self) -> int:
+        """Which start of its job the open run is in, counted from 1; always 1 for a run without a `job`."""
+        if not self.is_started:
+            return 1
+        from autogen_team._capture import attempts
+
+        return attempts.attempt()
+
+    def last_step(self, key: str | None = None) -> int | None:
+        """Return the last step of a metric of the open run, or of any metric; None if there is none.
+
+        A job that was started again finds the place to go on. System metrics do not count. The store is asked.
+
+        >>> service = MlflowService(tracking_uri="sqlite:///steps.db")
+        >>> with service, service.run_context(MlflowService.RunConfig(name="train", job="nightly")) as run:
+        ...     for step in range((service.last_step("loss") or -1) + 1, 3):
+        ...         mlflow.log_metric("loss", 1 / (step + 1), step)
+        ...     service.last_step()
+        2
+
+        Raises:
+            NotStartedError: the service does not run.
+            MlflowException: the store cannot be asked.
+
+        """
+        lifecycle_of(self)
+        from autogen_team._capture import attempts
+
+        return attempts.last_step(key)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log to the active run as `mlflow.log_metrics` does, at a tenth of its cost: fit for every step of a hot loop.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Mapping
 
     import mlflow
+    from mlflow.entities import Run
 
     from autogen_team._capture.shared_runs import Shared
 
@@ -71,14 +73,29 @@ def shared_run(service: MlflowService) -> Shared | None:
     return shared_runs.shared_run(service.stores()[0], state_folder(service.state_dir))
 
 
-def find_shared_run(service: MlflowService, tags: Mapping[str, str], *, since: float, place_tag: str) -> Shared | None:
-    """Return the newest open run with these tags, begun after `since`; None if there is none.
+def job_of(config: MlflowService.RunConfig) -> str | None:
+    """Return the identity that a run with this configuration has in all processes of the job; None without one.
+
+    Raises:
+        ConfigurationError: the name is not one, or no scheduler has named the job.
+
+    """
+    from autogen_team._capture import attempts
+
+    job = config.job or os.environ.get(attempts.VARIABLE)
+    return attempts.named(job) if job and config.run_id is None and "MLFLOW_RUN_ID" not in os.environ else None
+
+
+def find_shared_run(
+    service: MlflowService, tags: Mapping[str, str], *, place_tag: str, launched: tuple[str, float] | None = None
+) -> Shared | None:
+    """Return the newest open run with these tags; None if there is none whose owner may live.
 
     Args:
         service: the service that runs here.
         tags: the tags of the run.
-        since: seconds since 1970.
         place_tag: the tag of the run that holds the `place` where it was opened.
+        launched: the tag with the time when it was opened, and the earliest time that counts, in seconds since 1970.
 
     Raises:
         NotStartedError: the service does not run.
@@ -86,9 +103,28 @@ def find_shared_run(service: MlflowService, tags: Mapping[str, str], *, since: f
 
     """
     lifecycle_of(service)
-    from autogen_team._capture import shared_runs
+    from autogen_team._capture import claims, shared_runs
 
-    return shared_runs.find(tags, since, place_tag)
+    def is_meant(run: Run) -> bool:
+        if launched is None:
+            return claims.may_live(run)
+        tag, since = launched
+        return float(run.data.tags.get(tag, 0)) >= since
+
+    return shared_runs.find(tags, place_tag, is_meant)
+
+
+def launch_run(service: MlflowService, config: MlflowService.RunConfig) -> AbstractContextManager[mlflow.ActiveRun]:
+    """Open a run as `run_context` does, in a process whose launcher starts no second one before the first has ended.
+
+    Raises:
+        NotStartedError: the service does not run.
+
+    """
+    run: AbstractContextManager[mlflow.ActiveRun] = lifecycle_of(service).open_run(
+        **config.model_dump(), is_launched=True
+    )
+    return run
 
 
 def place(service: MlflowService) -> str:
@@ -118,7 +154,7 @@ def work_for(
         if child is None:
             yield active
         else:
-            with lifecycle.open_run(**child.model_dump()) as opened:
+            with lifecycle.open_run(**child.model_dump(), is_launched=child.job is not None) as opened:
                 yield opened
 
 

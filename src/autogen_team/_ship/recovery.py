@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +18,8 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from autogen_team._process import run_events
 from autogen_team._process.threads import spawn
 from autogen_team._redact import MASK, mask, mask_url
-from autogen_team._ship import code_files, files, mlflow_backend, ping, uris
-from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Unreachable
+from autogen_team._ship import code_files, files, mlflow_backend, ping, signs, uris
+from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Refused, Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool import index, journal, reader
@@ -32,6 +33,9 @@ _PAUSE = 10.0
 _DYING = 2.0
 """Seconds that a process may take to end after its connection to the agent has."""
 
+_SIGNS = frozenset({signs.ALIVE_TAG, signs.HOST_TAG, signs.PID_TAG})
+_OURS = "autogen_team."
+"""How the tags begin that tell of a run's state."""
 _GLANCE = 0.2
 """Polling interval in seconds for a journal that another process or thread is recovering."""
 
@@ -106,15 +110,16 @@ def recover_all(
         if found.state not in ("dead", "recovering"):
             continue
         if uris.identity(found.uri) == uris.identity(mask_url(uri)):  # and not its replacement
-            yield found, _see_to(found, uri, registry_uri, state, hosts)
+            yield found, see_to(found, uri, registry_uri, state, hosts)
         elif others and MASK in found.uri:
             problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"
             yield found, Recovered(found.folder, problem=problem)
         elif others:
-            yield found, _see_to(found, found.uri, found.uri, state, hosts)
+            yield found, see_to(found, found.uri, found.uri, state, hosts)
 
 
-def _see_to(found: Found, uri: str, registry_uri: str, state: Path, hosts: Collection[str]) -> Recovered:
+def see_to(found: Found, uri: str, registry_uri: str, state: Path, hosts: Collection[str]) -> Recovered:
+    """Recover a journal, or wait until the process that is at it is done."""
     now: Found | None = found
     if found.state == "recovering":
         _report.warning("the journal of process %d: %s; waiting for it", found.pid, found.evidence)
@@ -184,12 +189,15 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
     backend = mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
     delivery = Delivery(backend, lambda entry: files.bring(client, found.folder, entry), state)
     acked = reader.acked(found.folder)
-    left = [entry for entry in entries if entry["n"] > acked]
+    waiting = [entry for entry in entries if entry["n"] > acked]
     for entry in entries:
         if entry["op"] == "journal":
             delivery.ids |= entry.get("created", {})
         elif entry["op"] == "created":
             delivery.ids[entry["run"]] = entry["id"]
+    attempts = _attempts(entries)
+    over = _superseded(backend, attempts, delivery.ids)
+    left = list(_without_claims_to_life(waiting, over))
     delivery.insist(left)
     result.delivered, result.refused = found.waiting, delivery.refused
     end = int((how.at or found.last_write) * 1000)
@@ -197,11 +205,49 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
         real = delivery.ids.get(run_id, run_id)
         if not _is_there(client, real):
             continue
-        if _close(client, backend, real, end, how):
+        if run_id not in over and _close(client, backend, real, end, how, attempts.get(run_id, 1)):
             result.closed.append(real)
         _attach_log(client, real, run_events.log_folder(state, run_id))
         _attach_code(client, backend, real, state, run_id)
     journal.remove(found.folder)
+
+
+def _attempts(entries: list[Entry]) -> dict[str, int]:
+    """Return which start of its job each run was in that the process has opened."""
+    found: dict[str, int] = {}
+    for entry in entries:
+        for one in entry["open"] if entry["op"] == "journal" else [entry] if entry["op"] == "open" else ():
+            found[one["run"]] = one.get("attempt", 1)
+    return found
+
+
+def _superseded(backend: Backend, attempts: Mapping[str, int], ids: Mapping[str, str]) -> set[str]:
+    """Return the runs of a dead process whose job has been started again meanwhile, so that they are not its own."""
+    found = set()
+    for run_id, attempt in attempts.items():
+        with suppress(Refused):  # it was deleted, or is yet to be made
+            _, tags = backend.look(ids.get(run_id, run_id))
+            if run_events.attempt_of(tags) > attempt:
+                found.add(run_id)
+    return found
+
+
+def _without_claims_to_life(entries: list[Entry], over: Collection[str]) -> Iterator[Entry]:
+    """Yield the entries of a dead process without its heartbeats; of runs in `over`, only what was logged."""
+    for entry in entries:
+        is_over = entry.get("run") in over
+        if is_over and entry["op"] in ("info", "untag"):
+            continue
+        if entry["op"] != "tags":
+            yield entry
+            continue
+        values = {
+            key: value
+            for key, value in entry["values"].items()
+            if key not in _SIGNS and not (is_over and key.startswith(_OURS))
+        }
+        if values:
+            yield {**entry, "values": values}
 
 
 def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause) -> bool:
@@ -242,9 +288,12 @@ def _is_there(client: mlflow.MlflowClient, run_id: str) -> bool:
         raise
 
 
-def _close(client: mlflow.MlflowClient, backend: Backend, run_id: str, end: int, how: Cause) -> bool:
+def _close(
+    client: mlflow.MlflowClient, backend: Backend, run_id: str, end: int, how: Cause, attempt: int | None = None
+) -> bool:
     run = client.get_run(run_id)
-    if run.info.status != "RUNNING":
+    is_over = attempt is not None and run_events.attempt_of(run.data.tags) > attempt
+    if run.info.status != "RUNNING" or is_over:
         return False
     if run_events.EXCEPTION_TAG not in run.data.tags and how.status != "FINISHED":
         backend.log(Batch(run_id, tags={run_events.EXCEPTION_TAG: mask(how.reason)}))

@@ -16,7 +16,7 @@ from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
     from autogen_team._ship.agent import Job
     from autogen_team._ship.agent_link import Message
@@ -36,15 +36,15 @@ class Shipment:
         route: Route,
         job: Job,
         after: int,
-        open_runs: Iterable[str],
+        open_runs: Mapping[str, int],
         signs: Signs,
         system_metrics: SystemMetrics,
     ) -> None:
         self._route = route
         self._signs = signs
         self.system_metrics = system_metrics
-        self._open = dict.fromkeys(open_runs)
-        """The runs that the job has open, by the ids that it knows."""
+        self._open = dict(open_runs)
+        """Which start of its job each open run is in, by the run ids that the job knows."""
         self._job = job
         self._follower = Follower(lambda: job.folder, after)
         self._wanted = 0
@@ -95,7 +95,7 @@ class Shipment:
     def _follow_runs(self, entries: list[Entry]) -> None:
         for entry in entries:
             if entry["op"] == "open":
-                self._open[entry["run"]] = None
+                self._open[entry["run"]] = entry.get("attempt", 1)
             elif entry["op"] == "closed":
                 self._open.clear()
             elif entry["op"] == "info" and entry.get("status", "RUNNING") != "RUNNING":

@@ -264,7 +264,7 @@ class Shipper:
         while not self._stopping:
             if self.signs.is_wanted and not self.signs.left and not self._availability.is_cut:
                 with self._drain.delivering:
-                    self.signs.give(self._journal.open_runs(), self._delivery.ids)
+                    self.signs.give(self._journal.open_attempts(), self._delivery.ids)
             if self._system_metrics.left == 0:
                 with self._drain.delivering:
                     self._system_metrics.log(self._delivery.ids, is_cut=self._availability.is_cut)
@@ -311,7 +311,7 @@ class Shipper:
                     "store": self._asked,
                     "after": self._journal.acked,
                     "ids": self._delivery.ids,
-                    "runs": self._journal.open_runs(),
+                    "runs": self._journal.open_attempts(),
                     "pid": identity.job(),
                     "heartbeat": self.signs.every,
                     "given": self.signs.given,

@@ -6,9 +6,11 @@ close the run. A job that was only suspended reopens it.
 
 from __future__ import annotations
 
+import logging
+import os
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,6 +26,8 @@ LOST = "no heartbeat since"
 """Beginning of the reason of a run that was closed for lack of heartbeats."""
 _LATE = 1.5
 """Number of intervals after which a heartbeat is late, so that another machine may have closed the run."""
+
+_report = logging.getLogger("autogen_team")
 
 
 def tags(pid: int, *, ahead: float = 0.0) -> dict[str, str]:
@@ -58,6 +62,10 @@ class Signs:
         # The monotonic clock stands still while a machine is suspended.
         self.given = time.time() if given is None else given
         self._was_stopped = False
+        self._taken: set[str] = set()
+        """Runs that a later start of their job has taken over."""
+        self._looked_at: set[str] = set()
+        """Resumed runs that are known to be open: what recovered the start before may have closed them meanwhile."""
 
     @property
     def is_wanted(self) -> bool:
@@ -65,15 +73,20 @@ class Signs:
         return self.every > 0
 
     @property
+    def ahead(self) -> float:
+        """By how many seconds the clock of the store is ahead of this machine's; 0 if that is not known."""
+        return self._backend.ahead
+
+    @property
     def left(self) -> float:
         """Seconds until the next heartbeat is due."""
         return max(0.0, self.given + self.every - time.time())
 
-    def give(self, runs: Iterable[str], ids: Mapping[str, str]) -> bool:
+    def give(self, runs: Mapping[str, int], ids: Mapping[str, str]) -> bool:
         """Send a heartbeat for these runs if one is due; return False if the store does not answer.
 
-        `ids` are the store's ids of local runs. A stopped process sends none. A late heartbeat reopens runs that were
-        closed for lack of heartbeats.
+        `runs` tells which start of its job each run is in, `ids` has the store's ids of local runs. A stopped process
+        sends none. A late heartbeat reopens runs that were closed for lack of heartbeats.
         """
         pid = identity.job() if self._pid is None else self._pid
         if not self.is_wanted or self._is_stopped(pid) or (self.left and not self._was_stopped):
@@ -82,10 +95,12 @@ class Signs:
         self._was_stopped = False
         self.given = time.time()
         sign = tags(pid, ahead=self._backend.ahead)
-        for run_id in {ids.get(run_id, run_id): None for run_id in runs}:
+        for run_id, attempt in {ids.get(run_id, run_id): attempt for run_id, attempt in runs.items()}.items():
             try:
-                if is_late:
-                    self._open_again(run_id)
+                if is_late or (attempt > 1 and run_id not in self._looked_at):
+                    self._open_again(run_id, attempt)
+                if run_id in self._taken:
+                    continue
                 self._backend.log(Batch(run_id, tags=sign))
             except Refused:  # the run was deleted
                 continue
@@ -98,11 +113,16 @@ class Signs:
         self._was_stopped |= is_stopped
         return is_stopped
 
-    def _open_again(self, run_id: str) -> None:
+    def _open_again(self, run_id: str, attempt: int) -> None:
         status, found = self._backend.look(run_id)
-        if status == "KILLED" and found.get(run_events.EXCEPTION_TAG, "").startswith(LOST):
+        if run_events.attempt_of(found) > attempt:
+            self._taken.add(run_id)
+            text = "the run %s has been taken over by attempt %s of its job on %s while process %d sent no heartbeats"
+            _report.error(text, run_id, found[run_events.ATTEMPT_TAG], found.get(HOST_TAG), self._pid or os.getpid())
+        elif status == "KILLED" and (attempt > 1 or found.get(run_events.EXCEPTION_TAG, "").startswith(LOST)):
             self._backend.update(run_id, "RUNNING", None, None)
             self._backend.remove_tag(run_id, run_events.EXCEPTION_TAG)
+        self._looked_at.add(run_id)
 
 
 def _is_stopped(pid: int) -> bool:

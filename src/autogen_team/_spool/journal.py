@@ -163,12 +163,16 @@ class Journal:
         self._opening[mark] = experiment_id
         self.append(records.body("opening", mark=mark, experiment=experiment_id))
 
-    def run_opened(self, run_id: str, *, mark: str | None, name: str, experiment: str) -> None:
-        """Record that this process has the run open, so that another process can close it if this one dies."""
+    def run_opened(self, run_id: str, *, mark: str | None, name: str, experiment: str, attempt: int = 1) -> None:
+        """Record that this process has the run open, so that another process can close it if this one dies.
+
+        `attempt` tells which start of its job this is; the run of a later start is not closed.
+        """
         if mark is not None:
             self._opening.pop(mark, None)
-        self._open[run_id] = {"name": name, "experiment": experiment}
-        self.append(records.body("open", run=run_id, mark=mark, name=name, experiment=experiment))
+        about = {"name": name, "experiment": experiment} | ({"attempt": attempt} if attempt > 1 else {})
+        self._open[run_id] = about
+        self.append(records.body("open", run=run_id, mark=mark, **about))
 
     def run_created(self, local: str, real: str) -> None:
         """Record the store's id of a run that was started while the store was unreachable."""
@@ -182,6 +186,10 @@ class Journal:
     def open_runs(self) -> list[str]:
         """Return the ids of the runs that this process has open, in the order in which it opened them."""
         return list(self._open)
+
+    def open_attempts(self) -> dict[str, int]:
+        """Return which start of its job each of these runs is in."""
+        return {run_id: about.get("attempt", 1) for run_id, about in list(self._open.items())}
 
     def wait(self, timeout: float | None) -> None:
         """Return once there is an entry since the last call, or after `timeout` seconds; for a single reader."""

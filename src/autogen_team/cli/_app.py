@@ -139,6 +139,23 @@ def run(
             help="Refuse to run code that is not committed.",
         ),
     ] = False,
+    job: Annotated[
+        str | None,
+        typer.Option(
+            "--job",
+            envvar="AUTOGEN_TEAM_RUN_JOB",
+            help="Name of the job, whose starts share one run; auto: the name that the scheduler gives it.",
+        ),
+    ] = None,
+    stale: Annotated[
+        str,
+        typer.Option(
+            "--stale",
+            metavar="DURATION",
+            envvar="AUTOGEN_TEAM_RUN_STALE",
+            help="With --job: time without a heartbeat after which a start on another machine counts as dead.",
+        ),
+    ] = "5m",
     set_: Set = None,
 ) -> NoReturn:
     """Run any job under supervision, inside the global context and one MLflow run.
@@ -147,8 +164,8 @@ def run(
     without closing its run, even by SIGKILL, the run is closed with the reason and an alert is sent.
 
     The exit status is the job's, or 128 plus the number of the signal that killed it. It is 2 if the command line or a
-    setting is invalid, 125 if the context cannot start or the code is refused, 126 if the command cannot be executed,
-    and 127 if it does not exist.
+    setting is invalid, 125 if the context cannot start, the code is refused or the job is already running elsewhere,
+    126 if the command cannot be executed, and 127 if it does not exist.
 
     Example: autogen-team run --experiment digits --tag fold=1 train.py --epochs 3
     """
@@ -165,6 +182,8 @@ def run(
         keep_output=output,
         system_metrics=system_metrics,
         require_clean=require_clean,
+        job=job,
+        stale=_durations.seconds(stale),
         overrides={**overrides, **{path: value for path, value in more.items() if value is not None}},
     )
 

@@ -22,6 +22,8 @@ def run(
     keep_output: bool,
     system_metrics: bool,
     require_clean: bool,
+    job: str | None,
+    stale: float,
     overrides: Mapping[str, str],
 ) -> NoReturn:
     """Run the command under supervision, and exit with its status."""
@@ -35,6 +37,8 @@ def run(
         is_kept=keep_output,
         system_metrics=system_metrics,
         words=sys.argv[1:],
+        job=job,
+        stale=stale,
     )
     if require_clean:
         from autogen_team.cli import _clean

@@ -1,7 +1,7 @@
 """One run for all processes that a launcher such as torchrun starts with `RANK` and `WORLD_SIZE`.
 
-Rank 0 opens the run, with a tag that names the launch. The other ranks find the run in the store by that tag. So
-nothing has to travel between the ranks, and they need no library for that.
+Rank 0 opens the run, with a tag that names the launch. The other ranks find the run in the store by that tag, or by the
+identity of the job if it has one. So nothing has to travel between the ranks, and they need no library for that.
 """
 
 from __future__ import annotations
@@ -31,11 +31,14 @@ __all__ = ["run"]
 
 _LAUNCH_TAG = "autogen_team.launch"
 _PLACE_TAG = "autogen_team.launched_from"
-_LAUNCH = ("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
-"""The variables that differ between launches, and are the same for all ranks of one."""
+_LAUNCHED_TAG = "autogen_team.launched"
+"""The tag with the time when rank 0 opened the run, or opened it again, in seconds since 1970."""
+_LAUNCH = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
+"""The variables that differ between launches, and are the same for all ranks of one. TORCHELASTIC_RESTART_COUNT is not
+among them: each agent of an elastic launch counts the restarts of its own workers."""
 _CLOCKS = 60.0
 """Seconds by which the clocks of two hosts, and the starts of two ranks, may differ."""
-_LONGEST_PAUSE = 5.0
+_LONGEST_PAUSE = 2.0
 
 _report = logging.getLogger("autogen_team")
 
@@ -53,7 +56,8 @@ def run(
 
     With `nested`, the other ranks have children of it, `rank 1` and so on. A failure of any rank is alerted. A rank
     that has joined the run itself also notes its failure there, as the tag `autogen_team.exception.rank_<rank>`. A rank
-    that does not find the run within `timeout` seconds opens its own run, and reports that. Without `RANK`, or with a
+    that does not find the run within `timeout` seconds opens its own run, and reports that. With a `job`, ranks that
+    are started again go on in the same run, and with `nested` in their own children. Without `RANK`, or with a
     `WORLD_SIZE` of 1, this is `GlobalContext.run`.
 
     >>> from autogen_team import GlobalContext
@@ -71,23 +75,27 @@ def run(
         with service.run_context(config) as active:
             yield active
         return
-    launch = _launch()
+    launch, job = _launch(), worker_runs.job_of(config)
     if rank == 0:
-        tags = {**(config.tags or {}), _LAUNCH_TAG: launch, _PLACE_TAG: worker_runs.place(service)}
-        with service.run_context(config.model_copy(update={"tags": tags})) as active:
+        own = {_LAUNCH_TAG: launch, _PLACE_TAG: worker_runs.place(service), _LAUNCHED_TAG: f"{time.time():.3f}"}
+        update = {"tags": {**(config.tags or {}), **own}, "job": job or config.job}
+        with worker_runs.launch_run(service, config.model_copy(update=update)) as active:
             yield active
         return
-    shared = _wait_for(service, launch, timeout)
+    shared = _wait_for(service, launch, job, timeout)
     if shared is None:
         text = "rank %d has not found the run of rank 0 within %g s, and opens one of its own"
         _report.warning(text, rank, timeout)
-        with service.run_context(config) as active:
+        with service.run_context(config.model_copy(update={"job": None})) as active:
             yield active
         return
     child = None
     if nested:
         tags = {**(config.tags or {}), run_events.WORKER_TAG: identity.process_name()}
-        child = config.model_copy(update={"name": f"rank {rank}", "tags": tags})
+        update = {"name": f"rank {rank}", "tags": tags, "job": None}
+        if job is not None:
+            update |= {"job": f"{job}/rank {rank}", "parent_run_id": shared.run_id}
+        child = config.model_copy(update=update)
     failure_tag = None if nested else f"{run_events.EXCEPTION_TAG}.rank_{rank}"
     with (
         worker_runs.contribute_log(service, shared),
@@ -102,12 +110,18 @@ def _launch() -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _wait_for(service: MlflowService, launch: str, timeout: float) -> Shared | None:
+def _wait_for(service: MlflowService, launch: str, job: str | None, timeout: float) -> Shared | None:
     since = psutil.Process().create_time() - _CLOCKS
     deadline, pause = time.monotonic() + timeout, 0.1
     while True:
         try:
-            shared = worker_runs.find_shared_run(service, {_LAUNCH_TAG: launch}, since=since, place_tag=_PLACE_TAG)
+            if job is not None:
+                shared = worker_runs.find_shared_run(service, {run_events.JOB_TAG: job}, place_tag=_PLACE_TAG)
+            else:
+                launched = _LAUNCHED_TAG, since
+                shared = worker_runs.find_shared_run(
+                    service, {_LAUNCH_TAG: launch}, place_tag=_PLACE_TAG, launched=launched
+                )
         except Exception as error:
             _report.warning("the run of rank 0 cannot be looked for: %s", error)
             shared = None

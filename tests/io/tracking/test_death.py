@@ -313,7 +313,7 @@ def test_what_somebody_else_has_recovered_meanwhile_is_no_failure(kill_unwatched
     journal.remove(found.folder)
     other.finish("")
 
-    result = recovery._see_to(found, store_uri, store_uri, state, ())
+    result = recovery.see_to(found, store_uri, store_uri, state, ())
     assert (result.by_others, result.problem) == (True, "")
 
 

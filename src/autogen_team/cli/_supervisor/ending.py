@@ -8,13 +8,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autogen_team._capture import signals
+from autogen_team._process import schedulers
 from autogen_team._process.run_events import JobEnded
 
 if TYPE_CHECKING:
     from autogen_team.cli._supervisor.wire import End
 
 _ASKS_TO_END = {signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU}
-"""Signals after which any failure is an end by the signal; after SIGINT a job may go on."""
+
+
+def asks_to_end() -> set[signal.Signals]:
+    """Return the signals after which any failure is an end by the signal; after SIGINT a job may go on."""
+    announced = schedulers.ANNOUNCED if schedulers.find() is not None else ()
+    return _ASKS_TO_END | {signal.Signals[name] for name in announced}
 
 
 def kills_for_memory() -> int:
@@ -34,7 +40,7 @@ def verdict(end: End) -> JobEnded | None:
     if end.said.get("signal"):
         return JobEnded("KILLED", end.said["signal"])
     asked = end.signal
-    if asked is not None and (asked in _ASKS_TO_END or end.status == 128 + asked):
+    if asked is not None and (asked in asks_to_end() or end.status == 128 + asked):
         return JobEnded("KILLED", signals.signal_name(asked))
     failure = end.said.get("failure")
     if failure and end.status == 1:

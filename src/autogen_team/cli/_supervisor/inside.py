@@ -64,7 +64,15 @@ class Inside:
         facts = {"run_id": run["run_id"], "run_name": run["name"], "experiment": run["experiment"]}
         self._undo.callback(run_events.set_source(lambda: facts))
         folder = run_events.log_folder(Path(run["state"]), run["run_id"])
-        joined = run_events.Run(run["run_id"], run["name"], run["experiment"], None, lambda *_: None, log_folder=folder)
+        joined = run_events.Run(
+            run["run_id"],
+            run["name"],
+            run["experiment"],
+            None,
+            lambda *_: None,
+            attempt=run["attempt"],
+            log_folder=folder,
+        )
         run_events.run_joined(joined, brings_log=False)  # the keeper uploads it
         self._undo.callback(run_events.run_left, joined)
 

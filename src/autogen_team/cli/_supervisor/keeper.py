@@ -105,7 +105,13 @@ class Keeper:
                 description=order.description,
                 tags=_look.assignments(order.tags, "--tag") or None,
                 log_system_metrics=order.system_metrics,
+                job=order.job,
+                stale=order.stale,
             )
+            if order.job is not None:
+                from autogen_team._capture import attempts
+
+                attempts.named(order.job)  # refuses a name, or a job that no scheduler has named
             context.logger_service.start()  # refuses a sink or a level
             self._probe(context)
         prompt = _summary.Prompt.here()
@@ -178,6 +184,7 @@ class Keeper:
             state=str(state_folder(service.state_dir)),
             keeps_log=logger.run_log,
             masks=logger.redact,
+            attempt=shared.attempt,
             link=service.link(info.experiment_id, info.run_id),
             variables={"MLFLOW_RUN_ID": shared.run_id, "MLFLOW_EXPERIMENT_ID": shared.experiment_id},
             joining=asdict(joining),

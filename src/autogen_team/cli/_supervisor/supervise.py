@@ -29,14 +29,13 @@ if TYPE_CHECKING:
 
 _GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a job whose run cannot be opened."""
-_ASKED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU}
-"""Signals that ask a job to end."""
 
 
 def supervise(order: Order) -> NoReturn:
     """Execute the order, and exit as the job did: with its status, or 128 plus the signal that ended it."""
     words = target.command_line(order)
     needs_run = order.is_command or not target.takes_bootstrap() or "MLFLOW_RUN_ID" in os.environ
+    needs_run |= order.job is not None  # which another process may have
     keeper = keeping.started()
     ready = keeper.begin(order, needs_run=needs_run)
     run = keeper.run() if needs_run else None
@@ -73,6 +72,8 @@ class _Job:
             self._terminal = Terminal(terminals[0])
         self._kills = ending.kills_for_memory()
         self._signal: int | None = None
+        self._asking = ending.asks_to_end() | {signal.SIGINT}
+        """Signals that ask the job to end."""
         self._ended_at = 0.0
         if ready.shown is not None:
             _look.say("run", f"recording {self._name}; to view it: {ready.shown}", "bold")
@@ -192,7 +193,7 @@ class _Job:
                 self._send(number)
 
     def _send(self, number: int) -> None:
-        if number in _ASKED:
+        if number in self._asking:
             if self._signal is None:
                 self._keeper.say(asked=time.monotonic())
             self._signal = number
@@ -218,7 +219,7 @@ class _Job:
         if self._transcript is None:
             return
         if run.keeps_log:
-            self._transcript.belongs_to(run.run_id, Path(run.state), masked=run.masks)
+            self._transcript.belongs_to(run.run_id, Path(run.state), masked=run.masks, attempt=run.attempt)
         else:
             self._transcript.discard()
 

@@ -57,10 +57,15 @@ class Transcript:
             if self._is_wanted:
                 self._write([rest for line in self._pending.values() if (rest := line.take_rest())])
 
-    def belongs_to(self, run_id: str, state: Path, *, masked: bool) -> None:
-        """Write to the folder of this run from now on, first the lines that were kept."""
+    def belongs_to(self, run_id: str, state: Path, *, masked: bool, attempt: int = 1) -> None:
+        """Write to the folder of this run from now on, first the lines that were kept.
+
+        From the second `attempt` of a job on, the names of the files say which it is.
+        """
         with self._lock:
             self._folder = run_events.log_folder(state, run_id)
+            if attempt > 1:
+                self._name += f"-attempt-{attempt}"
             if not masked:
                 self._mask = None
             lines, self._waiting = self._waiting, []

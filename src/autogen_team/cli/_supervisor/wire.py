@@ -28,6 +28,10 @@ class Order:
     """Whether system metrics are sampled."""
     words: list[str]
     """The command line as it was given, without the name of the program."""
+    job: str | None = None
+    """The identity of the job over all its starts."""
+    stale: float = 300.0
+    """Seconds without a heartbeat after which the process of the job on another machine counts as dead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class OpenRun:
     """The state folder."""
     keeps_log: bool
     masks: bool
+    attempt: int
+    """Which start of its job it is."""
     link: str | None
     """The URL of its page on a server."""
     variables: dict[str, str]

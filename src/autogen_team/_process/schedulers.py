@@ -1,0 +1,106 @@
+"""Schedulers and launchers: by which variables they name a job that they may start several times.
+
+A name here stays the same over all starts of one job, and differs from that of any other job. The table is in the order
+in which it is searched: what is nearest to the job's own work comes last, because it may be started by the others.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Environment = Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduler:
+    """A scheduler, and the variables that it sets."""
+
+    name: str
+    """As users know it."""
+    prefix: str
+    """How the identities of its jobs begin."""
+    variables: tuple[str, ...]
+    """All that make up the identity, joined by dashes; each must be set."""
+    more: tuple[str, ...] = ()
+    """Variables that are part of the identity where they are set."""
+    restarts: str = ""
+    """A variable with a number that is higher each time the scheduler starts the job again; empty if there is none."""
+    counts: Callable[[Environment], bool] = lambda _: True
+    """Tells whether the variables are those of this scheduler, where others use the same names."""
+
+
+def _is_chosen(environment: Environment) -> bool:
+    return environment.get("TORCHELASTIC_RUN_ID") != "none"  # what a static rendezvous without an id has
+
+
+def _is_pod(environment: Environment) -> bool:
+    return "KUBERNETES_SERVICE_HOST" in environment  # Jenkins sets JOB_NAME too
+
+
+def _is_array_of_lsf(environment: Environment) -> bool:
+    return environment.get("LSB_JOBINDEX", "0") != "0"
+
+
+SCHEDULERS = (
+    Scheduler(
+        "Slurm", "slurm", ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), restarts="SLURM_RESTART_COUNT"
+    ),  # each task of an array has a job id of its own, and another one after some requeues
+    Scheduler("Slurm", "slurm", ("SLURM_JOB_ID",), restarts="SLURM_RESTART_COUNT"),
+    Scheduler("SkyPilot", "skypilot", ("SKYPILOT_TASK_ID",)),
+    Scheduler("torchrun", "torchrun", ("TORCHELASTIC_RUN_ID",), counts=_is_chosen),
+    Scheduler("Ray", "ray", ("RAY_JOB_ID",)),
+    Scheduler("AWS Batch", "aws-batch", ("AWS_BATCH_JOB_ID",), restarts="AWS_BATCH_JOB_ATTEMPT"),
+    Scheduler("SageMaker", "sagemaker", ("TRAINING_JOB_NAME",)),
+    Scheduler("Vertex AI", "vertex", ("CLOUD_ML_JOB_ID",)),
+    Scheduler("PBS", "pbs", ("PBS_JOBID",)),
+    Scheduler("LSF", "lsf", ("LSB_JOBID", "LSB_JOBINDEX"), counts=_is_array_of_lsf),
+    Scheduler("LSF", "lsf", ("LSB_JOBID",)),
+    Scheduler("Kubernetes", "kubernetes", ("JOB_NAME",), more=("JOB_UID", "JOB_COMPLETION_INDEX"), counts=_is_pod),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The scheduler that has started this process."""
+
+    scheduler: str
+    job: str
+    """The identity of the job."""
+    starts: int
+    """How often the scheduler has started the job again, in its own count; 0 if it does not count."""
+
+
+def find(environment: Environment = os.environ) -> Found | None:
+    """Return the scheduler that has started this process, with the identity of the job; None without one.
+
+    >>> find({"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "2"})
+    Found(scheduler='Slurm', job='slurm-4711', starts=2)
+    >>> find({"TORCHELASTIC_RUN_ID": "none", "JOB_NAME": "nightly"})
+    """
+    for one in SCHEDULERS:
+        if all(environment.get(name) for name in one.variables) and one.counts(environment):
+            values = [environment[name] for name in (*one.variables, *one.more) if environment.get(name)]
+            count = environment.get(one.restarts, "")
+            return Found(one.name, "-".join([one.prefix, *values]), int(count) if count.isdecimal() else 0)
+    return None
+
+
+ANNOUNCED = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+"""The signals by which schedulers announce that they end a job; before a time limit, too."""
+
+
+def has_preempted(signal_name: str | None) -> bool:
+    """Tell whether a job that this signal has ended was ended by its scheduler.
+
+    A `kill` of the user's cannot be told from it, so any such signal counts under a scheduler. Under torchrun none
+    does: it ends all ranks when one of them fails.
+    """
+    return signal_name in ANNOUNCED and find() is not None and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def looked_for() -> str:
+    """Return the variables of all schedulers, for an error."""
+    variables = dict.fromkeys(name for one in SCHEDULERS for name in one.variables)
+    return ", ".join(variables)
