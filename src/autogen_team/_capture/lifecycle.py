@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from autogen_team._process.deadline import within
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._redact import mask
 from autogen_team._ship import ui_url
+from autogen_team._ship.signs import STOP_TAG
 
 PATIENCE = 15.0
 """Seconds that recording the end of a run may take."""
@@ -79,6 +80,8 @@ def open_run(
                     run_name=mask(name),
                 )
                 run_id, tags = made.info.run_id, None
+            if resumed := run_id or os.environ.get("MLFLOW_RUN_ID"):
+                _forget_stop(resumed)
             active = mlflow.start_run(
                 run_id=run_id,
                 run_name=mask(name),
@@ -112,6 +115,15 @@ def open_run(
                     _close(opened, failure)
                 finally:
                     signals.release(leaving=signals.is_leaving(failure))
+
+
+def _forget_stop(run_id: str) -> None:
+    """Remove the request to end the job from a run that has ended, before it is opened again and its tags are read."""
+    client = mlflow.MlflowClient()
+    with suppress(mlflow.MlflowException):  # opening the run tells what is wrong with it
+        found = client.get_run(run_id)
+        if STOP_TAG in found.data.tags and found.info.status != "RUNNING":
+            client.delete_tag(run_id, STOP_TAG)
 
 
 @contextmanager

@@ -26,19 +26,22 @@ from autogen_team._spool import journal
 
 if TYPE_CHECKING:
     from autogen_team._ship.route import Route, Shipment
+    from autogen_team._ship.signs import Stop
 
 _LOOK = 1.0
 """Seconds between two looks at the processes of the jobs, whose connections may outlive them in a child."""
 _AT_ONCE, _BUSY = 2, 30.0
 """Processes that recover journals at the same time, and seconds after which one does not count, because it mostly waits
 for its store. Each loads MLflow, and takes all jobs that have left a journal and have the same environment."""
+_SPARE = 1.0
+"""Seconds for which a job that is told to end at once may kill itself before the agent does."""
 _START_PATIENCE = 5.0
 """Seconds for which an agent that is too much tries to hand its job over to the one that runs."""
 _RECOVER = """
 import sys
 sys.path[:] = {path!r}
 from autogen_team._ship import recovery
-recovery.after_death({folders!r})
+recovery.after_death({folders!r}, {reasons!r})
 """
 
 
@@ -71,6 +74,10 @@ class Job:
     connection: socket.socket | None = None
     shipment: Shipment | None = None
     """Its journal, if it is shipped from here."""
+    reason: str = ""
+    """Why it was asked to end, if it was."""
+    victim: tuple[int, float | None, float] | None = None
+    """A process that is killed if it still runs at a time: its id, its start, and the time by the monotonic clock."""
 
     @classmethod
     def of(cls, hello: Message) -> Job:
@@ -87,6 +94,21 @@ class Job:
         if self.shipment is not None:
             self.shipment.end()
             self.shipment = None
+
+    def stop(self, stop: Stop, pid: int, grace: float) -> None:
+        """Ask the job, whose process is `pid`, to end; if the request says so, kill it after `grace` seconds."""
+        self.reason = stop.reason
+        if stop.kills:  # the job does so itself, unless its interpreter is held
+            self.victim = pid, journal.started_at(pid), time.monotonic() + grace + _SPARE
+        self.send({"op": "stop", "reason": stop.reason, "kills": stop.kills})
+
+    def kill_if_due(self) -> None:
+        """Kill the process that was asked to end at once, if it still runs."""
+        if self.victim is not None and time.monotonic() > self.victim[2]:
+            (pid, started, _), self.victim = self.victim, None
+            if started is not None and journal.started_at(pid) == started:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
 
     def send(self, message: Message) -> None:
         """Send a message, unless the job does not read."""
@@ -194,6 +216,7 @@ class Agent:
     def _look(self) -> None:
         """Find the jobs that have died, and begin and end the recovery of what jobs have left."""
         for job in list(self._jobs.values()):
+            job.kill_if_due()
             if not job.is_alive or not job.folder.exists():
                 self._part_with(job)
         self._recovering = [one for one in self._recovering if one[0].poll() is None]
@@ -211,7 +234,8 @@ class Agent:
         job.end_shipment()
 
     def _recover(self, jobs: list[Job], environment: dict[str, str]) -> None:
-        recover = _RECOVER.format(path=sys.path, folders=[str(job.folder) for job in jobs])
+        reasons = {str(job.folder): job.reason for job in jobs if job.reason}
+        recover = _RECOVER.format(path=sys.path, folders=[str(job.folder) for job in jobs], reasons=reasons)
         with suppress(OSError):
             process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
                 [sys.executable, "-c", recover, f"{agent_link.NAME}-recovery"],

@@ -10,7 +10,7 @@ from autogen_team._ship import rest_backend
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import Drain
 from autogen_team._ship.error_text import with_kind
-from autogen_team._ship.signs import Signs
+from autogen_team._ship.signs import RunsOfOthers, Signs, Stop
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
 
@@ -30,18 +30,22 @@ _FOR_THE_JOB = frozenset({"artifact", "create"})
 class Shipment:
     """The journal of a job that the agent ships."""
 
-    def __init__(self, route: Route, job: Job, after: int, open_runs: Iterable[str], signs: Signs) -> None:
+    def __init__(self, route: Route, job: Job, order: Message, signs: Signs) -> None:
+        """Ship as the order says; see `Route.take`."""
         self._route = route
         self._signs = signs
-        self._open = dict.fromkeys(open_runs)
+        self._order = order
+        self._open = dict.fromkeys(order["runs"])
         """The runs that the job has open, by the ids that it knows."""
         self._job = job
+        after: int = order["after"]
         self._follower = Follower(lambda: job.folder, after)
         self._wanted = 0
         self._is_given_back = False
         self.number = self.acked = after
         """The numbers of the last entry that was read, and of the last that the store has taken."""
-        self.runs: set[str] = set()
+        self._others = RunsOfOthers(order["others"])
+        self.runs: set[str] = set(order["others"])
         """The runs that the job logs to."""
 
     @property
@@ -65,6 +69,7 @@ class Shipment:
         if entries:
             self.number = entries[-1]["n"]
             self.runs.update(entry["run"] for entry in entries if "run" in entry)
+            self._others.follow(entries)
             self._route.learn(entries)
             self._follow_runs(entries)
         elif self._is_given_back:
@@ -78,9 +83,24 @@ class Shipment:
         if self._is_given_back:
             self._give_back()
 
-    def give_signs(self, ids: Mapping[str, str]) -> bool:
-        """Give signs of life of the runs that the job has open, if they are due; return whether the store answers."""
-        return self._signs.give(self._open, ids)
+    def open_runs(self, ids: Mapping[str, str]) -> set[str]:
+        """Return the store's ids of the runs that the job has open."""
+        return {ids.get(run_id, run_id) for run_id in self._open}
+
+    def runs_of_others(self, ids: Mapping[str, str]) -> set[str]:
+        """Return the store's ids of the runs that the job, if it is a worker, logs to for the job of another process."""
+        return {ids.get(run_id, run_id) for run_id in self._others.ids} if self._order["is_worker"] else set()
+
+    def give_signs(self, ids: Mapping[str, str], others: Iterable[str]) -> bool:
+        """Give signs of life of the runs that the job has open, if they are due; return whether the store answers.
+
+        Of `others`, the tags are read only.
+        """
+        return self._signs.give(self._open, ids, others)
+
+    def stop(self, stop: Stop) -> None:
+        """Ask the job to end."""
+        self._job.stop(stop, self._order["pid"], self._order["grace"])
 
     def _follow_runs(self, entries: list[Entry]) -> None:
         for entry in entries:
@@ -159,15 +179,17 @@ class Route:
         """Ship a journal as the job has ordered; return None if that cannot begin now.
 
         The order says `after` which entry to begin; the `ids` that local runs have in the store; the `runs` that are
-        open; the `pid` of the process whose life is signed, how often (`heartbeat`, seconds), and when that was `given`
-        last.
+        open, and those of `others` that a worker (`is_worker`) logs to; the `pid` of the process whose life is signed,
+        how often (`heartbeat`, seconds), and when that was `given` last; and after how many seconds the process is
+        killed if it is told to end at once (`grace`).
         """
         with self._lock:
             if not self._is_ready or self._delivery is None or self._backend is None:
                 return None
             self._delivery.ids |= order["ids"]
             signs = Signs(self._backend, order["heartbeat"], pid=order["pid"], given=order["given"])
-            shipment = Shipment(self, job, order["after"], order["runs"], signs)
+            signs.on_stop = self._stop
+            shipment = Shipment(self, job, order, signs)
             self._shipments = (*self._shipments, shipment)
         self.hurry()
         return shipment
@@ -206,13 +228,33 @@ class Route:
             if not any(shipment.is_urgent for shipment in self._shipments):
                 self._drain.urgent.wait(idle)
             # First, so that a job that wakes and ends at once has its run opened again before it is closed.
-            all(shipment.give_signs(self._delivery.ids) for shipment in self._shipments)
+            self._give_signs(self._delivery.ids)
             before = [shipment.number for shipment in self._shipments]
             self._drain.ship()
             is_idle = before == [shipment.number for shipment in self._shipments]
             idle = min(2 * idle, _LONGEST_IDLE) if is_idle else self._drain.gather
             self._close_removed()
         self._close_removed()
+
+    def _give_signs(self, ids: Mapping[str, str]) -> None:
+        """Give the signs that are due; the tags of a run are read for one of its processes only."""
+        read = {run_id for shipment in self._shipments for run_id in shipment.open_runs(ids)}
+        for shipment in self._shipments:
+            others = shipment.runs_of_others(ids) - read
+            read |= others
+            if not shipment.give_signs(ids, others):
+                break
+
+    def _stop(self, run_id: str, stop: Stop) -> None:
+        """Ask the processes that work for a run to end, first the one that has it open."""
+        assert self._delivery is not None
+        ids = self._delivery.ids
+        for shipment in self._shipments:
+            if run_id in shipment.open_runs(ids):
+                shipment.stop(stop)
+        for shipment in self._shipments:
+            if run_id in shipment.runs_of_others(ids):
+                shipment.stop(stop)
 
     def _close_removed(self) -> None:
         """Close the files of the journals that are not shipped any more; this thread is the one that reads them."""

@@ -18,13 +18,13 @@ from contextlib import suppress
 
 import orjson
 
-from autogen_team._process import grace, identity
+from autogen_team._process import grace, identity, stopping
 from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.backend import Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import LONGEST_PAUSE, Drain
-from autogen_team._ship.signs import Signs
+from autogen_team._ship.signs import RunsOfOthers, Signs, Stop
 from autogen_team._spool.journal import Journal
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
@@ -46,8 +46,9 @@ _shippers: weakref.WeakSet[Shipper] = weakref.WeakSet()
 class _Own:
     """The journal of this process, as it is shipped by its own thread."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, others: RunsOfOthers) -> None:
         self._journal = journal
+        self._others = others
         self._follower = Follower(lambda: journal.folder, journal.acked)
 
     @property
@@ -62,7 +63,9 @@ class _Own:
 
     def read(self, limit: int) -> list[Entry]:
         """Return the next entries."""
-        return self._follower.read(limit)
+        entries = self._follower.read(limit)
+        self._others.follow(entries)
+        return entries
 
     def taken(self, number: int) -> None:
         """Note that the store has taken every entry up to `number`."""
@@ -98,6 +101,7 @@ class Shipper:
         self._handover_after = handover_after
         self.signs = signs
         """Signs of life of the runs that this process has open, until the agent gives them."""
+        self.signs.on_stop = lambda _run_id, stop: _end_job(stop)
         self.lost = 0
         """Number of entries that neither the journal nor the store has taken."""
         self.after_fork()
@@ -108,6 +112,7 @@ class Shipper:
         own = getattr(self, "_own", None)
         if own is not None:
             own.close()
+        self._others = RunsOfOthers()
         self._begin()
         self._lock = threading.RLock()
         self._progress = threading.Condition(self._lock)
@@ -122,7 +127,7 @@ class Shipper:
 
     def _begin(self) -> None:
         """Ship from the first entry on that the store has not taken."""
-        own = self._own = _Own(self._journal)
+        own = self._own = _Own(self._journal, self._others)
         self._drain = Drain(self._delivery, lambda: (own,), on_failed=self._failed, on_taken=self._taken)
 
     def start(self) -> None:
@@ -230,7 +235,7 @@ class Shipper:
         """Return how long to wait for the next entry, in seconds; None for as long as it takes."""
         if self.has_more:
             return 0.0
-        if not self.signs.is_wanted or not self._journal.open_runs():
+        if not self.signs.is_wanted or not (self._journal.open_runs() or self._runs_of_others()):
             return None
         # A job that logs nothing is handed over too: signs of its life come from outside of it.
         return self.signs.left if self._prepared == "unable" else min(self.signs.left, _GLANCE)
@@ -239,13 +244,17 @@ class Shipper:
         while not self._stopping:
             if self.signs.is_wanted and not self.signs.left and not self._availability.is_cut:
                 with self._drain.delivering:
-                    self.signs.give(self._journal.open_runs(), self._delivery.ids)
+                    self.signs.give(self._journal.open_runs(), self._delivery.ids, self._runs_of_others())
             if self._can_hand_over():
                 self._listen()
             elif self.has_more:
                 self._ship()
             else:
                 break
+
+    def _runs_of_others(self) -> list[str]:
+        """Return the runs that this process, if it is a worker, logs to and that another one has open."""
+        return [] if identity.worker() is None else sorted(self._others.ids)
 
     def _ship(self) -> None:
         self._drain.urgent.clear()
@@ -284,7 +293,10 @@ class Shipper:
                     "after": self._journal.acked,
                     "ids": self._delivery.ids,
                     "runs": self._journal.open_runs(),
+                    "others": self._runs_of_others(),
+                    "is_worker": identity.worker() is not None,
                     "pid": identity.job(),
+                    "grace": stopping.seconds_to_kill(),
                     "heartbeat": self.signs.every,
                     "given": self.signs.given,
                 }
@@ -315,6 +327,8 @@ class Shipper:
                 self._agent.send({"op": "login", "store": self._store()})  # the job may have renewed a token
             case {"op": "say", "text": str(text)}:
                 _report.error("%s", text)
+            case {"op": "stop", "reason": str(reason), "kills": bool(kills)}:
+                _end_job(Stop(reason, kills))
             case {"op": "yours"}:
                 self._handed_over = False
 
@@ -330,6 +344,10 @@ class Shipper:
         with self._lock:
             self._attempts += 1
             self._progress.notify_all()
+
+
+def _end_job(stop: Stop) -> None:
+    stopping.end_job(stop.reason, kills=stop.kills)
 
 
 class _Held(threading.local):

@@ -1,20 +1,24 @@
-"""Signs of life: tags of a run that say when its job was seen alive, and where.
+"""Signs of life: tags of a run that say when its job was seen alive, and where; and the tag that asks it to end.
 
 Whatever ships the journal of a job gives them: a thread of the job at first, then the agent, from outside of the job. A
-run that lacks them can be closed from any machine, and is opened again by a job that was only frozen.
+run that lacks them can be closed from any machine, and is opened again by a job that was only frozen. With each sign
+the tags of the run are read once, in case a person has set `autogen_team.stop` on its page.
 """
 
 from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from autogen_team._process import identity, run_events
+from autogen_team._redact import mask
 from autogen_team._ship.backend import Backend, Batch, Refused, Unreachable
+from autogen_team._spool.records import Entry
 
 ALIVE_TAG = "autogen_team.alive"
 """The tag with the time of the last sign of life, in UTC."""
@@ -22,6 +26,11 @@ HOST_TAG, PID_TAG = "autogen_team.host", "autogen_team.pid"
 """The tags with the machine and the process of the job."""
 LOST = "no sign of life since"
 """How the reason of a run begins that was closed because it gave none."""
+STOP_TAG = "autogen_team.stop"
+"""The tag that asks the job of a run to end; its value is the reason, or `now`."""
+STOPPED = "stopped from its page"
+"""How the reason of a run begins that was ended by this tag."""
+_LONGEST_REASON = 300
 _LATE = 1.5
 """Times the interval after which a sign is late, so that another machine may have closed the run meanwhile."""
 
@@ -44,6 +53,44 @@ def moment(text: str) -> float | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A request to end the job of a run."""
+
+    reason: str
+    kills: bool = False
+    """Whether the job is killed if it still runs after its grace."""
+
+    @classmethod
+    def of_tag(cls, text: str) -> Stop:
+        """Return what the value of the tag asks for.
+
+        >>> Stop.of_tag("diverges (ada)")
+        Stop(reason='stopped from its page: diverges (ada)', kills=False)
+        """
+        words = mask(" ".join(text.split()))[:_LONGEST_REASON]
+        return cls(f"{STOPPED}: {words}" if words else STOPPED, words.lower() == "now")
+
+
+class RunsOfOthers:
+    """The runs that a worker logs to and that another process has open, as its journal shows."""
+
+    def __init__(self, runs: Iterable[str] = ()) -> None:
+        self._logged = set(runs)
+        self._opened: set[str] = set()
+
+    def follow(self, entries: Iterable[Entry]) -> None:
+        """Learn from entries of the journal, in their order."""
+        for entry in entries:
+            if "run" in entry:
+                (self._opened if entry["op"] == "open" else self._logged).add(entry["run"])
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids, as the worker knows them."""
+        return self._logged - self._opened
+
+
 class Signs:
     """Signs of life of the runs that one process has open."""
 
@@ -58,6 +105,10 @@ class Signs:
         # The monotonic clock stands still while a machine is suspended.
         self.given = time.time() if given is None else given
         self._was_stopped = False
+        self._told: set[str] = set()
+        """Runs of others whose stop was told already."""
+        self.on_stop: Callable[[str, Stop], None] = lambda _run_id, _stop: None
+        """Called with the store's id of a run, and what its tag asks for."""
 
     @property
     def is_wanted(self) -> bool:
@@ -69,11 +120,11 @@ class Signs:
         """Seconds until the next sign is due."""
         return max(0.0, self.given + self.every - time.time())
 
-    def give(self, runs: Iterable[str], ids: Mapping[str, str]) -> bool:
+    def give(self, runs: Iterable[str], ids: Mapping[str, str], others: Iterable[str] = ()) -> bool:
         """Give a sign for these runs if one is due; return False if the store does not answer.
 
         `ids` are the store's ids of local runs. A process that is stopped gives none. A late sign opens runs again that
-        were closed for the lack of it.
+        were closed for the lack of it. Of `others`, which are open elsewhere, the tags are read only.
         """
         pid = identity.job() if self._pid is None else self._pid
         if not self.is_wanted or self._is_stopped(pid) or (self.left and not self._was_stopped):
@@ -84,22 +135,45 @@ class Signs:
         sign = tags(pid, ahead=self._backend.ahead)
         for run_id in {ids.get(run_id, run_id): None for run_id in runs}:
             try:
+                status, found = self._backend.look(run_id)
                 if is_late:
-                    self._open_again(run_id)
+                    self._open_again(run_id, status, found)
                 self._backend.log(Batch(run_id, tags=sign))
+                self._heed(run_id, found)
             except Refused:  # the run was deleted
                 continue
             except Unreachable:
                 return False
-        return True
+        return self._heed_others(ids.get(run_id, run_id) for run_id in others)
 
     def _is_stopped(self, pid: int) -> bool:
         is_stopped = _is_stopped(pid)
         self._was_stopped |= is_stopped
         return is_stopped
 
-    def _open_again(self, run_id: str) -> None:
-        status, found = self._backend.look(run_id)
+    def _heed(self, run_id: str, found: Mapping[str, str]) -> None:
+        if STOP_TAG in found:
+            # First, because the job may be gone in a moment, and the run must not stop at once when it is resumed.
+            self._backend.remove_tag(run_id, STOP_TAG)
+            self.on_stop(run_id, Stop.of_tag(found[STOP_TAG]))
+
+    def _heed_others(self, runs: Iterable[str]) -> bool:
+        """Heed runs that are open elsewhere, where the tag is removed: the reason of their end counts too."""
+        for run_id in set(runs) - self._told:
+            try:
+                status, found = self._backend.look(run_id)
+            except Refused:
+                continue
+            except Unreachable:
+                return False
+            reason = found.get(run_events.EXCEPTION_TAG, "") if status == "KILLED" else ""
+            if STOP_TAG in found or reason.startswith(STOPPED):
+                self._told.add(run_id)
+                stop = Stop.of_tag(found[STOP_TAG]) if STOP_TAG in found else Stop(reason)
+                self.on_stop(run_id, stop)
+        return True
+
+    def _open_again(self, run_id: str, status: str, found: Mapping[str, str]) -> None:
         if status == "KILLED" and found.get(run_events.EXCEPTION_TAG, "").startswith(LOST):
             self._backend.update(run_id, "RUNNING", None, None)
             self._backend.remove_tag(run_id, run_events.EXCEPTION_TAG)

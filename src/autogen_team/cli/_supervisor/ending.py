@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autogen_team._capture import signals
+from autogen_team._process import stopping
 from autogen_team._process.run_events import JobEnded
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ def kills_for_memory() -> int:
 
 def verdict(end: End) -> JobEnded | None:
     """Return the end of a job that has not finished well; None if it has."""
+    found = _verdict(end)
+    asked = stopping.reason()
+    return JobEnded("KILLED", asked) if found is not None and found.status == "KILLED" and asked else found
+
+
+def _verdict(end: End) -> JobEnded | None:
     if end.status < 0:
         return JobEnded("KILLED", _name(end))
     if end.status == 0:

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
 
-from autogen_team._process import on_demand, run_events
+from autogen_team._process import on_demand, run_events, stopping
 from autogen_team._redact import values
 from autogen_team._services import worker_runs
 from autogen_team.cli import _context, _look
@@ -93,7 +93,7 @@ class Inside:
         run_id = self._run["run_id"]
         self._told = {
             "told": lifecycle.reported_end(run_id, self._tracking_uri),
-            "signal": None if signum is None else signum.name,
+            "signal": None if signum is None else stopping.reason() or signum.name,
             "left": {one: uri for one, uri in lifecycle.left_open().items() if one != run_id},
         }
 

@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autogen_team._capture import snapshots
-from autogen_team._process import grace, identity, run_events, streams
+from autogen_team._process import grace, identity, run_events, stopping, streams
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url, values
 from autogen_team._services import settings, worker_runs
@@ -94,6 +94,7 @@ class Keeper:
     def keep(self) -> None:
         """Keep the run; exit with a status if the settings are wrong, or the run cannot be opened."""
         os.environ[streams.SUPERVISED] = "1"
+        stopping.pass_to(os.getppid())
         order = self._order
         sys.argv = [_text(word) for word in target.arguments(order)]
         with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
