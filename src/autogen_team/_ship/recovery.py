@@ -147,7 +147,8 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
 def after_death(folders: list[str], reasons: Mapping[str, str] = {}) -> None:
     """Recover journals that processes have left behind; the environment names the stores.
 
-    `reasons` say why some of the processes were asked to end, by folder. A journal whose store is away, or that another process is recovering, is tried again for up to 15 minutes.
+    `reasons` say why some of the processes were asked to end, by folder. A journal whose store is away, or that another
+    process is recovering, is tried again for up to 15 minutes.
     """
     waiting = [Path(folder) for folder in folders]
     dying_until = time.monotonic() + _DYING

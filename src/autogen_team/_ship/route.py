@@ -87,8 +87,12 @@ class Shipment:
         """Return the store's ids of the runs that the job has open."""
         return {ids.get(run_id, run_id) for run_id in self._open}
 
+    def has_open(self, run_id: str) -> bool:
+        """Tell whether the job has a run open, by the id that it knows."""
+        return run_id in self._open
+
     def runs_of_others(self, ids: Mapping[str, str]) -> set[str]:
-        """Return the store's ids of the runs that the job, if it is a worker, logs to for the job of another process."""
+        """Return the store's ids of the runs that the job, if it is a worker, logs to and another process has open."""
         return {ids.get(run_id, run_id) for run_id in self._others.ids} if self._order["is_worker"] else set()
 
     def give_signs(self, ids: Mapping[str, str], others: Iterable[str]) -> bool:

@@ -18,7 +18,7 @@ from contextlib import suppress
 
 import orjson
 
-from autogen_team._process import grace, identity, stopping
+from autogen_team._process import activity, grace, identity, stopping
 from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.backend import Unreachable
@@ -264,6 +264,7 @@ class Shipper:
 
     def _can_hand_over(self) -> bool:
         """Tell whether the agent is ready to ship the journal; prepare it once the job has lived long enough."""
+        self._hear_before_handover()
         now = time.monotonic()
         if self._handover_at is None:
             self._handover_at = now + self._handover_after
@@ -275,12 +276,15 @@ class Shipper:
             self._asked = store
             if store is not None:
                 self._agent.send({"op": "prepare", "store": store})
-            return False
+        return self._prepared == "ready"
+
+    def _hear_before_handover(self) -> None:
         with suppress(OSError):
             for message in self._agent.messages(0.0):
                 if message["op"] in ("ready", "unable"):
                     self._prepared = message["op"]
-        return self._prepared == "ready"
+                elif message["op"] in ("stop", "silence"):
+                    self._hear(message)
 
     def _listen(self) -> None:
         """Hand the journal over, and do what the agent says until it ends, or gives the journal back."""
@@ -327,6 +331,9 @@ class Shipper:
                 self._agent.send({"op": "login", "store": self._store()})  # the job may have renewed a token
             case {"op": "say", "text": str(text)}:
                 _report.error("%s", text)
+            case {"op": "silence", "text": str(text)}:
+                with activity.unnoticed():
+                    _report.warning("%s", text)
             case {"op": "stop", "reason": str(reason), "kills": bool(kills)}:
                 _end_job(Stop(reason, kills))
             case {"op": "yours"}:

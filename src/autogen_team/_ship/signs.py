@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from autogen_team._process import identity, run_events
 from autogen_team._redact import mask
 from autogen_team._ship.backend import Backend, Batch, Refused, Unreachable
+from autogen_team._spool import journal
 from autogen_team._spool.records import Entry
 
 ALIVE_TAG = "autogen_team.alive"
@@ -147,7 +147,7 @@ class Signs:
         return self._heed_others(ids.get(run_id, run_id) for run_id in others)
 
     def _is_stopped(self, pid: int) -> bool:
-        is_stopped = _is_stopped(pid)
+        is_stopped = journal.is_stopped(pid)
         self._was_stopped |= is_stopped
         return is_stopped
 
@@ -177,10 +177,3 @@ class Signs:
         if status == "KILLED" and found.get(run_events.EXCEPTION_TAG, "").startswith(LOST):
             self._backend.update(run_id, "RUNNING", None, None)
             self._backend.remove_tag(run_id, run_events.EXCEPTION_TAG)
-
-
-def _is_stopped(pid: int) -> bool:
-    """Tell whether a process is stopped by a signal, or by a debugger."""
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-    return False

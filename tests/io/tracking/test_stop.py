@@ -125,7 +125,9 @@ def test_a_handler_of_the_job_decides(start_job, store_uri, handover):
 @SHIPPED_BY
 def test_now_kills_a_job_that_goes_on(start_job, store_uri, wait_until, handover):
     """After its grace; the agent closes the run with the reason."""
-    body = f"signal.signal(signal.SIGTERM, lambda *_: None)\n            print('ready', flush=True)\n            {SLEEP}"
+    body = (
+        f"signal.signal(signal.SIGTERM, lambda *_: None)\n            print('ready', flush=True)\n            {SLEEP}"
+    )
     job, run_id = start_job(store_uri, body, HANDOVER=handover, AUTOGEN_TEAM_GRACE="1")
     job.wait_for("ready")
     mlflow.MlflowClient(store_uri).set_tag(run_id, STOP_TAG, "now")

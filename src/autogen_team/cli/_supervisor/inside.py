@@ -60,6 +60,11 @@ class Inside:
         if not logger.is_started:
             logger.start()
         self._undo.callback(logger.stop)
+        context = self._context
+        if context.stall_after is not None:
+            from autogen_team._services import stalls
+
+            self._undo.callback(stalls.watch(context.alerts_service, context.stall_after, kills=context.stall_kill))
         facts = {"run_id": run["run_id"], "run_name": run["name"], "experiment": run["experiment"]}
         self._undo.callback(run_events.set_source(lambda: facts))
         joined = run_events.Run(run["run_id"], run["name"], run["experiment"], None, lambda *_: None)

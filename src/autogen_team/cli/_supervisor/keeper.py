@@ -25,7 +25,7 @@ from autogen_team._process import grace, identity, run_events, stopping, streams
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url, values
 from autogen_team._services import settings, worker_runs
-from autogen_team._ship import server_probe, uris
+from autogen_team._ship import server_probe, uris, watched
 from autogen_team._snapshot import process
 from autogen_team._spool import index, journal
 from autogen_team.cli import _context, _look, _summary
@@ -95,6 +95,7 @@ class Keeper:
         """Keep the run; exit with a status if the settings are wrong, or the run cannot be opened."""
         os.environ[streams.SUPERVISED] = "1"
         stopping.pass_to(os.getppid())
+        watched.tell_no_stacks()
         order = self._order
         sys.argv = [_text(word) for word in target.arguments(order)]
         with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
@@ -178,6 +179,7 @@ class Keeper:
             link=service.link(info.experiment_id, info.run_id),
             variables={"MLFLOW_RUN_ID": shared.run_id, "MLFLOW_EXPERIMENT_ID": shared.experiment_id},
             joining=asdict(joining),
+            stall_after=context.stall_after,
         )
 
     def _wait(self, context: GlobalContext, run_id: str) -> None:
