@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, ParamSpec, TypeVar
 from pydantic import Field
 
 from autogen_team import _propagation
-from autogen_team._process import grace, identity, on_demand
+from autogen_team._process import activity, durations, grace, identity, on_demand
+from autogen_team._process.folders import state_folder
 from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._services import worker_runs
-from autogen_team._services.fields import Patterns, Seconds
+from autogen_team._services.fields import Duration, Patterns, Seconds
 from autogen_team._services.settings import Setting
 from autogen_team.errors import ConfigurationError, NotStartedError
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
@@ -90,6 +91,12 @@ class GlobalContext(Service):
     grace: Seconds | None = None
     """Seconds that the end of the job may take in all after SIGTERM or SIGHUP; the agent delivers what is left."""
 
+    stall_after: Duration | None = None
+    """How long the job may be silent (`15m`): no metric, log line, output, `progress`. Then an alert has its stacks."""
+
+    stall_kill: bool = False
+    """End a job that stays silent for a second such time, as KILLED with that reason."""
+
     redact_patterns: Patterns = ()
     """Regular expressions of your own secrets, one on each line of a variable; a group in one is what is masked."""
     redact_allow: Patterns = ()
@@ -117,6 +124,11 @@ class GlobalContext(Service):
                 return
             if self.grace is not None:
                 undo.callback(grace.allow(self.grace))
+            if self.stall_after is not None:
+                from autogen_team._services import stalls
+
+                state = state_folder(self.mlflow_service.state_dir)
+                undo.callback(stalls.watch(self.alerts_service, state, self.stall_after, kills=self.stall_kill))
             if self.redact_patterns or self.redact_allow:
                 from autogen_team import _redact
 
@@ -296,6 +308,26 @@ class GlobalContext(Service):
     def log_config(self, config: object) -> None:
         """Log a configuration to the active run, as parameters and as `config.yaml`; see `MlflowService.log_config`."""
         self.mlflow_service.log_config(config)
+
+    def progress(self, *, expect_within: float | str | None = None) -> None:
+        """Tell that the job moves, so that it does not count as silent; for a part that neither logs nor prints.
+
+        With `expect_within`, in seconds or as `"40m"`, announce that the job may be silent for that long. The next call
+        takes that back. Without `stall_after` nothing happens. It takes no lock and costs less than a microsecond.
+
+        >>> with GlobalContext(stall_after="15m") as context:
+        ...     context.progress(expect_within="40m")
+
+        Raises:
+            ConfigurationError: `expect_within` is not a duration.
+
+        """
+        if isinstance(expect_within, str):
+            try:
+                expect_within = durations.seconds(expect_within)
+            except ValueError as error:
+                raise ConfigurationError(f"expect_within: {error}") from None
+        activity.progress(expect_within)
 
     def redact(self, *secrets: str) -> None:
         """Mask these values wherever they would be logged from now on; for secrets that a vault hands out at run time.

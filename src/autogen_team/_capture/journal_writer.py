@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from autogen_team._process import activity
 from autogen_team._ship.shipper import Shipper
 from autogen_team._spool.journal import Journal, JournalError
 
@@ -25,6 +26,7 @@ class Writer:
         """Write an entry to the journal; if that fails, deliver it to the store directly."""
         try:
             self._journal.append(body)
+            activity.note_entry(body)
         except JournalError as error:
             self._go_past(error)
             self._shipper.deliver_now(body)

@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from autogen_team._process.forking import ForkSafeLock
 from autogen_team._process.saved import SavedValue
 from autogen_team._redact import mask
 from autogen_team._ship import ui_url
+from autogen_team._ship.signs import STOP_TAG
 
 PATIENCE = 15.0
 """Seconds that recording the end of a run may take."""
@@ -78,6 +79,7 @@ def open_run(
         signals.hold()
         try:
             is_child = nested or parent_run_id is not None
+            resumed = run_id or os.environ.get("MLFLOW_RUN_ID")
             known = attempts.identity_of(job, name, run_id=run_id, is_child=is_child)
             claimed = None
             if known is not None:
@@ -90,8 +92,11 @@ def open_run(
 
                 claimed = attempts.claim(known, make, stale=stale, parent=parent, is_sure=is_launched)
                 run_id, parent_run_id = claimed.info.run_id, None
+                resumed = run_id
             elif begun is not None and run_id is None and "MLFLOW_RUN_ID" not in os.environ:
                 run_id, tags = _make(name, tags, begun).info.run_id, None
+            if resumed:
+                _forget_stop(resumed, claimed)
             with nullcontext() if claimed is None else attempts.opening(claimed):
                 active = mlflow.start_run(
                     run_id=run_id,
@@ -137,6 +142,15 @@ def _make(name: str, tags: Mapping[str, Any] | None, begun: float | None) -> Run
         tags=registry.resolve_tags(as_text(tags)),
         run_name=mask(name),
     )
+
+
+def _forget_stop(run_id: str, claimed: Run | None) -> None:
+    """Remove the request to end the job from a run that has ended, before it is reopened and its tags are read."""
+    client = mlflow.MlflowClient()
+    with suppress(mlflow.MlflowException):  # opening the run tells what is wrong with it
+        found = claimed or client.get_run(run_id)
+        if STOP_TAG in found.data.tags and (claimed is not None or found.info.status != "RUNNING"):
+            client.delete_tag(run_id, STOP_TAG)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
-from autogen_team._process import grace, schedulers
+from autogen_team._process import grace, schedulers, stopping
 from autogen_team._process.forking import call_in_child
 from autogen_team._process.run_events import JobEnded, Status
 from autogen_team._redact import mask
@@ -130,6 +130,8 @@ def _handler(previous: object, owner: int) -> Handler:
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
             return
+        if signum is signal.SIGTERM and _fatal is not None and stopping.reason() is not None:
+            return  # a launcher passes on what has come already, and must not end the `finally` blocks
         _received = signum
         if callable(previous):
             try:
@@ -211,20 +213,25 @@ def verdict(error: BaseException | None) -> tuple[Status, str | None]:
     if isinstance(error, JobEnded):
         return error.status, None if error.reason is None else mask(error.reason)[:_LONGEST_REASON]
     if isinstance(error, Terminated):
-        return "KILLED", error.signal
+        return "KILLED", _asked_by(error.signal)
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", "SIGINT"
     if type(error).__name__ in _CANCELLED:
-        return "KILLED", _received.name if _received else type(error).__name__
+        return "KILLED", _asked_by(_received.name) if _received else type(error).__name__
     if isinstance(error, SystemExit):
         signum = _received or _raised_by(error)
         if signum is not None:
-            return "KILLED", signum.name
+            return "KILLED", _asked_by(signum.name)
         if error.code is None or error.code == 0:
             return "FINISHED", None
         text = f"exit status {error.code}" if isinstance(error.code, int) else f"exit: {error.code}"
         return "FAILED", mask(text)[:_LONGEST_REASON]
     return of_exception(type(error).__name__, _text(error))
+
+
+def _asked_by(name: str) -> str:
+    """Return the name of a signal, or why it was sent if that is known."""
+    return stopping.reason() or name if name == "SIGTERM" else name
 
 
 def of_exception(kind: str, text: str) -> tuple[Status, str]:

@@ -29,7 +29,7 @@ from mlflow.entities import Span, TraceData, TraceInfo
 
 from autogen_team._capture import mlflow_internals, redact_entities
 from autogen_team._capture.redact_traces import Masker
-from autogen_team._process import Undo, grace
+from autogen_team._process import Undo, activity, grace
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._process.threads import spawn
 from autogen_team._redact import mask, mask_url
@@ -181,6 +181,7 @@ class Door:
 
     def _send(self, instead: Any, client: Any, send: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
         """Call MLflow's own method; return `instead` if the wait for the store has been given up."""
+        activity.note()
         if self._is_closed:
             return instead
         if client.tracking_uri.startswith("sqlite"):

@@ -19,7 +19,7 @@ from autogen_team._logs.console import Console
 from autogen_team._logs.faults import Faults
 from autogen_team._logs.jsonl import JsonLines
 from autogen_team._logs.text import Extra, Record, Template, make_safe, without_colour
-from autogen_team._process import run_events
+from autogen_team._process import activity, run_events
 from autogen_team._process.forking import start_afresh_after_fork
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ class Sink:
         self._faults.close()
 
     def _deliver(self, record: Record, trace: str = "", message: str = "") -> None:
+        activity.note()
         line = b""
         if not self.is_muted and record["level"].no >= self._least_level:
             if self.colours and self._console is not None and self._console.is_coloured():
@@ -156,6 +157,7 @@ class Sink:
             self.runs.write(line or self.line(record, trace))
 
     def _deliver_raw(self, record: Record, text: str) -> None:
+        activity.note()
         if self._redact is not None:
             text = masked_colours(text, self._redact)
         plain = _encoded(without_colour(text))

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+
 
 def duration(seconds: float) -> str:
     """Return a duration for people, in its two largest units.
@@ -19,3 +23,20 @@ def duration(seconds: float) -> str:
         return f"{minutes} min {rest} s"
     days, hours = divmod(hours, 24)
     return f"{days} d {hours} h" if days else f"{hours} h {minutes} min"
+
+
+def seconds(text: str) -> float:
+    """Return a duration that a person has written, in seconds.
+
+    >>> seconds("90s"), seconds("5m"), seconds("1.5h")
+    (90.0, 300.0, 5400.0)
+
+    Raises:
+        ValueError: the text is not a duration, or it is zero.
+
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    length = float(found[1]) * _UNITS[found[2]] if found else 0.0
+    if not length:
+        raise ValueError(f"{text!r} is not a duration: write 90s, 5m, 2h or 1d")
+    return length

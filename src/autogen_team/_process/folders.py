@@ -1,8 +1,11 @@
-"""The state folder, and folders for the eyes of their owner only."""
+"""The state folder, and folders and files that only their owner can read."""
 
 from __future__ import annotations
 
+import os
+from io import FileIO
 from pathlib import Path
+from typing import Literal
 
 
 def state_folder(chosen: str | None) -> Path:
@@ -26,3 +29,14 @@ def private_folder(path: Path) -> Path:
     for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
         missing.mkdir(mode=0o700, exist_ok=True)
     return path
+
+
+def open_private(path: Path, mode: Literal["wb", "ab"]) -> FileIO:
+    """Open a file without a buffer; if it is made, only its owner may read and write it.
+
+    Raises:
+        OSError: it cannot be made.
+
+    """
+    flags = os.O_TRUNC if mode == "wb" else os.O_APPEND
+    return FileIO(os.open(path, os.O_CREAT | os.O_WRONLY | flags, 0o600), mode)

@@ -27,6 +27,11 @@ def allow(seconds: float) -> Undo:
     return undo
 
 
+def allowed() -> float | None:
+    """Return the seconds that are allowed after a signal; None if nothing bounds them."""
+    return _limits[-1] if _limits else None
+
+
 def begin(since: float | None = None) -> None:
     """Note that a signal has asked the process to end, now or at `since` on the monotonic clock; the first one counts.
 

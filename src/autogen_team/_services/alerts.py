@@ -159,6 +159,11 @@ class AlertsService(Service):
             with self._lock:
                 object.__setattr__(self, "_delivery", before)
 
+    def secrets(self) -> dict[str, str]:
+        """Return the variables that `environment` leaves out, for a process that alerts in the name of this one."""
+        urls = " ".join(url.get_secret_value() for url in self.urls)
+        return {type(self).variables()["urls"]: urls} if urls else {}
+
     def _start_pings(self, undo: ExitStack, url: str) -> None:
         from autogen_team._alerts.ping import Pinger
         from autogen_team._ship import ping

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
+
+from autogen_team._process import durations
 
 
 def _as_text(value: object) -> object:
@@ -18,6 +21,17 @@ Place: TypeAlias = Annotated[str, BeforeValidator(_as_text)]
 
 Seconds: TypeAlias = Annotated[float, Field(gt=0, le=86_400.0)]
 """Seconds to wait, at most a day; a larger value is probably in the wrong unit."""
+
+
+def _as_seconds(value: object) -> object:
+    with suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    assert isinstance(value, str)
+    return durations.seconds(value)
+
+
+Duration: TypeAlias = Annotated[float, BeforeValidator(_as_seconds), Field(gt=0, allow_inf_nan=False)]
+"""A time in seconds, or as a text with its unit: `90s`, `15m`, `2h`, `1d`."""
 
 
 def _lines(value: object) -> object:

@@ -16,30 +16,42 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autogen_team._process import durations
 from autogen_team._ship import agent_link
 from autogen_team._ship.agent_link import Message
+from autogen_team._ship.silence import Event, Silence
 from autogen_team._spool import journal
 
 if TYPE_CHECKING:
     from autogen_team._ship.route import Route, Shipment
+    from autogen_team._ship.signs import Stop
 
 _LOOK = 1.0
 """Polling interval in seconds for the processes of the jobs: a child may keep a dead job's connection open."""
 _AT_ONCE, _BUSY = 2, 30.0
 """Processes that recover journals at the same time, and seconds after which one does not count, because it mostly waits
 for its store. Each loads MLflow, and takes all jobs that have left a journal and have the same environment."""
+_SPARE = 1.0
+"""Seconds for which a job that is told to end at once may kill itself before the agent does."""
 _START_PATIENCE = 5.0
 """Seconds for which a superfluous agent tries to hand its job over to the running one."""
 _RECOVER = """
 import sys
 sys.path[:] = {path!r}
 from autogen_team._ship import recovery
-recovery.after_death({folders!r})
+recovery.after_death({folders!r}, {reasons!r})
 """
+_REPORT = """
+import sys
+sys.path[:] = {path!r}
+from autogen_team._services import stall_report
+stall_report.report({kind!r}, {owner!r}, {lasted!r}, {number!r}, {folders!r}, {state!r})
+"""
+"""The services are above this package, and the agent loads none of them."""
 
 
 def main(place: str, order: Message) -> None:
@@ -71,6 +83,12 @@ class Job:
     connection: socket.socket | None = None
     shipment: Shipment | None = None
     """Its journal, if this agent ships it."""
+    reason: str = ""
+    """Why it was asked to end, if it was."""
+    victim: tuple[int, float | None, float] | None = None
+    """A process that is killed if it still runs at a time: its id, its start, and the time by the monotonic clock."""
+    kept: list[Message] = field(default_factory=list)
+    """Messages for a job that has not connected yet."""
 
     @classmethod
     def of(cls, hello: Message) -> Job:
@@ -87,6 +105,28 @@ class Job:
         if self.shipment is not None:
             self.shipment.end()
             self.shipment = None
+
+    def stop(self, stop: Stop, pid: int, grace: float) -> None:
+        """Ask the job, whose process is `pid`, to end; if the request says so, kill it after `grace` seconds."""
+        self.reason = stop.reason
+        if stop.kills:  # the job does so itself, unless its interpreter is held
+            self.victim = pid, journal.started_at(pid), time.monotonic() + grace + _SPARE
+        self.tell({"op": "stop", "reason": stop.reason, "kills": stop.kills})
+
+    def kill_if_due(self) -> None:
+        """Kill the process that was asked to end at once, if it still runs."""
+        if self.victim is not None and time.monotonic() > self.victim[2]:
+            (pid, started, _), self.victim = self.victim, None
+            if started is not None and journal.started_at(pid) == started:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def tell(self, message: Message) -> None:
+        """Send a message, now or once the job connects: the one that has started the agent does so later."""
+        if self.connection is None:
+            self.kept.append(message)
+        else:
+            self.send(message)
 
     def send(self, message: Message) -> None:
         """Send a message; drop it if the job does not read."""
@@ -111,11 +151,16 @@ class Agent:
         self._recovering: list[tuple[subprocess.Popen[bytes], float]] = []
         """The processes that recover journals, each with the time of its start."""
         self._routes: dict[str, Route] = {}
+        self._silence = Silence(place)
+        self._reports: list[tuple[str, str, dict[str, str]]] = []
+        """What is to be executed to report the silence of jobs, each with the run and the environment of the job."""
+        self._reporting: dict[str, subprocess.Popen[bytes]] = {}
+        """The processes that report, by the run: what happens to a run is told in its order."""
 
     def run(self) -> None:
         """Work until no job and no journal is left."""
         looked = 0.0
-        while self._jobs or self._left or self._recovering:
+        while self._jobs or self._left or self._recovering or self._reports:
             for key, _ in self._selector.select(_LOOK):
                 if key.fileobj is self._listener:
                     self._accept()
@@ -164,6 +209,9 @@ class Agent:
             caller.job = self._jobs.setdefault(found.folder, found)
             caller.job.connection = caller.connection
             caller.job.send({"op": "welcome", "agent": os.getpid()})
+            kept, caller.job.kept = caller.job.kept, []
+            for one in kept:
+                caller.job.send(one)
             return
         job = caller.job
         if job is None:
@@ -198,8 +246,12 @@ class Agent:
     def _look(self) -> None:
         """Find dead jobs, and start and finish the recovery of their journals."""
         for job in list(self._jobs.values()):
+            job.kill_if_due()
             if not job.is_alive or not job.folder.exists():
                 self._part_with(job)
+        for event in self._silence.look():
+            self._take_note(event)
+        self._report()
         self._recovering = [one for one in self._recovering if one[0].poll() is None]
         while self._left and sum(time.monotonic() < begun + _BUSY for _, begun in self._recovering) < _AT_ONCE:
             environment = self._left[0].environment
@@ -215,16 +267,67 @@ class Agent:
         job.end_shipment()
 
     def _recover(self, jobs: list[Job], environment: dict[str, str]) -> None:
-        recover = _RECOVER.format(path=sys.path, folders=[str(job.folder) for job in jobs])
+        reasons = {str(job.folder): job.reason for job in jobs if job.reason}
+        recover = _RECOVER.format(path=sys.path, folders=[str(job.folder) for job in jobs], reasons=reasons)
+        for process in self._start(recover, environment, name="recovery"):
+            self._recovering.append((process, time.monotonic()))
+
+    def _report(self) -> None:
+        """Start the reports that are due, a few at a time, since each loads MLflow."""
+        self._reporting = {run_id: one for run_id, one in self._reporting.items() if one.poll() is None}
+        for report in list(self._reports):  # of a run, the first one that waits is the first to find it free
+            run_id, text, environment = report
+            if run_id not in self._reporting and len(self._reporting) < _AT_ONCE:
+                self._reports.remove(report)
+                for process in self._start(text, environment, name="report"):
+                    self._reporting[run_id] = process
+
+    def _take_note(self, event: Event) -> None:
+        """Tell the job and its people of its silence, or of the end of that; end the job if that was asked for."""
+        job = self._job_of(event)
+        if job is None:
+            return
+        lasted = durations.duration(event.lasted)
+        if event.kind == "over":
+            if event.owner.kills:
+                facts = [process.facts for process in event.processes]
+                pid = next((one.job for one in facts if one.job != one.pid), event.owner.pid)
+                from autogen_team._ship.signs import Stop  # loads what masks secrets
+
+                job.stop(Stop(f"silent for {lasted}", kills=True), pid, event.owner.grace)
+            return
+        if event.kind == "silent":
+            text = f"nothing was logged or printed for {lasted}; the stacks of all threads go to stalls/ of the run"
+            job.tell({"op": "silence", "text": text})
+        report = _REPORT.format(
+            path=sys.path,
+            kind=event.kind,
+            owner=asdict(event.owner),
+            lasted=event.lasted,
+            number=event.number,
+            folders=[str(process.folder) for process in event.processes],
+            state=str(self._place.parents[1]),  # see `agent_link.place_of`
+        )
+        self._reports.append((event.owner.run, report, job.environment))
+
+    def _job_of(self, event: Event) -> Job | None:
+        """Return the job that has opened the run; it may have journals for several stores."""
+        found = [job for job in self._jobs.values() if job.pid == event.owner.pid]
+        shipped = [job for job in found if job.shipment is not None and job.shipment.has_open(event.owner.run)]
+        return next(iter([*shipped, *found]), None)
+
+    @staticmethod
+    def _start(text: str, environment: dict[str, str], *, name: str) -> list[subprocess.Popen[bytes]]:
         with suppress(OSError):
             process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
-                [sys.executable, "-c", recover, f"{agent_link.NAME}-recovery"],
+                [sys.executable, "-c", text, f"{agent_link.NAME}-{name}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=environment,
             )
-            self._recovering.append((process, time.monotonic()))
+            return [process]
+        return []
 
 
 @dataclass(eq=False)

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import autogen_team
+from autogen_team._process import Undo
 from autogen_team._process.folders import private_folder
 from autogen_team._ship import ping
 from autogen_team._ship.error_text import with_kind
@@ -109,6 +110,15 @@ def listen(place: Path) -> socket.socket:
 def line(message: Message) -> bytes:
     """Return a message as it is sent."""
     return json.dumps(message).encode() + b"\n"
+
+
+_more_variables: list[Mapping[str, str]] = []
+
+
+def give(variables: Mapping[str, str]) -> Undo:
+    """Give the agent these variables too, for its work in the name of this process, until the function is called."""
+    _more_variables.append(variables)
+    return lambda: _more_variables.remove(variables)
 
 
 class AgentLink:
@@ -223,7 +233,8 @@ class AgentLink:
         return True
 
     def _variables(self) -> dict[str, str]:
-        return {**os.environ, **ping.for_recovery(), **self._environment}
+        more = _more_variables[-1] if _more_variables else {}
+        return {**os.environ, **more, **ping.for_recovery(), **self._environment}
 
     def _order(self) -> Message:
         pid = os.getpid()

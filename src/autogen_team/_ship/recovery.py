@@ -149,10 +149,11 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
         spawn(work, name="autogen_team-recovery")
 
 
-def after_death(folders: list[str]) -> None:
+def after_death(folders: list[str], reasons: Mapping[str, str] = {}) -> None:
     """Recover journals that processes have left behind; the environment names the stores.
 
-    A journal whose store is down, or that another process is recovering, is retried for up to 15 minutes.
+    `reasons` say why some of the processes were asked to end, by folder. A journal whose store is down, or that another
+    process is recovering, is retried for up to 15 minutes.
     """
     waiting = [Path(folder) for folder in folders]
     dying_until = time.monotonic() + _DYING
@@ -163,16 +164,20 @@ def after_death(folders: list[str]) -> None:
             found = index.look(path)
             if found is not None and found.state == "alive" and time.monotonic() < dying_until:
                 is_dying = True  # a process that has lost its connection may still hold its lock for a moment
-            elif found is None or found.state == "alive" or (found.state == "dead" and _is_recovered(found)):
+            elif (
+                found is None
+                or found.state == "alive"
+                or (found.state == "dead" and _is_recovered(found, reasons.get(str(path))))
+            ):
                 waiting.remove(path)
         if waiting:
             time.sleep(_GLANCE if is_dying else _PAUSE)
 
 
-def _is_recovered(found: Found) -> bool:
+def _is_recovered(found: Found, reason: str | None) -> bool:
     uri = os.environ["MLFLOW_TRACKING_URI"]
     registry_uri = os.environ.get("MLFLOW_REGISTRY_URI") or uri
-    cause = Cause(f"process {found.pid} on {found.host} died without closing its run")
+    cause = Cause(reason or f"process {found.pid} on {found.host} died without closing its run")
     result = recover(found, uri, registry_uri, found.folder.parent.parent, end=cause)
     if result.closed:
         ping.report_death(cause.reason)

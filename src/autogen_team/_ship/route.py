@@ -10,13 +10,13 @@ from autogen_team._ship import rest_backend
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import Drain
 from autogen_team._ship.error_text import with_kind
-from autogen_team._ship.signs import Signs
+from autogen_team._ship.signs import RunsOfOthers, Signs, Stop
 from autogen_team._ship.system_metrics import SystemMetrics
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from autogen_team._ship.agent import Job
     from autogen_team._ship.agent_link import Message
@@ -31,27 +31,23 @@ _FOR_THE_JOB = frozenset({"artifact", "create"})
 class Shipment:
     """The journal of a job that the agent ships."""
 
-    def __init__(
-        self,
-        route: Route,
-        job: Job,
-        after: int,
-        open_runs: Mapping[str, int],
-        signs: Signs,
-        system_metrics: SystemMetrics,
-    ) -> None:
+    def __init__(self, route: Route, job: Job, order: Message, signs: Signs, system_metrics: SystemMetrics) -> None:
+        """Ship as the order says; see `Route.take`."""
         self._route = route
         self._signs = signs
         self.system_metrics = system_metrics
-        self._open = dict(open_runs)
+        self._order = order
+        self._open: dict[str, int] = dict(order["runs"])
         """Which start of its job each open run is in, by the run ids that the job knows."""
         self._job = job
+        after: int = order["after"]
         self._follower = Follower(lambda: job.folder, after)
         self._wanted = 0
         self._is_given_back = False
         self.number = self.acked = after
         """The numbers of the last entry that was read, and of the last that the store has taken."""
-        self.runs: set[str] = set()
+        self._others = RunsOfOthers(order["others"])
+        self.runs: set[str] = set(order["others"])
         """The runs that the job logs to."""
 
     @property
@@ -75,6 +71,7 @@ class Shipment:
         if entries:
             self.number = entries[-1]["n"]
             self.runs.update(entry["run"] for entry in entries if "run" in entry)
+            self._others.follow(entries)
             self._route.learn(entries)
             self._follow_runs(entries)
         elif self._is_given_back:
@@ -88,9 +85,28 @@ class Shipment:
         if self._is_given_back:
             self._give_back()
 
-    def give_signs(self, ids: Mapping[str, str]) -> bool:
-        """Send heartbeats for the job's open runs if they are due; return whether the store answers."""
-        return self._signs.give(self._open, ids)
+    def open_runs(self, ids: Mapping[str, str]) -> set[str]:
+        """Return the store's ids of the runs that the job has open."""
+        return {ids.get(run_id, run_id) for run_id in self._open}
+
+    def has_open(self, run_id: str) -> bool:
+        """Return whether the job has a run open, by the id that it knows."""
+        return run_id in self._open
+
+    def runs_of_others(self, ids: Mapping[str, str]) -> set[str]:
+        """Return the store's ids of the runs that the job, if it is a worker, logs to and another process has open."""
+        return {ids.get(run_id, run_id) for run_id in self._others.ids} if self._order["is_worker"] else set()
+
+    def give_signs(self, ids: Mapping[str, str], others: Iterable[str]) -> bool:
+        """Send heartbeats for the job's open runs if they are due; return whether the store answers.
+
+        Of `others`, the tags are read only.
+        """
+        return self._signs.give(self._open, ids, others)
+
+    def stop(self, stop: Stop) -> None:
+        """Ask the job to end."""
+        self._job.stop(stop, self._order["pid"], self._order["grace"])
 
     def _follow_runs(self, entries: list[Entry]) -> None:
         for entry in entries:
@@ -169,18 +185,20 @@ class Route:
         """Start to ship a journal as the job ordered; return None if that is not possible now.
 
         The order says `after` which entry to begin; the `ids` that local runs have in the store; the `runs` that are
-        open; the `pid` of the process for heartbeats, their interval (`heartbeat`, seconds), and when the last one was
-        `given`; what is `sampled` for which run.
+        open, and those of `others` that a worker (`is_worker`) logs to; the `pid` of the process for heartbeats, their
+        interval (`heartbeat`, seconds), and when the last one was `given`; what is `sampled` for which run; and after
+        how many seconds the process is killed if it is told to end at once (`grace`).
         """
         with self._lock:
             if not self._is_ready or self._delivery is None or self._backend is None:
                 return None
             self._delivery.ids |= order["ids"]
             signs = Signs(self._backend, order["heartbeat"], pid=order["pid"], given=order["given"])
+            signs.on_stop = self._stop
             system_metrics = SystemMetrics(self._backend)
             for one in order["sampled"]:
                 system_metrics.begin(one)
-            shipment = Shipment(self, job, order["after"], order["runs"], signs, system_metrics)
+            shipment = Shipment(self, job, order, signs, system_metrics)
             self._shipments = (*self._shipments, shipment)
         self.hurry()
         return shipment
@@ -219,7 +237,7 @@ class Route:
             if not any(shipment.is_urgent for shipment in self._shipments):
                 self._drain.urgent.wait(idle)
             # First, so that the run of a job that resumes and ends at once is reopened before it is closed.
-            is_there = all(shipment.give_signs(self._delivery.ids) for shipment in self._shipments)
+            is_there = self._give_signs(self._delivery.ids)
             for shipment in self._shipments:
                 shipment.system_metrics.log(self._delivery.ids, is_cut=not is_there)
             before = [shipment.number for shipment in self._shipments]
@@ -228,6 +246,30 @@ class Route:
             idle = min(2 * idle, _LONGEST_IDLE) if is_idle else self._drain.gather
             self._close_removed()
         self._close_removed()
+
+    def _give_signs(self, ids: Mapping[str, str]) -> bool:
+        """Send the heartbeats that are due, and return whether the store answers.
+
+        The tags of a run are read for one of its processes only.
+        """
+        read = {run_id for shipment in self._shipments for run_id in shipment.open_runs(ids)}
+        for shipment in self._shipments:
+            others = shipment.runs_of_others(ids) - read
+            read |= others
+            if not shipment.give_signs(ids, others):
+                return False
+        return True
+
+    def _stop(self, run_id: str, stop: Stop) -> None:
+        """Ask the processes that work for a run to end, first the one that has it open."""
+        assert self._delivery is not None
+        ids = self._delivery.ids
+        for shipment in self._shipments:
+            if run_id in shipment.open_runs(ids):
+                shipment.stop(stop)
+        for shipment in self._shipments:
+            if run_id in shipment.runs_of_others(ids):
+                shipment.stop(stop)
 
     def _close_removed(self) -> None:
         """Close the files of the journals that are not shipped any more; this thread is the one that reads them."""

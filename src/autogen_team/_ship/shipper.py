@@ -18,13 +18,13 @@ from contextlib import suppress
 
 import orjson
 
-from autogen_team._process import grace, identity
+from autogen_team._process import activity, grace, identity, stopping
 from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.backend import Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import LONGEST_PAUSE, Drain
-from autogen_team._ship.signs import Signs
+from autogen_team._ship.signs import RunsOfOthers, Signs, Stop
 from autogen_team._ship.system_metrics import SystemMetrics
 from autogen_team._spool.journal import Journal
 from autogen_team._spool.reader import Follower
@@ -47,8 +47,9 @@ _shippers: weakref.WeakSet[Shipper] = weakref.WeakSet()
 class _Own:
     """The journal of this process, shipped by its own thread."""
 
-    def __init__(self, journal: Journal) -> None:
+    def __init__(self, journal: Journal, others: RunsOfOthers) -> None:
         self._journal = journal
+        self._others = others
         self._follower = Follower(lambda: journal.folder, journal.acked)
 
     @property
@@ -63,7 +64,9 @@ class _Own:
 
     def read(self, limit: int) -> list[Entry]:
         """Return the next entries."""
-        return self._follower.read(limit)
+        entries = self._follower.read(limit)
+        self._others.follow(entries)
+        return entries
 
     def taken(self, number: int) -> None:
         """Note that the store has taken every entry up to `number`."""
@@ -100,6 +103,7 @@ class Shipper:
         self._handover_after = handover_after
         self.signs = signs
         """Heartbeats of the runs that this process has open, until the agent sends them."""
+        self.signs.on_stop = lambda _run_id, stop: _end_job(stop)
         self._system_metrics = system_metrics
         self.lost = 0
         """Number of entries that neither the journal nor the store accepted."""
@@ -111,6 +115,7 @@ class Shipper:
         own = getattr(self, "_own", None)
         if own is not None:
             own.close()
+        self._others = RunsOfOthers()
         self._begin()
         self._system_metrics.end_all()  # the runs are the parent's
         self._lock = threading.RLock()
@@ -126,7 +131,7 @@ class Shipper:
 
     def _begin(self) -> None:
         """Ship from the first entry that the store has not accepted."""
-        own = self._own = _Own(self._journal)
+        own = self._own = _Own(self._journal, self._others)
         self._drain = Drain(self._delivery, lambda: (own,), on_failed=self._failed, on_taken=self._taken)
 
     def start(self) -> None:
@@ -253,7 +258,8 @@ class Shipper:
         """Return how long to wait for the next entry, in seconds; None for as long as it takes."""
         if self.has_more:
             return 0.0
-        signs = self.signs.left if self.signs.is_wanted and self._journal.open_runs() else None
+        has_runs = self._journal.open_runs() or self._runs_of_others()
+        signs = self.signs.left if self.signs.is_wanted and has_runs else None
         due = [left for left in (signs, self._system_metrics.left) if left is not None]
         if not due:
             return None
@@ -264,7 +270,7 @@ class Shipper:
         while not self._stopping:
             if self.signs.is_wanted and not self.signs.left and not self._availability.is_cut:
                 with self._drain.delivering:
-                    self.signs.give(self._journal.open_attempts(), self._delivery.ids)
+                    self.signs.give(self._journal.open_attempts(), self._delivery.ids, self._runs_of_others())
             if self._system_metrics.left == 0:
                 with self._drain.delivering:
                     self._system_metrics.log(self._delivery.ids, is_cut=self._availability.is_cut)
@@ -275,6 +281,10 @@ class Shipper:
             else:
                 break
 
+    def _runs_of_others(self) -> list[str]:
+        """Return the runs that this process, if it is a worker, logs to and that another one has open."""
+        return [] if identity.worker() is None else sorted(self._others.ids)
+
     def _ship(self) -> None:
         self._drain.urgent.clear()
         if self._wanted <= self._journal.acked:
@@ -283,6 +293,7 @@ class Shipper:
 
     def _can_hand_over(self) -> bool:
         """Return whether the agent is ready to ship the journal; prepare it once the job has run long enough."""
+        self._hear_before_handover()
         now = time.monotonic()
         if self._handover_at is None:
             self._handover_at = now + self._handover_after
@@ -294,12 +305,15 @@ class Shipper:
             self._asked = store
             if store is not None:
                 self._agent.send({"op": "prepare", "store": store})
-            return False
+        return self._prepared == "ready"
+
+    def _hear_before_handover(self) -> None:
         with suppress(OSError):
             for message in self._agent.messages(0.0):
                 if message["op"] in ("ready", "unable"):
                     self._prepared = message["op"]
-        return self._prepared == "ready"
+                elif message["op"] in ("stop", "silence"):
+                    self._hear(message)
 
     def _listen(self) -> None:
         """Hand the journal over, and follow the agent's messages until it ends or returns the journal."""
@@ -312,7 +326,10 @@ class Shipper:
                     "after": self._journal.acked,
                     "ids": self._delivery.ids,
                     "runs": self._journal.open_attempts(),
+                    "others": self._runs_of_others(),
+                    "is_worker": identity.worker() is not None,
                     "pid": identity.job(),
+                    "grace": stopping.seconds_to_kill(),
                     "heartbeat": self.signs.every,
                     "given": self.signs.given,
                     "sampled": self._system_metrics.orders,
@@ -344,6 +361,11 @@ class Shipper:
                 self._agent.send({"op": "login", "store": self._store()})  # the job may have renewed a token
             case {"op": "say", "text": str(text)}:
                 _report.error("%s", text)
+            case {"op": "silence", "text": str(text)}:
+                with activity.unnoticed():
+                    _report.warning("%s", text)
+            case {"op": "stop", "reason": str(reason), "kills": bool(kills)}:
+                _end_job(Stop(reason, kills))
             case {"op": "yours"}:
                 self._handed_over = False
 
@@ -359,6 +381,10 @@ class Shipper:
         with self._lock:
             self._attempts += 1
             self._progress.notify_all()
+
+
+def _end_job(stop: Stop) -> None:
+    stopping.end_job(stop.reason, kills=stop.kills)
 
 
 class _Held(threading.local):

@@ -1,7 +1,8 @@
-"""Heartbeats: tags of a run that say when and where its job was last alive.
+"""Heartbeats: tags of a run that say when and where its job was last alive; and the tag that asks the job to end.
 
 The shipper of the job's journal sends them: at first a thread of the job, then the agent. If they stop, any machine can
-close the run. A job that was only suspended reopens it.
+close the run. A job that was only suspended reopens it. With each heartbeat the tags of the run are read once, in case
+a person has set `autogen_team.stop` on its page.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from autogen_team._process import identity, run_events
+from autogen_team._redact import mask
 from autogen_team._ship.backend import Backend, Batch, Refused, Unreachable
+from autogen_team._spool import journal
+from autogen_team._spool.records import Entry
 
 ALIVE_TAG = "autogen_team.alive"
 """The tag with the time of the last heartbeat, in UTC."""
@@ -24,6 +28,11 @@ HOST_TAG, PID_TAG = "autogen_team.host", "autogen_team.pid"
 """The tags with the machine and the process of the job."""
 LOST = "no heartbeat since"
 """Beginning of the reason of a run that was closed for lack of heartbeats."""
+STOP_TAG = "autogen_team.stop"
+"""The tag that asks the job of a run to end; its value is the reason, or `now`."""
+STOPPED = "stopped from its page"
+"""Beginning of the reason of a run that was ended by this tag."""
+_LONGEST_REASON = 300
 _LATE = 1.5
 """Number of intervals after which a heartbeat is late, so that another machine may have closed the run."""
 
@@ -48,6 +57,44 @@ def moment(text: str) -> float | None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A request to end the job of a run."""
+
+    reason: str
+    kills: bool = False
+    """Whether the job is killed if it still runs after its grace."""
+
+    @classmethod
+    def of_tag(cls, text: str) -> Stop:
+        """Return what the value of the tag asks for.
+
+        >>> Stop.of_tag("diverges (ada)")
+        Stop(reason='stopped from its page: diverges (ada)', kills=False)
+        """
+        words = mask(" ".join(text.split()))[:_LONGEST_REASON]
+        return cls(f"{STOPPED}: {words}" if words else STOPPED, words.lower() == "now")
+
+
+class RunsOfOthers:
+    """The runs that a worker logs to and that another process has open, as its journal shows."""
+
+    def __init__(self, runs: Iterable[str] = ()) -> None:
+        self._logged = set(runs)
+        self._opened: set[str] = set()
+
+    def follow(self, entries: Iterable[Entry]) -> None:
+        """Learn from entries of the journal, in their order."""
+        for entry in entries:
+            if "run" in entry:
+                (self._opened if entry["op"] == "open" else self._logged).add(entry["run"])
+
+    @property
+    def ids(self) -> set[str]:
+        """The ids, as the worker knows them."""
+        return self._logged - self._opened
+
+
 class Signs:
     """Heartbeats of the runs that one process has open."""
 
@@ -66,6 +113,10 @@ class Signs:
         """Runs that a later start of their job has taken over."""
         self._looked_at: set[str] = set()
         """Resumed runs that are known to be open: what recovered the start before may have closed them meanwhile."""
+        self._told: set[str] = set()
+        """Runs of others whose stop was told already."""
+        self.on_stop: Callable[[str, Stop], None] = lambda _run_id, _stop: None
+        """Called with the store's id of a run, and what its tag asks for."""
 
     @property
     def is_wanted(self) -> bool:
@@ -82,11 +133,12 @@ class Signs:
         """Seconds until the next heartbeat is due."""
         return max(0.0, self.given + self.every - time.time())
 
-    def give(self, runs: Mapping[str, int], ids: Mapping[str, str]) -> bool:
+    def give(self, runs: Mapping[str, int], ids: Mapping[str, str], others: Iterable[str] = ()) -> bool:
         """Send a heartbeat for these runs if one is due; return False if the store does not answer.
 
         `runs` tells which start of its job each run is in, `ids` has the store's ids of local runs. A stopped process
-        sends none. A late heartbeat reopens runs that were closed for lack of heartbeats.
+        sends none. A late heartbeat reopens runs that were closed for lack of heartbeats. Of `others`, which other
+        processes have open, the tags are read only.
         """
         pid = identity.job() if self._pid is None else self._pid
         if not self.is_wanted or self._is_stopped(pid) or (self.left and not self._was_stopped):
@@ -97,24 +149,47 @@ class Signs:
         sign = tags(pid, ahead=self._backend.ahead)
         for run_id, attempt in {ids.get(run_id, run_id): attempt for run_id, attempt in runs.items()}.items():
             try:
+                status, found = self._backend.look(run_id)
                 if is_late or (attempt > 1 and run_id not in self._looked_at):
-                    self._open_again(run_id, attempt)
+                    self._open_again(run_id, attempt, status, found)
                 if run_id in self._taken:
                     continue
                 self._backend.log(Batch(run_id, tags=sign))
+                self._heed(run_id, found)
             except Refused:  # the run was deleted
                 continue
             except Unreachable:
                 return False
-        return True
+        return self._heed_others(ids.get(run_id, run_id) for run_id in others)
 
     def _is_stopped(self, pid: int) -> bool:
-        is_stopped = _is_stopped(pid)
+        is_stopped = journal.is_stopped(pid)
         self._was_stopped |= is_stopped
         return is_stopped
 
-    def _open_again(self, run_id: str, attempt: int) -> None:
-        status, found = self._backend.look(run_id)
+    def _heed(self, run_id: str, found: Mapping[str, str]) -> None:
+        if STOP_TAG in found:
+            # First, because the job may be gone in a moment, and the run must not stop at once when it is resumed.
+            self._backend.remove_tag(run_id, STOP_TAG)
+            self.on_stop(run_id, Stop.of_tag(found[STOP_TAG]))
+
+    def _heed_others(self, runs: Iterable[str]) -> bool:
+        """Heed runs that are open elsewhere, where the tag is removed: the reason of their end counts too."""
+        for run_id in set(runs) - self._told:
+            try:
+                status, found = self._backend.look(run_id)
+            except Refused:
+                continue
+            except Unreachable:
+                return False
+            reason = found.get(run_events.EXCEPTION_TAG, "") if status == "KILLED" else ""
+            if STOP_TAG in found or reason.startswith(STOPPED):
+                self._told.add(run_id)
+                stop = Stop.of_tag(found[STOP_TAG]) if STOP_TAG in found else Stop(reason)
+                self.on_stop(run_id, stop)
+        return True
+
+    def _open_again(self, run_id: str, attempt: int, status: str, found: Mapping[str, str]) -> None:
         if run_events.attempt_of(found) > attempt:
             self._taken.add(run_id)
             text = "the run %s has been taken over by attempt %s of its job on %s while process %d sent no heartbeats"
@@ -123,10 +198,3 @@ class Signs:
             self._backend.update(run_id, "RUNNING", None, None)
             self._backend.remove_tag(run_id, run_events.EXCEPTION_TAG)
         self._looked_at.add(run_id)
-
-
-def _is_stopped(pid: int) -> bool:
-    """Return whether a process is stopped by a signal or a debugger."""
-    with suppress(OSError, IndexError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
-    return False

@@ -27,7 +27,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from autogen_team._process import identity
+from autogen_team._process import activity, identity
 from autogen_team._process.folders import private_folder
 from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._spool import reader, records
@@ -76,6 +76,13 @@ def started_at(pid: int) -> float | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
     except psutil.Error:
         return None
+
+
+def is_stopped(pid: int) -> bool:
+    """Tell whether a process is stopped by a signal, or by a debugger."""
+    with suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
+    return False
 
 
 class Journal:
@@ -172,6 +179,7 @@ class Journal:
             self._opening.pop(mark, None)
         about = {"name": name, "experiment": experiment} | ({"attempt": attempt} if attempt > 1 else {})
         self._open[run_id] = about
+        activity.opened(run_id, name)
         self.append(records.body("open", run=run_id, mark=mark, **about))
 
     def run_created(self, local: str, real: str) -> None:
@@ -182,6 +190,7 @@ class Journal:
     def run_closed(self, run_id: str) -> None:
         """Record that no other process needs to close the run; call this after writing the entry that closes it."""
         self._open.pop(run_id, None)
+        activity.closed(run_id)
 
     def open_runs(self) -> list[str]:
         """Return the ids of the runs that this process has open, in the order in which it opened them."""
@@ -250,6 +259,8 @@ class Journal:
                 if descriptor is not None:
                     os.close(descriptor)
             self._lock_file = self._acked_file = self.folder = None
+            for run_id in self._open:
+                activity.closed(run_id)
             self._open.clear()
             self._opening.clear()
             return None if is_empty else folder

@@ -156,6 +156,19 @@ def run(
             help="With --job: time without a heartbeat after which a start on another machine counts as dead.",
         ),
     ] = "5m",
+    stall_after: Annotated[
+        str | None,
+        typer.Option(
+            "--stall-after",
+            metavar="DURATION",
+            parser=_durations.checked,
+            help="Alert with the stacks if nothing is logged or printed for that long: 15m.",
+        ),
+    ] = None,
+    stall_kill: Annotated[
+        bool | None,
+        typer.Option("--stall-kill/--no-stall-kill", help="End the job after a second such time."),
+    ] = None,
     set_: Set = None,
 ) -> NoReturn:
     """Run any job under supervision, inside the global context and one MLflow run.
@@ -172,7 +185,8 @@ def run(
     from autogen_team.cli import run as action
 
     overrides = _overrides(set_, experiment=experiment, tracking_uri=tracking_uri, log_level=log_level)
-    more = {"mlflow.mode": mode, "alert_on": alert_on}
+    kills = None if stall_kill is None else str(stall_kill).lower()
+    more = {"mlflow.mode": mode, "alert_on": alert_on, "stall_after": stall_after, "stall_kill": kills}
     action.run(
         command,
         is_command=context.meta[_SEPARATED],

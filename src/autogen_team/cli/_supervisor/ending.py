@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autogen_team._capture import signals
-from autogen_team._process import schedulers
+from autogen_team._process import schedulers, stopping
 from autogen_team._process.run_events import JobEnded
 
 if TYPE_CHECKING:
@@ -32,6 +32,12 @@ def kills_for_memory() -> int:
 
 def verdict(end: End) -> JobEnded | None:
     """Return how a job failed; None if it finished."""
+    found = _verdict(end)
+    asked = stopping.reason()
+    return JobEnded("KILLED", asked) if found is not None and found.status == "KILLED" and asked else found
+
+
+def _verdict(end: End) -> JobEnded | None:
     if end.status < 0:
         return JobEnded("KILLED", _name(end))
     if end.status == 0:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autogen_team._process import on_demand, run_events
+from autogen_team._process import on_demand, run_events, stopping
 from autogen_team._redact import values
 from autogen_team._services import worker_runs
 from autogen_team.cli import _context, _look
@@ -61,6 +61,12 @@ class Inside:
         if not logger.is_started:
             logger.start()
         self._undo.callback(logger.stop)
+        context = self._context
+        if context.stall_after is not None:
+            from autogen_team._services import stalls
+
+            state, alerts = Path(run["state"]), context.alerts_service
+            self._undo.callback(stalls.watch(alerts, state, context.stall_after, kills=context.stall_kill))
         facts = {"run_id": run["run_id"], "run_name": run["name"], "experiment": run["experiment"]}
         self._undo.callback(run_events.set_source(lambda: facts))
         folder = run_events.log_folder(Path(run["state"]), run["run_id"])
@@ -103,7 +109,7 @@ class Inside:
         run_id = self._run["run_id"]
         self._told = {
             "told": lifecycle.reported_end(run_id, self._tracking_uri),
-            "signal": None if signum is None else signum.name,
+            "signal": None if signum is None else stopping.reason() or signum.name,
             "left": {one: uri for one, uri in lifecycle.left_open().items() if one != run_id},
         }
 

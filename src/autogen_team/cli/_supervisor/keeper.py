@@ -21,13 +21,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from autogen_team._capture import snapshots
-from autogen_team._process import grace, identity, run_events, streams
+from autogen_team._process import grace, identity, run_events, stopping, streams
 from autogen_team._process.deadline import within
 from autogen_team._process.folders import state_folder
 from autogen_team._redact import mask, mask_url, values
 from autogen_team._services import worker_runs
 from autogen_team._services.state import STATE_DIR
-from autogen_team._ship import server_probe, uris
+from autogen_team._ship import server_probe, uris, watched
 from autogen_team._snapshot import process
 from autogen_team._spool import index, journal
 from autogen_team.cli import _context, _look, _summary
@@ -96,6 +96,8 @@ class Keeper:
     def keep(self) -> None:
         """Keep the run; exit with a status if the settings are wrong, or the run cannot be opened."""
         os.environ[streams.SUPERVISED] = "1"
+        stopping.pass_to(os.getppid())
+        watched.tell_no_stacks()
         order = self._order
         sys.argv = [_text(word) for word in target.arguments(order)]
         with _look.plain_warnings(), _look.plain_errors(_look.NOT_STARTED):
@@ -188,6 +190,7 @@ class Keeper:
             link=service.link(info.experiment_id, info.run_id),
             variables={"MLFLOW_RUN_ID": shared.run_id, "MLFLOW_EXPERIMENT_ID": shared.experiment_id},
             joining=asdict(joining),
+            stall_after=context.stall_after,
         )
 
     def _wait(self, context: GlobalContext, run_id: str) -> None:

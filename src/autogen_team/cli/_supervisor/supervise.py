@@ -14,6 +14,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from autogen_team._process import Undo, activity
 from autogen_team._process.streams import SUPERVISED
 from autogen_team.cli import _look
 from autogen_team.cli._supervisor import ending, forwarding, keeping, target
@@ -75,6 +76,7 @@ class _Job:
         self._asking = ending.asks_to_end() | {signal.SIGINT}
         """Signals that ask the job to end."""
         self._ended_at = 0.0
+        self._watch_no_more: Undo = lambda: None
         if ready.shown is not None:
             _look.say("run", f"recording {self._name}; to view it: {ready.shown}", "bold")
         self._leads = self._terminal is not None
@@ -146,7 +148,12 @@ class _Job:
     def _relay(self, name: str, source: int, target: int) -> Relay:
         assert self._transcript is not None
         transcript = self._transcript
-        return Relay(name, source, target, lambda data: transcript.add(name, data))
+
+        def show(data: bytes) -> None:
+            activity.note()
+            transcript.add(name, data)
+
+        return Relay(name, source, target, show)
 
     def wait(self) -> int:
         """Wait for the job and all its output; return its status, or the negative number of a signal."""
@@ -166,6 +173,7 @@ class _Job:
 
     def end(self, status: int) -> End:
         """Return how the job has ended; all of its output is in the transcript then."""
+        self._watch_no_more()
         if self._keeper.wait_for_run() and self._transcript is not None:
             self._transcript.close()
         self._answers.close()
@@ -216,12 +224,25 @@ class _Job:
     def _run_opened(self, run: OpenRun) -> None:
         if run.link is not None:
             _look.say("run", f"recording {self._name} at {run.link}", "bold")
+        if run.stall_after is not None:
+            self._watch_no_more = self._watch(run, run.stall_after)
         if self._transcript is None:
             return
         if run.keeps_log:
             self._transcript.belongs_to(run.run_id, Path(run.state), masked=run.masks, attempt=run.attempt)
         else:
             self._transcript.discard()
+
+    def _watch(self, run: OpenRun, stall_after: float) -> Undo:
+        """Tell the agent of output, as the job itself tells it of what it logs."""
+        from autogen_team._process import identity
+        from autogen_team._ship import watched
+
+        identity.keep_for(self.pid)
+        watched.tell_no_stacks()
+        undo = watched.start(Path(run.state), watched.Limits(stall_after))
+        watched.join(run.run_id, self._name)
+        return undo
 
     def _run_failed(self) -> None:
         """End the job, because its run cannot be opened."""

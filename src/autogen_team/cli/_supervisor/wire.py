@@ -79,6 +79,8 @@ class OpenRun:
     """The variables by which any process with MLflow joins the run."""
     joining: dict[str, Any]
     """The fields of a `Joining`."""
+    stall_after: float | None
+    """Seconds for which the job may be silent, if it is watched for that."""
 
 
 @dataclass(frozen=True, slots=True)

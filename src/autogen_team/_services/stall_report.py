@@ -1,0 +1,180 @@
+"""Report the silence of a job: its stacks as an artifact of the run, and an alert.
+
+The agent starts a process for that, because C code may hold the interpreter of the job.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sysconfig
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from itertools import compress
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from autogen_team._process import identity
+from autogen_team._process.deadline import within
+from autogen_team._process.durations import duration
+from autogen_team._process.folders import open_private, private_folder
+from autogen_team._services.alerts import AlertsService
+from autogen_team._ship import watched
+from autogen_team._ship.error_text import with_kind
+from autogen_team._ship.watched import Facts
+
+ARTIFACTS = "stalls"
+"""The folder of a run's artifacts that holds the stacks."""
+_PATIENCE = 10.0
+"""Seconds in which a process must have told its stacks."""
+_UPLOAD = 60.0
+"""Seconds that the upload may take."""
+_GLANCE = 0.05
+_THREAD = re.compile(r"^(?:Current thread|Thread) 0x", re.MULTILINE)
+_FRAME = re.compile(r'^  File "(?P<path>[^"]*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
+
+
+def report(
+    kind: Literal["silent", "moving"],
+    owner: Mapping[str, Any],
+    lasted: float,
+    number: int,
+    folders: list[str],
+    state: str,
+) -> None:
+    """Report in the name of a job, in whose environment this process runs.
+
+    `owner` are the facts of the process that has opened the run; `folders` are those of all that work for it;
+    `state` is the state folder.
+    """
+    facts = Facts(**owner)
+    with suppress(OSError):
+        os.chdir(facts.folder)
+    name = facts.name or facts.run
+    if kind == "moving":
+        _alert(f"{name}: moves again", f"after {duration(lasted)} of silence, run {facts.run}", "success")
+        return
+    found = list(_stacks(folders))  # first, while it lasts
+    lines = [f"nothing was logged or printed for {duration(lasted)}, run {facts.run}"]
+    if found:
+        text = "\n".join(f"# {who}\n\n{stacks or 'It has told no stacks.'}\n" for who, stacks in found)
+        lines += [f"{who}: {_where(stacks)}" for who, stacks in found]
+        lines.append(f"stacks of all threads: {_keep(Path(state), facts, text, number)}")
+    else:
+        lines.append("no process of the job has loaded what tells its stacks")
+    _alert(f"{name}: silent", "\n".join(lines), "warning")
+
+
+def _stacks(folders: list[str]) -> Iterator[tuple[str, str]]:
+    """Yield each process with its stacks, the job itself first; the text is empty if it tells none."""
+    processes = []
+    for folder in map(Path, folders):
+        with suppress(OSError, ValueError, TypeError):
+            facts = watched.facts_of(folder)
+            if facts.signal:
+                processes.append((facts, folder))
+    known = {facts.pid for facts, _ in processes}
+    for facts, folder in sorted(processes, key=lambda one: (len(one[0].who), one[0].who, one[0].pid)):
+        who = f"{facts.who}, process {facts.pid}" if facts.who else f"process {facts.pid}"
+        yield who, _told_by(facts.pid, facts.signal, folder / watched.STACKS)
+        for child in _children(facts.pid):
+            # A child that was forked has inherited the handler, and the file.
+            if child not in known and (told := _told_by(child, facts.signal, folder / watched.STACKS)):
+                known.add(child)
+                yield f"process {child}, child of {facts.pid}", told
+
+
+def _children(pid: int) -> list[int]:
+    with suppress(psutil.Error):
+        return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+    return []
+
+
+def _told_by(pid: int, number: int, path: Path) -> str:
+    """Return what a process writes to the file when it gets the signal; empty if it does not handle it."""
+    if not watched.catches(pid, number):
+        return ""
+    with suppress(OSError):
+        before = path.stat().st_size
+        blocked = _blocking(pid, number)
+        os.kill(pid, number)
+        give_up = time.monotonic() + _PATIENCE
+        size = before
+        while time.monotonic() < give_up:
+            time.sleep(_GLANCE)
+            last, size = size, path.stat().st_size
+            # The signal is blocked in the thread that writes.
+            if before < size == last and not _blocking(pid, number) - blocked:
+                break
+        with path.open("rb") as file:
+            file.seek(before)
+            return file.read().decode("utf-8", "replace")
+    return ""
+
+
+def _blocking(pid: int, number: int) -> set[str]:
+    """Return the threads of a process that block a signal."""
+    found = set()
+    for path in Path(f"/proc/{pid}/task").glob("*/status"):
+        with suppress(OSError, StopIteration, ValueError, IndexError):
+            line = next(line for line in path.read_text().splitlines() if line.startswith("SigBlk:"))
+            if int(line.split()[1], 16) >> (number - 1) & 1:
+                found.add(path.parent.name)
+    return found
+
+
+def _where(stacks: str) -> str:
+    r"""Return where the thread waits that has got the signal: the main thread, unless that is blocked for signals.
+
+    The innermost frame that is not of Python or an installed package says most.
+
+    >>> _where('Current thread 0x01 (most recent call first):\n  File "/job/train.py", line 3 in step\n')
+    'train.py, line 3 in step'
+    """
+    parts = _THREAD.split(stacks)
+    current = stacks.find("Current thread")
+    part = stacks[current:].split("\n\n", maxsplit=1)[0] if current >= 0 else parts[-1]
+    frames = list(_FRAME.finditer(part))
+    if not frames:
+        return "it has told no stacks"
+    library = sysconfig.get_paths()["stdlib"]
+    is_own = [
+        not frame["path"].startswith((library, "<frozen")) and "site-packages" not in frame["path"] for frame in frames
+    ]
+    frame = next(compress(frames, is_own), frames[0])
+    return f"{Path(frame['path']).name}, line {frame['line']} in {frame['name']}"
+
+
+def _keep(state: Path, facts: Facts, text: str, number: int) -> str:
+    """Keep the stacks with the run, or else in the state folder; return where they are."""
+    from autogen_team._redact import mask
+
+    name = f"{identity.process_name(facts.job)}-{number}.txt"
+    path = private_folder(state / ARTIFACTS / facts.run) / name
+    with open_private(path, "wb") as file:
+        file.write(mask(text).encode("utf-8", "backslashreplace"))
+    try:
+        within(_UPLOAD, partial(_upload, facts.run, path), name="autogen_team-stalls")
+    except Exception as error:
+        return f"{path} ({mask(with_kind(error))})"
+    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.parent.rmdir()
+    return f"{ARTIFACTS}/{name}"
+
+
+def _upload(run_id: str, path: Path) -> None:
+    from autogen_team._ship import mlflow_backend
+
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    mlflow_backend.client(uri, uri).log_artifact(run_id, str(path), ARTIFACTS)
+
+
+def _alert(title: str, message: str, level: Literal["success", "warning"]) -> None:
+    service = AlertsService()
+    if service.enable:
+        service.deliver_now(title, message, level=level)

@@ -1,0 +1,237 @@
+"""The processes of a job as the agent watches them for silence: each has a folder with its clock and its stacks.
+
+The folder lies below that of the agent, so it is for the host, the boot and the process ids that the agent knows:
+
+- `clock`: when the process was last seen to do something; see `_process.activity`.
+- `process.json`: which process it is, the run that it works for, and how long that may be silent.
+- `stacks.txt`: where `faulthandler` writes the stacks of all threads when the agent has a signal sent. It does so in C,
+  also while the interpreter is held. The signal is one that the system ignores unless a process handles it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import logging
+import os
+import shutil
+import signal
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autogen_team._process import Undo, activity, identity, run_events, stopping
+from autogen_team._process.folders import open_private, private_folder
+from autogen_team._process.forking import call_in_child
+from autogen_team._process.refcount import RefCount
+from autogen_team._ship import agent_link
+from autogen_team._ship.error_text import with_kind
+from autogen_team._spool import journal
+
+CLOCK, PROCESS, STACKS = "clock", "process.json", "stacks.txt"
+_REAL_TIME = 3
+"""Real-time signals that are tried where the job handles SIGURG itself, counted from the last one."""
+
+_report = logging.getLogger("autogen_team")
+_signal: int | None = None
+"""The signal on which this process, or the parent that has forked it, writes its stacks."""
+_tells_stacks = True
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How long a job may be silent."""
+
+    after: float
+    """Seconds."""
+    kills: bool = False
+    """Whether it is ended after a second such time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What `process.json` says."""
+
+    pid: int
+    started: float | None
+    job: int
+    """The process of the job, if this one only keeps its run or passes its output on."""
+    who: str
+    """Its place among the processes of the job: `rank 1`, `worker node-4711`; empty for the job itself."""
+    signal: int
+    """The signal on which it writes its stacks; 0 if it does not."""
+    run: str
+    """The id of the run that it works for; empty if there is none."""
+    name: str
+    """The name of that run."""
+    owns: bool
+    """Whether it has opened the run itself, so that its limits hold for all that work for the run."""
+    after: float
+    kills: bool
+    grace: float
+    """Seconds between SIGTERM and SIGKILL."""
+    folder: str
+    """Its working folder, where its `.env` is."""
+
+
+def folder_of(place: Path) -> Path:
+    """Return the folder with those of the processes that the agent of this place watches."""
+    return place / "processes"
+
+
+def facts_of(folder: Path) -> Facts:
+    """Return what a folder says about its process.
+
+    Raises:
+        OSError, ValueError, TypeError: it begins or ends at this moment.
+
+    """
+    return Facts(**json.loads((folder / PROCESS).read_text()))
+
+
+def tell_no_stacks() -> None:
+    """Note that this process is none of those that do the work: nobody asks where it waits."""
+    global _tells_stacks
+    _tells_stacks = False
+
+
+def start(state: Path, limits: Limits) -> Undo:
+    """Let the agent watch this process, until the returned function is called; a fault is reported."""
+    return _watching.take(state, limits)
+
+
+def join(run_id: str, name: str) -> None:
+    """Note the run of another process that this one works for."""
+    if _here is not None:
+        _here.run_joined(run_events.Run(run_id, name, "", None, lambda *_: None), brings_log=False)
+
+
+def catches(pid: int, number: int) -> bool:
+    """Tell whether a process handles a signal; where the system does not say, only a harmless one counts as handled."""
+    with suppress(OSError, StopIteration, ValueError, IndexError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        mask = next(line for line in lines if line.startswith("SigCgt:")).split()[1]
+        return bool(int(mask, 16) >> (number - 1) & 1)
+    return number == signal.SIGURG and not Path("/proc/self/status").exists()
+
+
+class _Watched(run_events.Listener):
+    """This process, while it is watched."""
+
+    def __init__(self, folder: Path, limits: Limits, number: int) -> None:
+        self._pid = os.getpid()
+        self._folder = folder
+        self._limits = limits
+        self._signal = number
+        self._joined: dict[str, str] = {}
+
+    def run_joined(self, run: run_events.Run, *, brings_log: bool) -> None:  # noqa: ARG002 - of the base
+        """Work for the run."""
+        self._joined[run.run_id] = run.name
+        self.write()
+
+    def run_left(self, run: run_events.Run) -> None:
+        """Work for the run no more."""
+        self._joined.pop(run.run_id, None)
+        self.write()
+
+    def write(self) -> None:
+        """Say which process this is, and what it works for."""
+        if os.getpid() != self._pid:  # a forked child has this listener from its parent
+            return
+        opened = {} if self._joined or identity.worker() is not None else activity.open_runs()
+        run, name = next(iter((self._joined or opened).items()), ("", ""))
+        pid, rank = os.getpid(), identity.rank()
+        who = f"rank {rank}" if rank is not None else f"worker {identity.worker()}" if identity.worker() else ""
+        facts = Facts(
+            pid=pid,
+            started=journal.started_at(pid),
+            job=identity.job(),
+            who=who,
+            signal=self._signal,
+            run=run,
+            name=name,
+            owns=bool(opened),
+            after=self._limits.after,
+            kills=self._limits.kills,
+            grace=stopping.seconds_to_kill(),
+            folder=str(Path.cwd()),
+        )
+        with suppress(OSError):
+            new = self._folder / f"{PROCESS}.new"
+            with open_private(new, "wb") as file:
+                file.write(json.dumps(asdict(facts)).encode())
+            new.replace(self._folder / PROCESS)
+
+
+_here: _Watched | None = None
+
+
+def _start(state: Path, limits: Limits) -> Undo:
+    with ExitStack() as undo:
+        try:
+            _begin(state, limits, undo)
+        except (OSError, ValueError, RuntimeError) as error:
+            _report.warning("silence of this process is not watched: %s", with_kind(error))
+            return lambda: None
+        owner, end = os.getpid(), undo.pop_all().close
+    return lambda: end() if os.getpid() == owner else None
+
+
+def _begin(state: Path, limits: Limits, undo: ExitStack) -> None:
+    global _here
+    folder = private_folder(folder_of(agent_link.place_of(state)) / f"{os.getpid()}-{journal.started_at(os.getpid())}")
+    undo.callback(shutil.rmtree, folder, ignore_errors=True)
+    undo.callback(activity.start(folder / CLOCK))
+    number = _arm(folder / STACKS, undo) if _tells_stacks else 0
+    here = _here = _Watched(folder, limits, number)
+    undo.callback(_end)
+    undo.callback(activity.follow_runs(here.write))
+    undo.callback(run_events.subscribe(here))
+    here.write()
+
+
+def _end() -> None:
+    global _here
+    _here = None
+
+
+def _arm(path: Path, undo: ExitStack) -> int:
+    """Make a signal write the stacks to this file; return its number, or 0 if there is no free one."""
+    global _signal
+    number = _free_signal() if _signal is None else _signal
+    if number is None:
+        return 0
+    file = undo.enter_context(open_private(path, "ab"))
+    faulthandler.register(number, file=file, all_threads=True)
+    undo.callback(faulthandler.unregister, number)
+    undo.callback(_disarm)
+    _signal = number
+    return number
+
+
+def _disarm() -> None:
+    global _signal
+    _signal = None
+
+
+def _free_signal() -> int | None:
+    candidates = [signal.SIGURG, *(range(signal.SIGRTMAX, signal.SIGRTMAX - _REAL_TIME, -1) if _has_proc() else ())]
+    return next((int(number) for number in candidates if _is_free(number)), None)
+
+
+def _is_free(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_DFL and not (_has_proc() and catches(os.getpid(), number))
+
+
+def _has_proc() -> bool:
+    return Path("/proc/self/status").exists()
+
+
+def _after_fork() -> None:
+    global _watching, _here
+    _watching, _here = RefCount(_start), None
+
+
+_watching = RefCount(_start)
+call_in_child(_after_fork)

@@ -1,0 +1,479 @@
+"""`stall_after`: a job that neither logs nor prints for too long is alerted, with the stacks of all its threads."""
+
+from __future__ import annotations
+
+import faulthandler
+import http.server
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from autogen_team import GlobalContext
+from autogen_team._process import activity, identity
+from autogen_team._process.run_events import EXCEPTION_TAG
+from autogen_team._services import stall_report
+from autogen_team._ship import agent_link, watched
+from autogen_team._ship.silence import Event, Silence
+from autogen_team._ship.watched import Limits
+from autogen_team._spool import journal
+from autogen_team.errors import ConfigurationError
+from autogen_team.io.services import AlertsService, MlflowService
+
+pytestmark = pytest.mark.timeout(400)  # the process that reports loads MLflow anew
+
+JOB = """
+import ctypes, os, signal, sys, threading, time, mlflow
+from autogen_team import GlobalContext
+from autogen_team._capture import write_behind
+from autogen_team.io.services import AlertsService, MlflowService
+write_behind._HANDOVER_TO_DATABASE = 0.0
+service = MlflowService(autolog_disable=True, heartbeat=0.5)
+alerts = AlertsService(urls=sys.argv[1])  # a secret, which no environment has
+
+def wait_for_a_lock():
+    lock = threading.Lock()
+    lock.acquire()
+    threading.Thread(target=release_when_told, args=(lock,), daemon=True).start()
+    lock.acquire()
+
+def release_when_told(lock):
+    sys.stdin.readline()
+    lock.release()
+
+def hold_the_interpreter():
+    ctypes.PyDLL(None).read(0, ctypes.create_string_buffer(1), 1)
+
+def sleep():
+    time.sleep(600)
+
+with GlobalContext(mlflow_service=service, alerts_service=alerts, alert_on="never", stall_after=3,
+                   stall_kill=os.environ.get("KILLS") == "1") as context:
+    with context.run("train", log_system_metrics=False) as run:
+        print("run", run.info.run_id, flush=True)
+        globals()[sys.argv[2]]()
+        print("goes on", flush=True)
+        deadline = time.monotonic() + 300
+        while not os.path.exists("done") and time.monotonic() < deadline:
+            mlflow.log_metric("loss", 1.0)
+            time.sleep(0.05)
+"""
+
+
+@pytest.fixture
+def receiver():
+    """Return a server for alerts, with those that have come in `alerts`, and its Apprise URL as `url`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            """Take an alert."""
+            self.server.alerts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.alerts = []
+        server.url = f"json://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def start_job(start_python, store_uri, receiver):
+    """Return a function that starts a job that waits as it says, and returns it and the id of its run."""
+
+    def start(how: str, **environment: str):
+        job = start_python("-c", JOB, receiver.url, how, stdin=-1, MLFLOW_TRACKING_URI=store_uri, **environment)
+        return job, job.wait_for("run ").split()[1]
+
+    return start
+
+
+@pytest.fixture
+def stacks_of(store_uri, wait_until):
+    """Return a function that waits for stacks with this text among the artifacts of a run, and returns them."""
+
+    def read(run_id: str, text: str) -> str:
+        client = mlflow.MlflowClient(store_uri)
+        found: dict[str, str] = {}
+
+        def is_there() -> bool:  # on a busy machine a job may have been silent before
+            for one in client.list_artifacts(run_id, "stalls"):
+                if one.path not in found:
+                    found[one.path] = Path(client.download_artifacts(run_id, one.path)).read_text()
+            return any(text in stacks for stacks in found.values())
+
+        wait_until(is_there)
+        return next(stacks for stacks in found.values() if text in stacks)
+
+    return read
+
+
+@pytest.mark.parametrize("how", ["wait_for_a_lock", "hold_the_interpreter"])
+def test_a_job_that_hangs_is_alerted(start_job, receiver, stacks_of, wait_until, how):
+    """With the stacks of all threads, and once more when it moves again."""
+
+    def alerts(title: str, text: str) -> list[dict[str, str]]:
+        return [one for one in receiver.alerts if one["title"] == title and text in one["message"]]
+
+    job, run_id = start_job(how)
+    stacks = stacks_of(run_id, f"in {how}")
+    wait_until(lambda: alerts("train: silent", f"in {how}"))
+    job.popen.stdin.write("\n")
+    job.popen.stdin.flush()
+    job.wait_for("goes on")
+    wait_until(lambda: alerts("train: moves again", run_id))
+    Path("done").touch()
+    status, _, err = job.finish()
+
+    assert status == 0, err
+    assert "Current thread" in stacks
+    assert stacks.count("Thread 0x") + stacks.count("Current thread") > 1
+    silent = alerts("train: silent", f"in {how}")[0]
+    assert silent["type"] == "warning"
+    assert run_id in silent["message"]
+    assert f"stacks of all threads: stalls/{identity.process_name(job.popen.pid)}-" in silent["message"]
+    assert alerts("train: moves again", run_id)[0]["type"] == "success"
+
+
+def test_what_is_said_of_the_silence_does_not_end_it(start_job, stacks_of, receiver):
+    """The job has it in its log, and is still silent."""
+    job, run_id = start_job("sleep")
+    said = ""
+    while "nothing was logged or printed for" not in said:
+        said = job.popen.stderr.readline()
+        assert said
+    assert "in sleep" in stacks_of(run_id, "in sleep")
+    job.send(signal.SIGTERM)
+    job.finish()
+
+    assert {one["title"] for one in receiver.alerts} <= {"train: silent"}
+
+
+def test_a_job_that_stays_silent_is_ended_if_that_is_asked_for(start_job, store_uri, wait_until):
+    """Even if its interpreter is held; the run tells why."""
+    job, run_id = start_job("hold_the_interpreter", KILLS="1", AUTOGEN_TEAM_GRACE="1")
+
+    assert job.popen.wait(300) == -signal.SIGKILL
+    client = mlflow.MlflowClient(store_uri)
+    wait_until(lambda: client.get_run(run_id).info.status != "RUNNING")
+    run = client.get_run(run_id)
+    assert run.info.status == "KILLED"
+    assert run.data.tags[EXCEPTION_TAG].startswith("silent for ")
+
+
+POOL = """
+import multiprocessing, os, sys, threading, time
+from concurrent.futures import ProcessPoolExecutor
+from autogen_team import GlobalContext
+from autogen_team.io.services import MlflowService
+
+def hang_in_worker(number):
+    print("waits", flush=True)
+    time.sleep(600)
+
+def move_until_told(context):
+    while not os.path.exists("go"):
+        context.progress()
+        time.sleep(0.1)
+    context.progress()
+
+if __name__ == "__main__":
+    method = multiprocessing.get_context(sys.argv[1])
+    service = MlflowService(autolog_disable=True)
+    with GlobalContext(mlflow_service=service, alert_on="never", stall_after=3) as context:
+        with context.run("train", log_system_metrics=False) as run:
+            print("run", run.info.run_id, flush=True)
+            threading.Thread(target=move_until_told, args=(context,), daemon=True).start()
+            with ProcessPoolExecutor(2, method) as pool:
+                list(pool.map(context.bind(hang_in_worker), range(2)))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_stacks_of_workers_are_in_the_same_alert(start_python, store_uri, receiver, wait_until, method):
+    """Each process with its name, and where it waits; workers need not have logged anything."""
+    Path("pool.py").write_text(POOL)
+    environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_ALERTS_URLS": receiver.url}
+    job = start_python("pool.py", method, **environment)
+    run_id = job.wait_for("run ").split()[1]
+    for _ in range(2):
+        job.wait_for("waits")
+    Path("go").touch()
+    wait_until(lambda: [one for one in receiver.alerts if one["message"].count("in hang_in_worker") == 2])
+    message = receiver.alerts[-1]["message"]
+
+    assert message.count("worker ") == 2
+    assert "pool.py, line" in message
+    (name,) = re.findall(r"stalls/\S+", message)
+    stacks = Path(mlflow.MlflowClient(store_uri).download_artifacts(run_id, name)).read_text()
+    assert stacks.count("in hang_in_worker") == 2
+
+
+@pytest.mark.parametrize("script", ["print('ready', flush=True)", "import mlflow; mlflow.log_metric('a', 1)"])
+def test_a_supervised_job_is_watched(start_python, store_uri, receiver, wait_until, script):
+    """Its output counts, and so does what it logs; a script without any of our libraries tells no stacks."""
+    Path("job.py").write_text(
+        f"import sys\n{script}\nsys.stdin.readline()\nprint('on', flush=True)\nsys.stdin.readline()\n"
+    )
+    environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_ALERTS_URLS": receiver.url}
+    words = ["-m", "autogen_team", "run", "--stall-after", "3s", "--alert-on", "never", "job.py"]
+    job = start_python(*words, stdin=-1, fresh=True, **environment)
+    told = "job.py, line 3 in <module>" if "mlflow" in script else "no process of the job has loaded"
+    wait_until(lambda: [one for one in receiver.alerts if told in one["message"]])
+    count = len(receiver.alerts)
+    job.popen.stdin.write("\n")
+    job.popen.stdin.flush()
+    job.wait_for("on")
+    wait_until(lambda: "job.py: moves again" in [one["title"] for one in receiver.alerts[count:]])
+    status, _, err = job.finish("\n")
+
+    assert status == 0, err
+    titles = [one["title"] for one in receiver.alerts]
+    assert titles == (["job.py: silent", "job.py: moves again"] * len(titles))[: len(titles)]  # as it has happened
+
+
+class Watched:
+    """Processes that are watched, and a clock that only the test sets."""
+
+    def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        self.folder = folder
+        self.silence = Silence(folder)
+        patch.setattr("autogen_team._ship.silence.time.monotonic", lambda: self.now)
+
+    def add(self, pid: int, *, owns: bool = True, after: float = 10.0) -> Path:
+        """Watch a process; return its folder."""
+        folder = watched.folder_of(self.folder) / str(pid)
+        folder.mkdir(parents=True)
+        facts = watched.Facts(
+            pid=pid,
+            started=journal.started_at(pid),
+            job=pid,
+            who="" if owns else "rank 1",
+            signal=0,
+            run="a",
+            name="train",
+            owns=owns,
+            after=after,
+            kills=False,
+            grace=10.0,
+            folder=str(folder),
+        )
+        (folder / watched.PROCESS).write_text(json.dumps(watched.asdict(facts)))
+        self.set(folder, self.now)
+        assert self.after(0.0) == []
+        return folder
+
+    def set(self, folder: Path, moved: float, quiet_until: float = 0.0) -> None:
+        """Set the clock of a process."""
+        (folder / watched.CLOCK).write_bytes(activity._FORM.pack(moved, quiet_until))
+
+    def after(self, seconds: float) -> list[Event]:
+        """Let that time pass, and look."""
+        self.now += seconds
+        return list(self.silence.look())
+
+
+@pytest.fixture
+def at(tmp_path, monkeypatch) -> Watched:
+    """Return processes that are watched."""
+    return Watched(tmp_path / "agent", monkeypatch)
+
+
+@pytest.fixture
+def sleeper():
+    """Return a process that sleeps."""
+    with subprocess.Popen(
+        [sys.executable, "-S", "-c", "import time; print(1, flush=True); time.sleep(600)"], stdout=-1
+    ) as process:
+        process.stdout.read(1)
+        yield process
+        process.kill()
+
+
+def kinds(events: list[Event]) -> list[tuple[str, int, float]]:
+    """Return what is said of the events."""
+    return [(one.kind, one.number, round(one.lasted, 3)) for one in events]
+
+
+def test_pauses_below_the_limit_are_no_silence(at, sleeper):
+    """Of 0.8 of it, a hundred times."""
+    folder = at.add(sleeper.pid)
+    for _ in range(100):
+        assert at.after(8.0) == []
+        at.set(folder, at.now)
+
+
+def test_each_silence_is_told_once_and_so_is_its_end(at, sleeper):
+    """With how long it lasted; a second such time counts apart."""
+    folder = at.add(sleeper.pid)
+    assert at.after(9.0) == []
+    assert kinds(at.after(2.0)) == [("silent", 1, 11.0)]
+    assert at.after(5.0) == []
+    assert kinds(at.after(5.0)) == [("over", 1, 21.0)]
+    assert at.after(100.0) == []
+    at.set(folder, at.now)
+    assert kinds(at.after(0.0)) == [("moving", 1, 121.0)]
+    assert kinds(at.after(11.0)) == [("silent", 2, 11.0)]
+
+
+def test_a_quiet_part_that_was_announced_is_no_silence(at, sleeper):
+    """Until it is over."""
+    folder = at.add(sleeper.pid)
+    at.set(folder, at.now, at.now + 40.0)
+    assert at.after(39.0) == []
+    assert kinds(at.after(2.0)) == [("silent", 1, 41.0)]
+
+
+def test_one_process_that_moves_is_enough(at, sleeper):
+    """A rank logs for all of them."""
+    at.add(sleeper.pid)
+    folder = at.add(identity.job(), owns=False)
+    at.now += 9.0
+    at.set(folder, at.now)
+    assert at.after(2.0) == []
+    (event,) = at.after(9.0)
+    assert len(event.processes) == 2
+
+
+def test_a_job_that_is_suspended_is_not_silent(at, sleeper, wait_until):
+    """When it goes on, it gets its whole time again."""
+    at.add(sleeper.pid)
+    assert at.after(9.0) == []
+    sleeper.send_signal(signal.SIGSTOP)
+    wait_until(lambda: Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
+    assert at.after(1000.0) == []
+    sleeper.send_signal(signal.SIGCONT)
+    wait_until(lambda: Path(f"/proc/{sleeper.pid}/stat").read_text().rpartition(")")[2].split()[0] != "T")
+    assert at.after(9.0) == []
+    assert kinds(at.after(2.0)) == [("silent", 1, 11.0)]
+
+
+def test_a_process_that_is_gone_is_forgotten(at, sleeper):
+    """With its folder."""
+    folder = at.add(sleeper.pid)
+    sleeper.kill()
+    sleeper.wait()
+
+    assert at.after(100.0) == []
+    assert not folder.exists()
+
+
+def test_a_process_without_a_handler_gets_no_signal(sleeper, tmp_path):
+    """Most signals would kill it."""
+    (tmp_path / "stacks.txt").touch()
+
+    assert stall_report._told_by(sleeper.pid, signal.SIGUSR1, tmp_path / "stacks.txt") == ""
+    assert sleeper.poll() is None
+
+
+@pytest.fixture
+def watch(tmp_path):
+    """Return a function that watches this process, and returns its folder."""
+    ends = []
+
+    def start() -> Path:
+        ends.append(watched.start(tmp_path / "state", Limits(10.0)))
+        (folder,) = watched.folder_of(agent_link.place_of(tmp_path / "state")).iterdir()
+        return folder
+
+    yield start
+    for end in ends:
+        end()
+
+
+def test_the_signal_is_one_that_is_ignored_by_default(watch):
+    """It is given back, and the folder goes."""
+    undo_before = watched.catches(identity.job(), signal.SIGURG)
+    folder = watch()
+
+    assert watched.facts_of(folder).signal == signal.SIGURG
+    assert (undo_before, watched.catches(identity.job(), signal.SIGURG)) == (False, True)
+
+
+def test_a_handler_of_the_job_is_not_replaced(watch, tmp_path):
+    """Neither one of `signal` nor one of `faulthandler`: another signal is taken."""
+    with (tmp_path / "own").open("w") as file:
+        faulthandler.register(signal.SIGURG, file=file)
+        try:
+            found = watched.facts_of(watch()).signal
+        finally:
+            faulthandler.unregister(signal.SIGURG)
+
+    assert found not in (0, signal.SIGURG)
+
+
+def moved(folder: Path) -> float:
+    """Return when this process was seen to do something."""
+    clock = activity.read(folder / watched.CLOCK)
+    assert clock is not None
+    return clock.moved
+
+
+def test_what_counts_as_a_sign_that_the_job_moves(store_uri, tmp_path):
+    """Metrics, parameters, lines and `progress`; not samples of the machine."""
+    service = MlflowService(tracking_uri=store_uri, autolog_disable=True)
+    context = GlobalContext(mlflow_service=service, stall_after="15m", alerts_service=AlertsService(enable=False))
+    with context, context.run("train", log_system_metrics=False) as run:
+        (folder,) = watched.folder_of(agent_link.place_of(tmp_path / "state")).iterdir()
+        for act in (
+            lambda: mlflow.log_metric("loss", 0.5),
+            lambda: mlflow.log_metrics({"loss": 0.5}),
+            lambda: context.log_metrics({"loss": 0.5}, 1),
+            lambda: mlflow.log_param("rate", 0.1),
+            lambda: context.logger.info("a line"),
+            context.progress,
+        ):
+            before = moved(folder)
+            act()
+            assert moved(folder) > before
+        before = moved(folder)
+        mlflow.log_metric("system/cpu_utilization_percentage", 50.0)
+        assert moved(folder) == before
+        facts = watched.facts_of(folder)
+        assert (facts.run, facts.name, facts.owns, facts.after) == (run.info.run_id, "train", True, 900.0)
+        context.progress(expect_within="40m")
+        assert activity.read(folder / watched.CLOCK).quiet_until > time.monotonic() + 2000
+        context.progress()
+        assert activity.read(folder / watched.CLOCK).quiet_until == 0.0
+    assert not folder.exists()
+
+
+def test_durations_of_settings(monkeypatch):
+    """A number of seconds, or a text with its unit; anything else names the variable."""
+    assert GlobalContext(stall_after=90).stall_after == 90.0
+    monkeypatch.setenv("AUTOGEN_TEAM_STALL_AFTER", "15m")
+    assert GlobalContext().stall_after == 900.0
+    monkeypatch.setenv("AUTOGEN_TEAM_STALL_AFTER", "900.0")  # as a worker gets it
+    assert GlobalContext().stall_after == 900.0
+    monkeypatch.setenv("AUTOGEN_TEAM_STALL_AFTER", "soon")
+    with pytest.raises(ConfigurationError, match=r"AUTOGEN_TEAM_STALL_AFTER is 'soon'.*write 90s, 5m, 2h or 1d"):
+        GlobalContext()
+
+
+def test_progress_takes_durations_only():
+    """And does nothing where nothing is watched."""
+    context = GlobalContext()
+    context.progress(expect_within=2400)
+    with pytest.raises(ConfigurationError, match="expect_within: 'soon' is not a duration"):
+        context.progress(expect_within="soon")
+
+
+def test_the_option_takes_durations_only(run_python):
+    """A mistake is an error before anything is started."""
+    status, _, err = run_python("-m", "autogen_team", "run", "--stall-after", "5", "--", "true")
+
+    assert status == 2
+    assert "'5' is not a duration" in " ".join(err.replace("│", " ").split())

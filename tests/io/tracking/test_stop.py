@@ -1,0 +1,338 @@
+"""The tag `autogen_team.stop`, set on the page of a run, ends its job."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+import mlflow
+import pytest
+
+from autogen_team._process.run_events import EXCEPTION_TAG
+from autogen_team._ship.backend import Batch
+from autogen_team._ship.signs import ALIVE_TAG, STOP_TAG, RunsOfOthers, Signs, Stop
+
+START = """
+import os, signal, sys, time, mlflow
+from autogen_team import GlobalContext
+from autogen_team._capture import write_behind
+from autogen_team._process import stopping
+from autogen_team.io.services import MlflowService
+write_behind._HANDOVER_TO_DATABASE = write_behind._HANDOVER_TO_SERVER = float(os.environ.get("HANDOVER", "0"))
+stopping._PATIENCE = 0.5
+service = MlflowService(autolog_disable=True, heartbeat=0.5)
+"""
+JOB = (
+    START
+    + """
+resumed = os.environ.get("RESUMED")
+with GlobalContext(mlflow_service=service) as context:
+    with context.run("train", log_system_metrics=False, run_id=resumed) as run:
+        print("run", run.info.run_id, flush=True)
+        try:
+            BODY
+        finally:
+            print("finally", flush=True)
+"""
+)
+WAIT = "sys.stdin.readline()"
+SLEEP = "time.sleep(600)"
+HELD = "import ctypes; print('held', flush=True); ctypes.PyDLL(None).sleep(600)"
+ASKED = "stopped from its page: diverges (ada)"
+STORES = pytest.mark.parametrize("store", ["store_uri", "mlflow_server"])
+SHIPPED_BY = pytest.mark.parametrize("handover", ["0", "1000"], ids=["agent", "thread"])
+
+
+@pytest.fixture
+def start_job(start_python):
+    """Return a function that starts a job with this body, and returns it and the id of its run."""
+
+    def start(uri: str, body: str = SLEEP, **environment: str):
+        code = JOB.replace("BODY", body)
+        process = start_python("-c", code, stdin=-1, MLFLOW_TRACKING_URI=uri, **environment)
+        return process, process.wait_for("run ").split()[1]
+
+    return start
+
+
+@pytest.fixture
+def is_signed(wait_until):
+    """Return a function that waits until a run gets another sign of life."""
+
+    def wait(uri: str, run_id: str) -> None:
+        client = mlflow.MlflowClient(uri)
+        first = client.get_run(run_id).data.tags[ALIVE_TAG]
+        wait_until(lambda: client.get_run(run_id).data.tags[ALIVE_TAG] > first)
+
+    return wait
+
+
+def status_of(uri: str, run_id: str) -> tuple[str, str | None]:
+    """Return the status of a run and its reason."""
+    run = mlflow.MlflowClient(uri).get_run(run_id)
+    assert STOP_TAG not in run.data.tags
+    return run.info.status, run.data.tags.get(EXCEPTION_TAG)
+
+
+@STORES
+@SHIPPED_BY
+def test_the_job_ends_as_by_sigterm(start_job, request, store, handover):
+    """Its `finally` runs, the run is KILLED with the text of the tag, and the tag is gone."""
+    uri = request.getfixturevalue(store)
+    job, run_id = start_job(uri, HANDOVER=handover)
+    mlflow.MlflowClient(uri).set_tag(run_id, STOP_TAG, "diverges (ada)")
+    status, out, err = job.finish()
+
+    assert status == 128 + signal.SIGTERM, err
+    assert "finally" in out
+    assert status_of(uri, run_id) == ("KILLED", ASKED)
+    assert f"the job gets SIGTERM: {ASKED}" in err
+
+
+def test_secrets_of_the_text_are_masked():
+    """As everywhere; whitespace is told as a space, and a tag without a text has no reason of its own."""
+    assert "hunter2" not in Stop.of_tag("password=hunter2hunter2").reason
+    assert Stop.of_tag("diverges\n (ada)") == Stop(ASKED)
+    assert Stop.of_tag(" ") == Stop("stopped from its page")
+    assert Stop.of_tag(" Now ").kills
+
+
+@SHIPPED_BY
+def test_a_handler_of_the_job_decides(start_job, store_uri, handover):
+    """The job goes on, which is said once, and ends as it likes."""
+    body = (
+        "signal.signal(signal.SIGTERM, lambda *_: print('heard', flush=True))\n"
+        "            print('ready', flush=True)\n"
+        f"            {WAIT}"
+    )
+    job, run_id = start_job(store_uri, body, HANDOVER=handover)
+    job.wait_for("ready")
+    client = mlflow.MlflowClient(store_uri)
+    for _ in range(2):
+        client.set_tag(run_id, STOP_TAG, "diverges (ada)")
+        job.wait_for("heard")
+    said = ""
+    while "the job still runs, 0.5 s after SIGTERM" not in said:
+        said = job.popen.stderr.readline()
+        assert said
+    status, _, err = job.finish("\n")
+
+    assert status == 0, err
+    assert "the job still runs" not in err
+    assert status_of(store_uri, run_id) == ("FINISHED", None)
+
+
+@SHIPPED_BY
+def test_now_kills_a_job_that_goes_on(start_job, store_uri, wait_until, handover):
+    """After its grace; the agent closes the run with the reason."""
+    body = (
+        f"signal.signal(signal.SIGTERM, lambda *_: None)\n            print('ready', flush=True)\n            {SLEEP}"
+    )
+    job, run_id = start_job(store_uri, body, HANDOVER=handover, AUTOGEN_TEAM_GRACE="1")
+    job.wait_for("ready")
+    mlflow.MlflowClient(store_uri).set_tag(run_id, STOP_TAG, "now")
+
+    assert job.popen.wait(60) == -signal.SIGKILL
+    wait_until(lambda: mlflow.MlflowClient(store_uri).get_run(run_id).info.status != "RUNNING")
+    if handover == "0":  # else the agent has heard of nothing but the death
+        assert status_of(store_uri, run_id) == ("KILLED", "stopped from its page: now")
+
+
+def test_now_kills_a_job_whose_interpreter_is_held(start_job, store_uri, wait_until):
+    """By the agent, from outside of it, once it ships what the job logs."""
+    body = (
+        "(one,) = write_behind._working.values()\n"
+        "            while not one.shipper._handed_over: time.sleep(0.05)\n"
+        f"            {HELD}"
+    )
+    job, run_id = start_job(store_uri, body, AUTOGEN_TEAM_GRACE="1")
+    job.wait_for("held")
+    mlflow.MlflowClient(store_uri).set_tag(run_id, STOP_TAG, "now")
+
+    assert job.popen.wait(60) == -signal.SIGKILL
+    wait_until(lambda: mlflow.MlflowClient(store_uri).get_run(run_id).info.status != "RUNNING")
+    assert status_of(store_uri, run_id) == ("KILLED", "stopped from its page: now")
+
+
+def test_a_run_that_is_resumed_does_not_stop_at_once(start_job, store_uri, is_signed):
+    """An old tag, from a job that was killed before it could obey, is removed."""
+    client = mlflow.MlflowClient(store_uri)
+    old = client.create_run(client.create_experiment("autogen_team"), tags={STOP_TAG: "diverges (ada)"}).info.run_id
+    client.set_terminated(old, "KILLED")
+    job, run_id = start_job(store_uri, WAIT, RESUMED=old, HANDOVER="1000")
+    is_signed(store_uri, run_id)
+    status, _, err = job.finish("\n")
+
+    assert (run_id, status) == (old, 0), err
+    assert status_of(store_uri, run_id) == ("FINISHED", None)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [["job.py"], ["--", "bash", "-c", "trap 'echo finally; exit 3' TERM; echo ready; while true; do sleep 0.1; done"]],
+    ids=["python", "command"],
+)
+def test_a_supervised_job(start_python, store_uri, wait_until, tmp_path, target):
+    """Its supervisor gets the signal and passes it on; the keeper tells the reason."""
+    (tmp_path / "work" / "job.py").write_text(
+        "import time, mlflow\ntry:\n    print('ready', flush=True)\n    time.sleep(600)\n"
+        "finally:\n    print('finally', flush=True)\n"
+    )
+    environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_MLFLOW_HEARTBEAT": "0.5"}
+    job = start_python("-m", "autogen_team", "run", *target, fresh=True, **environment)
+    job.wait_for("ready")
+    client = mlflow.MlflowClient(store_uri)
+    wait_until(lambda: client.search_runs(["1"]))
+    run_id = client.search_runs(["1"])[0].info.run_id
+    client.set_tag(run_id, STOP_TAG, "diverges (ada)")
+    status, out, err = job.finish()
+
+    assert status == (3 if "--" in target else 128 + signal.SIGTERM), err
+    assert "finally" in out
+    assert status_of(store_uri, run_id) == ("KILLED", ASKED)
+
+
+POOL = (
+    START
+    + """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+
+def work(number):
+    mlflow.log_metric("worked", number, step=number)
+    print("works", flush=True)
+    try:
+        time.sleep(600)
+    finally:
+        print("worker finally", flush=True)
+
+if __name__ == "__main__":
+    with GlobalContext(mlflow_service=service) as context, context.run("train", log_system_metrics=False) as run:
+        print("run", run.info.run_id, flush=True)
+        with ProcessPoolExecutor(2, get_context(sys.argv[1])) as pool:
+            list(pool.map(context.bind(work), range(2)))
+"""
+)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_the_workers_of_the_job_end_with_it(start_python, store_uri, tmp_path, method):
+    """They log to the same run, and would hold up the end of their pool."""
+    path = tmp_path / "work" / "pool.py"
+    path.write_text(POOL)
+    job = start_python(str(path), method, MLFLOW_TRACKING_URI=store_uri)
+    run_id = job.wait_for("run ").split()[1]
+    for _ in range(2):
+        job.wait_for("works")
+    mlflow.MlflowClient(store_uri).set_tag(run_id, STOP_TAG, "diverges (ada)")
+    status, out, err = job.finish()
+
+    assert status == 128 + signal.SIGTERM, err
+    assert out.count("worker finally") == 2
+    assert status_of(store_uri, run_id) == ("KILLED", ASKED)
+
+
+CHILD = (
+    START
+    + """
+import subprocess
+if len(sys.argv) > 1:
+    with GlobalContext(mlflow_service=service) as context, context.run("child", log_system_metrics=False) as run:
+        print("child", run.info.run_id, flush=True)
+        time.sleep(600)
+with GlobalContext(mlflow_service=service) as context, context.run("train", log_system_metrics=False) as run:
+    print("run", run.info.run_id, flush=True)
+    ended = subprocess.run([sys.executable, __file__, "child"], env={**os.environ, **context.worker_env()})
+    print("ended", ended.returncode, flush=True)
+    sys.stdin.readline()
+"""
+)
+
+
+def test_a_child_run_of_another_process_ends_alone(start_python, store_uri, tmp_path):
+    """The job goes on."""
+    path = tmp_path / "work" / "child.py"
+    path.write_text(CHILD)
+    job = start_python(str(path), stdin=-1, MLFLOW_TRACKING_URI=store_uri)
+    run_id = job.wait_for("run ").split()[1]
+    child = job.wait_for("child ").split()[1]
+    mlflow.MlflowClient(store_uri).set_tag(child, STOP_TAG, "diverges (ada)")
+
+    assert job.wait_for("ended").split() == ["ended", str(128 + signal.SIGTERM)]
+    assert status_of(store_uri, child) == ("KILLED", ASKED)
+    assert job.finish("\n")[0] == 0
+    assert status_of(store_uri, run_id) == ("FINISHED", None)
+
+
+class OneRun:
+    """A store with one run."""
+
+    def __init__(self, status: str, tags: dict[str, str]) -> None:
+        self.status, self.tags, self.asked = status, tags, 0
+        self.ahead = 0.0
+
+    def look(self, _run_id: str) -> tuple[str, dict[str, str]]:
+        """Return status and tags."""
+        self.asked += 1
+        return self.status, dict(self.tags)
+
+    def log(self, batch: Batch) -> None:
+        """Take the tags."""
+        self.tags |= batch.tags
+
+    def remove_tag(self, _run_id: str, key: str) -> None:
+        """Remove a tag."""
+        self.tags.pop(key, None)
+
+
+@pytest.fixture
+def stops_of():
+    """Return a function that gives signs some times, and returns the stops that were found."""
+
+    def give(store: OneRun, runs: list[str], others: list[str], times: int) -> list[tuple[str, Stop]]:
+        found: list[tuple[str, Stop]] = []
+        signs = Signs(store, 0.001, given=0.0)
+        signs.on_stop = lambda run_id, stop: found.append((run_id, stop))
+        for _ in range(times):
+            signs.given = time.time() - 0.001
+            assert signs.give(runs, {}, others)
+        return found
+
+    return give
+
+
+@pytest.mark.parametrize(
+    ("status", "tags", "reason"),
+    [
+        ("RUNNING", {STOP_TAG: "diverges (ada)"}, ASKED),
+        ("KILLED", {EXCEPTION_TAG: ASKED}, ASKED),
+        ("KILLED", {EXCEPTION_TAG: "SIGTERM"}, None),
+        ("FINISHED", {}, None),
+    ],
+)
+def test_a_rank_on_another_machine_hears_of_it_once(stops_of, status, tags, reason):
+    """From the tag, or from the end of the run, whose opener has removed the tag."""
+    store = OneRun(status, tags)
+    found = stops_of(store, [], ["a"], 3)
+
+    assert found == ([] if reason is None else [("a", Stop(reason))])
+    assert store.tags == tags
+
+
+def test_the_tag_is_removed_by_the_one_that_has_the_run_open(stops_of):
+    """One read for each sign; a tag that is set again counts again."""
+    store = OneRun("RUNNING", {STOP_TAG: "diverges (ada)"})
+
+    assert stops_of(store, ["a"], [], 3) == [("a", Stop(ASKED))]
+    assert store.asked == 3
+    assert STOP_TAG not in store.tags
+    store.tags[STOP_TAG] = "now"
+    assert stops_of(store, ["a"], [], 1) == [("a", Stop("stopped from its page: now", kills=True))]
+
+
+def test_runs_that_a_worker_opens_itself_are_not_those_of_others():
+    """However many they are."""
+    runs = RunsOfOthers(["job"])
+    runs.follow([{"op": "open", "run": "child"}, {"op": "metrics", "run": "child"}, {"op": "journal"}])
+
+    assert runs.ids == {"job"}
