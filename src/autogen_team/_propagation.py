@@ -369,7 +369,7 @@ def environment(context: GlobalContext) -> dict[str, str]:
     """Return the variables that put any child process inside the context.
 
     Raises:
-        NotStartedError: the context does not run.
+        NotStartedError: the context is not running.
 
     """
     carrier = _Carrier(context, None)

@@ -66,7 +66,7 @@ def _child(nested: bool | str | MlflowService.RunConfig, name: str) -> MlflowSer
 
 
 class GlobalContext(Service):
-    """Logging, alerts and MLflow tracking that start together, know each other and stop together.
+    """Logging, alerts and MLflow tracking that start together, work together and stop together.
 
     >>> with GlobalContext() as context:
     ...     with context.run("train") as run:
@@ -79,17 +79,17 @@ class GlobalContext(Service):
     argument_only: ClassVar[frozenset[str]] = frozenset({"logger_service", "alerts_service", "mlflow_service"})
 
     logger_service: LoggerService = Field(default_factory=LoggerService)
-    """Where log lines go, and how they look."""
+    """The logging service."""
     alerts_service: AlertsService = Field(default_factory=AlertsService)
-    """Whom to notify, and how."""
+    """The alerts service."""
     mlflow_service: MlflowService = Field(default_factory=MlflowService)
-    """Where runs and models are kept, and what is logged by itself."""
+    """The tracking service."""
 
     alert_on: Literal["failure", "always", "never"] = "failure"
-    """`failure`, `always` or `never`: which ends of a run are alerted, with the reason, link and traceback."""
+    """When to alert about the end of a run, with reason, link and traceback: `failure`, `always` or `never`."""
 
     grace: Seconds | None = None
-    """Seconds that the end of the job may take in all after SIGTERM or SIGHUP; the agent delivers what is left."""
+    """Seconds that the whole shutdown may take after SIGTERM or SIGHUP; the agent delivers the rest."""
 
     stall_after: Duration | None = None
     """How long the job may be silent (`15m`): no metric, log line, output, `progress`. Then an alert has its stacks."""
@@ -98,27 +98,27 @@ class GlobalContext(Service):
     """End a job that stays silent for a second such time, as KILLED with that reason."""
 
     redact_patterns: Patterns = ()
-    """Regular expressions of your own secrets, one on each line of a variable; a group in one is what is masked."""
+    """Regular expressions of your own secrets, in a variable one per line; if there is a group, only it is masked."""
     redact_allow: Patterns = ()
-    """Regular expressions of text to leave as it is; each is compared with the whole of what would be masked."""
+    """Regular expressions of text that is not masked; each must match the whole text that would be masked."""
 
     @classmethod
     def current(cls) -> GlobalContext:
         """Return the context that runs in this process, the latest started if there are several.
 
         Raises:
-            NotStartedError: no context runs.
+            NotStartedError: no context is running.
 
         """
         if not _running:
             on_demand.asked()
         with _lock:
             if not _running:
-                raise NotStartedError("no GlobalContext runs in this process: write `with GlobalContext() as context:`")
+                raise NotStartedError("no GlobalContext is running: write `with GlobalContext() as context:`")
             return _running[-1]
 
     def start(self) -> None:
-        """Start logging, alerts and tracking, in this order; if one fails, the services before it are stopped again."""
+        """Start logging, alerts and tracking, in this order; if one fails, those before it are stopped."""
         with _lock, ExitStack() as undo:
             if self.is_started:
                 return
@@ -207,7 +207,7 @@ class GlobalContext(Service):
         3
 
         Raises:
-            NotStartedError: the context does not run.
+            NotStartedError: the context is not running.
 
         """
         name: str = getattr(
@@ -218,7 +218,7 @@ class GlobalContext(Service):
     def initializer(self, *, nested: bool | str | MlflowService.RunConfig = False) -> Callable[[], None]:
         """Return a callable that puts a worker process inside this context until it exits: the initializer of a pool.
 
-        `bind` describes what holds there; with `nested`, each process has one child run. Call this while the run that
+        `bind` has the details; with `nested`, each process has one child run. Call this while the run that
         the workers are to log to is open.
 
         >>> from concurrent.futures import ProcessPoolExecutor
@@ -229,7 +229,7 @@ class GlobalContext(Service):
         [1.0, 2.0]
 
         Raises:
-            NotStartedError: the context does not run.
+            NotStartedError: the context is not running.
 
         """
         return _propagation.Initializer(self, _child(nested, ""))
@@ -247,7 +247,7 @@ class GlobalContext(Service):
         ...     done = subprocess.run(["true"], env=environment)
 
         Raises:
-            NotStartedError: the context does not run.
+            NotStartedError: the context is not running.
 
         """
         return _propagation.environment(self)
@@ -330,7 +330,7 @@ class GlobalContext(Service):
         activity.progress(expect_within)
 
     def redact(self, *secrets: str) -> None:
-        """Mask these values wherever they would be logged from now on; for secrets that a vault hands out at run time.
+        """Mask these values wherever they would be logged from now on; for secrets that a vault returns at run time.
 
         They are masked in log lines, alerts, parameters, tags, traces and errors of this process and of its forked
         children. They are also masked in the output that `autogen-team run` keeps. They stay masked after the context

@@ -252,5 +252,5 @@ def test_without_a_run_it_is_refused(context):
     """As metrics are."""
     with pytest.raises(NotStartedError, match="no run is open"):
         context.log_config({"lr": 0.1})
-    with pytest.raises(NotStartedError, match="does not run"):
+    with pytest.raises(NotStartedError, match="is not running"):
         MlflowService().log_config({"lr": 0.1})

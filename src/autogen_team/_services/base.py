@@ -1,4 +1,4 @@
-"""The base of every service: configuration that starts, and restores on stop what it has changed."""
+"""The base class of services: they are configuration, and `stop` restores what `start` changed."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Service(ABC, Settings):
     """A part of a job that starts before its work and stops after it.
 
     A service is a value: equal to another with the same fields; pickled, copied and sent to a worker as its fields.
-    Whether it runs is not part of that value, so a copy of a running service does not run. A second start does nothing,
-    and neither does a stop of a service that does not run. `stop` undoes exactly what `start` did. A failed `start`
+    Whether it is running is not part of that value, so a copy of a running service is not running. A second start does
+    nothing, nor does a stop of a service that is not running. `stop` undoes exactly what `start` did. A failed `start`
     leaves the process as it was.
 
     >>> from autogen_team.io.services import LoggerService
@@ -61,7 +61,7 @@ class Service(ABC, Settings):
 
     @property
     def is_started(self) -> bool:
-        """Tell whether the service runs."""
+        """Whether the service is running."""
         return getattr(self, "_undo", None) is not None
 
     def __enter__(self) -> Self:

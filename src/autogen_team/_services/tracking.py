@@ -35,11 +35,11 @@ def lifecycle_of(service: MlflowService) -> ModuleType:
     """Return the module that opens and closes runs.
 
     Raises:
-        NotStartedError: the service does not run.
+        NotStartedError: the service is not running.
 
     """
     if not service.is_started:
-        raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
+        raise NotStartedError("the MlflowService is not running: call start() first, or write `with service:`")
     from autogen_team._capture import lifecycle
 
     return lifecycle
@@ -68,19 +68,19 @@ class MlflowService(Service, StateFolder):
         model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
         name: str
-        """The name of the run; need not be unique."""
+        """Name of the run; need not be unique."""
         description: str | None = None
-        """Shown on the run's page, as Markdown."""
+        """Description of the run, as Markdown."""
         tags: dict[str, Any] | None = None
         """Values that are not text are converted by `str`."""
         log_system_metrics: bool | None = True
-        """Sample CPU, memory, disk and GPUs; None leaves that to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING."""
+        """Sample CPU, memory, disk and GPUs; None defers to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING."""
         nested: bool = False
-        """Open it inside of the run that is open already, as its child; else that is an error."""
+        """Open it as a child of the run that is already open; without this, an open run is an error."""
         parent_run_id: str | None = None
-        """Make it a child of this run, which may be that of another process."""
+        """Make it a child of this run, which may belong to another process."""
         run_id: str | None = None
-        """Go on with this run instead of making one; it takes the name."""
+        """Continue this run instead of creating one; it gets the name."""
         job: str | None = None
         """The identity of the job over all its starts: they have one run. `auto` is what the scheduler calls it."""
         stale: Annotated[float, Field(gt=0)] = 300.0
@@ -91,7 +91,7 @@ class MlflowService(Service, StateFolder):
                 super().__init__(**fields)
             except ValidationError as error:
                 faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
-                raise ConfigurationError(f"a run cannot be configured so: {'; '.join(faults)}") from None
+                raise ConfigurationError(f"invalid RunConfig: {'; '.join(faults)}") from None
 
     __slots__ = ("_lane", "_stores", "_works_for")
 
@@ -102,51 +102,51 @@ class MlflowService(Service, StateFolder):
     tracking_uri: Annotated[Place, Variable("MLFLOW_TRACKING_URI")] = Field(
         default_factory=lambda: default_of("mlflow_tracking_uri")
     )
-    """Where runs are kept: a server (`http://...`), a database (`sqlite:///...`) or a folder."""
+    """Tracking store: a server (`http://...`), a database (`sqlite:///...`) or a folder."""
     registry_uri: Annotated[Place, Variable("MLFLOW_REGISTRY_URI")] = Field(
         default_factory=lambda fields: fields.get("tracking_uri", "")
     )
-    """Where registered models are kept; unless set, where runs are."""
+    """Store of registered models; by default the tracking store."""
     experiment_name: Annotated[str, Variable("MLFLOW_EXPERIMENT_NAME")] = Field(
         default_factory=lambda: default_of("mlflow_experiment_name")
     )
-    """The experiment that runs belong to; made if it is not there. Unless it is set, MLFLOW_EXPERIMENT_ID counts."""
+    """Experiment of the runs; created if it does not exist. If it is not set, MLFLOW_EXPERIMENT_ID is used."""
     registry_name: Annotated[str, Variable("MLFLOW_REGISTERED_MODEL_NAME")] = Field(
         default_factory=lambda: default_of("mlflow_registered_model_name")
     )
-    """The name for the job to register its model under; nothing is registered by itself."""
+    """Name under which the job can register its model. No model is registered automatically."""
     autolog_disable: bool = False
-    """Switch MLflow's autologging off."""
+    """Turn MLflow's autologging off."""
     autolog_disable_for_unsupported_versions: bool = False
-    """Autolog only versions of libraries that this MLflow has been tested with."""
+    """Autolog only library versions that this MLflow was tested with."""
     autolog_exclusive: bool = False
-    """Keep autologged content out of runs that the job has opened itself."""
+    """Do not autolog to runs that the job opened itself."""
     autolog_log_input_examples: bool = False
-    """Keep some rows of the training data with each model."""
+    """Store some rows of the training data with each model."""
     autolog_log_model_signatures: bool = True
-    """Keep the types of inputs and outputs with each model."""
+    """Store the types of inputs and outputs with each model."""
     autolog_log_models: bool = True
-    """Keep trained models as artifacts of the run."""
+    """Store trained models as artifacts of the run."""
     autolog_log_datasets: bool = True
-    """Note which data a run was trained on."""
+    """Record the datasets that a run was trained on."""
     autolog_silent: bool = False
     """Suppress the log lines and warnings of autologging."""
     connect_timeout: Seconds = 5.0
-    """Seconds within which a server must answer when the service starts; MLflow itself would try for four minutes."""
+    """Seconds within which the server must answer at the start; MLflow itself would retry for four minutes."""
     mode: Literal["online", "auto", "offline"] = "online"
-    """`online`: a server that is away at the start is an error; `auto`: work offline then; `offline`: never ask it."""
+    """If the server is down at the start: `online` is an error, `auto` works offline; `offline` never contacts it."""
     durable: bool = True
-    """Write what is logged to a journal on disk and deliver it behind the job's back; else each call waits."""
+    """Log to a journal on disk that is delivered in the background; if false, each call waits for the store."""
     flush_timeout: Seconds = 30.0
-    """Seconds that `stop` and the exit of the process wait for the delivery of the journal; the rest stays on disk."""
+    """Seconds that `stop` and process exit wait for the delivery of the journal; the rest stays on disk."""
     heartbeat: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Seconds between heartbeats of a run, which show other machines that its job is alive; 0 turns them off."""
     replay: Literal["keep", "skip"] = "keep"
     """In a run that is resumed: `keep` metrics whose steps were there before, or `skip` them; needs `durable`."""
     mask_traces: bool = True
-    """Mask secrets in traces before they are stored: headers and keys by their names, tokens, values of variables."""
+    """Mask secrets in traces before they are stored: headers and keys by name, tokens, values of variables."""
     snapshot: bool = True
-    """Keep what was run with the run, as its artifacts `code/`: uncommitted changes, packages, command, machine."""
+    """Store a snapshot as the artifacts `code/`: uncommitted changes, packages, command, machine."""
 
     def start(self) -> None:
         """Set tracking and registry URI, the experiment and autologging.
@@ -169,7 +169,7 @@ class MlflowService(Service, StateFolder):
                 object.__setattr__(self, "_lane", started.log_metrics)
 
     def stop(self) -> None:
-        """Deliver what waits in the journal, for at most `flush_timeout` seconds, and restore MLflow."""
+        """Deliver the journal, for at most `flush_timeout` seconds, and restore MLflow."""
         object.__setattr__(self, "_lane", None)
         super().stop()
 
@@ -187,7 +187,7 @@ class MlflowService(Service, StateFolder):
         With a `job`, the run that an earlier start of the job has left is opened again, unless it has finished.
 
         Raises:
-            NotStartedError: the service does not run, so the run would go to an unknown store.
+            NotStartedError: the service is not running, so the run would go to an unknown store.
             JobRunningError: another process has the run of the job.
             ConfigurationError: the `job` is not a name, or `auto` and no scheduler has named it.
 
@@ -217,7 +217,7 @@ class MlflowService(Service, StateFolder):
         2
 
         Raises:
-            NotStartedError: the service does not run.
+            NotStartedError: the service is not running.
             MlflowException: the store cannot be asked.
 
         """
@@ -227,7 +227,7 @@ class MlflowService(Service, StateFolder):
         return attempts.last_step(key)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log to the active run as `mlflow.log_metrics` does, at a tenth of its cost: fit for every step of a hot loop.
+        """Log to the active run as `mlflow.log_metrics` does, at a tenth of its cost, for hot loops.
 
         Values are checked by the same rules and written to the same journal. In a thread without a run of its own, the
         run is the job's. `step` is 0 unless given.
@@ -240,13 +240,13 @@ class MlflowService(Service, StateFolder):
         3
 
         Raises:
-            NotStartedError: the service does not run, or no run is open.
-            MlflowException: MLflow does not accept a value or a key; the others are logged all the same.
+            NotStartedError: the service is not running, or no run is open.
+            MlflowException: MLflow does not accept a value or a key; the others are still logged.
 
         """
         lane: Callable[[Mapping[str, float], int | None], None] | None = getattr(self, "_lane", None)
         if lane is None:
-            raise NotStartedError("the MlflowService does not run: call start() first, or write `with service:`")
+            raise NotStartedError("the MlflowService is not running: call start() first, or write `with service:`")
         lane(metrics, step)
 
     def log_config(self, config: object) -> None:
@@ -263,7 +263,7 @@ class MlflowService(Service, StateFolder):
         '[64, 10]'
 
         Raises:
-            NotStartedError: the service does not run, or no run is open.
+            NotStartedError: the service is not running, or no run is open.
             ConfigurationError: it is not a configuration of these kinds.
             MlflowException: the run has a parameter of the same name with another value.
 
@@ -277,7 +277,7 @@ class MlflowService(Service, StateFolder):
         """Wait until the store has everything logged so far, at most `timeout` seconds (`flush_timeout` if None).
 
         Returns:
-            Whether the store has it. A store that is out of reach is not waited for; the data stays in the journal.
+            Whether the store has it. Does not wait for an unreachable store; the data stays in the journal.
 
         """
         if not (self.is_started and self.durable):
@@ -300,9 +300,9 @@ class MlflowService(Service, StateFolder):
         return ui_url.of_run(self.stores()[0], experiment_id, run_id)
 
     def recover(self, hosts: Collection[str] = ()) -> Iterator[tuple[Found, Recovered]]:
-        """Deliver the journals that dead processes of this machine have left, and close their runs as KILLED.
+        """Deliver the journals of this machine's dead processes, and close their runs as KILLED.
 
-        Yields each journal with its result. The journal of a living process is never touched. `hosts` names other
+        Yields each journal with its result. The journal of a live process is never touched. `hosts` names other
         machines that share the state folder and are gone for good, such as pods.
         """
         from autogen_team._ship import recovery, uris

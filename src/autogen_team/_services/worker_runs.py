@@ -64,7 +64,7 @@ def shared_run(service: MlflowService) -> Shared | None:
     """Return the open run of the caller, in the form that workers need to join it; None if there is none.
 
     Raises:
-        NotStartedError: the service does not run.
+        NotStartedError: the service is not running.
 
     """
     lifecycle_of(service)
@@ -98,7 +98,7 @@ def find_shared_run(
         launched: the tag with the time when it was opened, and the earliest time that counts, in seconds since 1970.
 
     Raises:
-        NotStartedError: the service does not run.
+        NotStartedError: the service is not running.
         Exception: any error of the store.
 
     """
@@ -118,7 +118,7 @@ def launch_run(service: MlflowService, config: MlflowService.RunConfig) -> Abstr
     """Open a run as `run_context` does, in a process whose launcher starts no second one before the first has ended.
 
     Raises:
-        NotStartedError: the service does not run.
+        NotStartedError: the service is not running.
 
     """
     run: AbstractContextManager[mlflow.ActiveRun] = lifecycle_of(service).open_run(
@@ -144,7 +144,7 @@ def work_for(
     alert, and by a tag of this name on the run that stays open.
 
     Raises:
-        NotStartedError: the service does not run.
+        NotStartedError: the service is not running.
 
     """
     lifecycle = lifecycle_of(service)
@@ -172,7 +172,7 @@ def host_run(service: MlflowService, config: MlflowService.RunConfig) -> Generat
     Runs that the code opens later become children of this one.
 
     Raises:
-        NotStartedError: the service does not run.
+        NotStartedError: the service is not running.
 
     """
     with lifecycle_of(service).host_run(**config.model_dump()) as run:

@@ -48,7 +48,7 @@ def workers(
     3
 
     Raises:
-        NotStartedError: the context does not run.
+        NotStartedError: the context is not running.
         ConfigurationError: `client` is not a Client, is closed, or is asynchronous.
 
     """

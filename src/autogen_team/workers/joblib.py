@@ -44,7 +44,7 @@ def workers(
     3
 
     Raises:
-        NotStartedError: the context does not run.
+        NotStartedError: the context is not running.
 
     """
     context.initializer()  # to raise an error of the context here

@@ -66,7 +66,7 @@ def run(
     ...     mlflow.log_metric("loss", 0.1)
 
     Raises:
-        NotStartedError: the context does not run.
+        NotStartedError: the context is not running.
 
     """
     config = MlflowService.RunConfig(**{**({"name": run} if isinstance(run, str) else run.model_dump()), **fields})

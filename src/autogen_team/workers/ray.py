@@ -44,7 +44,7 @@ def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
     ['env_vars', 'pip', 'worker_process_setup_hook']
 
     Raises:
-        NotStartedError: the context does not run.
+        NotStartedError: the context is not running.
         ConfigurationError: `own` has a `worker_process_setup_hook`, of which Ray takes only one, or another state
             folder.
 
@@ -83,7 +83,7 @@ def remote(
     ...     train = remote(context, fold, nested=True, num_cpus=0.5)  # for train.remote(1)
 
     Raises:
-        NotStartedError: the context does not run.
+        NotStartedError: the context is not running.
 
     """
     task = function_of(context.bind(fn, nested=nested), fn)

@@ -38,7 +38,7 @@ def partitions(
     [3]
 
     Raises:
-        NotStartedError: the context does not run.
+        NotStartedError: the context is not running.
 
     """
 

@@ -270,9 +270,9 @@ def test_the_fast_lane_writes_what_mlflow_writes(any_uri, start_session):
 
 
 def test_the_fast_lane_needs_a_run(store_uri):
-    """`log_metrics` raises an error if the service does not run or no run is open."""
+    """`log_metrics` raises an error if the service is not running or no run is open."""
     service = MlflowService(tracking_uri=store_uri, autolog_disable=True)
-    with pytest.raises(NotStartedError, match="does not run"):
+    with pytest.raises(NotStartedError, match="is not running"):
         service.log_metrics({"loss": 1.0})
     with service, pytest.raises(NotStartedError, match="no run is open"):
         service.log_metrics({"loss": 1.0})
