@@ -227,6 +227,8 @@ class Agent:
                 job.send({"op": "yours"})
         elif operation == "flush" and job.shipment is not None:
             job.shipment.flush(message["until"])
+        elif operation == "asked to end":
+            job.reason = message["reason"]
         elif operation == "sample" and job.shipment is not None:
             job.shipment.system_metrics.begin(message["order"])
         elif operation == "sample no more" and job.shipment is not None:

@@ -103,7 +103,7 @@ class Shipper:
         self._handover_after = handover_after
         self.signs = signs
         """Heartbeats of the runs that this process has open, until the agent sends them."""
-        self.signs.on_stop = lambda _run_id, stop: _end_job(stop)
+        self.signs.on_stop = lambda _run_id, stop: self._end_job(stop)
         self._system_metrics = system_metrics
         self.lost = 0
         """Number of entries that neither the journal nor the store accepted."""
@@ -365,9 +365,15 @@ class Shipper:
                 with activity.unnoticed():
                     _report.warning("%s", text)
             case {"op": "stop", "reason": str(reason), "kills": bool(kills)}:
-                _end_job(Stop(reason, kills))
+                stopping.end_job(reason, kills=kills)
             case {"op": "yours"}:
                 self._handed_over = False
+
+    def _end_job(self, stop: Stop) -> None:
+        """End the job, and tell the agent why, which closes the run if the job is killed."""
+        if self._agent.is_connected():
+            self._agent.send({"op": "asked to end", "reason": stop.reason})
+        stopping.end_job(stop.reason, kills=stop.kills)
 
     def _taken(self) -> None:
         waiting = self._journal.number - self._journal.acked
@@ -381,10 +387,6 @@ class Shipper:
         with self._lock:
             self._attempts += 1
             self._progress.notify_all()
-
-
-def _end_job(stop: Stop) -> None:
-    stopping.end_job(stop.reason, kills=stop.kills)
 
 
 class _Held(threading.local):
