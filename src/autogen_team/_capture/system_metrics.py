@@ -13,6 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 import mlflow
+from mlflow import environment_variables
 from mlflow.system_metrics import system_metrics_monitor
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
@@ -39,7 +40,7 @@ class _Monitor(SystemMetricsMonitor):
     def __init__(
         self,
         run_id: str,
-        sampling_interval: float = 10,
+        sampling_interval: int = 10,
         samples_before_logging: int = 1,
         resume_logging: bool = False,
         node_id: str | None = None,
@@ -55,7 +56,7 @@ class _Monitor(SystemMetricsMonitor):
             if has_figures:
                 self.monitors = [_Figures()]
             return
-        variables: Any = mlflow.environment_variables
+        variables: Any = environment_variables
         node = variables.MLFLOW_SYSTEM_METRICS_NODE_ID.get() or node_id
         prefix = f"{PREFIX}{node}/" if node else PREFIX
         self._order = Order(
@@ -96,7 +97,7 @@ class _Figures(BaseMetricsMonitor):
         for key, value in self._resources.sample().items():
             self._metrics[key].append(value)
 
-    def aggregate_metrics(self) -> dict[str, float]:
+    def aggregate_metrics(self) -> Any:
         """Return the means of the samples."""
         return {key: sum(values) / len(values) for key, values in self._metrics.items()}
 
