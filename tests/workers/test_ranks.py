@@ -6,6 +6,7 @@ import signal
 
 import pytest
 
+NODE_NAMES = [{"MLFLOW_SYSTEM_METRICS_NODE_ID": name} for name in ("a", "b")]
 TRAIN = """
 with make_context() as context, ranks.run(context, "train", nested="nested" in sys.argv, timeout=TIMEOUT):
     rank = int(os.environ["RANK"])
@@ -61,6 +62,46 @@ def test_ranks_can_have_children(launch, store):
     [child] = store.children()
     assert (child.info.run_name, child.info.status, store.steps(child)) == ("rank 1", "FINISHED", [1])
     assert store.steps(store.run("train")) == [0]
+
+
+NODES = """
+from autogen_team.io.services import MlflowService
+with make_context() as context, ranks.run(context, "train", log_system_metrics=True):
+    seen, rank = set(), os.environ["RANK"]
+    deadline = time.monotonic() + 60
+    while (rank == "0" or rank == "2") and len(seen) < 2 and time.monotonic() < deadline:
+        run = mlflow.MlflowClient().get_run(mlflow.active_run().info.run_id)
+        seen = {key.split("/")[1] for key in run.data.metrics if key.endswith("/cpu_utilization_percentage")}
+        time.sleep(0.1)
+    print(sorted(seen))
+    sys.stdin.readline()
+"""
+
+
+def test_each_of_several_nodes_is_sampled_once(start_python, write_job, store):
+    """By its first rank, under its name; a single machine needs none."""
+    job = write_job(NODES, "import time\nfrom autogen_team.workers import ranks\n")
+    variables = {
+        "WORLD_SIZE": "4",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29500",
+        "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2",
+    }
+    processes = [
+        start_python(
+            *(job,), stdin=-1, RANK=f"{2 * node + local}", LOCAL_RANK=str(local), **NODE_NAMES[node], **variables
+        )
+        for node in range(2)
+        for local in range(2)
+    ]
+    # Rank 0 keeps the run open until the others are done.
+    ended = [*reversed([process.finish("\n") for process in reversed(processes)])]
+
+    assert [status for status, _, _ in ended] == [0] * 4, ended
+    assert [out for _, out, _ in ended] == ["['a', 'b']\n", "[]\n", "['a', 'b']\n", "[]\n"]
+    [run] = store.runs()
+    assert {key.split("/")[1] for key in run.data.metrics if key.startswith("system/")} == {"a", "b"}
 
 
 def test_the_failure_of_a_rank_is_told(launch, store):

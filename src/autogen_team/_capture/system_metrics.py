@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -34,6 +36,21 @@ def sample_outside() -> Undo:
     return replace(system_metrics_monitor, "SystemMetricsMonitor", lambda _plain, _is_active: _Monitor)
 
 
+@contextmanager
+def sampling(run_id: str, *, is_wanted: bool | None) -> Iterator[None]:
+    """Sample for a run that another process has open; None defers to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING."""
+    variables: Any = environment_variables
+    if is_wanted or (is_wanted is None and variables.MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()):
+        monitor = _Monitor(run_id)
+        monitor.start()
+        try:
+            yield
+        finally:
+            monitor.finish()
+    else:
+        yield
+
+
 class _Monitor(SystemMetricsMonitor):
     """What MLflow starts for a run, and stops at its end."""
 
@@ -57,7 +74,7 @@ class _Monitor(SystemMetricsMonitor):
                 self.monitors = [_Figures()]
             return
         variables: Any = environment_variables
-        node = variables.MLFLOW_SYSTEM_METRICS_NODE_ID.get() or node_id
+        node = variables.MLFLOW_SYSTEM_METRICS_NODE_ID.get() or node_id or identity.node()
         prefix = f"{PREFIX}{node}/" if node else PREFIX
         self._order = Order(
             run_id=run_id,

@@ -50,3 +50,15 @@ def rank() -> int | None:
     """Return the rank that a launcher such as torchrun gave to this process; None without one, or if it is alone."""
     text, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     return int(text) if text.isdecimal() and size != "1" else None
+
+
+def node() -> str | None:
+    """Return the name of this machine if a launcher has started the job on several machines; otherwise None."""
+    sizes = [os.environ.get(name, "") for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "SLURM_NNODES")]
+    world, here, nodes = (int(size) if size.isdecimal() else 0 for size in sizes)
+    return socket.gethostname() if 0 < here < world or (world > 1 and not here and nodes > 1) else None
+
+
+def leads_node() -> bool:
+    """Return whether this is the first process that a launcher has started on one of several machines."""
+    return node() is not None and os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from autogen_team._process import identity
 from autogen_team._process.folders import state_folder
 from autogen_team._services.base import Service
 from autogen_team._services.logger import LoggerService
@@ -125,6 +126,14 @@ def launch_run(service: MlflowService, config: MlflowService.RunConfig) -> Abstr
         **config.model_dump(), is_launched=True
     )
     return run
+
+
+def sample_node(shared: Shared, config: MlflowService.RunConfig) -> AbstractContextManager[None]:
+    """Log system metrics of this machine to the run of another one, if this is the first process of its node."""
+    from autogen_team._capture import system_metrics
+
+    is_wanted = config.log_system_metrics if identity.leads_node() else False
+    return system_metrics.sampling(shared.run_id, is_wanted=is_wanted)
 
 
 def place(service: MlflowService) -> str:

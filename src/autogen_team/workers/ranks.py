@@ -100,6 +100,7 @@ def run(
     with (
         worker_runs.contribute_log(service, shared),
         worker_runs.work_for(service, shared, child, failure_tag=failure_tag) as active,
+        worker_runs.sample_node(shared, config),
     ):
         yield active
 
