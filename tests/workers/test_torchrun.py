@@ -8,7 +8,7 @@ import pytest
 
 from autogen_team._process.run_events import ATTEMPT_TAG, JOB_TAG
 
-pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("torch", reason="PyTorch is not installed (pip install torch)")
 
 JOB = """
 import torch.distributed as dist

@@ -16,7 +16,7 @@ from autogen_team._process.run_events import ATTEMPT_TAG, JOB_TAG
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or not all(map(shutil.which, ("slurmctld", "slurmd", "sbatch"))),
-    reason="Slurm is not installed, or this is not root",
+    reason="Slurm is not installed (apt-get install slurmctld slurmd slurm-client), or this is not root",
 )
 CONFIGURATION = """
 ClusterName=test
