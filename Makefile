@@ -84,6 +84,10 @@ test-loguru: $(READY) ## Run loguru's own tests inside of LoggerService; LOGURU 
 test-kills: $(READY) ## Kill job, agent or both at 200 moments, and look for what was lost: a quarter of an hour; KILLS=N for another number
 	@KILLS="$${KILLS:-200}" $(BIN)/python -m pytest -n 4 tests/io/tracking/test_agent.py -k kills_at_any_moment $(PYTEST_ARGS)
 
+.PHONY: test-claims
+test-claims: $(READY) ## Start a job twice at the same moment, 50 times on each kind of store: ten minutes
+	@MEETINGS=25 $(BIN)/python -m pytest -n 2 tests/io/tracking/test_claims.py -k two_that_meet $(PYTEST_ARGS)
+
 .PHONY: test-fresh
 test-fresh: $(READY) ## Run the whole test suite without fork servers: each process is a new interpreter, which takes twice as long
 	@FRESH_PROCESSES=1 $(PYTEST) $(PYTEST_ARGS)

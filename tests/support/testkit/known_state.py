@@ -30,6 +30,7 @@ _KEPT = {
     "FORK_SERVERS",
     "FRESH_PROCESSES",
     "KILLS",
+    "MEETINGS",
     _SESSION,
 }
 _KEPT_PREFIXES = ("COVERAGE_", "COV_CORE_", "HYPOTHESIS_", "OMP_", "OPENBLAS_", "PIP_", "PYENV_", "PYTEST_", "SSL_")
