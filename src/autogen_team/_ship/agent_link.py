@@ -15,6 +15,7 @@ import select
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -44,6 +45,8 @@ NAME = "autogen-team-agent"
 """Shown in process lists."""
 _PATIENCE = 5.0
 """Seconds that the agent may take to start."""
+_RETRY = 30.0
+"""Seconds after which an agent that is not there is started again."""
 _LONGEST_ADDRESS = 100
 """Maximum length in bytes of a socket's path; systems accept 108 or 104."""
 
@@ -132,6 +135,10 @@ class AgentLink:
         self._connection: socket.socket | None = None
         self._rest = b""
         self._is_said = False
+        self._started = 0.0
+        """When the agent was started last, by the monotonic clock."""
+        self.connections = 0
+        """How often this process has connected: each time, the agent may be another one."""
 
     def watch(self, folder: Path) -> None:
         """Announce the journal in `folder` to the agent, and start the agent if it is not running.
@@ -144,6 +151,7 @@ class AgentLink:
         self._folder = folder
         if self._connect():
             return
+        self._started = time.monotonic()
         try:
             self._start()
         except (OSError, subprocess.SubprocessError) as error:
@@ -217,10 +225,15 @@ class AgentLink:
                 if connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT):
                     return True
                 self.close()
-                folder, self._folder = self._folder, None  # which is not dismissed
-                self.watch(folder)
-            return self._connection is not None
-        return self._connect()
+                self._watch_again()
+        elif not self._connect() and time.monotonic() > self._started + _RETRY:
+            self._watch_again()  # the last start has failed, or the agent has died before it could be reached
+        return self._connection is not None
+
+    def _watch_again(self) -> None:
+        folder, self._folder = self._folder, None  # which is not dismissed
+        if folder is not None:
+            self.watch(folder)
 
     def _connect(self) -> bool:
         assert self._folder is not None
@@ -229,6 +242,7 @@ class AgentLink:
         except OSError:
             return False
         self._connection, self._rest = connection, b""
+        self.connections += 1
         self.send({"op": "hello", **self._order(), "environment": self._variables()})
         return True
 

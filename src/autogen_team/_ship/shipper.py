@@ -126,6 +126,8 @@ class Shipper:
         self._handed_over = False
         self._prepared = ""
         self._asked: Message | None = None
+        self._asked_over = 0
+        """Over which of the connections to an agent that was asked: one that has died since does not answer."""
         self._handover_at: float | None = None
         self._thread: threading.Thread | None = None
 
@@ -299,10 +301,10 @@ class Shipper:
             self._handover_at = now + self._handover_after
         if now < self._handover_at or self._prepared == "unable" or not self._agent.is_connected():
             return False
-        if not self._prepared:
+        if not self._prepared or self._asked_over != self._agent.connections:
             store = self._store()
             self._prepared = "unable" if store is None else "asked"
-            self._asked = store
+            self._asked, self._asked_over = store, self._agent.connections
             if store is not None:
                 self._agent.send({"op": "prepare", "store": store})
         return self._prepared == "ready"

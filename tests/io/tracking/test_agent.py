@@ -143,6 +143,15 @@ def test_an_agent_that_is_killed_is_started_again(start_job, agents, store_uri, 
     assert len(found) > acknowledged
 
 
+def test_an_agent_that_is_killed_while_it_prepares_is_replaced(start_job, agents, wait_until):
+    """The next one is asked again, else the job would wait for an answer for ever."""
+    job, _ = start_job("if len(sys.argv) > 9: break")
+    wait_until(agents)
+    for agent in agents():
+        agent.kill()
+    job.wait_for("shipped by the agent")
+
+
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_kills_at_any_moment_lose_nothing(start_job, agents, store_uri, state_is_empty, seed, run_python, wait_until):
     """Of the agent, of the job, or of both; what neither has shipped, `recover` does."""
