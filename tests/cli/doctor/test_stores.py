@@ -63,7 +63,7 @@ def test_a_store_that_is_not_there_is_not_made(examine, all_files):
 
     assert status == 0
     assert checks["tracking"]["outcome"] == "note"
-    assert "the first run makes it" in checks["tracking"]["found"]
+    assert "the first run creates it" in checks["tracking"]["found"]
     assert checks["runs"]["found"] == "skipped: there is no tracking store yet"
     assert all_files() == before
 
