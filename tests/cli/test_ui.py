@@ -157,7 +157,7 @@ def test_a_port_that_is_taken_is_an_error(pages, run_python):
     status, out, err = run_python(*UI, "--port", str(urlsplit(pages.url).port))
 
     assert (status, out) == (2, "")
-    assert "Address already in use; leave --port out for a free one" in err
+    assert "Address already in use; omit --port for a free one" in err
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ SAME = {
     "a service": (
         MlflowService.RunConfig(name="train"),
         {"name": "train", **dict.fromkeys(["description", "tags"]), "log_system_metrics": True, "nested": False}
-        | dict.fromkeys(["parent_run_id", "run_id"]),
+        | {**dict.fromkeys(["parent_run_id", "run_id", "job"]), "stale": 300.0},
     ),
     "values of all kinds": (
         {

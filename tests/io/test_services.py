@@ -491,10 +491,12 @@ def test_the_service_of_mlflow_has_no_names_for_the_inside():
     assert own == {
         "RunConfig",
         "active_run",
+        "attempt",
         "client",
         "copy_from",
         "env",
         "flush",
+        "last_step",
         "link",
         "log_config",
         "log_metrics",

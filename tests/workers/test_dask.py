@@ -298,7 +298,7 @@ def test_a_closed_client_is_an_error(client):
 
 def test_a_context_that_does_not_run_is_an_error(client):
     """And the cluster is left alone."""
-    with pytest.raises(NotStartedError, match=r"call start\(\) first"):
+    with pytest.raises(NotStartedError, match=r"is not running: call start\(\)"):
         enter(client, GlobalContext())()
     assert client.submit(abs, -1).result() == 1
 

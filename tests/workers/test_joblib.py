@@ -235,5 +235,5 @@ def test_options_are_those_of_joblib(run_slow_job):
 
 def test_a_context_that_does_not_run_is_an_error():
     """When the block is entered, not when the first task is sent."""
-    with pytest.raises(NotStartedError, match=r"call start\(\) first"), workers(GlobalContext()):
+    with pytest.raises(NotStartedError, match=r"is not running: call start\(\)"), workers(GlobalContext()):
         raise AssertionError("it was entered")

@@ -112,7 +112,7 @@ def _look(folder: Path, hosts: Collection[str]) -> Found | None:
     is_closed = any(entry["op"] == "closed" for entry in entries)
     state, evidence = _state(folder, header, hosts, is_closed=is_closed)
     if is_newer:
-        evidence += f"; its format {header['version']} is of a newer autogen-team than this one"
+        evidence += f"; its format {header['version']} is from a newer version of autogen-team"
     return Found(
         folder=folder,
         host=header["host"],

@@ -328,7 +328,7 @@ def test_tags_choose_the_levels_of_a_channel(prefix, levels):
 
 def test_a_tag_that_is_no_level_is_refused():
     """A misspelt level would silence the channel for ever."""
-    with pytest.raises(ConfigurationError, match="tagged 'errors', and tags are levels here"):
+    with pytest.raises(ConfigurationError, match="has the tag 'errors', but tags must be levels"):
         open_channels(["errors=json://127.0.0.1"], "my job")
 
 

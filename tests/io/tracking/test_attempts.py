@@ -242,12 +242,12 @@ def test_steps_that_were_there_are_kept_or_skipped(start_job, store_uri, replay,
 def test_system_metrics_go_on(context, store_uri):
     """Instead of starting at step 0 again."""
     with context.run("train", job="nightly", log_system_metrics=False) as run:
-        mlflow.log_metric("system/cpu_utilization_percentage", 1.0, step=41)
+        mlflow.log_metric("system/system_memory_usage_percentage", 1.0, step=41)
         mlflow.log_metric("loss", 1.0, step=7)
         mlflow.MlflowClient().set_terminated(run.info.run_id, "FAILED")
     with context.run("train", job="nightly", log_system_metrics=True) as again:
         monitor = mlflow.tracking.fluent.run_id_to_system_metrics_monitor[again.info.run_id]
-        assert (again.info.run_id, monitor._logging_step) == (run.info.run_id, 42)
+        assert (again.info.run_id, monitor._order.first_step) == (run.info.run_id, 42)
         assert (context.last_step(), context.last_step("loss"), context.last_step("no such")) == (7, 7, None)
 
 

@@ -21,12 +21,12 @@ from testkit.copies import client_of, copy, happened, make_experiment, write
     [
         ("sqlite:///nothing.db", "does not exist"),
         ("sqlite:///empty.db", "does not exist"),
-        ("sqlite:///other.db", "is no MLflow store"),
-        ("sqlite:///text", "is no MLflow store"),
+        ("sqlite:///other.db", "is not an MLflow store"),
+        ("sqlite:///text", "is not an MLflow store"),
         ("nothing", "does not exist"),
         ("file:nothing", "does not exist"),
-        ("folder", "is no MLflow store"),
-        ("text", "is no MLflow store"),
+        ("folder", "is not an MLflow store"),
+        ("text", "is not an MLflow store"),
     ],
 )
 def test_a_source_that_is_no_store_is_refused(target, uri, fault):
@@ -60,7 +60,7 @@ def test_somebody_else_s_database_is_no_target(source):
     with contextlib.closing(copying.sqlite3.connect("other.db")) as database:
         database.execute("CREATE TABLE mine (id INTEGER)")
 
-    with pytest.raises(ConfigurationError, match=r"the target sqlite:.* is no MLflow store"):
+    with pytest.raises(ConfigurationError, match=r"the target sqlite:.* is not an MLflow store"):
         copy(source, "sqlite:///other.db")
 
 

@@ -125,7 +125,7 @@ def test_what_could_belong_to_several_runs_gets_its_own(isolated, helper, other_
     assert [metrics(run) for run in (*runs, *strays)] == [{}, {}, {"threaded": 2}, {"threaded": 2}]
     (record,) = [record for record in caplog.records if record.name == "autogen_team"]
     assert record.levelname == "WARNING"
-    assert "while 2 are open elsewhere" in record.message
+    assert "while 2 runs are open in other threads" in record.message
     assert "pass run_id" in record.message
 
 
