@@ -1,4 +1,4 @@
-"""Have the agent watch a job for silence, and tell it whom to alert."""
+"""Watching a job for silence: what the agent is told, and whom it alerts."""
 
 from __future__ import annotations
 

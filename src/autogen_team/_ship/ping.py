@@ -92,7 +92,7 @@ def _request(url: str, body: str) -> None:
 
 
 def note_job(url: str) -> Undo:
-    """Have the death of this process reported to `url` by the process that recovers it."""
+    """Ask the process that recovers this one to report its death to `url`."""
     _url_of_job.append(url)
     return lambda: _url_of_job.remove(url)
 

@@ -90,13 +90,13 @@ def facts_of(folder: Path) -> Facts:
 
 
 def tell_no_stacks() -> None:
-    """Note that this process is none of those that do the work: nobody asks where it waits."""
+    """Note that this process does none of the work, so its stacks are not asked for."""
     global _tells_stacks
     _tells_stacks = False
 
 
 def start(state: Path, limits: Limits) -> Undo:
-    """Let the agent watch this process, until the returned function is called; a fault is reported."""
+    """Ask the agent to watch this process until the returned function is called; report a fault."""
     return _watching.take(state, limits)
 
 
