@@ -204,7 +204,7 @@ def test_the_summary_says_what_was_recorded_and_how_to_look_at_it(run_python, sc
     assert "FINISHED after" in rows["status"]
     assert "1: epochs" in rows["parameters"]
     assert "1: loss 0.5" in rows["metrics"]
-    assert rows["view"].endswith("autogen-team ui")
+    assert rows["look at it"].endswith("autogen-team ui")
 
 
 @pytest.mark.parametrize("body", ["pass", "import os; os.kill(os.getpid(), 9)"])

@@ -98,7 +98,7 @@ def _rows(service: MlflowService, summary: Summary) -> list[tuple[str, str]]:
         ("metrics", _count(metrics)),
         ("models", _count(models)),
         ("registered", _count([_version(client, version.name, version.version) for version in versions])),
-        ("view", where(service, run.info, summary.prompt)),
+        ("look at it", where(service, run.info, summary.prompt)),
     ]
     return [(label, text) for label, text in rows if text]
 
