@@ -197,7 +197,7 @@ def _end() -> None:
 
 
 def _arm(path: Path, undo: ExitStack) -> int:
-    """Make a signal write the stacks to this file; return its number, or 0 if there is no free one."""
+    """Make a signal write the stacks to this file; return its number, or 0 if all signals are taken."""
     global _signal
     number = _free_signal() if _signal is None else _signal
     if number is None:

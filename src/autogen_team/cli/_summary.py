@@ -94,7 +94,7 @@ def _rows(service: MlflowService, summary: Summary) -> list[tuple[str, str]]:
     rows = [
         ("run", f"{run.info.run_name} ({run_id})"),
         ("status", f"{ended}: {reason}" if reason else ended),
-        ("parameters", _count(sorted(run.data.params))),
+        ("parameters", _count(sorted(key for key in run.data.params if not key.startswith("autogen_team.")))),
         ("metrics", _count(metrics)),
         ("models", _count(models)),
         ("registered", _count([_version(client, version.name, version.version) for version in versions])),

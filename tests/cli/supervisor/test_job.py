@@ -44,6 +44,7 @@ def test_starts_of_a_command_share_a_run(supervised, script, the_run, store_uri)
 
     assert [one.returncode for one in (first, second, third)] == [3, 4, 0], third.stderr
     assert (first.stdout, third.stdout) == (b"attempt 1 from 0\n", b"attempt 3 from 6\n")
+    assert b"autogen_team.claim" not in third.stderr
     run = the_run()
     assert (run.info.status, run.data.tags[JOB_TAG], run.data.tags[ATTEMPT_TAG]) == ("FINISHED", "nightly", "3")
     history = mlflow.MlflowClient(store_uri).get_metric_history(run.info.run_id, "loss")
