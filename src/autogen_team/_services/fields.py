@@ -9,7 +9,7 @@ from typing import Annotated, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from autogen_team._process import durations
+from autogen_team._process import durations, sizes
 
 
 def _as_text(value: object) -> object:
@@ -32,6 +32,14 @@ def _as_seconds(value: object) -> object:
 
 Duration: TypeAlias = Annotated[float, BeforeValidator(_as_seconds), Field(gt=0, allow_inf_nan=False)]
 """A time in seconds, or as a text with its unit: `90s`, `15m`, `2h`, `1d`."""
+
+
+def _as_bytes(value: object) -> object:
+    return sizes.parse(value) if isinstance(value, str) else value
+
+
+Size: TypeAlias = Annotated[int, BeforeValidator(_as_bytes), Field(gt=0)]
+"""A number of bytes, or a text with its unit: `500 MB`, `10 GB`, `1 GiB`."""
 
 
 def _lines(value: object) -> object:
