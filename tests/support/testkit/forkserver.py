@@ -40,7 +40,7 @@ FOLDER = "FORK_SERVERS"
 """The variable that names the folder of the sockets."""
 FRESH_AGENTS = "FRESH_AGENTS"
 """The variable that asks for agents that are not forked, for tests of an agent's start, memory and command line."""
-_AGENTS = {"autogen-team-agent", "autogen-team-agent-recovery", "autogen-team-agent-report"}
+_AGENTS = {f"autogen-team-agent{work}" for work in ("", "-recovery", "-report", "-upload")}
 PRELOADED = {
     "job": (
         "mlflow",

@@ -18,7 +18,7 @@ class Proxy:
         self.answer = b"<html>the proxy is sorry</html>"
         self.delay = 0.0
         self.concerning = ""
-        """Text in the paths that get the error; empty for all paths."""
+        """Text in the methods and paths that get the error, such as `PUT /api`; empty for all."""
         self.mentioning = b""
         """Bytes in the bodies that get the error; empty for all bodies."""
         self.refused = 0
@@ -31,7 +31,7 @@ class Proxy:
             def forward(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 time.sleep(proxy.delay)
-                if proxy.blocks(self.path, body):
+                if proxy.blocks(f"{self.command} {self.path}", body):
                     proxy.refused += 1
                     content, status = proxy.answer, proxy.status
                 else:
@@ -42,7 +42,7 @@ class Proxy:
                 self.end_headers()
                 self.wfile.write(content)
 
-            do_GET = do_POST = do_PUT = forward  # noqa: N815 - names of the standard library
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward  # noqa: N815 - names of the standard library
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -51,10 +51,10 @@ class Proxy:
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
-    def blocks(self, path: str, body: bytes) -> bool:
+    def blocks(self, request: str, body: bytes) -> bool:
         """Return whether the proxy answers such a request itself."""
         is_on = self.status != 200 or self.mentioning
-        return bool(is_on) and self.concerning in path and self.mentioning in body
+        return bool(is_on) and self.concerning in request and self.mentioning in body
 
     def close(self) -> None:
         """Stop the proxy and close its socket."""
