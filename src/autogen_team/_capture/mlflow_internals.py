@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import mlflow
 from mlflow.entities import Metric, Param, Run, RunInfo, RunStatus, RunTag, Span, TraceInfo
@@ -32,7 +32,6 @@ from autogen_team._process.private_names import find
 from autogen_team._process.refcount import RefCount
 from autogen_team._process.saved import SavedValue
 from autogen_team._ship import mlflow_backend, mlflow_names, uris
-from autogen_team._ship.files import Kind
 
 _ALL_FLAVORS = "mlflow"  # the name under which `mlflow.autolog` stores its own arguments
 
@@ -242,35 +241,26 @@ _published: list[str] = []
 """Ids of experiments that services of this process have put into the environment."""
 
 
-_FindArtifacts: TypeAlias = "Callable[[Callable[[], Any], str, Kind], Any]"
-
-_stand_ins: dict[str, list[tuple[Any, _FindArtifacts]]] = {}
-"""Stand-ins for each store, by its identity; the first one is in use, the others wait for its end."""
+_stand_ins: dict[str, list[tuple[Any, Any]]] = {}
+"""Stand-ins for each store, by its identity, each with what takes the uploads of artifacts; the first one is in use,
+the others wait for its end."""
 _identities: dict[str, str] = {}
 """Identities by URI. As in MLflow, a relative path is relative to the folder in which it was met first."""
 _substitutes: dict[str, str] = {}
 """Stores that are used in place of others, by identity."""
 _starters: list[Callable[[str], object]] = []
 _starting = threading.local()
-_client_class: Any = find("mlflow.tracking._tracking_service.client:TrackingServiceClient")
-_plain_repo: Any = find("mlflow.tracking._tracking_service.client:TrackingServiceClient._get_artifact_repo")
-_plain_known_repo: Any = find("mlflow.tracking.fluent:_get_artifact_repo")
 
 
-def _find_plainly(find: Callable[[], Any], _owner: str, _kind: Kind) -> Any:
-    return find()
+def stand_in(uri: str, store: Any, artifacts: Any = None, *, yields: bool = False) -> Undo:
+    """Use `store` in place of MLflow's store of `uri`, and `artifacts` for what is uploaded there.
 
-
-def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainly, *, yields: bool = False) -> Undo:
-    """Use `store` in place of MLflow's store of `uri`, and ask `find_artifacts` for its artifact repositories.
-
-    `find_artifacts` is given a function that returns MLflow's own repository. A stand-in that `yields` is used only
-    while no other one is in place.
+    A stand-in that `yields` is used only while no other one is in place.
     """
     if not mlflow_names.STORES.works():
         return lambda: None
     key = identity(uri)
-    here, found = (store, find_artifacts), _stand_ins.setdefault(key, [])
+    here, found = (store, artifacts), _stand_ins.setdefault(key, [])
     found.insert(len(found) if yields else 0, here)
     leave = _lookups.take()
 
@@ -286,13 +276,8 @@ def stand_in(uri: str, store: Any, find_artifacts: _FindArtifacts = _find_plainl
 def _take_over_lookups() -> Undo:
     with ExitStack() as undo:
         undo.callback(_identities.clear)
-        for part, owner, name, ours in (
-            (mlflow_names.STORES, tracking._tracking_store_registry, "_get_store_with_resolved_uri", _find_store),
-            (mlflow_names.ARTIFACTS, _client_class, "_get_artifact_repo", _find_artifact_repo),
-            (mlflow_names.IMAGES, _fluent, "_get_artifact_repo", _find_known_repo),
-        ):
-            if part.works():
-                undo.callback(replace(owner, name, partial(_always, ours)))
+        stores = tracking._tracking_store_registry
+        undo.callback(replace(stores, "_get_store_with_resolved_uri", partial(_always, _find_store)))
         return undo.pop_all().close
 
 
@@ -345,7 +330,7 @@ def starting_stand_in() -> Iterator[None]:
         _starting.now = before
 
 
-def _stand_in_for(uri: str) -> tuple[Any, _FindArtifacts] | None:
+def _stand_in_for(uri: str) -> tuple[Any, Any] | None:
     found = _stand_ins.get(_identities.get(uri) or identity(uri))
     if not found and _starters and not getattr(_starting, "now", False):
         with starting_stand_in():
@@ -392,15 +377,10 @@ def _find_registry_store(stores: Any, uri: str, tracking_uri: str | None) -> Any
     return _registry_wraps[0][0](plain) if _registry_wraps else plain
 
 
-def _find_artifact_repo(client: Any, owner: str, *, resource: Kind = "run") -> Any:
-    plain = partial(_plain_repo, client, owner, resource=resource)
-    found = _stand_in_for(client.tracking_uri)
-    return found[1](plain, owner, resource) if found else plain()
-
-
-def _find_known_repo(run_id: str) -> Any:
-    known, found = _plain_known_repo(run_id), _stand_in_for(mlflow.get_tracking_uri())
-    return found[1](lambda: known, run_id, "run") if known and found else known
+def artifacts_of(uri: str | None) -> Any:
+    """Return what takes the uploads for a store, by default the current one; None if they go straight there."""
+    found = _stand_in_for(uri or mlflow.get_tracking_uri())
+    return None if found is None else found[1]
 
 
 def tap_traces(taps: Mapping[str, Callable[..., Any]]) -> Undo:

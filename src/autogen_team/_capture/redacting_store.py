@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from autogen_team._capture import manifest, mlflow_internals, redact_entities
@@ -24,9 +25,12 @@ def start(uri: str) -> Undo:
     )
 
 
-def start_registry() -> Undo:
-    """Redact what goes to any model registry; return a function that stops this."""
-    return mlflow_internals.stand_in_registries(lambda store: RedactingStore(store, manifest.REGISTRY))
+def start_registry(await_files: Callable[[str], None]) -> Undo:
+    """Redact what goes to any model registry; return a function that stops this.
+
+    `await_files` returns once the files at an address have arrived; a model is not registered before.
+    """
+    return mlflow_internals.stand_in_registries(partial(Registry, await_files))
 
 
 class RedactingStore(TransparentProxy):
@@ -64,3 +68,16 @@ class RedactingStore(TransparentProxy):
             )
             _report.warning(text, of_class.__name__, name)
         return manifest.UNKNOWN
+
+
+class Registry(RedactingStore):
+    """Stand-in for a model registry."""
+
+    def __init__(self, await_files: Callable[[str], None], inner: Any) -> None:
+        super().__init__(inner, manifest.REGISTRY)
+        self._await_files = await_files
+
+    def create_model_version(self, name: str, source: str, *arguments: Any, **fields: Any) -> Any:
+        """Register a model once its files have arrived."""
+        self._await_files(source)
+        return self.__getattr__("create_model_version")(name, source, *arguments, **fields)

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo, RunTag
 
+PENDING = "pending:/"
+"""How the address of the artifacts begins, followed by the run's id, until the store has created a run."""
+
 
 class CachedRun:
     """One run as the store returned it last, with what this process has logged since."""
@@ -28,7 +31,7 @@ def run_to_be_made(
     run_id: str, experiment_id: str, user_id: str, start_time: int, name: str, tags: Mapping[str, str]
 ) -> Run:
     """Return a placeholder for a run that its store will create later."""
-    place = f"pending:/{run_id}"  # a scheme that MLflow does not know, so that any use of it fails at once
+    place = f"{PENDING}{run_id}"
     info = RunInfo(run_id, experiment_id, user_id, "RUNNING", start_time, None, LifecycleStage.ACTIVE, place, name)
     return Run(info, RunData([], [], _tags(tags)))
 

@@ -107,6 +107,7 @@ def _start(
         snapshots,
         system_metrics,
         traces,
+        write_behind,
     )
     from autogen_team._capture.quick_uris import quick_uris
     from autogen_team._ship import mlflow_names, recovery
@@ -142,7 +143,7 @@ def _start(
         undo.callback(
             mlflow_internals.stand_in_for_others(lambda uri: others.callback(_stand_in_for_other(uri, settings)))
         )
-        undo.callback(redacting_store.start_registry())
+        undo.callback(redacting_store.start_registry(write_behind.await_files))
         undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
         undo.callback(system_metrics.sample_outside())
         undo.callback(run_stacks.isolate())
@@ -183,6 +184,7 @@ def _stand_in(uri: str, registry_uri: str, settings: MlflowService) -> Undo:
         connect_timeout=settings.connect_timeout,
         flush_timeout=settings.flush_timeout,
         heartbeat=settings.heartbeat,
+        spool_limit=settings.spool_limit,
         skips_replayed=settings.replay == "skip",
     )
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from mlflow.entities import Metric, Param, Run, RunInfo, RunStatus, RunTag
+from mlflow.entities import LoggedModelStatus, Metric, Param, Run, RunInfo, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
@@ -38,8 +38,10 @@ from autogen_team._spool import records
 from autogen_team._spool.journal import Journal
 
 if TYPE_CHECKING:
-    from mlflow.entities import DatasetInput, LoggedModelInput
+    from mlflow.entities import DatasetInput, LoggedModel, LoggedModelInput
     from mlflow.utils.async_logging.run_operations import RunOperations
+
+    from autogen_team._capture.artifacts import Artifacts
 
 LOCAL_ID = "autogen_team.local_run_id"
 """The tag that holds the id of a run from the time when its store was out of reach."""
@@ -81,6 +83,8 @@ class DurableStore(RedactingStore):
         self._has_told_of_refusal = False
         self._has_told_of_change = False
         self._just_read: Run | None = None
+        self.artifacts: Artifacts | None = None
+        """The files that this process logs to the store."""
         self.skips_replayed = False
         """Whether metrics of a resumed run are left out if their step was there before."""
         self._replayed: dict[str, dict[str, Any]] = {}
@@ -412,6 +416,27 @@ class DurableStore(RedactingStore):
         """Restore the run after a flush, and drop it from the cache."""
         self._known.pop(run_id, None)
         self.__getattr__("restore_run")(run_id)
+
+    # Models
+
+    def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
+        """Give the model its status, once its files have arrived; until then, only this process sees it."""
+        artifacts = self.artifacts
+        if artifacts is not None and artifacts.count():
+            model = self.get_logged_model(model_id)
+            if artifacts.mark_later(model.artifact_location, model_id, str(status)):
+                model.status = status
+                return model
+        found: LoggedModel = self.__getattr__("finalize_logged_model")(model_id, status)
+        return found
+
+    def get_logged_model(self, model_id: str, *arguments: Any, **fields: Any) -> LoggedModel:
+        """Return the model from the store after a flush, with the status that it gets once its files have arrived."""
+        found: LoggedModel = self.__getattr__("get_logged_model")(model_id, *arguments, **fields)
+        status = None if self.artifacts is None else self.artifacts.status_of(model_id)
+        if status is not None:
+            found.status = LoggedModelStatus(status)
+        return found
 
     # Helpers
 

@@ -254,7 +254,7 @@ def _delete_run(client: mlflow.MlflowClient, run_id: str) -> str:
 
 
 def _delete_artifacts(client: mlflow.MlflowClient, run: Run) -> str:
-    files.repository_of(client, run.info.run_id, "run").delete_artifacts()
+    files.repository_of(client, run.info.run_id).delete_artifacts()
     folder = uris.local_place(str(run.info.artifact_uri))
     if folder is not None:
         with suppress(OSError):

@@ -9,9 +9,7 @@ from contextlib import ExitStack, suppress
 from multiprocessing import util
 from pathlib import Path
 
-import mlflow
-
-from autogen_team._capture import mlflow_internals, waiting_artifacts
+from autogen_team._capture import artifacts, mlflow_internals
 from autogen_team._capture.store import DurableStore
 from autogen_team._process import Undo, grace
 from autogen_team._process.forking import ForkSafeLock, start_afresh_after_fork
@@ -23,8 +21,9 @@ from autogen_team._ship.batches import Delivery
 from autogen_team._ship.shipper import Shipper
 from autogen_team._ship.signs import Signs
 from autogen_team._ship.system_metrics import SystemMetrics
+from autogen_team._spool import files as spool
+from autogen_team._spool import index
 from autogen_team._spool.journal import Journal, JournalError
-from autogen_team._spool.records import Entry
 
 _HANDOVER_TO_SERVER, _HANDOVER_TO_DATABASE = 1.0, 5.0
 """Seconds that a journal is shipped by the job before the agent loads what it takes to do it: a client of 30 MB for a
@@ -43,6 +42,7 @@ def start(
     connect_timeout: float,
     flush_timeout: float,
     heartbeat: float,
+    spool_limit: int,
     skips_replayed: bool = False,
 ) -> Undo:
     """Log to the store of `uri` through a journal; the returned function delivers the journal and stops this.
@@ -53,7 +53,7 @@ def start(
     with _lock, mlflow_internals.starting_stand_in():
         shared = _working.get(key)
         if shared is None:
-            shared = WriteBehind(uri, registry_uri, state, connect_timeout, flush_timeout, heartbeat)
+            shared = WriteBehind(uri, registry_uri, state, connect_timeout, flush_timeout, heartbeat, spool_limit)
             shared.store.skips_replayed = skips_replayed
             _working[key] = shared
         shared.users += 1
@@ -86,6 +86,17 @@ def flush(timeout: float) -> bool:
     return all(answers)
 
 
+def await_files(source: str) -> None:
+    """Wait until the files of a model have arrived in their store; `source` is their address.
+
+    Raises:
+        StoreUnavailableError: a store does not answer.
+
+    """
+    for one in list(_working.values()):
+        one.artifacts.await_all_below(source)
+
+
 def _handover_after(uri: str) -> float:
     return _HANDOVER_TO_SERVER if uri.startswith(("http://", "https://")) else _HANDOVER_TO_DATABASE
 
@@ -94,19 +105,28 @@ class WriteBehind:
     """Write-behind tracking of one store."""
 
     def __init__(
-        self, uri: str, registry_uri: str, state: Path, connect_timeout: float, flush_timeout: float, heartbeat: float
+        self,
+        uri: str,
+        registry_uri: str,
+        state: Path,
+        connect_timeout: float,
+        flush_timeout: float,
+        heartbeat: float,
+        spool_limit: int,
     ) -> None:
         self.users = 0
         self._owner = os.getpid()
         self._flush_timeout = flush_timeout
         self.uri = uri
         self.state = state
-        self._client = mlflow.MlflowClient(uri, registry_uri)
         inner = mlflow_backend.plain_store(uri)
+        self._plain_store = inner
+        self._roots: dict[str, str] = {}
+        """Addresses of the artifacts of runs that were begun while the store was out of reach, by their local ids."""
         availability = self._availability = Availability(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
         backend = mlflow_backend.of(inner, uri)
-        delivery = Delivery(backend, self._attach, state)
+        delivery = Delivery(backend, state)
         self._agent = AgentLink(state, {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": registry_uri})
         self.shipper = Shipper(
             self.journal,
@@ -121,11 +141,19 @@ class WriteBehind:
         self.store = DurableStore(inner, self.journal, self.shipper, availability, delivery.ids)
         delivery.on_created = self._created
         self.journal.on_begin = self._begin
-        self._waiting = waiting_artifacts.WaitingArtifacts(
-            self.journal, self.shipper, availability, self.store.is_to_be_made
+        self.artifacts = artifacts.Artifacts(
+            self.journal,
+            uri,
+            state,
+            availability,
+            real_root=self._real_root,
+            renew=self._agent.renew,
+            limit=spool_limit,
         )
+        self.store.artifacts = self.artifacts
         self._undo = ExitStack()
-        self._undo.callback(mlflow_internals.stand_in(uri, self.store, self._waiting.find))
+        self._undo.callback(artifacts.stand_in.take())
+        self._undo.callback(mlflow_internals.stand_in(uri, self.store, self.artifacts))
         self._undo.callback(mlflow_internals.close_at_exit(self.close))
         start_afresh_after_fork(self)
         util.register_after_fork(self, WriteBehind._close_with_child)
@@ -137,11 +165,13 @@ class WriteBehind:
         self.journal.after_fork()
         self.shipper.after_fork()
         self.store.after_fork()
-        self._waiting.after_fork()
+        self.artifacts.after_fork()
 
     def flush(self, timeout: float) -> bool:
         """Deliver what was written up to now, and return whether the store has it; a failed attempt ends the wait."""
-        return self.shipper.flush(timeout, give_up_when_cut=True)
+        deadline = time.monotonic() + timeout
+        is_delivered = self.shipper.flush(timeout, give_up_when_cut=True)
+        return self.artifacts.flush(max(0.0, deadline - time.monotonic()), give_up_when_cut=True) and is_delivered
 
     def close(self) -> None:
         """Stop replacing the store, and deliver the rest within at most `flush_timeout` seconds."""
@@ -154,19 +184,21 @@ class WriteBehind:
         timeout = grace.bounded(timeout)
         deadline = time.monotonic() + timeout
         try:
-            self._waiting.flush(timeout)
+            self.artifacts.flush_images(timeout)
             self.shipper.stop(max(0.0, deadline - time.monotonic()))
+            self.artifacts.close(max(0.0, deadline - time.monotonic()))
         finally:
             try:
                 left = self.journal.close()
             finally:
                 is_known = self._agent.dismiss()
         if left is not None:
-            waiting = self.journal.number - self.journal.acked - 1  # the last entry says that the journal is closed
+            entries = self.journal.number - self.journal.acked - 1  # the last one says that the journal is closed
+            uploads = spool.waiting(left)
             _report.error(
-                "%d entries for the MLflow store at %s were not delivered within %g s; they wait in %s. "
+                "%s for the MLflow store at %s were not delivered within %g s; they wait in %s. "
                 "%s`autogen-team sync` or the next start here with this store delivers them",
-                waiting,
+                index.in_words(entries, len(uploads), sum(one.size for one in uploads)),
                 mask_url(self.uri),
                 timeout,
                 left,
@@ -210,6 +242,9 @@ class WriteBehind:
             return {"state": str(self.state), "uri": uris.absolute(self.uri)}
         return None
 
-    def _attach(self, entry: Entry) -> None:
-        assert self.journal.folder is not None
-        files.bring(self._client, self.journal.folder, entry)
+    def _real_root(self, run_id: str) -> str | None:
+        """Return the address of the artifacts of a run; None if the store has yet to create it, or is away."""
+        if run_id not in self._roots and not self.store.is_to_be_made(run_id):
+            with suppress(Exception):
+                self._roots[run_id] = files.root_of(self._plain_store, self.store.real_id(run_id), self.uri)
+        return self._roots.get(run_id)

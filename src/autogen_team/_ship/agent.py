@@ -24,7 +24,7 @@ from autogen_team._process import durations
 from autogen_team._ship import agent_link
 from autogen_team._ship.agent_link import Message
 from autogen_team._ship.silence import Event, Silence
-from autogen_team._spool import journal
+from autogen_team._spool import files, journal
 
 if TYPE_CHECKING:
     from autogen_team._ship.route import Route, Shipment
@@ -34,7 +34,8 @@ _LOOK = 1.0
 """Polling interval in seconds for the processes of the jobs: a child may keep a dead job's connection open."""
 _AT_ONCE, _BUSY = 2, 30.0
 """Processes that recover journals at the same time, and seconds after which one does not count, because it mostly waits
-for its store. Each loads MLflow, and takes all jobs that have left a journal and have the same environment."""
+for its store. Each loads MLflow, and takes all jobs that have left a journal and have the same environment. As many may
+upload files."""
 _SPARE = 1.0
 """Seconds for which a job that is told to end at once may kill itself before the agent does."""
 _START_PATIENCE = 5.0
@@ -44,6 +45,12 @@ import sys
 sys.path[:] = {path!r}
 from autogen_team._ship import recovery
 recovery.after_death({folders!r}, {reasons!r})
+"""
+_UPLOAD = """
+import sys
+sys.path[:] = {path!r}
+from autogen_team._ship import uploads
+uploads.serve({state!r})
 """
 _REPORT = """
 import sys
@@ -154,6 +161,7 @@ class Agent:
         self._silence = Silence(place)
         self._reports: list[tuple[str, str, dict[str, str]]] = []
         """What is to be executed to report the silence of jobs, each with the run and the environment of the job."""
+        self._uploaders: list[_Uploader] = []
         self._reporting: dict[str, subprocess.Popen[bytes]] = {}
         """The processes that report, by the run: what happens to a run is told in its order."""
 
@@ -207,6 +215,7 @@ class Agent:
         if operation == "hello":
             found = Job.of(message)
             caller.job = self._jobs.setdefault(found.folder, found)
+            caller.job.environment = found.environment  # it may have renewed a token
             caller.job.connection = caller.connection
             caller.job.send({"op": "welcome", "agent": os.getpid()})
             kept, caller.job.kept = caller.job.kept, []
@@ -251,6 +260,7 @@ class Agent:
             job.kill_if_due()
             if not job.is_alive or not job.folder.exists():
                 self._part_with(job)
+        self._have_files_uploaded()
         for event in self._silence.look():
             self._take_note(event)
         self._report()
@@ -271,8 +281,27 @@ class Agent:
     def _recover(self, jobs: list[Job], environment: dict[str, str]) -> None:
         reasons = {str(job.folder): job.reason for job in jobs if job.reason}
         recover = _RECOVER.format(path=sys.path, folders=[str(job.folder) for job in jobs], reasons=reasons)
-        for process in self._start(recover, environment, name="recovery"):
+        process = self._start(recover, environment, name="recovery")
+        if process is not None:
             self._recovering.append((process, time.monotonic()))
+
+    def _have_files_uploaded(self) -> None:
+        """Give each journal with larger files beside it to an uploader, which knows the store and the credentials."""
+        self._uploaders = [one for one in self._uploaders if one.is_there()]
+        for job in self._jobs.values():
+            if all(one.is_own for one in files.waiting(job.folder)):
+                continue
+            uploader = next((one for one in self._uploaders if one.works_for(job)), None)
+            if uploader is None:
+                if len(self._uploaders) >= _AT_ONCE:
+                    continue
+                upload = _UPLOAD.format(path=sys.path, state=str(self._state))
+                process = self._start(upload, job.environment, name="upload", stdin=subprocess.PIPE)
+                if process is None:
+                    continue
+                uploader = _Uploader(process, job.environment)
+                self._uploaders.append(uploader)
+            uploader.give(job)
 
     def _report(self) -> None:
         """Start the reports that are due, a few at a time, since each loads MLflow."""
@@ -281,7 +310,8 @@ class Agent:
             run_id, text, environment = report
             if run_id not in self._reporting and len(self._reporting) < _AT_ONCE:
                 self._reports.remove(report)
-                for process in self._start(text, environment, name="report"):
+                process = self._start(text, environment, name="report")
+                if process is not None:
                     self._reporting[run_id] = process
 
     def _take_note(self, event: Event) -> None:
@@ -308,7 +338,7 @@ class Agent:
             lasted=event.lasted,
             number=event.number,
             folders=[str(process.folder) for process in event.processes],
-            state=str(self._place.parents[1]),  # see `agent_link.place_of`
+            state=str(self._state),
         )
         self._reports.append((event.owner.run, report, job.environment))
 
@@ -318,18 +348,56 @@ class Agent:
         shipped = [job for job in found if job.shipment is not None and job.shipment.has_open(event.owner.run)]
         return next(iter([*shipped, *found]), None)
 
+    @property
+    def _state(self) -> Path:
+        return self._place.parents[1]  # see `agent_link.place_of`
+
     @staticmethod
-    def _start(text: str, environment: dict[str, str], *, name: str) -> list[subprocess.Popen[bytes]]:
+    def _start(
+        text: str, environment: dict[str, str], *, name: str, stdin: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes] | None:
         with suppress(OSError):
-            process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
+            return subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
                 [sys.executable, "-c", text, f"{agent_link.NAME}-{name}"],
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 env=environment,
             )
-            return [process]
-        return []
+        return None
+
+
+@dataclass(eq=False)
+class _Uploader:
+    """A process that uploads the larger files of jobs."""
+
+    process: subprocess.Popen[bytes]
+    environment: dict[str, str] = field(repr=False)
+    given: set[Path] = field(default_factory=set)
+    """The journals that it knows."""
+
+    def is_there(self) -> bool:
+        """Return whether the process still runs."""
+        if self.process.poll() is None:
+            return True
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return False
+
+    def works_for(self, job: Job) -> bool:
+        """Return whether it knows the journal of a job, or could upload for it."""
+        return job.folder in self.given or self.environment == job.environment
+
+    def give(self, job: Job) -> None:
+        """Have it upload what waits beside the journal of a job, from now on with the job's present environment."""
+        is_known = job.folder in self.given and self.environment == job.environment
+        if not is_known and self.process.stdin is not None:
+            self.given.add(job.folder)
+            self.environment = job.environment
+            with suppress(OSError):  # it has just ended, and the next look starts another one
+                order = {"folder": str(job.folder), "environment": job.environment}
+                self.process.stdin.write(agent_link.line(order))
+                self.process.stdin.flush()
 
 
 @dataclass(eq=False)

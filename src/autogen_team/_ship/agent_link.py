@@ -137,6 +137,8 @@ class AgentLink:
         self._is_said = False
         self._started = 0.0
         """When the agent was started last, by the monotonic clock."""
+        self._told: dict[str, str] = {}
+        """The environment that the agent knows."""
         self.connections = 0
         """How often this process has connected: each time, the agent may be another one."""
 
@@ -243,8 +245,17 @@ class AgentLink:
             return False
         self._connection, self._rest = connection, b""
         self.connections += 1
-        self.send({"op": "hello", **self._order(), "environment": self._variables()})
+        self._introduce()
         return True
+
+    def _introduce(self) -> None:
+        self._told = self._variables()
+        self.send({"op": "hello", **self._order(), "environment": self._told})
+
+    def renew(self) -> None:
+        """Tell the agent if the environment has changed since: the job may have renewed a token."""
+        if self._connection is not None and self._told != self._variables():
+            self._introduce()
 
     def _variables(self) -> dict[str, str]:
         more = _more_variables[-1] if _more_variables else {}

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias
 
-import orjson
-
 from autogen_team._redact import mask
+from autogen_team._ship import refused
 from autogen_team._ship.backend import Backend, Batch, Blocked, Refused, RefusedOnTheWay
 from autogen_team._spool import records
 from autogen_team._spool.records import NOTES, Entry
 
 Attach: TypeAlias = Callable[[Entry], None]
-"""Uploads the waiting artifact of an entry to the run or model that the entry names."""
+"""Uploads the file of an entry `artifact`, which versions before 0.1.0 have written, to the run or model it names."""
 
 MAX_METRICS, MAX_PARAMS_OR_TAGS, MAX_ITEMS = 1000, 100, 1000
 """Items that a request may hold, as in `mlflow.utils.validation`."""
 PARENT_TAG = "mlflow.parentRunId"
 _EXTRAS = (("model_id", "model"), ("dataset_name", "dataset"), ("dataset_digest", "digest"))
 _PLAIN = len(("crc", "n", "op", "run", "t", "step", "values"))
-REFUSED_FILE = "refused.jsonl"
 _OURS = "autogen_team."
 _ATTEMPTS = 3
 """Number of blocked attempts before we check whether the content of the request is the cause."""
@@ -35,11 +32,20 @@ _PAUSES = (0.2, 0.5)
 _report = logging.getLogger("autogen_team")
 
 
+def _not_here(entry: Entry) -> None:
+    raise AssertionError(f"{entry['op']} is carried out by the recovery of a journal only")
+
+
 class Delivery:
     """Delivers entries to one backend."""
 
     def __init__(
-        self, backend: Backend, attach: Attach, state: Path, report: Callable[[str, str], object] | None = None
+        self,
+        backend: Backend,
+        state: Path,
+        *,
+        attach: Attach = _not_here,
+        report: Callable[[str, str], object] | None = None,
     ) -> None:
         """Write the items that the backend refuses to a file in the folder `state`.
 
@@ -206,15 +212,9 @@ class Delivery:
         is_first = type(refusal) not in self._told
         self._told.add(type(refusal))
         self.refused += count
-        path = self._state / REFUSED_FILE
-        try:
-            descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
-            try:
-                os.write(descriptor, orjson.dumps({**what, "reason": reason}) + b"\n")
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            reason = f"{reason} (which could not be noted: {error.strerror})"
+        path = self._state / refused.FILE
+        if fault := refused.note(self._state, {**what, "reason": reason}):
+            reason = f"{reason} (which could not be noted: {fault})"
         if is_first and isinstance(refusal, RefusedOnTheWay):
             text = (
                 "a proxy or firewall in front of the MLflow store blocks an item of run {}, but not "

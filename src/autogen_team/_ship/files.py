@@ -1,48 +1,78 @@
-"""Upload files that wait beside a journal to the artifacts of their run or model."""
+"""MLflow's own repositories of artifacts, and uploads to them that are no more than one file or folder."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
-from autogen_team._process.folders import private_folder
-from autogen_team._ship import mlflow_backend
+from autogen_team._ship import mlflow_backend, refused
 from autogen_team._ship.backend import Refused, Unreachable
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool.records import Entry
 
-Kind: TypeAlias = Literal["run", "logged_model"]
-
 _with_profile: Callable[..., Any] = add_databricks_profile_info_to_artifact_uri
 _FINAL = frozenset({400, 403, 409, 413, 422})
 """HTTP statuses of an upload that another attempt would not change; nginx answers 413 above 1 MB."""
+_INVALID = ErrorCode.Name(INVALID_PARAMETER_VALUE)
+_asking = threading.local()
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Give this thread MLflow's own repositories inside the block, even while replacements are installed."""
+    before, _asking.plainly = is_plain(), True
+    try:
+        yield
+    finally:
+        _asking.plainly = before
+
+
+def is_plain() -> bool:
+    """Return whether this thread asks for MLflow's own repositories."""
+    return getattr(_asking, "plainly", False)
 
 
 @lru_cache(maxsize=128)
-def repository_of(client: mlflow.MlflowClient, owner: str, kind: Kind) -> Any:
-    """Return MLflow's own artifact repository of a run or logged model, even while a replacement is installed."""
-    if kind == "run":
-        location = client.get_run(owner).info.artifact_uri
-    else:
-        location = client.get_logged_model(owner).artifact_location
+def repository_at(root: str, tracking_uri: str) -> Any:
+    """Return MLflow's own repository of the artifacts at the address `root`."""
+    with plainly():
+        return get_artifact_repository(root, tracking_uri=tracking_uri)
+
+
+def root_of(store: Any, run_id: str, uri: str) -> str:
+    """Return the address of a run's artifacts in the store of `uri`; a client will do for the store."""
+    root: str = _with_profile(store.get_run(run_id).info.artifact_uri, uri)
+    return root
+
+
+def repository_of(client: mlflow.MlflowClient, run_id: str) -> Any:
+    """Return MLflow's own repository of a run's artifacts."""
     uri = client.tracking_uri
-    return get_artifact_repository(_with_profile(location, uri), tracking_uri=uri)
+    return repository_at(root_of(client, run_id, uri), uri)
 
 
-def _is_final(error: Exception, uri: str) -> bool:
+def is_final(error: Exception, uri: str) -> bool:
+    """Return whether an upload of the store `uri` would fail again in the same way."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    return status in _FINAL or mlflow_backend.is_refusal(error, at_server=uri.startswith("http"))
+    is_invalid = isinstance(error, MlflowException) and error.error_code == _INVALID  # MLflow has not even asked
+    return status in _FINAL or is_invalid or mlflow_backend.is_refusal(error, at_server=uri.startswith("http"))
 
 
 def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:
-    """Upload the artifact of an entry to its run or model, and remove the copy; move a refused copy to `refused`.
+    """Upload the artifact of an entry, as version 0.0 has written it, to its run or model, and remove the copy.
+
+    A refused copy is moved to `refused`.
 
     Raises:
         Unreachable: the upload failed; another attempt may succeed.
@@ -52,16 +82,17 @@ def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> No
     place = journal_folder / entry["place"]
     if not place.is_dir():  # an earlier attempt uploaded it, and failed at a later entry
         return
-    kind: Kind = "run" if "run" in entry else "logged_model"
     try:
-        repository = repository_of(client, entry.get("run") or entry["model"], kind)
+        if "run" in entry:
+            repository = repository_of(client, entry["run"])
+        else:
+            location = client.get_logged_model(entry["model"]).artifact_location
+            repository = repository_at(_with_profile(location, client.tracking_uri), client.tracking_uri)
         repository.log_artifacts(str(place), entry.get("path"))
     except Exception as error:
         reason = with_kind(error)
-        if not _is_final(error, client.tracking_uri):
+        if not is_final(error, client.tracking_uri):
             raise Unreachable(reason) from error
-        aside = journal_folder.parent.parent / "refused" / f"{journal_folder.name}-{place.name}"
-        private_folder(aside.parent)
-        shutil.move(place, aside)
+        aside = refused.set_aside(journal_folder.parent.parent, f"{journal_folder.name}-{place.name}", place)
         raise Refused(f"{reason}; it is in {aside}") from error
     shutil.rmtree(place, ignore_errors=True)

@@ -32,16 +32,6 @@ REGISTRIES = MLFLOW.part(
 """The same for model registries, replaced in the class, because creating the object takes 15 ms, which a job without
 models can save."""
 
-ARTIFACTS = MLFLOW.part(
-    "mlflow.tracking._tracking_service.client:TrackingServiceClient._get_artifact_repo",
-    lost="artifacts are uploaded at once, and an upload fails while the server is away",
-)
-
-IMAGES = MLFLOW.part(
-    "mlflow.tracking.fluent:_get_artifact_repo",
-    lost="`mlflow.flush_artifact_async_logging` does not wait for images that are to be uploaded later",
-)
-
 URIS = MLFLOW.part(
     "mlflow.tracking._tracking_service.utils:_tracking_uri",
     "mlflow.tracking._model_registry.utils:_registry_uri",

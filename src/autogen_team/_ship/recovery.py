@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import mlflow
@@ -18,7 +19,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from autogen_team._process import run_events
 from autogen_team._process.threads import spawn
 from autogen_team._redact import MASK, mask, mask_url
-from autogen_team._ship import code_files, files, mlflow_backend, ping, signs, uris
+from autogen_team._ship import code_files, files, mlflow_backend, ping, signs, uploads, uris
 from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Refused, Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
@@ -48,6 +49,9 @@ class Recovered:
 
     folder: Path
     delivered: int = 0
+    """Number of entries."""
+    files: int = 0
+    """Number of uploads of files."""
     closed: list[str] = field(default_factory=list)
     """Ids of the runs that were closed, as KILLED unless the caller gave another status."""
     refused: int = 0
@@ -192,7 +196,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
         return
     client = mlflow.MlflowClient(uri, registry_uri)
     backend = mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
-    delivery = Delivery(backend, lambda entry: files.bring(client, found.folder, entry), state)
+    delivery = Delivery(backend, state, attach=partial(files.bring, client, found.folder))
     acked = reader.acked(found.folder)
     waiting = [entry for entry in entries if entry["n"] > acked]
     for entry in entries:
@@ -204,14 +208,24 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
     over = _superseded(backend, attempts, delivery.ids)
     left = list(_without_claims_to_life(waiting, over))
     delivery.insist(left)
+    if all(entry["op"] != "create" for entry in left):  # the ids of new runs are learnt by delivering them again
+        reader.acknowledge(found.folder, entries[-1]["n"])
     result.delivered, result.refused = found.waiting, delivery.refused
     end = int((how.at or found.last_write) * 1000)
-    for run_id in [*index.open_runs(entries), *_half_open(entries, client)]:
-        real = delivery.ids.get(run_id, run_id)
-        if not _is_there(client, real):
-            continue
+    left_open = {
+        run_id: delivery.ids.get(run_id, run_id)
+        for run_id in [*index.open_runs(entries), *_half_open(entries, client)]
+        if _is_there(client, delivery.ids.get(run_id, run_id))
+    }
+    for run_id, real in left_open.items():
         if run_id not in over and _close(client, backend, real, end, how, attempts.get(run_id, 1)):
             result.closed.append(real)
+    # They may take long, so the runs are closed before. The log and the code may be among them, in older versions.
+    result.refused += uploads.finish(
+        found.folder, uri, state, lambda run_id: files.root_of(client, delivery.ids.get(run_id, run_id), uri)
+    )
+    result.files = found.files
+    for run_id, real in left_open.items():
         _attach_log(client, real, run_events.log_folder(state, run_id))
         _attach_code(client, backend, real, state, run_id)
     journal.remove(found.folder)

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _LONGEST_IDLE = 1.0
 """Polling interval in seconds for idle journals; a flush cuts it short."""
-_FOR_THE_JOB = frozenset({"artifact", "create"})
-"""Operations of the job itself: MLflow's repositories are loaded there, and it learns the ids of its runs."""
+_FOR_THE_JOB = frozenset({"create"})
+"""Operations of the job itself, which learns the ids of its runs."""
 
 
 class Shipment:
@@ -229,7 +229,7 @@ class Route:
             self._tell_prepared({"op": "unable", "reason": with_kind(error)})
             return
         state = Path(self._store["state"])
-        self._delivery = Delivery(backend, _not_here, state, report=self._report)
+        self._delivery = Delivery(backend, state, report=self._report)
         self._drain = Drain(self._delivery, lambda: self._shipments, on_failed=self._failed, on_taken=lambda: None)
         self._tell_prepared({"op": "ready"})
         idle = self._drain.gather
@@ -301,7 +301,3 @@ class Route:
         for shipment in self._shipments:
             if run_id in shipment.runs:
                 shipment.tell({"op": "say", "text": text})
-
-
-def _not_here(entry: Entry) -> None:
-    raise AssertionError(f"the agent does not carry out {entry['op']}")

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from autogen_team._spool import journal, reader
+from autogen_team._process import durations, sizes
+from autogen_team._spool import files, journal, reader
 from autogen_team._spool.records import NOTES, VERSION, Entry
 
 State: TypeAlias = Literal["alive", "dead", "recovering", "elsewhere"]
@@ -53,6 +54,31 @@ class Found:
     """Number of entries that the store has not accepted."""
     last_write: float
     """Seconds since 1970."""
+    files: int = 0
+    """Number of calls whose files wait for their upload."""
+    file_bytes: int = 0
+    """Bytes of these files."""
+    upload_rate: float | None = None
+    """Bytes per second at which files were uploaded last; None if none has been."""
+
+    @property
+    def waits(self) -> str:
+        """What waits, in words, and how long the upload of the files takes at the present rate."""
+        found = in_words(self.waiting, self.files, self.file_bytes)
+        if self.file_bytes and self.upload_rate:
+            found += f", {durations.duration(self.file_bytes / self.upload_rate)} at {sizes.show(self.upload_rate)}/s"
+        return found
+
+
+def in_words(entries: int, uploads: int, size: int) -> str:
+    """Return what waits: entries of a journal, and uploads of files with their size in bytes.
+
+    >>> in_words(3, 0, 0), in_words(1, 2, 1_200_000), in_words(0, 1, 10)
+    ('3 entries', '1 entry and 2 uploads (1.2 MB)', '1 upload (10 B)')
+    """
+    parts = [f"{entries} {'entry' if entries == 1 else 'entries'}"] if entries or not uploads else []
+    parts += [f"{uploads} upload{'s' if uploads > 1 else ''} ({sizes.show(size)})"] if uploads else []
+    return " and ".join(parts)
 
 
 def find(state: Path, hosts: Collection[str] = (), *, held: bool = True) -> list[Found]:
@@ -109,6 +135,7 @@ def _look(folder: Path, hosts: Collection[str]) -> Found | None:
         entries = []
     acked = reader.acked(folder)
     waiting = [entry for entry in entries if entry["n"] > acked and entry["op"] not in NOTES]
+    uploads = files.waiting(folder)
     is_closed = any(entry["op"] == "closed" for entry in entries)
     state, evidence = _state(folder, header, hosts, is_closed=is_closed)
     if is_newer:
@@ -124,6 +151,9 @@ def _look(folder: Path, hosts: Collection[str]) -> Found | None:
         run_ids=tuple(dict.fromkeys(entry["run"] for entry in waiting if "run" in entry)),
         waiting=len(waiting),
         last_write=_last_write(folder, entries),
+        files=len(uploads),
+        file_bytes=sum(one.size for one in uploads),
+        upload_rate=files.rate(folder),
     )
 
 
@@ -170,6 +200,6 @@ def open_runs(entries: list[Entry]) -> dict[str, Entry]:
 
 def _last_write(folder: Path, entries: list[Entry]) -> float:
     times = [entry.get("t") or entry.get("at") or entry.get("end") or 0 for entry in entries]
-    files = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
-    latest = max([one / 1000 for one in times if isinstance(one, int)] + files, default=0.0)
+    writes = [path.stat().st_mtime for path in folder.glob("*.jsonl")]
+    latest = max([one / 1000 for one in times if isinstance(one, int)] + writes, default=0.0)
     return min(latest, time.time())  # a job may set any time for its metrics

@@ -30,7 +30,7 @@ from typing import Any
 from autogen_team._process import activity, identity
 from autogen_team._process.folders import private_folder
 from autogen_team._process.forking import ForkSafeLock, call_in_child
-from autogen_team._spool import reader, records
+from autogen_team._spool import files, reader, records
 from autogen_team._spool.wakeup import Wakeup
 
 SEGMENT = 2**20
@@ -219,7 +219,7 @@ class Journal:
         with self._lock:
             self.acked = number
             if self._acked_file is not None:
-                os.pwrite(self._acked_file, acked_line(number), 0)
+                os.pwrite(self._acked_file, records.acked_line(number), 0)
             while self._sealed and self._sealed[0][1] <= number:
                 self._sealed.pop(0)[0].unlink(missing_ok=True)
 
@@ -237,22 +237,23 @@ class Journal:
                 os.close(descriptor)
 
     def close(self) -> Path | None:
-        """Stop writing, and remove the folder unless it holds entries that the store has not accepted.
+        """Stop writing, and remove the folder unless it holds entries that the store has not accepted, or files.
 
         Returns:
-            The folder if it holds such entries, else None.
+            The folder if it holds something that waits, else None.
 
         """
         with self._lock:
             if self.folder is None:
                 self._is_closed = True
                 return None
-            if self.acked < self.number:
+            is_empty = self.acked == self.number and not files.waiting(self.folder)
+            if not is_empty:
                 with suppress(JournalError):
                     self.append(records.body("closed", at=int(time.time() * 1000)))
             self._is_closed = True
             self._seal()
-            folder, is_empty = self.folder, self.acked == self.number
+            folder = self.folder
             if is_empty:
                 remove(folder)
             for descriptor in (self._acked_file, self._lock_file):
@@ -312,7 +313,7 @@ class Journal:
                 undo.callback(os.close, lock)
             acked = os.open(folder / "acked", os.O_CREAT | os.O_RDWR, 0o600)
             undo.callback(os.close, acked)
-            os.pwrite(acked, acked_line(0), 0)
+            os.pwrite(acked, records.acked_line(0), 0)
             if self.on_begin is not None:
                 self.on_begin(folder)
             undo.pop_all()
@@ -359,11 +360,6 @@ class Journal:
             with suppress(OSError):
                 os.truncate(path, position)
             self._sealed.append((path, self.number))
-
-
-def acked_line(number: int) -> bytes:
-    """Return the content of `acked`: a line like that of an entry, of fixed length, so that one write replaces it."""
-    return records.line(number, '"op":"acked"}' + " " * (20 - len(str(number))))
 
 
 def take_lock(folder: Path) -> int | None:

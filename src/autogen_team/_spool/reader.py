@@ -34,6 +34,12 @@ def acked(folder: Path) -> int:
     return 0 if found is None else int(found["n"])
 
 
+def acknowledge(folder: Path, number: int) -> None:
+    """Note that the store has accepted the entries up to `number` of a journal whose process is dead."""
+    with suppress(OSError):
+        (folder / "acked").write_bytes(records.acked_line(number))
+
+
 def header(folder: Path) -> Entry | None:
     """Return the first entry of the first segment, which describes the journal's process; None if it cannot be read."""
     for path in sorted(folder.glob("*.jsonl"))[:1]:

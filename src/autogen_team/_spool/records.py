@@ -32,6 +32,11 @@ def line(number: int, body: str) -> bytes:
     return b'{"crc":"%08x",%b\n' % (crc32(proven), proven)
 
 
+def acked_line(number: int) -> bytes:
+    """Return the content of `acked`: a line like that of an entry, of fixed length, so that one write replaces it."""
+    return line(number, '"op":"acked"}' + " " * (20 - len(str(number))))
+
+
 def parse(line: bytes) -> Entry | None:
     """Return the entry of a line, which is given without its newline; None if the line is torn or foreign."""
     if not is_whole(line):

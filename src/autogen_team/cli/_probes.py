@@ -8,7 +8,7 @@ import platform
 import stat
 import sysconfig
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 if TYPE_CHECKING:
     from autogen_team._alerts.remote import RemoteChannel
+    from autogen_team._spool import index
 
 Outcome: TypeAlias = Literal["ok", "note", "fail"]
 
@@ -101,12 +102,22 @@ def _waiting(folder: Path, remedy: str) -> Check:
     }
     counts = {state: sum(one.state == state for one in journals) for state in words}
     parts = [f"{counts[state]} {words[state]}" for state in words if counts[state]]
-    entries = sum(one.waiting for one in journals)
-    found = [f"journals: {', '.join(parts)}, with {entries} undelivered entries"] if journals else []
+    found = [f"journals: {', '.join(parts)}, with {_undelivered(journals)}"] if journals else []
     found += [f"stores of offline runs: {len(stores)}"] if stores else []
     if counts["dead"] or stores:
         return Check("waiting", "note", "; ".join(found), "autogen-team status shows it, autogen-team sync delivers it")
     return Check("waiting", "ok", "; ".join(found) or "nothing")
+
+
+def _undelivered(journals: Sequence[index.Found]) -> str:
+    """Return what waits in all journals, and how long the upload of the files takes at the present rate."""
+    from autogen_team._process.durations import duration
+    from autogen_team._spool.index import in_words
+
+    size = sum(one.file_bytes for one in journals)
+    words = in_words(sum(one.waiting for one in journals), sum(one.files for one in journals), size)
+    rate = sum(one.upload_rate or 0.0 for one in journals if one.files)
+    return f"{words} undelivered" + (f", {duration(size / rate)} of uploads" if size and rate else "")
 
 
 def unwritable(folder: Path) -> tuple[str, bool]:

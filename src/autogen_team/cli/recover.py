@@ -93,7 +93,7 @@ def _plan(found: index.Found) -> tuple[str, ...]:
     action = "nothing"
     if found.state == "dead":
         closing = f", close {len(found.open_runs)} as KILLED" if found.open_runs else ""
-        action = f"deliver {found.waiting} entries{closing}"
+        action = f"deliver {found.waits}{closing}"
     age = _look.age(time.time() - found.last_write)
     return ", ".join(runs) or "-", found.host, str(found.pid), f"{age} ago", action, found.evidence
 
@@ -102,4 +102,4 @@ def _row(result: recovery.Recovered) -> tuple[str, ...]:
     closed = ", ".join(result.closed) or "-"
     if result.by_others:
         return result.folder.name, "by another process", "-", "-", "-"
-    return result.folder.name, str(result.delivered), str(result.refused), closed, result.problem or "-"
+    return result.folder.name, str(result.delivered + result.files), str(result.refused), closed, result.problem or "-"

@@ -78,7 +78,7 @@ def _row(found: index.Found) -> tuple[str, ...]:
         found.host,
         str(found.pid),
         found.state,
-        str(found.waiting),
+        found.waits,
         f"{_look.age(time.time() - found.last_write)} ago",
         found.uri,
     )

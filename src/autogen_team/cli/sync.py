@@ -84,6 +84,7 @@ def _row(found: Found, result: Recovered | None) -> dict[str, object]:
         "journal": found.folder.name,
         "store": found.uri,
         "entries": found.waiting if result is None else result.delivered,
+        "files": found.files if result is None else result.files,
         "happened": "would be delivered" if result is None else "failed" if result.problem else "delivered",
         "problem": "" if result is None else result.problem,
     }
@@ -99,8 +100,8 @@ def _left(state: Path, stores: Sequence[str]) -> Iterator[dict[str, str]]:
             why = f"set MLFLOW_TRACKING_URI to it, or copy them elsewhere: autogen-team sync {store} --to URI"
             yield {"what": "offline runs", "store": destination, "why": why}
     for found in index.find(state):
-        if found.state != "dead" and found.waiting:
-            yield {"what": f"{found.waiting} entries of a journal", "store": found.uri, "why": found.evidence}
+        if found.state != "dead" and (found.waiting or found.files):
+            yield {"what": f"{found.waits} of a journal", "store": found.uri, "why": found.evidence}
 
 
 def _stores(source: str | None, service: MlflowService, *, is_elsewhere: bool) -> list[str]:

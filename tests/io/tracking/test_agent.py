@@ -214,8 +214,8 @@ def test_a_job_that_closes_what_it_has_inherited_is_shipped_on(start_job, agents
     assert found == list(range(len(found)))
 
 
-def test_artifacts_that_wait_are_the_jobs(start_python, make_server, store_uri):
-    """The agent gives the journal back at the first of them, and gets it again behind the last."""
+def test_artifacts_do_not_take_the_journal_from_the_agent(start_python, make_server, store_uri):
+    """Files of an outage wait beside the journal, and arrive with it."""
     server = make_server(store_uri)
     body = (
         "if n == 100: print('go', flush=True)\n"

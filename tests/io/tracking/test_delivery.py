@@ -68,7 +68,7 @@ TAGS = [{"op": "tags", "run": "a", "values": {f"t{n}": "x"}} for n in range(100)
 def test_one_bad_item_costs_the_others_nothing(tmp_path):
     """One bad tag among 100 is refused, and the other 99 are delivered in fewer than 30 requests."""
     picky = Picky(bad=["t42"])
-    delivery = Delivery(picky, None, tmp_path)
+    delivery = Delivery(picky, tmp_path)
     delivery.deliver(TAGS)
 
     assert len(picky.taken) == 99
@@ -78,7 +78,7 @@ def test_one_bad_item_costs_the_others_nothing(tmp_path):
 
 def test_a_store_that_goes_away_meanwhile_has_refused_nothing(tmp_path):
     """An outage while a bad item is being isolated does not count as a refusal."""
-    delivery = Delivery(Picky(bad=["t42"], away_after=4), None, tmp_path)
+    delivery = Delivery(Picky(bad=["t42"], away_after=4), tmp_path)
 
     with pytest.raises(backend.Unreachable, match="away"):
         delivery.deliver(TAGS)
@@ -89,7 +89,7 @@ def test_a_store_that_goes_away_meanwhile_has_refused_nothing(tmp_path):
 def test_a_run_that_is_gone_is_not_asked_for_item_by_item(tmp_path):
     """All items of a deleted run are refused in two requests."""
     picky = Picky(gone=["a"])
-    delivery = Delivery(picky, None, tmp_path)
+    delivery = Delivery(picky, tmp_path)
     delivery.deliver(TAGS)
 
     assert picky.requests == 2

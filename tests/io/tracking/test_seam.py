@@ -184,29 +184,6 @@ def test_mlflow_looks_for_its_model_registries_where_we_stand_in(store_uri):
     assert registry.ModelRegistryStoreRegistry._get_store_with_resolved_uri is method
 
 
-def test_mlflow_looks_for_artifacts_where_we_stand_in(store_uri, tmp_path):
-    """Artifacts of runs and of logged models are found through the stand-in, until undo."""
-    client = mlflow.MlflowClient(store_uri)
-    run = client.create_run("0")
-    asked = []
-
-    def find_artifacts(find, owner, kind):
-        asked.append((owner, kind))
-        return find()
-
-    (tmp_path / "file.txt").write_text("text")
-    undo = mlflow_internals.stand_in(store_uri, mlflow_backend.plain_store(store_uri), find_artifacts)
-    try:
-        client.log_artifact(run.info.run_id, str(tmp_path / "file.txt"))
-        model = client.create_logged_model("0", "model")
-        client.log_model_artifacts(model.model_id, str(tmp_path))
-    finally:
-        undo()
-    client.log_artifact(run.info.run_id, str(tmp_path / "file.txt"), "again")
-
-    assert asked == [(run.info.run_id, "run"), (model.model_id, "logged_model")]
-
-
 def test_mlflow_can_say_what_a_run_will_be(store_uri):
     """`changed` returns a copy of a run's info in which only the values that are not None differ."""
     info = mlflow.MlflowClient(store_uri).create_run("0", run_name="before").info
@@ -442,22 +419,3 @@ def test_the_environment_is_given_back_whoever_leaves_first(monkeypatch):
 
     found = {name: value for name, value in os.environ.items() if name.startswith("AUTOGEN_TEAM_")}
     assert found == {**before, "AUTOGEN_TEAM_FIRST": "before"}
-
-
-def test_the_images_of_a_run_are_waited_for_where_artifacts_are_found(store_uri):
-    """`mlflow.flush_artifact_async_logging` uses the stand-in for artifacts only until it is undone."""
-    found = []
-
-    def find(plain, owner, kind):
-        found.append((owner, kind))
-        return plain()
-
-    mlflow.set_tracking_uri(store_uri)
-    with mlflow.start_run() as run:
-        mlflow.log_text("text", "notes.txt")
-        undo = mlflow_internals.stand_in(store_uri, mlflow_backend.plain_store(store_uri), find)
-        mlflow.flush_artifact_async_logging()
-        undo()
-        mlflow.flush_artifact_async_logging()
-
-    assert found == [(run.info.run_id, "run")]

@@ -1,0 +1,183 @@
+"""Measure what a large artifact costs a job while its server takes 10 MB/s.
+
+The job logs a file beside a loop of steps of one millisecond. A copy of the same file to the same disk takes turns with
+the call. Plain MLflow uploads the same file over the same line; wandb, offline, takes it as an artifact of its own.
+`BYTES` is the size of the file, by default 1 GB; then all of it takes six minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from report import Row, show
+
+BYTES = int(float(os.environ.get("BYTES", "1e9")))
+RATE = 10_000_000
+"""Bytes per second that the line to the server passes on."""
+ROUNDS = 3
+HERE = Path(__file__).parent
+PEERS = HERE.parent / ".venv-peers/bin/python"
+CALLS = """
+import json, os, shutil, statistics, sys, time
+import mlflow
+from autogen_team import GlobalContext
+path, rounds = sys.argv[1], int(sys.argv[2])
+copies, calls = [], []
+with GlobalContext() as context, context.run("bench", log_system_metrics=False):
+    mlflow.log_text("first", "first.txt")
+    for number in range(rounds):
+        begun = time.perf_counter()
+        shutil.copyfile(path, os.environ["AUTOGEN_TEAM_STATE_DIR"] + "/copy")
+        copies.append(time.perf_counter() - begun)
+        os.unlink(os.environ["AUTOGEN_TEAM_STATE_DIR"] + "/copy")
+        begun = time.perf_counter()
+        mlflow.log_artifact(path, f"round{number}")
+        calls.append(time.perf_counter() - begun)
+    print(json.dumps({"copy": statistics.median(copies), "call": statistics.median(calls)}), flush=True)
+    os._exit(0)
+"""
+UPLOAD = """
+import json, statistics, sys, time
+import mlflow
+from autogen_team import GlobalContext
+path, seconds = sys.argv[1], float(sys.argv[2])
+
+def steps():
+    found, end = [], time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        begun = time.perf_counter()
+        for _ in range(20):
+            sum(range(25_000))
+        found.append(time.perf_counter() - begun)
+    return statistics.median(found)
+
+with GlobalContext() as context, context.run("bench", log_system_metrics=False):
+    mlflow.log_text("first", "first.txt")
+    context.mlflow_service.flush(60)
+    time.sleep(3)
+    alone = steps()
+    begun = time.perf_counter()
+    mlflow.log_artifact(path)
+    call = time.perf_counter() - begun
+    time.sleep(5)
+    beside = steps()
+    assert context.mlflow_service.flush(3000)
+    print(json.dumps({"alone": alone, "beside": beside, "call": call, "all": time.perf_counter() - begun}), flush=True)
+"""
+PLAIN = """
+import json, sys, time
+import mlflow
+with mlflow.start_run():
+    mlflow.log_text("first", "first.txt")
+    begun = time.perf_counter()
+    mlflow.log_artifact(sys.argv[1])
+    print(json.dumps({"all": time.perf_counter() - begun}), flush=True)
+"""
+WANDB = """
+import json, sys, time
+import wandb
+run = wandb.init(project="bench", mode="offline", dir=sys.argv[2], settings=wandb.Settings(silent=True))
+begun = time.perf_counter()
+artifact = wandb.Artifact("file", type="model")
+artifact.add_file(sys.argv[1])
+run.log_artifact(artifact)
+print(json.dumps({"call": time.perf_counter() - begun}), flush=True)
+run.finish()
+"""
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def throttled_server(folder: Path) -> Iterator[str]:
+    """Yield the URI of a real server behind a slow line."""
+    port, slow = free_port(), free_port()
+    command = ["-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--workers", "1"]
+    command += ["--artifacts-destination", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    processes = [
+        subprocess.Popen([sys.executable, *command], start_new_session=True, **quiet),
+        subprocess.Popen(
+            [sys.executable, str(HERE / "peers/throttle.py"), str(slow), str(port), str(RATE)], start_new_session=True
+        ),
+    ]
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{slow}"
+    finally:
+        for process in processes:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def run(code: str, uri: str, state: Path, *arguments: str, python: Path | str = sys.executable) -> dict[str, float]:
+    """Run a job and return the figures that it prints."""
+    state.mkdir()
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": uri, "AUTOGEN_TEAM_STATE_DIR": str(state)}
+    done = subprocess.run(
+        [python, "-c", code, *arguments], env=environment, cwd=state, check=True, stdout=subprocess.PIPE, text=True
+    )
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    with tempfile.TemporaryDirectory() as name, throttled_server(Path(name)) as uri:
+        folder = Path(name)
+        file = folder / "model.bin"
+        with file.open("wb") as written:
+            for _ in range(BYTES // 10**6):
+                written.write(os.urandom(10**6))
+        calls = run(CALLS, uri, folder / "calls", str(file), str(ROUNDS))
+        shutil.rmtree(folder / "calls", ignore_errors=True)
+        time.sleep(3)
+        seconds = str(min(30.0, BYTES / RATE / 3))
+        ours = run(UPLOAD, uri, folder / "ours", str(file), seconds)
+        plain = run(PLAIN, uri, folder / "plain", str(file))
+        wandb = None
+        if PEERS.exists():
+            wandb = run(WANDB, uri, folder / "wandb", str(file), str(folder / "wandb"), python=PEERS)["call"]
+        size = f"{BYTES / 1e9:g} GB"
+        beside, alone = ours["beside"] * 1000, ours["alone"] * 1000
+        show(
+            [
+                Row(f"a call that logs {size}", calls["call"], calls["copy"], "a copy of the file", "s", at_most=1.2),
+                Row("", calls["call"], plain["all"], "plain MLflow, which waits", "s"),
+                Row("", calls["call"], wandb, "wandb, offline", "s"),
+                Row(
+                    "twenty steps of 1 ms meanwhile",
+                    beside,
+                    alone,
+                    "alone",
+                    "ms",
+                    at_most=1.02,
+                ),
+                Row("until all is there", ours["all"], plain["all"], "plain MLflow", "s", at_most=1.1),
+            ]
+        )
+
+
+if __name__ == "__main__":
+    main()
