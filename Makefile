@@ -82,7 +82,7 @@ test-loguru: $(READY) ## Run loguru's own tests inside of LoggerService; LOGURU 
 
 .PHONY: test-kills
 test-kills: $(READY) ## Kill job, agent or both at 200 moments, and look for what was lost: a quarter of an hour; KILLS=N for another number
-	@KILLS="$${KILLS:-200}" $(BIN)/python -m pytest -n 4 tests/io/tracking/test_agent.py -k kills_at_any_moment $(PYTEST_ARGS)
+	@KILLS="$${KILLS:-200}" $(BIN)/python -m pytest -n 4 tests/io/tracking/test_agent.py tests/io/tracking/test_artifacts.py -k kills_at_any_moment $(PYTEST_ARGS)
 
 .PHONY: test-claims
 test-claims: $(READY) ## Start a job twice at the same moment, 50 times on each kind of store: ten minutes

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import subprocess
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import boto3
@@ -26,8 +28,8 @@ from autogen_team._capture import artifacts, lifecycle, write_behind
 from autogen_team._spool import files as spool
 from autogen_team._spool import index
 
-LARGE = 2 * 2**20
-"""Bytes of a file that the agent's uploader takes."""
+KILLS = int(os.environ.get("KILLS", "5"))
+"""Rounds of kills; `make test-kills` makes 200."""
 JOB = """
 import os, sys, mlflow
 from autogen_team import GlobalContext
@@ -480,3 +482,55 @@ def test_files_go_straight_to_s3(start_python, store_uri, bucket, wait_until, si
     assert listed.strip() == "['folder/file.bin']"
     assert {"folder/file.bin", "some/a.txt"} <= set(arrived(store_uri, run_id))
     assert content(store_uri, run_id, "folder/file.bin") == b"s" * size
+
+
+LOG_MANY = """
+    for n in range(10**9):
+        with open("file.bin", "wb") as file:
+            file.write(n.to_bytes(4, "big") * (300_000 if n % 3 == 0 else 100))
+        mlflow.log_artifact("file.bin", f"part{n}")
+        print("acknowledged", n, flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", range(KILLS))
+def test_kills_at_any_moment_lose_no_file(start_python, server, wait_until, run_python, seed):
+    """Of the job, of the uploader or of both, while the server is there, away or silent."""
+    dice = random.Random(seed)
+    job = start_python("-c", JOB.replace("BODY", LOG_MANY), MLFLOW_TRACKING_URI=server.uri)
+    run_id = job.wait_for("run ").split()[1]
+    state = ["there", "away", "silent"][seed % 3]
+    last = _acknowledged(job, dice)
+    if state == "away":
+        server.kill()
+    elif state == "silent":
+        server.send(signal.SIGSTOP)
+    last = _acknowledged(job, dice)
+    victims = dice.choice(["uploader", "job", "both"])
+    folder = Path(os.environ["AUTOGEN_TEAM_STATE_DIR"])
+    if victims != "job":
+        for journal in (folder / "journals").iterdir():
+            with suppress(AssertionError, FileNotFoundError, ProcessLookupError):  # none is at work at the moment
+                os.kill(holder_of(spool.folder_of(journal) / "lock"), signal.SIGKILL)
+    if victims == "uploader":
+        last = _acknowledged(job, dice)
+    job.send(signal.SIGKILL)
+    _, out, _ = job.finish()
+    last = max([last, *(int(line.split()[1]) for line in out.splitlines() if line.startswith("acknowledged "))])
+    if state == "away":
+        server.start()
+    elif state == "silent":
+        server.send(signal.SIGCONT)
+    wait_until(lambda: run_python("-m", "autogen_team", "recover") and not index.find(folder), timeout=240)
+
+    found = Path(mlflow.MlflowClient(server.uri).download_artifacts(run_id, ""))
+    for n in range(last + 1):
+        expected = n.to_bytes(4, "big") * (300_000 if n % 3 == 0 else 100)
+        assert (found / f"part{n}" / "file.bin").read_bytes() == expected, n
+
+
+def _acknowledged(job, dice: random.Random) -> int:
+    """Wait for some files, and return the number of the last."""
+    for _ in range(dice.randrange(1, 12)):
+        last = job.wait_for("acknowledged")
+    return int(last.split()[1])
