@@ -8,6 +8,7 @@ READY := $(VENV)/.ready
 PEERS := .venv-peers
 OLDEST := .venv-oldest
 SPARK := .spark
+FRAMEWORKS := .venv-frameworks
 # What has to hold with every version of Python and of our dependencies.
 CONTRACT_TESTS := $(addprefix tests/, test_import.py test_user_story.py test_drop_in.py test_context.py test_testing.py \
   cli/test_config.py cli/test_help.py cli/test_notify.py cli/test_run.py cli/test_status.py \
@@ -79,6 +80,17 @@ test-bare: $(READY) ## Run what depends on the environment in a bare one, with s
 .PHONY: test-loguru
 test-loguru: $(READY) ## Run loguru's own tests inside of LoggerService; LOGURU names a checkout of its tag
 	@$(BIN)/python .ci/loguru_suite.py $(LOGURU)
+
+# By pip, which alone finds a PyTorch that is on the machine; PyPI's own for Linux brings 3 GB of CUDA.
+$(FRAMEWORKS)/.ready: requirements/frameworks.txt pyproject.toml
+	@$(PYTHON) -m venv --clear $(FRAMEWORKS)
+	@echo "installing the frameworks into $(FRAMEWORKS): some minutes"
+	@$(FRAMEWORKS)/bin/python -m pip install --quiet --disable-pip-version-check -r $< --editable . 2>&1 | { grep -v "^WARNING: Location" || true; }
+	@touch $@
+
+.PHONY: test-frameworks
+test-frameworks: $(FRAMEWORKS)/.ready ## Run jobs of scikit-learn, PyTorch, Ray and a dozen others with and without us: ten minutes, after installing
+	@$(FRAMEWORKS)/bin/python -m pytest -n 2 --confcutdir tests/frameworks -p no:cacheprovider tests/frameworks $(PYTEST_ARGS)
 
 .PHONY: test-kills
 test-kills: $(READY) ## Kill job, agent or both at 200 moments, and look for what was lost: a quarter of an hour; KILLS=N for another number

@@ -26,6 +26,7 @@ from testkit import forkserver, known_state, patience
 if TYPE_CHECKING:
     import mlflow
 
+collect_ignore = ["frameworks"]  # they have a venv of their own: make test-frameworks
 ROOT = Path(__file__).parent.parent
 WORKERS = ROOT / "tests" / "workers"
 

@@ -23,6 +23,18 @@ def test_a_command_finds_the_run_in_its_environment(supervised, the_run, the_out
 
 
 @pytest.mark.parametrize(
+    ("words", "expected"), [([], "id"), (["--experiment-name=other"], ""), (["--experiment-id", "7"], "")]
+)
+def test_the_experiment_is_named_once(supervised, words, expected):
+    """`mlflow run` refuses two names for it, be they options or variables."""
+    script = 'echo "${MLFLOW_EXPERIMENT_ID:+id}${MLFLOW_EXPERIMENT_NAME:+name}"'
+    ended = supervised("--experiment", "mine", "--", "sh", "-c", script, "sh", *words)
+
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.decode() == f"{expected}\n"
+
+
+@pytest.mark.parametrize(
     ("command", "status", "recorded", "reason"),
     [
         ("exit 0", 0, "FINISHED", None),

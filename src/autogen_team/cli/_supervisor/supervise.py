@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from autogen_team.cli._supervisor.terminal import Terminal
     from autogen_team.cli._supervisor.transcript import Transcript
 
+_EXPERIMENT_ID, _EXPERIMENT_NAME = "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"
 _GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a job whose run cannot be opened."""
 
@@ -84,7 +85,7 @@ class _Job:
         self._signals = forwarding.passed_on(stops=self._leads) | {signal.SIGCHLD}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         self._answers = Answers(keeper)
-        environment = _environment(ready, run)
+        environment = _environment(ready, run, words)
         if not order.is_command and target.takes_bootstrap():
             environment |= _bootstrap(self._answers.address)
         self._process, sources = self._start(order, words, environment)
@@ -252,14 +253,20 @@ class _Job:
         timer.start()
 
 
-def _environment(ready: Ready, run: OpenRun | None) -> dict[str, str]:
-    """Return the environment of the job; a supervisor inside it opens its own run."""
+def _environment(ready: Ready, run: OpenRun | None, words: list[str]) -> dict[str, str]:
+    """Return the environment of the job `words`; a supervisor inside it opens its own run."""
     found = {
         name: value
         for name, value in os.environ.items()
         if not name.startswith("AUTOGEN_TEAM_RUN_") and name != "AUTOGEN_TEAM_WORKER_OF"
     }
-    return {**found, **ready.environment, SUPERVISED: "1", **(run.variables if run else {})}
+    found |= {**ready.environment, SUPERVISED: "1"}
+    if run is not None:
+        # `mlflow run` refuses an experiment by its id and by its name, wherever the two come from.
+        found.pop(_EXPERIMENT_NAME, None)
+        names_one = any(word.startswith("--experiment-") for word in words)
+        found |= {name: value for name, value in run.variables.items() if name != _EXPERIMENT_ID or not names_one}
+    return found
 
 
 def _bootstrap(address: str) -> dict[str, str]:
