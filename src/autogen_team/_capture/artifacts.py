@@ -11,6 +11,7 @@ import itertools
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
@@ -131,7 +132,7 @@ class Artifacts:
         is_quiet = sum(one.is_own for one in spool.waiting(folder)) < _OWN_AT_ONCE
         own_below = _OWN_BELOW if is_quiet else 0
         if "run" in order:  # only the job learns the address of such a run
-            own_below = self._limit
+            own_below = sys.maxsize
         if spool.put(folder, number, source, order, own_below=own_below) is not None:
             self._start()
             self._more.set()
@@ -226,7 +227,11 @@ class Artifacts:
             self._more.wait(_NAP if self.count() else None)
             self._more.clear()
             while self.count() and not self._is_over:
-                self._step()
+                try:
+                    self._step()
+                except Exception:  # a log handler of the job may raise, or the disk fail: the thread must go on
+                    with suppress(Exception):
+                        _report.debug("an upload could not be started", exc_info=True)
                 self._uploads.wait(_GLANCE)
         self._leave_to_others()
 

@@ -276,7 +276,9 @@ class MlflowService(Service, StateFolder):
         configs.log(config)
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the store has everything logged so far, at most `timeout` seconds (`flush_timeout` if None).
+        """Wait until the store has everything logged so far, files included, at most `timeout` seconds.
+
+        The default is `flush_timeout`.
 
         Returns:
             Whether the store has it. Does not wait for an unreachable store; the data stays in the journal.

@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from mlflow.entities import LoggedModelStatus
 
@@ -70,6 +70,8 @@ class Uploads:
         self._state = state
         self._on_refused = on_refused
         self._tasks: dict[Path, _Task] = {}
+        self._known: dict[Path, Waiting] = {}
+        """What was looked at last."""
         self._queue: deque[tuple[_Task, str]] = deque()
         self._lock = threading.Lock()
         self._threads = 0
@@ -101,7 +103,10 @@ class Uploads:
         """
         if time.monotonic() < self._not_before:
             return
-        some = [one for _, one in zip(range(_MOST), found, strict=False) if one.place.exists()]
+        known, self._known = self._known, {}
+        for one in islice(found, _MOST):  # an upload that was looked at before has its order and targets in memory
+            self._known[one.place] = known.get(one.place, one)
+        some = list(self._known.values())
         blocked: set[str] = set()
         for one in self._without_replaced(some):
             with suppress(FileNotFoundError):  # it has just been uploaded
@@ -299,7 +304,7 @@ class _Server:
 
     def _found(self, folder: Path) -> list[Waiting]:
         """Return what waits beside a journal; hold its lock as long as something does."""
-        found = [one for one in spool.waiting(folder) if not one.is_own and "run" not in _order(one)]
+        found = [one for one in spool.waiting(folder) if not one.is_own]
         if found and folder not in self._locks:
             with suppress(OSError):
                 lock = journal.take_lock(spool.folder_of(folder))
@@ -326,9 +331,3 @@ class _Server:
     @staticmethod
     def _refused(one: Waiting, text: str) -> None:
         spool.note(one.place.parent.parent, text)
-
-
-def _order(one: Waiting) -> dict[str, Any]:
-    with suppress(FileNotFoundError):
-        return one.order
-    return {}
