@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from autogen_team._ship.recovery import Recovered
     from autogen_team._spool.index import Found
     from autogen_team._sync.copying import Outcome as Copied
-    from autogen_team._sync.copying import Progress
+    from autogen_team._sync.copying import Progress, Registered
 
 __all__ = ["MlflowService"]
 
@@ -317,12 +317,13 @@ class MlflowService(Service, StateFolder):
         dry_run: bool = False,
         delete: bool = False,
         progress: Callable[[Progress], None] = lambda _: None,
-    ) -> Iterator[Copied]:
-        """Copy the runs of another store to this service's store, each once, and yield the result of each.
+    ) -> Iterator[Copied | Registered]:
+        """Copy another store to this service's stores, everything once; yield the result of each run, then of the rest.
 
         `source` is a SQLite database or a folder of MLflow's. Metrics come with their history. Parameters, tags,
-        datasets, artifacts, models, nesting and times are kept. With `dry_run`, nothing is written. With `delete`, a
-        run that was copied completely is deleted in the source. Nothing happens before the first result is requested.
+        datasets, artifacts, models, traces, nesting and times are kept. Registered models and prompts go to the
+        registry, and get new version numbers there. With `dry_run`, nothing is written. With `delete`, a run that was
+        copied completely is deleted in the source. Nothing happens before the first result is requested.
 
         Raises:
             ConfigurationError: the source does not exist, or is the store itself.
@@ -332,9 +333,14 @@ class MlflowService(Service, StateFolder):
         from autogen_team._ship import uris
         from autogen_team._sync import copying
 
-        target = uris.absolute(self.tracking_uri)
         yield from copying.copy(
-            source, target, dry_run=dry_run, delete=delete, timeout=self.connect_timeout, progress=progress
+            source,
+            uris.absolute(self.tracking_uri),
+            registry=uris.absolute(self.registry_uri),
+            dry_run=dry_run,
+            delete=delete,
+            timeout=self.connect_timeout,
+            progress=progress,
         )
 
     def client(self) -> MlflowClient:

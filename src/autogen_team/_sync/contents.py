@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -14,34 +13,18 @@ from mlflow.utils import mlflow_tags, validation
 
 from autogen_team._ship import mlflow_backend, sql_bulk
 from autogen_team._sync.files import Findings, Store, Tell, count_files, describe_files, send_files
-from autogen_team._sync.models import COPIED_FROM, Models, Owner, Point, as_point, links
+from autogen_team._sync.models import COPIED_CONTENT, COPIED_FROM, Models, Owner, Point, as_point, links
+from autogen_team._sync.outcomes import Counts
+from autogen_team._sync.traces import Traces
 
 COPIED = "autogen_team.copied"
 """Tag of a complete copy: the end of the run in the source, in milliseconds since the epoch, or `unknown`."""
-
-COPIED_CONTENT = "autogen_team.copied_content"
-"""Tag of a complete copy: the result of `Contents.digest` for the source run when the copy was completed."""
 
 _NOT_AS_THEY_ARE = frozenset(
     {COPIED_FROM, COPIED, COPIED_CONTENT, mlflow_tags.MLFLOW_PARENT_RUN_ID, mlflow_tags.MLFLOW_RUN_NAME}
 )
 """Tags that are set when a copy begins or ends. The source may be the target of another copy, and have its own."""
 _LARGEST_REQUEST = int(0.9 * validation.MAX_BATCH_LOG_REQUEST_SIZE)
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How much was sent; in a dry run, how much the source holds."""
-
-    metrics: int = 0
-    """Number of points, not of names."""
-    params: int = 0
-    tags: int = 0
-    datasets: int = 0
-    artifacts: int = 0
-    """Number of files, including those of models."""
-    models: int = 0
-    """Number of models that the run created, whether or not anything of them was sent."""
 
 
 class Contents:
@@ -52,6 +35,7 @@ class Contents:
         source: Store,
         target: Store,
         models: Models,
+        traces: Traces,
         *,
         owner: Owner,
         runs: Container[str | None],
@@ -60,6 +44,7 @@ class Contents:
         self._source = source
         self._target = target
         self._models = models
+        self._traces = traces
         self._owner = owner
         self._runs = runs
         """Ids of all runs that are copied."""
@@ -81,6 +66,7 @@ class Contents:
             datasets=len(_datasets(run)),
             artifacts=sum(count_files(self._source.files(place), findings) for place in places),
             models=len(models),
+            traces=len(self._traces.made_by(run_id)),
         )
 
     def _describe_files(self, place: str) -> object:
@@ -115,6 +101,7 @@ class Contents:
                 for model in models
             ],
             [self._describe_files(place) for place in places],
+            *self._traces.describe(run),
         )
         return hashlib.sha256(repr(found).encode(errors="surrogatepass")).hexdigest()[:16]
 
@@ -141,7 +128,8 @@ class Contents:
         metrics = send("metrics", self._metrics(run, copy_id, findings))
         artifacts = self._send_files(run, copy, findings, tell) + self._send_models(run, findings, tell)
         self._link_models(run, copy, findings)
-        return Counts(metrics, params, tags, datasets, artifacts, len(self._models.made_by(run.info.run_id)))
+        traces = self._traces.send_of(run, copy, self._owner, findings, tell)
+        return Counts(metrics, params, tags, datasets, artifacts, len(self._models.made_by(run.info.run_id)), traces)
 
     def _send(
         self,

@@ -31,7 +31,7 @@ def existing_store(state: Path, destination: str) -> str | None:
 
 
 def is_one(uri: str) -> bool:
-    """Return whether the URI is that of a store of offline runs, as processes started by an offline job are given it."""
+    """Return whether this is a store of offline runs; processes that an offline job starts are given its URI."""
     place = local_place(uri)
     return place is not None and place.name == _STORE and (place.parent / _ABOUT).exists()
 

@@ -13,7 +13,8 @@ from autogen_team._process.private_names import find
 from autogen_team._ship import mlflow_names
 
 _PARTS = [(name, part) for part in mlflow_names.MLFLOW.parts for name in part.names]
-_IN_JOBS = [name for name, part in _PARTS if part is not mlflow_names.HARD_DELETE]
+_IN_COMMANDS = (mlflow_names.HARD_DELETE, mlflow_names.REGISTERED)
+_IN_JOBS = [name for name, part in _PARTS if part not in _IN_COMMANDS]
 _RENAMING = f"""
 import sys
 sys.path.append({str(Path(testkit.__file__).parents[1])!r})
