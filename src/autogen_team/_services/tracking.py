@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import mlflow
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
     from autogen_team._capture.shared_runs import Shared
@@ -114,7 +115,7 @@ class MlflowService(Service, StateFolder):
     registry_name: Annotated[str, Variable("MLFLOW_REGISTERED_MODEL_NAME")] = Field(
         default_factory=lambda: default_of("mlflow_registered_model_name")
     )
-    """Name under which the job can register its model. No model is registered automatically."""
+    """Name under which `register` registers the job's model. No model is registered automatically."""
     autolog_disable: bool = False
     """Turn MLflow's autologging off."""
     autolog_disable_for_unsupported_versions: bool = False
@@ -272,6 +273,32 @@ class MlflowService(Service, StateFolder):
         from autogen_team._capture import configs
 
         configs.log(config)
+
+    def register(
+        self, model_uri: str, *, alias: str | None = None, tags: Mapping[str, Any] | None = None
+    ) -> ModelVersion:
+        """Register a model as the next version of `registry_name`, once its files have arrived, and return the version.
+
+        `model_uri` is that of what `log_model` returns. Tags that are not text are converted by `str`.
+
+        >>> service = MlflowService(tracking_uri="sqlite:///models.db", registry_name="digits")
+        >>> with service, service.run_context(MlflowService.RunConfig(name="train")):
+        ...     model = mlflow.create_external_model(name="model")
+        ...     version = service.register(f"models:/{model.model_id}", alias="champion", tags={"fold": 1})
+        >>> service.client().get_model_version_by_alias("digits", "champion").tags
+        {'fold': '1'}
+
+        Raises:
+            NotStartedError: the service is not running.
+            ConfigurationError: `model_uri` does not name a model, or `alias` is not one that MLflow takes.
+            TrackingUnavailableError: the files have not arrived within `flush_timeout` seconds.
+            MlflowException: the model does not exist, or the registry does not accept it.
+
+        """
+        lifecycle_of(self)
+        from autogen_team._capture import registering
+
+        return registering.register(model_uri, self.registry_name, alias=alias, tags=tags, flush=self.flush)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the store has everything logged so far, at most `timeout` seconds (`flush_timeout` if None).
