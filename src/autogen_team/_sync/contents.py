@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
 from mlflow.entities import DatasetInput, LoggedModelInput, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.tracing.constant import TraceTagKey
 from mlflow.utils import mlflow_tags, validation
 
 from autogen_team._ship import mlflow_backend, sql_bulk
@@ -37,6 +38,7 @@ class Contents:
         models: Models,
         traces: Traces,
         *,
+        relink: Callable[[str], str],
         owner: Owner,
         runs: Container[str | None],
         begun: Container[str],
@@ -45,6 +47,8 @@ class Contents:
         self._target = target
         self._models = models
         self._traces = traces
+        self._relink = relink
+        """`Registry.relink`."""
         self._owner = owner
         self._runs = runs
         """Ids of all runs that are copied."""
@@ -122,7 +126,7 @@ class Contents:
         copy_id, there = copy.info.run_id, copy.data
         send = partial(self._send, copy_id, findings)
         params = send("params", (Param(*item) for item in run.data.params.items() if item[0] not in there.params))
-        tags = send("tags", (RunTag(*item) for item in _tags(run, copy_id) if there.tags.get(item[0]) != item[1]))
+        tags = send("tags", (RunTag(*item) for item in self._tags(run, copy_id) if there.tags.get(item[0]) != item[1]))
         datasets = self._send_datasets(run, copy, findings)
         tell("metrics")
         metrics = send("metrics", self._metrics(run, copy_id, findings))
@@ -145,6 +149,15 @@ class Contents:
                 self._target.client.log_batch(copy_id, **dict[str, Any]({kind: batch}))
                 sent += len(batch)
         return sent
+
+    def _tags(self, run: Run, copy_id: str) -> Iterator[tuple[str, str]]:
+        for key, value in run.data.tags.items():
+            if key == mlflow_tags.MLFLOW_LOGGED_MODELS:
+                yield key, value.replace(run.info.run_id, copy_id)
+            elif key == TraceTagKey.LINKED_PROMPTS:  # runs have the same tag
+                yield key, self._relink(value)
+            elif key not in _NOT_AS_THEY_ARE:
+                yield key, value
 
     def _metrics(self, run: Run, copy_id: str, findings: Findings) -> Iterator[Metric]:
         """Yield the points that are missing in the copy of the run, or in the copy of the model that they measure."""
@@ -225,13 +238,6 @@ def _since(copy: Run) -> float | None:
     """Return the end of the run at its last complete copy, in seconds since the epoch; None without such a copy."""
     stamp = copy.data.tags.get(COPIED, "")
     return int(stamp) / 1000 if stamp.isdecimal() else None
-
-
-def _tags(run: Run, copy_id: str) -> Iterator[tuple[str, str]]:
-    for key, value in run.data.tags.items():
-        if key not in _NOT_AS_THEY_ARE:
-            is_about_files = key == mlflow_tags.MLFLOW_LOGGED_MODELS
-            yield key, value.replace(run.info.run_id, copy_id) if is_about_files else value
 
 
 def _datasets(run: Run) -> list[DatasetInput]:

@@ -32,9 +32,9 @@ from autogen_team._ship import mlflow_names, server_probe, uris
 from autogen_team._ship.error_text import first_line
 from autogen_team._sync import listing
 from autogen_team._sync.contents import COPIED, Contents
-from autogen_team._sync.files import Findings, Store, Tell
+from autogen_team._sync.files import Findings, Store, Tell, pages
 from autogen_team._sync.models import COPIED_CONTENT, COPIED_FROM, Models
-from autogen_team._sync.outcomes import Counts, Happened, Outcome, Progress, Registered
+from autogen_team._sync.outcomes import Counts, Happened, Kind, Outcome, Progress, Registered
 from autogen_team._sync.registry import Registry
 from autogen_team._sync.traces import Traces
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
@@ -192,10 +192,13 @@ class _Copying:
         """Ids of the runs of which something stays in the source only."""
         owner, runs = self._copy_id, self._infos
         self._models = Models(source, target, self._make_experiment)
-        self._traces = Traces(source, target, self._models, self._make_experiment)
-        self._contents = Contents(source, target, self._models, self._traces, owner=owner, runs=runs, begun=self._begun)
         self._registry = Registry(
             source, target, self._models, owner=owner, runs=runs, arrived=self._arrived, check=self._check
+        )
+        relink = self._registry.relink
+        self._traces = Traces(source, target, self._models, self._make_experiment, relink)
+        self._contents = Contents(
+            source, target, self._models, self._traces, relink=relink, owner=owner, runs=runs, begun=self._begun
         )
 
     def outcomes(self) -> Iterator[Outcome | Registered]:
@@ -203,6 +206,7 @@ class _Copying:
         self._learn()
         waiting: list[Outcome] = []
         """Runs that cannot be deleted before the versions that were registered from them have been copied."""
+        prompts = self._copy_registered("prompt")  # first, because runs and traces name their versions
         for done, info in enumerate(self._infos.values()):
             outcome = self._outcome(info, partial(self._tell, done, info))
             if self._options.delete and self._registry.has_versions_of(info.run_id):
@@ -211,14 +215,27 @@ class _Copying:
                 yield self._without_original(outcome)
         for experiment in self._experiments.values():
             yield from self._other_traces(experiment)
-        registered = self._registry.copy(
-            dry_run=self._options.dry_run, is_missing=self._is_missing, tell=self._tell_of_registry
-        )
-        found = list(registered)
+        models = self._copy_registered("model")
         yield from map(self._without_original, waiting)
         for one in self._listing.broken:
             yield Outcome(one.experiment, one.run_name, one.run_id, None, "failed", reason=one.reason)
-        yield from found
+        yield from self._never_copied()
+        yield from (*models, *prompts)
+
+    def _copy_registered(self, kind: Kind) -> list[Registered]:
+        options, tell = self._options, self._tell_of_registry
+        return list(self._registry.copy(kind, dry_run=options.dry_run, is_missing=self._is_missing, tell=tell))
+
+    def _never_copied(self) -> Iterator[Outcome]:
+        if uris.is_folder(self._source.uri):
+            return
+        try:
+            found = [one.name for one in pages(self._source.client.search_datasets, list(self._experiments))]
+        except Exception:  # an older server
+            return
+        if found:
+            reason = f"not copied: evaluation datasets ({', '.join(found)}); create them there from their data"
+            yield Outcome("", "", "", None, "skipped", reason=reason)
 
     def _learn(self) -> None:
         listing = self._listing

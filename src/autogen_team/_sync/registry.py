@@ -102,8 +102,12 @@ class Registry:
         self._check = check
         self._registered: dict[str, tuple[RegisteredModel, Kind]] = {}
         self._versions: defaultdict[str, list[ModelVersion]] = defaultdict(list)
-        self._left: set[str] = set()
+        self._registered_from: set[str | None] = set()
+        """Ids of runs with a version."""
+        self._left: set[str | None] = set()
         """Ids of runs with a version that was not copied."""
+        self._prompts: dict[str, dict[str, str | None]] = {}
+        """The version on the target, by name and version of a prompt."""
 
     def learn(self) -> None:
         """Read the registered models, the prompts, and their versions."""
@@ -112,21 +116,34 @@ class Registry:
             self._registered |= {one.name: (one, kind) for one in pages(client.search_registered_models, wanted)}
             for version in pages(client.search_model_versions, wanted):
                 self._versions[version.name].append(version)
+                self._registered_from.add(version.run_id)
 
     def has_versions_of(self, run_id: str) -> bool:
         """Return whether a version was registered from a run."""
-        return any(version.run_id == run_id for versions in self._versions.values() for version in versions)
+        return run_id in self._registered_from
 
     def has_copied_all_of(self, run_id: str) -> bool:
         """Return whether every version that was registered from a run has a copy."""
         return run_id not in self._left
 
-    def copy(self, *, dry_run: bool, is_missing: bool, tell: Tell) -> Iterator[Registered]:
-        """Copy versions in the order of their creation, and yield the result of each registered model.
+    def relink(self, linked: str) -> str:
+        """Return the value of a tag that lists linked prompts, with the versions that the target has."""
+        try:
+            found = json.loads(linked)
+            for one in found:
+                number = str(one["version"])
+                one["version"] = self._prompts.get(one["name"], {}).get(number) or number
+            return json.dumps(found)
+        except (KeyError, TypeError, ValueError):  # not what MLflow writes
+            return linked
+
+    def copy(self, kind: Kind, *, dry_run: bool, is_missing: bool, tell: Tell) -> Iterator[Registered]:
+        """Copy versions in the order of their creation, and yield the result of each registered model or prompt.
 
         With `dry_run` nothing is written. `is_missing` tells that the target does not exist yet.
         """
-        found = {name: _Progress(*one, Findings(self._check)) for name, one in self._registered.items()}
+        wanted = [one for one in self._registered.values() if one[1] == kind]
+        found = {model.name: _Progress(model, kind, Findings(self._check)) for model, kind in wanted}
         for name, progress in found.items():
             with progress.findings.of("registered model"):
                 if not is_missing:
@@ -143,6 +160,8 @@ class Registry:
             if progress.there and not progress.is_blocked and not dry_run:
                 with progress.findings.of("registered model"):
                     self._compare(progress)
+            if kind == "prompt":
+                self._prompts[progress.model.name] = progress.versions
             yield _result(progress, dry_run=dry_run)
 
     # Registered models
@@ -150,15 +169,14 @@ class Registry:
     def _find(self, progress: _Progress) -> None:
         client, name = self._target.registry, progress.model.name
         try:
-            progress.there = client.get_registered_model(name)
+            there: RegisteredModel = client.get_registered_model(name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return
-        if _kind(progress.there) != progress.kind:
-            progress.findings.faults.append(
-                f"the target has a {_kind(progress.there)} of that name: rename one of them"
-            )
+        progress.there = there
+        if _kind(there) != progress.kind:
+            progress.findings.faults.append(f"the target has a {_kind(there)} of that name: rename one of them")
             return
         quote = '"' if "'" in name else "'"
         wanted = " AND ".join(filter(None, (f"name = {quote}{name}{quote}", _FILTERS[progress.kind])))
@@ -211,7 +229,7 @@ class Registry:
             except _LeftError as left:
                 progress.findings.leave(f"version {number}, because {left}")
         if len(progress.findings.faults) > faults or number not in progress.versions:
-            self._left.add(version.run_id or "")
+            self._left.add(version.run_id)
 
     def _bring(self, version: ModelVersion, progress: _Progress, found: dict[str, _Progress], *, dry_run: bool) -> None:
         if progress.is_blocked:

@@ -50,12 +50,24 @@ class Sent:
 class Traces:
     """The traces of the source, and their copies on the target."""
 
-    def __init__(self, source: Store, target: Store, models: Models, experiment: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        source: Store,
+        target: Store,
+        models: Models,
+        experiment: Callable[[str], str],
+        relink: Callable[[str], str],
+    ) -> None:
+        """Use `experiment`, which returns the id of the target's experiment for one of the source's, and `relink`.
+
+        `experiment` creates a missing experiment. `relink` is `Registry.relink`.
+        """
         self._source = source
         self._target = target
         self._models = models
         self._experiment = experiment
-        """Returns the id of the target's experiment for one of the source's, and creates a missing one."""
+        self._relink = relink
+        self._links: dict[str, list[str]] = {}
         self._known: dict[str, TraceInfo] = {}
         self._made_by: defaultdict[str | None, list[TraceInfo]] = defaultdict(list)
 
@@ -135,9 +147,12 @@ class Traces:
         """Return the ids of the traces that are linked to a run, but were recorded elsewhere."""
         if not self._known or uris.is_folder(self._source.uri):  # a file store has no links
             return []
-        places = {run.info.experiment_id, *(info.experiment_id for info in self._known.values() if info.experiment_id)}
-        found = {info.trace_id for info in _infos(self._source, sorted(places), run_id=run.info.run_id)}
-        return sorted(found - {info.trace_id for info in self.made_by(run.info.run_id)})
+        run_id = run.info.run_id
+        if run_id not in self._links:
+            places = {run.info.experiment_id, *(info.experiment_id or "" for info in self._known.values())}
+            found = {info.trace_id for info in _infos(self._source, sorted(places), run_id=run_id)}
+            self._links[run_id] = sorted(found - {info.trace_id for info in self.made_by(run_id)})
+        return self._links[run_id]
 
     def _copied_before(self, experiment_id: str, target_id: str) -> dict[str, TraceInfo]:
         wanted = f"tag.`{COPIED_FROM}` = '{experiment_id}'"
@@ -201,6 +216,8 @@ class Traces:
         found = copy.deepcopy(info)
         found.experiment_id = self._experiment(info.experiment_id or "")
         found.tags = {COPIED_FROM: info.experiment_id or "", **_own_tags(info)}
+        if linked := found.tags.get(TraceTagKey.LINKED_PROMPTS):
+            found.tags[TraceTagKey.LINKED_PROMPTS] = self._relink(linked)
         run_id = found.trace_metadata.pop(TraceMetadataKey.SOURCE_RUN, None)
         if run_id and (copy_id := owner(run_id)):
             found.trace_metadata[TraceMetadataKey.SOURCE_RUN] = copy_id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import mlflow
 import pytest
 
@@ -282,3 +284,36 @@ def test_a_prompt_and_a_model_of_one_name_are_kept_apart(source, target):
     assert found.happened == "failed"
     assert "the target has a model of that name: rename one of them" in found.reason
     assert client_of(target).search_model_versions() == []
+
+
+def test_links_to_prompts_name_the_versions_of_the_target(source, target):
+    """A run and a trace that used version 1 of a prompt name version 2, if that is what it is on the target."""
+    with current(target):
+        mlflow.genai.register_prompt("ask", "Theirs {{question}}")
+    with current(source):
+        mlflow.set_experiment(EXPERIMENT)
+        prompt = mlflow.genai.register_prompt("ask", "Ours {{question}}")
+        with mlflow.start_run(run_name="train"), mlflow.start_span("call") as span:
+            mlflow.genai.load_prompt("prompts:/ask/1")
+        mlflow.flush_trace_async_logging()
+        client_of(source).link_prompt_versions_to_trace([prompt], span.trace_id)
+
+    outcome, found = copy(source, target)
+
+    assert (found.kind, found.happened, found.versions) == ("prompt", "copied", {"1": "2"})
+    client = client_of(target)
+    (trace,) = client.search_traces(locations=[client.get_experiment_by_name(EXPERIMENT).experiment_id])
+    run = client.get_run(outcome.target_id)
+    for tags in (trace.info.tags, run.data.tags):
+        assert [(one["name"], one["version"]) for one in json.loads(tags["mlflow.linkedPrompts"])] == [("ask", "2")]
+
+
+def test_evaluation_datasets_are_named(source, target):
+    """They are not copied, and the outcome says so."""
+    experiment_id = client_of(source).get_experiment_by_name(EXPERIMENT).experiment_id
+    client_of(source).create_dataset("golden", [experiment_id])
+
+    (outcome,) = copy(source, target)
+
+    assert (outcome.happened, outcome.source_id) == ("skipped", "")
+    assert outcome.reason == "not copied: evaluation datasets (golden); create them there from their data"
