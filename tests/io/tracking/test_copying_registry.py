@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import mlflow
 import pytest
@@ -232,20 +233,55 @@ def test_a_model_of_no_run_is_copied_with_its_version(source, target):
     assert client_of(target).get_logged_model(source_there.removeprefix("models:/")).name == "outside"
 
 
-def test_an_interrupted_copy_adds_each_version_once(source, target, monkeypatch):
-    """A copy that stops before it has described a version goes on with that version."""
+KILLED = """
+import sys, time
+from autogen_team._process.private_names import find
+from autogen_team._sync import copying
+
+def stop_after(method):
+    def stopped(*arguments, **fields):
+        method(*arguments, **fields)
+        print("here", flush=True)
+        time.sleep(600)
+    return stopped
+
+place, _, name = sys.argv[3].rpartition(".")
+setattr(find(place), name, stop_after(find(sys.argv[3])))
+list(copying.copy(sys.argv[1], sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(
+    "moment",
+    [
+        "mlflow.tracing.client:TracingClient.log_spans",
+        "mlflow.tracing.client:TracingClient.start_trace",
+        "mlflow.tracking._model_registry.client:ModelRegistryClient.create_registered_model",
+        "mlflow.tracking._model_registry.client:ModelRegistryClient.create_model_version",
+        "mlflow.tracking._model_registry.client:ModelRegistryClient.set_registered_model_alias",
+        "mlflow.tracking._model_registry.client:ModelRegistryClient.set_model_version_tag",
+    ],
+)
+def test_a_copy_that_was_killed_is_completed(source, target, start_python, moment):
+    """A copy that got SIGKILL goes on: each trace, span, version and alias is there once."""
     version = train(source)
     client_of(source).set_registered_model_alias("fraud", "champion", version.version)
-    with monkeypatch.context() as patch:
-        client = "mlflow.tracking._model_registry.client.ModelRegistryClient.set_registered_model_alias"
-        patch.setattr(client, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            copy(source, target)
+    with current(source), mlflow.start_run(run_id=version.run_id), mlflow.start_span("ask"), mlflow.start_span("model"):
+        pass
+    mlflow.flush_trace_async_logging()
+    process = start_python("-c", KILLED, source, target, moment)
+    process.wait_for("here")
+    process.send(signal.SIGKILL)
+    process.finish()
 
-    found = registered_by(copy(source, target))["fraud"]
+    outcome, found = copy(source, target)
 
-    assert (found.happened, found.versions) == ("continued", {"1": "1"})
+    assert (outcome.reason, found.reason, found.versions) == (None, None, {"1": "1"})
     assert versions_of(target) == versions_of(source)
+    experiment_id = client_of(target).get_experiment_by_name(EXPERIMENT).experiment_id
+    (trace,) = client_of(target).search_traces(locations=[experiment_id], run_id=outcome.target_id)
+    assert sorted(span.name for span in trace.data.spans) == ["ask", "model"]
+    assert {one.happened for one in copy(source, target)} == {"unchanged"}
 
 
 @pytest.mark.parametrize("kind", ["database", "server"])

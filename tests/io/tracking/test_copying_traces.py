@@ -10,7 +10,6 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow.entities import AssessmentSource, SpanType
-from mlflow.tracing.client import TracingClient
 
 from testkit.copies import EXPERIMENT, client_of, copy, current, make_experiment, runs_of
 
@@ -136,21 +135,6 @@ def test_a_trace_that_is_linked_to_another_run_is_linked_there(source, target):
         found = search(locations=experiment_ids, run_id=outcomes[name].target_id, include_spans=False)
         assert [trace.info.trace_id for trace in found] == [trace_id]
     assert {one.happened for one in copy(source, target)} == {"unchanged"}
-
-
-def test_a_copy_of_traces_that_was_interrupted_is_completed(source, target, monkeypatch):
-    """A trace whose spans arrived alone is sent again; it has each span and each assessment once."""
-    trace_id = record(source, run_name="train")
-    with monkeypatch.context() as patch:
-        patch.setattr(TracingClient, "start_trace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
-            copy(source, target)
-    assert set(infos_of(target)) == {trace_id}
-
-    (outcome,) = copy(source, target)
-
-    assert outcome.happened == "continued"
-    assert about(target, trace_id) == about(source, trace_id)
 
 
 def test_a_trace_that_the_target_refuses_is_named(source, target):
