@@ -322,6 +322,21 @@ def test_a_prompt_and_a_model_of_one_name_are_kept_apart(source, target):
     assert client_of(target).search_model_versions() == []
 
 
+def test_a_registry_of_its_own_gets_the_versions(source, target, make_database):
+    """If registered models are in another store than runs, their versions name the runs and models of the target."""
+    registry = make_database("registry")
+    train(source)
+
+    outcome, found = copy(source, target, registry=registry)
+
+    assert (found.happened, found.versions) == ("copied", {"1": "1"})
+    assert client_of(target).search_registered_models() == []
+    client = mlflow.MlflowClient(target, registry)
+    version = client.get_model_version("fraud", "1")
+    assert version.run_id == outcome.target_id
+    assert client.get_logged_model(version.source.removeprefix("models:/")).source_run_id == outcome.target_id
+
+
 def test_links_to_prompts_name_the_versions_of_the_target(source, target):
     """A run and a trace that used version 1 of a prompt name version 2, if that is what it is on the target."""
     with current(target):
