@@ -34,12 +34,11 @@ def main() -> None:
         )  # autologged: parameters, metrics, model
         accuracy = accuracy_score(y_test, model.predict(x_test))
 
-        name = context.mlflow_service.registry_name
-        model_id = mlflow.last_logged_model().model_id
-        version = mlflow.register_model(f"models:/{model_id}", name).version
-        context.mlflow_service.client().set_registered_model_alias(name, ALIAS, version)
-        context.logger.success("{} version {} is the {}", name, version, ALIAS)
-        context.notify("model trained", f"run {run.info.run_name}: accuracy {accuracy:.3f}, {name} version {version}")
+        model_uri = mlflow.last_logged_model().model_uri
+        version = context.mlflow_service.register(model_uri, alias=ALIAS, tags={"accuracy": f"{accuracy:.3f}"})
+        registered = f"{version.name} version {version.version}"
+        context.logger.success("{} is the {}", registered, ALIAS)
+        context.notify("model trained", f"run {run.info.run_name}: accuracy {accuracy:.3f}, {registered}")
 
 
 def tune(context: GlobalContext, images: np.ndarray, labels: np.ndarray) -> dict[str, object]:

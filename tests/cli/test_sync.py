@@ -105,6 +105,55 @@ def test_what_was_copied_can_be_deleted_here(offline_run, mlflow_server, run_pyt
     assert len(copies(mlflow_server, tmp_path.name)) == 1
 
 
+@pytest.fixture
+def offline_agent(mlflow_server, tmp_path, monkeypatch):
+    """Return a function that traces and registers a model in an offline run, and returns the id of the trace."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
+
+    def work() -> str:
+        service = MlflowService(mode="offline", experiment_name=tmp_path.name, autolog_disable=True)
+        with service, service.run_context(service.RunConfig(name="agent", log_system_metrics=False)):
+            with mlflow.start_span("ask") as span:
+                span.set_inputs({"question": "2 + 2?"})
+            model = mlflow.create_external_model(name="model")
+            client = service.client()
+            if not client.search_registered_models(f"name = '{tmp_path.name}'"):
+                client.create_registered_model(tmp_path.name)
+            client.create_model_version(tmp_path.name, f"models:/{model.model_id}", model_id=model.model_id)
+            client.set_registered_model_alias(tmp_path.name, "night", "1")
+        return span.trace_id
+
+    return work
+
+
+def test_traces_and_registered_models_are_brought_to_their_server(offline_agent, mlflow_server, run_python, tmp_path):
+    """The table says how many traces a run has, and which number each version has on the server."""
+    client = mlflow.MlflowClient(mlflow_server, mlflow_server)
+    client.create_registered_model(tmp_path.name)
+    client.create_model_version(tmp_path.name, "s3://theirs/model")
+    trace_id = offline_agent()
+
+    status, out, err = run_python(*SYNC, "--dry-run", "--json")
+    assert status == 0, err
+    assert [row["counts"]["traces"] for row in json.loads(out)["runs"]] == [1]
+    assert [row["versions"] for row in json.loads(out)["registered"]] == [{"1": None}]
+    status, out, err = run_python(*SYNC, "--delete", COLUMNS="200")
+    assert status == 0, err
+    assert "copied, deleted here" in out
+    assert "1 as 2" in out
+
+    (run,) = copies(mlflow_server, tmp_path.name)
+    (trace,) = client.search_traces(locations=[run.info.experiment_id], run_id=run.info.run_id)
+    assert (trace.info.trace_id, [span.name for span in trace.data.spans]) == (trace_id, ["ask"])
+    assert trace.data.spans[0].inputs == {"question": "2 + 2?"}
+    version = client.get_model_version_by_alias(tmp_path.name, "night")
+    assert (int(version.version), version.run_id) == (2, run.info.run_id)
+
+    status, out, err = run_python(*SYNC, "--json")
+    assert status == 0, err
+    assert {row["happened"] for rows in ("runs", "registered") for row in json.loads(out)[rows]} == {"unchanged"}
+
+
 def test_any_local_store_can_be_a_source(store_uri, mlflow_server, run_python, tmp_path):
     """By the name of its file, and to wherever the option says."""
     client = mlflow.MlflowClient(store_uri)

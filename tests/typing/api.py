@@ -8,6 +8,7 @@ from typing import Any, Literal, assert_type
 
 import loguru
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.tracking import MlflowClient
 from pydantic import SecretStr
 
@@ -120,6 +121,7 @@ def an_mlflow_service_gives_a_client_and_runs() -> None:
     assert_type(service.mode, Literal["online", "auto", "offline"])
     assert_type(service.log_metrics({"loss": 0.1}, 1), None)
     assert_type(service.flush(), bool)
+    assert_type(service.register("models:/m-1", alias="champion", tags={"fold": 1}), ModelVersion)
     assert_type(service.active_run, mlflow.ActiveRun | None)
     assert_type(service.link("1", "2"), str | None)
     with service.run_context(MlflowService.RunConfig(name="train")) as run:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,13 +22,20 @@ _report = logging.getLogger("autogen_team")
 PATIENCE = 120.0
 """Seconds to wait for other processes; one needs about two, so a process that takes this long hangs."""
 _PAUSE = 0.02
+_held = threading.local()
+"""The databases whose lock this thread has, as `places`. A second descriptor of the same file would wait for the first
+one, even in one thread."""
 
 
 @contextmanager
 def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
-    """Keep other processes of this user out of the block, if `uri` is a SQLite database."""
+    """Keep other processes of this user, and other threads, out of the block, if `uri` is a SQLite database.
+
+    A block inside a block for the same database does not wait.
+    """
     database = None if is_folder(uri) else local_place(uri)
-    if database is None or os.name != "posix":
+    held: set[Path] = vars(_held).setdefault("places", set())
+    if database is None or os.name != "posix" or database in held:
         yield
         return
     import fcntl
@@ -50,6 +58,8 @@ def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
             except OSError as error:  # Lustre without -o flock
                 _report.warning("AUTOGEN_TEAM_STATE_DIR, %s, does not support locks: %s", state_dir, error.strerror)
                 break
+        held.add(database)
         yield
     finally:
+        held.discard(database)
         os.close(descriptor)

@@ -73,7 +73,9 @@ def start(service: MlflowService, works_for: Shared | None = None) -> Session:
     if works_for is not None and settings.mode != "offline":
         # what it logs waits while the store is out of reach, as in the job itself
         return _start(settings, works_for, is_experiment_chosen=is_chosen)
-    if settings.mode != "offline":
+    from autogen_team._sync import offline_store
+
+    if settings.mode != "offline" and not offline_store.is_one(settings.tracking_uri):
         try:
             server_probe.check_all((settings.tracking_uri, settings.registry_uri), settings.connect_timeout)
             return _start(settings, None, is_experiment_chosen=is_chosen)
@@ -81,8 +83,6 @@ def start(service: MlflowService, works_for: Shared | None = None) -> Session:
             if settings.mode == "online":
                 raise
             _report.warning("%s The job works offline; `autogen-team sync` delivers its runs later", error)
-    from autogen_team._sync import offline_store
-
     uri = offline_store.prepare(state_folder(settings.state_dir), settings.tracking_uri)
     offline = settings.model_copy(update={"tracking_uri": uri, "registry_uri": uri})
     return _start(offline, works_for, is_experiment_chosen=is_chosen, instead_of=settings.tracking_uri)

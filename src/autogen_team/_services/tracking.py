@@ -20,13 +20,14 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import mlflow
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
 
     from autogen_team._capture.shared_runs import Shared
     from autogen_team._ship.recovery import Recovered
     from autogen_team._spool.index import Found
     from autogen_team._sync.copying import Outcome as Copied
-    from autogen_team._sync.copying import Progress
+    from autogen_team._sync.copying import Progress, Registered
 
 __all__ = ["MlflowService"]
 
@@ -114,7 +115,7 @@ class MlflowService(Service, StateFolder):
     registry_name: Annotated[str, Variable("MLFLOW_REGISTERED_MODEL_NAME")] = Field(
         default_factory=lambda: default_of("mlflow_registered_model_name")
     )
-    """Name under which the job can register its model. No model is registered automatically."""
+    """Name under which `register` registers the job's model. No model is registered automatically."""
     autolog_disable: bool = False
     """Turn MLflow's autologging off."""
     autolog_disable_for_unsupported_versions: bool = False
@@ -275,6 +276,32 @@ class MlflowService(Service, StateFolder):
 
         configs.log(config)
 
+    def register(
+        self, model_uri: str, *, alias: str | None = None, tags: Mapping[str, Any] | None = None
+    ) -> ModelVersion:
+        """Register a model as the next version of `registry_name`, once its files have arrived, and return the version.
+
+        `model_uri` is that of what `log_model` returns. Tags that are not text are converted by `str`.
+
+        >>> service = MlflowService(tracking_uri="sqlite:///models.db", registry_name="digits")
+        >>> with service, service.run_context(MlflowService.RunConfig(name="train")):
+        ...     model = mlflow.create_external_model(name="model")
+        ...     version = service.register(f"models:/{model.model_id}", alias="champion", tags={"fold": 1})
+        >>> service.client().get_model_version_by_alias("digits", "champion").tags
+        {'fold': '1'}
+
+        Raises:
+            NotStartedError: the service is not running.
+            ConfigurationError: `model_uri` does not name a model, or `alias` is not one that MLflow takes.
+            TrackingUnavailableError: the files have not arrived within `flush_timeout` seconds.
+            MlflowException: the model does not exist, or the registry does not accept it.
+
+        """
+        lifecycle_of(self)
+        from autogen_team._capture import registering
+
+        return registering.register(model_uri, self.registry_name, alias=alias, tags=tags, flush=self.flush)
+
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until the store has everything logged so far, files included, at most `timeout` seconds.
 
@@ -321,12 +348,13 @@ class MlflowService(Service, StateFolder):
         dry_run: bool = False,
         delete: bool = False,
         progress: Callable[[Progress], None] = lambda _: None,
-    ) -> Iterator[Copied]:
-        """Copy the runs of another store to this service's store, each once, and yield the result of each.
+    ) -> Iterator[Copied | Registered]:
+        """Copy another store to this service's stores, everything once; yield the result of each run, then of the rest.
 
         `source` is a SQLite database or a folder of MLflow's. Metrics come with their history. Parameters, tags,
-        datasets, artifacts, models, nesting and times are kept. With `dry_run`, nothing is written. With `delete`, a
-        run that was copied completely is deleted in the source. Nothing happens before the first result is requested.
+        datasets, artifacts, models, traces, nesting and times are kept. Registered models and prompts go to the
+        registry, and get new version numbers there. With `dry_run`, nothing is written. With `delete`, a run that was
+        copied completely is deleted in the source. Nothing happens before the first result is requested.
 
         Raises:
             ConfigurationError: the source does not exist, or is the store itself.
@@ -336,9 +364,14 @@ class MlflowService(Service, StateFolder):
         from autogen_team._ship import uris
         from autogen_team._sync import copying
 
-        target = uris.absolute(self.tracking_uri)
         yield from copying.copy(
-            source, target, dry_run=dry_run, delete=delete, timeout=self.connect_timeout, progress=progress
+            source,
+            uris.absolute(self.tracking_uri),
+            registry=uris.absolute(self.registry_uri),
+            dry_run=dry_run,
+            delete=delete,
+            timeout=self.connect_timeout,
+            progress=progress,
         )
 
     def client(self) -> MlflowClient:

@@ -160,3 +160,12 @@ HARD_DELETE = MLFLOW.part(
     "mlflow.store.tracking.sqlalchemy_store:SqlAlchemyStore._hard_delete_run",
     lost="`autogen-team doctor` leaves its deleted trial run in the database until `mlflow gc` is called",
 )
+
+REGISTERED = MLFLOW.part(
+    "mlflow.tracking.client:MlflowClient._get_registry_client",
+    "mlflow.store.model_registry.sqlalchemy_store:MlflowClient",
+    lost="`autogen-team sync` does not copy registered models and prompts",
+)
+"""`MlflowClient` itself does not show prompts as the registered models that they are. The second name is replaced
+while a version is created, because a registry in a database looks for the logged model in the store that the process
+uses."""

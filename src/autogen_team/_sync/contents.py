@@ -4,44 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Container, Iterable, Iterator
 from functools import partial
 from typing import Any, Literal
 
 from mlflow.entities import DatasetInput, LoggedModelInput, LoggedModelOutput, Metric, Param, Run, RunTag
+from mlflow.tracing.constant import TraceTagKey
 from mlflow.utils import mlflow_tags, validation
 
 from autogen_team._ship import mlflow_backend, sql_bulk
 from autogen_team._sync.files import Findings, Store, Tell, count_files, describe_files, send_files
-from autogen_team._sync.models import COPIED_FROM, Models, Owner, Point, as_point, links
+from autogen_team._sync.models import COPIED_CONTENT, COPIED_FROM, Models, Owner, Point, as_point, links
+from autogen_team._sync.outcomes import Counts
+from autogen_team._sync.traces import Traces
 
 COPIED = "autogen_team.copied"
 """Tag of a complete copy: the end of the run in the source, in milliseconds since the epoch, or `unknown`."""
-
-COPIED_CONTENT = "autogen_team.copied_content"
-"""Tag of a complete copy: the result of `Contents.digest` for the source run when the copy was completed."""
 
 _NOT_AS_THEY_ARE = frozenset(
     {COPIED_FROM, COPIED, COPIED_CONTENT, mlflow_tags.MLFLOW_PARENT_RUN_ID, mlflow_tags.MLFLOW_RUN_NAME}
 )
 """Tags that are set when a copy begins or ends. The source may be the target of another copy, and have its own."""
 _LARGEST_REQUEST = int(0.9 * validation.MAX_BATCH_LOG_REQUEST_SIZE)
-
-
-@dataclass(frozen=True, slots=True)
-class Counts:
-    """How much was sent; in a dry run, how much the source holds."""
-
-    metrics: int = 0
-    """Number of points, not of names."""
-    params: int = 0
-    tags: int = 0
-    datasets: int = 0
-    artifacts: int = 0
-    """Number of files, including those of models."""
-    models: int = 0
-    """Number of models that the run created, whether or not anything of them was sent."""
 
 
 class Contents:
@@ -52,7 +36,9 @@ class Contents:
         source: Store,
         target: Store,
         models: Models,
+        traces: Traces,
         *,
+        relink: Callable[[str], str],
         owner: Owner,
         runs: Container[str | None],
         begun: Container[str],
@@ -60,6 +46,9 @@ class Contents:
         self._source = source
         self._target = target
         self._models = models
+        self._traces = traces
+        self._relink = relink
+        """`Registry.relink`."""
         self._owner = owner
         self._runs = runs
         """Ids of all runs that are copied."""
@@ -81,6 +70,7 @@ class Contents:
             datasets=len(_datasets(run)),
             artifacts=sum(count_files(self._source.files(place), findings) for place in places),
             models=len(models),
+            traces=len(self._traces.made_by(run_id)),
         )
 
     def _describe_files(self, place: str) -> object:
@@ -115,6 +105,7 @@ class Contents:
                 for model in models
             ],
             [self._describe_files(place) for place in places],
+            *self._traces.describe(run),
         )
         return hashlib.sha256(repr(found).encode(errors="surrogatepass")).hexdigest()[:16]
 
@@ -135,13 +126,14 @@ class Contents:
         copy_id, there = copy.info.run_id, copy.data
         send = partial(self._send, copy_id, findings)
         params = send("params", (Param(*item) for item in run.data.params.items() if item[0] not in there.params))
-        tags = send("tags", (RunTag(*item) for item in _tags(run, copy_id) if there.tags.get(item[0]) != item[1]))
+        tags = send("tags", (RunTag(*item) for item in self._tags(run, copy_id) if there.tags.get(item[0]) != item[1]))
         datasets = self._send_datasets(run, copy, findings)
         tell("metrics")
         metrics = send("metrics", self._metrics(run, copy_id, findings))
         artifacts = self._send_files(run, copy, findings, tell) + self._send_models(run, findings, tell)
         self._link_models(run, copy, findings)
-        return Counts(metrics, params, tags, datasets, artifacts, len(self._models.made_by(run.info.run_id)))
+        traces = self._traces.send_of(run, copy, self._owner, findings, tell)
+        return Counts(metrics, params, tags, datasets, artifacts, len(self._models.made_by(run.info.run_id)), traces)
 
     def _send(
         self,
@@ -157,6 +149,15 @@ class Contents:
                 self._target.client.log_batch(copy_id, **dict[str, Any]({kind: batch}))
                 sent += len(batch)
         return sent
+
+    def _tags(self, run: Run, copy_id: str) -> Iterator[tuple[str, str]]:
+        for key, value in run.data.tags.items():
+            if key == mlflow_tags.MLFLOW_LOGGED_MODELS:
+                yield key, value.replace(run.info.run_id, copy_id)
+            elif key == TraceTagKey.LINKED_PROMPTS:  # runs have the same tag
+                yield key, self._relink(value)
+            elif key not in _NOT_AS_THEY_ARE:
+                yield key, value
 
     def _metrics(self, run: Run, copy_id: str, findings: Findings) -> Iterator[Metric]:
         """Yield the points that are missing in the copy of the run, or in the copy of the model that they measure."""
@@ -237,13 +238,6 @@ def _since(copy: Run) -> float | None:
     """Return the end of the run at its last complete copy, in seconds since the epoch; None without such a copy."""
     stamp = copy.data.tags.get(COPIED, "")
     return int(stamp) / 1000 if stamp.isdecimal() else None
-
-
-def _tags(run: Run, copy_id: str) -> Iterator[tuple[str, str]]:
-    for key, value in run.data.tags.items():
-        if key not in _NOT_AS_THEY_ARE:
-            is_about_files = key == mlflow_tags.MLFLOW_LOGGED_MODELS
-            yield key, value.replace(run.info.run_id, copy_id) if is_about_files else value
 
 
 def _datasets(run: Run) -> list[DatasetInput]:

@@ -1,6 +1,6 @@
-"""Copy runs from one MLflow store to another: work offline, then sync.
+"""Copy runs, traces and registered models from one MLflow store to another: work offline, then sync.
 
-Three tags describe a copy:
+Three tags describe the copy of a run:
 
 - `autogen_team.copied_from`, set when the copy is created, is the id of the run in the source;
 - `autogen_team.copied`, set last, is the end time of that run. Until then the copy is RUNNING. A copy without this tag
@@ -12,15 +12,14 @@ Three tags describe a copy:
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sqlite3
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage, Run, RunInfo, RunTag, ViewType
@@ -29,18 +28,20 @@ from mlflow.utils import mlflow_tags
 
 from autogen_team._process import saved
 from autogen_team._redact import mask, mask_url
-from autogen_team._ship import server_probe, uris
+from autogen_team._ship import mlflow_names, server_probe, uris
 from autogen_team._ship.error_text import first_line
 from autogen_team._sync import listing
-from autogen_team._sync.contents import COPIED, COPIED_CONTENT, Contents, Counts
+from autogen_team._sync.contents import COPIED, Contents
 from autogen_team._sync.files import Findings, Store, Tell, pages
-from autogen_team._sync.models import COPIED_FROM, Models
+from autogen_team._sync.models import COPIED_CONTENT, COPIED_FROM, Models
+from autogen_team._sync.outcomes import Counts, Happened, Kind, Outcome, Progress, Registered
+from autogen_team._sync.registry import Registry
+from autogen_team._sync.traces import Traces
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
 
-__all__ = ["COPIED", "COPIED_FROM", "Counts", "Happened", "Outcome", "Progress", "copy"]
+__all__ = ["COPIED", "COPIED_FROM", "Counts", "Happened", "Outcome", "Progress", "Registered", "copy"]
 
-Happened: TypeAlias = Literal["copied", "continued", "unchanged", "would copy", "skipped", "failed"]
-
+_ARRIVED = frozenset({"copied", "continued", "unchanged", "would copy"})
 _ENDED = frozenset({"FINISHED", "FAILED", "KILLED"})
 _EXPERIMENT_ELSEWHERE = frozenset({mlflow_tags.MLFLOW_ARTIFACT_LOCATION})
 _ENVIRONMENT = {
@@ -48,36 +49,6 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """Result for one run; without a `source_id`, `reason` is about an experiment or the whole store."""
-
-    experiment: str
-    run_name: str
-    source_id: str
-    target_id: str | None
-    """None if there is no copy."""
-    happened: Happened
-    counts: Counts = field(default_factory=Counts)
-    reason: str | None = None
-    """Why the run, or which part of it, was not copied; without secrets."""
-    is_deleted: bool = False
-    """Whether the run was deleted in the source; as always in MLflow, only `mlflow gc` removes it for good."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Progress of `copy`."""
-
-    done: int
-    """Number of runs that are done."""
-    total: int
-    """Number of runs to copy."""
-    run_name: str
-    part: str
-    """Part of the run that is being sent, such as the path of an artifact; empty when the run begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +63,19 @@ def copy(
     source: str,
     target: str,
     *,
+    registry: str | None = None,
     dry_run: bool = False,
     delete: bool = False,
     timeout: float = 5.0,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> Iterator[Outcome]:
-    """Copy the runs of one store to another; yield the outcome of each run as soon as it is known.
+) -> Iterator[Outcome | Registered]:
+    """Copy everything in one store to another; yield the outcome of each run, then of each registered model.
 
-    A copy may be interrupted at any moment. The next call continues it, and sends nothing twice. With `dry_run` nothing
-    is written to the target. With `delete` each run is deleted in the source as soon as it and everything in it has
-    arrived. The stores must answer within `timeout` seconds at the start, and the target again after each fault.
+    Registered models go to the store `registry`, by default the target. A copy may be interrupted at any moment. The
+    next call continues it, and sends nothing twice. With `dry_run` nothing is written to the target. With `delete` each
+    run is deleted in the source as soon as it, its traces and the versions registered from it have arrived. Traces and
+    versions stay, because MLflow could not restore them. The stores must answer within `timeout` seconds at the start,
+    and the target again after each fault.
 
     Raises:
         ConfigurationError: a store cannot be used, or both are the same one. Like the next error, it is raised when the
@@ -116,11 +90,12 @@ def copy(
     is_missing = _is_store(target) is None
     if not is_missing:
         _require_store(target, "target")
-    for uri in (source, target):
+    registry = uris.absolute(registry) if registry else target
+    for uri in dict.fromkeys((source, target, registry)):
         server_probe.check(uri, timeout)
     with _environment():
         options = _Options(dry_run, delete and not dry_run, timeout, progress)
-        to = Store(target, None) if dry_run and is_missing else _open(target)
+        to = Store(target, None) if dry_run and is_missing else _open(target, registry)
         yield from _Copying(_open(source, read_only=True), to, options, is_missing=is_missing).outcomes()
 
 
@@ -154,9 +129,9 @@ def _require_store(uri: str, role: str) -> None:
         )
 
 
-def _open(uri: str, *, read_only: bool = False) -> Store:
+def _open(uri: str, registry: str | None = None, *, read_only: bool = False) -> Store:
     place = uris.local_place(uri)
-    store = Store(uri, place.parent if place and not uris.is_folder(uri) else place)
+    store = Store(uri, place.parent if place and not uris.is_folder(uri) else place, registry)
     try:
         with saved.quiet("alembic"):
             if read_only:
@@ -205,27 +180,62 @@ class _Copying:
         """Experiments of the source, by id."""
         self._infos: dict[str, RunInfo] = {}
         """Runs of the source, by id."""
-        self._versions: Counter[str | None] = Counter()
-        """Number of registered model versions, by run id."""
         self._experiment_ids: dict[str, str] = {}
         """Ids of the target's experiments, by the source's ids."""
         self._copy_ids: dict[str, str] = {}
         """Ids of the copies, by the ids of the source's runs."""
         self._begun: set[str] = set()
         """Ids of the copies that this pass has created."""
+        self._arrived: set[str] = set()
+        """Ids of the runs whose copies are complete; in a dry run, of those that would be copied."""
+        self._partial: set[str] = set()
+        """Ids of the runs of which something stays in the source only."""
+        owner, runs = self._copy_id, self._infos
         self._models = Models(source, target, self._make_experiment)
+        self._registry = Registry(
+            source, target, self._models, owner=owner, runs=runs, arrived=self._arrived, check=self._check
+        )
+        relink = self._registry.relink
+        self._traces = Traces(source, target, self._models, self._make_experiment, relink)
         self._contents = Contents(
-            source, target, self._models, owner=self._copy_id, runs=self._infos, begun=self._begun
+            source, target, self._models, self._traces, relink=relink, owner=owner, runs=runs, begun=self._begun
         )
 
-    def outcomes(self) -> Iterator[Outcome]:
-        """Copy the runs; yield the outcome of each, then what cannot be copied."""
+    def outcomes(self) -> Iterator[Outcome | Registered]:
+        """Copy the runs; yield the outcome of each, then those of the registered models."""
         self._learn()
+        waiting: list[Outcome] = []
+        """Runs that cannot be deleted before the versions that were registered from them have been copied."""
+        prompts = self._copy_registered("prompt")  # first, because runs and traces name their versions
         for done, info in enumerate(self._infos.values()):
-            yield self._outcome(info, partial(self._tell, done, info))
+            outcome = self._outcome(info, partial(self._tell, done, info))
+            if self._options.delete and self._registry.has_versions_of(info.run_id):
+                waiting.append(outcome)
+            else:
+                yield self._without_original(outcome)
+        for experiment in self._experiments.values():
+            yield from self._other_traces(experiment)
+        models = self._copy_registered("model")
+        yield from map(self._without_original, waiting)
         for one in self._listing.broken:
             yield Outcome(one.experiment, one.run_name, one.run_id, None, "failed", reason=one.reason)
         yield from self._never_copied()
+        yield from (*models, *prompts)
+
+    def _copy_registered(self, kind: Kind) -> list[Registered]:
+        options, tell = self._options, self._tell_of_registry
+        return list(self._registry.copy(kind, dry_run=options.dry_run, is_missing=self._is_missing, tell=tell))
+
+    def _never_copied(self) -> Iterator[Outcome]:
+        if uris.is_folder(self._source.uri):
+            return
+        try:
+            found = [one.name for one in pages(self._source.client.search_datasets, list(self._experiments))]
+        except Exception:  # an older server
+            return
+        if found:
+            reason = f"not copied: evaluation datasets ({', '.join(found)}); create them there from their data"
+            yield Outcome("", "", "", None, "skipped", reason=reason)
 
     def _learn(self) -> None:
         listing = self._listing
@@ -233,13 +243,15 @@ class _Copying:
             self._experiments[experiment.experiment_id] = experiment
             self._infos.update((run.info.run_id, run.info) for run in listing.runs(experiment))
         listing.attempt("models", partial(self._models.learn, list(self._experiments)))
-        listing.attempt("registered models", self._count_versions)
-
-    def _count_versions(self) -> None:
-        self._versions.update(version.run_id for version in pages(self._source.client.search_model_versions))
+        listing.attempt("traces", partial(self._traces.learn, list(self._experiments)))
+        if mlflow_names.REGISTERED.works():
+            listing.attempt("registered models", self._registry.learn)
 
     def _tell(self, done: int, info: RunInfo, part: str) -> None:
         self._options.progress(Progress(done, len(self._infos), info.run_name or "", part))
+
+    def _tell_of_registry(self, part: str) -> None:
+        self._options.progress(Progress(len(self._infos), len(self._infos), "", part))
 
     def _check(self) -> None:
         server_probe.check(self._target.uri, self._options.timeout)
@@ -260,10 +272,11 @@ class _Copying:
             self._check()
             happened = "failed"
             findings.faults.append(mask(first_line(error)))
-        is_deleted = happened in {"copied", "continued", "unchanged"} and self._options.delete
-        is_deleted = is_deleted and self._delete(info, findings)
-        name = info.run_name or ""
-        return Outcome(experiment, name, info.run_id, copy_id, happened, counts, findings.reason(), is_deleted)
+        if happened in _ARRIVED:
+            self._arrived.add(info.run_id)
+        if findings.left:
+            self._partial.add(info.run_id)
+        return Outcome(experiment, info.run_name or "", info.run_id, copy_id, happened, counts, findings.reason())
 
     def _bring(self, run_id: str, findings: Findings, tell: Tell) -> tuple[str | None, Happened, Counts]:
         run = self._source.client.get_run(run_id)
@@ -405,41 +418,46 @@ class _Copying:
 
     # Requests to the source.
 
-    def _delete(self, info: RunInfo, findings: Findings) -> bool:
-        client, run_id = self._source.client, info.run_id
-        try:
-            kept = _several(self._versions[run_id], "registered model version")
-            if client.search_traces(locations=[info.experiment_id], run_id=run_id, max_results=1, include_spans=False):
-                kept.append("traces")
-            if kept:
-                findings.notes.append(f"not deleted, because it has what is never copied: {', '.join(kept)}")
-                return False
-            client.delete_run(run_id)
-        except Exception as error:
-            findings.notes.append(f"not deleted: {mask(first_line(error))}")
-            return False
-        return True
+    def _without_original(self, outcome: Outcome) -> Outcome:
+        """Delete a run in the source, if that is wanted and all of it has arrived."""
+        run_id, reasons = outcome.source_id, [outcome.reason] if outcome.reason else []
+        if not self._options.delete or run_id not in self._arrived:
+            return outcome
+        is_deleted = False
+        if run_id in self._partial or not self._registry.has_copied_all_of(run_id):
+            reasons.append("not deleted, because not all of it could be copied")
+        else:
+            try:
+                self._source.client.delete_run(run_id)
+                is_deleted = True
+            except Exception as error:
+                reasons.append(f"not deleted: {mask(first_line(error))}")
+        return dataclasses.replace(outcome, is_deleted=is_deleted, reason="; ".join(reasons) or None)
 
-    def _never_copied(self) -> Iterator[Outcome]:
-        versions: Counter[str] = Counter()
-        for run_id, count in self._versions.items():
-            versions[self._infos[run_id].experiment_id if run_id in self._infos else ""] += count
-        for experiment_id, experiment in self._experiments.items():
-            findings = Findings(self._check)
-            left = _several(versions.pop(experiment_id, 0), "registered model version")
-            with findings.of("traces"):
-                search = self._source.client.search_traces
-                traces = pages(search, locations=[experiment_id], max_results=500, include_spans=False)
-                left += _several(sum(1 for _ in traces), "trace")
-            yield from _rest(experiment.name, left, findings)
-        yield from _rest("", _several(versions.total(), "registered model version"), Findings(self._check))
+    # Traces outside of runs
 
-
-def _rest(experiment: str, left: list[str], findings: Findings) -> Iterator[Outcome]:
-    if left:
-        findings.notes.append(f"never copied: {', '.join(left)}")
-    if reason := findings.reason():
-        yield Outcome(experiment, "", "", None, "skipped", reason=reason)
+    def _other_traces(self, experiment: Experiment) -> Iterator[Outcome]:
+        """Copy the traces that belong to no run that is copied."""
+        infos = self._traces.of_other_runs(experiment.experiment_id, self._infos.__contains__)
+        if not infos:
+            return
+        findings = Findings(self._check)
+        happened: Happened = "unchanged"
+        sent = 0
+        with findings.of("traces"):
+            if self._options.dry_run:
+                target_id = None if self._is_missing else self._find_experiment(experiment.experiment_id)
+                sent = self._traces.count_missing(infos, target_id, findings)
+                happened = "would copy" if sent else "unchanged"
+            else:
+                done = self._traces.send_others(infos, self._copy_id, findings, self._tell_of_registry)
+                sent = done.new + done.changed
+                happened = "unchanged" if not sent else "copied" if sent == len(infos) == done.new else "continued"
+        if findings.faults:
+            happened = "failed"
+        elif findings.left and not sent:
+            happened = "skipped"
+        yield Outcome(experiment.name, "", "", None, happened, Counts(traces=sent), findings.reason())
 
 
 def _get(client: MlflowClient, run_id: str) -> Run | None:
@@ -461,7 +479,3 @@ def _require_end(run: Run) -> None:
 
 def _stamp(run: Run) -> str:
     return str(run.info.end_time or "unknown")
-
-
-def _several(count: int, noun: str) -> list[str]:
-    return [f"{count} {noun}{'' if count == 1 else 's'}"] if count else []

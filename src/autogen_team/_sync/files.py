@@ -36,11 +36,18 @@ class Store:
     uri: str
     folder: Path | None
     """Folder of a file store, or folder that contains the database; None for a server."""
+    registry_uri: str | None = None
+    """Store of the registered models, if it is another one."""
 
     @cached_property
     def client(self) -> MlflowClient:
         """Return a client of the store; this creates a missing database."""
-        return MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+        return MlflowClient(tracking_uri=self.uri, registry_uri=self.registry_uri or self.uri)
+
+    @cached_property
+    def registry(self) -> Any:
+        """Return MLflow's client of the model registry, which treats prompts as registered models."""
+        return self.client._get_registry_client()  # type: ignore[no-untyped-call]  # noqa: SLF001 - `REGISTERED` of `mlflow_names`
 
     def files(self, uri: str) -> ArtifactRepository:
         """Return the artifact repository for a URI given by the store."""
@@ -71,6 +78,8 @@ class Findings:
     """Faults: parts that should have been copied and were not, so the copy is incomplete."""
     notes: list[str] = field(default_factory=list)
     """Notes: parts that can never be copied."""
+    left: int = 0
+    """Number of parts that stay in the source only."""
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
@@ -82,6 +91,11 @@ class Findings:
         except Exception as error:
             self.check()
             self.faults.append(f"{part}: {mask(first_line(error))}")
+
+    def leave(self, part: str) -> None:
+        """Note that `part` stays in the source only, because the target cannot take it; say why in it."""
+        self.left += 1
+        self.notes.append(f"not copied: {part}")
 
     def reason(self) -> str | None:
         """Return the faults and notes in one line; None if there are none."""

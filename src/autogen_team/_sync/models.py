@@ -14,7 +14,9 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from autogen_team._sync.files import Findings, Store, Tell, pages, send_files
 
 COPIED_FROM = "autogen_team.copied_from"
-"""Tag that identifies the copy of a run or of a model: its id in the source."""
+"""Tag that identifies a copy: the id of its original in the source."""
+COPIED_CONTENT = "autogen_team.copied_content"
+"""Tag of a complete copy: a digest of its original at that time."""
 
 Point: TypeAlias = tuple[str, int, float | str, int]
 Moment: TypeAlias = tuple[str, int, float | str]

@@ -30,8 +30,19 @@ def existing_store(state: Path, destination: str) -> str | None:
     return store_uri(state, destination) if (folder(state, destination) / _STORE).exists() else None
 
 
+def is_one(uri: str) -> bool:
+    """Return whether this is a store of offline runs; processes that an offline job starts are given its URI."""
+    place = local_place(uri)
+    return place is not None and place.name == _STORE and (place.parent / _ABOUT).exists()
+
+
 def prepare(state: Path, destination: str) -> str:
-    """Create the folder of the store, and return the URI of the store."""
+    """Create the folder of the store, and return the URI of the store.
+
+    If the destination is such a store itself, return its URI: offline runs wait in one place.
+    """
+    if is_one(destination):
+        return destination
     place = private_folder(folder(state, destination))
     (place / _ABOUT).write_bytes(orjson.dumps({"destination": mask_url(destination)}))
     return store_uri(state, destination)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from autogen_team._process.folders import state_folder
 from autogen_team._redact import mask_url
+from autogen_team._sync.outcomes import Outcome, Registered
 from autogen_team.cli import _context, _look
 from autogen_team.errors import ConfigurationError
 from autogen_team.io.services import MlflowService
@@ -20,7 +21,7 @@ from autogen_team.io.services import MlflowService
 if TYPE_CHECKING:
     from autogen_team._ship.recovery import Recovered
     from autogen_team._spool.index import Found
-    from autogen_team._sync.copying import Outcome, Progress
+    from autogen_team._sync.outcomes import Progress
 
 __all__ = ["sync"]
 
@@ -50,19 +51,21 @@ def sync(
         # A journal is delivered to the store of its process; `--to` applies only to runs that are copied.
         stores = _stores(source, usual, is_elsewhere=to is not None)
         recovered = [] if source else list(_journals(usual, dry_run=dry_run))
-        outcomes: list[Outcome] = []
+        results: list[Outcome | Registered] = []
         with _progress() as show:
             for store in stores:
-                outcomes += service.copy_from(store, dry_run=dry_run, delete=delete, progress=show)
+                results += service.copy_from(store, dry_run=dry_run, delete=delete, progress=show)
         left = [] if source else list(_left(state_folder(usual.state_dir), stores))
+    outcomes = [one for one in results if isinstance(one, Outcome)]
+    registered = [one for one in results if isinstance(one, Registered)]
     if as_json:
-        _look.as_json({"journals": recovered, "runs": [asdict(outcome) for outcome in outcomes], "left": left})
+        rows = {"runs": [asdict(one) for one in outcomes], "registered": [asdict(one) for one in registered]}
+        _look.as_json({"journals": recovered, **rows, "left": left})
     else:
-        _print(recovered, outcomes, service)
+        _print(recovered, outcomes, registered, service)
         for one in left:
             _look.say("left", f"{one['what']} for {one['store']}: {one['why']}", "bold")
-    failures = [one for one in recovered if one["problem"]] + [one for one in outcomes if one.happened == "failed"]
-    if failures:
+    if any(one["problem"] for one in recovered) or any(one.happened == "failed" for one in results):
         raise SystemExit(_FAILED)
 
 
@@ -170,19 +173,23 @@ def _progress() -> Iterator[Callable[[Progress], None]]:
         yield show
 
 
-def _print(recovered: list[dict[str, object]], outcomes: list[Outcome], service: MlflowService) -> None:
+def _print(
+    recovered: list[dict[str, object]], outcomes: list[Outcome], registered: list[Registered], service: MlflowService
+) -> None:
     if recovered:
         _look.table(tuple(recovered[0]), [tuple(str(cell) for cell in row.values()) for row in recovered])
     if outcomes:
-        columns = ("experiment", "run", "what happened", "points", "params", "tags", "artifacts", "models", "as", "why")
-        _look.table(columns, map(_cells, outcomes))
-    if not recovered and not outcomes:
+        numbers = ("points", "params", "tags", "artifacts", "models", "traces")
+        _look.table(("experiment", "run", "what happened", *numbers, "as", "why"), map(_cells, outcomes))
+    if registered:
+        _look.table(("registered", "what happened", "versions", "why"), map(_registered_cells, registered))
+    if not recovered and not outcomes and not registered:
         _look.say("sync", f"nothing waits for {mask_url(service.tracking_uri)}", "bold")
 
 
 def _cells(outcome: Outcome) -> tuple[str, ...]:
     counts = outcome.counts
-    numbers = (counts.metrics, counts.params, counts.tags, counts.artifacts, counts.models)
+    numbers = (counts.metrics, counts.params, counts.tags, counts.artifacts, counts.models, counts.traces)
     happened = f"{outcome.happened}, deleted here" if outcome.is_deleted else outcome.happened
     return (
         outcome.experiment or "-",
@@ -191,4 +198,14 @@ def _cells(outcome: Outcome) -> tuple[str, ...]:
         *(str(number) if number else "-" for number in numbers),
         outcome.target_id or "-",
         outcome.reason or "-",
+    )
+
+
+def _registered_cells(registered: Registered) -> tuple[str, ...]:
+    versions = [here if there is None else f"{here} as {there}" for here, there in registered.versions.items()]
+    return (
+        f"{registered.kind} {registered.name}",
+        registered.happened,
+        ", ".join(versions) or "-",
+        registered.reason or "-",
     )

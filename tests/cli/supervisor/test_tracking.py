@@ -7,6 +7,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
+from autogen_team._sync import offline_store
+
 REASON = "autogen_team.exception"
 
 
@@ -181,3 +183,27 @@ def test_the_state_folder_of_the_command_is_that_of_the_job(supervised, script, 
     assert the_run().data.metrics == {"loss": 0.5}
     assert {"journals", "locks"} <= {path.name for path in Path("own").iterdir()}
     assert [path for path in (tmp_path / "state", Path("elsewhere", "own")) if path.exists()] == []
+
+
+def test_an_offline_job_that_traces_and_registers_a_model_ends(supervised, script, tmp_path, monkeypatch):
+    """Its context, its trace and its model are in the offline store of the command; it once waited for its own lock."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    body = (
+        "import mlflow; from autogen_team import GlobalContext\n"
+        "class Echo(mlflow.pyfunc.PythonModel):\n"
+        "    def predict(self, model_input: list[str]) -> list[str]: return model_input\n"
+        "with GlobalContext() as context, context.run('train'):\n"
+        "    with mlflow.start_span('ask'): pass\n"
+        "    mlflow.pyfunc.log_model(name='model', python_model=Echo(), pip_requirements=[], "
+        "registered_model_name='fraud')\n"
+    )
+    ended = supervised("--mode", "offline", "--no-system-metrics", script(body))
+
+    assert ended.returncode == 0, ended.stderr
+    (uri,) = offline_store.find(tmp_path / "state")
+    client = mlflow.MlflowClient(uri, uri)
+    experiment = client.get_experiment_by_name("autogen_team")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.status == "FINISHED"
+    assert len(client.search_traces(locations=[experiment.experiment_id], run_id=run.info.run_id)) == 1
+    assert [one.run_id for one in client.search_model_versions()] == [run.info.run_id]

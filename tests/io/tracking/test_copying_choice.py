@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from pathlib import Path
 
-import mlflow
 from mlflow.entities import ViewType
 
 from autogen_team._sync import copying
@@ -165,36 +163,6 @@ def test_an_experiment_that_was_deleted_on_the_target_is_not_written_to(source, 
 
     assert outcome.happened == "skipped"
     assert "mlflow experiments restore" in outcome.reason
-
-
-def test_what_is_never_copied_is_counted(source, target, make_run):
-    """Registered model versions and traces are counted as never copied, and runs that have them are not deleted."""
-    client = client_of(source)
-    run_id = make_run(source, fill=write({"model/MLmodel": "run_id: x"}))
-    client.create_registered_model("fraud")
-    client.create_model_version("fraud", f"runs:/{run_id}/model", run_id)
-    client.create_model_version("fraud", "/somewhere")
-    with current(source):
-        mlflow.set_experiment(EXPERIMENT)
-        with mlflow.start_span("call"):
-            pass
-        with mlflow.start_run(run_name="traced"), mlflow.start_span("call"):
-            pass
-        mlflow.flush_trace_async_logging()
-    deadline = time.monotonic() + 30
-    while len(client.search_traces(locations=[client.get_run(run_id).info.experiment_id])) < 2:
-        assert time.monotonic() < deadline
-
-    registered, traced, *rest = copy(source, target, delete=True)
-
-    assert {run.happened for run in (registered, traced)} == {"copied"}
-    assert {run.is_deleted for run in (registered, traced)} == {False}
-    assert "not deleted, because it has what is never copied: 1 registered model version" in registered.reason
-    assert "not deleted, because it has what is never copied: traces" in traced.reason
-    assert [(other.experiment, other.source_id, other.happened, other.reason) for other in rest] == [
-        (EXPERIMENT, "", "skipped", "never copied: 1 registered model version, 2 traces"),
-        ("", "", "skipped", "never copied: 1 registered model version"),
-    ]
 
 
 def test_a_run_is_deleted_in_the_source_once_it_has_arrived(source, target, make_run):

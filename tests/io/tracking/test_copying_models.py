@@ -134,7 +134,7 @@ def test_a_model_that_was_not_finished_is_not_finished_in_the_copy(source, targe
 
 
 def test_the_copy_of_a_registered_model_does_not_claim_to_be_registered(source, target, make_run):
-    """The tag that lists registered versions of a model is not copied, because the registry is not copied."""
+    """The tag that lists registered versions of a model names those of the source, and is not copied."""
 
     def fill(client, run_id):
         tags = {"mlflow.modelVersions": '[{"name": "fraud", "version": 1}]', "stage": "one"}

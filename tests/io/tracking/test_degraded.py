@@ -13,7 +13,8 @@ from autogen_team._process.private_names import find
 from autogen_team._ship import mlflow_names
 
 _PARTS = [(name, part) for part in mlflow_names.MLFLOW.parts for name in part.names]
-_IN_JOBS = [name for name, part in _PARTS if part is not mlflow_names.HARD_DELETE]
+_IN_COMMANDS = (mlflow_names.HARD_DELETE, mlflow_names.REGISTERED)
+_IN_JOBS = [name for name, part in _PARTS if part not in _IN_COMMANDS]
 _RENAMING = f"""
 import sys
 sys.path.append({str(Path(testkit.__file__).parents[1])!r})
@@ -127,3 +128,16 @@ def test_a_store_that_cannot_be_looked_up_is_named_by_commands(run_python, store
     assert status == 1
     assert "ConfigurationError: MLflow" in err
     assert "install one of MLflow 3.10 to 3.17" in err
+
+
+def test_runs_are_copied_without_the_registry(run_python, store_uri):
+    """`autogen-team sync` copies runs if registered models cannot be read, and says what is lost."""
+    client = mlflow.MlflowClient(store_uri)
+    client.set_terminated(client.create_run("0", run_name="train").info.run_id)
+    client.create_registered_model("fraud")
+    job = "from autogen_team.cli import main\nsys.argv[1:] = ['sync', 'mlflow.db', '--to', 'other.db']\nmain()"
+    status, out, err = run_python(*_with_later_mlflow(job, mlflow_names.REGISTERED.names[0]))
+
+    assert status == 0, err
+    assert "copied" in out
+    assert err.count(mlflow_names.REGISTERED.lost) == 1, err

@@ -111,6 +111,20 @@ def test_runs_for_different_servers_are_kept_apart(dead_server, tmp_path):
     assert "hunter2" not in "".join(texts)
 
 
+@pytest.mark.parametrize("mode", ["online", "offline"])
+def test_a_service_inside_an_offline_job_uses_its_store(dead_server, tmp_path, mode):
+    """A service that is created inside an offline job takes the store from the environment; it has no other place."""
+    with MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True):
+        inner = MlflowService(mode=mode, autolog_disable=True, experiment_name="inner")
+        run = train(inner)
+
+    (uri,) = offline_store.find(tmp_path / "state")
+    assert offline_store.find(tmp_path / "state") == {uri: dead_server}
+    stored = mlflow.MlflowClient(uri).get_run(run.info.run_id)
+    assert stored.info.status == "FINISHED"
+    assert (tmp_path / "state") in Path(stored.info.artifact_uri.removeprefix("file://")).parents
+
+
 def test_offline_runs_are_for_their_owner_only(dead_server, tmp_path):
     """Only the owner can read the folder of offline runs."""
     train(MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True))

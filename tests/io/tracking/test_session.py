@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from pathlib import Path
 
 import mlflow
 import pytest
 
 from autogen_team._capture import db_init_lock, session
+from autogen_team.io.services import MlflowService
 
 PROCESSES = 8
 
@@ -61,6 +63,42 @@ def test_a_database_has_one_turn_whatever_its_options(tmp_path):
             pass
 
     assert len(list((tmp_path / "state" / "locks").iterdir())) == 1
+
+
+def test_a_turn_inside_a_turn_does_not_wait_for_itself(tmp_path, monkeypatch):
+    """A block for a database can be entered again inside itself; otherwise this test would hang."""
+    monkeypatch.setattr(db_init_lock, "PATIENCE", float("inf"))
+
+    with db_init_lock.in_turn("sqlite:///mlflow.db", tmp_path), db_init_lock.in_turn("sqlite:///mlflow.db", tmp_path):
+        pass
+
+
+def test_a_thread_waits_for_the_turn_of_another_one(tmp_path):
+    """Two threads of one process take turns, as two processes do."""
+    entered = threading.Event()
+
+    def enter() -> None:
+        with db_init_lock.in_turn("sqlite:///mlflow.db", tmp_path):
+            entered.set()
+
+    thread = threading.Thread(target=enter)
+    with db_init_lock.in_turn("sqlite:///mlflow.db", tmp_path):
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(60)
+    assert entered.is_set()
+
+
+def test_a_second_service_starts_on_another_database(store_uri, tmp_path, monkeypatch):
+    """Both services have their experiment; the second one would wait for its own lock otherwise, and hang."""
+    monkeypatch.setattr(db_init_lock, "PATIENCE", float("inf"))
+    other = f"sqlite:///{tmp_path}/other.db"
+
+    with MlflowService(tracking_uri=store_uri, autolog_disable=True):  # noqa: SIM117 - the order is the test
+        with MlflowService(tracking_uri=other, autolog_disable=True):
+            pass
+
+    assert mlflow.MlflowClient(other).get_experiment_by_name("autogen_team")
 
 
 def test_the_state_folder_is_for_its_owner_only(tmp_path):
