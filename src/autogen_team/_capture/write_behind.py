@@ -82,6 +82,7 @@ def open_runs() -> dict[str, str]:
 def flush(timeout: float) -> bool:
     """Deliver what was written up to now to each store, and return whether all of them have it."""
     deadline = time.monotonic() + timeout
+    mlflow_internals.settle_traces(timeout)
     answers = [one.flush(max(0.0, deadline - time.monotonic())) for one in list(_working.values())]
     return all(answers)
 

@@ -13,7 +13,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
 from autogen_team._process.folders import private_folder
-from autogen_team._ship import mlflow_backend
+from autogen_team._ship import mlflow_backend, trace_files
 from autogen_team._ship.backend import Refused, Unreachable
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool.records import Entry
@@ -42,7 +42,7 @@ def _is_final(error: Exception, uri: str) -> bool:
 
 
 def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:
-    """Upload the artifact of an entry to its run or model, and remove the copy; move a refused copy to `refused`.
+    """Upload the artifact of an entry to its run, model or trace, and remove the copy; move a refused one to `refused`.
 
     Raises:
         Unreachable: the upload failed; another attempt may succeed.
@@ -50,12 +50,15 @@ def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> No
 
     """
     place = journal_folder / entry["place"]
-    if not place.is_dir():  # an earlier attempt uploaded it, and failed at a later entry
+    if not place.exists():  # an earlier attempt uploaded it, and failed at a later entry
         return
-    kind: Kind = "run" if "run" in entry else "logged_model"
     try:
-        repository = repository_of(client, entry.get("run") or entry["model"], kind)
-        repository.log_artifacts(str(place), entry.get("path"))
+        if entry["op"] == "trace_file":
+            trace_files.upload(client, place, entry)
+        else:
+            kind: Kind = "run" if "run" in entry else "logged_model"
+            repository = repository_of(client, entry.get("run") or entry["model"], kind)
+            repository.log_artifacts(str(place), entry.get("path"))
     except Exception as error:
         reason = with_kind(error)
         if not _is_final(error, client.tracking_uri):
@@ -64,4 +67,7 @@ def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> No
         private_folder(aside.parent)
         shutil.move(place, aside)
         raise Refused(f"{reason}; it is in {aside}") from error
-    shutil.rmtree(place, ignore_errors=True)
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _LONGEST_IDLE = 1.0
 """Polling interval in seconds for idle journals; a flush cuts it short."""
-_FOR_THE_JOB = frozenset({"artifact", "create"})
+_FOR_THE_JOB = frozenset({"artifact", "create", "trace_file"})
 """Operations of the job itself: MLflow's repositories are loaded there, and it learns the ids of its runs."""
 
 
@@ -299,7 +299,7 @@ class Route:
 
     def _report(self, run_id: str, text: str) -> None:
         for shipment in self._shipments:
-            if run_id in shipment.runs:
+            if not run_id or run_id in shipment.runs:
                 shipment.tell({"op": "say", "text": text})
 
 
