@@ -270,7 +270,7 @@ bench: $(READY) bench-peers ## Measure ourselves beside our peers
 LOCKED := $(UV)/bin/uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header --quiet
 .PHONY: lock
 lock: $(UV)/.ready ## Resolve the requirements anew
-	$(LOCKED) pyproject.toml --extra alerts --extra dask --extra gpu --extra ray --extra ui --group dev --output-file $(LOCK)
+	$(LOCKED) pyproject.toml --extra alerts --extra dask --extra gpu --extra otel --extra ray --extra ui --group dev --output-file $(LOCK)
 	$(LOCKED) pyproject.toml --extra alerts --extra dask --extra gpu --extra ray requirements/oldest.in \
 	  --resolution lowest-direct --output-file requirements/oldest.txt
 	echo "pyspark>=4" | $(LOCKED) - --output-file requirements/spark.txt

@@ -9,7 +9,9 @@ is called anyway, with secrets redacted from its arguments, and the log says so 
   redacted when it was stored is found again under the name that the job uses.
 - `flush first`: called once the store has what was logged before; its arguments are not stored.
 - `passed`: called unchanged. Its arguments are ids and numbers, a credential that MLflow keeps as one, or a trace.
-  `traces` redacts a trace on its way to any store.
+  `traces` redacts a trace on its way to any store, and writes it to the journal.
+
+Methods `of_traces` are called once the store has the traces that have ended before.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ class Rule:
     treatment: Treatment
     kept: frozenset[str] = frozenset()
     """Arguments that are not redacted, because MLflow needs them as they are: addresses and credentials."""
+    of_traces: bool = False
+    """Whether it reads or changes traces, so that the store must have those that have ended."""
 
     @property
     def redacts(self) -> bool:
@@ -46,6 +50,7 @@ def _rules(
     flush_first: str = "",
     passed: str = "",
     kept: Mapping[str, Iterable[str]],
+    of_traces: str = "",
 ) -> dict[str, Rule]:
     groups: tuple[tuple[Treatment, str], ...] = (
         ("journalled", journalled),
@@ -54,7 +59,9 @@ def _rules(
         ("passed", passed),
     )
     return {
-        name: Rule(treatment, frozenset(kept.get(name, ()))) for treatment, names in groups for name in names.split()
+        name: Rule(treatment, frozenset(kept.get(name, ())), name in of_traces.split())
+        for treatment, names in groups
+        for name in names.split()
     }
 
 
@@ -122,6 +129,13 @@ TRACKING = _rules(
         "search_mcp_server_versions": ["filter_string"],
         "upsert_online_scoring_config": ["filter_string"],
     },
+    of_traces="""
+        archive_traces batch_get_trace_infos batch_get_traces calculate_trace_filter_correlation create_assessment
+        delete_assessment delete_trace_tag delete_traces find_completed_sessions get_assessment
+        get_mcp_server_versions_for_trace get_online_trace_details get_trace get_trace_info
+        link_mcp_server_versions_to_trace link_prompts_to_trace link_traces_to_run query_trace_metrics search_traces
+        set_trace_tag unlink_traces_from_run update_assessment
+    """,
 )
 """The tracking store: `mlflow.store.tracking.abstract_store.AbstractStore`, and what MLflow's own stores add to it."""
 

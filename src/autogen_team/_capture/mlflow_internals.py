@@ -31,8 +31,11 @@ from autogen_team._process.patches import Hook, replace
 from autogen_team._process.private_names import find
 from autogen_team._process.refcount import RefCount
 from autogen_team._process.saved import SavedValue
+from autogen_team._process.threads import spawn
 from autogen_team._ship import mlflow_backend, mlflow_names, uris
 
+_EXPORTING = ("mlflowtracelogging", "otelbatchspan")
+"""How the names of the threads begin that export traces, in lower case."""
 _ALL_FLAVORS = "mlflow"  # the name under which `mlflow.autolog` stores its own arguments
 
 
@@ -419,6 +422,28 @@ def wait_for_traces() -> None:
     pending = getattr(_provider._get_trace_exporter(), "_async_queue", None)
     if pending is not None:
         pending._queue.join()
+
+
+def settle_traces(timeout: float) -> None:
+    """Wait until every span that has ended is in the journal or the store, at most `timeout` seconds.
+
+    A thread of MLflow that exports traces cannot wait for itself, and does not.
+    """
+    if "mlflow.tracing.processor.base_mlflow" not in sys.modules:
+        return
+    if not threading.current_thread().name.lower().startswith(_EXPORTING):
+        waiting = spawn(wait_for_traces, name="autogen-team-traces")
+        if waiting is not None:
+            waiting.join(timeout)
+
+
+def resource_of(span: Span) -> dict[str, Any] | None:
+    """Return the attributes of a span's resource, without those that say that MLflow has made it; None without any."""
+    if not mlflow_names.SPANS.works():
+        return None
+    attributes = getattr(span._span.resource, "attributes", {})
+    found = {name: value for name, value in attributes.items() if not name.startswith("telemetry.sdk.")}
+    return found or None
 
 
 def span_of(data: dict[str, Any], *, like: Span) -> Span:

@@ -35,6 +35,12 @@ _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
 _SAMPLER = "mlflow.system_metrics"  # announces itself four times in each run
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+_TRACES = {
+    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_INTERVAL_MILLIS": "200",
+    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_SPAN_BATCH_SIZE": "64",
+    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_WORKERS": "1",
+    "MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE": "100000",
+}
 _QUIET_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 
 
@@ -101,6 +107,7 @@ def _start(
         fast_path,
         lifecycle,
         mlflow_internals,
+        otel_traces,
         redacting_store,
         run_stacks,
         signals,
@@ -120,6 +127,10 @@ def _start(
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
         mlflow_names.RULES.works()  # says so if it does not
+        if settings.durable:
+            undo.callback(_export_traces_soon())
+        outbox, stop_sending = otel_traces.take_over()
+        undo.callback(stop_sending)
         undo.callback(mlflow_internals.keep_uris())
         undo.callback(quick_uris.take())
         given_id = None if is_experiment_chosen else mlflow_internals.given_experiment_id(settings.tracking_uri)
@@ -144,7 +155,7 @@ def _start(
             mlflow_internals.stand_in_for_others(lambda uri: others.callback(_stand_in_for_other(uri, settings)))
         )
         undo.callback(redacting_store.start_registry(write_behind.await_files))
-        undo.callback(traces.start(masked=settings.mask_traces, flush_timeout=settings.flush_timeout))
+        undo.callback(traces.start(settings.mask_traces, flush_timeout=settings.flush_timeout, outbox=outbox))
         undo.callback(system_metrics.sample_outside())
         undo.callback(run_stacks.isolate())
         undo.callback(mlflow_internals.keep_autolog())
@@ -159,6 +170,18 @@ def _start(
         )  # what a stop does first, while everything is still in place
         log_metrics = fast_path.logging_metrics()
         return Session(settings.tracking_uri, settings.registry_uri, undo.pop_all().close, log_metrics)
+
+
+def _export_traces_soon() -> Undo:
+    """Make MLflow hand traces on within a fraction of a second, by one thread, which writes them to the journal.
+
+    What the user has set stays. MLflow waits for five seconds to send several spans together, as the journal does, and
+    takes ten threads, because each waits for the server.
+    """
+    undo = saved.keep_environment(*_TRACES)
+    for name, value in _TRACES.items():
+        os.environ.setdefault(name, value)
+    return undo
 
 
 def _autolog(settings: MlflowService) -> dict[str, Any]:

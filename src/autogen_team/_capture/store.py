@@ -8,6 +8,7 @@ delivered, so that this process sees its own writes.
 from __future__ import annotations
 
 import logging
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -22,11 +23,12 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 from mlflow.utils.proto_json_utils import message_to_json
 from orjson import loads
 
-from autogen_team._capture import claims, manifest, mlflow_internals, redact_entities
+from autogen_team._capture import claims, manifest, mlflow_internals, redact_entities, trace_sums
 from autogen_team._capture.journal_writer import Writer
 from autogen_team._capture.metrics import MetricEntries
 from autogen_team._capture.redacting_store import RedactingStore
 from autogen_team._capture.run_cache import CachedRun, run_to_be_made
+from autogen_team._capture.trace_journal import TraceJournal
 from autogen_team._process import identity, run_events
 from autogen_team._redact import mask
 from autogen_team._ship import signs, ui_url
@@ -45,6 +47,8 @@ if TYPE_CHECKING:
 
 LOCAL_ID = "autogen_team.local_run_id"
 """The tag that holds the id of a run from the time when its store was out of reach."""
+_TRACES_PATIENCE = 5.0
+"""Seconds that MLflow's threads have to export the spans that have ended."""
 _READ_SOON, _READ_PATIENCE = 1.0, 20.0
 """Seconds that a read waits for what was written before it: first for any store, then for one that answers."""
 
@@ -80,6 +84,7 @@ class DurableStore(RedactingStore):
         self._known: dict[str, CachedRun] = {}
         self._metrics = MetricEntries(is_remote=availability.is_remote)
         self._writer = Writer(journal, shipper)
+        self.traces = TraceJournal(inner, journal, self._writer.write)
         self._has_told_of_refusal = False
         self._has_told_of_change = False
         self._just_read: Run | None = None
@@ -96,9 +101,11 @@ class DurableStore(RedactingStore):
             return found
 
         rule = self._rule(name)
-        flushes = rule is manifest.UNKNOWN or (rule is not None and rule.treatment == "flush first")
+        flushes = rule is manifest.UNKNOWN or (rule is not None and (rule.of_traces or rule.treatment == "flush first"))
 
         def call(*arguments: Any, **fields: Any) -> Any:
+            if rule is not None and rule.of_traces:
+                mlflow_internals.settle_traces(_TRACES_PATIENCE)
             if flushes:
                 self.flush()
             self._require()
@@ -261,6 +268,12 @@ class DurableStore(RedactingStore):
     def end_async_logging(self) -> None:
         """Do nothing, for the same reason."""
 
+    def set_trace_tag(self, trace_id: str, key: str, value: str) -> None:
+        """Set a tag of a trace in the store; write it to the journal if the trace itself is still there."""
+        mlflow_internals.settle_traces(_TRACES_PATIENCE)
+        if not self.traces.tag(trace_id, key, value):
+            self.__getattr__("set_trace_tag")(trace_id, key, value)
+
     # Runs
 
     def create_run(
@@ -372,6 +385,8 @@ class DurableStore(RedactingStore):
             self._note_open(known.info, None)
             if self._shipper.signs.is_wanted and self._just_read is None:  # else the claim has brought one
                 self._writer.write(_body("tags", run=run_id, values=signs.tags(identity.job())))
+        if status in ("FINISHED", "FAILED", "KILLED"):
+            self._log_sums_of_traces(run_id, end_time)
         self._writer.write(_body("info", run=run_id, status=status, end=end_time, name=run_name))
         if status in ("FINISHED", "FAILED", "KILLED"):
             self._journal.run_closed(run_id)
@@ -380,6 +395,13 @@ class DurableStore(RedactingStore):
                 _report.info("run %s ended as %s: %s", known.info.run_name, status, link)
         known.info = changed
         return changed
+
+    def _log_sums_of_traces(self, run_id: str, end_time: int | None) -> None:
+        mlflow_internals.settle_traces(_TRACES_PATIENCE)
+        sums = trace_sums.pop(run_id)
+        if sums:
+            timestamp = end_time or int(time.time() * 1000)
+            self._write_metrics(*self._metrics.of_floats(run_id, sums, timestamp, 0))
 
     def get_run(self, run_id: str) -> Run:
         """Return the run from the store after a flush; if the store is out of reach, return the cached run."""

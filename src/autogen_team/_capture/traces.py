@@ -1,4 +1,4 @@
-"""Masks secrets in traces on their way to a store, and keeps an unreachable store from blocking the process.
+"""Traces on their way to a store: secrets are masked, and they go through the journal.
 
 Every trace passes the methods of MLflow's tracing client that are tapped here: spans of `mlflow.start_span`, of
 autologging and of OpenTelemetry's own instrumentation, traces copied in by hand, and tags set later. MLflow documents
@@ -6,164 +6,212 @@ another hook, `mlflow.tracing.configure(span_processors=...)`, which this module
 replaces the processors of the call before. It sees neither events nor tags. A span that a library opens through
 OpenTelemetry does not pass it.
 
-Masking happens where traces are exported, in MLflow's background threads, so the job's own thread pays only with its
-share of the interpreter. A chat span with 2 kB of inputs and outputs takes 160 microseconds there, 200 if a header is
-masked (medians of 2000 on one of two busy cores, Python 3.11, MLflow 3.17.2). SQLite takes 35 ms to store it. An object
-without a secret is passed on itself, not as a copy.
+MLflow calls these methods in a thread of its own, soon after a span has ended. Masking happens there, so the job's own
+thread pays only with its share of the interpreter. To do both before the span ends would cost the job's thread more
+than MLflow itself does (see `benchmarks/bench_traces.py`).
 """
 
 from __future__ import annotations
 
-import contextvars
 import copy
 import logging
 import os
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from mlflow.entities import Span, TraceData, TraceInfo
 
-from autogen_team._capture import mlflow_internals, redact_entities
+from autogen_team._capture import (
+    direct_traces,
+    mlflow_internals,
+    redact_entities,
+    trace_content,
+    trace_sums,
+    write_behind,
+)
 from autogen_team._capture.redact_traces import Masker
-from autogen_team._process import Undo, activity, grace
+from autogen_team._capture.trace_journal import TraceJournal, takes_spans
+from autogen_team._process import Undo, grace
 from autogen_team._process.forking import ForkSafeLock
-from autogen_team._process.threads import spawn
-from autogen_team._redact import mask, mask_url
+from autogen_team._redact import mask
+from autogen_team._ship.collector import Outbox
+
+Masking: TypeAlias = Literal["off", "secrets", "content"]
+"""What is masked in traces: nothing, secrets, or all content."""
 
 WITHHELD = "[withheld: it could not be searched for secrets]"
-_GRACE = 5.0
-"""Seconds that MLflow's threads have to let go of calls that were given up."""
 _HARMLESS = ("mlflow.trace_schema.version", "mlflow.sourceRun", "mlflow.modelId", "mlflow.trace.sizeStats")
 _OF_ANY_SPAN = ("mlflow.traceRequestId", "mlflow.spanType")
+_DATABRICKS = "databricks"
+_SETTLING = 5.0
+"""Seconds that MLflow's threads have to export the spans that have ended."""
 
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
-_door: Door | None = None
+_taps: Taps | None = None
 
 
-def start(*, masked: bool, flush_timeout: float) -> Undo:
-    """Tap the traces; the returned function waits for those under way, and removes the taps.
+def start(masking: Masking, *, flush_timeout: float, outbox: Outbox | None = None) -> Undo:
+    """Tap the traces; the returned function waits until they are in the journal, and removes the taps.
 
-    It waits at most `flush_timeout` seconds. Traces that a server has not taken by then are given up, counted, and
-    reported in one warning. Several callers share the taps, and the last one to leave removes them. If one of them
-    wants masking, all traces are masked.
+    Spans go to the `outbox` too, if there is one, and to one only.
+
+    It waits at most `flush_timeout` seconds. Traces of a store without a journal that were not taken by then are given
+    up, counted, and reported in one warning. Several callers share the taps, and the last one to leave removes them.
+    The strictest masking that one of them wants holds for all traces.
     """
-    global _door
+    global _taps
     with _lock:
-        if _door is None:
-            _door = Door()
-        door = _door
-        door.users += 1
-        door.masking += masked
+        if _taps is None:
+            _taps = Taps()
+        taps = _taps
+        taps.users.append(masking)
+        if outbox is not None:
+            taps.outboxes.append(outbox)
 
     def leave() -> None:
-        global _door
+        global _taps
+        if outbox is not None:
+            mlflow_internals.settle_traces(grace.bounded(flush_timeout))
+            taps.outboxes.remove(outbox)
+            outbox.finish()
         with _lock:
-            door.users -= 1
-            if door.users:
-                door.masking -= masked
+            taps.last = taps.masking
+            taps.users.remove(masking)
+            if taps.users:
                 return
-        if door.finish(grace.bounded(flush_timeout)):
+        if taps.direct.finish(grace.bounded(flush_timeout)):
             with _lock:
-                if not door.users:
-                    door.undo()
-                    _door = None
+                if not taps.users:
+                    taps.undo()
+                    _taps = None
 
     return leave
 
 
-class _GivenUpError(Exception):
-    """The wait for the store has been given up."""
+@dataclass(slots=True)
+class _Masked:
+    """A span without secrets."""
+
+    data: dict[str, Any]
+    """It as `Span.to_dict` returns it."""
+    of: Span
+    is_unchanged: bool = False
+
+    def as_span(self) -> Span:
+        """Return it as a span of MLflow."""
+        return self.of if self.is_unchanged else mlflow_internals.span_of(self.data, like=self.of)
 
 
-class Door:
+class Taps:
     """The taps between MLflow and its stores, for traces."""
 
     def __init__(self) -> None:
-        self.users = 0
-        self.masking = 0
-        """How many of the users want masking."""
-        self.lost = 0
-        self._uri = ""
-        self._is_closed = False
+        self.users: list[Masking] = []
+        """The masking that each of the users wants."""
+        self.last: Masking = "off"
+        """The masking while there is no user any more, but traces are still under way."""
+        self.outboxes: list[Outbox] = []
+        """Where the users send spans besides the store; the latest gets them."""
+        self.direct = direct_traces.DirectTraces()
         self._has_failed = False
-        self._under_way: set[Future[Any]] = set()
         self.undo = mlflow_internals.tap_traces(
             {
                 "start_trace": self._start_trace,
                 "log_spans": self._log_spans,
                 "set_trace_tag": self._set_trace_tag,
+                "get_trace": _once_it_has_left,
+                "get_trace_info": _once_it_has_left,
                 "_upload_trace_data": self._upload_trace_data,
-                "_upload_attachments": partial(self._send, None),
-                "link_prompt_versions_to_trace": partial(self._send, None),
+                "_upload_attachments": self._upload_attachments,
+                "link_prompt_versions_to_trace": self._link_prompts,
             }
         )
 
-    def finish(self, timeout: float) -> bool:
-        """Wait for the calls under way, then give up the rest; return whether nothing is left."""
-        flushing = spawn(mlflow_internals.wait_for_traces, name="autogen-team-traces")
-        if flushing is None:
-            mlflow_internals.wait_for_traces()
-        else:
-            flushing.join(min(timeout, threading.TIMEOUT_MAX))
-        if flushing is not None and flushing.is_alive():
-            self._give_up()
-            flushing.join(_GRACE)
-        if self.lost:
-            text = "%d traces are lost: the MLflow store at %s did not take them"
-            _report.warning(text, self.lost, mask_url(self._uri))
-            self.lost = 0
-        self._is_closed = False
-        # If MLflow's threads are still at work, the taps stay, so that their traces are masked too.
-        return flushing is None or not flushing.is_alive()
-
-    def _give_up(self) -> None:
-        self._is_closed = True
-        for waiting in list(self._under_way):
-            with suppress(InvalidStateError):
-                waiting.set_exception(_GivenUpError())
+    @property
+    def masking(self) -> Masking:
+        """The strictest masking that one of the users wants."""
+        users = self.users or [self.last]
+        return "content" if "content" in users else "secrets" if "secrets" in users else "off"
 
     # The methods of MLflow's client
 
     def _start_trace(self, client: Any, send: Callable[..., Any], trace_info: TraceInfo) -> Any:
-        if self.masking:
-            trace_info = self._safely(_masked_info, trace_info, _bare_info)
-        self._uri = client.tracking_uri
-        given_up = mlflow_internals.as_stored(trace_info)
-        try:
-            found = self._send(given_up, client, send, trace_info)
-        except Exception:
-            self.lost += 1
-            raise
-        self.lost += found is given_up
-        return found
+        trace_sums.note_trace(trace_info)
+        if self.masking != "off":
+            trace_info = self._safely(self._masked_info, trace_info, _bare_info)
+        journal = _journal_of(client)
+        if journal is None or not trace_info.experiment_id:
+            return self.direct.start_trace(client, send, trace_info)
+        if journal.takes_spans:  # so a reader does not look for a file until they have arrived
+            trace_info = mlflow_internals.as_stored(trace_info)
+        journal.log_trace(trace_info)
+        return trace_info
 
     def _log_spans(self, client: Any, send: Callable[..., Any], location: str, spans: list[Span]) -> Any:
-        if self.masking:
-            spans = self._masked_spans(spans)
-        return self._send(spans, client, send, location, spans)
+        masked = self._masked_spans(spans)
+        trace_sums.note_spans([one.data for one in masked])
+        journal = _journal_of(client)
+        if takes_spans(client.store):
+            self._send_to_collector(masked)
+        if journal is None:
+            sent = [one.as_span() for one in masked]
+            return self.direct.send(sent, client, send, location, sent)
+        if not journal.takes_spans:
+            raise NotImplementedError("this store keeps the spans of a trace as a file")
+        resource = mlflow_internals.resource_of(spans[0]) if spans else None
+        journal.log_spans(location, [one.data for one in masked], resource)
+        return spans
 
     def _upload_trace_data(
         self, client: Any, send: Callable[..., Any], trace_info: TraceInfo, trace_data: TraceData
     ) -> Any:
-        if self.masking:
-            trace_data = TraceData(spans=self._masked_spans(trace_data.spans))
-        return self._send(None, client, send, trace_info, trace_data)
+        masked = self._masked_spans(trace_data.spans)
+        if not takes_spans(client.store):
+            self._send_to_collector(masked)
+        journal = _journal_of(client)
+        if journal is None or not trace_info.experiment_id:
+            data = TraceData(spans=[one.as_span() for one in masked])
+            return self.direct.send(None, client, send, trace_info, data)
+        return journal.keep_spans(trace_info.trace_id, [one.data for one in masked])
+
+    def _upload_attachments(
+        self, client: Any, send: Callable[..., Any], trace_info: TraceInfo, attachments: dict[str, Any]
+    ) -> Any:
+        if self.masking == "content":
+            return None
+        journal = _journal_of(client)
+        if journal is None or not trace_info.experiment_id:
+            return self.direct.send(None, client, send, trace_info, attachments)
+        for name, attachment in attachments.items():
+            journal.keep_file(trace_info.trace_id, name, attachment.content_bytes)
+        return None
+
+    def _link_prompts(self, client: Any, send: Callable[..., Any], trace_id: str, prompts: Any) -> Any:
+        journal = _journal_of(client)
+        if journal is not None and journal.link_prompts(trace_id, prompts):
+            return None
+        return self.direct.send(None, client, send, trace_id, prompts)
 
     def _set_trace_tag(self, client: Any, send: Callable[..., Any], trace_id: str, key: str, value: Any) -> Any:
-        if self.masking:
+        if self.masking != "off":
             value = self._safely(partial(_masked_tag, key), value, lambda _: WITHHELD)
         return send(client, trace_id, key, value)  # the job waits for this call, and gets its errors
 
     # Helpers
 
-    def _masked_spans(self, spans: list[Span]) -> list[Span]:
-        found = [self._safely(_masked_span, span, _bare_span) for span in spans]
-        return [span for span in found if span is not None]
+    def _send_to_collector(self, spans: list[_Masked]) -> None:
+        for outbox in self.outboxes[-1:]:
+            for one in spans:
+                outbox.put(one.as_span())
+
+    def _masked_spans(self, spans: list[Span]) -> list[_Masked]:
+        if self.masking == "off":
+            return [_Masked(span.to_dict(), span, is_unchanged=True) for span in spans]
+        found = [self._safely(self._masked_span, span, _bare_span) for span in spans]
+        return [one for one in found if one is not None]
 
     def _safely(self, masked: Callable[[Any], Any], item: Any, bare: Callable[[Any], Any]) -> Any:
         """Return the item masked; if that fails, the item without content; if that fails too, None."""
@@ -179,53 +227,38 @@ class Door:
         except Exception:
             return None
 
-    def _send(self, instead: Any, client: Any, send: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
-        """Call MLflow's own method; return `instead` if the wait for the store has been given up."""
-        activity.note()
-        if self._is_closed:
-            return instead
-        if client.tracking_uri.startswith("sqlite"):
-            return send(client, *arguments, **fields)
-        # Use a daemon thread: a silent server holds each of MLflow's threads for minutes, and those keep the process
-        # alive.
-        waiting: Future[Any] = Future()
-        work = partial(contextvars.copy_context().run, send, client, *arguments, **fields)
-        self._under_way.add(waiting)
-        if spawn(partial(_fill, waiting, work), name="autogen-team-trace") is None:
-            _fill(waiting, work)
-        try:
-            return waiting.result()
-        except _GivenUpError:
-            return instead
-        finally:
-            self._under_way.discard(waiting)
+    def _masked_span(self, span: Span) -> _Masked:
+        before = found = span.to_dict()
+        if self.masking == "content":
+            found = trace_content.of_span(found)
+        after = Masker(os.environ).span(found)
+        return _Masked(after, span, is_unchanged=after is before)
+
+    def _masked_info(self, info: TraceInfo) -> TraceInfo:
+        return _masked_info(trace_content.of_info(info) if self.masking == "content" else info)
 
 
-def _fill(waiting: Future[Any], work: Callable[[], Any]) -> None:
-    try:
-        result = work()
-    except BaseException as error:
-        with suppress(InvalidStateError):
-            waiting.set_exception(error)
-    else:
-        with suppress(InvalidStateError):
-            waiting.set_result(result)
+def _once_it_has_left(client: Any, send: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
+    """Read a trace that MLflow's threads still have once it has left them: until then, it lacks its spans."""
+    mlflow_internals.settle_traces(_SETTLING)
+    return send(client, *arguments, **fields)
 
 
-def _masked_span(span: Span) -> Span:
-    before = span.to_dict()
-    after = Masker(os.environ).span(before)
-    return span if after is before else mlflow_internals.span_of(after, like=span)
+def _journal_of(client: Any) -> TraceJournal | None:
+    """Return the journal for the traces of a client of MLflow; None if its store has none."""
+    uri: str = client.tracking_uri
+    found = None if uri.startswith(_DATABRICKS) else write_behind.of(uri)
+    return None if found is None else found.store.traces
 
 
-def _bare_span(span: Span) -> Span:
+def _bare_span(span: Span) -> _Masked:
     """Return the span without anything that the job has put into it."""
     found = span.to_dict()
     kept = {name: found["attributes"][name] for name in _OF_ANY_SPAN if name in found["attributes"]}
     hidden = dict.fromkeys(("mlflow.spanInputs", "mlflow.spanOutputs"), f'"{WITHHELD}"')
     status = {**found["status"], "message": ""}
     bare = {**found, "name": WITHHELD, "attributes": {**kept, **hidden}, "events": [], "status": status, "links": []}
-    return mlflow_internals.span_of(bare, like=span)
+    return _Masked(bare, span)
 
 
 def _masked_info(info: TraceInfo) -> TraceInfo:

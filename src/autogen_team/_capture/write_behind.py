@@ -24,6 +24,7 @@ from autogen_team._ship.system_metrics import SystemMetrics
 from autogen_team._spool import files as spool
 from autogen_team._spool import index
 from autogen_team._spool.journal import Journal, JournalError
+from autogen_team._spool.records import Entry
 
 _HANDOVER_TO_SERVER, _HANDOVER_TO_DATABASE = 1.0, 5.0
 """Seconds that a journal is shipped by the job before the agent loads what it takes to do it: a client of 30 MB for a
@@ -82,6 +83,7 @@ def open_runs() -> dict[str, str]:
 def flush(timeout: float) -> bool:
     """Deliver what was written up to now to each store, and return whether all of them have it."""
     deadline = time.monotonic() + timeout
+    mlflow_internals.settle_traces(timeout)
     answers = [one.flush(max(0.0, deadline - time.monotonic())) for one in list(_working.values())]
     return all(answers)
 
@@ -126,7 +128,7 @@ class WriteBehind:
         availability = self._availability = Availability(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
         backend = mlflow_backend.of(inner, uri)
-        delivery = Delivery(backend, state)
+        delivery = Delivery(backend, state, attach=self._attach)
         self._agent = AgentLink(state, {"MLFLOW_TRACKING_URI": uri, "MLFLOW_REGISTRY_URI": registry_uri})
         self.shipper = Shipper(
             self.journal,
@@ -241,6 +243,10 @@ class WriteBehind:
         if hasattr(mlflow_backend.plain_store(self.uri), "engine"):
             return {"state": str(self.state), "uri": uris.absolute(self.uri)}
         return None
+
+    def _attach(self, entry: Entry) -> None:
+        assert self.journal.folder is not None
+        files.bring(mlflow_backend.client(self.uri, self.uri), self.journal.folder, entry)
 
     def _real_root(self, run_id: str) -> str | None:
         """Return the address of the artifacts of a run; None if the store has yet to create it, or is away."""

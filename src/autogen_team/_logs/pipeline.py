@@ -22,6 +22,7 @@ from autogen_team._process.reports import guard
 from autogen_team._redact import Redactor
 
 if TYPE_CHECKING:
+    from autogen_team._logs.otlp import Lines
     from autogen_team._services.logger import LoggerService
 
 __all__ = ["start"]
@@ -35,6 +36,8 @@ class _Pipeline:
     place: str
     """The destination, in its canonical spelling."""
     sink: Sink
+    otlp: Lines | None
+    """Sends lines to a collector, if the settings ask for it."""
 
 
 _lock = ForkSafeLock()
@@ -49,19 +52,26 @@ def start(settings: LoggerService) -> Undo:
     If several pipelines have the same destination, the one started last owns it until it is stopped.
 
     Raises:
-        ConfigurationError: the sink, level, format or rotation cannot be used; nothing has changed then.
+        ConfigurationError: the sink, level, format, rotation or collector cannot be used; nothing has changed then.
 
     """
     level = validation.level(settings.level)
     template = None if settings.serialize else validation.template(settings.format)
+    redact = Redactor(os.environ) if settings.redact else None
     with _lock, ExitStack() as undo:
+        lines: Lines | None = None
+        if settings.otlp:
+            from autogen_team._logs import otlp  # loads OpenTelemetry
+
+            lines, stop_sending = otlp.start(redact)
+            undo.callback(stop_sending)
         destination, place = validation.destination(settings)
         undo.callback(destination.close)
         sink = Sink(
             destination,
             name=destination.path if isinstance(destination, File) else place,
             template=template,
-            redact=Redactor(os.environ) if settings.redact else None,
+            redact=redact,
             catch=settings.catch,
             rank=identity.rank(),
             worker=identity.worker(),
@@ -86,7 +96,7 @@ def start(settings: LoggerService) -> Undo:
         ):
             if wanted:
                 undo.callback(shared.take())
-        pipeline = _Pipeline(settings, place, sink)
+        pipeline = _Pipeline(settings, place, sink, lines)
         _started.append(pipeline)
         undo.callback(_forget, pipeline)
         _assign()
@@ -121,6 +131,8 @@ def _remove(handler: int) -> None:
 def _assign() -> None:
     """Assign each destination to the pipeline started last, and the logs of runs to the one with the lowest level.
 
+    The last one with a collector sends lines there.
+
     A console that the job has taken over has no owner. Among pipelines of that level, one that is not muted is
     preferred, and then the latest.
     """
@@ -130,8 +142,10 @@ def _assign() -> None:
         pipeline.sink.is_muted = owners[pipeline.place] is not pipeline or pipeline.sink.has_left_console
     willing = [pipeline for pipeline in reversed(_started) if pipeline.settings.run_log]
     feeder = min(willing, key=lambda it: (_number(it.settings.level), it.sink.is_muted), default=None)
+    sender = next((pipeline for pipeline in reversed(_started) if pipeline.otlp is not None), None)
     for pipeline in _started:
         pipeline.sink.runs = _run_logs if pipeline is feeder else None
+        pipeline.sink.otlp = pipeline.otlp.put if pipeline is sender and pipeline.otlp is not None else None
 
 
 def _number(level: str) -> int:

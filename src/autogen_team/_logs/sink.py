@@ -75,6 +75,8 @@ class Sink:
         """Whether the job has called `logger.remove()`, and so has taken over the console."""
         self.runs: RunLogs | None = None
         """The logs of the active runs, if this sink feeds them."""
+        self.otlp: Callable[[Record, Mapping[str, Any], str], None] | None = None
+        """Sends a record, its run and its traceback to a collector, if this sink does so."""
         self.line: Callable[[Record, str], bytes] = self._text_line if self._json is None else self._json_line
         """Renders a record and its traceback as a line, without colours and with secrets masked."""
         self.after_fork()
@@ -108,7 +110,7 @@ class Sink:
 
     def accepts(self, record: Record) -> bool:
         """Deliver the record, or return True to have loguru render it first."""
-        if self.is_muted and (self.runs is None or not self.runs.has_any):
+        if self.is_muted and self.otlp is None and (self.runs is None or not self.runs.has_any):
             return False
         error = record["exception"]
         if error is None and not self.colours and loguru_internals.RAW not in record:
@@ -155,6 +157,8 @@ class Sink:
                 self._put(line, record)
         if self.runs is not None and self.runs.has_any:
             self.runs.write(line or self.line(record, trace))
+        if self.otlp is not None:
+            self.otlp(record, self._facts(), trace)
 
     def _deliver_raw(self, record: Record, text: str) -> None:
         activity.note()

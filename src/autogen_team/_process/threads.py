@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
 
 
 def spawn(work: Callable[[], object], *, name: str) -> threading.Thread | None:
@@ -18,3 +21,37 @@ def spawn(work: Callable[[], object], *, name: str) -> threading.Thread | None:
     except RuntimeError:
         return None
     return thread
+
+
+def in_parallel(work: Callable[[_Item], object], items: Sequence[_Item], *, at_once: int, name: str) -> None:
+    """Call `work` with each item, in several threads at a time, and return once all calls have ended.
+
+    Raises:
+        Exception: what the first call has raised that failed. No further call was begun then.
+
+    """
+    waiting = iter(items)
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+
+    def go_on() -> None:
+        while not failures:
+            with lock:
+                item = next(waiting, _END)
+            if item is _END:
+                return
+            try:
+                work(item)  # type: ignore[arg-type]  # `_END` has been told apart
+            except BaseException as error:
+                failures.append(error)
+
+    helpers = [spawn(go_on, name=name) for _ in range(min(at_once, len(items)) - 1)]
+    go_on()
+    for helper in helpers:
+        if helper is not None:
+            helper.join()
+    if failures:
+        raise failures[0]
+
+
+_END = object()

@@ -44,6 +44,7 @@ _ORDINARY = frozenset(
     }
 )
 """Ordinary values that some environments hold under secret names; masking them would spoil ordinary text."""
+_OTLP_HEADERS = re.compile(r"OTEL_EXPORTER_OTLP_(?:[A-Z]+_)?HEADERS", re.IGNORECASE)
 _PLACES = ("_FILE", "_PATH", "_DIR")
 _TAGS = re.compile(r"^[\w ,-]+=(?=\w+://)")
 _PART = re.compile(r"([A-Za-z][\w ]*)=([^;]*)")
@@ -112,8 +113,18 @@ def of_setting(name: str, text: str) -> Iterator[str]:
     if is_secret_variable(name) and not _is_place(name, stripped):
         yield stripped
         yield from (value for key, value in _PART.findall(stripped) if is_secret_name(key))
+    if _OTLP_HEADERS.fullmatch(name):
+        yield from _of_headers(stripped)
     for word in stripped.split() if "://" in stripped else ():
         yield from _of_url(word, has_tokens=is_secret_variable(name))
+
+
+def _of_headers(text: str) -> Iterator[str]:
+    """Yield the values of the headers for an OpenTelemetry collector, as written, decoded, and without their scheme."""
+    for part in text.split(","):
+        value = part.partition("=")[2].strip()
+        decoded = unquote(value)
+        yield from (value, decoded, decoded.rpartition(" ")[2])
 
 
 @lru_cache(maxsize=4)

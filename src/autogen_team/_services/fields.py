@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from contextlib import suppress
-from typing import Annotated, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -59,3 +59,19 @@ def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
 
 Patterns: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_lines), AfterValidator(_checked)]
 """Regular expressions; in a variable, one per line."""
+
+
+def _as_masking(value: object) -> object:
+    if isinstance(value, bool):
+        return "secrets" if value else "off"
+    return _MASKINGS.get(value.strip().lower(), value) if isinstance(value, str) else value
+
+
+_MASKINGS = {
+    **dict.fromkeys(("true", "1", "yes", "on", "t", "y", "secrets"), "secrets"),
+    **dict.fromkeys(("false", "0", "no", "off", "f", "n"), "off"),
+    "content": "content",
+}
+
+TraceMasking: TypeAlias = Annotated[Literal["off", "secrets", "content"], BeforeValidator(_as_masking)]
+"""What is masked in traces; it was a bool, so True is `secrets` and False is `off`."""

@@ -60,6 +60,8 @@ class LoggerService(Service):
     """Mask secrets: values of environment variables, tokens, keys, passwords in URLs; see `redact_patterns`."""
     uncaught: bool = True
     """Log uncaught exceptions of the main thread, threads, finalizers and asyncio tasks."""
+    otlp: bool = False
+    """Send log lines to the OpenTelemetry collector of the `OTEL_EXPORTER_OTLP_...` variables; needs extra `otel`."""
     run_log: bool = True
     """Upload the lines logged during a run to that run, as its artifact `logs/<host>-<pid>.log`."""
 
@@ -69,7 +71,8 @@ class LoggerService(Service):
         loguru's default handler is set aside until `stop`; handlers that the job added stay.
 
         Raises:
-            ConfigurationError: the sink, level, format, rotation, retention or compression is invalid.
+            ConfigurationError: the sink, level, format, rotation, retention or compression is invalid, or `otlp` lacks
+                a collector or the extra.
 
         """
         from autogen_team._logs import pipeline

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from autogen_team._process.folders import state_folder
 from autogen_team._services.base import Service
 from autogen_team._services.env import Env, default_of
-from autogen_team._services.fields import Place, Seconds, Size
+from autogen_team._services.fields import Place, Seconds, Size, TraceMasking
 from autogen_team._services.settings import Variable
 from autogen_team._services.state import StateFolder
 from autogen_team.errors import ConfigurationError, NotStartedError
@@ -146,8 +146,8 @@ class MlflowService(Service, StateFolder):
     """In a run that is resumed: `keep` metrics whose steps were there before, or `skip` them; needs `durable`."""
     spool_limit: Size = 10_000_000_000
     """Bytes of files that may wait for their upload in the state folder, such as `500 MB`; past it, a call waits."""
-    mask_traces: bool = True
-    """Mask secrets in traces before they are stored: headers and keys by name, tokens, values of variables."""
+    mask_traces: TraceMasking = "secrets"
+    """Mask `secrets` in traces, or leave out all `content`: inputs, outputs and events; `off` masks nothing."""
     snapshot: bool = True
     """Store a snapshot as the artifacts `code/`: uncommitted changes, packages, command, machine."""
 

@@ -83,3 +83,23 @@ class Backend(Protocol):
 
     def log_inputs(self, run_id: str, datasets: Sequence[Mapping[str, Any]], models: Sequence[str]) -> None:
         """Log the inputs of a run: datasets as MLflow's REST API writes them, and ids of models."""
+
+    def log_spans(
+        self, experiment_id: str, spans: Sequence[Mapping[str, Any]], resource: Mapping[str, Any] | None
+    ) -> None:
+        """Log spans as `Span.to_dict` of MLflow writes them; a span that the store has is replaced.
+
+        `resource` has the attributes of OpenTelemetry's resource.
+        """
+
+    def log_traces(self, infos: Sequence[Mapping[str, Any]]) -> None:
+        """Log the infos of traces that have ended, as MLflow's REST API writes them; the store may have some already.
+
+        If it refuses one, the others may not be logged.
+        """
+
+    def tag_trace(self, trace_id: str, key: str, value: str) -> None:
+        """Set a tag of a trace."""
+
+    def link_prompts(self, trace_id: str, prompts: Sequence[Mapping[str, Any]]) -> None:
+        """Link versions of prompts to a trace; each has `name` and `version`. A store that cannot is left as it is."""

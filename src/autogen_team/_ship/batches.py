@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TypeAlias
 
 from autogen_team._redact import mask
-from autogen_team._ship import refused
+from autogen_team._ship import refused, trace_entries
 from autogen_team._ship.backend import Backend, Batch, Blocked, Refused, RefusedOnTheWay
 from autogen_team._spool import records
 from autogen_team._spool.records import NOTES, Entry
 
 Attach: TypeAlias = Callable[[Entry], None]
-"""Uploads the file of an entry `artifact`, which versions before 0.1.0 have written, to the run or model it names."""
+"""Uploads the file of a trace, or of an entry `artifact` that a version before 0.1.0 has written."""
 
 MAX_METRICS, MAX_PARAMS_OR_TAGS, MAX_ITEMS = 1000, 100, 1000
 """Items that a request may hold, as in `mlflow.utils.validation`."""
@@ -170,13 +170,30 @@ class Delivery:
                 backend.log_inputs(run_id, entry.get("datasets", ()), entry.get("models", ()))
             case "artifact":
                 self._attach({**entry, "run": run_id} if run_id else entry)
+            case "spans":
+                backend.log_spans(entry["experiment"], entry["spans"], entry.get("resource"))
+            case "trace":
+                backend.log_traces([trace_entries.with_real_run(entry["info"], self.ids)])
+            case "traces":
+                backend.log_traces([trace_entries.with_real_run(one["info"], self.ids) for one in entry["entries"]])
+            case "trace_tag":
+                backend.tag_trace(entry["trace"], entry["key"], entry["value"])
+            case "trace_prompts":
+                backend.link_prompts(entry["trace"], entry["prompts"])
+            case "trace_file":
+                self._attach(entry)
 
     def _give_up(self, entry: Entry, run_id: str, refusal: Refused) -> None:
         """Record the rejected part of an entry; if a proxy blocked it, carry out the rest.
 
         A run is created without the tags and the name of the job, and these tags are logged afterwards. A run ends
-        without its new name.
+        without its new name. Of many traces, those that the store takes are logged.
         """
+        parts = trace_entries.parts(entry)
+        if parts:
+            for part in parts:
+                self._do(part)
+            return
         if isinstance(refusal, RefusedOnTheWay) and entry["op"] == "create":
             needed = {key: value for key, value in entry["tags"].items() if key.startswith(_OURS)}
             real = self._create(entry, needed, f"run-{entry['run'][:8]}")
@@ -217,21 +234,26 @@ class Delivery:
             reason = f"{reason} (which could not be noted: {fault})"
         if is_first and isinstance(refusal, RefusedOnTheWay):
             text = (
-                "a proxy or firewall in front of the MLflow store blocks an item of run {}, but not "
+                "a proxy or firewall in front of the MLflow store blocks an item of {}, but not "
                 "others: {}. The item is set aside in {}, and everything behind it is delivered"
             )
         else:
-            text = "the MLflow store rejected an item of run {}: {}; see {}"
+            text = "the MLflow store rejected an item of {}: {}; see {}"
         if is_first:
-            self._report(str(what.get("run", "")), text.format(what.get("run"), reason, path))
+            owner = "a trace" if what.get("op") in trace_entries.OPS else f"run {what.get('run')}"
+            self._report(str(what.get("run", "")), text.format(owner, reason, path))
 
 
 def _requests(found: Iterable[Entry]) -> Iterator[Batch | Entry]:
     """Gather entries into batches, one request each; any other entry of a run follows the batch before it."""
     batches: dict[str, Batch] = {}
+    of_traces: list[Entry] = []
     for entry in found:
         operation = entry["op"]
         if operation in NOTES:
+            continue
+        if operation in trace_entries.OPS:
+            of_traces.append(entry)
             continue
         run_id = entry.get("run", "")
         batch = batches.get(run_id)
@@ -253,6 +275,7 @@ def _requests(found: Iterable[Entry]) -> Iterator[Batch | Entry]:
             batch.params |= part.params
             batch.tags |= part.tags
     yield from batches.values()
+    yield from trace_entries.requests(of_traces)
 
 
 def _parts(entry: Entry) -> Iterator[Batch]:

@@ -16,7 +16,7 @@ from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
-from autogen_team._ship import mlflow_backend, refused
+from autogen_team._ship import mlflow_backend, refused, trace_files
 from autogen_team._ship.backend import Refused, Unreachable
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool.records import Entry
@@ -70,7 +70,7 @@ def is_final(error: Exception, uri: str) -> bool:
 
 
 def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:
-    """Upload the artifact of an entry, as version 0.0 has written it, to its run or model, and remove the copy.
+    """Upload the file of a trace, or the artifact of an entry that a version before 0.1.0 has written; remove the copy.
 
     A refused copy is moved to `refused`.
 
@@ -80,19 +80,25 @@ def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> No
 
     """
     place = journal_folder / entry["place"]
-    if not place.is_dir():  # an earlier attempt uploaded it, and failed at a later entry
+    if not place.exists():  # an earlier attempt uploaded it, and failed at a later entry
         return
     try:
-        if "run" in entry:
-            repository = repository_of(client, entry["run"])
+        if entry["op"] == "trace_file":
+            with plainly():
+                trace_files.upload(client, place, entry)
+        elif "run" in entry:
+            repository_of(client, entry["run"]).log_artifacts(str(place), entry.get("path"))
         else:
             location = client.get_logged_model(entry["model"]).artifact_location
             repository = repository_at(_with_profile(location, client.tracking_uri), client.tracking_uri)
-        repository.log_artifacts(str(place), entry.get("path"))
+            repository.log_artifacts(str(place), entry.get("path"))
     except Exception as error:
         reason = with_kind(error)
         if not is_final(error, client.tracking_uri):
             raise Unreachable(reason) from error
         aside = refused.set_aside(journal_folder.parent.parent, f"{journal_folder.name}-{place.name}", place)
         raise Refused(f"{reason}; it is in {aside}") from error
-    shutil.rmtree(place, ignore_errors=True)
+    if place.is_dir():
+        shutil.rmtree(place, ignore_errors=True)
+    else:
+        place.unlink(missing_ok=True)

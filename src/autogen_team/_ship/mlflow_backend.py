@@ -12,7 +12,18 @@ from functools import partial
 from typing import Any
 
 import requests
-from mlflow.entities import DatasetInput, LoggedModelInput, Metric, Param, RunStatus, RunTag, ViewType
+from mlflow.entities import (
+    DatasetInput,
+    LoggedModelInput,
+    Metric,
+    Param,
+    RunStatus,
+    RunTag,
+    Span,
+    TraceInfo,
+    ViewType,
+)
+from mlflow.entities.model_registry import PromptVersion
 from mlflow.exceptions import MlflowException, RestException
 from mlflow.protos import service_pb2
 from mlflow.protos.databricks_pb2 import (
@@ -28,6 +39,7 @@ from mlflow.tracking.request_header import registry as _headers
 from mlflow.utils.proto_json_utils import parse_dict
 from mlflow.utils.rest_utils import http_request
 from mlflow.utils.workspace_utils import WORKSPACE_HEADER_NAME
+from opentelemetry.sdk.resources import Resource
 
 from autogen_team._process.private_names import find
 from autogen_team._ship import mlflow_names, sql_bulk
@@ -38,6 +50,7 @@ from autogen_team.errors import ConfigurationError
 
 _report = logging.getLogger("autogen_team")
 ask: Callable[..., Any] = http_request
+_prompt: Callable[..., Any] = PromptVersion
 resolve_headers: Callable[[], dict[str, str]] = _headers.resolve_request_headers
 read_proto: Callable[..., None] = parse_dict
 
@@ -102,6 +115,36 @@ class Store:
                 datasets=[_dataset_input(found) for found in datasets],
                 models=[LoggedModelInput(model_id) for model_id in models],
             )
+
+    def log_spans(
+        self, experiment_id: str, spans: Sequence[Mapping[str, Any]], resource: Mapping[str, Any] | None
+    ) -> None:
+        """Log spans as `Span.to_dict` of MLflow writes them; a span that the store has is replaced."""
+        with _translated():
+            self.store.log_spans(experiment_id, [_span(span, resource) for span in spans])
+
+    def log_traces(self, infos: Sequence[Mapping[str, Any]]) -> None:
+        """Log the infos of traces that have ended, as MLflow's REST API writes them; the store may have some."""
+        for info in infos:
+            with _translated():
+                proto = service_pb2.TraceInfoV3()
+                read_proto(info, proto)
+                self.store.start_trace(TraceInfo.from_proto(proto))
+
+    def tag_trace(self, trace_id: str, key: str, value: str) -> None:
+        """Set a tag of a trace."""
+        with _translated():
+            self.store.set_trace_tag(trace_id, key, value)
+
+    def link_prompts(self, trace_id: str, prompts: Sequence[Mapping[str, Any]]) -> None:
+        """Link versions of prompts to a trace; a store that cannot is left as it is."""
+        named = [_prompt(one["name"], one["version"], template="") for one in prompts]
+        with suppress(Refused, NotImplementedError, AttributeError):
+            self._link_prompts(trace_id, named)
+
+    def _link_prompts(self, trace_id: str, prompts: list[Any]) -> None:
+        with _translated():
+            self.store.link_prompts_to_trace(trace_id, prompts)
 
     def _log(self, batch: Batch) -> None:
         metrics = [Metric(**metric) for metric in batch.metrics]
@@ -171,16 +214,18 @@ def of(store: Any, uri: str) -> Backend:
     return Database(store) if hasattr(store, "engine") else Store(store)
 
 
-def _send(store: Any, path: str, body: bytes | None) -> Answer:
+def _send(
+    store: Any, path: str, body: bytes | None, method: str | None = None, headers: Mapping[str, str] = HEADERS
+) -> Answer:
     """Send a request with MLflow's own credentials, certificates and headers."""
     answer: Answer = ask(
         store.get_host_creds(),
         path,
-        "GET" if body is None else "POST",
+        method or ("GET" if body is None else "POST"),
         max_retries=0,
         timeout=PATIENCE,
         raise_on_status=False,
-        extra_headers=HEADERS,
+        extra_headers=dict(headers),
         data=body,
     )
     return answer
@@ -250,6 +295,13 @@ def _is_passing(cause: BaseException | None) -> bool:
         return False
     is_lost = bool(getattr(cause, "connection_invalidated", False))
     return is_lost or isinstance(cause, (errors.InternalError, errors.TimeoutError))
+
+
+def _span(found: Mapping[str, Any], resource: Mapping[str, Any] | None) -> Span:
+    span: Span = Span.from_dict(dict(found))
+    if resource and mlflow_names.SPANS.works():
+        span._span._resource = Resource(dict(resource))  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    return span
 
 
 def _dataset_input(found: Mapping[str, Any]) -> DatasetInput:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from email.utils import parsedate_to_datetime
 from typing import Any, Protocol, TypeAlias
+from urllib.parse import quote
 
 import orjson
 
+from autogen_team._process.threads import in_parallel
+from autogen_team._ship import trace_entries
 from autogen_team._ship.backend import OPENED_BY, Batch, Blocked, Refused, RefusedOnTheWay, Unreachable
 from autogen_team._ship.error_text import first_line, root_of
 
@@ -25,12 +28,24 @@ _SKEW = 2.0
 """Apparent difference in seconds of equal clocks: a header has whole seconds, and an answer takes time."""
 _NOT_ABOUT_CONTENT = frozenset({401, 404, 407, 408, 425, 429})
 """HTTP statuses below 500 that are not about the content: a login is missing, or the server is down or busy."""
+_UNKNOWN = frozenset({404, 501})
+_SPANS = "/v1/traces"
+"""Where an MLflow server takes spans by OpenTelemetry's protocol, from version 3.4 on."""
+_AT_ONCE, _PORTION = 8, 16
+"""Number of requests for traces that are sent at a time, as each trace takes one, and MLflow's own client sends ten;
+number of spans in a request after which another one begins."""
+_LONGEST_METADATA, _LONGEST_TRACE_TAG = 250, 4096
+"""Characters of names and of metadata of traces, and of their tags, to which MLflow's own client cuts them."""
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _MARKUP = re.compile(r"<[^>]*>")
 _BUSY = ("BAD_REQUEST: QueuePool limit", "BAD_REQUEST: (psycopg2.errors.ReadOnlySqlTransaction)")
 """Errors of a server that waited longer than 30 s for a connection to its database, or whose database has lost its
 primary. MLflow reports almost every error of SQLAlchemy as a bad request. The server would take the same request
 later."""
+
+
+class Unknown(Unreachable):
+    """The server, or a proxy in front of it, does not know a request."""
 
 
 class Answer(Protocol):
@@ -54,8 +69,11 @@ class Answer(Protocol):
         ...
 
 
-Send: TypeAlias = Callable[[str, bytes | None], Answer]
-"""Sends a JSON body to a path of the server, or a GET request without one; once, for at most `PATIENCE` seconds."""
+Send: TypeAlias = Callable[..., Answer]
+"""Sends a JSON body to a path of the server, or a GET request without one; once, for at most `PATIENCE` seconds.
+
+Other methods and headers may follow as the third and the fourth argument.
+"""
 
 
 def sender(login: Callable[[], Mapping[str, Any]]) -> Send:
@@ -65,15 +83,15 @@ def sender(login: Callable[[], Mapping[str, Any]]) -> Send:
     session = requests.Session()
     session.trust_env = False  # the environment is not that of the job, which has read its own
 
-    def send(path: str, body: bytes | None) -> Answer:
+    def send(path: str, body: bytes | None, method: str | None = None, headers: Mapping[str, str] = HEADERS) -> Answer:
         known = login()
         auth = None if known["auth"] is None else tuple(known["auth"])
         cert = tuple(known["cert"]) if isinstance(known["cert"], list) else known["cert"]
         return session.request(
-            "GET" if body is None else "POST",
+            method or ("GET" if body is None else "POST"),
             known["url"] + path,
             data=body,
-            headers={**known["headers"], **HEADERS},
+            headers={**known["headers"], **headers},
             auth=auth,
             proxies=known["proxies"],
             verify=known["verify"],
@@ -158,13 +176,73 @@ class Server:
         named = [{"model_id": model_id} for model_id in models]
         self._post("runs/log-inputs", run_id=run_id, datasets=list(datasets), models=named)
 
+    def log_spans(
+        self, experiment_id: str, spans: Sequence[Mapping[str, Any]], resource: Mapping[str, Any] | None
+    ) -> None:
+        """Log spans as `Span.to_dict` of MLflow writes them; a span that the server has is replaced."""
+        from autogen_team._ship import otlp_request  # most jobs have no traces
+
+        headers = {"Content-Type": "application/x-protobuf", "x-mlflow-experiment-id": experiment_id}
+
+        def send(some: Sequence[Mapping[str, Any]]) -> None:
+            with self._only_by_newer_servers("spans"):
+                self._exchange(_SPANS, otlp_request.encode(some, resource or {}), "POST", headers)
+
+        in_parallel(send, trace_entries.portions(spans, _PORTION), at_once=_AT_ONCE, name="autogen_team-spans")
+
+    def log_traces(self, infos: Sequence[Mapping[str, Any]]) -> None:
+        """Log the infos of traces that have ended, as MLflow's REST API writes them; the server may have some."""
+        in_parallel(self._log_trace, infos, at_once=_AT_ONCE, name="autogen_team-traces")
+
+    def _log_trace(self, info: Mapping[str, Any]) -> None:
+        cut = {
+            **info,
+            "trace_metadata": _cut(info.get("trace_metadata", {}), _LONGEST_METADATA),
+            "tags": _cut(info.get("tags", {}), _LONGEST_TRACE_TAG),
+        }
+        with self._only_by_newer_servers("traces of its form"):
+            self._exchange("/api/3.0/mlflow/traces", orjson.dumps({"trace": {"trace_info": cut}}))
+
+    def tag_trace(self, trace_id: str, key: str, value: str) -> None:
+        """Set a tag of a trace."""
+        body = orjson.dumps({"key": key, "value": value})
+        self._exchange(f"/api/2.0/mlflow/traces/{quote(trace_id, safe='')}/tags", body, "PATCH")
+
+    def link_prompts(self, trace_id: str, prompts: Sequence[Mapping[str, Any]]) -> None:
+        """Link versions of prompts to a trace; a server that cannot is left as it is."""
+        named = [{"name": one["name"], "version": str(one["version"])} for one in prompts]
+        with suppress(Refused), self._only_by_newer_servers("links to prompts"):
+            self._post("traces/link-prompts", trace_id=trace_id, prompt_versions=named)
+
+    @contextmanager
+    def _only_by_newer_servers(self, what: str) -> Iterator[None]:
+        """Take it for a refusal if the server answers, but does not know the request.
+
+        A proxy whose server is down does not know it either, so the server is asked for something else.
+        """
+        try:
+            yield
+        except Unknown as unknown:
+            if self.takes_others(""):
+                raise Refused(f"this MLflow server does not take {what}: {unknown}") from None
+            raise
+
     def _post(self, endpoint: str, **body: Any) -> dict[str, Any]:
         return self._ask(endpoint, orjson.dumps(_given(body)))
 
     def _ask(self, endpoint: str, body: bytes | None) -> dict[str, Any]:
+        answer = self._exchange(f"/api/2.0/mlflow/{endpoint}", body)
+        try:
+            found: dict[str, Any] = orjson.loads(answer.content or b"{}")
+        except orjson.JSONDecodeError:  # some firewalls report a blocked request with status 200
+            raise Blocked(f"it answered with a page instead of JSON: {_gist(answer.text)!r}") from None
+        return found
+
+    def _exchange(self, path: str, body: bytes | None, *more: Any) -> Answer:
+        """Send a request, and return the answer, whose status is 200."""
         around = sys.exc_info()[1]
         try:
-            answer = self._send(f"/api/2.0/mlflow/{endpoint}", body)
+            answer = self._send(path, body, *more)
         except Exception as error:
             raise Unreachable(first_line(root_of(error, around))) from None
         self._date, self._heard = answer.headers.get("Date", ""), time.time()
@@ -174,11 +252,11 @@ class Server:
             raise Refused(refusal)
         if answer.status_code != 200:
             raise _not_taken(answer.status_code, refusal, answer.text)
-        try:
-            found: dict[str, Any] = orjson.loads(answer.content or b"{}")
-        except orjson.JSONDecodeError:  # some firewalls report a blocked request with status 200
-            raise Blocked(f"it answered with a page instead of JSON: {_gist(answer.text)!r}") from None
-        return found
+        return answer
+
+
+def _cut(values: Mapping[str, str], longest: int) -> dict[str, str]:
+    return {key[:_LONGEST_METADATA]: value[:longest] for key, value in values.items()}
 
 
 def _given(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,6 +279,8 @@ def _refusal(text: str) -> str | None:
 def _not_taken(status: int, refusal: str | None, text: str) -> Exception:
     """Return the exception for a status other than 200; `refusal` is MLflow's own message, if there is one."""
     said = f"it answers {status} {(refusal or _gist(text))[:200]}".rstrip()
+    if status in _UNKNOWN:
+        return Unknown(said)
     if refusal is None and status == _TOO_LARGE:
         return RefusedOnTheWay(said)
     if refusal is None and 400 <= status < 500 and status not in _NOT_ABOUT_CONTENT:

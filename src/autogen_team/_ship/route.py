@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 _LONGEST_IDLE = 1.0
 """Polling interval in seconds for idle journals; a flush cuts it short."""
-_FOR_THE_JOB = frozenset({"create"})
-"""Operations of the job itself, which learns the ids of its runs."""
+_FOR_THE_JOB = frozenset({"create", "trace_file"})
+"""Operations of the job itself: it learns the ids of its runs, and has loaded MLflow's repositories."""
 
 
 class Shipment:
@@ -299,5 +299,5 @@ class Route:
 
     def _report(self, run_id: str, text: str) -> None:
         for shipment in self._shipments:
-            if run_id in shipment.runs:
+            if not run_id or run_id in shipment.runs:
                 shipment.tell({"op": "say", "text": text})

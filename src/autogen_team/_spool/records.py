@@ -14,7 +14,7 @@ from zlib import crc32
 
 import orjson
 
-VERSION = 1
+VERSION = 2
 NOTES = frozenset({"journal", "opening", "open", "created", "closed"})
 """Operations that are never sent to the store; the recovery of a journal needs them."""
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from autogen_team import __version__
 from autogen_team._process.folders import state_folder as folder_of
+from autogen_team._redact import mask_url
 from autogen_team._services.state import STATE_DIR
 from autogen_team.errors import ConfigurationError, MissingExtraError
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
@@ -30,7 +31,12 @@ LIMIT = 5.0
 """Seconds for each connection."""
 
 _LIBRARIES = ("mlflow-skinny", "sqlalchemy", "loguru", "pydantic", "pydantic-settings", "orjson", "psutil", "jeepney")
-_EXTRAS = {"alerts": "apprise", "gpu": "nvidia-ml-py", "ui": "mlflow"}
+_EXTRAS = {
+    "alerts": "apprise",
+    "gpu": "nvidia-ml-py",
+    "otel": "opentelemetry-exporter-otlp-proto-http",
+    "ui": "mlflow",
+}
 _URLS = "AUTOGEN_TEAM_ALERTS_URLS"
 
 
@@ -178,6 +184,35 @@ def _sink(service: LoggerService) -> str:
     if fault:
         raise OSError(fault)
     return f"{path} does not exist yet, but can be created"
+
+
+def collector_probes(service: LoggerService) -> Iterator[Callable[[], Check]]:
+    """Yield one probe for each signal that goes to an OpenTelemetry collector."""
+    from autogen_team._ship import collector
+
+    if collector.endpoint("traces"):
+        yield partial(_collector, "traces")
+    if service.otlp:
+        yield partial(_collector, "logs")
+
+
+def _collector(signal: Literal["traces", "logs"]) -> Check:
+    from autogen_team._ship import collector
+
+    name = f"collector of {signal}"
+    remedy = "check the network, OTEL_EXPORTER_OTLP_ENDPOINT, and OTEL_EXPORTER_OTLP_HEADERS"
+    place = collector.endpoint(signal)
+    if place is None:
+        found = "logger.otlp is on, but there is no collector"
+        return Check(name, "fail", found, "set OTEL_EXPORTER_OTLP_ENDPOINT, such as http://collector:4318")
+    try:
+        return Check(name, "ok", f"{collector.probe(signal, LIMIT)} takes {signal}")
+    except MissingExtraError as error:
+        return Check(name, "fail", str(error), "pip install 'autogen-team[otel]'")
+    except ConfigurationError as error:
+        return Check(name, "fail", str(error), "unset the variable, or set it to http/protobuf")
+    except OSError as error:
+        return Check(name, "fail", f"{mask_url(place)} cannot be used: {error}", remedy)
 
 
 def alert_probes(service: AlertsService) -> Iterator[Callable[[], Check]]:

@@ -80,6 +80,7 @@ def _jobs(context: GlobalContext) -> list[Callable[[], list[Check]]]:
         _store_probes.Probing(context.mlflow_service).run,
         lambda: _probes.state_folder(context.mlflow_service),
         lambda: _probes.log_sink(context.logger_service),
+        *map(alone, _probes.collector_probes(context.logger_service)),
         *map(alone, _probes.alert_probes(context.alerts_service)),
     ]
 

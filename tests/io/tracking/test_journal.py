@@ -66,7 +66,7 @@ def test_a_segment_begins_with_who_writes_what(written):
     written.append(metric(1))
 
     header = reader.read(written.folder)[0]
-    assert (header["op"], header["version"], header["pid"], header["uri"]) == ("journal", 1, os.getpid(), URI)
+    assert (header["op"], header["version"], header["pid"], header["uri"]) == ("journal", 2, os.getpid(), URI)
     assert header["boot"] == journal.boot_id()
     assert header["started"] == journal.started_at(os.getpid())
 

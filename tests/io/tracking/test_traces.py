@@ -13,7 +13,8 @@ from mlflow.tracing.client import TracingClient
 from mlflow.tracing.provider import provider
 
 from autogen_team._capture import redact_traces, traces
-from autogen_team.errors import ConfigurationWarning
+from autogen_team.errors import ConfigurationError, ConfigurationWarning
+from autogen_team.io.services import MlflowService
 
 HEADER = "Bearer example-secret-header"
 INPUTS = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
@@ -200,15 +201,18 @@ def test_a_span_that_cannot_even_be_read_is_left_out(start_session, store_uri, m
     """A span that can be neither masked nor stripped is left out of its trace."""
     session = start_session(store_uri)
 
-    def fail(_):
+    def fail(*_):
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(traces, "_masked_span", fail)
+    monkeypatch.setattr(traces.Taps, "_masked_span", fail)
     monkeypatch.setattr(traces, "_bare_span", fail)
     trace_id = trace()
     session.stop()
 
-    assert stored(store_uri, trace_id).data.spans == []
+    mlflow.set_tracking_uri(store_uri)
+    experiment = mlflow.get_experiment_by_name("tests").experiment_id
+    (found,) = mlflow.MlflowClient(store_uri).search_traces(locations=[experiment], include_spans=False)
+    assert (found.info.trace_id, found.data.spans) == (trace_id, [])
 
 
 def test_masking_can_be_switched_off(start_session, store_uri):
@@ -218,6 +222,90 @@ def test_masking_can_be_switched_off(start_session, store_uri):
     session.stop()
 
     assert stored(store_uri, trace_id).data.spans[0].inputs["extra_headers"]["Authorization"] == HEADER
+
+
+CHAT = {
+    "mlflow.llm.model": "gpt-4o-mini",
+    "mlflow.llm.provider": "openai",
+    "mlflow.chat.tokenUsage": {"input_tokens": 1000, "output_tokens": 500, "total_tokens": 1500},
+}
+
+
+def test_content_can_be_left_out(start_session, store_uri, tmp_path):
+    """With `content`, inputs, outputs, events and excerpts are left out; names, times, tokens, cost and status stay."""
+    session = start_session(store_uri, mask_traces="content")
+    with pytest.raises(ValueError), mlflow.start_span("ask") as span:
+        span.set_inputs({"question": "a question"})
+        span.set_outputs("an answer")
+        span.set_attribute("gen_ai.prompt.0.content", "a question")
+        span.set_attribute("temperature", 0.25)
+        for name, value in CHAT.items():
+            span.set_attribute(name, value)
+        mlflow.update_current_trace(tags={"stage": "one"})
+        raise ValueError("an answer")
+    session.stop()
+
+    found = stored(store_uri, span.trace_id)
+    texts = found.to_json()
+    assert "question" not in texts
+    assert "an answer" not in texts
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"a question" in path.read_bytes()]
+    (only,) = found.data.spans
+    assert (only.name, only.inputs, only.outputs, only.events) == ("ask", None, None, [])
+    assert only.get_attribute("mlflow.chat.tokenUsage")["total_tokens"] == 1500
+    assert only.get_attribute("temperature") == 0.25
+    assert str(only.status.status_code) == "SpanStatusCode.ERROR"
+    assert only.end_time_ns > only.start_time_ns
+    assert found.info.tags["stage"] == "one"
+    assert found.info.token_usage["total_tokens"] == 1500
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [(True, "secrets"), (False, "off"), ("true", "secrets"), ("0", "off"), ("Content", "content")]
+)
+def test_the_setting_takes_what_it_took_as_a_bool(given, meant, monkeypatch):
+    """`mask_traces` takes its three words, and what a bool takes, as an argument and as a variable."""
+    assert MlflowService(mask_traces=given).mask_traces == meant
+    monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_MASK_TRACES", str(given))
+    assert MlflowService().mask_traces == meant
+
+
+def test_a_bad_value_of_the_setting_is_named(monkeypatch):
+    """A value that is none of them is an error that names it and the variable."""
+    monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_MASK_TRACES", "some")
+    with pytest.raises(ConfigurationError, match=r"(?s)AUTOGEN_TEAM_MLFLOW_MASK_TRACES.*'secrets'") as caught:
+        MlflowService()
+    assert "some" in str(caught.value)
+
+
+def test_sums_of_tokens_and_cost_become_metrics_of_the_run(start_session, store_uri):
+    """At its end, a run gets the sums of its traces, in which a span with the sum of its children counts once."""
+    session = start_session(store_uri)
+    with mlflow.start_run() as run:
+        for _ in range(2):
+            with mlflow.start_span("agent") as agent, mlflow.start_span("chat", span_type="CHAT_MODEL") as chat:
+                for name, value in CHAT.items():
+                    chat.set_attribute(name, value)
+                agent.set_attribute("mlflow.chat.tokenUsage", CHAT["mlflow.chat.tokenUsage"])
+        with mlflow.start_span("priced") as span:
+            span.set_attribute("mlflow.llm.cost", {"input_cost": 0.5, "output_cost": 0.5, "total_cost": 1.0})
+    with mlflow.start_run() as other:
+        mlflow.log_metric("loss", 1)
+    session.stop()
+
+    client = mlflow.MlflowClient(store_uri)
+    metrics = client.get_run(run.info.run_id).data.metrics
+    experiment = client.get_experiment_by_name("tests").experiment_id
+    shown = sum((one.info.cost or {}).get("total_cost", 0.0) for one in client.search_traces(locations=[experiment]))
+    assert metrics.pop("trace.cost") == pytest.approx(shown)
+    assert shown > 1.0
+    assert metrics == {
+        "trace.count": 3,
+        "trace.input_tokens": 2000,
+        "trace.output_tokens": 1000,
+        "trace.total_tokens": 3000,
+    }
+    assert client.get_run(other.info.run_id).data.metrics == {"loss": 1}
 
 
 def test_the_last_one_to_leave_ends_it(start_session, store_uri, tmp_path):
@@ -238,7 +326,7 @@ def test_the_last_one_to_leave_ends_it(start_session, store_uri, tmp_path):
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_server_that_is_silent_does_not_hold_the_stop_up(start_session, server, durable, caplog):
-    """A hung server delays `stop` by less than 20 s; lost traces are counted in one message."""
+    """A hung server delays `stop` by less than 20 s; without a journal, lost traces are counted in one message."""
     session = start_session(server.uri, durable=durable, flush_timeout=2.0)
     trace()
     traces.mlflow_internals.wait_for_traces()
@@ -252,7 +340,8 @@ def test_a_server_that_is_silent_does_not_hold_the_stop_up(start_session, server
 
     assert seconds < 20
     lost = [record.getMessage() for record in caplog.records if "traces are lost" in record.getMessage()]
-    assert lost == [f"30 traces are lost: the MLflow store at {server.uri} did not take them"]
+    assert lost == ([] if durable else [f"30 traces are lost: the MLflow store at {server.uri} did not take them"])
+    assert ("they wait in" in caplog.text) == durable
     assert not [one for one in threading.enumerate() if one.name == "autogen-team-traces"]
 
 
@@ -296,8 +385,8 @@ def test_after_a_stop_that_gave_up_tracing_goes_on(start_session, server, store_
 
 
 def test_what_the_store_refuses_is_refused_and_counted(start_session, mlflow_server, caplog):
-    """A trace that the store refuses raises MLflow's exception, and is counted as lost."""
-    session = start_session(mlflow_server)
+    """Without a journal, a trace that the store refuses raises MLflow's exception, and is counted as lost."""
+    session = start_session(mlflow_server, durable=False)
     trace_id = trace()
     traces.mlflow_internals.wait_for_traces()
     info = TracingClient(mlflow_server).get_trace_info(trace_id)
@@ -311,7 +400,7 @@ def test_what_the_store_refuses_is_refused_and_counted(start_session, mlflow_ser
 
 def test_at_the_end_of_the_interpreter_the_store_is_asked_directly(start_session, mlflow_server, monkeypatch):
     """If no thread can be started, as at interpreter shutdown, traces are stored directly."""
-    session = start_session(mlflow_server)
+    session = start_session(mlflow_server, durable=False)
     trace_id = trace()
     traces.mlflow_internals.wait_for_traces()
 

@@ -1,0 +1,92 @@
+"""Traces and log lines: what they cost the job, and when the store has them, beside plain MLflow.
+
+`python benchmarks/bench_traces.py [--count N]`. A trace has three spans, one of them with 2 kB each of inputs and
+outputs. Plain MLflow exports them asynchronously, as it does by default, with a queue that is long enough to lose none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from bench_tracking import ENVIRONMENT, HERE, Bench
+from report import Row, show
+
+PAUSE = 0.02
+"""Seconds between traces of a job that does something else too."""
+
+
+def job(bench: Bench, script: str, *arguments: str) -> dict[str, float]:
+    """Run a script of `peers/`, and return the figures that it prints."""
+    folder = Path(tempfile.mkdtemp(dir=bench.folder))
+    environment = {
+        **os.environ,
+        **ENVIRONMENT,
+        "MLFLOW_ASYNC_TRACE_LOGGING_MAX_QUEUE_SIZE": "1000000",
+        "AUTOGEN_TEAM_STATE_DIR": str(folder / "state"),
+    }
+    command = [sys.executable, "-W", "ignore", str(HERE / "peers" / script), *arguments]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, cwd=folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def of_a_trace(bench: Bench, count: int) -> Iterator[Row]:
+    """Compare what a trace costs its caller."""
+    for what, pause in (("apart", PAUSE), ("in a row", 0.0)):
+        found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
+        for _ in range(bench.rounds):
+            for kind, figures in found.items():
+                figures.append(job(bench, "trace_job.py", kind, bench.database(), str(count), str(pause)))
+        for figure in ("median", "mean"):
+            ours, plain = (statistics.median(one[figure] for one in figures) for figures in found.values())
+            yield Row(f"a trace of three spans, {what}, SQLite, {figure}", ours, plain, "MLflow", "us", 1.3)
+
+
+def of_all_delivered(bench: Bench, count: int) -> Iterator[Row]:
+    """Compare the time until a server has all traces."""
+    found: dict[str, list[float]] = {"ours": [], "plain": []}
+    for _ in range(bench.rounds):
+        for kind, figures in found.items():
+            with bench.server() as server:
+                answer = job(bench, "trace_job.py", kind, server.uri, str(count), "0")
+            if answer["stored"] < count:
+                raise RuntimeError(f"{kind}: the store has {answer['stored']} of {count} traces")
+            figures.append(answer["all"])
+    ours, plain = (statistics.median(figures) for figures in found.values())
+    yield Row(f"until a server has {count} traces", ours, plain, "MLflow", "s", 1.0)
+
+
+def of_a_line(bench: Bench) -> Iterator[Row]:
+    """Compare what a log line costs with and without a collector of OpenTelemetry."""
+    for what, pause, at_most in (("apart", 0.001, 1.3), ("in a row", 0.0, None)):
+        found = job(bench, "log_job.py", str(pause))
+        yield Row(f"a log line with otlp, {what}", found["with"], found["without"], "the same without", "us", at_most)
+
+
+def main() -> None:
+    """Measure and print the comparisons."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=2000, help="traces that a server gets")
+    parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers" / "bin" / "python")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        bench = Bench(Path(folder), arguments.rounds, arguments.peers_python, stack)
+        show(list(of_a_trace(bench, 200)))
+        show(list(of_a_line(bench)))
+        bench.rounds = 1
+        show(list(of_all_delivered(bench, arguments.count)))
+
+
+if __name__ == "__main__":
+    main()

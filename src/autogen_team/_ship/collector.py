@@ -1,0 +1,220 @@
+"""A collector of OpenTelemetry: where it is, and a bounded outbox of what it is to get.
+
+The standard variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, `..._TRACES_ENDPOINT`, `..._LOGS_ENDPOINT`, headers, timeout,
+certificates, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`) are read by OpenTelemetry's own exporters.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, Literal, Protocol, TypeAlias
+from urllib.parse import unquote
+
+from autogen_team._process import grace
+from autogen_team._process.forking import start_afresh_after_fork
+from autogen_team._process.threads import spawn
+from autogen_team._redact import mask, mask_url
+from autogen_team._ship.error_text import with_kind
+from autogen_team.errors import ConfigurationError, MissingExtraError
+
+Signal: TypeAlias = Literal["traces", "logs"]
+
+MOST = 10_000
+"""Items that wait for the collector; beyond that, the oldest are dropped."""
+_BATCH = 512
+_EVERY = 1.0
+"""Seconds for which items are gathered, unless there is a batch of them."""
+_PATIENCE = 5.0
+"""Seconds that the end of the job waits for a collector."""
+_EXPORTER = "opentelemetry.exporter.otlp.proto.http"
+_HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
+_HTTP = "http/protobuf"
+_SUPPRESS = "suppress_instrumentation"
+"""Key of OpenTelemetry's context that keeps instrumented HTTP clients from tracing the exporter."""
+
+_report = logging.getLogger("autogen_team")
+
+
+def endpoint(signal: Signal, environment: Mapping[str, str] = os.environ) -> str | None:
+    """Return the URL to which the collector is sent a signal; None without a collector.
+
+    >>> endpoint("logs", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/"})
+    'http://collector:4318/v1/logs'
+    """
+    own = environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_ENDPOINT", "").strip()
+    base = environment.get("OTEL_EXPORTER_OTLP_ENDPOINT", "").strip()
+    return own or (f"{base.rstrip('/')}/v1/{signal}" if base else None)
+
+
+def check(signal: Signal) -> None:
+    """Check that a signal can be sent.
+
+    Raises:
+        MissingExtraError: the exporter is not installed.
+        ConfigurationError: the variables ask for a protocol other than HTTP with protocol buffers.
+
+    """
+    if not _is_installed():
+        raise MissingExtraError(
+            f"sending {signal} to {mask_url(endpoint(signal) or 'a collector')} needs OpenTelemetry's exporter: "
+            "pip install 'autogen-team[otel]'"
+        )
+    for name in (f"OTEL_EXPORTER_OTLP_{signal.upper()}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"):
+        protocol = os.environ.get(name, "").strip()
+        if protocol and protocol != _HTTP:
+            raise ConfigurationError(f"{name}={protocol!r} is not supported: set it to {_HTTP!r}, usually on port 4318")
+        if protocol:
+            return
+
+
+def _is_installed() -> bool:
+    with suppress(ImportError):
+        return importlib.util.find_spec(_EXPORTER) is not None
+    return False
+
+
+def probe(signal: Signal, timeout: float) -> str:
+    """Send an empty request to the collector, and return where it went.
+
+    Raises:
+        ConfigurationError: see `check`.
+        OSError: the collector cannot be reached, or answers with another status than 200.
+
+    """
+    check(signal)
+    import requests
+
+    place = endpoint(signal) or ""
+    given = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_HEADERS") or os.environ.get(_HEADERS, "")
+    pairs = (part.partition("=") for part in given.split(",") if "=" in part)
+    headers = {name.strip(): unquote(value.strip()) for name, _, value in pairs}
+    headers["Content-Type"] = "application/x-protobuf"
+    answer = requests.post(place, data=b"", headers=headers, timeout=timeout)
+    if answer.status_code != requests.codes.ok:
+        raise ConnectionError(f"it answers {answer.status_code} {answer.reason}")
+    return mask_url(place)
+
+
+class Exporter(Protocol):
+    """What this module needs of an exporter of OpenTelemetry."""
+
+    def export(self, batch: Sequence[Any], /) -> Any:
+        """Send the items; the result has the `name` SUCCESS if the collector has taken them."""
+
+    def shutdown(self) -> Any:
+        """Give up waiting for the collector."""
+
+
+class Outbox:
+    """Items on their way to a collector, which may be away or silent: nothing ever waits for it but the end."""
+
+    def __init__(self, what: Signal, export: Exporter, convert: Callable[[Any], Any]) -> None:
+        """Send by `export` what `convert` makes of each item, on a thread of its own."""
+        self._what = what
+        self._exporter = export
+        self._convert = convert
+        self._place = mask_url(endpoint(what) or "")
+        self._has_told = False
+        self.lost = 0
+        """Number of items that the collector did not take."""
+        self._sending = 0
+        self.after_fork()
+        start_afresh_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Leave the items to the parent."""
+        self._items: deque[Any] = deque()
+        self._more = threading.Event()
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_ending = self._is_over = False
+
+    def put(self, item: Any) -> None:
+        """Add an item; for hot paths."""
+        items = self._items
+        items.append(item)
+        if len(items) >= _BATCH:
+            if len(items) > MOST:
+                with suppress(IndexError):
+                    items.popleft()
+                    self.lost += 1
+            self._more.set()
+        if self._thread is None:
+            self._start()
+
+    def finish(self) -> None:
+        """Send the rest, for a few seconds at most, and report what was lost."""
+        deadline = time.monotonic() + grace.bounded(_PATIENCE)
+        self._is_ending = True
+        self._more.set()
+        thread = self._thread
+        if thread is not None:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        left = len(self._items) + self._sending
+        if thread is not None and thread.is_alive():
+            self._is_over = True
+            spawn(self._exporter.shutdown, name="autogen_team-otlp-shutdown")
+        if self.lost + left:
+            text = "%d %s were not taken by the OpenTelemetry collector at %s"
+            _report.warning(text, self.lost + left, _WORDS[self._what], self._place)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._thread is None and not self._is_ending:
+                self._thread = spawn(self._run, name=f"autogen_team-otlp-{self._what}")
+
+    def _run(self) -> None:
+        from opentelemetry.context import attach, set_value
+
+        attach(set_value(_SUPPRESS, True))
+        with _quiet():
+            while not self._is_over:
+                self._more.wait(_EVERY)
+                self._more.clear()
+                is_last = self._is_ending
+                while self._items and not self._is_over:
+                    self._send()
+                if is_last:
+                    self._exporter.shutdown()
+                    return
+
+    def _send(self) -> None:
+        batch: list[Any] = []
+        with suppress(IndexError):  # it is empty
+            while len(batch) < _BATCH:
+                batch.append(self._items.popleft())
+        self._sending = len(batch)
+        try:
+            result = self._exporter.export([self._convert(item) for item in batch])
+            fault = "" if getattr(result, "name", "") == "SUCCESS" else "it does not take them"
+        except Exception as error:
+            fault = mask(with_kind(error))
+        self._sending = 0
+        if fault:
+            self.lost += len(batch)
+            if not self._has_told:
+                self._has_told = True
+                text = "%s cannot be sent to the OpenTelemetry collector at %s: %s; the job goes on without"
+                _report.warning(text, _WORDS[self._what], self._place, fault)
+
+
+_WORDS = {"traces": "spans", "logs": "log lines"}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what the exporters log of each failure, because an outbox says it once."""
+    logger = logging.getLogger(_EXPORTER)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

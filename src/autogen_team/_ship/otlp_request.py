@@ -1,0 +1,89 @@
+"""Spans as an OTLP request, from the form in which a journal holds them; MLflow is not loaded."""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+
+_TRACE_ID, _SPAN_ID = (re.compile(rf"[0-9a-f]{{{digits}}}") for digits in (32, 16))
+_PREFIX = re.compile(r".*(?:tr-|/)")
+
+
+def encode(spans: Sequence[Mapping[str, Any]], resource: Mapping[str, Any]) -> bytes:
+    """Return the request for spans in the form that `Span.to_dict` of MLflow has, and the attributes of a resource."""
+    request = ExportTraceServiceRequest()
+    group = request.resource_spans.add()
+    _fill(group.resource.attributes, resource)
+    scope = group.scope_spans.add()
+    for span in spans:
+        _add(scope.spans.add(), span)
+    made: bytes = request.SerializeToString()
+    return made
+
+
+def _add(made: Span, span: Mapping[str, Any]) -> None:
+    made.trace_id = base64.b64decode(span["trace_id"])
+    made.span_id = base64.b64decode(span["span_id"])
+    made.name = span["name"]
+    made.start_time_unix_nano = span["start_time_unix_nano"]
+    if span.get("end_time_unix_nano"):
+        made.end_time_unix_nano = span["end_time_unix_nano"]
+    if span.get("parent_span_id"):
+        made.parent_span_id = base64.b64decode(span["parent_span_id"])
+    made.status.code = Status.StatusCode.Value(span["status"]["code"])
+    made.status.message = span["status"].get("message") or ""
+    _fill(made.attributes, {name: _decoded(value) for name, value in span["attributes"].items()})
+    for event in span.get("events", ()):
+        added = made.events.add()
+        added.name, added.time_unix_nano = event["name"], event["time_unix_nano"]
+        _fill(added.attributes, event.get("attributes") or {})
+    for link in span.get("links", ()):
+        trace_id, span_id = _PREFIX.sub("", link["trace_id"]), link["span_id"]
+        if _TRACE_ID.fullmatch(trace_id) and _SPAN_ID.fullmatch(span_id):  # some clients have longer ones of their own
+            linked = made.links.add()
+            linked.trace_id, linked.span_id = bytes.fromhex(trace_id), bytes.fromhex(span_id)
+            _fill(linked.attributes, link.get("attributes") or {})
+
+
+def _decoded(value: Any) -> Any:
+    """Return the value of an attribute, which MLflow keeps as JSON; the server encodes it again."""
+    try:
+        return orjson.loads(value)
+    except (TypeError, orjson.JSONDecodeError):  # an attribute of plain OpenTelemetry
+        return value
+
+
+def _fill(attributes: Any, values: Mapping[str, Any]) -> None:
+    for name, value in values.items():
+        added = attributes.add()
+        added.key = name
+        _set(added.value, value)
+
+
+def _set(made: Any, value: Any) -> None:
+    match value:
+        case None:
+            pass
+        case bool():
+            made.bool_value = value
+        case str():
+            made.string_value = value
+        case int() if -(2**63) <= value < 2**63:
+            made.int_value = value
+        case float():
+            made.double_value = value
+        case list():
+            made.array_value.SetInParent()
+            for item in value:
+                _set(made.array_value.values.add(), item)
+        case dict():
+            made.kvlist_value.SetInParent()
+            _fill(made.kvlist_value.values, value)
+        case _:
+            made.string_value = str(value)

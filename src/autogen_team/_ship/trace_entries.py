@@ -1,0 +1,80 @@
+"""Turns the journal entries of traces into requests: many traces go at once, and the spans of many together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from autogen_team._spool.records import Entry
+
+OPS = frozenset({"spans", "trace", "trace_tag", "trace_prompts", "trace_file"})
+"""Operations on traces; they name no run, because a trace belongs to an experiment."""
+_SOURCE_RUN = "mlflow.sourceRun"
+_MOST = 500
+"""Maximum number of spans in one request."""
+
+
+def requests(found: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield the entries, those of traces joined as one of the operation `traces`, and those of spans.
+
+    The traces come first. Otherwise the store makes a trace of the spans, and fails to insert the real one before it
+    merges both.
+    """
+    rest: list[Entry] = []
+    joined: dict[str, Entry] = {}
+    traces: dict[str, Entry] = {}
+    spans: list[Entry] = []
+    for entry in found:
+        if entry["op"] == "trace":
+            again = traces.setdefault(entry["info"]["trace_id"], entry)
+            if again is not entry:
+                rest.append(entry)
+        else:
+            (spans if entry["op"] == "spans" else rest).append(entry)
+    if traces:
+        yield {"op": "traces", "entries": [*traces.values()]}
+    for entry in spans:
+        key = f"{entry['experiment']} {entry.get('resource')}"
+        begun = joined.get(key)
+        if begun is None:
+            joined[key] = {**entry, "spans": [*entry["spans"]]}
+        elif len(begun["spans"]) + len(entry["spans"]) <= _MOST:
+            begun["spans"] += entry["spans"]
+        else:
+            yield joined.pop(key)
+            joined[key] = {**entry, "spans": [*entry["spans"]]}
+    yield from joined.values()
+    yield from rest
+
+
+def parts(entry: Entry) -> list[Entry]:
+    """Return an entry for each trace of an entry that was joined of several; none for any other entry."""
+    if entry["op"] == "traces":
+        return list(entry["entries"])
+    if entry["op"] != "spans":
+        return []
+    found: dict[str, list[Any]] = {}
+    for span in entry["spans"]:
+        found.setdefault(span["trace_id"], []).append(span)
+    return [{**entry, "spans": spans} for spans in found.values()] if len(found) > 1 else []
+
+
+def portions(spans: Sequence[Mapping[str, Any]], size: int) -> list[list[Mapping[str, Any]]]:
+    """Return the spans in portions of at least that size, but for the last one; those of a trace stay together."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for span in spans:
+        found.setdefault(span["trace_id"], []).append(span)
+    made: list[list[Mapping[str, Any]]] = []
+    for of_trace in found.values():
+        if made and len(made[-1]) < size:
+            made[-1] += of_trace
+        else:
+            made.append([*of_trace])
+    return made
+
+
+def with_real_run(info: Mapping[str, Any], ids: Mapping[str, str]) -> Mapping[str, Any]:
+    """Return the info of a trace with the store's id of its run, which may have begun while the store was away."""
+    metadata = info.get("trace_metadata", {})
+    real = ids.get(metadata.get(_SOURCE_RUN, ""))
+    return info if real is None else {**info, "trace_metadata": {**metadata, _SOURCE_RUN: real}}
