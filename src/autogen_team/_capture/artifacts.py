@@ -98,7 +98,7 @@ class Artifacts:
         self._numbers = itertools.count(1)
         self._marked: dict[str, str] = {}
         """The status that models get once their files have arrived, by their ids."""
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may log a file
         self._more = threading.Event()
         self._thread: threading.Thread | None = None
         self._is_over = False
@@ -127,8 +127,7 @@ class Artifacts:
         if root.startswith(PENDING):
             order["run"] = urlsplit(root).path.strip("/").split("/")[0]
         folder = self._journal.begin()
-        with self._lock:
-            number = next(self._numbers)
+        number = next(self._numbers)
         is_quiet = sum(one.is_own for one in spool.waiting(folder)) < _OWN_AT_ONCE
         own_below = _OWN_BELOW if is_quiet else 0
         if "run" in order:  # only the job learns the address of such a run
@@ -142,8 +141,7 @@ class Artifacts:
         waiting = [one for one in self._own_waiting() if self._is_below(one, root)]
         if not waiting:
             return False
-        with self._lock:
-            number = next(self._numbers)
+        number = next(self._numbers)
         order = {"root": root, "model": model_id, "status": status}
         spool.put_status(self._journal.begin(), number, order, is_own=all(one.is_own for one in waiting))
         self._marked[model_id] = status

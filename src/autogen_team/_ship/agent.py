@@ -162,6 +162,7 @@ class Agent:
         self._reports: list[tuple[str, str, dict[str, str]]] = []
         """What is to be executed to report the silence of jobs, each with the run and the environment of the job."""
         self._uploaders: list[_Uploader] = []
+        self._no_uploader_before = 0.0
         self._reporting: dict[str, subprocess.Popen[bytes]] = {}
         """The processes that report, by the run: what happens to a run is told in its order."""
 
@@ -287,13 +288,15 @@ class Agent:
 
     def _have_files_uploaded(self) -> None:
         """Give each journal with larger files beside it to an uploader, which knows the store and the credentials."""
+        if any(one.has_failed() for one in self._uploaders):
+            self._no_uploader_before = time.monotonic() + _BUSY
         self._uploaders = [one for one in self._uploaders if one.is_there()]
         for job in self._jobs.values():
             if all(one.is_own for one in files.waiting(job.folder)):
                 continue
             uploader = next((one for one in self._uploaders if one.works_for(job)), None)
             if uploader is None:
-                if len(self._uploaders) >= _AT_ONCE:
+                if len(self._uploaders) >= _AT_ONCE or time.monotonic() < self._no_uploader_before:
                     continue
                 upload = _UPLOAD.format(path=sys.path, state=str(self._state))
                 process = self._start(upload, job.environment, name="upload", stdin=subprocess.PIPE)
@@ -383,6 +386,10 @@ class _Uploader:
         if self.process.stdin is not None:
             self.process.stdin.close()
         return False
+
+    def has_failed(self) -> bool:
+        """Return whether the process has ended by an exception, so that the next one would probably too."""
+        return (self.process.poll() or 0) > 0
 
     def works_for(self, job: Job) -> bool:
         """Return whether it knows the journal of a job, or could upload for it."""

@@ -15,6 +15,7 @@ import select
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -134,6 +135,7 @@ class AgentLink:
         self._folder: Path | None = None
         self._connection: socket.socket | None = None
         self._rest = b""
+        self._sending = threading.RLock()
         self._is_said = False
         self._started = 0.0
         """When the agent was started last, by the monotonic clock."""
@@ -176,6 +178,7 @@ class AgentLink:
 
     def after_fork(self) -> None:
         """Drop the connection, which is the parent's."""
+        self._sending = threading.RLock()
         self._folder = None
         self.close()
 
@@ -189,7 +192,7 @@ class AgentLink:
         """Send a message; the next `messages` detects a lost connection."""
         connection = self._connection
         if connection is not None:
-            with suppress(OSError):
+            with suppress(OSError), self._sending:
                 connection.sendall(line(message))
 
     def messages(self, timeout: float | None) -> Iterator[Message]:

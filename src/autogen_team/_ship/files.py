@@ -65,8 +65,14 @@ def repository_of(client: mlflow.MlflowClient, run_id: str) -> Any:
 def is_final(error: Exception, uri: str) -> bool:
     """Return whether an upload of the store `uri` would fail again in the same way."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    is_invalid = isinstance(error, MlflowException) and error.error_code == _INVALID  # MLflow has not even asked
-    return status in _FINAL or is_invalid or mlflow_backend.is_refusal(error, at_server=uri.startswith("http"))
+    # MLflow has not even asked: the path is not valid, or the name of the file is not text.
+    is_invalid = isinstance(error, MlflowException) and error.error_code == _INVALID
+    return (
+        status in _FINAL
+        or is_invalid
+        or isinstance(error, UnicodeError)
+        or mlflow_backend.is_refusal(error, at_server=uri.startswith("http"))
+    )
 
 
 def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 from mlflow.entities import LoggedModelStatus
@@ -96,23 +96,23 @@ class Uploads:
         return not self._tasks
 
     def start(self, found: Iterable[Waiting]) -> None:
-        """Start what can be started now of these uploads, which are in the order in which they were logged.
+        """Start what can be started now of these uploads, which are in the order in which each process logged them.
 
-        An upload waits for those before it that concern the same file. One whose files are all replaced by later
-        uploads is left out.
+        An upload waits for those of its process before it that concern the same file. One whose files are all replaced
+        by later uploads is left out.
         """
         if time.monotonic() < self._not_before:
             return
         known, self._known = self._known, {}
         for one in islice(found, _MOST):  # an upload that was looked at before has its order and targets in memory
             self._known[one.place] = known.get(one.place, one)
-        some = list(self._known.values())
-        blocked: set[str] = set()
-        for one in self._without_replaced(some):
-            with suppress(FileNotFoundError):  # it has just been uploaded
-                if one.place not in self._tasks and not _is_blocked(one, blocked):
-                    self._begin(one)
-                blocked |= one.targets
+        for _, of_process in groupby(self._known.values(), lambda one: one.place.parent):
+            blocked: set[str] = set()
+            for one in self._without_replaced(list(of_process)):
+                with suppress(FileNotFoundError):  # it has just been uploaded
+                    if one.place not in self._tasks and not _is_blocked(one, blocked):
+                        self._begin(one)
+                    blocked |= one.targets
 
     def wait(self, timeout: float) -> None:
         """Wait until an upload has ended, at most `timeout` seconds."""
@@ -165,6 +165,8 @@ class Uploads:
             if is_last:
                 try:
                     self._end(task)
+                except Exception as error:  # it stays, and is tried again
+                    self._failed(mask(with_kind(error)))
                 finally:
                     del self._tasks[task.waiting.place]
                     self.moved.set()
@@ -196,6 +198,9 @@ class Uploads:
             self._lacking.add(one.order["root"])
             self._on_refused(one, refused.note_files(self._state, one, reason))
             return
+        self._failed(reason)
+
+    def _failed(self, reason: str) -> None:
         self.fault, self.failures = reason, self.failures + 1
         self._not_before = time.monotonic() + self._pause * random.uniform(*_SPREAD)  # noqa: S311  # nosec B311
         self._pause = min(2 * self._pause, _LONGEST_PAUSE)

@@ -94,6 +94,7 @@ def put(journal_folder: Path, number: int, source: Path, order: dict[str, Any], 
 
     Raises:
         OSError: the source cannot be read, or the copy not be written.
+        UnicodeEncodeError: the name of a file is not valid UTF-8.
 
     """
     part = private_folder(folder_of(journal_folder)) / f"{number:06d}{_PART}"
@@ -141,6 +142,7 @@ def _copy_all(source: Path, content: Path) -> int | None:
 
 
 def _copy(source: Path, target: Path) -> int:
+    target.name.encode()  # a name that is not text cannot be sent, so the error is raised now
     with source.open("rb", buffering=0) as read, open_private(target, "wb") as written:
         with suppress(OSError, AttributeError):  # on an old kernel from one file system to another, or macOS
             # Shares the blocks where the file system can. `shutil.copyfile` would open the new file once more, and

@@ -176,6 +176,21 @@ def test_a_file_that_does_not_exist_is_an_error_at_the_call(held, start_session)
         mlflow.log_artifact("missing.txt")
 
 
+def test_a_name_that_is_not_text_is_an_error_at_the_call(proxy, mlflow_server, start_session):
+    """As it is without us: it cannot be sent. Others of the same call are not logged either."""
+    started = start_session(proxy.uri)
+    Path("folder").mkdir()
+    Path("folder", os.fsdecode(b"\xff.txt")).write_text("text")
+    Path("folder", "good.txt").write_text("text")
+    with lifecycle.open_run(name="train") as run:
+        with pytest.raises(UnicodeEncodeError):
+            mlflow.log_artifacts("folder")
+        mlflow.log_artifact("folder/good.txt")
+    started.stop()
+
+    assert arrived(mlflow_server, run.info.run_id) == ["good.txt"]
+
+
 def test_larger_files_are_uploaded_from_outside(start_python, proxy, mlflow_server, wait_until):
     """Even while the job is stopped; an uploader that is killed is started again."""
     proxy.status, proxy.concerning = 503, "large.bin"
