@@ -16,7 +16,8 @@ from autogen_team._spool import index, journal, reader, records
 
 def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monkeypatch):
     """A journal in a newer format than this version knows is reported, and is neither recovered nor removed."""
-    monkeypatch.setattr(records, "VERSION", 2)
+    newer_version = records.VERSION + 1
+    monkeypatch.setattr(records, "VERSION", newer_version)
     monkeypatch.setattr(journal, "started_at", lambda _: 1.0)
     written = journal.Journal(tmp_path / "state", uri=store_uri)
     written.append('"op":"open","who":"nobody knows"}')
@@ -26,7 +27,7 @@ def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monke
 
     (found,) = index.find(tmp_path / "state")
     assert (found.state, found.uri, found.open_runs, found.waiting) == ("dead", store_uri, (), 0)
-    newer = "its format 2 is from a newer version of autogen-team"
+    newer = f"its format {newer_version} is from a newer version of autogen-team"
     assert found.evidence.endswith(newer)
     assert recovery.recover(found, store_uri, store_uri, tmp_path / "state").problem == newer
     assert folder.exists()
