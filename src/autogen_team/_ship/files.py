@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +16,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, ErrorCode
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
 
 from autogen_team._ship import mlflow_backend, refused, trace_files
@@ -25,6 +28,9 @@ _with_profile: Callable[..., Any] = add_databricks_profile_info_to_artifact_uri
 _FINAL = frozenset({400, 403, 409, 413, 422})
 """HTTP statuses of an upload that another attempt would not change; nginx answers 413 above 1 MB."""
 _INVALID = ErrorCode.Name(INVALID_PARAMETER_VALUE)
+_MISREAD = frozenset("#?%")
+_NOT_TO_BE_STORED = re.compile(r"#|%[0-9A-Fa-f]{2}")
+"""A server refuses the first, and decodes the second once more than it was encoded."""
 _asking = threading.local()
 
 
@@ -60,6 +66,33 @@ def repository_of(client: mlflow.MlflowClient, run_id: str) -> Any:
     """Return MLflow's own repository of a run's artifacts."""
     uri = client.tracking_uri
     return repository_at(root_of(client, run_id, uri), uri)
+
+
+def send(repository: Any, path: Path, folder: str | None) -> None:
+    """Upload a file to a folder of a repository, under its own name.
+
+    MLflow does not escape `#`, `?` and `%` in the addresses that it sends: `a?b.txt` would overwrite `a`.
+
+    Raises:
+        MlflowException: a server of MLflow cannot store the name, or the upload has failed.
+
+    """
+    log: Callable[[str, str | None], None] = repository.log_artifact
+    name = "/".join(filter(None, (folder, path.name)))
+    if not (isinstance(repository, HttpArtifactRepository) and _MISREAD & set(name)):
+        log(str(path), folder)
+        return
+    if _NOT_TO_BE_STORED.search(name):
+        text = f"a server of MLflow cannot store {name!r}, because of the # or the % before two digits: rename it"
+        raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
+    with tempfile.TemporaryDirectory() as scratch:
+        link = Path(scratch, _escaped(path.name))
+        link.symlink_to(path.absolute())
+        log(str(link), None if folder is None else _escaped(folder))
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"%{ord(character):02X}" if character in _MISREAD else character for character in name)
 
 
 def is_final(error: Exception, uri: str) -> bool:

@@ -181,7 +181,7 @@ class Uploads:
         repository = files.repository_at(one.order["root"], self._uri)
         folder = posixpath.join(one.order.get("path") or "", posixpath.dirname(name)).rstrip("/")
         path = one.content / name
-        repository.log_artifact(str(path), folder or None)
+        files.send(repository, path, folder or None)
         path.unlink(missing_ok=True)
 
     def _end(self, task: _Task) -> None:

@@ -14,18 +14,17 @@ from typing import Any, TypeAlias
 from mlflow import MlflowClient
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from autogen_team._redact import mask
 from autogen_team._ship.error_text import first_line
+from autogen_team._ship.files import send
 from autogen_team.errors import TrackingUnavailableError
 
 Tell: TypeAlias = Callable[[str], None]
 
 _MLMODEL = "MLmodel"
 _UNFINISHED = ".artifact.uploading."  # MLflow leaves these files behind when it is killed, and does not list them
-_MISREAD_IN_ADDRESSES = frozenset("#?%")
 _SHOWN = 5
 
 
@@ -154,12 +153,9 @@ def send_files(
                 size = local.stat().st_size
                 if there.get(file.path) == size and not changed:
                     continue
-                if isinstance(target, HttpArtifactRepository) and _MISREAD_IN_ADDRESSES & set(file.path):
-                    # MLflow does not escape these characters: `a#b.txt` would overwrite `a`.
-                    raise ValueError("MLflow cannot send names with #, ? or % to a server; rename the file")
                 tell(file.path)
                 folder = str(PurePosixPath(file.path).parent)
-                target.log_artifact(str(local), None if folder == "." else folder)  # type: ignore[no-untyped-call]  # MLflow's
+                send(target, local, None if folder == "." else folder)
                 sent[file.path] = size
     if sent:
         there = _sizes(target, findings)

@@ -191,6 +191,24 @@ def test_a_name_that_is_not_text_is_an_error_at_the_call(proxy, mlflow_server, s
     assert arrived(mlflow_server, run.info.run_id) == ["good.txt"]
 
 
+def test_names_arrive_as_they_are(proxy, mlflow_server, start_session, tmp_path, caplog):
+    """MLflow stores `50% off?.txt` and `a#b.txt` under other names, and its server can keep the first of them only."""
+    started = start_session(proxy.uri)
+    Path("50% off?.txt").write_text("question")
+    Path("a#b.txt").write_text("hash")
+    with lifecycle.open_run(name="train") as run:
+        mlflow.log_text("whole", "a")
+        mlflow.log_artifact("50% off?.txt", "100% sure")
+        mlflow.log_artifact("a#b.txt")
+    started.stop()
+
+    assert arrived(mlflow_server, run.info.run_id) == ["100% sure/50% off?.txt", "a"]
+    assert content(mlflow_server, run.info.run_id, "a") == b"whole"
+    assert "cannot store 'a#b.txt'" in caplog.text
+    (aside,) = (tmp_path / "state" / "refused").iterdir()
+    assert (aside / "a#b.txt").read_text() == "hash"
+
+
 def test_larger_files_are_uploaded_from_outside(start_python, proxy, mlflow_server, wait_until):
     """Even while the job is stopped; an uploader that is killed is started again."""
     proxy.status, proxy.concerning = 503, "large.bin"
