@@ -112,7 +112,7 @@ class Taps:
         self.users: list[Masking] = []
         """The masking that each of the users wants."""
         self.last: Masking = "off"
-        """The masking while there is no user any more, but traces are still under way."""
+        """The masking after the last user has left, while traces are still under way."""
         self.outboxes: list[Outbox] = []
         """Where the users send spans besides the store; the latest gets them."""
         self.direct = direct_traces.DirectTraces()

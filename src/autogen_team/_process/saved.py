@@ -59,11 +59,11 @@ _environments = SavedValue(restore_environment, add=lambda found, later: {**late
 
 
 @contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Silence this logger and those below it inside the block, except for warnings and errors."""
+def quiet(name: str, below: int = logging.WARNING) -> Iterator[None]:
+    """Silence this logger and those below it inside the block, except for messages of the level `below` and higher."""
     logger = logging.getLogger(name)
     level = logger.level
-    logger.setLevel(logging.WARNING)
+    logger.setLevel(below)
     try:
         yield
     finally:

@@ -396,7 +396,7 @@ class _Uploader:
         return job.folder in self.given or self.environment == job.environment
 
     def give(self, job: Job) -> None:
-        """Have it upload what waits beside the journal of a job, from now on with the job's present environment."""
+        """Tell it to upload what waits beside the journal of a job, from now on with the job's present environment."""
         is_known = job.folder in self.given and self.environment == job.environment
         if not is_known and self.process.stdin is not None:
             self.given.add(job.folder)

@@ -12,12 +12,12 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Literal, Protocol, TypeAlias
 from urllib.parse import unquote
 
-from autogen_team._process import grace
+from autogen_team._process import grace, saved
 from autogen_team._process.forking import start_afresh_after_fork
 from autogen_team._process.threads import spawn
 from autogen_team._redact import mask, mask_url
@@ -174,7 +174,8 @@ class Outbox:
         from opentelemetry.context import attach, set_value
 
         attach(set_value(_SUPPRESS, True))
-        with _quiet():
+        # An outbox says once what the exporters log of each failure.
+        with saved.quiet(_EXPORTER, below=logging.CRITICAL):
             while not self._is_over:
                 self._more.wait(_EVERY)
                 self._more.clear()
@@ -206,15 +207,3 @@ class Outbox:
 
 
 _WORDS = {"traces": "spans", "logs": "log lines"}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what the exporters log of each failure, because an outbox says it once."""
-    logger = logging.getLogger(_EXPORTER)
-    level = logger.level
-    logger.setLevel(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

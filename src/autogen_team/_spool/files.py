@@ -77,7 +77,7 @@ class Waiting:
         """Remove what is left."""
         gone = self.place.with_name(self.place.name + _PART)
         with suppress(FileNotFoundError):
-            self.place.rename(gone)  # at once, so that nobody sees a part of it
+            self.place.rename(gone)  # in one step, so that a reader sees all of it or nothing
             shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -128,7 +128,7 @@ def put_status(journal_folder: Path, number: int, order: dict[str, Any], *, is_o
 
 
 def _copy_all(source: Path, content: Path) -> int | None:
-    """Copy, and return the number of bytes; None if there is no file."""
+    """Copy, and return the number of bytes; None for a folder without files."""
     if not source.is_dir():
         content.mkdir(mode=0o700)
         return _copy(source, content / source.name)

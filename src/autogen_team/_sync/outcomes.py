@@ -33,7 +33,7 @@ class Outcome:
     run_name: str
     source_id: str
     target_id: str | None
-    """None if there is no copy."""
+    """None without a copy."""
     happened: Happened
     counts: Counts = field(default_factory=Counts)
     reason: str | None = None
