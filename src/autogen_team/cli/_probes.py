@@ -203,7 +203,7 @@ def _collector(signal: Literal["traces", "logs"]) -> Check:
     remedy = "check the network, OTEL_EXPORTER_OTLP_ENDPOINT, and OTEL_EXPORTER_OTLP_HEADERS"
     place = collector.endpoint(signal)
     if place is None:
-        found = "logger.otlp is on, but there is no collector"
+        found = "logger.otlp is on, but no collector is set"
         return Check(name, "fail", found, "set OTEL_EXPORTER_OTLP_ENDPOINT, such as http://collector:4318")
     try:
         return Check(name, "ok", f"{collector.probe(signal, LIMIT)} takes {signal}")

@@ -234,6 +234,31 @@ def test_larger_files_are_uploaded_from_outside(start_python, proxy, mlflow_serv
     assert holder != job.popen.pid
 
 
+def test_the_uploader_uses_a_token_that_the_job_has_renewed(start_python, proxy, mlflow_server, wait_until):
+    """The old one is refused; the job changes its environment, and the waiting file arrives."""
+    proxy.token = "new"
+    body = """
+    with open("large.bin", "wb") as file:
+        file.write(b"1" * 2_100_000)
+    mlflow.log_artifact("large.bin")
+    sys.stdin.readline()
+    os.environ["MLFLOW_TRACKING_TOKEN"] = "new"
+    print("renewed", flush=True)
+    sys.stdin.readline()
+"""
+    environment = {"MLFLOW_TRACKING_URI": proxy.uri, "MLFLOW_TRACKING_TOKEN": "old"}
+    job = start_python("-c", JOB.replace("BODY", body), stdin=subprocess.PIPE, **environment)
+    run_id = job.wait_for("run ").split()[1]
+    wait_until(lambda: proxy.refused > 0)
+    job.popen.stdin.write("\n")
+    job.popen.stdin.flush()
+    job.wait_for("renewed")
+    wait_until(lambda: "large.bin" in arrived(mlflow_server, run_id), timeout=90)
+    status, _, err = job.finish("\n")
+
+    assert status == 0, err
+
+
 def holder_of(path: Path) -> int:
     """Return the process that holds the lock of a file."""
     number = path.stat().st_ino

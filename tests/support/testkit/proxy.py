@@ -21,6 +21,8 @@ class Proxy:
         """Text in the methods and paths that get the error, such as `PUT /api`; empty for all."""
         self.mentioning = b""
         """Bytes in the bodies that get the error; empty for all bodies."""
+        self.token = ""
+        """What a request with content must bring as its login; empty if it needs none."""
         self.refused = 0
         """Number of requests that the server has not seen."""
         proxy = self
@@ -31,7 +33,10 @@ class Proxy:
             def forward(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 time.sleep(proxy.delay)
-                if proxy.blocks(f"{self.command} {self.path}", body):
+                if self.command == "PUT" and proxy.token not in self.headers.get("Authorization", ""):
+                    proxy.refused += 1
+                    content, status = b"who are you?", 401
+                elif proxy.blocks(f"{self.command} {self.path}", body):
                     proxy.refused += 1
                     content, status = proxy.answer, proxy.status
                 else:
