@@ -12,7 +12,9 @@ any of these start a fresh interpreter, and with `FRESH_PROCESSES=1` the whole s
 
 from __future__ import annotations
 
+import _posixsubprocess
 import atexit
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -27,6 +29,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +44,8 @@ FOLDER = "FORK_SERVERS"
 """The variable that names the folder of the sockets."""
 FRESH_AGENTS = "FRESH_AGENTS"
 """The variable that asks for agents that are not forked, for tests of an agent's start, memory and command line."""
+FORKED_WORKERS = "FORKED_WORKERS"
+"""The variable that asks for a job whose workers are forked too; see `_Nursery`."""
 _AGENTS = {f"autogen-team-agent{work}" for work in ("", "-recovery", "-report", "-upload")}
 PRELOADED = {
     "job": (
@@ -216,6 +222,92 @@ class _Popen(ForkingPopen):
         return is_ours or super()._is_forked(args, options)
 
 
+class _Nursery:
+    """A child of a forked job that was forked before the job has begun, and forks the job's workers from that state.
+
+    Workers that `multiprocessing` spawns, its fork server, and those of loky would else import MLflow anew. They are
+    children of the job: the nursery has a child fork them that exits, and the job adopts orphans meanwhile.
+    """
+
+    def __init__(self, connection: socket.socket, streams: Sequence[int]) -> None:
+        """Fork the nursery, which closes the connection and the streams of the job."""
+        self.main: Callable[[], None] | None = None
+        """The main program of this process, if it is a worker."""
+        self._plain = _posixsubprocess.fork_exec
+        self._lock = threading.Lock()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        job = os.getpid()
+        if os.fork() == 0:
+            _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+            ours.close()
+            for descriptor in (connection.detach(), *streams):
+                os.close(descriptor)
+            while self.main is None:
+                if os.getppid() != job:
+                    os._exit(0)
+                self._fork(theirs)
+            return
+        theirs.close()
+        # A number that no job expects for its own.
+        self._socket = socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD_CLOEXEC, 300))
+        ours.close()
+
+    def _fork(self, theirs: socket.socket) -> None:
+        """Fork a worker for the next request; in the worker, set its main program."""
+        message, streams, _, _ = socket.recv_fds(theirs, _LONGEST_REQUEST, 16)
+        if not message:
+            os._exit(0)
+        between = os.fork()
+        if between == 0:
+            between, worker = os.getpid(), os.fork()
+            if worker:
+                theirs.send(str(worker).encode())
+                os._exit(0)
+            theirs.close()
+            while os.getppid() == between:
+                time.sleep(0.001)
+            self.main = _become(json.loads(message), streams)
+            return
+        for stream in streams:
+            os.close(stream)
+        os.waitpid(between, 0)
+        theirs.send(b"adopted")
+
+    def adopt_workers(self) -> None:
+        """Fork workers from now on instead of starting a new interpreter."""
+        _posixsubprocess.fork_exec = self._fork_exec
+
+    def _fork_exec(self, args: Sequence[str | bytes], *rest: Any) -> int:
+        words = [os.fsdecode(word) for word in args[1:]]
+        if words[0] not in {"-c", "-m"} or not _WORKERS.intersection(words[1].split()[:2]) or os.getsid(0) != _session:
+            return self._plain(args, *rest)
+        _, _, inherited, _, environment, *_ = rest
+        request = {
+            "arguments": words,
+            "folder": os.fspath(Path.cwd()),
+            "environment": dict(os.environ)
+            if environment is None
+            else dict(os.fsdecode(pair).split("=", 1) for pair in environment),
+            "group": os.getpgrp(),
+            "inherited": list(inherited),
+            "ignored": [],
+        }
+        with self._lock:
+            _libc.prctl(_ADOPT_ORPHANS, 1, 0, 0, 0)
+            try:
+                socket.send_fds(self._socket, [json.dumps(request).encode()], [0, 1, 2, *inherited])
+                pid = int(self._socket.recv(64))
+                self._socket.recv(64)
+            finally:
+                _libc.prctl(_ADOPT_ORPHANS, 0, 0, 0, 0)
+        return pid
+
+
+_WORKERS = {"multiprocessing.spawn", "multiprocessing.forkserver", "joblib.externals.loky.backend.popen_loky_posix"}
+"""The main modules of workers."""
+_DIE_WITH_PARENT, _ADOPT_ORPHANS = 1, 36
+"""Options of `prctl`: PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER."""
+_libc = ctypes.CDLL(None)
 _status: int | None = None
 """The exit status of this process, once its main program has ended."""
 _replaced: list[Any] = []
@@ -256,7 +348,13 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
                 for pidfd, (_, other) in children.items():
                     os.close(pidfd)
                     other.close()
-                main = _become(json.loads(message), streams)
+                wanted = json.loads(message)
+                nursery = _Nursery(connection, streams) if FORKED_WORKERS in wanted["environment"] else None
+                if nursery is not None and nursery.main is not None:
+                    return nursery.main
+                main = _become(wanted, streams)
+                if nursery is not None:
+                    nursery.adopt_workers()
                 connection.send(str(os.getpid()).encode())  # from now on it looks like a new process
                 connection.close()
                 return main
@@ -307,7 +405,8 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> Callable[[], 
             setattr(sys, name, made)
             setattr(sys, f"__{name}__", made)
             _replaced.append(stream)
-    sys.path.remove(_SUPPORT)
+    if _SUPPORT in sys.path:
+        sys.path.remove(_SUPPORT)
     sys.orig_argv[1:] = request["arguments"]
     main = types.ModuleType("__main__")
     for name in {"__main__", "__mp_main__"} & set(sys.modules):
