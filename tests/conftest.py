@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -156,6 +156,15 @@ def fresh_agents(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def forked_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the workers and the supervised jobs that a test's processes start, which need not import MLflow anew then.
+
+    For modules about what a job does, not about how it is started.
+    """
+    monkeypatch.setenv(forkserver.FORKED_CHILDREN, "1")
+
+
+@pytest.fixture
 def snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep what is run with each run, as by default."""
     monkeypatch.delenv("AUTOGEN_TEAM_MLFLOW_SNAPSHOT")
@@ -163,10 +172,19 @@ def snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database with MLflow's tables; creating them takes two seconds, copying the file takes none."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
-    subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], check=True, capture_output=True)
+    """Return a database with MLflow's tables, made once for all workers of pytest-xdist."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    path, made = shared / "template.db", shared / "template.made"
+    with (shared / "template.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+            with forkserver.popen(["-c", code, f"sqlite:///{path}"], stdout=subprocess.PIPE) as process:
+                process.communicate()
+            assert process.returncode == 0
+            made.touch()
     return path
 
 

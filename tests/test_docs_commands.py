@@ -15,6 +15,8 @@ import pytest
 
 from testkit import forkserver, repositories
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [
     "../README.md",

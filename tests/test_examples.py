@@ -17,7 +17,10 @@ from testkit import forkserver
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PATIENCE = 250.0
 """Seconds that an example may take; the engines start many processes."""
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [
+    pytest.mark.usefixtures("forked_children"),
+    pytest.mark.timeout(300),
+]
 
 
 def run_to_end(arguments, **options):

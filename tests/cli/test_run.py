@@ -17,6 +17,8 @@ import pytest
 from autogen_team.cli import _summary
 from autogen_team.io.services import MlflowService
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 RUN = ("-m", "autogen_team", "run")
 
 

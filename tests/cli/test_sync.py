@@ -11,6 +11,8 @@ import pytest
 
 from autogen_team.io.services import MlflowService
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 SYNC = ("-m", "autogen_team", "sync")
 
 

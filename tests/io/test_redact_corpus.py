@@ -14,6 +14,8 @@ from autogen_team._redact import MASK, Redactor, mask
 from autogen_team.errors import ConfigurationError
 from testkit import corpus
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 
 @pytest.mark.parametrize("encoding", corpus.ENCODINGS)
 @pytest.mark.parametrize("kind", corpus.KEYS)

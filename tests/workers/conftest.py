@@ -115,7 +115,7 @@ def run_job(
     """Return a function that runs a job, which must exit with 0, and returns its stdout and stderr."""
 
     def run(main: str, functions: str = "", *, argument: str = "", **environment: str) -> tuple[str, str]:
-        environment[forkserver.FORKED_WORKERS] = "1"
+        environment[forkserver.FORKED_CHILDREN] = "1"
         status, out, err = run_python(write_job(main, functions), argument, **environment)
         assert status == 0, err
         return out, err
@@ -173,7 +173,7 @@ def run_slow_job(tmp_path_factory: pytest.TempPathFactory, migrated_database: Pa
         (folder / "job.py").write_text(_script(END_AFTER_FIVE_MINUTES + textwrap.dedent(main), functions))
         own = {name: os.environ[name] for name in os.environ if not name.startswith(("AUTOGEN_TEAM_", "MLFLOW_"))}
         state = {"AUTOGEN_TEAM_STATE_DIR": str(folder / "state"), "MLFLOW_TRACKING_URI": store.uri}
-        environment = {**own, **state, "MLFLOW_DISABLE_TELEMETRY": "true", forkserver.FORKED_WORKERS: "1"}
+        environment = {**own, **state, "MLFLOW_DISABLE_TELEMETRY": "true", forkserver.FORKED_CHILDREN: "1"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with forkserver.popen(["job.py"], cwd=folder, env=environment, **streams) as process:
             out, err = process.communicate(timeout=330)

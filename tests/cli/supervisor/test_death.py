@@ -17,6 +17,8 @@ from autogen_team.cli._supervisor import ending
 from autogen_team.cli._supervisor.wire import End
 from testkit import forkserver
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 RUN = ("-m", "autogen_team", "run")
 REASON = "autogen_team.exception"
 

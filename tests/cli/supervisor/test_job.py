@@ -11,6 +11,8 @@ import pytest
 
 from autogen_team._process.run_events import ATTEMPT_TAG, EXCEPTION_TAG, JOB_TAG, PREEMPTED_TAG
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 RUN = ("-m", "autogen_team", "run")
 COUNTS = """
 import sys, mlflow

@@ -12,6 +12,7 @@ import pytest
 from testkit import repositories
 
 pytestmark = [
+    pytest.mark.usefixtures("forked_children"),
     pytest.mark.usefixtures("snapshots"),
     pytest.mark.skipif(not repositories.has_git(), reason="git is not installed"),
 ]

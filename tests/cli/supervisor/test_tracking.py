@@ -9,6 +9,8 @@ import pytest
 
 from autogen_team._sync import offline_store
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 REASON = "autogen_team.exception"
 
 

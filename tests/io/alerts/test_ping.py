@@ -16,6 +16,8 @@ from autogen_team import GlobalContext
 from autogen_team.errors import ConfigurationError
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 
 @dataclass
 class Switch:

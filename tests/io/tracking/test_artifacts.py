@@ -28,6 +28,8 @@ from autogen_team._capture import artifacts, lifecycle, write_behind
 from autogen_team._spool import files as spool
 from autogen_team._spool import index
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 KILLS = int(os.environ.get("KILLS", "5"))
 """Rounds of kills; `make test-kills` makes 200."""
 JOB = """

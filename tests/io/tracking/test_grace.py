@@ -10,6 +10,8 @@ import pytest
 from autogen_team._process import grace
 from autogen_team._spool import index
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 JOB = """
 import sys, mlflow
 from autogen_team import GlobalContext

@@ -23,6 +23,8 @@ from autogen_team._spool import journal, reader, records
 from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.wakeup import Wakeup
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 URI = "sqlite:////somewhere/mlflow.db"
 RUN = "0123456789abcdef0123456789abcdef"
 

@@ -13,6 +13,8 @@ from autogen_team._capture import lifecycle, session
 from autogen_team._process import Undo, run_events
 from autogen_team.io.services import MlflowService
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 SCRIPT = """
 import signal, sys, time
 from autogen_team.io.services import MlflowService

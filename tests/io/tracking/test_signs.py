@@ -19,6 +19,8 @@ from autogen_team._process.run_events import EXCEPTION_TAG
 from autogen_team._ship import agent_link, lost, rest_backend
 from autogen_team._ship.signs import ALIVE_TAG, HOST_TAG, LOST, PID_TAG, moment
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 JOB = """
 import os, sys, mlflow
 from autogen_team import GlobalContext

@@ -27,7 +27,10 @@ from autogen_team._spool import journal
 from autogen_team.errors import ConfigurationError
 from autogen_team.io.services import AlertsService, MlflowService
 
-pytestmark = pytest.mark.timeout(400)  # the process that reports loads MLflow anew
+pytestmark = [
+    pytest.mark.usefixtures("forked_children"),
+    pytest.mark.timeout(400),  # the process that reports loads MLflow anew
+]
 
 JOB = """
 import ctypes, os, signal, sys, threading, time, mlflow

@@ -19,6 +19,7 @@ from autogen_team._snapshot import process
 from testkit import repositories
 
 pytestmark = [
+    pytest.mark.usefixtures("forked_children"),
     pytest.mark.usefixtures("snapshots"),
     pytest.mark.skipif(not repositories.has_git(), reason="git is not installed"),
 ]

@@ -12,6 +12,8 @@ from autogen_team._process.run_events import EXCEPTION_TAG
 from autogen_team._ship.backend import Batch
 from autogen_team._ship.signs import ALIVE_TAG, STOP_TAG, RunsOfOthers, Signs, Stop
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 START = """
 import os, signal, sys, time, mlflow
 from autogen_team import GlobalContext

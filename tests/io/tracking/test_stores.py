@@ -13,6 +13,8 @@ import pytest
 from autogen_team._capture import run_stacks, write_behind
 from autogen_team._ship import uris
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 SECRET = "postgresql://ada:example-secret@db/prices"
 
 

@@ -19,6 +19,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 from autogen_team._ship import resources
 from autogen_team.io.services import MlflowService
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 GROUPS = Path("/sys/fs/cgroup")
 EVERY = 0.2
 OFTEN = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": str(EVERY)}

@@ -18,6 +18,7 @@ import ctypes
 import fcntl
 import gc
 import importlib
+import importlib.abc
 import io
 import itertools
 import json
@@ -35,6 +36,8 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +47,10 @@ FOLDER = "FORK_SERVERS"
 """The variable that names the folder of the sockets."""
 FRESH_AGENTS = "FRESH_AGENTS"
 """The variable that asks for agents that are not forked, for tests of an agent's start, memory and command line."""
-FORKED_WORKERS = "FORKED_WORKERS"
-"""The variable that asks for a job whose workers are forked too; see `_Nursery`."""
+FORKED_CHILDREN = "FORKED_CHILDREN"
+"""The variable that asks for a process whose workers, or whose supervised job, are forked too; see `_Nursery`."""
+_SUPERVISED = "AUTOGEN_TEAM_JOB_SOCKET"
+_PATH_OF_JOB = "AUTOGEN_TEAM_JOB_PYTHONPATH"
 _AGENTS = {f"autogen-team-agent{work}" for work in ("", "-recovery", "-report", "-upload")}
 PRELOADED = {
     "job": (
@@ -213,8 +218,41 @@ class ForkingPopen(_Forked):
 class _Popen(ForkingPopen):
     """Replaces `subprocess.Popen` in a forked process: a Python that it starts by `-c` or `-m` is forked as well.
 
-    It is not forked if the caller could notice: by its session, or by a `preexec_fn` between fork and exec.
+    It is not forked if the caller could notice: by its session, or by a `preexec_fn` between fork and exec. The
+    nursery forks the job of a supervisor, if it has no terminal of its own.
     """
+
+    def __init__(self, args: Any, *more: Any, **options: Any) -> None:
+        self._is_job = (
+            _nursery is not None
+            and isinstance(args, list)
+            and args[0] == sys.executable
+            and (not args[1].startswith("-") or args[1] in {"-c", "-m"})
+            and _SUPERVISED in (options.get("env") or ())
+            and options["env"].get(_PATH_OF_JOB) == os.environ.get("PYTHONPATH")
+            and not options["start_new_session"]
+        )
+        super().__init__(args, *more, **options)
+
+    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest) -> None:
+        if not self._is_job:
+            super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
+            return
+        assert _nursery is not None
+        _startupinfo, _flags, _shell, *pipes, _signals, _gid, _gids, _uid, _umask, _new_session, _group = rest
+        p2cread, _, _, c2pwrite, _, errwrite = pipes
+        streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
+        inherited = _inherited()
+        self.pid = _nursery.child(
+            args[1:],
+            [*streams, *inherited],
+            environment=dict(env),
+            group=os.getpgrp(),
+            inherited=inherited,
+            ignored=[number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN],
+        )
+        self._close_pipe_fds(*pipes)
+        self._child_created = True
 
     def _is_forked(self, args: list[str], options: Mapping[str, Any]) -> bool:
         stays = options.get("start_new_session") or os.getsid(0) == _session
@@ -222,11 +260,22 @@ class _Popen(ForkingPopen):
         return is_ours or super()._is_forked(args, options)
 
 
-class _Nursery:
-    """A child of a forked job that was forked before the job has begun, and forks the job's workers from that state.
+def _inherited() -> list[int]:
+    """Return the descriptors, but for the standard streams, that a new program would inherit."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the folder's own
+            if int(entry.name) > 2 and os.get_inheritable(int(entry.name)):
+                found.append(int(entry.name))
+    return found
 
-    Workers that `multiprocessing` spawns, its fork server, and those of loky would else import MLflow anew. They are
-    children of the job: the nursery has a child fork them that exits, and the job adopts orphans meanwhile.
+
+class _Nursery:
+    """A child of a forked process that was forked before that process began, and forks its children from that state.
+
+    They are the workers that `multiprocessing` spawns, its fork server, the workers of loky, and the job of a
+    supervisor. A new interpreter would import MLflow anew for each of them. They are true children: the nursery lets a
+    process fork them that exits, and their parent adopts orphans meanwhile.
     """
 
     def __init__(self, connection: socket.socket, streams: Sequence[int]) -> None:
@@ -273,36 +322,75 @@ class _Nursery:
         os.waitpid(between, 0)
         theirs.send(b"adopted")
 
-    def adopt_workers(self) -> None:
-        """Fork workers from now on instead of starting a new interpreter."""
+    def adopt(self) -> None:
+        """From now on, fork these children of this process instead of starting an interpreter."""
+        global _nursery
+        _nursery = self
         _posixsubprocess.fork_exec = self._fork_exec
 
-    def _fork_exec(self, args: Sequence[str | bytes], *rest: Any) -> int:
-        words = [os.fsdecode(word) for word in args[1:]]
-        if words[0] not in {"-c", "-m"} or not _WORKERS.intersection(words[1].split()[:2]) or os.getsid(0) != _session:
-            return self._plain(args, *rest)
-        _, _, inherited, _, environment, *_ = rest
-        request = {
-            "arguments": words,
-            "folder": os.fspath(Path.cwd()),
-            "environment": dict(os.environ)
-            if environment is None
-            else dict(os.fsdecode(pair).split("=", 1) for pair in environment),
-            "group": os.getpgrp(),
-            "inherited": list(inherited),
-            "ignored": [],
-        }
+    def child(self, arguments: Sequence[str], streams: Sequence[int], **request: Any) -> int:
+        """Fork a child with three standard streams, followed by the inherited descriptors; return its id."""
+        request = {"arguments": arguments, "folder": os.fspath(Path.cwd()), **request}
         with self._lock:
             _libc.prctl(_ADOPT_ORPHANS, 1, 0, 0, 0)
             try:
-                socket.send_fds(self._socket, [json.dumps(request).encode()], [0, 1, 2, *inherited])
+                socket.send_fds(self._socket, [json.dumps(request).encode()], streams)
                 pid = int(self._socket.recv(64))
                 self._socket.recv(64)
             finally:
                 _libc.prctl(_ADOPT_ORPHANS, 0, 0, 0, 0)
         return pid
 
+    def _fork_exec(self, args: Sequence[str | bytes], *rest: Any) -> int:
+        words = [os.fsdecode(word) for word in args[1:]]
+        is_worker = words[0] in {"-c", "-m"} and _WORKERS.intersection(words[1].split()[:2])
+        if not is_worker or os.getsid(0) != _session:
+            return self._plain(args, *rest)
+        _, _, inherited, _, variables, *_ = rest
+        given = None if variables is None else dict(os.fsdecode(pair).split("=", 1) for pair in variables)
+        return self.child(
+            words,
+            [0, 1, 2, *inherited],
+            environment=given or dict(os.environ),
+            group=os.getpgrp(),
+            inherited=list(inherited),
+            ignored=[],
+        )
 
+
+class _Loaded(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes the import of MLflow look like the first one, although the module is loaded already."""
+
+    def __init__(self) -> None:
+        self._modules = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "mlflow"}
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
+        """Find MLflow, whose import brings all its modules back."""
+        return spec_from_file_location(name, self._modules[name].__file__, loader=self) if name == "mlflow" else None
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        """Return the module that is loaded."""
+        return self._modules[spec.name]
+
+    def exec_module(self, _module: types.ModuleType) -> None:
+        """Execute nothing."""
+        sys.meta_path.remove(self)
+        sys.modules.update(self._modules)
+
+
+def _begin_job() -> None:
+    """Do what a new interpreter does in a supervised job before the job's own code."""
+    _Loaded()
+    sys.path.insert(0, os.environ["PYTHONPATH"].split(os.pathsep)[0])
+    try:
+        import sitecustomize  # noqa: F401
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            raise
+
+
+_nursery: _Nursery | None = None
 _WORKERS = {"multiprocessing.spawn", "multiprocessing.forkserver", "joblib.externals.loky.backend.popen_loky_posix"}
 """The main modules of workers."""
 _DIE_WITH_PARENT, _ADOPT_ORPHANS = 1, 36
@@ -349,12 +437,12 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
                     os.close(pidfd)
                     other.close()
                 wanted = json.loads(message)
-                nursery = _Nursery(connection, streams) if FORKED_WORKERS in wanted["environment"] else None
+                nursery = _Nursery(connection, streams) if FORKED_CHILDREN in wanted["environment"] else None
                 if nursery is not None and nursery.main is not None:
                     return nursery.main
                 main = _become(wanted, streams)
                 if nursery is not None:
-                    nursery.adopt_workers()
+                    nursery.adopt()
                 connection.send(str(os.getpid()).encode())  # from now on it looks like a new process
                 connection.close()
                 return main
@@ -396,6 +484,7 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> Callable[[], 
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.environ.pop(FORKED_CHILDREN, None)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
     if os.environ.get("PYTHONUNBUFFERED"):
         for number, name in ((1, "stdout"), (2, "stderr")):
@@ -408,6 +497,8 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> Callable[[], 
     if _SUPPORT in sys.path:
         sys.path.remove(_SUPPORT)
     sys.orig_argv[1:] = request["arguments"]
+    if _SUPERVISED in os.environ:
+        _begin_job()
     main = types.ModuleType("__main__")
     for name in {"__main__", "__mp_main__"} & set(sys.modules):
         sys.modules[name] = main
@@ -447,6 +538,7 @@ def _reporting(execute: Callable[[], object]) -> Callable[[], None]:
             traceback = error.__traceback__
             while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
                 traceback = traceback.tb_next
+            sys.last_type, sys.last_value, sys.last_traceback = type(error), error, traceback  # as the interpreter does
             sys.excepthook(type(error), error.with_traceback(traceback), traceback)
         else:
             _status = 0
