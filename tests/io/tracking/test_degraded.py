@@ -59,7 +59,7 @@ def test_this_mlflow_has_the_name(name):
     assert find(name, missing) is not missing
 
 
-def test_each_name_belongs_to_one_promise():
+def test_each_name_belongs_to_one_feature():
     """No name is listed twice, so that a missing one costs one warning."""
     names = [name for name, _ in _PARTS]
 
