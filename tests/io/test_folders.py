@@ -1,4 +1,4 @@
-"""Folders that only their owner can read."""
+"""Private folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def mode(path):
 
 
 def test_each_folder_that_is_missing_is_private(tmp_path):
-    """`Path.mkdir` with `parents` would leave the ones above open to others."""
+    """Missing parents are private as well; `Path.mkdir(parents=True)` would leave them open to others."""
     made = private_folder(tmp_path / "a" / "b" / "c")
 
     assert made == tmp_path / "a" / "b" / "c"
@@ -21,7 +21,7 @@ def test_each_folder_that_is_missing_is_private(tmp_path):
 
 
 def test_a_folder_that_is_there_keeps_its_mode(tmp_path):
-    """It may be shared on purpose."""
+    """An existing folder may be shared on purpose."""
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o755)
     shared.chmod(0o755)
