@@ -132,7 +132,7 @@ def test_no_secret_of_the_corpus_is_in_a_patch(folder, tmp_path, suffix):
     assert "hunter2" not in shown
 
 
-def test_harmless_text_stays_in_each_encoding(folder, tmp_path):
+def test_what_is_harmless_stays(folder, tmp_path):
     """A patch without secrets has no first lines of ours, and no mask."""
     write(folder, {"a.txt": "\n".join(corpus.HARMLESS)})
 

@@ -1,4 +1,4 @@
-"""The trial run of `doctor`, and what it leaves when the store hangs."""
+"""The trial run of `doctor`, and the run that it leaves when the store hangs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_trial_that_hangs_says_what_is_left_and_cleans_up_when_it_can(store_ur
     assert not Path("artifacts").exists()
 
 
-def test_what_was_set_before_is_given_back(monkeypatch):
+def test_variables_are_restored(monkeypatch):
     """`in_brief` restores variables that were set, and removes those that were not."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
 

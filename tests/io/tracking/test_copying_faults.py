@@ -29,7 +29,7 @@ from testkit.copies import client_of, copy, happened, make_experiment, write
         ("text", "is not an MLflow store"),
     ],
 )
-def test_a_source_that_is_no_store_is_refused(target, uri, fault):
+def test_a_source_that_is_not_a_store_is_refused(target, uri, fault):
     """A source that is not an MLflow store is refused and stays unchanged; MLflow would turn it into a store."""
     Path("folder").mkdir()
     Path("folder", "file").touch()
@@ -55,7 +55,7 @@ def test_a_source_that_mlflow_cannot_open_is_refused_with_the_remedy(migrated_da
         copy("sqlite:///newer.db", target)
 
 
-def test_somebody_else_s_database_is_no_target(source):
+def test_a_database_of_another_application_is_refused_as_a_target(source):
     """A database without MLflow's tables is refused as a target; MLflow would create fifty tables in it."""
     with contextlib.closing(copying.sqlite3.connect("other.db")) as database:
         database.execute("CREATE TABLE mine (id INTEGER)")
@@ -90,7 +90,7 @@ def test_a_dry_run_does_not_make_the_target(source, tmp_path, make_run):
 
 
 def test_a_target_that_is_not_there_is_made(source, tmp_path, make_run):
-    """A target database that does not exist is created, as MLflow itself does."""
+    """A missing target database is created, as MLflow does."""
     make_run(source)
 
     outcomes = copy(source, f"sqlite:///{tmp_path}/new.db")
@@ -159,7 +159,7 @@ with socket.create_server(address(sys.argv[1])) as server:
 """
 
 
-def test_a_target_that_is_suddenly_gone_ends_the_copying(
+def test_losing_the_target_ends_the_copying(
     source, mlflow_server, free_port, start_python, monkeypatch, make_run
 ):
     """A copy ends with an error if the target is lost, without failing runs; the next copy continues it."""
