@@ -34,9 +34,7 @@ def answer_to_the_word(proxy, status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [413, 403, 400, 406, 200])
-def test_one_blocked_item_does_not_delay_later_items(
-    proxy, mlflow_server, start_session, caplog, tmp_path, status
-):
+def test_one_blocked_item_does_not_delay_later_items(proxy, mlflow_server, start_session, caplog, tmp_path, status):
     """A blocked item is set aside with its reason, and all later items and runs arrive."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="first") as first:

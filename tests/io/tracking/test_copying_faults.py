@@ -159,9 +159,7 @@ with socket.create_server(address(sys.argv[1])) as server:
 """
 
 
-def test_losing_the_target_ends_the_copying(
-    source, mlflow_server, free_port, start_python, monkeypatch, make_run
-):
+def test_losing_the_target_ends_the_copying(source, mlflow_server, free_port, start_python, monkeypatch, make_run):
     """A copy ends with an error if the target is lost, without failing runs; the next copy continues it."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     make_experiment(source, "gone")

@@ -283,9 +283,7 @@ def take_over(start_python):
     return take
 
 
-def test_recover_waits_for_another_recovery(
-    kill_unwatched, take_over, store_uri, state, run_python, start_python
-):
+def test_recover_waits_for_another_recovery(kill_unwatched, take_over, store_uri, state, run_python, start_python):
     """`recover` waits while another process recovers a journal, and takes over when that process ends early."""
     kill_unwatched()
     (found,) = index.find(state)

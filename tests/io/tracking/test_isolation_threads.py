@@ -60,7 +60,7 @@ def test_tasks_with_children_of_one_run_share_that_run(isolated):
     assert metrics(asyncio.run(main())) == {"threaded": 1}
 
 
-def test_the_run_of_a_waiting_main_thread_counts_less_than_those_of_its_tasks(isolated):
+def test_a_task_s_run_has_precedence_over_that_of_the_waiting_main_thread(isolated):
     """While the main thread waits for tasks, a thread logs to the run of the task, not of the main thread."""
 
     async def main():
@@ -98,7 +98,7 @@ def test_a_run_with_a_parent_elsewhere_does_not_count_as_independent(isolated, h
     assert metrics(job) == {"main": 1}
 
 
-def test_among_independent_runs_the_main_thread_s_is_the_job_s(isolated, helper):
+def test_the_main_thread_s_run_is_the_job_s_run(isolated, helper):
     """Among independent runs of several threads, the main thread's is the job's run."""
     helper(mlflow.start_run)
 
@@ -108,7 +108,7 @@ def test_among_independent_runs_the_main_thread_s_is_the_job_s(isolated, helper)
     assert metrics(main) == {"threaded": 1}
 
 
-def test_what_could_belong_to_several_runs_gets_its_own(isolated, helper, other_helper, caplog):
+def test_ambiguous_logging_opens_a_new_run(isolated, helper, other_helper, caplog):
     """Logging that could belong to several runs opens a new run, as in plain MLflow, with one warning."""
     runs = [helper(mlflow.start_run), other_helper(mlflow.start_run)]
 
@@ -251,7 +251,7 @@ def test_a_run_that_another_thread_has_left_open_is_forgotten(is_isolated, helpe
     undo()
 
 
-def test_a_run_of_a_thread_that_is_gone_is_still_known(isolated):
+def test_a_run_of_an_ended_thread_is_still_listed(isolated):
     """A run that an ended thread has left open is still listed, until it is forgotten."""
     run = in_thread(mlflow.start_run)
 

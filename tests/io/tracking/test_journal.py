@@ -1,4 +1,4 @@
-"""Entries that were written are in the journal, whatever happens to the process, the disk or the files afterwards."""
+"""Written entries are in the journal, whatever happens to the process, the disk or the files later."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_entry_is_on_disk_when_append_returns(written):
     assert steps(reader.read(written.folder)) == [1]
 
 
-def test_each_line_is_json_that_proves_itself(written):
+def test_each_line_is_json_with_a_checksum(written):
     """Each line of a segment is JSON with its own CRC-32, so that any JSON parser can read and check it."""
     written.append(metric(1))
 
@@ -61,7 +61,7 @@ def test_each_line_is_json_that_proves_itself(written):
         assert int(entry["crc"], 16) == crc32(line[len('{"crc":"01234567",') :])
 
 
-def test_a_segment_begins_with_who_writes_what(written):
+def test_a_segment_begins_with_a_header(written):
     """A segment begins with a header: format version, process, boot id, start time and store."""
     written.append(metric(1))
 
@@ -80,7 +80,7 @@ def test_folder_and_files_are_for_their_owner_only(written):
     assert {path.stat().st_mode & 0o777 for path in written.folder.iterdir()} == {0o600}
 
 
-def test_nothing_is_made_before_the_first_entry(tmp_path, written):
+def test_nothing_is_created_before_the_first_entry(tmp_path, written):
     """A journal creates no folder before its first entry."""
     assert not (tmp_path / "state").exists()
 
@@ -108,7 +108,7 @@ def test_an_entry_longer_than_a_segment_is_whole(written, monkeypatch):
     assert steps(found) == [1]
 
 
-def test_segments_go_once_all_in_them_is_acknowledged(written, monkeypatch):
+def test_segments_are_removed_once_all_entries_are_acknowledged(written, monkeypatch):
     """A segment is removed once all its entries are acknowledged, and not before."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
     numbers = [written.append(metric(number)) for number in range(100)]
@@ -120,7 +120,7 @@ def test_segments_go_once_all_in_them_is_acknowledged(written, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 60, b'{"acked":100}\n', "torn", "higher"])
-def test_a_damaged_acknowledgement_is_none(written, damage):
+def test_a_damaged_acknowledgement_is_ignored(written, damage):
     """A damaged acknowledgement counts as none, so that all entries are delivered again."""
     written.ack(written.append(metric(1)))
     path = written.folder / "acked"
@@ -146,7 +146,7 @@ def test_a_new_segment_still_knows_which_runs_are_open(written, monkeypatch):
     assert header["opening"] == [{"mark": "mark", "experiment": "7"}]
 
 
-def test_a_journal_without_rest_is_removed(written):
+def test_a_journal_without_undelivered_entries_is_removed(written):
     """Closing a journal whose entries are all acknowledged removes its folder."""
     written.ack(written.append(metric(1)))
     folder = written.folder
@@ -155,7 +155,7 @@ def test_a_journal_without_rest_is_removed(written):
     assert not folder.exists()
 
 
-def test_a_journal_with_a_rest_stays(written):
+def test_a_journal_with_undelivered_entries_stays(written):
     """Closing a journal with undelivered entries keeps its folder and cuts the unused end of its segment."""
     written.append(metric(1))
 
@@ -218,7 +218,7 @@ def test_a_forked_child_has_a_journal_of_its_own(written):
     assert steps(reader.read(written.folder)) == [1]
 
 
-def test_what_a_killed_process_wrote_is_there(tmp_path, start_python):
+def test_entries_of_a_killed_process_are_in_its_journal(tmp_path, start_python):
     """All entries that a process acknowledged before SIGKILL are in its journal."""
     code = (
         "import itertools, sys; from pathlib import Path\n"
@@ -240,7 +240,7 @@ def test_what_a_killed_process_wrote_is_there(tmp_path, start_python):
     assert len(found) > acknowledged
 
 
-def test_a_full_disk_is_an_error_not_a_death(written, monkeypatch):
+def test_a_full_disk_raises_an_error(written, monkeypatch):
     """A full disk raises `JournalError`, because the space of a segment is allocated before it is mapped."""
     calls = []
 
@@ -360,7 +360,7 @@ def test_a_signal_handler_may_wake_in_the_midst_of_a_wakeup():
     assert 0.01 <= time.monotonic() - began < 60.0
 
 
-def test_the_lock_tells_the_living_from_the_dead(tmp_path, written, run_python):
+def test_the_lock_shows_that_the_writer_lives(tmp_path, written, run_python):
     """Another process cannot take the lock of a journal while its writer lives."""
     written.append(metric(1))
     code = (
@@ -389,7 +389,7 @@ def test_a_follower_reads_while_the_writer_writes(written, monkeypatch):
 
 
 def test_a_follower_is_behind_only_if_there_is_more(written):
-    """The space that is reserved behind the last entry is not taken for entries, which would be shipped at once."""
+    """Space reserved after the last entry does not count as entries, which would be shipped at once."""
     written.append(metric(1))
     follower = reader.Follower(lambda: written.folder)
     assert steps(follower.read(10_000)) == [1]
@@ -401,8 +401,8 @@ def test_a_follower_is_behind_only_if_there_is_more(written):
     assert follower.is_behind
 
 
-def test_a_line_that_is_no_entry_holds_up_nothing(written):
-    """A follower counts a malformed line as read, and delivers the entries behind it."""
+def test_a_malformed_line_is_skipped(written):
+    """A follower skips a malformed line, and delivers the entries after it."""
     written.append(metric(1))
     written.append('"op":"metrics","step":True}')
     written.append(metric(3))
@@ -455,13 +455,13 @@ def test_any_key_reads_back_as_the_very_same(key):
 
 
 @given(st.binary(max_size=200))
-def test_foreign_bytes_are_no_entry(data):
+def test_foreign_bytes_are_not_an_entry(data):
     """Arbitrary bytes are never parsed as an entry."""
     assert records.parse(data) is None
 
 
 @given(st.data())
-def test_a_changed_line_is_no_entry(data):
+def test_a_changed_line_is_not_an_entry(data):
     """A line with one flipped bit is not parsed as an entry."""
     line = bytearray(records.line(17, metric(17))[:-1])
     place = data.draw(st.integers(0, len(line) - 1))
@@ -479,7 +479,7 @@ def test_a_changed_line_is_no_entry(data):
     copies=st.integers(0, 2),
     foreign=st.binary(max_size=80),
 )
-def test_what_is_whole_is_read_once_and_in_order(lengths, torn, order, copies, foreign):
+def test_whole_entries_are_read_once_and_in_order(lengths, torn, order, copies, foreign):
     """Whole entries are read once and in order, despite torn, renamed and copied segments and foreign lines."""
     numbers = count(1)
     segments = [[next(numbers) for _ in range(length)] for length in lengths]

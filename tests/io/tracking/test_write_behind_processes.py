@@ -79,7 +79,7 @@ def test_many_threads_log_at_once(store_uri, start_session):
         assert [one.value for one in history] == list(range(500))
 
 
-def test_what_threads_log_while_the_service_stops_is_not_lost(store_uri, start_session, wait_until):
+def test_items_that_threads_log_while_the_service_stops_are_not_lost(store_uri, start_session, wait_until):
     """Values logged by a thread during and after `stop` arrive once."""
     started = start_session(store_uri)
     with lifecycle.open_run(name="train") as run:
@@ -117,7 +117,7 @@ def test_a_worker_of_multiprocessing_delivers_before_it_leaves(store_uri, start_
     started.stop()
 
 
-def test_a_job_may_wait_for_all_its_children(store_uri, run_python):
+def test_the_agent_is_not_a_child_of_the_job(store_uri, run_python):
     """The agent is not a child of the job, so `os.wait` of the job finds no children."""
     code = (
         "import mlflow, os; from autogen_team.io.services import MlflowService\n"
