@@ -293,7 +293,7 @@ def wheel(folder: Path, name: str, version: str) -> Path:
 
 @pytest.mark.parametrize("installer", ["uv", "pip"])
 def test_the_packages_are_installed(repository, record, reproduce, tmp_path, installer):
-    """uv installs them if available, otherwise pip; the command uses the venv. Missing files are reported."""
+    """The installer is uv if available, otherwise pip; the command uses the venv. Missing files are reported."""
     (tmp_path / "bin").mkdir()
     for program in ("git", "python3", "env"):
         (tmp_path / "bin" / program).symlink_to(subprocess.check_output(["which", program], text=True).strip())
