@@ -64,7 +64,7 @@ def test_a_run_takes_a_name_or_a_configuration(context):
     assert (stored.info.run_name, stored.data.tags["mlflow.note.content"]) == ("a", "b")
 
 
-def test_a_start_that_fails_stops_what_had_started(free_port, context):
+def test_a_start_that_fails_stops_the_started_services(free_port, context):
     """Services that had started are stopped, and the failing service's own error is raised."""
     broken = context.model_copy(
         update={"mlflow_service": MlflowService(tracking_uri=f"http://127.0.0.1:{free_port()}")}

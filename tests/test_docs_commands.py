@@ -103,7 +103,7 @@ def _script(page: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_commands_of_a_page_do_what_it_says(name, request, tmp_path):
+def test_the_commands_of_a_page_behave_as_documented(name, request, tmp_path):
     """Each command has the documented exit status and output, except for numbers and paths."""
     commands = tmp_path / "bin"
     commands.mkdir()

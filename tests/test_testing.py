@@ -31,7 +31,7 @@ def test_an_exception_is_captured_as_itself():
     assert lines[0].exception is error
 
 
-def test_only_levels_that_are_asked_for_are_captured():
+def test_only_requested_levels_are_captured():
     """By default, all levels are captured."""
     with capture_logs() as everything, capture_logs("ERROR") as errors:
         logger.trace("low")
@@ -59,7 +59,7 @@ def test_records_of_libraries_are_captured_while_the_service_runs(capsys):
     assert [(line.logger, line.message) for line in lines] == [("library", "hello")]
 
 
-def test_caplog_sees_what_is_logged_through_loguru(caplog):
+def test_caplog_has_the_lines_of_loguru(caplog):
     """The record has message, level, name, place, exception and bound values."""
     try:
         raise ValueError("wrong")
@@ -67,7 +67,7 @@ def test_caplog_sees_what_is_logged_through_loguru(caplog):
         logger.bind(step=3).exception("failed")
     (record,) = caplog.records
     assert caplog.record_tuples == [(__name__, logging.ERROR, "failed")]
-    assert (record.levelname, record.funcName) == ("ERROR", "test_caplog_sees_what_is_logged_through_loguru")
+    assert (record.levelname, record.funcName) == ("ERROR", "test_caplog_has_the_lines_of_loguru")
     assert record.extra == {"step": 3}
     assert "ValueError: wrong" in caplog.text
 
@@ -80,7 +80,7 @@ def test_caplog_obeys_its_own_level(caplog):
     assert caplog.messages == ["high"]
 
 
-def test_caplog_sees_records_of_libraries_once(caplog, capsys):
+def test_caplog_has_records_of_libraries_once(caplog, capsys):
     """Records reach caplog in two ways while the service runs."""
     with LoggerService(sink="stderr", uncaught=False, run_log=False):
         logging.getLogger("library").warning("once")

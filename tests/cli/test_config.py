@@ -47,7 +47,7 @@ def test_secrets_are_masked(run_python):
 
 
 def test_an_invalid_value_is_one_line_and_status_2(run_python):
-    """There is no traceback."""
+    """No traceback is printed."""
     status, out, err = run_python("-m", "autogen_team", "config", AUTOGEN_TEAM_ALERTS_TIMEOUT="soon")
 
     assert (status, out) == (2, "")

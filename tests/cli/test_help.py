@@ -67,7 +67,7 @@ def test_help_imports_nothing_slow(run_python):
     assert run_python("-c", code, fresh=True)[1].splitlines()[-1] == "[]"
 
 
-def test_the_variables_of_options_are_known():
+def test_the_variables_of_options_are_registered():
     """Otherwise each job would warn of unknown variables."""
     run = typer.main.get_command(app).commands["run"]
     named = {option.envvar for option in run.params if (option.envvar or "").startswith(f"{settings.PREFIX}RUN_")}

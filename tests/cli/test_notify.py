@@ -76,7 +76,7 @@ def test_disabled_alerts_are_printed(run_python):
     ],
 )
 def test_an_invalid_command_is_one_line_and_status_2(run_python, options, message):
-    """There is no traceback, and the secret is not shown."""
+    """No traceback is printed, and the secret is not shown."""
     status, out, err = run_python(*NOTIFY, *options)
 
     assert (status, out) == (2, "")

@@ -55,7 +55,7 @@ def test_a_running_job_is_alive(store_uri, start_python, run_python):
     assert run_python(*STATUS)[1] == ""
 
 
-def test_offline_runs_are_listed_with_their_server(free_port, run_python):
+def test_offline_runs_are_listed_with_their_destination(free_port, run_python):
     """The server's URL is shown without a password."""
     uri = f"http://bob:hunter2-hunter2@127.0.0.1:{free_port()}"
     service = MlflowService(tracking_uri=uri, mode="offline", autolog_disable=True)

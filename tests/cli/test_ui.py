@@ -134,7 +134,7 @@ def test_artifacts_in_a_folder_are_shown(pages, links):
     assert pages.get(artifact(links[1])) == "as it was written"
 
 
-def test_it_listens_on_the_loopback_interface_only(pages):
+def test_the_server_listens_on_the_loopback_interface_only(pages):
     """Other addresses refuse connections, even others of the loopback interface."""
     port = urlsplit(pages.url).port
     listening = [each.laddr for server in pages.servers() for each in server.net_connections() if each.status]

@@ -105,7 +105,7 @@ SAME = {
 
 
 @pytest.mark.parametrize(("config", "expected"), SAME.values(), ids=SAME)
-def test_a_configuration_is_plain_whatever_library_made_it(config, expected):
+def test_a_configuration_of_any_library_becomes_plain(config, expected):
     """Configurations of any library become types that YAML has."""
     found = configs.plain(config)
 
@@ -136,7 +136,7 @@ def test_a_config_of_omegaconf_is_resolved(monkeypatch):
     assert configs.plain({"inner": broken}) == {"inner": {"broken": "${x}", "resolved": False}}
 
 
-def test_a_model_of_attrs_is_taken():
+def test_a_model_of_attrs_is_accepted():
     """Models of attrs are recognized by duck typing."""
     attrs = pytest.importorskip("attrs")
     kind = attrs.make_class("Config", ["lr"])

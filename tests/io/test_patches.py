@@ -36,7 +36,7 @@ def test_replacements_are_undone_in_any_order(order):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_an_inherited_attribute_is_inherited_again(order):
-    """After the undo, the subclass has no attribute of its own."""
+    """After the undo, the class inherits the attribute again."""
 
     class Base:
         def hook(self):

@@ -103,7 +103,7 @@ def test_a_value_that_its_context_marks_as_secret_is_masked(text):
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_the_words_of_a_language_model_are_left_alone(text):
+def test_typical_text_of_ml_jobs_is_left_alone(text):
     """Typical vocabulary of ML logs is not secret."""
     assert mask(text) == text
 
@@ -137,7 +137,7 @@ def test_masking_twice_is_masking_once(text):
         ("author", False),
     ],
 )
-def test_names_say_secret(name, expected):
+def test_secret_names_are_recognized(name, expected):
     """Names are matched by whole words: a tokenizer is not a token."""
     assert is_secret_name(name) is expected
 
@@ -151,21 +151,21 @@ def test_the_values_of_secret_variables_are_masked_wherever_they_stand():
     assert redactor(text) == f'{MASK} "{MASK}" {MASK} not-a-secret'
 
 
-def test_passwords_in_the_urls_of_the_environment_are_known():
+def test_passwords_in_urls_of_the_environment_are_masked():
     """Such a password is masked anywhere, whatever the variable's name."""
     redactor = Redactor({"DATABASE": "postgresql://bob:correct-horse@db/x", "MAILS": "x mailto://a:staple-battery@b y"})
 
     assert redactor("correct-horse staple-battery") == f"{MASK} {MASK}"
 
 
-def test_a_secret_that_begins_as_a_path_does_is_one():
+def test_a_secret_that_begins_like_a_path_is_masked():
     """One in 64 base64 secrets begins with `/`. A path is recognized by its variable's name or because it exists."""
     redactor = Redactor({"CLOUD_SECRET": "/wJalrX/UtnFEMI", "TOKEN_FILE": "/run/secrets/none", "SECRET": "/x" * 5000})
 
     assert redactor("/wJalrX/UtnFEMI /run/secrets/none") == f"{MASK} /run/secrets/none"
 
 
-def test_passwords_in_urls_are_known_as_they_are_meant():
+def test_passwords_in_urls_are_masked_in_decoded_form():
     """Passwords are decoded, and also found after the tags of an alert URL."""
     redactor = Redactor(
         {"DATABASE": "postgresql://bob:p%40ssw0rd99@db", "URLS": "error, info=mailtos://a:correct-horse@b"}
@@ -175,7 +175,7 @@ def test_passwords_in_urls_are_known_as_they_are_meant():
 
 
 @pytest.mark.parametrize("value", ["", "short", "password", __file__])
-def test_values_that_would_mask_ordinary_text_are_not_taken(value):
+def test_values_that_would_mask_ordinary_text_are_ignored(value):
     """Short words, placeholders and file paths are not used as secrets."""
     assert Redactor({"MY_SECRET": value})(f"a {value} b short password") == f"a {value} b short password"
 
@@ -197,7 +197,7 @@ def test_a_password_in_another_encoding_than_utf_8_is_masked(monkeypatch):
     assert mask("my word is h\udce9hunter2, and nothing else") == f"my word is {MASK}, and nothing else"
 
 
-def test_mask_reads_the_environment_of_the_moment(monkeypatch):
+def test_mask_reads_the_current_environment(monkeypatch):
     """A secret that is set later is masked later."""
     assert mask("correct-horse") == "correct-horse"
 
@@ -264,7 +264,7 @@ def test_no_text_takes_long_to_mask(text):
     assert time.monotonic() - begun < 30
 
 
-def test_the_quick_look_misses_no_pattern():
+def test_the_quick_checks_miss_no_pattern():
     """The quick checks before the patterns let each key format and each name of an assignment pass."""
     for letters in shapes.SHAPES:
         assert shapes.may_have_shape(letters), letters
@@ -284,7 +284,7 @@ def test_a_name_without_a_value_does_not_hide_the_next_one(empty, assignment):
 
 
 @pytest.mark.parametrize("value", ["hunter2-secret", "aHVudGVyMg=="])
-def test_a_value_on_the_next_line_is_one(value):
+def test_a_value_on_the_next_line_is_masked(value):
     """A value on the next line, as in YAML, is masked, whatever it looks like."""
     assert mask(f"password:\n  {value}\n") == f"password:\n  {MASK}\n"
 

@@ -96,7 +96,7 @@ VARIABLES = {
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_a_variable_is_known_as_the_job_uses_it(name):
+def test_a_variable_is_masked_without_quotes_and_newline(name):
     """Values are masked without the trailing newline of Kubernetes and the quotes of an env file."""
     assert Redactor({name: VARIABLES[name]})("refused Sesame-open-1") == f"refused {MASK}"
 
@@ -121,7 +121,7 @@ def test_a_known_value_is_masked_in_each_encoding(encode):
         ("SSH_PUBLIC_KEY", "ssh-ed25519 AAAA", "ssh-ed25519 AAAA"),
     ],
 )
-def test_a_variable_that_is_no_secret_masks_nothing(name, value, text):
+def test_a_variable_that_is_not_secret_masks_nothing(name, value, text):
     """Folders, ordinary words, parts of words and public keys are not masked."""
     assert Redactor({name: value})(text) == text
 
@@ -151,7 +151,7 @@ def test_no_sink_shows_a_secret(tmp_path, monkeypatch, capsys, serialize, is_col
     assert "failed" in shown
 
 
-def test_the_user_s_patterns_are_masked_and_what_is_allowed_stays(monkeypatch, capsys):
+def test_the_user_s_patterns_are_masked_and_allowed_text_stays(monkeypatch, capsys):
     """Of a pattern with a group only the group is masked; patterns come from arguments or variables."""
     monkeypatch.setenv("AUTOGEN_TEAM_REDACT_PATTERNS", "ACME-\\d{6}\ncustomer=(\\w+)")
     monkeypatch.setenv("AUTOGEN_TEAM_REDACT_ALLOW", "demo-.*")
@@ -179,7 +179,7 @@ def test_an_invalid_pattern_is_an_error_that_names_it(pattern, monkeypatch):
 
 @pytest.mark.parametrize("variable", ["AUTOGEN_TEAM_REDACT_PATTERNS", "AUTOGEN_TEAM_REDACT_ALLOW"])
 @pytest.mark.parametrize("place", ["environment", ".env"])
-def test_each_service_refuses_such_a_pattern_and_masking_goes_on(variable, place, monkeypatch):
+def test_each_service_refuses_an_invalid_pattern_and_masking_continues(variable, place, monkeypatch):
     """Every service rejects the pattern. Until it is fixed, text is masked without it."""
     if place == ".env":
         Path(".env").write_text(f"{variable}='('\n")
@@ -225,7 +225,7 @@ def test_a_secret_is_masked_in_the_output_that_is_kept(start_python, tmp_path):
     assert [f"got {MASK}" in text for text in kept] == [True]
 
 
-def test_the_settings_of_a_file_are_known(tmp_path, monkeypatch):
+def test_secrets_of_dotenv_are_masked(tmp_path, monkeypatch):
     """`.env` is not part of the environment, but its secrets are masked as well."""
     (tmp_path / "work" / ".env").write_text(
         "AUTOGEN_TEAM_ALERTS_URLS=mailto://bob:Sesame9mail@example.com\nDB_PASS=Sesame9base\n"

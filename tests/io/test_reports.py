@@ -42,7 +42,7 @@ def restored():
 
 
 @pytest.mark.parametrize("configure", [by_dict, by_file])
-def test_reports_go_on_when_logging_is_configured_anew(restored, configure):
+def test_reports_continue_when_logging_is_configured_again(restored, configure):
     """`disable_existing_loggers` is true by default; it still disables other loggers."""
     other = logging.getLogger("library.reports")
     configure()

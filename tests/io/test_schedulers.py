@@ -28,7 +28,7 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_NAME": "train"}
         ({**POD, "SLURM_JOB_ID": "1"}, "slurm-1", 0),
     ],
 )
-def test_a_job_is_called_what_its_scheduler_calls_it(variables, job, starts):
+def test_the_id_of_a_job_is_that_of_its_scheduler(variables, job, starts):
     """The id includes the task of an array job; the outermost scheduler wins."""
     found = schedulers.find(variables)
 
@@ -43,7 +43,7 @@ def test_other_variables_identify_no_job(variables):
     assert schedulers.find(variables) is None
 
 
-def test_signals_count_under_a_scheduler_only(monkeypatch):
+def test_a_signal_is_a_preemption_only_under_a_scheduler(monkeypatch):
     """Elsewhere a user may send SIGTERM, and under torchrun another rank may have failed."""
     assert not schedulers.has_preempted("SIGTERM")
     monkeypatch.setenv("SLURM_JOB_ID", "1")

@@ -201,7 +201,7 @@ class TestLoggerService:
         with pytest.raises(ConfigurationError, match="cannot be written"):
             LoggerService(sink="/proc/nowhere/job.log").start()
 
-    def test_json_is_one_object_a_line(self, capsys):
+    def test_json_has_one_object_per_line(self, capsys):
         """`serialize` writes one JSON object per line."""
         with LoggerService(serialize=True) as service:
             service.logger().bind(fold=1).info("line")
@@ -243,7 +243,7 @@ class TestAlertsService:
 
         assert capsys.readouterr().out == "[autogen_team] done: model trained\n"
 
-    def test_a_level_that_does_not_exist_is_refused(self):
+    def test_an_unknown_level_is_refused(self):
         """An unknown level is a programming error and raises at once."""
         with pytest.raises(ConfigurationError, match="loud"):
             AlertsService(enable=False).notify("done", "x", level="loud")
@@ -476,7 +476,7 @@ class TestMlflowService:
 
         assert status == 0, err
 
-    def test_a_page_is_known_for_runs_on_a_server(self):
+    def test_a_run_on_a_server_has_a_link(self):
         """Alerts and the console display the link."""
         assert MlflowService(tracking_uri="http://m:5000").link("1", "a") == "http://m:5000/#/experiments/1/runs/a"
         assert MlflowService(tracking_uri="sqlite:///x.db").link("1", "a") is None

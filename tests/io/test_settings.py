@@ -74,7 +74,7 @@ def test_every_field_has_a_variable_a_line_of_dotenv_and_an_argument(cls, name, 
     assert next(setting.source for setting in given.settings() if setting.name == name) == "argument"
 
 
-def test_each_field_says_what_it_is_for():
+def test_each_field_has_a_description():
     """IDEs, the reference and the command line show the description."""
     assert [
         f"{cls.__name__}.{name}"
@@ -108,7 +108,7 @@ at the margin
     assert descriptions(typed["Typed"]) == descriptions(AtTheMargin) == descriptions(Env)
 
 
-def test_settings_are_read_when_a_service_is_made(monkeypatch):
+def test_settings_are_read_when_a_service_is_created(monkeypatch):
     """Settings are read neither at import nor after the service is created."""
     early = MlflowService()
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "late")
@@ -154,7 +154,7 @@ def test_urls_are_separated_by_spaces(monkeypatch):
     assert all("json://" not in setting.value for setting in service.settings())
 
 
-def test_a_path_is_accepted_where_a_text_is_asked_for():
+def test_a_path_is_accepted_as_a_text():
     """A log file or a store is often given as a `Path`."""
     assert LoggerService(sink=Path("job.log")).sink == "job.log"
 
@@ -372,13 +372,13 @@ def test_a_misspelt_variable_is_reported_once(monkeypatch):
 
 @pytest.mark.parametrize(("cls", "field"), [(AlertsService, "flush_timeout"), (MlflowService, "connect_timeout")])
 @pytest.mark.parametrize("value", ["inf", "nan", "1e9"])
-def test_a_timeout_is_a_time(cls, field, value):
+def test_a_timeout_is_finite(cls, field, value):
     """Infinity is not accepted, because a job cannot wait forever."""
     with pytest.raises(ConfigurationError, match=field):
         cls(**{field: value})
 
 
-def test_a_run_that_cannot_be_configured_shows_no_secret():
+def test_an_invalid_run_configuration_shows_no_secret():
     """The error names the field and does not show its value."""
     with pytest.raises(ConfigurationError, match="name: Input should be a valid string") as raised:
         MlflowService.RunConfig(name=b"\xff hunter2")

@@ -17,7 +17,7 @@ def test_the_work_is_done_on_a_daemon_thread_of_that_name():
     assert (thread.name, thread.daemon) == ("helper", True)
 
 
-def test_where_no_thread_can_be_started_there_is_none(monkeypatch):
+def test_none_is_returned_if_no_thread_can_be_started(monkeypatch):
     """If no thread can be started, None is returned, and the caller does the work."""
 
     def fail(_thread):

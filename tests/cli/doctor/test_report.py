@@ -173,7 +173,7 @@ def test_an_unknown_variable_is_a_note(run_python):
 
 
 def test_an_invalid_setting_is_one_line_and_status_2(run_python):
-    """As with every command, there is no traceback."""
+    """As with every command, no traceback is printed."""
     status, out, err = run_python(*DOCTOR, AUTOGEN_TEAM_ALERTS_TIMEOUT="soon")
 
     assert (status, out) == (2, "")

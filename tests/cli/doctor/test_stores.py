@@ -101,7 +101,7 @@ def test_a_working_server_is_reported_with_its_version(mlflow_server, examine):
     assert client.list_artifacts(run.info.run_id) == []
 
 
-def test_a_dead_server_fails_and_what_depends_on_it_is_skipped(free_port, run_python, examine):
+def test_a_dead_server_fails_and_dependent_checks_are_skipped(free_port, run_python, examine):
     """The remedy is given, in the table too."""
     options = ("--tracking-uri", f"http://127.0.0.1:{free_port()}")
 

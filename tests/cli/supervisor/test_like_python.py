@@ -64,7 +64,7 @@ FLAGS = ["-O", "-B", "-X", "dev", "-W", "error::UserWarning", "-u"]
     ids=[*TARGETS, "script with flags"],
 )
 def test_a_job_sees_the_same_process_as_in_plain_python(targets, words, flags):
-    """There are no more modules, threads, descriptors, variables, hooks or signal handlers, and the flags are equal."""
+    """The modules, threads, descriptors, variables, hooks, signal handlers and flags are the same."""
     ours = [sys.executable, *flags, "-m", "autogen_team", "run", "--no-system-metrics", *words]
     plain, supervised = (
         subprocess.run(one, input=LOOK.encode(), capture_output=True, timeout=100, check=False)
@@ -167,7 +167,7 @@ def test_an_interpreter_without_start_up_hooks_logs_to_the_run(script, the_run):
     assert (the_run().info.status, the_run().data.metrics) == ("FINISHED", {"loss": 0.5})
 
 
-def test_warnings_that_are_errors_are_so_for_the_job_only(script, the_run):
+def test_warnings_are_errors_only_for_the_job(script, the_run):
     """MLflow itself warns while it opens the run."""
     path = script("import warnings\ntry: warnings.warn('careful')\nexcept UserWarning: print('raised')")
 

@@ -191,8 +191,8 @@ def kept(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted((folder / "logs" / "a").glob("*.log")))
 
 
-def test_a_progress_bar_is_its_last_state(transcript, tmp_path):
-    """Only the last state is stored, however often the bar was drawn, with or without a newline."""
+def test_only_the_last_state_of_a_progress_bar_is_stored(transcript, tmp_path):
+    """Only the last state is stored, with any number of updates, with or without a newline."""
     for percent in range(1000):
         transcript.add("stderr", f"\r{percent}|####|".encode())
     transcript.add("stderr", b"\nnext\n\r50%\r100%\r\n")
@@ -201,7 +201,7 @@ def test_a_progress_bar_is_its_last_state(transcript, tmp_path):
     assert kept(tmp_path) == "999|####|\nnext\n100%\n"
 
 
-def test_a_bar_that_never_ends_takes_no_memory(transcript, tmp_path):
+def test_an_endless_progress_bar_uses_little_memory(transcript, tmp_path):
     """A line without an end is cut as well."""
     for _ in range(200):
         transcript.add("stderr", b"\r" + b"#" * 1000)
@@ -241,7 +241,7 @@ def test_titles_links_and_cursor_movements_are_removed(transcript, tmp_path):
     assert kept(tmp_path) == "link up\n\n"
 
 
-def test_lines_before_the_run_is_known_are_kept_too(tmp_path):
+def test_lines_before_the_run_is_known_are_stored_too(tmp_path):
     """Lines wait in memory for the run; if there is none, they are dropped."""
     waiting = Transcript()
     waiting.add("stderr", b"early\n")

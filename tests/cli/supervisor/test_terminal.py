@@ -157,7 +157,7 @@ def test_ctrl_c_reaches_children_of_the_job(shell, script, command):
     assert Path("after").exists()
 
 
-def test_a_job_whose_output_is_redirected_can_ask_at_the_terminal(shell, script):
+def test_a_job_with_redirected_output_can_prompt_at_the_terminal(shell, script):
     """ssh, sudo and getpass ask in this way."""
     script("import getpass; print(len(getpass.getpass('word? ')))")
     shell.type("$r job.py > log 2> errors; echo do''ne\r")

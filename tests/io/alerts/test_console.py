@@ -47,7 +47,7 @@ def test_a_replaced_ascii_stream_gets_escapes(monkeypatch):
 
 
 @needs_dev_full
-def test_a_full_stdout_costs_neither_the_line_nor_the_exit_status(run_script):
+def test_a_full_stdout_changes_neither_the_line_nor_the_exit_status(run_script):
     """The line goes to stderr, and no buffered rest fails at exit."""
     with Path("/dev/full").open("w") as full:
         script = run_script(WRITE + "write_line('line')", stdout=full)

@@ -47,7 +47,7 @@ class TestTheConsole:
         assert capfd.readouterr().out == "[test] first: one\n[test] second: two\n"
 
     @pytest.mark.parametrize("address", [None, "unix:path=/nowhere/bus"])
-    def test_a_missing_desktop_is_no_warning(self, delivery, caplog, monkeypatch, address):
+    def test_a_missing_desktop_causes_no_warning(self, delivery, caplog, monkeypatch, address):
         """On a server, alerts go to the console, and the reason is logged at DEBUG."""
         if address is not None:
             monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
@@ -77,7 +77,7 @@ class TestTheConsole:
         assert capfd.readouterr().out == "[test] train failed: ValueError\n"
         assert [alert.message for alert in channel.alerts] == ["ValueError\n\nTraceback"]
 
-    def test_the_brief_form_of_an_alert_that_repeats_tells_how_often(self, delivery, capfd):
+    def test_the_brief_form_of_a_repeated_alert_has_the_count(self, delivery, capfd):
         """The count is appended to the brief form, as it is to the message."""
         alerts = delivery(channels=[], cooldown=60)
         for _ in range(3):
@@ -112,7 +112,7 @@ class TestTheConsole:
 
     @pytest.mark.parametrize("level", ["fatal", "INFO", "", None, 3])
     @pytest.mark.parametrize("enable", [True, False])
-    def test_a_level_that_does_not_exist_is_refused(self, delivery, level, enable):
+    def test_an_unknown_level_is_refused(self, delivery, level, enable):
         """An unknown level is a programming error: it is raised, and the message lists the levels."""
         with pytest.raises(ConfigurationError, match="use one of info, success, warning, error"):
             delivery(enable=enable).notify("done", "", level)
@@ -199,7 +199,7 @@ class TestWaiting:
         remote.gate.set()
         assert alerts.flush(PATIENCE)
 
-    def test_flush_waits_only_for_what_was_before_it(self, delivery, gated, wait_until):
+    def test_flush_waits_only_for_earlier_alerts(self, delivery, gated, wait_until):
         """Alerts from other threads after the call do not prolong a flush."""
         first, second = gated(name="first"), gated(name="second")
         first.takes = lambda level: level == "info"
@@ -216,7 +216,7 @@ class TestWaiting:
         assert flushed == [True]
         assert not alerts.flush(0.0)
 
-    def test_flush_waits_for_all_that_was_before_it_in_whatever_order(self, delivery, gated, monkeypatch):
+    def test_flush_waits_for_all_earlier_alerts_in_any_order(self, delivery, gated, monkeypatch):
         """`flush` also waits for an earlier alert that a later one has overtaken."""
         made, gate = threading.Event(), threading.Event()
 
@@ -283,7 +283,7 @@ class TestConfirmation:
         assert alerts.flush(PATIENCE)
         assert capfd.readouterr().out == "[test] done: model trained\n"
 
-    def test_with_a_remote_channel_a_missing_desktop_is_no_warning(self, delivery, caplog):
+    def test_with_a_remote_channel_a_missing_desktop_causes_no_warning(self, delivery, caplog):
         """A headless server with a web hook gets no warning."""
         channels = [RecordingChannel("desktop", fail_with="no desktop"), RecordingChannel("remote", is_local=False)]
         with caplog.at_level(logging.INFO, logger="autogen_team"):
@@ -313,7 +313,7 @@ class TestConfirmation:
         assert alerts.flush(PATIENCE)
         assert capfd.readouterr().out == "[test] done: \n"
 
-    def test_a_log_handler_that_raises_costs_no_alert(self, delivery, capfd, monkeypatch):
+    def test_a_log_handler_that_raises_loses_no_alert(self, delivery, capfd, monkeypatch):
         """The alert is printed even if reporting the failure raises."""
 
         class Broken(logging.Handler):
@@ -435,7 +435,7 @@ class TestConfiguration:
         """URLs are secrets, also in a repr."""
         assert "tok3n" not in repr(settings(urls=("slack://tok3n",)))
 
-    def test_making_a_delivery_connects_to_nothing(self, settings, daemon):
+    def test_creating_a_delivery_connects_to_nothing(self, settings, daemon):
         """The bus is first contacted by the first alert."""
         running = daemon()
         before = threading.active_count()

@@ -90,7 +90,7 @@ alerts.notify("parent", "after")
 
 
 @needs_fork
-def test_a_forked_child_does_not_deliver_what_the_parent_has_queued(run, endpoint):
+def test_a_forked_child_does_not_deliver_the_queue_of_the_parent(run, endpoint):
     """An alert that is queued when the process forks is delivered once."""
     server = endpoint()
     script = run(

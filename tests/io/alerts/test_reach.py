@@ -59,7 +59,7 @@ def endpoint_of(url):
     return reach.endpoint(channel)
 
 
-def test_the_daemon_says_who_it_is_and_is_sent_nothing(notification_daemon):
+def test_the_daemon_is_identified_without_a_notification(notification_daemon):
     """The check sends one query and no notification."""
     asked = notification_daemon()
 
@@ -77,14 +77,14 @@ def test_a_hanging_daemon_is_distinguished_from_a_missing_one(notification_daemo
 
 
 @pytest.mark.usefixtures("bus")
-def test_a_bus_without_a_daemon_says_so():
+def test_a_bus_without_a_daemon_is_an_error():
     """The error says that there is no notification daemon."""
     with pytest.raises(UndeliveredError, match="no notification daemon"):
         reach.desktop(system="linux")
 
 
-def test_a_machine_without_a_bus_says_so(monkeypatch):
-    """The error tells an unset variable from an unreachable bus."""
+def test_a_machine_without_a_bus_is_an_error(monkeypatch):
+    """The error distinguishes an unset variable from an unreachable bus."""
     with pytest.raises(UndeliveredError, match="DBUS_SESSION_BUS_ADDRESS is not set"):
         reach.desktop(system="linux")
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere/bus")

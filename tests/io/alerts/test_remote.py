@@ -82,7 +82,7 @@ def test_a_redirect_is_refused(endpoint):
     assert (len(server.requests), elsewhere.requests) == (1, [])
 
 
-def test_a_redirect_is_refused_even_if_the_url_asks_for_it(endpoint):
+def test_a_redirect_is_refused_even_if_the_url_allows_it(endpoint):
     """Options about redirects in the URL have no effect."""
     elsewhere = endpoint()
     server = endpoint(f"http://127.0.0.1:{elsewhere.port}/")
@@ -301,7 +301,7 @@ def test_a_channel_is_named_without_its_secrets(url, name):
     assert TOKEN not in repr(channel)
 
 
-def test_two_channels_of_a_kind_can_be_told_apart():
+def test_two_channels_of_a_kind_have_different_names():
     """The name contains the position in the setting."""
     urls = ["json://127.0.0.1/a", "json://127.0.0.1/b", "json://127.0.0.2/c"]
     assert [channel.name for channel in open_channels(urls, "my job")] == [
@@ -326,7 +326,7 @@ def test_tags_choose_the_levels_of_a_channel(prefix, levels):
     assert {level for level in ("info", "success", "warning", "error") if channel.takes(level)} == levels
 
 
-def test_a_tag_that_is_no_level_is_refused():
+def test_a_tag_that_is_not_a_level_is_refused():
     """A misspelt level would silence the channel permanently."""
     with pytest.raises(ConfigurationError, match="has the tag 'errors', but tags must be levels"):
         open_channels(["errors=json://127.0.0.1"], "my job")
@@ -341,7 +341,7 @@ def test_no_library_logs_the_secrets_of_a_delivery(endpoint, caplog):
     assert [record for record in caplog.records if record.name.startswith(("apprise", "urllib3"))] == []
 
 
-def test_the_programs_own_use_of_the_libraries_logs_as_ever(endpoint, caplog):
+def test_the_job_s_own_use_of_the_libraries_is_logged(endpoint, caplog):
     """Only threads that deliver an alert suppress these logs."""
     open_one(endpoint().url).deliver(Alert("done", ""))
     with caplog.at_level(logging.DEBUG):
@@ -365,7 +365,7 @@ class Discord:
 
 
 @pytest.mark.parametrize("length", [1900, 1990, 2000, 2064, 4000])
-def test_an_alert_that_is_too_long_is_cut_to_what_the_service_takes(endpoint, monkeypatch, length):
+def test_a_long_alert_is_cut_to_the_limit_of_the_service(endpoint, monkeypatch, length):
     """Title and message are cut together, and the text says so."""
     discord = Discord(monkeypatch, endpoint())
     discord.channel.deliver(Alert("train failed", "x" * length, "error"))
@@ -375,7 +375,7 @@ def test_an_alert_that_is_too_long_is_cut_to_what_the_service_takes(endpoint, mo
     assert content.endswith(" more characters)") == (length > 1980)
 
 
-def test_a_url_that_asks_for_parts_gets_them(endpoint, monkeypatch):
+def test_a_long_alert_is_split_if_the_url_says_so(endpoint, monkeypatch):
     """Apprise's `overflow=split` is honoured."""
     discord = Discord(monkeypatch, endpoint(), "?overflow=split")
     discord.channel.deliver(Alert("train failed", "x" * 3000, "error"))
@@ -425,7 +425,7 @@ def test_the_reason_is_the_answer_of_the_service(endpoint, answer, reason):
     assert "\n" not in str(refused.value)
 
 
-def test_the_answer_to_one_alert_is_no_reason_for_the_next(endpoint, closed_port):
+def test_the_answer_to_one_alert_is_not_the_reason_of_the_next(endpoint, closed_port):
     """The service's answer is forgotten when the next attempt begins."""
     server = endpoint([400, 503, 503, 503])
     server.text = "too long"

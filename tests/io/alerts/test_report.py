@@ -77,7 +77,7 @@ def test_a_local_store_has_no_link():
     assert "None" not in message
 
 
-def test_the_last_lines_of_the_traceback_are_told():
+def test_the_last_lines_of_the_traceback_are_included():
     """At most the last ten lines of the traceback are included, with the exception last."""
     end = an_end(reason="ValueError: bad shape", exception=raised_by(deep, 30))
     _, message, *_ = report.job_ended(a_run(), end, host="gpu-7", rank=0)
@@ -87,13 +87,13 @@ def test_the_last_lines_of_the_traceback_are_told():
     assert traceback.splitlines()[-1] == "ValueError: bad shape"
 
 
-def test_a_short_traceback_is_told_whole():
+def test_a_short_traceback_is_complete():
     """A short traceback is not cut."""
     _, message, *_ = report.job_ended(a_run(), an_end(exception=raised_by(deep, 0)), host="gpu-7", rank=0)
     assert "\n\nTraceback (most recent call last):\n" in message
 
 
-def test_secrets_are_masked_wherever_they_stand():
+def test_secrets_are_masked_everywhere():
     """A password in the name, link, reason or exception is masked."""
     secret = "hunter" * 3
     run = a_run(name=f"train password={secret}", link=f"http://user:{secret}@tracking.example/#/runs/abc")
@@ -102,7 +102,7 @@ def test_secrets_are_masked_wherever_they_stand():
     assert secret not in title + message + brief
 
 
-def test_an_exception_that_cannot_be_shown_does_not_cost_the_alert(monkeypatch):
+def test_an_exception_that_cannot_be_shown_does_not_lose_the_alert(monkeypatch):
     """If the traceback cannot be rendered, the alert names the exception and the rendering error."""
 
     def fail(*_):

@@ -12,7 +12,7 @@ PATIENCE = 20.0
 class TestStop:
     """`stop` of the alerts service."""
 
-    def test_stop_delivers_what_waits(self, delivery, endpoint, capfd):
+    def test_stop_delivers_pending_alerts(self, delivery, endpoint, capfd):
         """Pending alerts are delivered."""
         server = endpoint()
         alerts = delivery(urls=(server.url,), flush_timeout=PATIENCE)
@@ -22,7 +22,7 @@ class TestStop:
         assert [request["title"] for request in server.requests] == [str(number) for number in range(20)]
         assert capfd.readouterr().out == ""
 
-    def test_stop_prints_what_it_gives_up(self, delivery, gated, capfd):
+    def test_stop_prints_undelivered_alerts(self, delivery, gated, capfd):
         """At the timeout, the alert in progress and the queued ones are printed in order."""
         remote = gated()
         alerts = delivery(channels=[remote], flush_timeout=0.1)
@@ -31,7 +31,7 @@ class TestStop:
         alerts.stop()
         assert capfd.readouterr().out == "[test] 0: \n[test] 1: \n[test] 2: \n"
 
-    def test_what_stop_printed_is_not_printed_again(self, delivery, gated, capfd, wait_until):
+    def test_alerts_printed_by_stop_are_not_printed_again(self, delivery, gated, capfd, wait_until):
         """A channel that fails after the timeout does not print again."""
         remote = gated(error=UndeliveredError("no network"))
         alerts = delivery(channels=[remote], flush_timeout=0.1)
@@ -41,7 +41,7 @@ class TestStop:
         wait_until(lambda: not any("alerts to gated" in thread.name for thread in threading.enumerate()))
         assert capfd.readouterr().out == "[test] done: \n"
 
-    def test_what_the_desktop_showed_is_not_printed_by_stop(self, delivery, gated, capfd, caplog):
+    def test_alerts_displayed_by_the_desktop_are_not_printed_by_stop(self, delivery, gated, capfd, caplog):
         """A late remote copy of an alert that the desktop confirmed is reported, not printed."""
         remote = gated(name="remote")
         alerts = delivery(channels=[RecordingChannel("desktop"), remote], flush_timeout=0.1)
@@ -50,7 +50,7 @@ class TestStop:
         assert capfd.readouterr().out == ""
         assert "remote: still not delivered when the alerts service stopped" in caplog.text
 
-    def test_stop_does_not_wait_for_what_is_printed_already(self, delivery, gated, impatient):
+    def test_stop_does_not_wait_for_printed_alerts(self, delivery, gated, impatient):
         """`stop` does not wait again for a hanging desktop whose alerts are printed already."""
         alerts = delivery(channels=[gated(is_local=True)], flush_timeout=60.0)
         alerts.notify("done", "")
@@ -118,7 +118,7 @@ class TestStop:
         assert channel.alerts == [Alert("loss", "nan at 0", "warning"), Alert("loss", "(4 more)", "warning")]
         assert capfd.readouterr().out == ""
 
-    def test_a_service_with_nothing_left_to_do_is_forgotten(self, delivery):
+    def test_a_service_without_pending_counts_is_released(self, delivery):
         """Only a service with a count to report is kept until the process exits."""
         alerts = delivery(channels=[RecordingChannel()], cooldown=3600)
         for number in range(3):

@@ -38,7 +38,7 @@ def test_anything_becomes_text_that_can_be_shown(value, text):
     assert clean(value, 200) == text
 
 
-def test_a_long_text_is_cut_and_says_so():
+def test_a_long_text_is_cut_and_marked():
     """A text of 200 kB is cut to the limit, followed by the number of omitted characters."""
     text = clean("x" * 200_000, MESSAGE_LIMIT)
     assert text == "x" * 4000 + "… (196000 more characters)"
@@ -80,7 +80,7 @@ def test_the_console_shows_a_block(message, shown):
 
 
 @given(st.text(max_size=400), st.integers(0, 400))
-def test_a_text_that_is_cut_fits_and_says_so(text, limit):
+def test_a_cut_text_fits_and_is_marked(text, limit):
     """A cut text fits any limit; if the limit is too small for the count, only the ellipsis is added."""
     shown = cut(text, limit)
     assert len(shown) <= max(limit, 1)

@@ -24,7 +24,7 @@ def test_each_channel_has_its_outcome(settings, daemon, endpoint):
     assert (running.calls[0]["title"], good.requests[0]["message"]) == ("hello", "world")
 
 
-def test_a_machine_without_any_channel_has_one_outcome_that_says_so(settings):
+def test_a_machine_without_any_channel_has_one_outcome(settings):
     """On a server without a desktop, the outcome gives the reason."""
     [outcome] = deliver_now(settings(), "hello", "world")
     assert (outcome.channel, outcome.delivered) == ("desktop", False)
@@ -50,7 +50,7 @@ def test_an_unforeseen_error_is_a_reason(settings, gated):
     assert (outcome.delivered, outcome.reason) == (False, "ZeroDivisionError: of all things")
 
 
-def test_a_channel_for_other_levels_is_left_out_and_says_so(settings, endpoint):
+def test_a_channel_for_other_levels_is_skipped(settings, endpoint):
     """Tags limit the levels of a trial as well."""
     server = endpoint()
     outcomes = deliver_now(settings(urls=(f"error={server.url}",)), "hello", "world")
@@ -67,7 +67,7 @@ def test_disabled_alerts_are_printed(settings, endpoint, capfd):
     assert server.requests == []
 
 
-def test_a_level_that_does_not_exist_is_refused(settings):
+def test_an_unknown_level_is_refused(settings):
     """An unknown level is rejected."""
     with pytest.raises(ConfigurationError, match="use one of"):
         deliver_now(settings(), "hello", "world", "loud")

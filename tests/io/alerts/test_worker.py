@@ -135,7 +135,7 @@ def test_an_item_after_stop_is_refused(worker, deliveries):
     assert deliveries.items == []
 
 
-def test_stop_forgets_what_waits_and_tells_what_is_under_way(deliveries, wait_until):
+def test_stop_drops_the_queue_and_returns_whether_the_worker_was_idle(deliveries, wait_until):
     """`stop` does not wait; it returns whether the worker was idle. A delivery in progress is completed."""
     worker = Worker(deliveries, name="stopped", capacity=10)
     deliveries.gate.clear()
@@ -205,7 +205,7 @@ def test_an_idle_thread_ends_and_comes_back(deliveries, wait_until, monkeypatch)
     assert deliveries.items == [0, 1, 2]
 
 
-def test_items_on_the_edge_of_idleness_are_not_left_behind(deliveries, until_idle, monkeypatch):
+def test_items_submitted_while_the_thread_becomes_idle_are_delivered(deliveries, until_idle, monkeypatch):
     """An item submitted just as the thread becomes idle is delivered."""
     monkeypatch.setattr(module, "IDLE", 0.0001)
     worker = Worker(deliveries, name="test", capacity=1000)
@@ -216,7 +216,7 @@ def test_items_on_the_edge_of_idleness_are_not_left_behind(deliveries, until_idl
     assert deliveries.items == list(range(300))
 
 
-def test_a_forgotten_worker_is_collected(deliveries, until_idle, wait_until, monkeypatch):
+def test_an_unreferenced_worker_is_collected(deliveries, until_idle, wait_until, monkeypatch):
     """Neither the thread nor the fork hook keeps an unreferenced worker alive."""
     monkeypatch.setattr(module, "IDLE", 0.02)
     worker = Worker(deliveries, name="test", capacity=10)
@@ -263,7 +263,7 @@ def test_without_a_new_thread_the_item_is_refused(worker, monkeypatch):
 
 
 @pytest.mark.parametrize("has_thread", [False, True])
-def test_ctrl_c_while_the_thread_starts_costs_no_later_item(worker, deliveries, until_idle, monkeypatch, has_thread):
+def test_ctrl_c_while_the_thread_starts_loses_no_later_item(worker, deliveries, until_idle, monkeypatch, has_thread):
     """The interrupted item is not queued, and the next item gets a thread."""
     start = threading.Thread.start
 

@@ -40,7 +40,7 @@ def test_json_with_named_arguments_is_logged_as_it_is(log):
 
 @pytest.mark.parametrize("message", ["{", "}", "{} {}", "{0} {}", "{x}", "{0.nope}", "{:d}", "{!z}"])
 @pytest.mark.parametrize("method", ["trace", "debug", "info", "success", "warning", "error", "critical"])
-def test_no_message_is_an_error(start, capsys, method, message):
+def test_no_message_raises(start, capsys, method, message):
     """No such message raises, at any level."""
     start(level="TRACE", format="{level} {message}")
     getattr(logger, method)(message, "value")
@@ -65,7 +65,7 @@ def test_the_exception_of_the_job_is_shown_and_not_that_of_the_formatting(log):
     assert "KeyError" not in text
 
 
-def test_an_exception_outside_of_a_handler_is_none(log):
+def test_an_exception_outside_of_a_handler_is_only_a_message(log):
     """Outside an `except` block, `logger.exception` logs only the message."""
     logger.exception("{x}", 1)
     assert len(log()) == 1

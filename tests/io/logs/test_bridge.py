@@ -32,11 +32,11 @@ def library(request):
     made.setLevel(logging.NOTSET)
 
 
-def test_a_library_speaks_in_the_log_under_its_own_name(start, capsys, library):
+def test_a_library_is_logged_under_its_own_name(start, capsys, library):
     """The line has the library's logger name, function, level and arguments."""
     start(intercept=True, format=FORMAT)
     library.warning("found %d of %s", 3, "five")
-    name = "test_a_library_speaks_in_the_log_under_its_own_name"
+    name = "test_a_library_is_logged_under_its_own_name"
     assert capsys.readouterr().err == f"WARNING|library.{name}|{name}|found 3 of five\n"
 
 
@@ -73,7 +73,7 @@ def test_no_level_is_lowered(start, library):
     assert not library.isEnabledFor(logging.DEBUG)
 
 
-def test_arguments_that_do_not_fit_cost_no_line(run_python, script):
+def test_arguments_that_do_not_match_lose_no_line(run_python, script):
     """The standard library would print a traceback for such arguments."""
     body = 'import logging\nlogging.getLogger("x").warning("%d of %d", "one")'
     status, _, err = run_python(script(body, intercept=True))
@@ -83,7 +83,7 @@ def test_arguments_that_do_not_fit_cost_no_line(run_python, script):
     )
 
 
-def test_braces_of_a_library_are_its_own(start, capsys, library):
+def test_braces_of_a_library_are_not_formatted(start, capsys, library):
     """Braces in a library's message are not loguru fields."""
     start(intercept=True)
     library.warning('{"json": 1} {} {x}')
@@ -137,7 +137,7 @@ def test_a_librarys_own_level_and_filter_hold(start, capsys, library):
     assert capsys.readouterr().err == "ERROR|this\n"
 
 
-def test_other_handlers_of_a_library_go_on(start, capsys, library, tmp_path):
+def test_other_handlers_of_a_library_continue(start, capsys, library, tmp_path):
     """A library's own file still gets its lines, in the library's format."""
     print_on_stderr(library)
     file = logging.FileHandler(tmp_path / "library.log")
@@ -149,7 +149,7 @@ def test_other_handlers_of_a_library_go_on(start, capsys, library, tmp_path):
     assert capsys.readouterr().err == "WARNING|both\n"
 
 
-def test_a_library_that_keeps_its_lines_from_the_console_keeps_them(start, capsys, library):
+def test_a_silent_library_stays_silent(start, capsys, library):
     """A library without console handler and propagation stays silent."""
     library.addHandler(logging.StreamHandler(io.StringIO()))
     library.propagate = False
@@ -209,7 +209,7 @@ def test_basic_config_does_not_double_the_lines(run_python, script):
     assert run_python(script(body, intercept=True)) == (0, "", "WARNING|once\n")
 
 
-def test_handlers_of_the_job_on_the_root_logger_go_on(start, capsys, library):
+def test_handlers_of_the_job_on_the_root_logger_continue(start, capsys, library):
     """Handlers on the root logger get the lines as well."""
     stream = io.StringIO()
     mine = logging.StreamHandler(stream)
@@ -332,7 +332,7 @@ def test_a_handler_that_logs_something_else_does_not_replace_the_record(start, c
     assert capsys.readouterr().err == "INFO|records so far: 1\nWARNING|disk is full\n"
 
 
-def test_a_handler_that_logs_by_logging_first_is_heard_as_well(start, capsys, library, on_root):
+def test_a_record_logged_inside_a_handler_is_logged_once(start, capsys, library, on_root):
     """A record logged while a handler processes another one is logged once."""
 
     class Talking(Intercept):
@@ -366,7 +366,7 @@ def test_an_interrupted_handler_does_not_claim_later_records(start, capsys, libr
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_libraries_are_heard_after_an_interrupt_in_the_midst_of_formatting(start, capsys, library, error):
+def test_libraries_are_logged_after_an_interrupt_during_formatting(start, capsys, library, error):
     """After Ctrl-C or SystemExit in formatting, libraries are still logged."""
 
     class Slow:
@@ -422,7 +422,7 @@ logging.getLogger("library").warning("once")
 
 
 @pytest.mark.parametrize("held", [io.StringIO(), None, 3, object(), logging.NullHandler()])
-def test_a_handler_of_another_kind_goes_on(start, capsys, library, on_root, held):
+def test_a_handler_of_another_kind_continues(start, capsys, library, on_root, held):
     """A handler that does not visibly print on the console continues."""
     on_root(Wrapped(held))
     start(intercept=True)
@@ -448,7 +448,7 @@ def test_two_console_handlers_of_a_library_are_one_line(start, capsys, library):
     assert capsys.readouterr() == ("", "WARNING|once\nWARNING|twice\n")
 
 
-def test_lines_that_a_sink_hands_back_reach_the_jobs_own_handlers_once(start, capsys, library, on_root):
+def test_lines_that_a_sink_forwards_reach_the_job_s_handlers_once(start, capsys, library, on_root):
     """Neither loguru's PropagateHandler nor a handler used as a sink, as by `caplog`, doubles lines."""
 
     class Propagate(logging.Handler):
@@ -665,7 +665,7 @@ def test_filters_of_the_bridge_are_applied(library):
         logger.remove(mine)
 
 
-def test_a_warning_is_shown_though_all_handlers_are_gone(run_python, script):
+def test_a_warning_is_printed_without_any_handlers(run_python, script):
     """At exit, loguru has closed its handlers, so the standard library's last resort prints the warning."""
     body = """
 import atexit, logging

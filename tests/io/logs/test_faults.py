@@ -35,7 +35,7 @@ def test_a_full_disk_is_reported_once_and_counted(start, tmp_path, capsys):
     assert second.startswith("200 lines of log could not be written here: OSError: [Errno 28]")
 
 
-def test_without_the_bridge_the_report_takes_the_standard_way(run_python, script):
+def test_without_the_bridge_the_report_goes_to_standard_logging(run_python, script):
     """Without interception, the report goes through the standard logger `autogen_team`."""
     body = 'logger.info("one")\nlogger.info("two")\nstop()'
     status, _, err = run_python(script(body, sink="/dev/full"))
@@ -45,7 +45,7 @@ def test_without_the_bridge_the_report_takes_the_standard_way(run_python, script
     assert "2 lines of log could not be written here" in second
 
 
-def test_a_disk_that_fills_in_the_midst_of_a_line_tears_one_line(run_python, script, tmp_path):
+def test_a_disk_that_fills_during_a_line_tears_one_line(run_python, script, tmp_path):
     """The rest of that line is lost, and the next starts on a new line. A file size limit stands in for the disk."""
     path = tmp_path / "job.log"
     body = """
@@ -91,7 +91,7 @@ def test_a_tmpfs_that_is_full_and_then_is_not(start, tmp_path, capsys):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_fault_is_raised_to_the_job_if_it_asks_for_it(start):
+def test_a_fault_is_raised_to_the_job_on_request(start):
     """`catch=False` raises, as in loguru; `stop` still raises nothing."""
     stop = start(sink="/dev/full", catch=False)
     with pytest.raises(OSError, match="No space left"):
@@ -147,7 +147,7 @@ os._exit(0)
     assert err.endswith("as ever\n")
 
 
-def test_a_deleted_file_is_made_anew(start, tmp_path):
+def test_a_deleted_file_is_created_again(start, tmp_path):
     """The next line creates the file again."""
     path = tmp_path / "logs" / "job.log"
     start(sink=str(path), format="{message}")
@@ -159,7 +159,7 @@ def test_a_deleted_file_is_made_anew(start, tmp_path):
     assert path.read_text() == "three\n"
 
 
-def test_a_file_that_is_moved_away_is_begun_anew(start, tmp_path):
+def test_a_moved_file_is_created_again(start, tmp_path):
     """As with logrotate: earlier lines are in the moved file."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}")
@@ -169,7 +169,7 @@ def test_a_file_that_is_moved_away_is_begun_anew(start, tmp_path):
     assert ((tmp_path / "job.log.1").read_text(), path.read_text()) == ("one\n", "two\n")
 
 
-def test_a_file_that_another_has_replaced_is_found(start, tmp_path, wait_until):
+def test_a_replaced_file_is_noticed(start, tmp_path, wait_until):
     """As with logrotate's `create`: the new file is used within a second."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}")
@@ -219,7 +219,7 @@ def test_a_moved_file_that_cannot_be_replaced_is_still_written(start, tmp_path, 
     assert (tmp_path / "job.log.1").read_text() == "one\ntwo\n"
 
 
-def test_a_deleted_file_that_cannot_be_made_anew_is_a_fault(start, tmp_path, capsys):
+def test_a_deleted_file_that_cannot_be_created_again_is_a_fault(start, tmp_path, capsys):
     """The lost line is counted, and the log continues when the file can be created."""
     folder = tmp_path / "logs"
     start(sink=str(folder / "job.log"), format="{message}", intercept=True)
@@ -232,7 +232,7 @@ def test_a_deleted_file_that_cannot_be_made_anew_is_a_fault(start, tmp_path, cap
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_process_that_closes_all_files_logs_on(start, tmp_path):
+def test_a_process_that_closes_all_descriptors_continues_to_log(start, tmp_path):
     """Daemons close all descriptors; descriptors that were reused since are not closed."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}")
@@ -300,7 +300,7 @@ def test_a_stream_needs_no_more_than_write(start, monkeypatch):
     assert stream.lines == ["hello\n"]
 
 
-def test_a_stream_that_logs_what_is_written_does_not_log_for_ever(start, monkeypatch, capfd):
+def test_a_stream_that_logs_its_input_causes_no_loop(start, monkeypatch, capfd):
     """With loguru's recipe for redirecting `print`, the line goes to the original stream."""
 
     class ToLogger:
@@ -365,7 +365,7 @@ print(number, count)
     assert [line for line in expected if seen[line] != 1] == []
 
 
-def test_a_line_in_the_midst_of_a_write_to_a_stream_comes_after_it(start, monkeypatch):
+def test_a_line_during_a_write_to_a_stream_comes_after_it(start, monkeypatch):
     """A line logged inside a write to the stream is written after it, because Python forbids reentrant writes."""
 
     class Refusing(io.StringIO):

@@ -121,7 +121,7 @@ def test_keyword_arguments_are_fields(start, tmp_path, strict):
     assert (line["message"], line["user"]) == ("hello ada", "ada")
 
 
-def test_a_bound_value_cannot_replace_a_field_of_ours(log):
+def test_a_bound_value_cannot_replace_our_fields(log):
     """A value with the name of one of our fields is stored under another name."""
     line = log(level="high", extra_level="higher", time=1)
     assert (line["level"], line["extra_level"], line["extra_extra_level"]) == ("INFO", "higher", "high")
@@ -183,7 +183,7 @@ def test_a_value_that_json_lacks_changes_no_other_value(log):
     assert beside["scores"] == {"0": 0.5}
 
 
-def test_a_value_that_changes_meanwhile_is_no_error(log):
+def test_a_value_that_changes_meanwhile_is_not_an_error(log):
     """A dictionary may change while it is serialized."""
 
     class Growing(dict):
@@ -277,7 +277,7 @@ def test_the_run_and_the_span_are_fields(log):
     assert "run_id" not in log()
 
 
-def test_a_source_of_facts_that_fails_costs_no_line(log):
+def test_a_source_of_facts_that_fails_loses_no_line(log):
     """If a source of facts fails, the line has no facts."""
 
     def fail():

@@ -154,7 +154,7 @@ def test_a_path_with_the_time_needs_no_rotation(start, tmp_path):
     assert [file.read_text() for file in tmp_path.glob("job-2*.log")] == ["hello\n"]
 
 
-def test_a_full_file_that_cannot_be_packed_or_removed_costs_no_line(start, tmp_path, monkeypatch, capsys):
+def test_a_full_file_that_cannot_be_packed_or_removed_loses_no_line(start, tmp_path, monkeypatch, capsys):
     """The failure is reported."""
 
     def refuse(*_):
@@ -173,7 +173,7 @@ def test_a_full_file_that_cannot_be_packed_or_removed_costs_no_line(start, tmp_p
     assert "cannot remove old log files" in err
 
 
-def test_old_files_that_another_process_has_removed_are_no_fault(start, tmp_path, monkeypatch, capsys):
+def test_old_files_that_another_process_has_removed_are_ignored(start, tmp_path, monkeypatch, capsys):
     """Two processes may clean up at the same time."""
 
     def vanish(*_):
@@ -189,7 +189,7 @@ def test_old_files_that_another_process_has_removed_are_no_fault(start, tmp_path
     assert capsys.readouterr().err == ""
 
 
-def test_rotation_goes_on_after_the_file_was_deleted(start, tmp_path):
+def test_rotation_continues_after_the_file_was_deleted(start, tmp_path):
     """The deletion is noticed at the next line."""
     path = tmp_path / "job.log"
     start(sink=str(path), rotation="1 MB", format="{message}")
@@ -217,7 +217,7 @@ def test_a_signal_handler_that_logs_does_not_deadlock(start, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"rotation": "1 MB"}], ids=["plain", "rotation"])
-def test_a_fork_in_the_midst_of_a_line_of_another_thread_leaves_no_lock_behind(start, tmp_path, options):
+def test_a_fork_during_a_line_of_another_thread_does_not_deadlock(start, tmp_path, options):
     """The child has no such thread, and still logs."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}", **options)

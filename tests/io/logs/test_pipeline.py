@@ -87,7 +87,7 @@ def test_a_file_is_continued(start, tmp_path):
 
 
 @pytest.mark.parametrize("level", ["warning", "WARNING", " Warning ", "30"])
-def test_levels_are_known_in_any_case_and_by_number(start, capsys, level):
+def test_levels_are_accepted_in_any_case_and_by_number(start, capsys, level):
     """Lines below the level are not shown."""
     start(level=level)
     logger.info("no")
@@ -142,7 +142,7 @@ def test_a_file_on_a_file_is_refused(start, tmp_path):
         start(sink=str(tmp_path / "file" / "job.log"))
 
 
-def test_handlers_of_others_go_on(start, capsys):
+def test_handlers_of_the_job_continue(start, capsys):
     """A handler of the job gets every line before, during and after the service."""
     lines = []
     mine = logger.add(lines.append, format="{message}")
@@ -157,7 +157,7 @@ def test_handlers_of_others_go_on(start, capsys):
     assert lines == ["before\n", "during\n", "after\n"]
 
 
-def test_the_default_handler_is_set_aside_and_given_back(run_python, script):
+def test_the_default_handler_is_silenced_and_restored(run_python, script):
     """No line is printed twice, and after `stop` loguru's default handler prints again."""
     code = 'logger.info("during")\nlogger.debug("below")\nstop()\nlogger.debug("after")'
     status, _, err = run_python(script(code))
@@ -189,7 +189,7 @@ stop()
     assert run_python(script(body)) == (0, "", told + "mine on\n")
 
 
-def test_a_file_gets_its_lines_though_a_script_removes_all_handlers(run_python, script, tmp_path):
+def test_a_file_gets_its_lines_after_a_script_removes_all_handlers(run_python, script, tmp_path):
     """The settings ask for the file; neither `remove` nor `configure` removes its handler."""
     path = tmp_path / "job.log"
     body = """
@@ -205,7 +205,7 @@ logger.info("after")
     assert path.read_text() == "INFO|one\nINFO|two\n"
 
 
-def test_the_log_of_a_run_goes_on_though_a_script_removes_all_handlers(no_handlers, start, open_run):
+def test_the_log_of_a_run_continues_after_a_script_removes_all_handlers(no_handlers, start, open_run):
     """Also if the console now belongs to the job."""
     start(run_log=True)
     run = open_run()
@@ -215,7 +215,7 @@ def test_the_log_of_a_run_goes_on_though_a_script_removes_all_handlers(no_handle
     assert run.log == "INFO|kept\n"
 
 
-def test_a_handler_that_is_removed_by_its_number_is_gone(start, capsys):
+def test_a_handler_can_be_removed_by_its_number(start, capsys):
     """A script that passes the number of our handler removes it."""
     start()
     logger.remove(max(logger._core.handlers))
@@ -223,7 +223,7 @@ def test_a_handler_that_is_removed_by_its_number_is_gone(start, capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_libraries_warn_on_a_console_that_has_no_handler_left(run_python, script):
+def test_libraries_warn_on_a_console_without_handlers(run_python, script):
     """Without a console handler, warnings are printed as without any logging configuration."""
     body = """
 import logging
@@ -279,7 +279,7 @@ def test_the_earlier_of_two_may_stop_first(start, capsys):
     assert capsys.readouterr().err == "inner 1\n"
 
 
-def test_a_file_is_one_destination_by_any_name(start, tmp_path, monkeypatch):
+def test_a_file_is_one_destination_under_any_name(start, tmp_path, monkeypatch):
     """A relative path and a link to the same file are one destination."""
     monkeypatch.chdir(tmp_path)
     start(sink="job.log")

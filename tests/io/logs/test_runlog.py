@@ -299,7 +299,7 @@ def test_a_state_folder_that_cannot_be_written_is_reported_once(start, open_run,
     assert run.log.startswith("line 3\n3 lines of log could not be written here: ")
 
 
-def test_a_forked_worker_has_a_file_of_its_own(start, open_run):
+def test_a_forked_worker_has_its_own_file(start, open_run):
     """The parent uploads the worker's file."""
     start(run_log=True)
     run = open_run()

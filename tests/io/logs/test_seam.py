@@ -20,7 +20,7 @@ KEYS = ["elapsed", "exception", "extra", "file", "function", "level", "line", "m
 KEYS += ["process", "thread", "time"]
 
 
-def test_handlers_have_a_level_and_the_core_knows_the_least():
+def test_handlers_have_a_level_and_the_core_has_the_lowest():
     """Contract of `_core.handlers`, `_levelno`, `levelno`, `min_level` and `lock`."""
     core = logger._core
     handler = logger.add(lambda _: None, level=33)
@@ -34,7 +34,7 @@ def test_handlers_have_a_level_and_the_core_knows_the_least():
         logger.remove(handler)
 
 
-def test_loguru_knows_whether_it_has_added_a_handler_of_its_own():
+def test_loguru_records_whether_it_has_added_its_own_handler():
     """Contract of `_defaults.LOGURU_AUTOINIT`, which decides whether handler 0 is loguru's own."""
     assert isinstance(loguru._defaults.LOGURU_AUTOINIT, bool)
 
@@ -57,7 +57,7 @@ logger.debug("heard")
     assert err.endswith("heard\n")
 
 
-def test_without_a_default_handler_nothing_is_set_aside(run_python):
+def test_without_a_default_handler_nothing_is_silenced(run_python):
     """With LOGURU_AUTOINIT=0, handler 0 is the job's first handler."""
     code = """
 import sys
@@ -90,7 +90,7 @@ def test_a_handler_notes_that_a_thread_is_in_its_sink():
 
 
 def test_the_filter_is_called_before_the_lock_and_may_drop_the_record():
-    """Nearly every line of ours is handled in the filter, before the lock."""
+    """Nearly all of our lines are handled in the filter, before the lock."""
     seen = []
     handler = logger.add(
         lambda _: seen.append("sink"), filter=lambda _: seen.append(loguru_internals.is_inside_a_sink())
@@ -120,7 +120,7 @@ def test_a_sink_is_handed_the_message_and_the_traceback_apart():
     assert lines[2].record["message"] == "failed"
 
 
-def test_raw_records_are_marked_while_that_is_in_force():
+def test_raw_records_are_marked_until_stop():
     """Contract of `Logger.opt` and patches: raw records are marked until `stop`."""
     records = []
     handler = logger.add(lambda it: records.append(it.record))
@@ -162,7 +162,7 @@ def test_a_made_record_is_like_one_of_logurus():
     assert abs(ours["time"] - datetime.now(UTC)).total_seconds() < 60
 
 
-def test_the_words_of_rotation_mean_what_loguru_says(tmp_path):
+def test_rotation_is_parsed_as_by_loguru(tmp_path):
     """Rotation accepts a size, an interval and a time of day, as in loguru."""
     path = tmp_path / "job.log"
     path.write_text("x")
@@ -179,7 +179,7 @@ def test_the_words_of_rotation_mean_what_loguru_says(tmp_path):
         loguru_internals.rules(str(path), "often", None, None)
 
 
-def test_the_words_of_retention_and_compression_mean_what_loguru_says(tmp_path):
+def test_retention_and_compression_are_parsed_as_by_loguru(tmp_path):
     """Retention accepts a number of files, compression a format, as in loguru."""
     path = tmp_path / "job.log"
     rules = loguru_internals.rules(str(path), None, 1, "gz")
@@ -219,7 +219,7 @@ def test_the_methods_call_log_with_the_level_and_the_options():
     assert raw._options == (True, 2, True, True, True, True, False, [], {})
 
 
-def test_the_methods_are_the_ones_that_loguru_has():
+def test_the_methods_are_those_of_loguru():
     """Our methods copy the source of loguru's, which must not change."""
     source = inspect.getsource(type(logger).info)
     assert '__self._log("INFO", False, __self._options, __message, args, kwargs)' in source
@@ -229,7 +229,7 @@ def test_the_methods_are_the_ones_that_loguru_has():
     )
 
 
-def test_the_lines_that_format_the_message_are_known():
+def test_the_source_lines_that_format_the_message_are_as_expected():
     """`braces` recognizes formatting errors by these source lines."""
     source = inspect.getsource(type(logger)._log)
     for words in ("message.format(*args, **kwargs)", '"message": str(message),', "Colorizer.prepare_message("):
@@ -251,7 +251,7 @@ def test_a_logger_travels_without_its_handlers():
     assert not {"__reduce__", "__deepcopy__"} & set(vars(type(logger)))
 
 
-def test_a_deep_copy_is_independent_and_has_no_handler_of_ours(no_handlers):
+def test_a_deep_copy_is_independent_and_without_our_handlers(no_handlers):
     """Contract of `_core` and `Core.__getstate__`: the job's handlers are copied, and shared references stay shared."""
     lines, of_copy, of_ours = [], [], []
     logger.add(lines.append, format="{extra[fold]} {message}", level="INFO")
@@ -323,7 +323,7 @@ def test_a_handler_is_pickled_without_its_sink_if_it_has_a_queue():
         logger.remove(number)
 
 
-def test_the_sinks_of_logging_and_of_asyncio_are_known():
+def test_the_sinks_of_logging_and_of_asyncio_are_recognized():
     """Contract of `StandardSink._handler`, `AsyncSink._tasks`, `Handler._sink` and `Handler._thread`."""
 
     async def sink(_):
@@ -373,7 +373,7 @@ def test_the_failure_of_a_coroutine_sink_names_the_module_of_the_sinks():
     assert not loguru_internals.comes_from_a_sink((ValueError, ValueError(), None))
 
 
-def test_all_handlers_but_those_of_ours_are_removed(no_handlers):
+def test_all_handlers_but_ours_are_removed(no_handlers):
     """Contract of `Logger.remove(handler_id=None)` of the process's logger, which `configure` also calls."""
     lines, calls = [], []
     undo = loguru_internals.keep_on_removal(lambda: calls.append(list(logger._core.handlers)))

@@ -59,7 +59,7 @@ def test_a_bound_value_that_is_missing_is_empty(start, capsys):
     assert capsys.readouterr().err == "[||   ] hello\n[1|0.500|   ] bound\n"
 
 
-def test_the_run_is_in_the_line_if_the_format_asks(start, capsys):
+def test_the_run_is_in_the_line_if_the_format_contains_it(start, capsys):
     """Outside a run the field is empty."""
     start(format="{extra[run_id]}|{message}")
     logger.info("outside")
@@ -72,7 +72,7 @@ def test_the_run_is_in_the_line_if_the_format_asks(start, capsys):
     assert capsys.readouterr().err == "|outside\n1|inside\nmine|bound\n"
 
 
-def test_facts_do_not_reach_the_handlers_of_others(start):
+def test_facts_do_not_reach_the_handlers_of_the_job(start):
     """Loguru's record stays as the job made it."""
     start(format="{extra[run_id]}|{message}")
     records = []
@@ -123,7 +123,7 @@ def test_a_traceback_keeps_its_colours_on_a_terminal(start, monkeypatch):
     assert "\x1b[31m\x1b[1mValueError\x1b[0m" in terminal.getvalue()
 
 
-def test_a_message_may_have_markup_of_its_own(start, monkeypatch):
+def test_a_message_can_have_its_own_markup(start, monkeypatch):
     """After markup with `opt(colors=True)` the surrounding colours resume; without colours, markup is removed."""
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
@@ -193,7 +193,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("colour", ["0", "1"])
-def test_a_value_that_fails_in_the_format_costs_no_line(start, capsys, monkeypatch, colour):
+def test_a_value_that_fails_in_the_format_loses_no_line(start, capsys, monkeypatch, colour):
     """The line states the error, and contains the message and the traceback."""
     if colour == "1":
         monkeypatch.setenv("FORCE_COLOR", "1")

@@ -79,7 +79,7 @@ def test_a_failing_thread_is_in_the_log(quiet, start, capsys):
     assert quiet == [ValueError]
 
 
-def test_a_thread_that_exits_is_not(quiet, start, capsys):
+def test_a_thread_that_exits_is_not_logged(quiet, start, capsys):
     """`sys.exit` ends a thread silently."""
     start(uncaught=True)
     run_thread(lambda: sys.exit(1))
@@ -176,7 +176,7 @@ def test_an_object_without_a_name_is_named(quiet, start, capsys):
     assert "ERROR|exception ignored in: a Unshowable" in capsys.readouterr().err
 
 
-def test_a_traceback_is_shown_though_all_handlers_are_gone(run_python, script):
+def test_a_traceback_is_printed_without_any_handlers(run_python, script):
     """A script that has removed all handlers still prints its traceback."""
     status, _, err = run_python(script('logger.remove()\nraise ValueError("wrong")', uncaught=True))
     assert status == 1

@@ -89,7 +89,7 @@ def steps(uri: str, run_id: str) -> list[int]:
 
 
 @pytest.mark.parametrize("store", ["store_uri", "postgres_uri", "mlflow_server"])
-def test_the_agent_ships_what_a_job_logs(start_python, request, store):
+def test_the_agent_ships_the_journal_of_a_job(start_python, request, store):
     """The agent continues where the job's thread stopped; when the job ends, all its items are in the store."""
     uri = request.getfixturevalue(store)
     job = start_python(

@@ -482,7 +482,7 @@ def test_links_to_folders_are_not_followed(held, mlflow_server, start_session, t
     assert arrived(mlflow_server, run.info.run_id) == ["file.txt", "link.txt"]
 
 
-def test_a_child_of_a_fork_logs_files_of_its_own(start_python, mlflow_server):
+def test_a_forked_child_logs_its_own_files(start_python, mlflow_server):
     """Parent and child number their files independently, and each delivers its own."""
     body = """
     mlflow.log_text("parent", "parent.txt")

@@ -194,7 +194,7 @@ def test_entries_of_an_earlier_attempt_are_delivered_first(start_job, store_uri,
     assert _steps(store_uri, told["run"]) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_journal_that_is_found_later_changes_only_what_was_logged(start_job, run_python, store_uri, tmp_path):
+def test_a_journal_that_is_recovered_later_adds_only_logged_items(start_job, run_python, store_uri, tmp_path):
     """Recovery adds the logged items, and does not change the status, owner or attempt of the present start."""
     first, told = start_job(store_uri, CUT_OFF, before=UNWATCHED)
     first.wait_for("logged")
@@ -318,7 +318,7 @@ def test_without_an_identity_a_run_has_no_attempts(context, store_uri):
     assert found.params == {}
 
 
-def test_resuming_costs_two_requests_more_than_a_fresh_start(start_python, proxy, tmp_path):
+def test_resuming_takes_two_requests_more_than_a_fresh_start(start_python, proxy, tmp_path):
     """All requests of a start are counted, including those in the background."""
     code = """
 import sys, mlflow

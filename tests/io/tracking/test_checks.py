@@ -33,7 +33,7 @@ class HangingClient(mlflow.MlflowClient):
         super().log_artifact(*arguments, **fields)
 
 
-def test_a_trial_that_hangs_says_what_is_left_and_cleans_up_when_it_can(store_uri, experiment, monkeypatch):
+def test_a_trial_that_hangs_names_its_run_and_deletes_it_later(store_uri, experiment, monkeypatch):
     """A trial whose upload hangs names the run that it leaves, and deletes the run once the upload ends."""
     monkeypatch.setattr(store_trial, "_GRACE", 0.1)
     client = HangingClient(store_uri)

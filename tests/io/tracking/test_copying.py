@@ -157,7 +157,7 @@ def test_a_folder_can_be_a_target(source, tmp_path, monkeypatch, make_run):
     assert contents(target) == before
 
 
-def test_artifacts_that_are_kept_elsewhere_are_fetched(make_database, target, mlflow_server, make_run):
+def test_remote_artifacts_are_copied(make_database, target, mlflow_server, make_run):
     """Artifacts of a local database are copied from a remote artifact store."""
     source = make_database("source")
     place = f"{mlflow_server}/api/2.0/mlflow-artifacts/artifacts/elsewhere"
@@ -170,7 +170,7 @@ def test_artifacts_that_are_kept_elsewhere_are_fetched(make_database, target, ml
     assert contents(target) == contents(source)
 
 
-def test_a_store_that_was_carried_elsewhere_has_its_artifacts_with_it(source, target, tmp_path, make_run):
+def test_artifacts_beside_a_moved_store_are_found(source, target, tmp_path, make_run):
     """Artifacts are found beside a database that was moved, although it still names the old folder."""
     make_run(source, fill=everything)
     before = contents(source)
@@ -208,7 +208,7 @@ def test_a_model_may_be_used_by_a_run_that_is_copied_first(source, target, make_
     }
 
 
-def test_a_model_that_is_gone_is_named(source, target, make_run):
+def test_a_deleted_model_is_named(source, target, make_run):
     """A run is copied without a deleted model that it is linked to, and the reason names the model."""
     run_id = make_run(source, fill=everything)
     (output,) = client_of(source).get_run(run_id).outputs.model_outputs
@@ -237,7 +237,7 @@ def test_the_copy_of_a_copy_is_marked_by_its_own_source(source, target, make_dat
     assert contents(third) == contents(source)
 
 
-def test_a_dry_run_writes_nothing_and_tells_what_would_be_copied(source, target, make_run):
+def test_a_dry_run_writes_nothing_and_reports_what_would_be_copied(source, target, make_run):
     """A dry run reports what would be copied, and does not change the target."""
     make_experiment(source, "new")
     make_run(source, "train", experiment="new", fill=everything)
@@ -349,7 +349,7 @@ def test_a_copy_is_running_until_it_is_complete(source, target, make_run):
     assert runs_of(target)["train"].info.status == "FINISHED"
 
 
-def test_a_run_that_was_resumed_since_is_brought_up_to_date(source, target, make_run):
+def test_a_resumed_run_is_updated(source, target, make_run):
     """A resumed run is copied again: new points, tags, names, and files that changed without growing."""
     run_id = make_run(source, fill=everything)
     client = client_of(source)

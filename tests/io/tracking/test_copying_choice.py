@@ -107,7 +107,7 @@ def test_a_dry_run_skips_what_a_copy_would_skip(source, target, make_run):
 
 
 def test_a_store_behind_another_address_is_not_copied_onto_itself(source, make_database, make_run):
-    """A target that has the very run, such as a server on the same database, gets no copy of it."""
+    """A target that already contains the source run, such as a server on the same database, gets no copy of it."""
     make_run(source)
     twin = make_database("twin")
     shutil.copy(source.removeprefix("sqlite:///"), twin.removeprefix("sqlite:///"))

@@ -79,7 +79,7 @@ def test_a_store_is_not_copied_onto_itself(store_uri, one, other):
         copy(one, other.format(Path.cwd()))
 
 
-def test_a_dry_run_does_not_make_the_target(source, tmp_path, make_run):
+def test_a_dry_run_does_not_create_the_target(source, tmp_path, make_run):
     """A dry run does not create the database of the target."""
     make_run(source)
 
@@ -89,7 +89,7 @@ def test_a_dry_run_does_not_make_the_target(source, tmp_path, make_run):
     assert not (tmp_path / "new.db").exists()
 
 
-def test_a_target_that_is_not_there_is_made(source, tmp_path, make_run):
+def test_a_missing_target_is_created(source, tmp_path, make_run):
     """A missing target database is created, as MLflow does."""
     make_run(source)
 
@@ -99,7 +99,7 @@ def test_a_target_that_is_not_there_is_made(source, tmp_path, make_run):
     assert happened(copy(source, f"sqlite:///{tmp_path}/new.db")) == {"train": "unchanged"}
 
 
-def test_what_the_target_refuses_is_named_without_secrets(source, target, make_run):
+def test_refused_items_are_named_without_secrets(source, target, make_run):
     """A refused parameter or run is named without secrets, and does not keep the rest from being copied."""
 
     def fill(client, run_id):
@@ -182,7 +182,7 @@ def test_losing_the_target_ends_the_copying(source, mlflow_server, free_port, st
     assert happened(copy(source, mlflow_server)) == {"one": "continued", "two": "copied"}
 
 
-def test_progress_is_told_by_run_and_part(source, target, make_run):
+def test_progress_is_reported_by_run_and_part(source, target, make_run):
     """Progress is reported per run and per part of a run."""
     make_run(source, "one", fill=write({"a.txt": "a"}))
     make_run(source, "two")
@@ -194,7 +194,7 @@ def test_progress_is_told_by_run_and_part(source, target, make_run):
     assert copying.Progress(0, 2, "one", "a.txt") in told
 
 
-def test_nothing_of_the_process_is_changed(source, mlflow_server, capsys, make_run):
+def test_the_state_of_the_process_is_not_changed(source, mlflow_server, capsys, make_run):
     """Copying changes neither MLflow's store nor the environment, and prints nothing to stdout."""
     make_experiment(source, "quiet")
     make_run(source, experiment="quiet")

@@ -230,7 +230,7 @@ def test_the_end_of_a_recovered_run_is_its_last_entry(kill_unwatched, store_uri,
 
 
 def test_a_living_process_is_never_touched(start_job, store_uri, state, run_python):
-    """Recovery refuses the journal of a living process, whose run goes on."""
+    """Recovery refuses the journal of a living process, whose run continues."""
     process, run_id = start_job()
     process.wait_for("acknowledged 50")
 

@@ -161,7 +161,7 @@ def test_a_signal_waits_while_signals_are_held(signum, kind):
 
 
 def test_a_signal_that_waited_is_dropped_if_the_job_leaves_anyway():
-    """A held signal is not raised if the job leaves by an exception of its own."""
+    """A held signal is not raised if the job leaves by its own exception."""
     with signals.signals_raise():
         signals.hold()
         signal.raise_signal(signal.SIGTERM)

@@ -149,7 +149,7 @@ def test_an_exception_that_the_job_handles_is_the_reason(host):
     assert active_runs.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
 
 
-def test_the_reason_of_an_explicit_end_is_what_is_handled(host):
+def test_the_reason_of_an_explicit_end_is_the_handled_exception(host):
     """The reason of `end_run("FAILED")` in an `except` block is the exception that is being handled."""
     try:
         raise ValueError("no data")

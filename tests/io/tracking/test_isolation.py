@@ -63,7 +63,7 @@ def test_runs_of_sibling_tasks_are_children_of_the_run_that_they_were_created_in
     assert {status(run) for run in (outer, *inner)} == {"FINISHED"}
 
 
-def test_a_task_inherits_what_was_open_when_it_was_created(isolated):
+def test_a_task_inherits_runs_that_were_open_when_it_was_created(isolated):
     """A task does not inherit a run that its creator opens after creating the task."""
 
     async def work():

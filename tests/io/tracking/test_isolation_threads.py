@@ -218,7 +218,7 @@ def test_a_run_that_cannot_be_opened_changes_nothing(isolated):
     assert seen == run_id
 
 
-def test_the_job_s_run_is_known_everywhere(isolated):
+def test_the_job_s_run_is_available_everywhere(isolated):
     """`job_run` returns the caller's innermost run, or else the run of the main thread."""
     assert run_stacks.job_run() is None
     with mlflow.start_run() as run:
@@ -261,7 +261,7 @@ def test_a_run_of_an_ended_thread_is_still_listed(isolated):
 
 
 def test_a_forked_child_has_no_run(store_uri, run_python):
-    """A forked child has MLflow's own state and no run; it may isolate again, and the parent's run goes on."""
+    """A forked child has MLflow's own state and no run; it can isolate again, and the parent's run continues."""
     code = f"""if True:
         import os, sys, mlflow
         from mlflow.tracking import fluent

@@ -181,7 +181,7 @@ def test_threads_write_whole_lines_in_one_order(written, monkeypatch):
     assert [entry["n"] for entry in found] == list(range(1, len(found) + 1))
 
 
-def test_a_signal_handler_may_write_in_the_midst_of_a_write(written):
+def test_a_signal_handler_can_write_during_a_write(written):
     """A signal handler may append while it interrupts an append; no entry is lost or mixed."""
     numbers = count(1_000_000)
     before = signal.signal(signal.SIGALRM, lambda *_: written.append(metric(next(numbers))))
@@ -199,7 +199,7 @@ def test_a_signal_handler_may_write_in_the_midst_of_a_write(written):
     assert sorted(step for step in found if step >= 1_000_000) == list(range(1_000_000, next(numbers)))
 
 
-def test_a_forked_child_has_a_journal_of_its_own(written):
+def test_a_forked_child_has_its_own_journal(written):
     """A forked child writes to a journal in another folder than its parent's."""
     written.append(metric(1))
     receiving, writer = os.pipe()
@@ -257,7 +257,7 @@ def test_a_full_disk_raises_an_error(written, monkeypatch):
     assert len(calls) == 1  # the second append came too soon to try the disk again
 
 
-def test_writing_goes_on_when_there_is_space_again(written, monkeypatch):
+def test_writing_continues_when_there_is_space_again(written, monkeypatch):
     """A journal that failed on a full disk is written again once there is space."""
     monkeypatch.setattr(journal, "_RETRY", 0.0)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -299,7 +299,7 @@ def test_a_short_write_is_a_full_disk(written, monkeypatch):
         written.append(metric(1))
 
 
-def test_a_beginning_that_fails_leaves_nothing_behind(written, monkeypatch):
+def test_a_segment_that_cannot_be_created_leaves_nothing_behind(written, monkeypatch):
     """A segment that cannot be begun leaves neither descriptors nor files behind."""
     monkeypatch.setattr(journal, "_RETRY", 0.0)
     before = len(list(Path("/dev/fd").iterdir()))
@@ -337,7 +337,7 @@ def test_two_threads_do_not_recover_the_same_journal(tmp_path, run_python):
     journal.give_back(folder, journal.take_over(folder))
 
 
-def test_a_signal_handler_may_wake_in_the_midst_of_a_wakeup():
+def test_a_signal_handler_can_set_a_wakeup_during_a_call():
     """A signal handler may set a `Wakeup` whose call it interrupts; a `threading.Event` would deadlock."""
     wakeup = Wakeup()
     calls = count()
@@ -423,7 +423,7 @@ def test_a_follower_reads_on_when_the_folder_is_cleaned_up(written):
     assert steps(follower.read(10_000)) == [2]
 
 
-def test_nothing_is_written_once_it_is_closed(written):
+def test_a_closed_journal_accepts_no_entry(written):
     """Appending to a closed journal raises `JournalError`."""
     written.append(metric(1))
     written.close()

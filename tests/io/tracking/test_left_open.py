@@ -84,7 +84,7 @@ def test_an_ended_run_keeps_its_status(context):
     assert end_of(context, ended)[1] is end_of(context, handed_on)[1] is None
 
 
-def test_an_inner_context_closes_what_was_opened_inside_of_it(context):
+def test_an_inner_context_closes_runs_opened_inside_it(context):
     """An inner context that fails closes the runs opened inside it, and leaves others to the outer context."""
     with context:
         outside = client_run()

@@ -280,7 +280,7 @@ def test_an_exhausted_database_pool_is_an_outage(proxy, mlflow_server, start_ses
 
 
 def test_sqlalchemy_s_message_about_an_exhausted_pool_is_as_expected():
-    """SQLAlchemy words an exhausted pool as expected, which tells a busy server from a refusal."""
+    """SQLAlchemy still words an exhausted pool as expected, which distinguishes a busy server from a refusal."""
     engine = sqlalchemy.create_engine(
         "sqlite://", poolclass=sqlalchemy.pool.QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
     )

@@ -96,7 +96,7 @@ def test_a_run_that_the_job_opened_before_stays_open(started):
         assert mlflow.active_run().info.run_id == mine.info.run_id
 
 
-def test_a_run_that_the_job_ended_itself_stays_as_it_ended(started):
+def test_a_run_that_the_job_ended_itself_keeps_its_status(started):
     """A run that the job has ended itself keeps the status that the job gave."""
     with open_run() as run:
         mlflow.end_run("FAILED")
@@ -161,7 +161,7 @@ def test_a_listener_can_attach_a_file(started, tmp_path):
     assert [found.path for found in started.list_artifacts(run.info.run_id, "logs")] == ["logs/job.log"]
 
 
-def test_a_store_that_is_gone_does_not_mask_the_exception(started, monkeypatch, caplog):
+def test_a_lost_store_does_not_replace_the_exception(started, monkeypatch, caplog):
     """If the end of a run cannot be recorded, the job's own exception passes, and one error is logged."""
 
     def gone(*_):
@@ -278,7 +278,7 @@ def test_mlflow_prints_nothing_to_stdout(mlflow_server, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_store_that_is_silent_is_given_up(started, monkeypatch, caplog):
+def test_a_silent_store_is_given_up(started, monkeypatch, caplog):
     """Closing a run in a store that does not answer is given up after a time limit, with a report."""
     silent = threading.Event()
     monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_: silent.wait())

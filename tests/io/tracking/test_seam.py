@@ -48,7 +48,7 @@ def test_uris_and_experiment_are_restored(store_uri):
 
 
 def test_uris_that_the_job_had_set_are_restored(store_uri):
-    """Restoring brings back the tracking URI that the job had set, not MLflow's default."""
+    """Restoring sets the tracking URI that the job had set, not MLflow's default."""
     mlflow.set_tracking_uri("sqlite:///mine.db")
 
     restore = mlflow_internals.keep_uris()
@@ -88,7 +88,7 @@ def test_autologging_that_the_job_had_switched_on_is_on_again():
     assert import_hooks._post_import_hooks["xgboost"]
 
 
-def test_open_runs_of_the_thread_are_known(store_uri):
+def test_open_runs_of_the_thread_are_listed(store_uri):
     """`open_run_ids` returns all open runs of the thread, innermost last."""
     mlflow.set_tracking_uri(store_uri)
 
@@ -276,7 +276,7 @@ def test_a_span_can_be_rebuilt_from_its_dictionary(store_uri):
     assert getattr(found, "_attachments", None) is getattr(span, "_attachments", None)
 
 
-def test_a_trace_that_counts_as_stored_is_not_uploaded(store_uri):
+def test_a_trace_marked_as_stored_is_not_uploaded(store_uri):
     """MLflow does not upload a trace that `as_stored` has tagged."""
     mlflow.set_tracking_uri(store_uri)
     uploads = []
@@ -344,7 +344,7 @@ def test_the_retries_of_databases_are_restored_in_any_order(order):
     assert utils.MAX_RETRY_COUNT == before > 0
 
 
-def test_spark_is_asked_for_a_registry_only_if_it_is_imported(store_uri, monkeypatch):
+def test_spark_determines_the_registry_only_if_it_is_imported(store_uri, monkeypatch):
     """MLflow's own function tries to import pyspark each time; a Spark session still determines the registry."""
     monkeypatch.setattr(registry, "_get_registry_uri_from_spark_session", lambda: "databricks-uc")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)

@@ -394,7 +394,7 @@ def watch(tmp_path):
         end()
 
 
-def test_the_signal_is_one_that_is_ignored_by_default(watch):
+def test_the_signal_is_ignored_by_default(watch):
     """At the end the handler is restored, and the folder removed."""
     undo_before = watched.catches(identity.job(), signal.SIGURG)
     folder = watch()

@@ -133,7 +133,7 @@ def test_only_rank_0_takes_a_snapshot(folder, store_uri, monkeypatch):
     assert artifacts(store_uri, run.info.run_id) == []
 
 
-def test_a_script_is_known_by_its_folder(folder, store_uri, start_python, tmp_path):
+def test_the_repository_is_that_of_the_script(folder, store_uri, start_python, tmp_path):
     """The repository is that of the script's folder, not of the working folder."""
     there = repositories.make(tmp_path / "there", {"job.py": JOB + "with GlobalContext() as c, c.run('there'): pass\n"})
     status, _, err = start_python(str(there / "job.py")).finish()

@@ -207,7 +207,7 @@ NAMED = "mlflow_service=__import__('autogen_team').io.services.MlflowService(exp
 
 @pytest.fixture
 def given(store_uri):
-    """Return a run that another program has created in an experiment of its own."""
+    """Return a run that another program has created in its own experiment."""
     client = mlflow.MlflowClient(store_uri)
     return client.create_run(client.create_experiment("theirs"), run_name="theirs")
 
@@ -224,7 +224,7 @@ def given(store_uri):
     ],
     ids=["experiment", "name before id", "argument before id", "both", "run", "run before argument"],
 )
-def test_a_run_and_an_experiment_that_are_given_from_outside_are_used(
+def test_a_run_and_an_experiment_from_the_environment_are_used(
     run_python, store_uri, given, arguments, environment, wanted
 ):
     """The first run resumes `MLFLOW_RUN_ID`; experiments from the environment are used for others."""
@@ -267,7 +267,7 @@ def test_a_context_inside_of_a_given_experiment_uses_it_too(start_session, store
     assert mlflow.get_run(run_id).info.experiment_id == given.info.experiment_id
 
 
-def test_a_job_that_works_offline_does_not_ask_the_server_that_it_names(start_session, tmp_path, free_port):
+def test_an_offline_job_does_not_contact_the_server_that_it_sets(start_session, tmp_path, free_port):
     """Offline, runs stay in the offline store, although the job points MLflow to the server."""
     server = f"http://127.0.0.1:{free_port()}"
     session = start_session(server, mode="offline")

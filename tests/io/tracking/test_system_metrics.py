@@ -74,7 +74,7 @@ def test_the_agent_samples_with_the_names_of_mlflow(start_python, request, wait_
         assert abs(steps[-1] - steps[0] - intervals) <= 2, "steps must follow the time, within rounding"
 
 
-def test_samples_go_on_after_an_agent_was_killed(start_python, store_uri, wait_until, fresh_agents, tmp_path):
+def test_sampling_continues_after_an_agent_was_killed(start_python, store_uri, wait_until, fresh_agents, tmp_path):
     """The job's thread samples until there is another agent."""
     job = start_python("-c", JOB.replace("DURABLE", "True"), stdin=subprocess.PIPE, **OFTEN)
     run_id = job.wait_for("run ").split()[1]

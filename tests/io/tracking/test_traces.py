@@ -345,7 +345,7 @@ def test_a_silent_server_does_not_delay_the_stop(start_session, server, durable,
     assert not [one for one in threading.enumerate() if one.name == "autogen-team-traces"]
 
 
-def test_a_process_whose_server_is_gone_ends_in_time(start_python, server, tmp_path):
+def test_a_process_with_a_hung_server_ends_in_time(start_python, server, tmp_path):
     """A process that has traced to a hung server ends within 30 s."""
     code = (
         "import sys, mlflow\n"

@@ -75,7 +75,7 @@ def stored(client: mlflow.MlflowClient, experiment: str = "tests") -> list[mlflo
 
 @pytest.mark.parametrize("server_is", ["there", "away", "silent"])
 def test_a_killed_job_loses_no_trace_that_has_ended(server, start_python, server_is, tmp_path, wait_until):
-    """All traces that had ended before SIGKILL arrive once and whole, whatever the server was doing."""
+    """All traces that had ended before SIGKILL arrive once and whole, in any state of the server."""
     process = start_python("-c", JOB, stdin=-1, MLFLOW_TRACKING_URI=server.uri)
     process.wait_for("ready")
     if server_is == "away":
@@ -126,7 +126,7 @@ def test_an_outage_loses_no_trace_and_keeps_its_run(server, start_session):
 
 
 @pytest.mark.parametrize("kind", ["database", "server"])
-def test_a_store_gets_what_plain_mlflow_sends(start_session, store_uri, mlflow_server, kind):
+def test_a_store_gets_the_same_as_from_plain_mlflow(start_session, store_uri, mlflow_server, kind):
     """A trace sent through the journal equals one sent by plain MLflow, except ids and times."""
     uri = store_uri if kind == "database" else mlflow_server
 
@@ -231,7 +231,7 @@ def mlflow_internals_of_prompts(trace_id: str, prompt: object) -> None:
 
 
 @pytest.mark.parametrize("kind", ["database", "server"])
-def test_attachments_arrive_with_their_trace(start_session, store_uri, server, kind, wait_until):
+def test_attachments_are_stored_with_their_trace(start_session, store_uri, server, kind, wait_until):
     """An image in the inputs of a span is stored with its trace, also after an outage."""
     uri = store_uri if kind == "database" else server.uri
     started = start_session(uri)

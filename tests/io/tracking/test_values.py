@@ -158,7 +158,7 @@ def test_refusals_of_asynchronous_calls_are_raised_by_wait(store_uri, start_sess
     assert "Changing param values is not allowed" in warning
 
 
-def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
+def test_a_boolean_step_is_stored_as_a_number(store_uri, start_session):
     """A step of True is stored as 1."""
     start_session(store_uri)
     with lifecycle.open_run(name="train") as run:
@@ -168,7 +168,7 @@ def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
     assert found.step == 1
 
 
-def test_a_time_that_is_no_plain_number_is_a_number(store_uri, start_session):
+def test_a_time_of_another_number_type_is_stored_as_an_integer(store_uri, start_session):
     """A time given as a boolean, a numpy integer or a fraction is stored as an integer."""
     start_session(store_uri)
     with lifecycle.open_run(name="train") as run:

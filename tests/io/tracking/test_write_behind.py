@@ -109,7 +109,7 @@ def test_the_store_has_the_same_as_with_plain_mlflow(any_uri, start_session):
     assert content(durable_id) == plain
 
 
-def test_a_read_sees_what_was_written_before(any_uri, start_session):
+def test_a_read_returns_earlier_writes(any_uri, start_session):
     """A read in the same process sees everything that was logged before it."""
     start_session(any_uri)
     with lifecycle.open_run(name="train") as run:
@@ -309,7 +309,7 @@ def test_secrets_are_masked_without_a_journal_too(any_uri):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_journal_is_used_whoever_starts_first(store_uri, first):
+def test_a_journal_is_used_in_any_order_of_starts(store_uri, first):
     """A journal is used if one of two services has one, in whichever order they start."""
     services = [
         MlflowService(tracking_uri=store_uri, autolog_disable=True, durable=each) for each in (first, not first)
