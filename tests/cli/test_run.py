@@ -209,7 +209,7 @@ def test_the_summary_says_what_was_recorded_and_how_to_look_at_it(run_python, sc
 
 @pytest.mark.parametrize("body", ["pass", "import os; os.kill(os.getpid(), 9)"])
 def test_a_store_that_is_not_the_default_is_in_the_suggested_command(run_python, script, body):
-    """The command is complete also if the supervisor prints it."""
+    """The store is given also if the supervisor prints the command."""
     other = f"sqlite:///{Path(shutil.copy('mlflow.db', 'm.db')).absolute()}"
 
     _, _, err = run_python(*RUN, "--tracking-uri", other, script(body))

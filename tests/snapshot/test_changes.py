@@ -484,7 +484,7 @@ def test_large_files_are_left_out_and_reported(folder, tmp_path):
 
 
 def test_source_code_precedes_other_new_files(folder, tmp_path):
-    """Of four megabytes, source code of any size comes before data."""
+    """At most four megabytes of new files are examined, source code of any size before data."""
     write(folder, {f"{number}.dat": bytes([number]) * 500_000 for number in range(10)})
     write(folder, {"zz.py": "x\n" * 100_000})
 

@@ -111,7 +111,7 @@ def test_a_clean_tree_has_no_patch(repository, made):
 
 @needs_git
 def test_the_repository_is_that_of_the_script(tmp_path, made):
-    """The working folder does not count, except for an installed program."""
+    """The working folder's repository counts only for an installed program, or without a script."""
     here = repositories.make(Path.cwd(), {"a.py": "x\n"})
     there = repositories.make(tmp_path / "there", {"src/train.py": "x\n"})
 

@@ -296,7 +296,7 @@ def test_a_closed_client_is_an_error(client):
         enter(client, GlobalContext())()
 
 
-def test_a_context_that_does_not_run_is_an_error(client):
+def test_a_stopped_context_is_an_error(client):
     """The cluster is not changed."""
     with pytest.raises(NotStartedError, match=r"is not running: call start\(\)"):
         enter(client, GlobalContext())()

@@ -121,10 +121,10 @@ def test_secrets_are_not_passed_on(store_uri, monkeypatch):
         ("here", "argument", "there", "argument", "argument"),
     ],
 )
-def test_the_state_folder_is_passed_on_only_if_given_by_argument(
+def test_a_worker_uses_the_state_folder_of_its_machine(
     store_uri, run_python, monkeypatch, tmp_path, here, argument, there, handed_on, used
 ):
-    """The state folder is passed on only if the job got it by argument; other machines have their own."""
+    """Workers use their machine's own state folder, unless the job was given one by argument."""
 
     def place(name):
         return {} if name is None else {"AUTOGEN_TEAM_STATE_DIR": str(tmp_path / name)}

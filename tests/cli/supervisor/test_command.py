@@ -60,7 +60,7 @@ def test_the_run_ends_like_the_command(supervised, the_run, command, status, rec
         (["sh", "-c", "true"], 2, "to run a command, put -- before it: autogen-team run -- sh"),
     ],
 )
-def test_a_missing_command_is_reported_as_by_a_shell(supervised, script, words, status, message):
+def test_a_command_that_cannot_be_run_is_reported_as_by_a_shell(supervised, script, words, status, message):
     """The messages are those of a shell, and no run is created."""
     script("words", "data.txt")
 

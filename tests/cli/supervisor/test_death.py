@@ -54,7 +54,7 @@ def test_an_unhandled_signal_is_the_reason(supervised, script, the_run, the_outp
 
 
 def test_the_agent_does_not_recover_before_the_supervisor(script, the_run, wait_until):
-    """Only the supervisor knows the exact reason and sends an alert, so the agent must not recover first."""
+    """Even if output is read slowly, the supervisor, which knows the exact reason, recovers before the agent."""
     path = script(
         "import mlflow, os\nmlflow.log_metric('a', 1)\nprint('x' * 150_000, flush=True)\nos.kill(os.getpid(), 9)"
     )

@@ -87,8 +87,8 @@ def test_a_job_that_dies_at_once_keeps_its_code(repository, supervised, the_run,
     assert the_run().data.tags["autogen_team.dirty"] == "true"
 
 
-def test_without_git_nothing_is_printed(supervised, script, code):
-    """The folder is not a repository either."""
+def test_without_a_repository_nothing_is_printed(supervised, script, code):
+    """In a folder without a repository, the snapshot has no patch, and git is not mentioned."""
     ended = supervised("--no-system-metrics", "--set", "alert_on=never", script("print(1)"))
 
     assert ended.returncode == 0

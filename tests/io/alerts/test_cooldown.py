@@ -55,7 +55,7 @@ def test_the_next_alert_after_the_cooldown_reports_the_count(clock):
 
 
 def test_at_the_end_each_pending_count_is_reported(clock):
-    """At the end, each count that is not reported yet is reported; a title without suppressed alerts is not."""
+    """Each pending count is reported once; a title without suppressed alerts is not reported."""
     cooldown = Cooldown(60)
     for title in ("loss", "loss", "loss", "accuracy"):
         cooldown.admit(Alert(title, "low", "warning"))

@@ -383,7 +383,7 @@ class TestManyCallers:
         assert len(shown) == len(set(shown))
 
     def test_a_thousand_alerts_arrive(self, delivery, daemon, capfd):
-        """A healthy desktop receives a burst of a thousand alerts."""
+        """No alert of a burst through a healthy desktop is lost."""
         running = daemon()
         alerts = delivery()
         for number in range(1000):
@@ -393,7 +393,7 @@ class TestManyCallers:
         assert sorted({*(call["title"] for call in running.calls), *printed}) == sorted(map(str, range(1000)))
 
     def test_a_thousand_alerts_to_a_web_hook_arrive_or_are_printed(self, delivery, endpoint, capfd):
-        """Of a burst that the service cannot take in time, the rest is printed."""
+        """A burst that the service cannot take in time is partly delivered, and the rest is printed."""
         server = endpoint()
         alerts = delivery(urls=(server.url,), flush_timeout=1.0)
         for number in range(1000):

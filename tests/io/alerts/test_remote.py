@@ -302,7 +302,7 @@ def test_a_channel_is_named_without_its_secrets(url, name):
 
 
 def test_two_channels_of_a_kind_have_different_names():
-    """The name contains the position in the setting."""
+    """Equal names are distinguished by the URL's position in the setting."""
     urls = ["json://127.0.0.1/a", "json://127.0.0.1/b", "json://127.0.0.2/c"]
     assert [channel.name for channel in open_channels(urls, "my job")] == [
         "json://127.0.0.1/… (url 1)",

@@ -100,7 +100,7 @@ def test_rotation_by_time_loses_no_line(run_spawned, tmp_path):
 
 
 def test_rotation_by_time_happens_once(start, tmp_path, wait_until):
-    """The old file is renamed when its time is over, and the next one is not."""
+    """The old file is renamed when its time is over, and the new file is not."""
     path = tmp_path / "job.log"
     start(sink=str(path), rotation="1 second", format="{message}")
     began = time.monotonic()

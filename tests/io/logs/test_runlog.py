@@ -102,7 +102,7 @@ def test_the_run_log_can_be_disabled(start, open_run, folder):
 
 
 def test_the_log_of_a_failed_run_says_why(start, open_run):
-    """The traceback is included, although the exception is logged elsewhere only after the run is closed."""
+    """The traceback is included; elsewhere the exception is logged only after the run is closed."""
     start(run_log=True)
     run = open_run()
     try:
@@ -114,7 +114,7 @@ def test_the_log_of_a_failed_run_says_why(start, open_run):
 
 
 def test_the_log_of_a_run_has_the_format_of_the_sink(start, open_run, strict, monkeypatch):
-    """The log of a run is JSON, or text without colours, as the sink's format."""
+    """The log of a run is JSON, or text without colours."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     start(run_log=True, serialize=True)
     run = open_run("1")

@@ -125,7 +125,7 @@ def test_hooks_installed_after_ours_stay(quiet, start):
 
 
 def test_hooks_are_not_doubled(quiet, start, capsys):
-    """Two services log an exception once."""
+    """With two services, each logs an exception once, and the earlier hook is called once."""
     start(uncaught=True)
     start(uncaught=True, sink="stdout")
     run_thread(raise_value_error)

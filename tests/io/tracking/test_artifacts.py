@@ -136,7 +136,7 @@ def test_a_file_may_be_overwritten_once_it_is_logged(held, mlflow_server, start_
 
 
 def test_waiting_files_can_be_read_like_uploaded_ones(held, start_session, tmp_path):
-    """Listings and downloads contain waiting files, by the run, by its URI, and in subfolders."""
+    """Listings and downloads contain waiting and uploaded files, by the run, by its URI, and in subfolders."""
     start_session(held.uri)
     with lifecycle.open_run(name="train") as run:
         held.status = 200
@@ -177,7 +177,7 @@ def test_a_file_that_does_not_exist_is_an_error_at_the_call(held, start_session)
 
 
 def test_a_name_that_is_not_text_is_an_error_at_the_call(proxy, mlflow_server, start_session):
-    """As in plain MLflow, no file of the folder is logged."""
+    """As in plain MLflow, such a name cannot be sent, and no file of the folder is logged."""
     started = start_session(proxy.uri)
     Path("folder").mkdir()
     Path("folder", os.fsdecode(b"\xff.txt")).write_text("text")

@@ -91,7 +91,7 @@ def _steps(uri: str, run_id: str, key: str = "loss") -> list[int]:
 
 @STORES
 def test_a_job_that_was_killed_continues_its_run(start_job, request, store, tmp_path):
-    """Its agent and its state folder are lost, as with the machine."""
+    """The run continues although the agent and the state folder are lost with the machine."""
     uri = request.getfixturevalue(store)
     first, told = start_job(uri, before=UNWATCHED)
     assert told == {"run": told["run"], "attempt": 1, "last": None}
@@ -167,7 +167,7 @@ def test_a_job_that_failed_continues_its_run(start_job, store_uri):
 
 
 def test_each_attempt_has_its_own_log(start_job, store_uri):
-    """Logs are stored side by side; host and process id may be equal in all containers."""
+    """The names contain the attempt, because host and process id may be equal in all containers."""
     first, told = start_job(store_uri, FAILS)
     first.finish()
     second, _ = start_job(store_uri, NOTHING)
@@ -219,7 +219,7 @@ def test_a_journal_that_is_recovered_later_adds_only_logged_items(start_job, run
 
 @pytest.mark.parametrize(("replay", "values"), [("keep", [0, 0, 1, 1, 2, 2, 3]), ("skip", [0, 1, 2, 3])])
 def test_repeated_steps_are_kept_or_skipped(start_job, store_uri, replay, values):
-    """Steps that are in the store already are kept or skipped, with any way to log."""
+    """If the checkpoint is older than the last logged step, steps repeat; every way to log is covered."""
     first, told = start_job(store_uri, before=UNWATCHED)
     first.wait_for("logged")
     first.send(signal.SIGKILL)

@@ -395,7 +395,7 @@ def watch(tmp_path):
 
 
 def test_the_signal_is_ignored_by_default(watch):
-    """At the end the handler is restored, and the folder removed."""
+    """At the end our handler and the folder are removed."""
     undo_before = watched.catches(identity.job(), signal.SIGURG)
     folder = watch()
 
