@@ -122,7 +122,7 @@ def test_a_plain_kill_is_not_a_preemption(start_python, script, the_run):
 
 
 def test_a_handler_of_the_job_decides_over_the_signals_of_a_scheduler(start_python, script, the_run):
-    """As with submitit, the job's handler checkpoints and exits; handlers installed in C stay too."""
+    """A handler like submitit's checkpoints and exits; handlers installed in C stay too."""
     path = script(
         "import faulthandler, os, signal, sys, mlflow\n"
         "def leave(number, frame): print('left', flush=True); sys.exit(7)\n"

@@ -206,7 +206,7 @@ logger.info("after")
 
 
 def test_the_log_of_a_run_continues_after_a_script_removes_all_handlers(no_handlers, start, open_run):
-    """Also if the console now belongs to the job."""
+    """The run's log continues even if the console now belongs to the job."""
     start(run_log=True)
     run = open_run()
     logger.remove()

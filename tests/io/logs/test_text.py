@@ -217,7 +217,7 @@ def test_a_record_that_a_patch_has_broken_is_still_a_line(start, capsys):
 
 @given(st.text(st.characters(codec=None)))
 def test_safe_text_has_no_control_characters_and_no_line_at_the_margin(data):
-    """For any text."""
+    """Any text becomes indented lines without control characters."""
     safe = text.make_safe(data)
     first, *rest = safe.split("\n")
     assert all(not line or line.startswith("    ") for line in rest)
