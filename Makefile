@@ -98,7 +98,7 @@ test-kills: $(READY) ## Kill job, agent or both at 200 moments, and look for wha
 
 .PHONY: test-claims
 test-claims: $(READY) ## Start a job twice at the same moment, 50 times on each kind of store: ten minutes
-	@MEETINGS=25 $(BIN)/python -m pytest -n 2 tests/io/tracking/test_claims.py -k two_that_meet $(PYTEST_ARGS)
+	@MEETINGS=25 $(BIN)/python -m pytest -n 2 tests/io/tracking/test_claims.py -k two_claimants $(PYTEST_ARGS)
 
 .PHONY: test-fresh
 test-fresh: $(READY) ## Run the whole test suite without fork servers: each process is a new interpreter, which takes twice as long
@@ -145,7 +145,7 @@ test-oldest: $(OLDEST)/.ready wheel ## Test the wheel with the oldest version of
 	@$(call install-wheel,$(OLDEST))
 	@# The help looks different with each typer; the oldest venv has no server and no PostgreSQL.
 	@FRESH_PROCESSES=1 $(OLDEST)/bin/python -m pytest -n 4 $(BY_MODULE) -p no:cacheprovider -m "not (desktop $(WITHOUT))" $(CONTRACT_TESTS) \
-	  -k "not server and not postgres and not uri_stays and not agreed_on" $(PYTEST_ARGS)
+	  -k "not server and not postgres and not class_of_the_store and not golden_file" $(PYTEST_ARGS)
 
 .venv-3.%/.ready: $(LOCK) | $(UV)/.ready
 	@"$$(.ci/python-of 3.$*)" -m venv --clear $(@D)

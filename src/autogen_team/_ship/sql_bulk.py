@@ -5,7 +5,7 @@ that computes in Python, each release costs up to 5 ms (`sys.getswitchinterval`)
 took 1.4 s to reach SQLite. A statement with many rows releases the lock once, and the database works beside the job.
 
 `mlflow_names.SQL` names the parts of MLflow's SqlAlchemyStore that are used here. They are guarded by
-`test_the_table_gets_what_log_batch_would_write` in `tests/io/tracking/test_write_behind.py`.
+`test_our_statement_writes_the_same_rows_as_log_batch` in `tests/io/tracking/test_write_behind.py`.
 """
 
 from __future__ import annotations

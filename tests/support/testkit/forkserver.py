@@ -44,11 +44,11 @@ from typing import Any
 from testkit import known_state
 
 FOLDER = "FORK_SERVERS"
-"""The variable that names the folder of the sockets."""
+"""Environment variable with the folder of the sockets."""
 FRESH_AGENTS = "FRESH_AGENTS"
-"""The variable that asks for agents that are not forked, for tests of an agent's start, memory and command line."""
+"""Environment variable that disables forking of agents, for tests of an agent's start, memory and command line."""
 FORKED_CHILDREN = "FORKED_CHILDREN"
-"""The variable that asks for a process whose workers, or whose supervised job, are forked too; see `_Nursery`."""
+"""Environment variable that enables forking of a process's workers and of its supervised job; see `_Nursery`."""
 _SUPERVISED = "AUTOGEN_TEAM_JOB_SOCKET"
 _PATH_OF_JOB = "AUTOGEN_TEAM_JOB_PYTHONPATH"
 _AGENTS = {f"autogen-team-agent{work}" for work in ("", "-recovery", "-report", "-upload")}
@@ -75,7 +75,7 @@ PRELOADED = {
     ),
     "server": ("mlflow.cli", "uvicorn.main", "mlflow.server.fastapi_app", "mlflow.store.tracking.sqlalchemy_store"),
 }
-"""The modules that each fork server imports before it forks; it imports them at the first request."""
+"""Modules that each fork server imports at the first request, before it forks."""
 _SERVE = (
     "import sys; sys.path.append({support!r}); from testkit.forkserver import serve; serve({kind!r}, {descriptor})()"
 )
@@ -86,7 +86,7 @@ _LONGEST_REQUEST = 2**18
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Run the fork servers for this process and those that inherit its environment; do nothing if they cannot run."""
+    """Run the fork servers for this process and those that inherit its environment; do nothing if unsupported."""
     if not hasattr(os, "pidfd_open") or os.environ.get("FRESH_PROCESSES") or FOLDER in os.environ:
         yield
         return
@@ -112,7 +112,7 @@ def _start(kind: str, folder: str, alive: int) -> subprocess.Popen[bytes]:
         code = _SERVE.format(support=_SUPPORT, kind=kind, descriptor=listener.fileno())
         return subprocess.Popen(
             [sys.executable, "-c", code],
-            stdin=alive,  # its end shows that pytest is gone
+            stdin=alive,  # end of file means that pytest has exited
             pass_fds=[listener.fileno()],
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "_MLFLOW_SGI_NAME": "uvicorn"},
         )
@@ -136,7 +136,7 @@ def _can_fork(environment: Mapping[str, str]) -> bool:
 
 
 class _Forked(subprocess.Popen):  # type: ignore[type-arg]
-    """A `subprocess.Popen` whose process is started and awaited by a fork server of the kind; plain if that is None."""
+    """A `subprocess.Popen` whose process a fork server starts and awaits; a plain one if `kind` is None."""
 
     _connection: socket.socket | None = None
 
@@ -145,7 +145,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
         super().__init__(args, **options)
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest) -> None:
-        # Popen's own hook for starting the process, called after it has created the pipes.
+        # Popen's own hook that starts the process; Popen calls it after creating the pipes.
         if self._kind is None:
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
             return
@@ -155,7 +155,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
             "arguments": [*itertools.dropwhile({"-I", "-S"}.__contains__, args[1:])],
             "folder": os.fspath(cwd or Path.cwd()),
             "environment": dict(os.environ if env is None else env),
-            # A recovery is of the agent's session, which the fork server is not in.
+            # A recovery belongs to the agent's session, and the fork server does not.
             "group": None if start_new_session or not _AGENTS.isdisjoint(args) else os.getpgrp(),
             "inherited": list(pass_fds),
             "ignored": [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN],
@@ -174,7 +174,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
             return super()._try_wait(wait_flags)
         if wait_flags & os.WNOHANG and not select.select([self._connection], [], [], 0)[0]:
             return 0, 0
-        status = int(self._connection.recv(64) or signal.SIGKILL)  # if a signal interrupts this, it is called again
+        status = int(self._connection.recv(64) or signal.SIGKILL)  # if a signal interrupts this call, Popen repeats it
         self._connection.close()
         return self.pid, status
 
@@ -189,7 +189,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
 
 
 def shell_commands(folder: Path) -> None:
-    """Write `python` and `autogen-team` for the PATH of a shell; their processes are forked if a fork server runs."""
+    """Write `python` and `autogen-team` for the PATH of a shell; fork their processes if a fork server runs."""
     for name in ("python", "autogen-team"):
         if FOLDER in os.environ:
             source = Path(__file__).with_name("forked_python.py").read_text()
@@ -200,7 +200,7 @@ def shell_commands(folder: Path) -> None:
 
 
 class ForkingPopen(_Forked):
-    """Replaces `subprocess.Popen` in the process of the tests: the agents that it starts are forked."""
+    """Replacement of `subprocess.Popen` in the test process: agents that it starts are forked."""
 
     def __init__(self, args: Any, *more: Any, **options: Any) -> None:
         is_python = not more and isinstance(args, list) and args[0] == sys.executable
@@ -211,15 +211,15 @@ class ForkingPopen(_Forked):
             _plain_init(self, args, *more, **options)
 
     def _is_forked(self, args: list[str], options: Mapping[str, Any]) -> bool:
-        # Most of what an agent costs is the import of MLflow, and each test has an agent of its own.
+        # Most of an agent's cost is importing MLflow, and each test has its own agent.
         return not _AGENTS.isdisjoint(args) and FRESH_AGENTS not in (options.get("env") or os.environ)
 
 
 class _Popen(ForkingPopen):
-    """Replaces `subprocess.Popen` in a forked process: a Python that it starts by `-c` or `-m` is forked as well.
+    """Replacement of `subprocess.Popen` in a forked process: `python -c` and `python -m` are forked as well.
 
-    It is not forked if the caller could notice: by its session, or by a `preexec_fn` between fork and exec. The
-    nursery forks the job of a supervisor, if it has no terminal of its own.
+    A process is not forked if the caller could notice it: by its session, or by a `preexec_fn` between fork and exec.
+    The job of a supervisor is forked by the nursery, unless it has a terminal of its own.
     """
 
     def __init__(self, args: Any, *more: Any, **options: Any) -> None:
@@ -399,14 +399,14 @@ _libc = ctypes.CDLL(None)
 _status: int | None = None
 """The exit status of this process, once its main program has ended."""
 _replaced: list[Any] = []
-"""Streams of the fork server; kept, because freeing one would close its descriptor."""
+"""Streams of the fork server; kept alive, because freeing one would close its descriptor."""
 _session = 0
 """The session of the fork server."""
 _plain_init = subprocess.Popen.__init__
 
 
 def serve(kind: str, descriptor: int) -> Callable[[], None]:
-    """Fork a process for each request until pytest has ended; in a forked process, return its main program."""
+    """Fork a process for each request until pytest exits; in a forked process, return its main program."""
     known_state.reset_signals()
     atexit.register(_exit_now)  # registered first, so called last
     listener = socket.socket(fileno=descriptor)
@@ -418,7 +418,7 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
         for ready, _ in poll.poll():
             if ready == 0:
                 os._exit(0)
-            if ready in children:  # the child has ended
+            if ready in children:  # the child has exited
                 pid, connection = children.pop(ready)
                 poll.unregister(ready)
                 os.close(ready)
@@ -428,7 +428,7 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
             _preload(kind)
             accepted = listener.accept()[0]
             connection = socket.socket(fileno=fcntl.fcntl(accepted.fileno(), fcntl.F_DUPFD_CLOEXEC, 100))
-            accepted.close()  # a forked process may need its number
+            accepted.close()  # a forked process may need its descriptor number
             message, streams, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, 16)
             pid = os.fork()
             if pid == 0:
@@ -443,7 +443,7 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
                 main = _become(wanted, streams)
                 if nursery is not None:
                     nursery.adopt()
-                connection.send(str(os.getpid()).encode())  # from now on it looks like a new process
+                connection.send(str(os.getpid()).encode())  # the caller now sees a new process
                 connection.close()
                 return main
             for stream in streams:
@@ -461,7 +461,7 @@ def _preload(kind: str) -> None:
                 importlib.import_module(name)
         sys.modules["sqlalchemy.orm"].configure_mappers()
         gc.collect()
-        gc.freeze()  # else the first collection in a forked process copies all that memory
+        gc.freeze()  # otherwise the first collection in a forked process copies all that memory
 
 
 def _become(request: Mapping[str, Any], streams: Sequence[int]) -> Callable[[], None]:
@@ -524,7 +524,7 @@ def _execute(source: str | bytes, name: str, main: types.ModuleType) -> None:
 
 
 def _reporting(execute: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that executes and reports an exception as the interpreter does, without our own frames."""
+    """Return a function that executes and reports an exception as the interpreter does, without our frames."""
     ours = {__file__, runpy.__file__, "<frozen runpy>"}
 
     def run() -> None:
