@@ -86,7 +86,7 @@ def test_the_job_ends_as_by_sigterm(start_job, request, store, handover):
     assert status == 128 + signal.SIGTERM, err
     assert "finally" in out
     assert status_of(uri, run_id) == ("KILLED", ASKED)
-    assert f"the job gets SIGTERM: {ASKED}" in err
+    assert f"sending SIGTERM to the job: {ASKED}" in err
 
 
 def test_secrets_of_the_text_are_masked():
