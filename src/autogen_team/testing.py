@@ -1,6 +1,6 @@
 """Test tools for code that logs or sends alerts: captured lines and alerts, and loguru in pytest's `caplog`.
 
-`capture_logs` and `capture_alerts` need no setup. To let pytest's `caplog` see loguru, import it in `conftest.py`:
+`capture_logs` and `capture_alerts` need no setup. This import in a `conftest.py` replaces pytest's own `caplog`:
 
     from autogen_team.testing import caplog
 """

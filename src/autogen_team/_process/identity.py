@@ -60,5 +60,5 @@ def node() -> str | None:
 
 
 def leads_node() -> bool:
-    """Return whether this is the first process on its machine, in a job that a launcher started on several."""
+    """Return whether this is the first process on its machine, in a job that a launcher started on several machines."""
     return node() is not None and os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"

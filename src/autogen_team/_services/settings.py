@@ -139,8 +139,8 @@ class Settings(BaseSettings):
         """Let pydantic-settings read the environment and `.env`, and look up our own names in both."""
         return (
             init_settings,
-            _Place(settings_cls, env_settings),
-            _Place(settings_cls, dotenv_settings, has_secrets=True),
+            _Variables(settings_cls, env_settings),
+            _Variables(settings_cls, dotenv_settings, has_secrets=True),
         )
 
     @classmethod
@@ -270,7 +270,7 @@ def _level_of_caller() -> int:
     return level
 
 
-class _Place(PydanticBaseSettingsSource):
+class _Variables(PydanticBaseSettingsSource):
     """The environment or `.env`, as read by pydantic-settings, reduced to the variables of one class."""
 
     def __init__(

@@ -94,7 +94,7 @@ class MlflowService(Service, StateFolder):
                 faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
                 raise ConfigurationError(f"invalid RunConfig: {'; '.join(faults)}") from None
 
-    __slots__ = ("_lane", "_stores", "_works_for")
+    __slots__ = ("_fast_log", "_stores", "_works_for")
 
     variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_MLFLOW_"
     env: ClassVar[_CurrentEnv] = _CurrentEnv()
@@ -169,11 +169,11 @@ class MlflowService(Service, StateFolder):
                 started = session.start(self, works_for)
                 self._on_stop(started.stop)
                 object.__setattr__(self, "_stores", (started.tracking_uri, started.registry_uri))
-                object.__setattr__(self, "_lane", started.log_metrics)
+                object.__setattr__(self, "_fast_log", started.log_metrics)
 
     def stop(self) -> None:
         """Deliver the journal within `flush_timeout` seconds, and restore MLflow."""
-        object.__setattr__(self, "_lane", None)
+        object.__setattr__(self, "_fast_log", None)
         super().stop()
 
     @contextmanager
@@ -247,10 +247,10 @@ class MlflowService(Service, StateFolder):
             MlflowException: MLflow does not accept a value or a key; the others are still logged.
 
         """
-        lane: Callable[[Mapping[str, float], int | None], None] | None = getattr(self, "_lane", None)
-        if lane is None:
+        fast_log: Callable[[Mapping[str, float], int | None], None] | None = getattr(self, "_fast_log", None)
+        if fast_log is None:
             raise NotStartedError("the MlflowService is not running: call start() first, or write `with service:`")
-        lane(metrics, step)
+        fast_log(metrics, step)
 
     def log_config(self, config: object) -> None:
         """Log a configuration to the active run: flattened as parameters, and whole as the artifact `config.yaml`.
@@ -279,7 +279,7 @@ class MlflowService(Service, StateFolder):
     def register(
         self, model_uri: str, *, alias: str | None = None, tags: Mapping[str, Any] | None = None
     ) -> ModelVersion:
-        """Wait until the files of a model are uploaded, register it as the next version of `registry_name`, return it.
+        """Register a model as the next version of `registry_name`, once its files are uploaded; return the version.
 
         `model_uri` is the attribute of that name of the result of `log_model`. Tags that are not text are converted by
         `str`.
@@ -350,7 +350,7 @@ class MlflowService(Service, StateFolder):
         delete: bool = False,
         progress: Callable[[Progress], None] = lambda _: None,
     ) -> Iterator[Copied | Registered]:
-        """Copy everything in another store to this service's stores once; yield the result of each run, then the rest.
+        """Copy another store to this service's stores, everything once; yield the result of each run, then of the rest.
 
         `source` is an MLflow store: a SQLite database or a folder. Metrics are copied with their history. Parameters,
         tags, datasets, artifacts, models, traces, nesting and times are kept. Registered models and prompts go to the
