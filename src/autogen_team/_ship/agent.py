@@ -318,7 +318,7 @@ class Agent:
                     self._reporting[run_id] = process
 
     def _take_note(self, event: Event) -> None:
-        """Report the silence of a job, or its end, to the job and its users; end the job if that is configured."""
+        """Report the silence of a job, or the end of it, to the job and its users; end the job if so configured."""
         job = self._job_of(event)
         if job is None:
             return
@@ -388,7 +388,7 @@ class _Uploader:
         return False
 
     def has_failed(self) -> bool:
-        """Return whether the process ended with an exception, as the next one probably would, too."""
+        """Return whether the process ended with an exception, so that the next one would probably fail, too."""
         return (self.process.poll() or 0) > 0
 
     def works_for(self, job: Job) -> bool:
