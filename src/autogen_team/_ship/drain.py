@@ -71,7 +71,7 @@ class Drain:
         on_failed: Callable[[str], None],
         on_taken: Callable[[], None],
     ) -> None:
-        """Ship the journals of `sources`; call `on_taken` after a delivery, or `on_failed` with the reason."""
+        """Ship the journals of `sources`; call `on_taken` after a delivery, `on_failed` after a failure."""
         self._delivery = delivery
         self._sources = sources
         self._on_failed = on_failed

@@ -29,8 +29,8 @@ REGISTRIES = MLFLOW.part(
     "mlflow.tracking._model_registry.registry:ModelRegistryStoreRegistry._get_store_with_resolved_uri",
     lost="secrets in the tags and descriptions of registered models are not masked",
 )
-"""The same for model registries. It is replaced in the class, because creating the object takes 15 ms, which a job
-without models does not need."""
+"""The same for model registries. The method is replaced in the class, because creating the object takes 15 ms, and a
+job without models does not need it."""
 
 URIS = MLFLOW.part(
     "mlflow.tracking._tracking_service.utils:_tracking_uri",

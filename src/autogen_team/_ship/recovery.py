@@ -208,7 +208,8 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
     over = _superseded(backend, attempts, delivery.ids)
     left = list(_without_heartbeats(waiting, over))
     delivery.insist(left)
-    if all(entry["op"] != "create" for entry in left):  # ids of new runs are known only after delivery
+    # Entries that create runs stay unacknowledged: a second attempt gets the ids of the runs by delivering them again.
+    if all(entry["op"] != "create" for entry in left):
         reader.acknowledge(found.folder, entries[-1]["n"])
     result.delivered, result.refused = found.waiting, delivery.refused
     end = int((how.at or found.last_write) * 1000)
