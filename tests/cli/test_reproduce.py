@@ -233,7 +233,7 @@ def test_masked_and_omitted_content_is_reported(repository, record, reproduce):
     assert ended.returncode == 0, ended.stderr
     assert "a.py: not applied, because a masked secret" in ended.stderr
     assert "b.py: has *** in place of a secret" in ended.stderr
-    assert "c.bin: not kept: 2000000 bytes are too much" in ended.stderr
+    assert "c.bin: not kept: 2000000 bytes exceed the limit" in ended.stderr
     assert "replace ***" in ended.stderr
     assert Path("again/a.py").read_text() == f"key = '{key}'\n"
     assert Path("again/b.py").read_text() == "key = '***'\n"

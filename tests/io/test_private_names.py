@@ -40,7 +40,7 @@ def test_a_part_with_a_missing_name_warns_once(caplog):
     version = logging.__version__
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"Logging {version} has no logging._gone, which autogen-team needs and knows from Logging 0.5. "
+        f"Logging {version} has no logging._gone, which autogen-team needs and which exists in Logging 0.5. "
         "The job runs, but all is quiet"
     )
 

@@ -207,7 +207,7 @@ def test_an_unknown_field_is_refused_with_the_nearest_one():
     """A misspelt argument is not ignored silently."""
     with pytest.raises(ConfigurationError, match="LoggerService has no field 'levle'; did you mean 'level'"):
         LoggerService(levle="INFO")
-    with pytest.raises(ConfigurationError, match="has no field 'zzz'; it has enable, app_name"):
+    with pytest.raises(ConfigurationError, match="has no field 'zzz'; its fields are enable, app_name"):
         AlertsService(zzz=1)
 
 

@@ -307,7 +307,7 @@ def test_a_nested_repository_is_left_out_and_reported(folder, tmp_path):
 
     found, _ = repositories.snapshot(folder, tmp_path / "scratch")
 
-    assert (found.files, found.left_out) == (["vendor/"], {"vendor/": "a repository of its own"})
+    assert (found.files, found.left_out) == (["vendor/"], {"vendor/": "a separate repository"})
 
 
 LINES = {"unix.txt": b"a\nb\n", "dos.txt": b"a\r\nb\r\n", "mixed.txt": b"a\r\nb\n", "bare.txt": b"a\rb"}
@@ -383,7 +383,7 @@ def test_files_of_git_lfs_are_left_out_and_reported(folder, tmp_path):
 
     found, patch = repositories.snapshot(folder, tmp_path / "scratch")
 
-    assert found.left_out == dict.fromkeys(["data.bin", "new.bin", "staged.bin"], "Git LFS keeps it")
+    assert found.left_out == dict.fromkeys(["data.bin", "new.bin", "staged.bin"], "Git LFS stores it")
     assert found.files.count("staged.bin") == 1
     assert b".bin" not in patch.replace(b"+*.bin filter=lfs", b"")
 
@@ -477,8 +477,11 @@ def test_large_files_are_left_out_and_reported(folder, tmp_path):
 
     found, patch = repositories.snapshot(folder, tmp_path / "scratch")
 
-    sizes = {"new.bin": 2_000_000, "data.bin": 10_000_000, "staged.bin": 10_000_000}
-    assert found.left_out == {name: f"{size} bytes are too much" for name, size in sizes.items()}
+    assert found.left_out == {
+        "new.bin": "2000000 bytes exceed the limit of 1000000 bytes",
+        "data.bin": "10000000 bytes exceed the limit of 8000000 bytes",
+        "staged.bin": "10000000 bytes exceed the limit of 8000000 bytes",
+    }
     assert sorted(found.files) == ["data.bin", "lines.csv", "new.bin", "small.py", "staged.bin"]
     assert len(patch) < 1000
 
@@ -492,7 +495,7 @@ def test_source_code_precedes_other_new_files(folder, tmp_path):
 
     assert b"zz.py" in patch
     assert len(found.left_out) == 3
-    assert set(found.left_out.values()) == {"there is too much untracked"}
+    assert set(found.left_out.values()) == {"the untracked files exceed 4000000 bytes"}
 
 
 def test_a_file_that_git_cannot_add_is_left_out_and_reported(folder, tmp_path):

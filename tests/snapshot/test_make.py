@@ -191,8 +191,8 @@ def test_a_snapshot_has_a_limited_size(repository, made):
 
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_100_000
     left_out = facts(folder)["left_out"]
-    assert "there is room for 1000000 bytes" in left_out.values()
-    assert b"it does not have all changes: run.json has" in (folder / "changes.patch").read_bytes()
+    assert "the snapshot would exceed 1000000 bytes" in left_out.values()
+    assert b"this patch is incomplete: run.json lists" in (folder / "changes.patch").read_bytes()
 
 
 @needs_git

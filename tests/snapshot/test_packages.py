@@ -65,7 +65,7 @@ def test_an_editable_install_has_its_commit(tmp_path):
         {"my-tool": "/src/a b"},
     )
     assert packages.freeze([str(tmp_path)], nowhere)[0] == [
-        "# installed in place, from no known remote (my-tool==1)",
+        "# editable install without a known remote (my-tool==1)",
         "-e /src/a b",
     ]
 

@@ -48,8 +48,8 @@ def test_a_secret_in_a_new_line_is_masked_and_the_patch_applies(folder, tmp_path
     _, text = masked(folder, tmp_path)
 
     assert KEY.encode() not in text
-    assert text.startswith(b"autogen-team: secrets are masked in this patch, so that it does not give the very bytes")
-    assert b"  masked, with the mask in the file: 'a.py'\ndiff --git a/a.py" in text
+    assert text.startswith(b"autogen-team: secrets are masked in this patch, so it does not restore the exact bytes")
+    assert b"  masked, applies, and writes the mask: 'a.py'\ndiff --git a/a.py" in text
     clone = applied(folder, text, tmp_path)
     assert (clone / "a.py").read_text() == "first = 1\nkey = '***'\nsecond = 2\n"
     assert (clone / "b.py").read_text() == "x = 2\n"
@@ -68,7 +68,7 @@ def test_a_secret_in_a_context_line_is_masked_and_reported(folder, tmp_path, new
 
     assert KEY.encode() not in text
     assert [one.path for one in kept if not one.applies] == ["a.py"]
-    assert b"masked, and does not apply: 'a.py'\nautogen-team: it does not apply whole: leave out" in text
+    assert b"masked, does not apply: 'a.py'\nautogen-team: some parts do not apply: skip them" in text
     with pytest.raises(AssertionError, match=r"patch failed: a\.py"):
         applied(folder, text, tmp_path)
     git(tmp_path / "clone", "apply", "--exclude=a.py", str(tmp_path / "changes.patch"))

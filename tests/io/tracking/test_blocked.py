@@ -81,7 +81,7 @@ def test_a_proxy_that_blocks_everything_refuses_nothing(proxy, mlflow_server, st
     assert mlflow.MlflowClient(mlflow_server).get_run(run.info.run_id).data.metrics == {"a": 1.0, "b": 2.0}
     assert put_aside(tmp_path / "state") == []
     (warning, _) = [record.message for record in caplog.records if "the MLflow store at" in record.message]
-    assert f"takes nothing: it answers {status} the proxy is sorry. The job goes on" in warning
+    assert f"accepts no data: it answers {status} the proxy is sorry. The job continues" in warning
 
 
 def test_recovery_delivers_entries_around_the_blocked_item(proxy, mlflow_server, start_session, tmp_path):

@@ -127,7 +127,7 @@ def test_a_store_that_cannot_be_looked_up_is_named_by_commands(run_python, store
 
     assert status == 1
     assert "ConfigurationError: MLflow" in err
-    assert "install one of MLflow 3.10 to 3.17" in err
+    assert "install MLflow 3.10 to 3.17" in err
 
 
 def test_runs_are_copied_without_the_registry(run_python, store_uri):

@@ -200,7 +200,7 @@ def test_a_collector_that_does_not_answer_does_not_delay_the_job(
 
     assert time.monotonic() - begun < SOON / 2
     assert "a line" in (tmp_path / "log.txt").read_text()
-    assert re.search(r"\d log lines were not taken by the OpenTelemetry collector", caplog.text)
+    assert re.search(r"\d log lines did not reach the OpenTelemetry collector", caplog.text)
     mlflow.set_tracking_uri(store_uri)
     assert len(mlflow.MlflowClient(store_uri).get_trace(trace_id).data.spans) == 2
 

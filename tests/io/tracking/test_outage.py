@@ -71,7 +71,7 @@ def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, t
     assert stored.data.tags["latest"] == "49"
     assert stored.info.status == "FINISHED"
     cut, back = warnings_of(caplog)
-    assert "cannot be reached: [Errno 111] Connection refused. The job goes on" in cut
+    assert "cannot be reached: [Errno 111] Connection refused. The job continues" in cut
     assert "answers again after" in back
     assert list((tmp_path / "state" / "journals").iterdir()) == []
 

@@ -88,7 +88,7 @@ def test_the_tag_ends_the_job_like_sigterm(start_job, request, store, handover):
     assert status == 128 + signal.SIGTERM, err
     assert "finally" in out
     assert status_of(uri, run_id) == ("KILLED", ASKED)
-    assert f"the job gets SIGTERM: {ASKED}" in err
+    assert f"sending SIGTERM to the job: {ASKED}" in err
 
 
 def test_secrets_of_the_text_are_masked():

@@ -356,7 +356,7 @@ def test_a_server_without_spans_refuses_them(monkeypatch, mlflow_server):
         "status": {"code": "STATUS_CODE_OK"},
         "attributes": {},
     }
-    with pytest.raises(Refused, match="does not take spans"):
+    with pytest.raises(Refused, match="does not accept spans"):
         backend.log_spans("0", [span], None)
     monkeypatch.setattr(backend, "takes_others", lambda _: False)
     with pytest.raises(Unreachable):
