@@ -182,7 +182,7 @@ def main() -> None:
                 Row("", ours["call"], wandb, "wandb, offline", "s"),
                 Row(f"the same, {small}", calls["call"], calls["copy"], "a copy of the file", "s", at_most=1.2),
                 Row(
-                    "twenty steps of 1 ms meanwhile",
+                    "twenty steps of 1 ms during the upload",
                     beside,
                     alone,
                     "alone",

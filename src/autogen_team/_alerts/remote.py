@@ -88,7 +88,7 @@ class RemoteChannel:
                 self._failed = False
                 return
             if pause is None or _is_final(reason) or time.monotonic() + pause >= deadline:
-                self._failed = not _is_final(reason)  # else the service is reachable and has refused this alert
+                self._failed = not _is_final(reason)  # a final answer refuses only this alert
                 raise UndeliveredError(reason)
             time.sleep(pause)
 
