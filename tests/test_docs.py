@@ -69,8 +69,8 @@ def test_a_broken_link_is_found(tmp_path):
         "bad.html: no.html (there is no such file)",
         "bad.html: no.png (there is no such file)",
         "bad.html: /good.html (does not work from a folder)",
-        "bad.html: https://example.com/a.js (is loaded from elsewhere)",
-        "bad.html: https:/example (is no address)",
+        "bad.html: https://example.com/a.js (is loaded from another site)",
+        "bad.html: https:/example (is not a valid address)",
     ]
 
 

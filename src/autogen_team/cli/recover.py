@@ -20,7 +20,7 @@ _FAILED = 1
 
 
 def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bool, as_json: bool) -> None:
-    """Recover every dead journal of this machine and of the hosts; if `dry_run`, only print which ones and why.
+    """Recover the journals of dead processes of this machine and of the hosts; with `dry_run`, only print them.
 
     Exits with 1 if a journal could not be recovered.
     """
@@ -60,9 +60,9 @@ def close_lost(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Close the runs of the store that have had no heartbeat for `limit` seconds; with `dry_run`, only print them.
+    """Close the runs of the store that had no heartbeat for `limit` seconds; with `dry_run`, only print them.
 
-    Runs that never had one are left alone, unless `takes_all`; then their newest metric or their start counts.
+    Runs that never had a heartbeat are skipped, or with `takes_all` judged by their newest metric or their start.
     """
     from autogen_team._ship import lost, uris
 
@@ -80,8 +80,8 @@ def close_lost(
         rows = [(one.name, one.run_id, one.experiment, one.reason) for one in closed]
         _look.table((what, "id", "experiment", "why"), rows)
     else:
-        said = f"none of the {len(found)} RUNNING is stale" if found else "none are RUNNING"
-        _look.say("runs", said, "bold")
+        message = f"none of the {len(found)} RUNNING runs is stale" if found else "none are RUNNING"
+        _look.say("runs", message, "bold")
 
 
 def _say_none() -> None:

@@ -188,11 +188,11 @@ def test_a_real_lack_of_memory_is_the_reason(script, the_run):
     assert ended.returncode == 137, ended.stderr
     assert (the_run().info.status, the_run().data.tags[REASON]) == (
         "KILLED",
-        "SIGKILL, perhaps for lack of memory, for which the kernel has killed meanwhile",
+        "SIGKILL, perhaps for lack of memory: the kernel killed a process for it while the job ran",
     )
 
 
-OUT_OF_MEMORY = "SIGKILL, perhaps for lack of memory, for which the kernel has killed meanwhile"
+OUT_OF_MEMORY = "SIGKILL, perhaps for lack of memory: the kernel killed a process for it while the job ran"
 FAILURE = {"kind": "ValueError", "text": "no data", "trace": "Traceback ..."}
 ENDS = [
     (0, {}, None),

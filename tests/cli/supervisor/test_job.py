@@ -103,7 +103,7 @@ def test_a_job_that_its_scheduler_ends_is_preempted(start_python, script, the_ru
     assert (run.info.status, run.data.tags[EXCEPTION_TAG]) == ("KILLED", number.name)
     assert (run.data.tags[JOB_TAG], run.data.tags[PREEMPTED_TAG]) == ("slurm-4711", "true")
     assert "train was preempted" in err
-    assert "it goes on when the job slurm-4711 is started again; this was start 1" in err
+    assert "it continues when the job slurm-4711 is started again; this was start 1" in err
     again = start_python(*RUN, "--job", "auto", path, stdin=-1, **slurm)
     again.wait_for("ready")
     assert again.finish("\n")[0] == 0

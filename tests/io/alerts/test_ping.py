@@ -148,7 +148,7 @@ def test_a_service_that_does_not_answer_does_not_delay_the_job(switch, caplog):
         pass
 
     (said,) = [record.getMessage() for record in caplog.records if "dead man's switch" in record.getMessage()]
-    assert "could not be notified of the job's success: it has not answered within 0.2 s" in said
+    assert "could not be notified of the job's success: it did not answer within 0.2 s" in said
     assert "7f0c" not in said
 
 

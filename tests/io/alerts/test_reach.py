@@ -101,7 +101,7 @@ def test_other_systems_have_a_command(tmp_path, monkeypatch):
     command = tmp_path / "osascript"
     command.write_text("#!/bin/false\n")
     command.chmod(0o755)
-    assert reach.desktop(system="darwin") == "osascript is there"
+    assert reach.desktop(system="darwin") == "osascript is installed"
 
 
 @pytest.mark.parametrize(
