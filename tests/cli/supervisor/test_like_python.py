@@ -245,7 +245,7 @@ def test_a_killed_supervisor_ends_a_job_that_ignores_sigterm(start_python, scrip
 
     wait_until(lambda: not Path(f"/proc/{pid}").exists())
     wait_until(lambda: the_run().info.status == "KILLED")
-    assert the_run().data.tags[REASON] == "SIGKILL"
+    assert the_run().data.tags[REASON].startswith("SIGKILL")
 
 
 SHELL = {
