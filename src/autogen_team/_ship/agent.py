@@ -43,18 +43,24 @@ _START_PATIENCE = 5.0
 _RECOVER = """
 import sys
 sys.path[:] = {path!r}
+from autogen_team._ship import lean_mlflow
+lean_mlflow.load()
 from autogen_team._ship import recovery
 recovery.after_death({folders!r}, {reasons!r})
 """
 _UPLOAD = """
 import sys
 sys.path[:] = {path!r}
+from autogen_team._ship import lean_mlflow
+lean_mlflow.load()
 from autogen_team._ship import uploads
 uploads.serve({state!r})
 """
 _REPORT = """
 import sys
 sys.path[:] = {path!r}
+from autogen_team._ship import lean_mlflow
+lean_mlflow.load()
 from autogen_team._services import stall_report
 stall_report.report({kind!r}, {owner!r}, {lasted!r}, {number!r}, {folders!r}, {state!r})
 """

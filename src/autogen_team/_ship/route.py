@@ -281,9 +281,12 @@ class Route:
     def _make_backend(self) -> Backend:
         if self.login is not None:
             return rest_backend.Server(rest_backend.sender(lambda: self.login))
-        from autogen_team._ship import mlflow_backend  # loads MLflow
+        from autogen_team._ship import lean_mlflow
 
         uri = self._store["uri"]
+        lean_mlflow.load(uri)
+        from autogen_team._ship import mlflow_backend
+
         return mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
 
     def _tell_prepared(self, message: Message) -> None:

@@ -24,6 +24,7 @@ def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bo
 
     Exits with 1 if a journal could not be recovered.
     """
+    from autogen_team._ship import lean_mlflow
     from autogen_team._spool import index
 
     with _look.plain_warnings(), _look.plain_errors():
@@ -39,6 +40,7 @@ def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bo
             _say_none()
         return
     with _look.plain_warnings(), _look.plain_errors():
+        lean_mlflow.load(service.tracking_uri)
         results = [result for _, result in service.recover(hosts)]
     if as_json:
         _look.as_json([asdict(result) for result in results])
@@ -64,10 +66,13 @@ def close_lost(
 
     Runs that never had a heartbeat are skipped, or with `takes_all` judged by their newest metric or their start.
     """
-    from autogen_team._ship import lost, uris
+    from autogen_team._ship import lean_mlflow, uris
 
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
+        lean_mlflow.load(service.tracking_uri)
+        from autogen_team._ship import lost
+
         store = lost.Store(uris.absolute(service.tracking_uri), service.connect_timeout)
         found = [one for one in store.running(experiment) if takes_all or one.sign is not None]
         now = store.now(found[0]) if found else 0.0

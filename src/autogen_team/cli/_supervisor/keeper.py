@@ -27,7 +27,7 @@ from autogen_team._process.folders import state_folder
 from autogen_team._redact import mask, mask_url, values
 from autogen_team._services import worker_runs
 from autogen_team._services.state import STATE_DIR
-from autogen_team._ship import server_probe, uris, watched
+from autogen_team._ship import lean_mlflow, server_probe, uris, watched
 from autogen_team._snapshot import process
 from autogen_team._spool import index, journal
 from autogen_team.cli import _context, _look, _summary
@@ -136,6 +136,7 @@ class Keeper:
         with ExitStack() as undo:
             undo.callback(stop)
             with _look.plain_errors(_look.NOT_STARTED):
+                lean_mlflow.load(service.tracking_uri)
                 context.start()
             if not self._needs_run and not self._hear_job(next(self._heard, {})):
                 return  # the supervisor ended without starting a job
