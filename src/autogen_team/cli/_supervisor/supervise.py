@@ -98,7 +98,8 @@ class _Job:
 
             values.add(ready.secrets)
             self._transcript = Transcript()
-        self._relays = [self._relay(*source) for source in sources]
+        self._sources = sources
+        self._relays: list[Relay] = []
         self._answers.start()
         keeper.on_run, keeper.on_failure = self._run_opened, self._run_failed
         if run is None:
@@ -159,6 +160,8 @@ class _Job:
     def wait(self) -> int:
         """Wait for the job and all its output; return its status, or the negative number of a signal."""
         with self._terminal.feed() if self._terminal else nullcontext():
+            # Our terminal is raw from here on; before, it would convert line ends that the job's has converted.
+            self._relays = [self._relay(*source) for source in self._sources]
             status = self._wait_for_end()
             self._ended_at = time.time()
             # Sent before the rest of the output, which a slow reader may delay: the agent does not wait for that.
