@@ -1,1 +1,1 @@
-"""Intercepts what the job logs to MLflow, checks and masks it, and writes it to the journal."""
+"""Intercepts the job's calls to MLflow, checks and masks their arguments, and writes them to the journal."""

@@ -1,9 +1,9 @@
-"""Make `mlflow.start_run` and `mlflow.end_run` respect a run of other code that is open in the calling thread.
+"""Make `mlflow.start_run` and `mlflow.end_run` respect a run that other code has open in the calling thread.
 
 The first run of a job joins the run of its host (`let_join`). A worker has the run of another process open
 (`hold_open`). Neither ends that run; other runs become children of it.
 
-`mlflow_names` lists the parts of MLflow that are replaced for this, and `tests/io/tracking/test_guests.py` tests them.
+`mlflow_names` lists the replaced parts of MLflow, and `tests/io/tracking/test_guests.py` tests the replacements.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ class JoinedRun(mlflow.ActiveRun):
 def let_join(host: mlflow.ActiveRun) -> Undo:
     """Make the next `mlflow.start_run` of this thread join `host`, and later ones open children of it.
 
-    A call that asks for a nested run, a run by its id, or a child of another run gets that. A run in another experiment
-    becomes a child. `mlflow.end_run` ends runs that the job has opened, never the host; a failure that it reports is
-    recorded, see `given_end`. While MLflow points to another store, the host is hidden: the job sees only the runs that
-    it opens there. The returned function ends all this.
+    A call for a nested run, for a run by its id, or for a child of another run gets exactly that run. A run in another
+    experiment becomes a child. `mlflow.end_run` ends runs that the job has opened, never the host; a failure reported
+    for the host is kept for `given_end`. While MLflow points to another store, the host is hidden: the job sees only
+    the runs that it opens there. The returned function restores MLflow's behaviour.
     """
     host_id = host.info.run_id
     _given.setdefault(host_id, None)
     home = mlflow_internals.identity(mlflow.get_tracking_uri())
     plain: dict[str, Callable[..., Any]] = {name: vars(fluent)[name] for name in _REPLACED if name in vars(fluent)}
     original_start, original_end = plain["start_run"], plain["end_run"]
-    # A host that was given from outside, by its id, may be in another experiment than the default one.
+    # A host that was opened by its id may not be in the default experiment.
     experiments = {host.info.experiment_id, mlflow_internals.experiment_id()}
     joined = False
 
@@ -70,8 +70,8 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
         is_particular = fields.get("run_id") or fields.get("parent_run_id")
         if not is_innermost():
             if not mlflow_internals.open_run_ids() and is_home() and not is_particular:
-                fields["parent_run_id"] = host_id  # a thread of the job that has no run of its own
-            return original_start(**fields)  # type: ignore[no-any-return]  # MLflow's own has the type
+                fields["parent_run_id"] = host_id  # a thread of the job without a run of its own
+            return original_start(**fields)  # type: ignore[no-any-return]  # MLflow's function has the type
         if not is_home():
             return _start_outside(original_start, fields)
         if fields.get("nested"):
@@ -87,7 +87,7 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
         if not is_innermost():
             original_end(status)
         elif is_home():
-            RunStatus.from_string(status)  # raises what MLflow raises
+            RunStatus.from_string(status)  # raises MLflow's error for an unknown status
             _note(host_id, as_failure(status))
 
     def active_run() -> mlflow.ActiveRun | None:
@@ -106,20 +106,17 @@ def let_join(host: mlflow.ActiveRun) -> Undo:
 
 
 def note_end(run: mlflow.ActiveRun, status: run_events.Status, reason: str | None) -> None:
-    """Record how a block that joined a run has ended, for the code that closes the run; a success is not recorded."""
+    """Record the failure of a block that joined a run, for the code that closes the run; ignore a success."""
     _note(run.info.run_id, None if reason is None or status == "FINISHED" else (status, reason))
 
 
 def given_end(run_id: str) -> tuple[run_events.Status, str] | None:
-    """Return, once, the failure that the job reported for the run that it joined; None if it reported none."""
+    """Return and forget the failure that the job reported for the run that it joined; None if it reported none."""
     return _given.pop(run_id, None)
 
 
 def as_failure(status: str) -> tuple[run_events.Status, str] | None:
-    """Return the status that the job gives its run, with the exception that is being handled as the reason.
-
-    Return None if the status is not a failure.
-    """
+    """Return a failure status and its reason, the exception being handled; None if the status is not a failure."""
     if status not in ("FAILED", "KILLED"):
         return None
     handled = sys.exc_info()[1]
@@ -128,7 +125,7 @@ def as_failure(status: str) -> tuple[run_events.Status, str] | None:
 
 
 _given: dict[str, tuple[run_events.Status, str] | None] = {}
-"""The failure that was reported last for each run that can be joined, by run id."""
+"""Last reported failure of each run that can be joined, by run id; None if there is none."""
 
 
 def _note(run_id: str, failure: tuple[run_events.Status, str] | None) -> None:
@@ -139,10 +136,10 @@ def _note(run_id: str, failure: tuple[run_events.Status, str] | None) -> None:
 def hold_open(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:
     """Open another process's or thread's run in this thread, without a request to its store.
 
-    The returned function removes the run again, and returns the ids of the runs that were left open inside it, the
-    innermost first. While such a run is the innermost one, `mlflow.start_run` opens a child of it, and `mlflow.end_run`
-    does nothing. Autologging waits for a run of the job's own: several workers would log contradictory parameters,
-    which cannot be changed.
+    The returned function removes the run again, and returns the ids of the runs left open inside it, the innermost
+    first. While such a run is the innermost one, `mlflow.start_run` opens a child of it, and `mlflow.end_run` does
+    nothing. Autologging is off for such a run: several workers would log contradictory parameters, which cannot be
+    changed.
     """
     if not mlflow_names.ACTIVE_RUNS.works():
         return mlflow.start_run(run_id=run.info.run_id), _end_innermost
@@ -173,7 +170,7 @@ def opened_elsewhere(run: Run) -> mlflow.ActiveRun:
 
 
 def has_own_run_around(active: mlflow.ActiveRun) -> bool:
-    """Return whether this thread had a run of its own open, rather than a joined one, when it opened this run."""
+    """Return whether this thread had a run of its own open, not a joined one, when it opened this run."""
     if not mlflow_names.ACTIVE_RUNS.works():
         return False
     around = [run for run in fluent._active_run_stack.get() if run is not active]
@@ -206,13 +203,13 @@ def _let_children() -> Undo:
 
 
 def _hold_autologging() -> Undo:
-    """Switch autologging off where the run of the caller is shared."""
+    """Switch autologging off while the caller's run is shared with other code."""
     is_disabled = autologging_utils.autologging_is_disabled.__code__
 
     def make(plain: Hook, is_active: Callable[[], bool]) -> Hook:
         @functools.wraps(plain)
         def get_autologging_config(flavor: str, key: str, default: Any = None) -> Any:
-            # The setup of autologging asks too, perhaps at the first import of a library, and gets the plain answer.
+            # Autologging's setup asks too, perhaps at the first import of a library, and gets MLflow's own answer.
             asks_whether_to_log = sys._getframe(1).f_code is is_disabled and key == "disable" and is_active()
             is_shared = asks_whether_to_log and isinstance(run_stacks.job_run(), JoinedRun)
             return True if is_shared else plain(flavor, key, default)
@@ -225,10 +222,10 @@ def _hold_autologging() -> Undo:
 def _start_inside(
     innermost: mlflow.ActiveRun, start: Callable[..., mlflow.ActiveRun], fields: Mapping[str, Any]
 ) -> mlflow.ActiveRun:
-    """Start a run inside `innermost`, which other code has opened; the caller of `start` need not know of it.
+    """Start a run inside `innermost`, which other code has opened, even if the caller does not know about it.
 
-    A call that names the id of `innermost` joins it. Any other run becomes a nested run, or a child of the parent that
-    the call names.
+    A call with the id of `innermost` joins it. Any other call opens a nested run, or a child of the parent that the
+    call names.
     """
     outer_id = innermost.info.run_id
     if fields.get("run_id") == outer_id:
@@ -240,16 +237,16 @@ def _start_inside(
 
 
 def _start_outside(start: Callable[..., mlflow.ActiveRun], fields: Mapping[str, Any]) -> mlflow.ActiveRun:
-    """Start a run as if the caller had none open; nested, if they cannot be hidden."""
+    """Start a run as if the caller had no open runs; start it as nested if they cannot be hidden."""
     if not mlflow_names.ACTIVE_RUNS.works():
         return start(**{**fields, "nested": True})
-    with _aside():
+    with _hidden_runs():
         return start(**fields)
 
 
 @contextmanager
-def _aside() -> Iterator[None]:
-    """Hide the caller's open runs inside the block; runs that it opens there end up on top of them."""
+def _hidden_runs() -> Iterator[None]:
+    """Hide the caller's open runs inside the block; runs opened in the block end up on top of them."""
     stack = fluent._active_run_stack.get()
     around = stack[:]
     stack.clear()
@@ -257,7 +254,7 @@ def _aside() -> Iterator[None]:
         yield
     finally:
         stack[:0] = around
-        fluent._active_run_stack.get()  # tasks that are created from here on inherit all of them
+        fluent._active_run_stack.get()  # tasks created after this inherit all of them
 
 
 def _innermost_is_joined() -> bool:
@@ -269,7 +266,7 @@ _joined = RefCount(_let_children)
 
 
 def _describe(run_id: str, fields: Mapping[str, Any]) -> None:
-    """Set the tags and the description of the joining run on the host, which keeps its own name."""
+    """Set the tags and the description of a joining run on the host; the host keeps its name."""
     tags = dict(fields.get("tags") or {})
     if fields.get("description"):
         tags["mlflow.note.content"] = fields["description"]

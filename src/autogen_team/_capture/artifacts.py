@@ -1,8 +1,8 @@
-"""Artifacts that do not hold up the job: a call that logs files returns once they are copied beside the journal.
+"""Background upload of artifacts: a call that logs files returns once they are copied beside the journal.
 
-While the service runs, this module stands in for MLflow's artifact repositories, whichever way they are asked for: by
-the fluent functions, clients, `runs:/` and `models:/` addresses. What waits is listed and downloaded as if it had
-arrived. Repositories that are folders of this machine are left alone: for them, a copy is the upload.
+While the service runs, this module replaces MLflow's artifact repositories for all callers: the fluent functions,
+clients, `runs:/` and `models:/` URIs. Waiting files are listed and downloaded like uploaded ones. Repositories in local
+folders are not replaced: for them, a copy is the upload.
 """
 
 from __future__ import annotations
@@ -45,20 +45,22 @@ if TYPE_CHECKING:
 
 _OWN_BELOW = 2**20
 _OWN_AT_ONCE = 8
-"""The job itself uploads what has fewer bytes, while fewer such uploads wait: the log of a run, the snapshot, a report.
-It has loaded MLflow anyway, which takes the agent's uploader seconds. The rest would take the job's interpreter."""
+"""Bytes of an upload, and number of waiting uploads, below which the job itself does an upload: the log of a run, the
+snapshot, a report. The job has MLflow loaded already, which takes the agent's uploader seconds. Larger uploads would
+keep the job's interpreter busy."""
 _ABANDONED = 10.0
-"""Seconds after which the job uploads what no uploader of an agent has taken."""
-_GLANCE = 0.1
-"""Polling interval in seconds for what another process uploads."""
-_NAP = 1.0
+"""Seconds after which the job uploads files that no agent's uploader has taken."""
+_POLL = 0.1
+"""Polling interval in seconds for uploads."""
+_IDLE_POLL = 1.0
+"""Polling interval in seconds while the thread is idle; also the seconds between two calls of `renew`."""
 _READ_PATIENCE = 20.0
 """Seconds that a read waits for files of a run that the store has just created."""
-_FOR_SPACE = 0.5
+_SPACE_POLL = 0.5
 """Polling interval in seconds while files wait for space."""
 _LOCAL = frozenset({"", "file"})
 _REFERRING = frozenset({"runs", "models"})
-"""Schemes of repositories that ask for another one, which is replaced."""
+"""Schemes of repositories that delegate to another repository, which is replaced instead."""
 
 _verify_path: Callable[[str | None], None] = verify_artifact_path
 _report = logging.getLogger("autogen_team")
@@ -80,8 +82,8 @@ class Artifacts:
     ) -> None:
         """Copy files beside `journal` while fewer than `limit` bytes wait in the state folder.
 
-        `real_root` returns the address of the artifacts of a run that was begun while the store was out of reach; None
-        as long as the store has not created it. `renew` tells the agent the present credentials.
+        `real_root` returns the artifact URI of a run that began while the store was unreachable, and None until the
+        store has created the run. `renew` sends the agent the current credentials.
         """
         self._journal = journal
         self._uri = uri
@@ -94,10 +96,10 @@ class Artifacts:
         self.after_fork()
 
     def after_fork(self) -> None:
-        """Forget the threads and what they do, which is the parent's."""
+        """Forget the parent's threads and their uploads."""
         self._numbers = itertools.count(1)
         self._marked: dict[str, str] = {}
-        """The status that models get once their files have arrived, by their ids."""
+        """Statuses to set on models once their files are uploaded, by model id."""
         self._lock = threading.RLock()  # a signal handler may log a file
         self._more = threading.Event()
         self._thread: threading.Thread | None = None
@@ -105,8 +107,8 @@ class Artifacts:
         self._uploads = Uploads(self._uri, self._state, lambda _one, text: _report.error("%s", text))
         self._failures = 0
         self._warned_of = ""
-        self._far_lock: int | None = None
-        self._far_since: float | None = None
+        self._uploader_lock: int | None = None
+        self._absent_since: float | None = None
         self._renewed = 0.0
         self._images: ThreadPoolExecutor | None = None
         self._on_their_way: set[Future[None]] = set()
@@ -114,7 +116,7 @@ class Artifacts:
     # Logging
 
     def log(self, root: str, source: Path, path: str | None) -> None:
-        """Copy a file, or the content of a folder, for an upload to a folder of the artifacts at `root`.
+        """Copy a file, or the content of a folder, for an upload to the folder `path` of the artifacts at `root`.
 
         Raises:
             MlflowException: MLflow does not accept the path.
@@ -137,7 +139,7 @@ class Artifacts:
             self._more.set()
 
     def mark_later(self, root: str, model_id: str, status: str) -> bool:
-        """Give a model its status once its files have arrived; return False if none wait."""
+        """Set the status of a model once its files are uploaded; return False if no files wait."""
         waiting = [one for one in self._own_waiting() if self._is_below(one, root)]
         if not waiting:
             return False
@@ -149,7 +151,7 @@ class Artifacts:
         return True
 
     def status_of(self, model_id: str) -> str | None:
-        """Return the status that a model gets later; None if it gets none."""
+        """Return the status that a model gets after its uploads; None if no status waits."""
         if model_id in self._marked:
             orders = [one.order for one in self._own_waiting() if not one.size]
             if any(order.get("model") == model_id for order in orders):
@@ -158,7 +160,7 @@ class Artifacts:
         return None
 
     def await_all_below(self, root: str) -> None:
-        """Wait until no file waits below an address, or at all if the address refers to another one.
+        """Wait until no file waits below a URI, or anywhere if the URI is a `runs:/` or `models:/` reference.
 
         Raises:
             StoreUnavailableError: the store does not answer.
@@ -168,7 +170,7 @@ class Artifacts:
         while any(refers or self._is_below(one, root) for one in self._own_waiting()):
             if self._is_cut():
                 self._availability.refuse()
-            time.sleep(_GLANCE)
+            time.sleep(_POLL)
 
     def _own_waiting(self) -> list[Waiting]:
         folder = self._journal.folder
@@ -182,7 +184,7 @@ class Artifacts:
         return False
 
     def later(self, work: Callable[[], None]) -> Future[None]:
-        """Call `work` on a helper thread, or on the caller's own if no thread can be started any more."""
+        """Call `work` on a helper thread, or on the calling thread once no thread can be started."""
         if self._images is None:
             self._images = ThreadPoolExecutor(1, "autogen_team-images")
         try:
@@ -196,7 +198,7 @@ class Artifacts:
         return future
 
     def flush_images(self, timeout: float | None = None) -> None:
-        """Wait until the helper thread has nothing to do, at most `timeout` seconds."""
+        """Wait until the helper thread is idle, at most `timeout` seconds."""
         wait(list(self._on_their_way), timeout)
 
     def _await_space(self, source: Path) -> None:
@@ -211,7 +213,7 @@ class Artifacts:
                     "Metrics, and the end of runs, do not wait"
                 )
                 _report.warning(text, sizes.show(waiting), self._state, sizes.show(self._limit))
-            time.sleep(_FOR_SPACE)
+            time.sleep(_SPACE_POLL)
 
     # Uploading
 
@@ -222,27 +224,27 @@ class Artifacts:
 
     def _run(self) -> None:
         while not self._is_over:
-            self._more.wait(_NAP if self.count() else None)
+            self._more.wait(_IDLE_POLL if self.count() else None)
             self._more.clear()
             while self.count() and not self._is_over:
                 try:
                     self._step()
-                except Exception:  # a log handler of the job may raise, or the disk fail: the thread must go on
+                except Exception:  # a log handler of the job or the disk may fail: keep the thread running
                     with suppress(Exception):
                         _report.debug("an upload could not be started", exc_info=True)
-                self._uploads.wait(_GLANCE)
-        self._leave_to_others()
+                self._uploads.wait(_POLL)
+        self._release_uploader_lock()
 
     def _step(self) -> None:
-        """Start what can be started, and log what the agent's uploader says."""
+        """Start the uploads that are ready, and log the messages of the agent's uploader."""
         folder = self._journal.folder
         if folder is None:
             return
         for text in spool.notes(folder):
             _report.warning("%s", text)
         found = spool.waiting(folder)
-        is_far_abandoned = self._takes_far(folder, [one for one in found if not one.is_own])
-        mine = [one for one in found if one.is_own or is_far_abandoned]
+        is_agent_absent = self._replaces_agent(folder, [one for one in found if not one.is_own])
+        mine = [one for one in found if one.is_own or is_agent_absent]
         if mine and self._may_try():
             self._uploads.start(filter(self._is_placed, mine))
         if self._uploads.failures > self._failures:
@@ -251,7 +253,7 @@ class Artifacts:
                 self._warn(self._uploads.fault)
 
     def _may_try(self) -> bool:
-        """Return whether the store answers; MLflow would log a warning for each of its attempts."""
+        """Return whether uploads run or the store answers; without it, MLflow logs a warning for each attempt."""
         if not self._uploads.is_idle:
             return True
         try:
@@ -263,10 +265,10 @@ class Artifacts:
     def _warn(self, fault: str) -> None:
         if fault and fault != self._warned_of:
             self._warned_of = fault
-            _report.warning("artifacts cannot be uploaded: %s. They wait, and the upload is tried again", fault)
+            _report.warning("artifacts cannot be uploaded: %s. They are kept, and the upload is retried", fault)
 
     def _is_placed(self, one: Waiting) -> bool:
-        """Return whether the address of an upload is known; learn it if the store has created its run meanwhile."""
+        """Return whether the destination of an upload is known; set it if the store has created the run by now."""
         with suppress(FileNotFoundError):
             if "run" not in one.order:
                 return True
@@ -276,36 +278,36 @@ class Artifacts:
                 return True
         return False
 
-    def _takes_far(self, folder: Path, far: list[Waiting]) -> bool:
+    def _replaces_agent(self, folder: Path, for_agent: list[Waiting]) -> bool:
         """Return whether this process uploads larger files too, because no agent does."""
-        if not far:
-            self._leave_to_others()
+        if not for_agent:
+            self._release_uploader_lock()
             return False
-        if self._far_lock is not None:
+        if self._uploader_lock is not None:
             return True
         now = time.monotonic()
-        if now > self._renewed + _NAP:
+        if now > self._renewed + _IDLE_POLL:
             self._renewed = now
             self._renew()
-        if journals.is_locked(spool.folder_of(folder)) or self._far_since is None:
-            self._far_since = now
-        elif now > self._far_since + _ABANDONED:
-            self._far_lock = journals.take_lock(spool.folder_of(folder))
-        return self._far_lock is not None
+        if journals.is_locked(spool.folder_of(folder)) or self._absent_since is None:
+            self._absent_since = now
+        elif now > self._absent_since + _ABANDONED:
+            self._uploader_lock = journals.take_lock(spool.folder_of(folder))
+        return self._uploader_lock is not None
 
-    def _leave_to_others(self) -> None:
-        lock, self._far_lock, self._far_since = self._far_lock, None, None
+    def _release_uploader_lock(self) -> None:
+        lock, self._uploader_lock, self._absent_since = self._uploader_lock, None, None
         if lock is not None:
             os.close(lock)
 
     def count(self) -> int:
-        """Return how many uploads wait."""
+        """Return the number of waiting uploads."""
         return len(self._own_waiting())
 
     def flush(self, timeout: float, *, give_up_when_cut: bool = False) -> bool:
-        """Wait until everything logged so far has arrived, at most `timeout` seconds; return whether it has.
+        """Wait until everything logged so far is uploaded, at most `timeout` seconds; return whether it is.
 
-        With `give_up_when_cut`, a store that does not answer ends the wait.
+        With `give_up_when_cut`, stop waiting if the store does not answer.
         """
         until = max((one.number for one in self._own_waiting()), default=0)
         deadline = time.monotonic() + grace.bounded(timeout)
@@ -314,14 +316,14 @@ class Artifacts:
                 return False
             self._start()
             self._more.set()
-            time.sleep(_GLANCE / 10)
+            time.sleep(_POLL / 10)
         return True
 
     def _is_cut(self) -> bool:
         return self._availability.is_cut and not self._availability.answers()
 
     def close(self, timeout: float) -> None:
-        """Wait until everything has arrived, at most `timeout` seconds, and end the thread."""
+        """Wait for the uploads, at most `timeout` seconds, and end the thread."""
         self.flush(timeout)
         self._is_over = True
         self._more.set()
@@ -330,13 +332,13 @@ class Artifacts:
     # Reading
 
     def _of_all(self) -> Iterator[Waiting]:
-        """Yield what waits of all processes that share the state folder."""
+        """Yield the waiting uploads of all processes that share the state folder."""
         return spool.beside_all(journals.folder_of(self._state))
 
     def waiting_below(self, root: str) -> dict[str, Path]:
-        """Return the files that wait for an upload below an address: the paths there, and where each is now.
+        """Return the current place of each file that waits for an upload below a URI, by its path below that URI.
 
-        Those of the job's other processes are among them.
+        The result includes files of other processes.
         """
         found: dict[str, Path] = {}
         start = root.rstrip("/") + "/"
@@ -350,7 +352,7 @@ class Artifacts:
         return found
 
     def real(self, root: str) -> tuple[Any, str] | None:
-        """Return the repository for the address of a run that was to be created, and its address; None if it is."""
+        """Return the real repository and URI for a placeholder URI; None until the store has created the run."""
         run_id, *inside = urlsplit(root).path.strip("/").split("/", 1)
         address = self._real_root(run_id)
         if address is None:
@@ -359,7 +361,7 @@ class Artifacts:
         return files.repository_at(address, self._uri), address
 
     def settle(self) -> None:
-        """Wait for files of runs that the store has created meanwhile: they are listed under the old address."""
+        """Wait for the uploads of runs that the store has just created: their files are listed under the old URI."""
         for one in self._own_waiting():
             with suppress(FileNotFoundError):
                 if "run" in one.order and self._real_root(one.order["run"]) is not None:
@@ -372,28 +374,30 @@ def _size(source: Path) -> int:
     return sum(path.stat().st_size for path in paths if path.is_file())
 
 
-class _Nowhere:
+class _RepositoryToCome:
     """Artifact repository of a run that the store has not created yet."""
 
     def __init__(self, root: str) -> None:
         self.artifact_uri = root
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:  # noqa: ARG002 - as MLflow calls it
-        """Return nothing: what waits is all there is."""
+        """Return nothing, because all files of the run still wait."""
         return []
 
     def __getattr__(self, name: str) -> Any:
         def fail(*_: Any, **__: Any) -> Any:
-            raise StoreUnavailableError(f"{name}: the run of {self.artifact_uri} is created when its store is back")
+            raise StoreUnavailableError(
+                f"{name}: the run of {self.artifact_uri} does not exist yet; it is created once its store answers"
+            )
 
         return fail
 
 
 class Repository(TransparentProxy):
-    """Stands in for one of MLflow's artifact repositories: uploads wait, and reads see what waits."""
+    """Replacement for an MLflow artifact repository: uploads wait, and reads include the waiting files."""
 
     def __init__(self, inner: Any, root: str, find: Callable[[], Artifacts | None]) -> None:
-        """`find` returns what takes the uploads; None if the service has stopped since."""
+        """`find` returns the `Artifacts` that take the uploads; None once the service has stopped."""
         super().__init__(inner)
         self._root = root
         self._find = find
@@ -404,7 +408,7 @@ class Repository(TransparentProxy):
         if artifacts is None:
             self._inner.log_artifact(local_file, artifact_path)
         elif Path(local_file).is_dir():
-            raise IsADirectoryError(f"{local_file} is a folder, and a file is expected")
+            raise IsADirectoryError(f"{local_file} is a folder, not a file: use log_artifacts")
         else:
             self._log(artifacts, "log_artifact", local_file, artifact_path)
 
@@ -422,12 +426,12 @@ class Repository(TransparentProxy):
         except OSError as error:
             if not Path(source).exists():
                 raise
-            # The copy has failed, because the disk is full or the state folder cannot be written.
-            _report.debug("an artifact could not be copied, and is uploaded at once: %s", error)
+            # The copy failed: the disk is full, or the state folder cannot be written.
+            _report.debug("an artifact could not be copied; uploading it at once: %s", error)
             getattr(self._inner, method)(source, path)
 
     def _log_artifact_async(self, filename: str, artifact_path: str | None = None, artifact: Any = None) -> Any:
-        """Log an image, which is encoded on a helper thread."""
+        """Log an image that a helper thread encodes."""
         artifacts = self._find()
         if artifacts is None:
             return self._inner._log_artifact_async(filename, artifact_path, artifact)  # noqa: SLF001 - MLflow's own name
@@ -442,7 +446,7 @@ class Repository(TransparentProxy):
         return mlflow_internals.operations(artifacts.later(encode))
 
     def flush_async_logging(self) -> None:
-        """Wait until every image has arrived, unless the store is away."""
+        """Wait until every image is uploaded, unless the store does not answer."""
         artifacts = self._find()
         if artifacts is None:
             self._inner.flush_async_logging()
@@ -451,7 +455,7 @@ class Repository(TransparentProxy):
             artifacts.flush(_READ_PATIENCE, give_up_when_cut=True)
 
     def list_artifacts(self, path: str | None = None) -> list[FileInfo]:
-        """Return what is directly in a folder, whether it has arrived or waits."""
+        """Return the content of a folder, including files that wait for their upload."""
         waiting = self._waiting(path)
         found = {one.path: one for one in self._inner.list_artifacts(path)}
         start = f"{path.rstrip('/')}/" if path else ""
@@ -464,7 +468,7 @@ class Repository(TransparentProxy):
         return sorted(found.values(), key=lambda one: str(one.path))
 
     def download_artifacts(self, artifact_path: str | None = None, dst_path: str | None = None) -> str:
-        """Download a file or folder, with what waits of it."""
+        """Download a file or folder, including files that wait for their upload."""
         path = (artifact_path or "").rstrip("/")
         waiting = self._waiting(path)
         if not waiting or (dst_path is not None and not Path(dst_path).is_dir()):
@@ -476,12 +480,12 @@ class Repository(TransparentProxy):
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             try:
                 shutil.copyfile(place, target / name)
-            except FileNotFoundError:  # it has arrived meanwhile
+            except FileNotFoundError:  # uploaded in the meantime
                 self._inner.download_artifacts(name, str(target))
         return str(target / path) if path else str(target)
 
     def delete_artifacts(self, artifact_path: str | None = None) -> None:
-        """Delete a file or folder, once what waits of it has arrived: it may be under way."""
+        """Delete a file or folder once its waiting files are uploaded, because an upload may be running."""
         artifacts = self._find()
         if artifacts is not None:
             artifacts.await_all_below("/".join(filter(None, (self._root.rstrip("/"), artifact_path))))
@@ -528,13 +532,13 @@ def _take_over() -> Undo:
 
 
 stand_in = RefCount(_take_over)
-"""The replacement of MLflow's artifact repositories; it stays while it has users."""
+"""Reference-counted replacement of MLflow's artifact repositories."""
 
 
 def _made(plain: Callable[..., Any], artifact_uri: str, **uris: str | None) -> Any:
-    """Return a repository as MLflow makes it, with a stand-in in front unless the caller asks for it plainly.
+    """Return MLflow's repository, wrapped in a `Repository` unless the caller wants the plain one.
 
-    An address with a login is left alone, because the login would be written to disk.
+    A URI with a login is not wrapped, because the login would be written to disk.
     """
     inner = plain(artifact_uri, **uris)
     if files.is_plain() or "@" in urlsplit(artifact_uri).netloc:
@@ -544,20 +548,20 @@ def _made(plain: Callable[..., Any], artifact_uri: str, **uris: str | None) -> A
 
 
 def _pending(artifact_uri: str, **uris: str | None) -> Any:
-    """Return a stand-in for the repository of a run that was begun while its store was out of reach."""
+    """Return the repository of a run that began while its store was unreachable."""
     return _Pending(artifact_uri, partial(mlflow_internals.artifacts_of, uris.get("tracking_uri")))
 
 
 class _Pending(Repository):
-    """Repository of a run that was begun while its store was out of reach, and may be there by now."""
+    """Repository of a run that began while its store was unreachable; the real one is used once it exists."""
 
     def __init__(self, root: str, find: Callable[[], Artifacts | None]) -> None:
         def find_and_look() -> Artifacts | None:
             artifacts = find()
-            if artifacts is not None and isinstance(self._inner, _Nowhere):
+            if artifacts is not None and isinstance(self._inner, _RepositoryToCome):
                 there = artifacts.real(root)
                 if there is not None:
                     self._inner, self._root = there
             return artifacts
 
-        super().__init__(_Nowhere(root), root, find_and_look)
+        super().__init__(_RepositoryToCome(root), root, find_and_look)

@@ -1,9 +1,9 @@
-"""One run for all starts of a job: find the run that the job has left, and claim it.
+"""One run for all starts of a job: find the job's unfinished run, and claim it.
 
-A job has an identity: a name, or what its scheduler calls it. The run that has the identity as a tag, and has not
-finished, is opened again. Its owner is the process that has claimed its latest attempt. A claim is a parameter of the
-run, because a parameter is the one thing in MLflow that only the first of several writers can set: of two processes
-that claim the same attempt, the store refuses one. Tags would be overwritten.
+A job has an identity: a name, or the id that its scheduler gives it. An unfinished run that has the identity as a tag
+is opened again. Its owner is the process that has claimed its latest attempt. A claim is a parameter of the run,
+because in MLflow only the first of several writers can set a parameter: of two processes that claim the same attempt,
+the store refuses one. A tag would be overwritten.
 """
 
 from __future__ import annotations
@@ -35,43 +35,43 @@ _LONGEST = 200
 _PAUSES = (0.1, 0.3, 1.0)
 """Seconds between attempts to write a claim while a database is locked."""
 _HEARTBEATS = 3
-"""Signs of life that may be missing."""
+"""Heartbeats that may be missing before a process counts as dead."""
 _MOST = 100
-"""Runs of one job that are looked at; more than one is there only if several starts met."""
+"""Limit on the runs of one job that are read; there is more than one only if several starts raced."""
 
 _report = logging.getLogger("autogen_team")
 
 
 def named(job: str) -> str:
-    """Return the identity that a setting means; that of the scheduler for `auto`.
+    """Return the identity for a job setting; for `auto`, the job id of the scheduler.
 
     Raises:
-        ConfigurationError: `auto` finds no scheduler, or the name cannot be searched for.
+        ConfigurationError: `auto` finds no scheduler, or the name is not valid.
 
     """
     if job == AUTO:
         found = schedulers.find()
         if found is None:
             raise ConfigurationError(
-                f"no scheduler has named this job: of {schedulers.looked_for()}, none is set as it should be;"
-                f" name the job by --job, RunConfig.job or {VARIABLE}"
+                f"no scheduler has given this job an id in any of the variables {schedulers.looked_for()}: name the"
+                f" job with --job, RunConfig.job or {VARIABLE}"
             )
         job = found.job
     if not job.strip() or len(job) > _LONGEST or re.search(r"[^ -~]|['\"`]", job):
         raise ConfigurationError(
-            f"{job!r} cannot name a job: it takes 1 to {_LONGEST} printable characters of ASCII, without quotes"
+            f"{job!r} is not a valid job name: use 1 to {_LONGEST} printable ASCII characters without quotes"
         )
     return mask(job)
 
 
 _is_named = False
-"""Whether the first run of this process has taken the identity of the environment."""
+"""Whether a run of this process has taken the identity from the environment."""
 
 
 def identity_of(job: str | None, name: str, *, run_id: str | None, is_child: bool) -> str | None:
     """Return the identity for a run that is about to be opened; None for a run without one.
 
-    The variable names the first run that the process opens. A run that joins the run of another process has the
+    The variable applies to the first run that the process opens. A run that joins another process's run has the
     identity of that run.
     """
     global _is_named
@@ -80,8 +80,8 @@ def identity_of(job: str | None, name: str, *, run_id: str | None, is_child: boo
         if not joins:
             return named(job)
         _report.warning(
-            "the run %s does not become the job %r: it goes on with a run that is there; give the name to the process "
-            "that opens that one, as `autogen-team run --job %s` does",
+            "the run %s ignores the job name %r, because it joins an existing run: give the name to the process that "
+            "opens that run, as in `autogen-team run --job %s`",
             *(name, job, job),
         )
         return None
@@ -95,17 +95,17 @@ def identity_of(job: str | None, name: str, *, run_id: str | None, is_child: boo
 def claim(
     job: str, make: Callable[[dict[str, str]], Run], *, stale: float, parent: str | None = None, is_sure: bool = False
 ) -> Run:
-    """Return the run of the job, claimed for this process: the one that it has left, or one that `make` makes.
+    """Return the run of the job, claimed for this process: its unfinished run, or a new one from `make`.
 
     Args:
         job: the identity.
-        make: makes a run with these tags more.
-        stale: seconds without a heartbeat after which the process on another machine counts as dead.
-        parent: the run that contains this one.
-        is_sure: whether it is known that the process of the latest attempt has ended.
+        make: creates a run with these additional tags.
+        stale: seconds without a heartbeat after which a process on another machine counts as dead.
+        parent: id of the parent run.
+        is_sure: whether the process of the latest attempt is known to have ended.
 
     Raises:
-        JobRunningError: another process has the run.
+        JobRunningError: another process owns the run.
         Exception: any error of the store.
 
     """
@@ -118,19 +118,19 @@ def claim(
     if not any(latest_claim(run.data.params) for run in found):
         made = make({JOB_TAG: job})
         others = [run for run in _unfinished(client, job, parent) if run.info.run_id != made.info.run_id]
-        found = sorted([made, *others], key=_order)  # others that have begun in the same moment
+        found = sorted([made, *others], key=_order)  # including runs that racing starts have created
     try:
-        # All in one order: of any processes that meet, one gets all that it sees, and the others do not.
+        # All processes claim in the same order, so of those that race, exactly one gets all the runs that it sees.
         answers = [_claim(job, run, stale=stale, is_sure=is_sure) for run in found]
     except JobRunningError:
         if made is not None:
             _discard(client, made.info.run_id)
         raise
     own = None if made is None else made.info.run_id
-    # A run that another process has made in the same moment is deleted by that process.
+    # An answer of None means that a racing process has created the run and deleted it.
     claimed = [run for run in answers if run is not None]
     if not claimed:
-        raise MlflowException(f"the run of the job {job!r} was deleted while it was opened")
+        raise MlflowException(f"the run of the job {job!r} was deleted while it was being opened")
     ours = max(claimed, key=lambda run: (run_events.attempt_of(run.data.tags), run.info.run_id == own))
     for run in found:
         if run is made and run.info.run_id != ours.info.run_id:
@@ -154,7 +154,7 @@ def _order(run: Run) -> tuple[int, str]:
 
 
 def _discard(client: mlflow.MlflowClient, run_id: str) -> None:
-    """Delete a run that was made for nothing, unless another start has it."""
+    """Delete an unneeded run of this process, unless another start has claimed it."""
     try:
         claim = latest_claim(client.get_run(run_id).data.params)
         if claim is not None and claim.attempt > 1:
@@ -162,14 +162,14 @@ def _discard(client: mlflow.MlflowClient, run_id: str) -> None:
         client.set_terminated(run_id, "KILLED")
         client.delete_run(run_id)
     except Exception as error:
-        _report.warning("the run %s, made for nothing, cannot be deleted: %s", run_id, mask(str(error)))
+        _report.warning("the unneeded run %s cannot be deleted: %s", run_id, mask(str(error)))
 
 
 def _claim(job: str, run: Run, *, stale: float, is_sure: bool) -> Run | None:
-    """Claim the next attempt of a run, and return the run as it is then; None if it has been deleted meanwhile.
+    """Claim the next attempt of a run, and return the updated run; None if the run was deleted in the meantime.
 
     Raises:
-        JobRunningError: it has an owner that lives, or another process was faster.
+        JobRunningError: the owner of the run is alive, or another process was faster.
 
     """
     last = latest_claim(run.data.params)
@@ -197,12 +197,12 @@ def _data(run: Run, params: Mapping[str, str], tags: Mapping[str, str]) -> RunDa
 
 
 def _write(job: str, run_id: str, ours: Claim, tags: Mapping[str, str]) -> bool:
-    """Write the claim, and what goes with it, in one request; the store sets the parameter before the tags.
+    """Write the claim and the tags in one request; the store sets the parameter before the tags.
 
-    Return False if the run has been deleted.
+    Return False if the run was deleted.
 
     Raises:
-        JobRunningError: the attempt has been claimed by another process.
+        JobRunningError: another process has claimed the attempt.
 
     """
     store = mlflow_backend.plain_store(mlflow.get_tracking_uri())
@@ -228,10 +228,10 @@ def _write(job: str, run_id: str, ours: Claim, tags: Mapping[str, str]) -> bool:
 
 
 def _require_dead(job: str, run: Run, last: Claim, stale: float) -> None:
-    """Return if the process of the latest attempt has ended.
+    """Check that the process of the latest attempt has ended.
 
     Raises:
-        JobRunningError: it lives, or may live.
+        JobRunningError: the process is alive, or may be.
 
     """
     has_ended = run.info.status != "RUNNING" and (run.info.end_time or 0) != last.after
@@ -246,26 +246,26 @@ def _require_dead(job: str, run: Run, last: Claim, stale: float) -> None:
         return
     found = schedulers.find()
     if found is not None and found.starts > last.starts:
-        return  # the scheduler does not start a job again before it has ended
+        return  # a scheduler restarts a job only after it has ended
     age = time.time() + _ahead() - sign
     if age < stale:
         raise _refusal(job, run.info.run_id, host, pid, age, stale)
 
 
 def _ahead() -> float:
-    """Return by how many seconds the clock of the store is ahead, as far as that is known."""
+    """Return how many seconds the store's clock is ahead of ours; 0 if unknown."""
     working = write_behind.of(mlflow.get_tracking_uri())
     return 0.0 if working is None else working.shipper.signs.ahead
 
 
 def _refusal(job: str, run_id: str, host: str, pid: object, age: float, stale: float | None = None) -> JobRunningError:
-    text = f"the job {job!r} runs already: process {pid} on {host}, last heartbeat {max(0.0, age):.0f} s ago"
+    text = f"the job {job!r} is already running: process {pid} on {host}, last heartbeat {max(0.0, age):.0f} s ago"
     hint = "" if stale is None else f"; it counts as dead after {stale:g} s without one (--stale)"
     return JobRunningError(f"{text} (run {run_id}){hint}")
 
 
 def _delivered(run: Run, last: Claim) -> Run:
-    """Deliver the journals that earlier attempts have left here, and return the run as it is then."""
+    """Deliver the journals that earlier attempts have left on this machine, and return the updated run."""
     working = write_behind.of(mlflow.get_tracking_uri())
     if working is None:
         return run
@@ -278,7 +278,7 @@ def _delivered(run: Run, last: Claim) -> Run:
             has_any = True
             result = recovery.see_to(found, uri, registry_uri, state, [last.host])
             if result.problem:
-                text = "what the attempt %d of the job has left in %s is not delivered yet: %s"
+                text = "the journal of attempt %d of the job, in %s, is not delivered yet: %s"
                 _report.warning(text, last.attempt, found.folder, result.problem)
     return mlflow.MlflowClient().get_run(run_id) if has_any else run
 
@@ -288,7 +288,7 @@ def _how_it_ended(run: Run, last: Claim) -> str:
     host, pid = tags.get(signs.HOST_TAG) or last.host, tags.get(signs.PID_TAG) or last.pid
     sign = tags.get(signs.ALIVE_TAG) or moment_text(last.at)
     if info.status == "RUNNING":
-        status, reason, at = "KILLED", "without a word", sign
+        status, reason, at = "KILLED", "no reason recorded", sign
     else:
         status, reason = info.status, tags.get(EXCEPTION_TAG, "")
         at = moment_text((info.end_time or 0) / 1000) if info.end_time else sign
@@ -298,20 +298,22 @@ def _how_it_ended(run: Run, last: Claim) -> str:
 
 @contextmanager
 def opening(run: Run) -> Iterator[None]:
-    """Answer MLflow's questions about a run that was just claimed, without asking the store again."""
+    """Answer MLflow's requests for a newly claimed run inside the block, without asking the store again."""
     working = write_behind.of(mlflow.get_tracking_uri())
     with nullcontext() if working is None else working.store.opening(run):
         yield
 
 
 def attempt() -> int:
-    """Return the number of the attempt that the run of the caller is in; 1 without a run."""
+    """Return the attempt number of the caller's run; 1 without a run."""
     active = run_stacks.job_run()
     return 1 if active is None else run_events.attempt_of(active.data.tags)
 
 
 def last_step(key: str | None) -> int | None:
-    """Return the last step of a metric of the caller's run, or of any but system metrics; None if there is none.
+    """Return the last step of a metric of the caller's run; None if there is none.
+
+    Without `key`, return the last step of all metrics but system metrics.
 
     Raises:
         Exception: any error of the store.
@@ -325,5 +327,5 @@ def last_step(key: str | None) -> int | None:
 
 
 def is_superseded(client: mlflow.MlflowClient, run_id: str, attempt: int) -> bool:
-    """Tell whether another process has claimed a later attempt of a run, so that it is not ours to close."""
+    """Return whether another process has claimed a later attempt of the run, so that this process must not close it."""
     return run_events.attempt_of(client.get_run(run_id).data.tags) > attempt

@@ -1,4 +1,4 @@
-"""Claims: parameters of a run that say which process has it, for which attempt of its job.
+"""Claims: parameters of a run that name the process that owns it, for one attempt of its job.
 
 Only the first of several writers can set a parameter, so of two claims of one attempt the store refuses one.
 """
@@ -26,30 +26,30 @@ from autogen_team._ship import signs
 from autogen_team._spool import journal
 
 CLAIM = "autogen_team.claim."
-"""How the names of these parameters begin; the number of the attempt follows."""
+"""Prefix of the names of these parameters; the attempt number follows."""
 _LONGEST_KEY, _LONGEST_TAG = 250, 5000
-"""Characters of the name and the value of a tag that any server takes."""
+"""Most characters that every server accepts in the name and in the value of a tag."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Who has claimed an attempt, and from where."""
+    """A process that has claimed an attempt, and its machine."""
 
     attempt: int
     host: str
     pid: int
     machine: str
-    """Two processes with the same value can look at each other by their ids."""
+    """Id that two processes share if they can find each other by process id; see `_machine`."""
     started: float | None
-    """When the process started, as `journal.started_at` returns it."""
+    """Start time of the process, as `journal.started_at` returns it."""
     starts: int
-    """How often the scheduler has started the job again, in its own count."""
+    """Number of restarts of the job, as its scheduler counts them."""
     after: int
-    """The end of the run before this claim, in milliseconds since 1970; 0 if it had none."""
+    """End time of the run before this claim, in milliseconds since 1970; 0 if it had none."""
     at: float
     """Seconds since 1970."""
     key: str
-    """What makes the claim different from any other."""
+    """Unique id of the claim."""
 
     @classmethod
     def here(cls, attempt: int, after: int) -> Claim:
@@ -98,17 +98,17 @@ class Claim:
 
     @property
     def is_of_this_machine(self) -> bool:
-        """Whether this process can see the process of the claim, if that runs."""
+        """Whether this process can find the process of the claim by its id."""
         return bool(self.machine) and self.machine == _machine()
 
     @property
     def lives(self) -> bool:
-        """Whether the process of the claim runs; for a claim of this machine."""
+        """Whether the process of the claim is alive; only valid for a claim of this machine."""
         return self.started is not None and journal.started_at(self.pid) == self.started
 
 
 def _machine() -> str:
-    """Return what the processes have in common that see each other: the boot, and the namespace of process ids."""
+    """Return an id of the machine's boot and the namespace of process ids, within which processes see each other."""
     try:
         namespace = Path("/proc/self/ns/pid").readlink().name
     except OSError:
@@ -129,7 +129,7 @@ def latest_claim(params: Mapping[str, str]) -> Claim | None:
 def steps_of(run: Run, before: float | None = None) -> dict[str, Any]:
     """Return the last step of each metric of a run, apart from system metrics.
 
-    With `before`, in milliseconds since 1970, metrics are left out that were logged since.
+    With `before`, in milliseconds since 1970, metrics logged at that time or later are left out.
     """
     return {
         metric.key: metric.step
@@ -139,13 +139,13 @@ def steps_of(run: Run, before: float | None = None) -> dict[str, Any]:
 
 
 def may_live(run: Run) -> bool:
-    """Tell whether the process that has claimed the run may live; one of another machine always may."""
+    """Return whether the process that has claimed the run may be alive; True for any process on another machine."""
     claim = latest_claim(run.data.params)
     return claim is not None and (claim.lives or not claim.is_of_this_machine)
 
 
 def param_tag(attempt: int, key: str) -> str:
-    """Return the tag that keeps the value that a parameter has in this attempt only.
+    """Return the name of the tag that keeps the value of a parameter in one attempt.
 
     >>> param_tag(2, "lr")
     'autogen_team.attempt.2.param.lr'
@@ -158,7 +158,7 @@ def param_tag(attempt: int, key: str) -> str:
 
 
 def as_tag(value: str) -> str:
-    """Return the value of a parameter as the value of a tag."""
+    """Return the value of a parameter, cut to the length of a tag."""
     return value[:_LONGEST_TAG]
 
 

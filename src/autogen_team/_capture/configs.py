@@ -32,7 +32,7 @@ _NOT_IN_NAMES = re.compile(r"[^/\w.\- :]")
 _CUT = "..."
 _DEEPEST = 30
 _Plain = Any
-"""Mappings, lists, texts, numbers, booleans and None."""
+"""Mappings, lists, strings, numbers, booleans and None."""
 
 _report = logging.getLogger("autogen_team")
 
@@ -42,7 +42,7 @@ def log(config: object) -> None:
 
     Raises:
         NotStartedError: no run is open.
-        ConfigurationError: it is not a configuration of a known kind.
+        ConfigurationError: `config` is not a configuration of a supported type.
         MlflowException: the run has a parameter of the same name with another value.
 
     """
@@ -67,7 +67,7 @@ def log(config: object) -> None:
 
 
 def plain(value: object, around: tuple[int, ...] = ()) -> _Plain:
-    """Return a configuration as mappings, lists and scalars; an object of another kind as its text.
+    """Return a configuration as mappings, lists and scalars; other objects become text.
 
     >>> plain(argparse.Namespace(lr=0.1, sizes=(8, 16), data={"seed": None}))
     {'lr': 0.1, 'sizes': [8, 16], 'data': {'seed': None}}
@@ -90,7 +90,7 @@ def plain(value: object, around: tuple[int, ...] = ()) -> _Plain:
 
 
 def _scalar(value: bool | float | str | None) -> _Plain:
-    """Return a value of a plain type, for one whose type is derived from it, as those of enumerations and NumPy are."""
+    """Return a scalar as a value of a plain type; the types of enumerations and NumPy are derived from plain types."""
     if isinstance(value, enum.Enum):
         return _scalar(value.value)
     for kind in (bool, int, float):
@@ -121,7 +121,7 @@ def _fields(value: Any) -> Mapping[Any, Any] | None:
 
 
 def _of_omegaconf(value: Any) -> Mapping[Any, Any] | None:
-    """Return the content of a config of OmegaConf, with interpolations as they are where one cannot be resolved."""
+    """Return the content of an OmegaConf config; if one interpolation cannot be resolved, all stay unresolved."""
     convert = sys.modules["omegaconf"].OmegaConf.to_container
     try:
         found = convert(value, resolve=True)
@@ -170,7 +170,7 @@ def _leaves(value: _Plain, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _allowed(name: str) -> str:
-    """Return a name that MLflow accepts: letters, digits and some signs, and no path that means another one."""
+    """Return a name that MLflow accepts: letters, digits, some punctuation, and only a normalized path."""
     allowed = _NOT_IN_NAMES.sub("_", name)
     if posixpath.normpath(allowed) != allowed or allowed.startswith((".", "/")):
         allowed = "_" + allowed.replace("/", "_")
@@ -178,6 +178,6 @@ def _allowed(name: str) -> str:
 
 
 def _shortened(allowed: str, name: str) -> str:
-    """Return a shortened name that differs from others with the same beginning."""
+    """Return a shortened name that differs from other names with the same beginning."""
     mark = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     return f"{allowed[: LONGEST_NAME - len(mark) - 1]}-{mark}"

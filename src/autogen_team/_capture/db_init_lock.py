@@ -1,6 +1,6 @@
 """A lock that lets only one process at a time create the tables of a new database.
 
-Of eight plain MLflow processes that start at once, seven fail.
+Without the lock, seven of eight MLflow processes that start at once fail.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ PATIENCE = 120.0
 """Seconds to wait for other processes; one needs about two, so a process that takes this long hangs."""
 _PAUSE = 0.02
 _held = threading.local()
-"""The databases whose lock this thread has, as `places`. A second descriptor of the same file would wait for the first
-one, even in one thread."""
+"""Databases that this thread has locked, in the attribute `places`. A second descriptor of the same file would wait for
+the first one, even in one thread."""
 
 
 @contextmanager
 def in_turn(uri: str, state_dir: Path) -> Iterator[None]:
-    """Keep other processes of this user, and other threads, out of the block, if `uri` is a SQLite database.
+    """Lock the block against other threads, and other processes of this user, if `uri` is a SQLite database.
 
-    A block inside a block for the same database does not wait.
+    The lock is reentrant: an inner block for the same database does not wait.
     """
     database = None if is_folder(uri) else local_place(uri)
     held: set[Path] = vars(_held).setdefault("places", set())

@@ -1,4 +1,4 @@
-"""Traces of a store without a journal: MLflow sends them itself, and a silent store does not hold the process up."""
+"""Traces of a store without a journal: MLflow sends them itself, and a silent store does not block the process."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from autogen_team._process.threads import spawn
 from autogen_team._redact import mask_url
 
 _GRACE = 5.0
-"""Seconds that MLflow's threads have to let go of calls that were given up."""
+"""Seconds that MLflow's threads have to return from abandoned calls."""
 
 _report = logging.getLogger("autogen_team")
 
 
-class _GivenUpError(Exception):
-    """The wait for the store has been given up."""
+class _AbandonedError(Exception):
+    """The wait for the store was abandoned."""
 
 
 class DirectTraces:
-    """Calls of MLflow's own methods for traces."""
+    """Caller of MLflow's own trace methods that can abandon calls to a silent store."""
 
     def __init__(self) -> None:
         self.lost = 0
@@ -38,37 +38,37 @@ class DirectTraces:
         self._under_way: set[Future[Any]] = set()
 
     def finish(self, timeout: float) -> bool:
-        """Wait for MLflow's threads, then give up the calls under way; return whether nothing is left."""
+        """Wait for MLflow's threads, then abandon the calls still running; return whether the threads have ended."""
         flushing = spawn(mlflow_internals.wait_for_traces, name="autogen-team-traces")
         if flushing is None:
             mlflow_internals.wait_for_traces()
         else:
             flushing.join(min(timeout, threading.TIMEOUT_MAX))
         if flushing is not None and flushing.is_alive():
-            self._give_up()
+            self._abandon()
             flushing.join(_GRACE)
         if self.lost:
-            text = "%d traces are lost: the MLflow store at %s did not take them"
+            text = "%d traces are lost: the MLflow store at %s did not accept them"
             _report.warning(text, self.lost, mask_url(self._uri))
             self.lost = 0
         self._is_closed = False
-        # If MLflow's threads are still at work, the taps stay, so that their traces are masked too.
+        # If MLflow's threads are still working, the taps stay, so that their traces are masked too.
         return flushing is None or not flushing.is_alive()
 
     def start_trace(self, client: Any, send: Callable[..., Any], trace_info: TraceInfo) -> Any:
         """Send the info of a trace, and count it if it is lost."""
         self._uri = client.tracking_uri
-        given_up = mlflow_internals.as_stored(trace_info)
+        instead = mlflow_internals.as_stored(trace_info)
         try:
-            found = self.send(given_up, client, send, trace_info)
+            found = self.send(instead, client, send, trace_info)
         except Exception:
             self.lost += 1
             raise
-        self.lost += found is given_up
+        self.lost += found is instead
         return found
 
     def send(self, instead: Any, client: Any, send: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
-        """Call MLflow's own method; return `instead` if the wait for the store has been given up."""
+        """Call MLflow's own method; return `instead` if the wait for the store was abandoned."""
         activity.note()
         if self._is_closed:
             return instead
@@ -83,16 +83,16 @@ class DirectTraces:
             _fill(waiting, work)
         try:
             return waiting.result()
-        except _GivenUpError:
+        except _AbandonedError:
             return instead
         finally:
             self._under_way.discard(waiting)
 
-    def _give_up(self) -> None:
+    def _abandon(self) -> None:
         self._is_closed = True
         for waiting in list(self._under_way):
             with suppress(InvalidStateError):
-                waiting.set_exception(_GivenUpError())
+                waiting.set_exception(_AbandonedError())
 
 
 def _fill(waiting: Future[Any], work: Callable[[], Any]) -> None:

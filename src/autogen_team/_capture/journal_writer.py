@@ -14,13 +14,13 @@ _report = logging.getLogger("autogen_team")
 
 
 class Writer:
-    """Writes for one store; reports once when it bypasses the journal, and once when it is back."""
+    """Writer for one store; reports once when it bypasses the journal, and once when the journal is writable again."""
 
     def __init__(self, journal: Journal, shipper: Shipper) -> None:
         self._journal = journal
         self._shipper = shipper
-        self._past = 0
-        """Entries that could not be written since the journal last took one."""
+        self._bypassed = 0
+        """Number of entries that bypassed the journal since it last accepted one."""
 
     def write(self, body: str) -> None:
         """Write an entry to the journal; if that fails, deliver it to the store directly."""
@@ -28,22 +28,22 @@ class Writer:
             self._journal.append(body)
             activity.note_entry(body)
         except JournalError as error:
-            self._go_past(error)
+            self._bypass(error)
             self._shipper.deliver_now(body)
         else:
-            if self._past:
-                _report.warning("the journal is writable again; %d entries bypassed it", self._past)
-                self._past = 0
+            if self._bypassed:
+                _report.warning("the journal is writable again; %d entries bypassed it", self._bypassed)
+                self._bypassed = 0
 
     @contextmanager
     def noting(self) -> Iterator[None]:
-        """Ignore a journal that cannot be written, in a block that only notes something for a recovery."""
+        """Ignore a journal that cannot be written in a block that only records facts for a recovery."""
         try:
             yield
         except JournalError as error:
-            self._go_past(error)
+            self._bypass(error)
 
-    def _go_past(self, error: JournalError) -> None:
-        self._past += 1
-        if self._past == 1:
+    def _bypass(self, error: JournalError) -> None:
+        self._bypassed += 1
+        if self._bypassed == 1:
             _report.error("%s; logging goes directly to the store, and is lost if that fails", error)

@@ -1,4 +1,4 @@
-"""Opens runs, and closes them with the status that says how they ended."""
+"""Opens runs, and closes them with a status that records how they ended."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class _Open:
     """Milliseconds since 1970, as in the store."""
     uri: str
     owner: int
-    """The id of the process that opened it; a forked child inherits the block, but not the run."""
+    """Id of the process that opened the run; a forked child inherits the block, but not the run."""
 
 
 _open: list[_Open] = []
@@ -72,8 +72,8 @@ def open_run(
 ) -> Iterator[mlflow.ActiveRun]:
     """Open a run, and close it with the status that the end of the block implies.
 
-    `begun` is when its work began, in seconds since 1970; None means now. It does not count for a run that exists.
-    `is_launched` says that a launcher has started this process after it had ended the one before.
+    `begun` is the start of the run's work, in seconds since 1970; None means now. It is ignored for an existing run.
+    `is_launched` says that a launcher has started this process after it had ended the previous one.
     """
     with signals.signals_raise():
         signals.hold()
@@ -110,15 +110,14 @@ def open_run(
             for tag in (run_events.EXCEPTION_TAG, run_events.PREEMPTED_TAG):
                 if tag in active.data.tags:  # the run is resumed, and has failed before
                     mlflow.MlflowClient().delete_tag(active.info.run_id, tag)
-            opened = (
-                None if isinstance(active, active_runs.JoinedRun) else _note(active)
-            )  # otherwise its opener closes it
+            # A joined run is closed by the code that opened it.
+            opened = None if isinstance(active, active_runs.JoinedRun) else _note(active)
         except BaseException as error:
             signals.release(leaving=signals.is_leaving(error))
             raise
         failure: BaseException | None = None
         try:
-            signals.release()  # a signal that came meanwhile is raised here, so that it closes the run
+            signals.release()  # a signal that arrived in the meantime is raised here, so that it closes the run
             yield active
         except BaseException as error:
             failure = error
@@ -135,7 +134,7 @@ def open_run(
 
 
 def _make(name: str, tags: Mapping[str, Any] | None, begun: float | None) -> Run:
-    """Make a run that began then, in seconds since 1970, or now."""
+    """Create a run that began at `begun`, in seconds since 1970, or now."""
     return mlflow.MlflowClient().create_run(
         mlflow_internals.experiment_id(),
         start_time=None if begun is None else round(begun * 1000),
@@ -145,9 +144,9 @@ def _make(name: str, tags: Mapping[str, Any] | None, begun: float | None) -> Run
 
 
 def _forget_stop(run_id: str, claimed: Run | None) -> None:
-    """Remove the request to end the job from a run that has ended, before it is reopened and its tags are read."""
+    """Remove a stop request from a run that has ended, before the run is reopened and its tags are read."""
     client = mlflow.MlflowClient()
-    with suppress(mlflow.MlflowException):  # opening the run tells what is wrong with it
+    with suppress(mlflow.MlflowException):  # opening the run reports its fault
         found = claimed or client.get_run(run_id)
         if STOP_TAG in found.data.tags and (claimed is not None or found.info.status != "RUNNING"):
             client.delete_tag(run_id, STOP_TAG)
@@ -167,8 +166,8 @@ def host_run(**config: Any) -> Iterator[mlflow.ActiveRun]:
 def close_what_is_left(before: Collection[str] = ()) -> None:
     """Close the runs that this process has left open, if a signal, an exception or an exit status ends the job.
 
-    Runs of `open_run`, and runs that other threads have open, are closed for a signal only: otherwise they end by
-    themselves. Runs named in `before` belong to other code, and stay open.
+    Runs of `open_run`, and runs that other threads have open, are closed only after a signal: otherwise their own code
+    ends them. Runs named in `before` belong to other code, and stay open.
     """
     signum = signals.fatal_signal()
     failure = run_events.failure() if signum is None else signals.Terminated(signum)
@@ -188,7 +187,7 @@ def close_what_is_left(before: Collection[str] = ()) -> None:
 
 
 def left_open() -> dict[str, str]:
-    """Return the store URI of each run that this process has open, by `mlflow.start_run` or by a client of MLflow's.
+    """Return the store URI of each run that this process has opened by `mlflow.start_run` or an MLflow client.
 
     Without a journal, runs of clients are not known.
     """
@@ -215,12 +214,12 @@ def end_run(run_id: str, uri: str, end: run_events.End) -> None:
 
 
 def as_text(tags: Mapping[str, Any] | None) -> dict[str, str] | None:
-    """Return the tags as text, as MLflow's servers want them (a number works on SQLite only), with secrets masked."""
+    """Return the tags as masked text, because MLflow's servers require text (a number works only on SQLite)."""
     return None if tags is None else {str(key): mask(str(value)) for key, value in tags.items()}
 
 
 def facts() -> run_events.Facts:
-    """Return the run and the span of the calling line; a thread without a run of its own gets the job's run."""
+    """Return the log fields of the caller's run and span; a thread without a run of its own gets the job's run."""
     active = run_stacks.job_run()
     found = {} if active is None else _facts.get(active.info.run_id) or _learn(active.info)
     span = mlflow.get_current_active_span()
@@ -298,13 +297,13 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
             PATIENCE, partial(_record, opened.client, ids, run_id, end, at, opened.run), name="autogen-team-end-of-run"
         )
     except Exception as error:
-        # The job has its own end, and perhaps its own exception, which an unreachable store must not mask.
+        # An unreachable store must not mask the job's own end, perhaps its own exception.
         _report.error("the end of run %s as %s could not be recorded: %s", run_id, status, mask(str(error)))
     run_events.run_ended(opened.run, end)
 
 
 def reported_end(run_id: str, uri: str) -> tuple[run_events.Status, str] | None:
-    """Return, once, the failure that the job has reported for the run, perhaps by a client of MLflow's."""
+    """Return the failure that the job has reported for the run, possibly through an MLflow client; None without one."""
     given = active_runs.given_end(run_id)
     if given is not None:
         return given
@@ -314,7 +313,7 @@ def reported_end(run_id: str, uri: str) -> tuple[run_events.Status, str] | None:
 
 
 def work_has_ended(run_id: str, at: float) -> None:
-    """Note when the work of a run has ended, in seconds since 1970, if that is before the run is closed."""
+    """Record when the work of a run ended, in seconds since 1970, if the run is closed later."""
     _work_ended[run_id] = round(at * 1000)
 
 

@@ -1,17 +1,17 @@
-"""Every method of MLflow's stores, and how it is treated.
+"""Every method of MLflow's stores, and its treatment.
 
 The replacement stores get every call to an MLflow store. A method that is missing here is newer than this module: it
-is called anyway, with secrets redacted from its arguments, and the log says so once.
+is called anyway, with secrets redacted from its arguments, and one warning says so.
 `tests/io/tracking/test_manifest.py` compares this module with MLflow's own classes.
 
 - `journalled`: written to the journal, redacted. Without a journal: redacted.
 - `redacted`: called at once, with secrets redacted from its arguments. This includes lookups by name: a name that was
   redacted when it was stored is found again under the name that the job uses.
-- `flush first`: called once the store has what was logged before; its arguments are not stored.
-- `passed`: called unchanged. Its arguments are ids and numbers, a credential that MLflow keeps as one, or a trace.
+- `flush first`: called after earlier entries are delivered; its arguments are not stored.
+- `passed`: called unchanged. Its arguments are ids and numbers, a credential for MLflow to keep, or a trace. The module
   `traces` redacts a trace on its way to any store, and writes it to the journal.
 
-Methods `of_traces` are called once the store has the traces that have ended before.
+Methods in `of_traces` are called after the traces that have ended are delivered.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Treatment: TypeAlias = Literal["journalled", "redacted", "flush first", "passed"
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """How one method is treated."""
+    """Treatment of one method."""
 
     treatment: Treatment
     kept: frozenset[str] = frozenset()
     """Arguments that are not redacted, because MLflow needs them as they are: addresses and credentials."""
     of_traces: bool = False
-    """Whether it reads or changes traces, so that the store must have those that have ended."""
+    """Whether the method reads or changes traces, so that ended traces must be delivered first."""
 
     @property
     def redacts(self) -> bool:
@@ -40,7 +40,7 @@ class Rule:
 
 
 UNKNOWN = Rule("redacted")
-"""The rule for a method that no manifest names."""
+"""The rule for a method that no manifest lists."""
 
 
 def _rules(
@@ -137,7 +137,7 @@ TRACKING = _rules(
         set_trace_tag unlink_traces_from_run update_assessment
     """,
 )
-"""The tracking store: `mlflow.store.tracking.abstract_store.AbstractStore`, and what MLflow's own stores add to it."""
+"""The tracking store: `mlflow.store.tracking.abstract_store.AbstractStore`, and additions of MLflow's own stores."""
 
 REGISTRY = _rules(
     redacted="""
@@ -162,4 +162,4 @@ REGISTRY = _rules(
         "update_webhook": ["secret", "url"],
     },
 )
-"""The model registry: `mlflow.store.model_registry.abstract_store.AbstractStore`, and what MLflow's own stores add."""
+"""The model registry: `mlflow.store.model_registry.abstract_store.AbstractStore`, and additions of MLflow's stores."""

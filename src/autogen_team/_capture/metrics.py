@@ -1,6 +1,6 @@
 """Metrics as journal entries: checked by MLflow's own rules, and grouped by time and step.
 
-A key that has passed the checks is cached in its journal form, so that a loop pays for them once.
+A key that has passed the checks is cached in its journal form, so that a loop is checked only once.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class MetricEntries:
         """Keys that have passed the checks, each with its form in the journal."""
 
     def of_one(self, run_id: str, metric: Metric) -> str:
-        """Return the body of a metric, or raise what MLflow raises."""
+        """Return the body of a metric, or raise MLflow's error."""
         value = metric.value
         timestamp: float = metric.timestamp
         step: float = metric.step
@@ -55,7 +55,7 @@ class MetricEntries:
     def of_floats(
         self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: float
     ) -> tuple[list[str], Exception | None]:
-        """Return the body of the good metrics, if there are any, and the error of the first bad one."""
+        """Return the body of the valid metrics, if there are any, and the error of the first invalid one."""
         pairs = []
         fault: Exception | None = None
         is_fine = type(step) is int and -_LARGEST <= step <= _LARGEST
@@ -74,7 +74,7 @@ class MetricEntries:
         return [records.metrics_body(run_id, timestamp, step, ",".join(pairs))] if pairs else [], fault
 
     def of_many(self, run_id: str, metrics: Sequence[Metric]) -> tuple[list[str], Exception | None]:
-        """Return the bodies of the good metrics, and the error of the first bad one."""
+        """Return the bodies of the valid metrics, and the error of the first invalid one."""
         bodies: list[str] = []
         fault: Exception | None = None
         group: dict[str, str] = {}
@@ -102,14 +102,14 @@ class MetricEntries:
     def _checked(
         self, key: Any, value: Any, timestamp: Any, step: Any, path: str = ""
     ) -> tuple[str, float, float, float]:
-        """Return the key in its journal form and the numbers as the store takes them, or raise what MLflow raises."""
+        """Return the key in its journal form and the numbers in the store's form, or raise MLflow's error."""
         mlflow_internals.check_metric(key, value, timestamp, step, path=path)
         number = float(value)
         if not _is_finite(step) or not _is_finite(timestamp):
             text = f"the step {step!r} or the timestamp {timestamp!r} of the metric {key!r} is not a finite number"
             raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
         if self._is_remote:
-            Metric(key, number, timestamp, step).to_proto()  # raises here, because a server takes whole numbers only
+            Metric(key, number, timestamp, step).to_proto()  # raise now: a server accepts only whole numbers
         timestamp, step = _plain(timestamp), _plain(step)
         if not (timestamp <= _LARGEST and -_LARGEST <= step <= _LARGEST):
             text = f"the step {step} or the timestamp {timestamp} of the metric {key!r} has more than 64 bits"
@@ -130,7 +130,7 @@ def _is_finite(number: Any) -> bool:
 
 
 def _plain(number: Any) -> float:
-    """Return the number as a database holds it, where True is 1."""
+    """Return the number as a database stores it, where True is 1."""
     return int(number) if number == int(number) else float(number)
 
 

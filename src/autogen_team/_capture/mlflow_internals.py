@@ -1,4 +1,4 @@
-"""Changes to MLflow while a service runs; `_ship.mlflow_names` lists the private names in use."""
+"""Changes to MLflow while a service runs; `_ship.mlflow_names` lists the private names used."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from autogen_team._process.threads import spawn
 from autogen_team._ship import mlflow_backend, mlflow_names, uris
 
 _EXPORTING = ("mlflowtracelogging", "otelbatchspan")
-"""How the names of the threads begin that export traces, in lower case."""
+"""Prefixes of the names of MLflow's threads that export traces, in lower case."""
 _ALL_FLAVORS = "mlflow"  # the name under which `mlflow.autolog` stores its own arguments
 
 
@@ -84,7 +84,7 @@ def _restore_uris(found: tuple[str | None, str | None, str | None, dict[str, str
         tracking._tracking_uri = mlflow.get_tracking_uri()  # otherwise MLflow would not notice the change
         registry._registry_uri = registry_uri
     else:
-        mlflow.set_registry_uri("")  # as near to None as it comes
+        mlflow.set_registry_uri("")  # the closest to None that it accepts
     with keeping_span_processors():
         mlflow.set_tracking_uri(tracking_uri)  # type: ignore[arg-type]  # None unsets it, as MLflow's own tests do
     if mlflow_names.EXPERIMENT.works():
@@ -96,15 +96,15 @@ _uris = SavedValue(_restore_uris)
 
 
 def point_at(tracking_uri: str, registry_uri: str, *, for_good: bool = False) -> None:
-    """Point MLflow at these stores until the job names others by a call or, unless `for_good`, by the variables.
+    """Point MLflow at these stores until the job sets others by a call or, unless `for_good`, by the variables.
 
-    A registry at the URI of the tracking store follows that store, wherever the job moves it.
+    A registry with the URI of the tracking store follows that store when the job changes it.
     """
     with keeping_span_processors():
         mlflow.set_tracking_uri(tracking_uri)
     for_good = for_good or not mlflow_names.URIS.works()
     if not for_good:
-        tracking._tracking_uri = None  # the call has set the variable too, which counts from now on
+        tracking._tracking_uri = None  # the call has set the variable too, which now decides
     if registry_uri != tracking_uri or for_good:
         mlflow.set_registry_uri(registry_uri)
     else:
@@ -140,7 +140,7 @@ def _restore_autolog(found: tuple[dict[str, Any], dict[str, list[Any]]]) -> None
         import_hooks._post_import_hooks.clear()
         import_hooks._post_import_hooks.update(hooks)
     if integrations.get(_ALL_FLAVORS):
-        # Libraries imported since then get the configuration that they would have got, without a log line.
+        # Libraries imported since then get the configuration that they would have got, without a log message.
         with saved.quiet("mlflow.tracking.fluent"):
             mlflow.autolog(**integrations[_ALL_FLAVORS])
 
@@ -149,19 +149,19 @@ _autolog = SavedValue(_restore_autolog)
 
 
 def ask_databases_once() -> Undo:
-    """Make MLflow ask a database that refuses only once; return a function that restores its retries."""
+    """Turn off MLflow's retries for databases; return a function that restores them."""
     if not mlflow_names.DATABASE_RETRIES.works():
         return lambda: None
-    return _impatience.take()
+    return _no_database_retries.take()
 
 
-def _be_impatient() -> Undo:
+def _disable_database_retries() -> Undo:
     from mlflow.store.db import utils
 
     return replace(utils, "MAX_RETRY_COUNT", lambda _before, _is_active: 0)
 
 
-_impatience = RefCount(_be_impatient)
+_no_database_retries = RefCount(_disable_database_retries)
 
 
 def open_run_ids() -> list[str]:
@@ -173,9 +173,9 @@ def open_run_ids() -> list[str]:
 
 
 def leave_runs(run_id: str) -> list[str]:
-    """Take the run, and runs open inside of it, off the stack of the task or thread that has it open.
+    """Remove the run, and the runs open inside it, from the stack of the task or thread that has it open.
 
-    Returns their ids, the innermost first; none if the run is not open any more.
+    Return their ids, the innermost first; an empty list if the run is no longer open.
     """
     ids = run_stacks.forget(run_id)
     if ids:
@@ -186,7 +186,7 @@ def leave_runs(run_id: str) -> list[str]:
 
 
 def stop_system_metrics(run_id: str) -> None:
-    """Stop the thread that samples the machine for this run, if there is one."""
+    """Stop the thread that samples system metrics for this run, if there is one."""
     if not mlflow_names.SAMPLING.works():
         return
     monitor = fluent.run_id_to_system_metrics_monitor.pop(run_id, None)
@@ -195,15 +195,15 @@ def stop_system_metrics(run_id: str) -> None:
 
 
 def provide_experiment(experiment_id: str, find_experiment: Callable[[], str], *, is_given: bool = False) -> Undo:
-    """Make `find_experiment` name the experiment of new runs, unless the job chooses one by `mlflow.set_experiment`.
+    """Create new runs in the experiment that `find_experiment` returns, unless the job calls `mlflow.set_experiment`.
 
-    `experiment_id` goes into the environment for other processes; `is_given` says that it was there before. Only
-    `keep_uris` restores the environment and the experiment that MLflow had.
+    `experiment_id` is put into the environment for other processes; `is_given` says that it was there before. The
+    environment and MLflow's experiment are restored by `keep_uris`, not by the returned function.
     """
     os.environ["MLFLOW_EXPERIMENT_ID"] = experiment_id
     if not is_given:
         _published.append(experiment_id)
-    restore: Undo = lambda: None  # noqa: E731 - the fallback of what follows
+    restore: Undo = lambda: None  # noqa: E731 - the fallback for the code below
     if mlflow_names.EXPERIMENT.works():
         _fluent._active_experiment_id = None
 
@@ -222,17 +222,17 @@ def provide_experiment(experiment_id: str, find_experiment: Callable[[], str], *
 
 
 def experiment_id() -> str:
-    """Return the id of the experiment in which runs are created now."""
+    """Return the id of the experiment in which new runs are created."""
     if not mlflow_names.EXPERIMENT.works():
         return os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
     return str(_fluent._get_experiment_id())
 
 
 def given_experiment_id(tracking_uri: str) -> str | None:
-    """Return the id of the experiment of this store that the environment names; None if it names none.
+    """Return the experiment id that the environment gives for this store; None if it gives none.
 
-    An id means something only in the store that the environment names beside it. An id that a service of this process
-    has put there says nothing about the next service.
+    An id is valid only in the store whose URI is in the environment beside it. An id that a service of this process has
+    put there is ignored.
     """
     experiment_id, uri = os.environ.get("MLFLOW_EXPERIMENT_ID"), os.environ.get("MLFLOW_TRACKING_URI")
     if not experiment_id or experiment_id in _published:
@@ -241,24 +241,24 @@ def given_experiment_id(tracking_uri: str) -> str | None:
 
 
 _published: list[str] = []
-"""Ids of experiments that services of this process have put into the environment."""
+"""Experiment ids that services of this process have put into the environment."""
 
 
 _stand_ins: dict[str, list[tuple[Any, Any]]] = {}
-"""Stand-ins for each store, by its identity, each with what takes the uploads of artifacts; the first one is in use,
-the others wait for its end."""
+"""Stand-ins for each store with their `Artifacts`, by the identity of the store. The first one is in use; the others
+are used when it ends."""
 _identities: dict[str, str] = {}
-"""Identities by URI. As in MLflow, a relative path is relative to the folder in which it was met first."""
+"""Identities by URI. As in MLflow, a relative path is relative to the working folder of its first use."""
 _substitutes: dict[str, str] = {}
-"""Stores that are used in place of others, by identity."""
+"""Identities of substitute stores, by the identity of the store that they replace."""
 _starters: list[Callable[[str], object]] = []
 _starting = threading.local()
 
 
 def stand_in(uri: str, store: Any, artifacts: Any = None, *, yields: bool = False) -> Undo:
-    """Use `store` in place of MLflow's store of `uri`, and `artifacts` for what is uploaded there.
+    """Use `store` in place of MLflow's store of `uri`, and `artifacts` for uploads to it.
 
-    A stand-in that `yields` is used only while no other one is in place.
+    A stand-in that `yields` is used only while there is no other.
     """
     if not mlflow_names.STORES.works():
         return lambda: None
@@ -285,7 +285,7 @@ def _take_over_lookups() -> Undo:
 
 
 def _always(ours: Hook, _plain: Hook, _is_active: Callable[[], bool]) -> Hook:
-    """Return the replacement, which passes on what has no stand-in."""
+    """Return the replacement, which itself passes on calls for stores without a stand-in."""
     return ours
 
 
@@ -302,7 +302,7 @@ def identity(uri: str) -> str:
 
 
 def substitute(uri: str, store: str) -> Undo:
-    """Use `store` wherever the job names the store of `uri`, because that one is out of reach."""
+    """Use `store` wherever the job names the store of `uri`, which is unreachable."""
     key = uris.identity(uri)
     _substitutes[key] = uris.identity(store)
     _identities.clear()
@@ -315,9 +315,9 @@ def substitute(uri: str, store: str) -> Undo:
 
 
 def stand_in_for_others(start: Callable[[str], object]) -> Undo:
-    """Call `start` with the URI of a store that is used without a stand-in, so that it has one from then on.
+    """Call `start` with the URI of each store that is used without a stand-in, so that `start` can add one.
 
-    This works only while some store has a stand-in.
+    This works only while at least one store has a stand-in.
     """
     _starters.append(start)
     return lambda: _starters.remove(start)
@@ -325,7 +325,7 @@ def stand_in_for_others(start: Callable[[str], object]) -> Undo:
 
 @contextmanager
 def starting_stand_in() -> Iterator[None]:
-    """Give this thread MLflow's own stores inside the block, unless they have a stand-in already."""
+    """Start no stand-ins for this thread inside the block: it gets MLflow's stores where there is no stand-in yet."""
     before, _starting.now = getattr(_starting, "now", False), True
     try:
         yield
@@ -350,7 +350,7 @@ def _find_store(uri: str, artifact_uri: str | None = None) -> Any:
 _registry_class: Any = find("mlflow.tracking._model_registry.registry:ModelRegistryStoreRegistry")
 _plain_registry_store: Any = getattr(_registry_class, "_get_store_with_resolved_uri", None)
 _registry_wraps: list[list[Callable[[Any], Any]]] = []
-"""Wrappers for the stores of model registries; the first one is in use, the others wait for its end."""
+"""Wrappers for the stores of model registries. The first one is in use; the others are used when it ends."""
 
 
 def stand_in_registries(wrap: Callable[[Any], Any]) -> Undo:
@@ -381,15 +381,15 @@ def _find_registry_store(stores: Any, uri: str, tracking_uri: str | None) -> Any
 
 
 def artifacts_of(uri: str | None) -> Any:
-    """Return what takes the uploads for a store, by default the current one; None if they go straight there."""
+    """Return the `Artifacts` of a store, by default the current one; None if uploads go directly to the store."""
     found = _stand_in_for(uri or mlflow.get_tracking_uri())
     return None if found is None else found[1]
 
 
 def tap_traces(taps: Mapping[str, Callable[..., Any]]) -> Undo:
-    """Replace methods of MLflow's tracing client by taps, as far as this MLflow has them.
+    """Replace the methods of MLflow's tracing client that exist in this version by taps.
 
-    A tap is given the client, MLflow's own method, and the arguments of the call.
+    A tap gets the client, MLflow's own method, and the arguments of the call.
     """
     mlflow_names.TRACES.works()  # some taps are better than none
     undo = ExitStack()
@@ -410,7 +410,7 @@ def _tapped(tap: Hook, method: Hook, is_active: Callable[[], bool]) -> Hook:
 
 
 def wait_for_traces() -> None:
-    """Wait until MLflow has brought every span that has ended to its store, or has failed to."""
+    """Wait until MLflow has delivered every span that has ended to its store, or has failed to."""
     base = sys.modules.get("mlflow.tracing.processor.base_mlflow")
     if base is None:  # nothing has been traced
         return
@@ -427,7 +427,7 @@ def wait_for_traces() -> None:
 def settle_traces(timeout: float) -> None:
     """Wait until every span that has ended is in the journal or the store, at most `timeout` seconds.
 
-    A thread of MLflow that exports traces cannot wait for itself, and does not.
+    In a thread of MLflow that exports traces, return at once: the thread would wait for itself.
     """
     if "mlflow.tracing.processor.base_mlflow" not in sys.modules:
         return
@@ -438,7 +438,7 @@ def settle_traces(timeout: float) -> None:
 
 
 def resource_of(span: Span) -> dict[str, Any] | None:
-    """Return the attributes of a span's resource, without those that say that MLflow has made it; None without any."""
+    """Return the attributes of a span's resource, without those of the telemetry SDK; None if there are none."""
     if not mlflow_names.SPANS.works():
         return None
     attributes = getattr(span._span.resource, "attributes", {})
@@ -447,7 +447,7 @@ def resource_of(span: Span) -> dict[str, Any] | None:
 
 
 def span_of(data: dict[str, Any], *, like: Span) -> Span:
-    """Return the span that `data` describes as `Span.to_dict` does; resource and attachments are those of `like`."""
+    """Return the span for `data` in the form of `Span.to_dict`, with the resource and the attachments of `like`."""
     found: Span = Span.from_dict(data)
     if mlflow_names.SPANS.works():
         found._span._resource = like._span.resource
@@ -457,14 +457,14 @@ def span_of(data: dict[str, Any], *, like: Span) -> Span:
 
 
 def as_stored(info: TraceInfo) -> TraceInfo:
-    """Return what a store that also holds the spans returns for a trace, so that MLflow does not upload them."""
+    """Return the info of a trace as from a store that holds the spans too, so that MLflow does not upload them."""
     found = copy.copy(info)
     found.tags = {**info.tags, TraceTagKey.SPANS_LOCATION: SpansLocation.TRACKING_STORE.value}
     return found
 
 
 def changed(info: RunInfo, status: int | None, end_time: int | None, name: str | None) -> RunInfo:
-    """Return the run's info with each value changed that is not None."""
+    """Return the run's info with new values; None keeps a value."""
     made: Any = info.to_proto()
     if status:
         made.status = status
@@ -477,7 +477,7 @@ def changed(info: RunInfo, status: int | None, end_time: int | None, name: str |
 
 
 def running(info: RunInfo) -> RunInfo:
-    """Return the info of a run that has been opened again."""
+    """Return the run's info with the status RUNNING and no end time, as after it is opened again."""
     made: Any = info.to_proto()
     made.status = RunStatus.from_string("RUNNING")
     made.ClearField("end_time")
@@ -491,12 +491,12 @@ def metrics_of(run: Run) -> list[Metric]:
 
 
 def operations(*futures: Future[Any]) -> RunOperations:
-    """Return MLflow's handle for work in the background; without a future, the work is done."""
+    """Return MLflow's handle for background work; without a future, the work is already done."""
     return RunOperations(futures)
 
 
 def close_at_exit(close: Callable[[], None]) -> Undo:
-    """Call `close` when the process exits, after MLflow has ended the run that is still open then."""
+    """Call `close` at the exit of the process, after MLflow has ended a run that is still open."""
     atexit.register(close)
     if mlflow_names.EXIT.works():
         atexit.unregister(_fluent._safe_end_run)

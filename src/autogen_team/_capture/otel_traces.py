@@ -1,7 +1,7 @@
-"""Sends traces to a collector of OpenTelemetry too, masked as they are stored.
+"""Sends traces to an OpenTelemetry collector too, masked like the stored ones.
 
-MLflow alone would send them there unmasked, and store none. So it is told not to, and the spans that go to the journal
-go to the collector as well.
+MLflow alone would send them unmasked and store none. So MLflow's exporter is switched off, and the spans that go to the
+journal also go to the collector.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _NO = frozenset({"false", "0"})
 
 
 def take_over() -> tuple[collector.Outbox | None, Undo]:
-    """Keep MLflow from sending traces to the collector of the environment, and return an outbox that does.
+    """Keep MLflow from sending traces to the collector of the environment, and return an outbox that sends them.
 
-    There is none without a collector, or if MLflow's own switch is off. What stands in the way is a warning: the
-    variables may belong to the cluster, and the job need not care for them.
+    The outbox is None without a collector, or if MLflow's own switch is off. A fault of the configuration is only a
+    warning, because the variables may be meant for the whole cluster, not for this job.
     """
     place = collector.endpoint("traces")
     if place is None or os.environ.get(_SWITCH, "").lower() in _NO:
@@ -52,10 +52,10 @@ def take_over() -> tuple[collector.Outbox | None, Undo]:
 
 
 def _leave_metrics_out() -> Undo:
-    """Keep MLflow from counting spans for the collector: without its exporter, that would keep it from storing them."""
+    """Turn off MLflow's span metrics for the collector: without its exporter, they would keep it from storing spans."""
     undo = saved.keep_environment(_METRICS)
     os.environ[_METRICS] = "none"
-    logger = logging.getLogger("mlflow.tracing.processor.otel_metrics_mixin")  # says for each span what that means
+    logger = logging.getLogger("mlflow.tracing.processor.otel_metrics_mixin")  # logs a message for each span
     level = logger.level
     logger.setLevel(logging.ERROR)
 
@@ -67,7 +67,7 @@ def _leave_metrics_out() -> Undo:
 
 
 def _readable(span: Span, resource: Resource) -> ReadableSpan:
-    """Return a span of MLflow as one of OpenTelemetry, with the resource of this process."""
+    """Return an MLflow span as an OpenTelemetry span with the resource of this process."""
     found = span._span  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - see `mlflow_names.SPANS`
     return ReadableSpan(
         name=found.name,

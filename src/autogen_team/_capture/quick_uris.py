@@ -1,7 +1,7 @@
 """Speeds up MLflow's lookup of the current URIs, which it makes ten times per logging call.
 
-Its own answer reads variables of the environment by way of exceptions, and tries to import pyspark each time, whose
-session could name a registry: 0.6 ms where pyspark is not installed. The answers stay the same.
+MLflow's own lookup reads environment variables through exceptions. It also tries to import pyspark each time, because a
+Spark session may set a registry: 0.6 ms where pyspark is not installed. The results stay the same.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _resolving_registry(plain: Callable[..., str | None], _is_active: Callable[[
         is_chosen = registry_uri or registry._registry_uri or _registry_variable.get()
         if not is_chosen and "pyspark" not in sys.modules:  # without it, Spark cannot have a session
             uri: str = tracking._resolve_tracking_uri(tracking_uri)
-            if not uri.startswith("databricks"):  # those have a registry of their own
+            if not uri.startswith("databricks"):  # Databricks has its own registry
                 return uri
         return plain(registry_uri, tracking_uri)
 
@@ -51,7 +51,7 @@ def _resolving_registry(plain: Callable[..., str | None], _is_active: Callable[[
 
 
 class _Variable:
-    """A variable of the environment, looked up at a tenth of the cost of `os.environ.get`, which raises and catches."""
+    """An environment variable, read in a tenth of the time of `os.environ.get`, which raises and catches errors."""
 
     def __init__(self, name: str) -> None:
         self._name, self._key = name, os.fsencode(name)
@@ -73,4 +73,4 @@ class _Variable:
 _tracking_variable = _Variable("MLFLOW_TRACKING_URI")
 _registry_variable = _Variable("MLFLOW_REGISTRY_URI")
 quick_uris = RefCount(_start)
-"""The change; it stays while it has users."""
+"""Reference-counted replacement of the lookups."""

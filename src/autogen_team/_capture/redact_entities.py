@@ -1,7 +1,7 @@
 """Redacts arguments of MLflow's stores: text, tags and parameters, nested values and MLflow's own entities.
 
-A value is judged by its text, as everywhere, and a tag or parameter by its name too. An object without a secret is
-returned itself, not as a copy.
+A value is judged by its text, and a tag or parameter by its name too. An object without a secret is returned itself,
+not as a copy.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _OF_MLFLOW = "mlflow."
 """Prefix of the names of MLflow's own tags, and of its modules."""
 _JSON = ("{", "[", '"')
 _HARMLESS = frozenset({"", "none", "null", "true", "false", MASK})
-"""Values that say whether there is a secret, but not which."""
+"""Values that say whether there is a secret, but do not contain it."""
 _NUMBER = re.compile(r"[-+]?\d[\d_]*(?:\.\d*)?(?:e[-+]?\d+)?", re.IGNORECASE)
 _COUNTED = re.compile(r"token$|^(?:n|num|max|min|total)_|_(?:count|size|len|length|limit|rate|loss)$", re.IGNORECASE)
-"""Names that sound secret but under which a number is just a number: `secret_count`, `token`."""
+"""Names that sound secret, but whose value is harmless if it is a number: `secret_count`, `token`."""
 _FOLDER_NAME = re.compile(r"pwd$", re.IGNORECASE)
 _FOLDER = re.compile(r"~?[/\\]|[A-Za-z]:[/\\]")
 _DEEPEST = 12
-"""Deepest nesting that is searched; entities are nested less deeply, and anything deeper refers to itself."""
+"""Deepest nesting that is searched; entities are nested less deeply, and deeper values contain themselves."""
 _PLAIN = (bool, int, float, complex, bytes, Enum, type, Metric)
 
 
@@ -55,7 +55,7 @@ def under(name: object, value: Any) -> Any:
 
 
 def item(found: Any) -> Any:
-    """Return a tag or parameter - anything with `key` and `value` - without secrets."""
+    """Return a tag, a parameter, or any other object with `key` and `value`, without secrets."""
     value = under(found.key, found.value)
     return found if value is found.value or value == found.value else type(found)(found.key, value)
 
@@ -117,7 +117,7 @@ def _is_harmless(name: str, value: str) -> bool:
 
 
 def _nested(name: object, found: Any, depth: int = 0) -> Any:
-    """Return a value nested under a name without secrets, be it JSON or MLflow's entities."""
+    """Return a value nested under a name without secrets, whether it is JSON or an MLflow entity."""
     if isinstance(found, (dict, list)):
         found = Masker(os.environ).value(found, name if isinstance(name, str) else "")
     return found if isinstance(found, str) else value(found, depth + 1)

@@ -1,9 +1,9 @@
 """Masks secrets in traces, which are JSON: by the name of a field, and by the text of its value.
 
 Each string is searched for what `_redact` finds in text. Here the structure helps too: a value under `Authorization`
-or `api_key` is a secret whatever it looks like. Nothing else is changed: counts of tokens, prompts, the texts of tokens
-beside their probabilities, the schemas of tools that take a password. An object without a secret is returned itself,
-not as a copy.
+or `api_key` is a secret whatever it looks like. Other values stay unchanged, such as token counts, prompts, the texts
+of tokens beside their probabilities, and the schemas of tools that take a password. An object without a secret is
+returned itself, not as a copy.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MORE_NAMES = re.compile(
     r"authorization$|(?:^|[._-])(?:set-?)?cookies?2?$|accesstoken$|(?:subscription|functions?)-key$",
     re.IGNORECASE,
 )
-"""Names of headers, and names that `is_secret_name` leaves out because variables are not called so."""
+"""Names of headers, and names that `is_secret_name` omits because no variables are named like that."""
 _TEXT_TOKEN = re.compile(
     r"(?:^|[._-])(?:bos|eos|pad|unk|sep|cls|mask|next|special|image|audio|max|min|num|n|stop|start|end|first|last|prompt"
     r"|page|continuation)[_-]?token$",
@@ -105,7 +105,7 @@ class Masker:
         return {**span, **changed} if changed else span
 
     def attribute(self, name: str, value: Any) -> Any:
-        """Return the value of a span's attribute masked; it is mostly text that holds JSON."""
+        """Return the value of a span's attribute masked; most values are JSON text."""
         if isinstance(value, tuple):
             found = self._each(list(value), lambda item: self.attribute(name, item))
             return value if all(new is old for new, old in zip(found, value, strict=True)) else tuple(found)
@@ -125,7 +125,7 @@ class Masker:
         return self._hidden(value, name) if hides(name) else self.excerpt(value)
 
     def excerpt(self, text: str) -> str:
-        """Return a text masked that may be truncated; a part of a secret at its end is masked too."""
+        """Return a possibly truncated text masked, including a part of a secret at its end."""
         masked = self.text(text)
         if not masked.endswith(_CUT):
             return masked
@@ -162,7 +162,7 @@ class Masker:
         return text if masked == text else masked
 
     def value(self, value: Any, name: str = "") -> Any:
-        """Return a value decoded from JSON masked; `name` is the key that it stands under."""
+        """Return a value decoded from JSON masked; `name` is its key."""
         return self._under(name, value)
 
     def _under(self, name: str, value: Any) -> Any:
@@ -175,7 +175,7 @@ class Masker:
         return self._items(value) if isinstance(value, list) else value
 
     def _hidden(self, value: Any, name: str) -> Any:
-        """Return a value that stands under the name of a secret, with everything masked that may be one."""
+        """Return a value under the name of a secret, with all its possible secrets masked."""
         if value is None or isinstance(value, bool) or value in ("", MASK):
             return value
         if isinstance(value, dict):
@@ -218,7 +218,7 @@ class Masker:
         return self._each(items, self._pair if is_of_pairs else self.value)
 
     def _pair(self, pair: list[Any]) -> list[Any]:
-        """Return a header masked that is a pair, as some clients write it: `["Authorization", "Bearer ..."]`."""
+        """Return a header masked that some clients write as a pair: `["Authorization", "Bearer ..."]`."""
         name, value = pair
         new = [self.text(name), self._hidden(value, name) if _HEADER_KEY.search(name) else self._under(name, value)]
         return pair if new[0] is name and new[1] is value else new

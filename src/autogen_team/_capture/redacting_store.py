@@ -15,26 +15,26 @@ from autogen_team._ship import mlflow_backend
 
 _report = logging.getLogger("autogen_team")
 _reported: set[tuple[str, str]] = set()
-"""Methods that no manifest names and that the log has reported, each with the name of its class."""
+"""Unlisted methods that the log has reported, as pairs of class name and method name."""
 
 
 def start(uri: str) -> Undo:
-    """Redact what goes to the tracking store of `uri` while it has no journal; return a function that stops this."""
+    """Redact calls to the tracking store of `uri` while it has no journal; return a function that stops this."""
     return mlflow_internals.stand_in(
         uri, RedactingStore(mlflow_backend.plain_store(uri), manifest.TRACKING), yields=True
     )
 
 
 def start_registry(await_files: Callable[[str], None]) -> Undo:
-    """Redact what goes to any model registry; return a function that stops this.
+    """Redact calls to all model registries; return a function that stops this.
 
-    `await_files` returns once the files at an address have arrived; a model is not registered before.
+    `await_files` waits until the files at a URI are uploaded; a model is registered only after that.
     """
     return mlflow_internals.stand_in_registries(partial(Registry, await_files))
 
 
 class RedactingStore(TransparentProxy):
-    """Stand-in for a store; passes each call on at once, with secrets redacted as a manifest says."""
+    """Stand-in for a store that passes each call on at once, with secrets redacted according to a manifest."""
 
     def __init__(self, inner: Any, rules: Mapping[str, Rule]) -> None:
         super().__init__(inner)
@@ -53,7 +53,7 @@ class RedactingStore(TransparentProxy):
         return call
 
     def _rule(self, name: str) -> Rule | None:
-        """Return the rule for a method; None for a private name that is not listed, and for what is not a method."""
+        """Return the rule for a method; None for an unlisted private name, and for other attributes."""
         rule = self._rules.get(name)
         if rule is not None or name.startswith("_"):
             return rule
@@ -64,7 +64,7 @@ class RedactingStore(TransparentProxy):
             _reported.add((of_class.__name__, name))
             text = (
                 "this version of autogen-team does not know %s.%s of MLflow: secrets are redacted from its arguments, "
-                "and it is called past the journal"
+                "and it bypasses the journal"
             )
             _report.warning(text, of_class.__name__, name)
         return manifest.UNKNOWN
@@ -78,6 +78,6 @@ class Registry(RedactingStore):
         self._await_files = await_files
 
     def create_model_version(self, name: str, source: str, *arguments: Any, **fields: Any) -> Any:
-        """Register a model once its files have arrived."""
+        """Register a model once its files are uploaded."""
         self._await_files(source)
         return self.__getattr__("create_model_version")(name, source, *arguments, **fields)

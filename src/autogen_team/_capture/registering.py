@@ -1,4 +1,4 @@
-"""Register the model of a job under a name, once its files have arrived."""
+"""Register the model of a job under a name, once its files are uploaded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def register(
         _require_alias(alias)
     if not flush():
         raise TrackingUnavailableError(
-            f"{mask_url(model_uri)} is not registered, because its files have not arrived at the store yet: call "
+            f"{mask_url(model_uri)} is not registered, because its files are not uploaded yet: call "
             "register again later, or raise AUTOGEN_TEAM_MLFLOW_FLUSH_TIMEOUT"
         )
     version = mlflow.register_model(_as_stored(model_uri), name, tags=dict(tags) if tags else None)
@@ -51,8 +51,8 @@ def register(
 def _require_alias(alias: object) -> None:
     if not (isinstance(alias, str) and _ALIAS.fullmatch(alias)):
         raise ConfigurationError(
-            f"alias {mask(str(alias))!r} is not an alias for a model version: use letters, digits, - and _, but not "
-            "latest, nor a number such as v1"
+            f"{mask(str(alias))!r} is not a valid alias for a model version: use letters, digits, - and _, but not "
+            "latest, and not a version number such as v1"
         )
 
 
@@ -62,13 +62,13 @@ def _require_model(model_uri: object) -> None:
         if is_folder or _OF_A_MODEL.fullmatch(model_uri):
             return
     raise ConfigurationError(
-        f"model_uri {mask_url(str(model_uri))!r} does not name a model: give the model_uri of what log_model returns, "
+        f"model_uri {mask_url(str(model_uri))!r} does not name a model: pass the model_uri that log_model returns, "
         "such as models:/m-0a1b, or runs:/RUN_ID/model, or a folder with an MLmodel file"
     )
 
 
 def _as_stored(model_uri: str) -> str:
-    """Return the URI with the id that the store has for the run, if the run was begun in an outage."""
+    """Return the URI with the store's id of the run, if the run began in an outage."""
     found, shared = _OF_A_MODEL.fullmatch(model_uri), write_behind.of(mlflow.get_tracking_uri())
     if found and shared and (run_id := found["run"]):
         return model_uri.replace(run_id, shared.store.real_id(run_id), 1)

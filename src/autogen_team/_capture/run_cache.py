@@ -1,4 +1,4 @@
-"""Cache of the runs that a process logs to, so that it need not ask their store on each call."""
+"""Cache of the runs that a process logs to, so that it does not ask their store on each call."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from mlflow.entities import LifecycleStage, Metric, Param, Run, RunData, RunInfo, RunTag
 
 PENDING = "pending:/"
-"""How the address of the artifacts begins, followed by the run's id, until the store has created a run."""
+"""Prefix of a run's artifact URI, followed by the run's id, until the store has created the run."""
 
 
 class CachedRun:
-    """One run as the store returned it last, with what this process has logged since."""
+    """One run as the store last returned it, with the data that this process has logged since."""
 
     __slots__ = ("info", "is_deleted", "params", "tags")
 
@@ -22,7 +22,7 @@ class CachedRun:
         self.is_deleted = run.info.lifecycle_stage == LifecycleStage.DELETED
 
     def as_run(self, metrics: Sequence[Metric] = ()) -> Run:
-        """Return the run; without `metrics` it has none, because only the store knows their latest values."""
+        """Return the run; it has only the given metrics, because only the store knows the latest values."""
         params = [Param(*pair) for pair in self.params.items()]
         return Run(self.info, RunData(list(metrics), params, _tags(self.tags)))
 

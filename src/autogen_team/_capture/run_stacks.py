@@ -1,18 +1,19 @@
 """Keeps open runs per asyncio task and per thread; MLflow keeps them per thread only.
 
-In MLflow, all tasks of a thread share one list of open runs, so they log into each other's runs. A thread that logs
-without a run makes MLflow open a run that is never ended. While `isolate` is in force:
+In MLflow, all tasks of a thread share one list of open runs, so they log into each other's runs. If a thread logs
+without a run, MLflow opens a run that is never ended. While `isolate` is in force:
 
 - a task inherits the runs that were open where it was created. Its siblings do not see the runs that it opens later.
   The tasks that it creates see them, and so does code in a copy of its context, as with `asyncio.to_thread`;
-- a run that has ended disappears from every list that had inherited it;
-- a run that a finished task has left open belongs to its thread from then on, as it always did in MLflow: each cell of
-  a notebook is a task of its own;
-- what is logged where no run is open goes to the job's run, see `job_run`.
+- a run that has ended disappears from every list that inherited it;
+- a run that a task leaves open belongs to its thread after the task, as in plain MLflow: each cell of a notebook is a
+  separate task;
+- a call without an open run logs to the job's run, see `job_run`.
 
 ``_active_run_stack``, ``_get_or_start_run``, ``_get_latest_active_run`` and ``start_run`` are replaced in
 `mlflow.tracking.fluent`, and wherever else MLflow has imported them by value. The contract tests are in
-`tests/io/tracking/test_isolation_undo.py`. A forked child has MLflow's own again, and no run, as it always had.
+`tests/io/tracking/test_isolation_undo.py`. A forked child gets MLflow's own functions and no open run, as in plain
+MLflow.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import sys
 import threading
 import weakref
 from asyncio import Task, current_task
-from asyncio.events import _get_running_loop  # public `get_running_loop` raises where no loop runs, which is slow
+from asyncio.events import _get_running_loop  # the public `get_running_loop` raises without a loop, which is slow
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
 from threading import get_ident
@@ -46,14 +47,14 @@ _users: list[object] = []
 """One token for each `isolate` that is in force."""
 _stacks: _Stacks | None = None
 _here: ContextVar[tuple[_Stack, tuple[mlflow.ActiveRun, ...]] | None] = ContextVar("open_runs", default=None)
-"""The stack that was used last in this context, and the runs that it held then; only these runs are inherited."""
+"""The stack last used in this context, and the runs that it held then; only these runs are inherited."""
 
 
 def isolate() -> Undo:
     """Give each task and each thread its own open runs; the returned function hands them back to MLflow.
 
     Runs that are already open stay open where they are. Several callers may isolate, and undo it in any order. The last
-    undo hands the runs that are still open to MLflow, each to the thread that it was opened in.
+    undo hands each run that is still open to MLflow, in the thread that opened it.
     """
     global _stacks
     if not mlflow_names.ACTIVE_RUNS.works():
@@ -67,7 +68,7 @@ def isolate() -> Undo:
 
     def undo() -> None:
         with _lock:
-            if user in _users:  # else this is a forked child, or a second call
+            if user in _users:  # otherwise this is a forked child, or a second call
                 _users.remove(user)
                 if not _users:
                     _uninstall()
@@ -87,17 +88,17 @@ def job_run() -> mlflow.ActiveRun | None:
 
 
 def uri_of(run: mlflow.ActiveRun) -> str:
-    """Return the store of an open run: the store in use when the run was opened if known, else the one in use now."""
+    """Return the store URI of an open run: the URI in use when it was opened, or the current one if that is unknown."""
     stacks = _stacks
     found = None if stacks is None else stacks.uris.get(id(run))
     return found or mlflow.get_tracking_uri()
 
 
 def open_runs(*, everywhere: bool, apart_from: type[mlflow.ActiveRun]) -> dict[str, str]:
-    """Return the stores of open runs by run id, without the runs of other live threads, which may still end them.
+    """Return the store URIs of open runs by run id, without runs of other live threads, which may still end them.
 
-    With `everywhere`, the runs of all threads are returned. Runs of the class `apart_from` are left out: another
-    process ends them.
+    With `everywhere`, include the runs of all threads. Runs of the class `apart_from` are left out: another process
+    ends them.
     """
     stacks = _stacks
     if stacks is None:
@@ -110,7 +111,7 @@ def open_runs(*, everywhere: bool, apart_from: type[mlflow.ActiveRun]) -> dict[s
 def forget(run_id: str) -> list[str]:
     """Remove a run, and the runs open inside it, from the stack of its owner and from all stacks that inherited it.
 
-    Return their ids, the innermost first; none if the run is not open any more. Works without `isolate` too.
+    Return their ids, the innermost first; an empty list if the run is no longer open. This works without `isolate` too.
     """
     stacks = _stacks
     if stacks is not None:
@@ -127,7 +128,7 @@ def forget(run_id: str) -> list[str]:
 
 
 def _end_by_mlflow(run_id: str) -> list[str]:
-    """End the run, if it is open in this thread, and its children; the caller sets their real status afterwards."""
+    """End the run and its children, if it is open in this thread; the caller sets their final status afterwards."""
     ids: list[str] = []
     while run_id not in ids:
         run = mlflow.active_run()
@@ -139,10 +140,10 @@ def _end_by_mlflow(run_id: str) -> list[str]:
 
 
 def leave(run: mlflow.ActiveRun) -> list[mlflow.ActiveRun]:
-    """Remove this very object, and the runs open inside it, from the stack of its owner.
+    """Remove this object, and the runs open inside it, from the stack of its owner.
 
-    Return the runs that were open inside, the innermost first. The same run may be open elsewhere as another object, as
-    when several threads work for one run; there it stays open.
+    Return the runs that were open inside it, the innermost first. If several threads work for one run, the run stays
+    open in the others, as other objects.
     """
     stacks = _stacks
     if stacks is not None:
@@ -159,10 +160,10 @@ def leave(run: mlflow.ActiveRun) -> list[mlflow.ActiveRun]:
 class _Stack(list[mlflow.ActiveRun]):
     """Runs that one task, or one thread outside of its tasks, has open or has inherited; the innermost last.
 
-    Only its owner changes it. Runs that others have ended are removed when the owner next asks for the stack.
+    Only its owner changes it. Runs that others have ended are removed when the owner next gets the stack.
     """
 
-    __slots__ = ("__weakref__", "aside", "epoch", "home", "is_watched", "plain", "task", "thread")
+    __slots__ = ("__weakref__", "epoch", "hidden", "home", "is_watched", "plain", "task", "thread")
 
     def __init__(
         self,
@@ -181,9 +182,9 @@ class _Stack(list[mlflow.ActiveRun]):
         self.task = None if task is None else weakref.ref(task)
         self.is_watched = False
         self.epoch: object = None
-        """The epoch of `home` that this list is up to date with."""
-        self.aside: list[mlflow.ActiveRun] = []
-        """Inherited runs that are hidden until the runs of this thread's own have ended."""
+        """The epoch of `home` at the last update of this list."""
+        self.hidden: list[mlflow.ActiveRun] = []
+        """Inherited runs, hidden until this thread's own runs have ended."""
 
     def append(self, run: mlflow.ActiveRun, /) -> None:
         self.home.open(run, self)
@@ -205,18 +206,18 @@ class _Stacks:
 
     def __init__(self) -> None:
         self.job: mlflow.ActiveRun | None = None
-        """Result of `job_run` where no run is open; kept ready, because it is read more often than it changes."""
+        """Result of `job_run` without an open run; cached, because it is read more often than it changes."""
         self._found = {name: vars(fluent)[name] for name in _NAMES}
         self._plain = self._found["_active_run_stack"]
         functions = (self._get_or_start_run, self._get_latest_active_run, self._with_own(self._found["start_run"]))
         self._ours: dict[str, object] = dict(zip(_NAMES, (self, *functions), strict=True))
         self._restore: Undo = lambda: None
         self.uris: dict[int, str] = {}
-        """Store in which each run was opened, as far as it is known, by the id of the object."""
+        """URI of the store in which each run was opened, if known, by the id of the object."""
         self._in_force = True
         self._has_warned = False
         self._epoch = object()
-        """Replaced whenever a run has ended, so that each owner notices in time."""
+        """Replaced whenever a run ends, so that each owner updates its stack."""
         self._owners: dict[int, tuple[mlflow.ActiveRun, _Stack]] = {}
         """The open runs in the order of their opening, each with the stack that opened it, by the id of the object.
 
@@ -225,7 +226,7 @@ class _Stacks:
         self._of_thread = threading.local()
         self._of_task: weakref.WeakKeyDictionary[Task[Any], _Stack] = weakref.WeakKeyDictionary()
         self._carried: dict[int, _Stack] = {}
-        """Stacks of threads that had runs open before, until the thread asks for it; by the id of MLflow's list."""
+        """Stacks of threads that had open runs before, until the thread gets its stack; by the id of MLflow's list."""
 
     def install(self) -> None:
         """Take over the open runs from MLflow, and replace its functions."""
@@ -235,10 +236,10 @@ class _Stacks:
                 self._owners.update((id(run), (run, stack)) for run in plain)
         self.job = self._find_job()
         self._restore = replace({name: (self._found[name], self._ours[name]) for name in _NAMES})
-        self.get()  # tasks that are created from here on inherit the runs that are open here
+        self.get()  # tasks created after this inherit the runs that are open here
 
     def uninstall(self) -> None:
-        """Restore MLflow's functions and hand back the open runs; the caller's own on top if tasks share its thread."""
+        """Restore MLflow's functions and hand back the open runs; the caller's runs go on top of other tasks' runs."""
         mine = self.get()
         self._restore()
         self._in_force = False
@@ -262,13 +263,13 @@ class _Stacks:
                 return stack
             if is_mine and stack.home is self:
                 return self.refresh(stack)
-        known = None if task is None else self._of_task.get(task)  # a task that has changed its context keeps its stack
+        known = None if task is None else self._of_task.get(task)  # a task in a new context keeps its stack
         stack = self._inherit(task, here) if known is None else self.refresh(known)
         _here.set((stack, tuple(stack)))
         return stack
 
     def set(self, value: Iterable[mlflow.ActiveRun]) -> None:
-        """Replace the caller's own open runs by these."""
+        """Replace the caller's own open runs by `value`."""
         stack, runs = self.get(), list(value)
         self.end([run for run, owner in list(self._owners.values()) if owner is stack and run not in runs])
         stack.clear()
@@ -276,7 +277,7 @@ class _Stacks:
             stack.append(run)
 
     def get_all_thread_values(self) -> dict[int, list[mlflow.ActiveRun]]:
-        """Return a list for each task or thread with open runs: those that it has opened itself.
+        """Return a list for each task or thread with open runs: the runs that it has opened itself.
 
         The keys are not thread ids, because one thread may have several lists. The lists are copies: to remove a run,
         call `forget`.
@@ -307,7 +308,7 @@ class _Stacks:
                 stack.plain.append(run)
 
     def end(self, runs: Iterable[mlflow.ActiveRun]) -> None:
-        """Remove these runs from the open ones, for every owner."""
+        """Remove these runs from the open runs of every owner."""
         with _lock:
             for run in runs:
                 self._owners.pop(id(run), None)
@@ -335,7 +336,7 @@ class _Stacks:
         return leaving
 
     def hand_down(self, stack: _Stack) -> None:
-        """Pass the runs that a finished task has left open to its thread; call this in that thread."""
+        """Pass the open runs of a finished task to its thread; call this in that thread."""
         base = self._base()
         with _lock:
             left = [run for run, owner in self._owners.values() if owner is stack]
@@ -346,10 +347,10 @@ class _Stacks:
                 self.job = self._find_job()
 
     def refresh(self, stack: _Stack) -> _Stack:
-        """Remove ended runs from the stack; if none is left, take those set aside, or else those of the thread."""
+        """Remove ended runs from the stack; if none is left, use the hidden runs, or else those of the thread."""
         epoch = self._epoch  # read first: a run that ends meanwhile is noticed the next time
         if stack.epoch is not epoch:
-            runs = self._still_open(stack) or self._still_open(stack.aside)
+            runs = self._still_open(stack) or self._still_open(stack.hidden)
             is_base = stack is getattr(self._of_thread, "stack", None)
             stack[:] = runs if runs or is_base else self._still_open(self._base())
             stack.epoch = epoch
@@ -370,7 +371,7 @@ class _Stacks:
         """Return the stack of this thread outside of its tasks."""
         stack: _Stack | None = getattr(self._of_thread, "stack", None)
         if stack is None:
-            plain = self._plain.get()  # MLflow now has a list for this thread, to which runs can be handed back
+            plain = self._plain.get()  # this makes MLflow create a list for this thread, for handing runs back
             stack = self._carried.pop(id(plain), None) or _Stack(self, (), plain, thread=get_ident())
             self._of_thread.stack = stack
         return self.refresh(stack)
@@ -403,16 +404,16 @@ class _Stacks:
         if self._owners and not self._has_warned:
             self._has_warned = True
             _report.warning(
-                "thread %r logged without an open run, while %d runs are open in other threads: MLflow opens "
-                "another one for it. Open a run there (mlflow.start_run), or start the thread in a copy of the context "
-                "(contextvars.copy_context().run), or pass run_id; said once",
+                "thread %r logged without an open run while %d runs are open in other threads, so MLflow opens "
+                "another run. Open a run in the thread (mlflow.start_run), start the thread in a copy of the context "
+                "(contextvars.copy_context().run), or pass run_id. This warning appears once",
                 threading.current_thread().name,
                 len(self._owners),
             )
-        return self._found["_get_or_start_run"]()  # type: ignore[no-any-return]  # MLflow gives it no type
+        return self._found["_get_or_start_run"]()  # type: ignore[no-any-return]  # it has no type in MLflow
 
     def _get_latest_active_run(self) -> mlflow.ActiveRun | None:
-        """Return the run that a trace or a prompt belongs to; MLflow would take the latest of all threads."""
+        """Return the run that a trace or a prompt belongs to; MLflow would use the latest run of all threads."""
         return job_run() or self._found["_get_latest_active_run"]()
 
     def _with_own(self, start: Callable[..., mlflow.ActiveRun]) -> Callable[..., mlflow.ActiveRun]:
@@ -425,12 +426,12 @@ class _Stacks:
                 return start(*args, **fields)
             if fields.get("nested") and fields.get("parent_run_id") in (None, stack[-1].info.run_id):
                 return start(*args, **fields)
-            inherited, stack.aside = list(stack), []
+            inherited, stack.hidden = list(stack), []
             stack.clear()
             try:
                 return start(*args, **fields)
             finally:
-                stack.aside = inherited
+                stack.hidden = inherited
                 if not stack:
                     stack.extend(inherited)
 
@@ -445,8 +446,8 @@ class _Stacks:
 class _ByName:
     """Replacement for one of MLflow's functions that is pickled as the name of the original.
 
-    MLflow's autologging has such functions in the closures of its patches, and joblib, Dask and Ray send these patches
-    to workers. There the name must mean MLflow's own function.
+    The patches of MLflow's autologging hold such functions in closures, and joblib, Dask and Ray send these patches to
+    workers. There the name must resolve to MLflow's own function.
     """
 
     def __init__(self, function: Callable[..., Any], original: Any) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _report = logging.getLogger("autogen_team")
 _ALLOW_FILE_STORE = "MLFLOW_ALLOW_FILE_STORE"
-_SAMPLER = "mlflow.system_metrics"  # announces itself four times in each run
+_SAMPLER = "mlflow.system_metrics"  # logs four messages about itself in each run
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _RETRIES = "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
 _TRACES = {
@@ -46,10 +46,10 @@ _QUIET_URLS = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """MLflow as it is set up for a job."""
+    """MLflow, set up for a job."""
 
     tracking_uri: str
-    """The store in use: the one asked for, or the store of offline runs."""
+    """The store in use: the configured one, or the store of offline runs."""
     registry_uri: str
     stop: Undo
     """Restores everything."""
@@ -60,7 +60,7 @@ class Session:
 def start(service: MlflowService, works_for: Shared | None = None) -> Session:
     """Point MLflow at the stores, set the experiment, and switch autologging on.
 
-    `works_for` is the run of another process that this one works for: its store and its experiment are known to exist.
+    `works_for` is the run of another process for which this process works: its store and experiment exist.
 
     Raises:
         TrackingUnavailableError: a store does not answer in time and the mode is `online`, or the store of offline runs
@@ -77,7 +77,7 @@ def start(service: MlflowService, works_for: Shared | None = None) -> Session:
     )
     is_chosen = service.source("experiment_name") != "default"
     if works_for is not None and settings.mode != "offline":
-        # what it logs waits while the store is out of reach, as in the job itself
+        # no probe: while the store is unreachable, the worker's data waits, as in the job itself
         return _start(settings, works_for, is_experiment_chosen=is_chosen)
     from autogen_team._sync import offline_store
 
@@ -97,9 +97,9 @@ def start(service: MlflowService, works_for: Shared | None = None) -> Session:
 def _start(
     settings: MlflowService, works_for: Shared | None, *, is_experiment_chosen: bool, instead_of: str | None = None
 ) -> Session:
-    """Set MLflow up for the stores of the settings, of which those of an offline run stand in for `instead_of`.
+    """Set MLflow up for the stores of the settings; an offline store replaces the store `instead_of`.
 
-    Unless the experiment is chosen, the one that the environment gives by its id goes before its name.
+    Unless the user has chosen an experiment, an experiment id in the environment takes precedence over the name.
     """
     import mlflow
 
@@ -126,7 +126,7 @@ def _start(
         undo.callback(saved.keep_environment(_ALLOW_FILE_STORE, _QUIET_URLS, _RETRIES, _TIMEOUT))
         _allow_file_store(settings.tracking_uri, settings.registry_uri)
         os.environ.setdefault(_QUIET_URLS, "true")  # stdout belongs to the job
-        mlflow_names.RULES.works()  # says so if it does not
+        mlflow_names.RULES.works()  # warns if the rules are missing
         if settings.durable:
             undo.callback(_export_traces_soon())
         outbox, stop_sending = otel_traces.take_over()
@@ -145,8 +145,8 @@ def _start(
         experiments = _Experiments(settings.tracking_uri, *experiment)
         is_given = experiment[0] == given_id
         undo.callback(mlflow_internals.provide_experiment(experiment[0], experiments.current, is_given=is_given))
-        os.environ.setdefault(_RETRIES, "2")  # spread over 6 seconds; MLflow's own 7 take 4 minutes
-        os.environ.setdefault(_TIMEOUT, "30")  # for each try; MLflow waits 120
+        os.environ.setdefault(_RETRIES, "2")  # within 6 seconds; MLflow's default of 7 takes 4 minutes
+        os.environ.setdefault(_TIMEOUT, "30")  # per attempt; MLflow's default is 120
         if settings.durable and works_for is None and mlflow_names.STORES.works():
             recovery.recover_behind(settings.tracking_uri, settings.registry_uri, state_folder(settings.state_dir))
         undo.callback(_stand_in(settings.tracking_uri, settings.registry_uri, settings))
@@ -165,18 +165,17 @@ def _start(
         if settings.snapshot and works_for is None:
             stores = settings.tracking_uri, settings.registry_uri
             undo.callback(snapshots.start(state_folder(settings.state_dir), stores))
-        undo.callback(
-            partial(lifecycle.close_what_is_left, frozenset(lifecycle.left_open()))
-        )  # what a stop does first, while everything is still in place
+        # The last callback is the first step of a stop, while everything is still in place.
+        undo.callback(partial(lifecycle.close_what_is_left, frozenset(lifecycle.left_open())))
         log_metrics = fast_path.logging_metrics()
         return Session(settings.tracking_uri, settings.registry_uri, undo.pop_all().close, log_metrics)
 
 
 def _export_traces_soon() -> Undo:
-    """Make MLflow hand traces on within a fraction of a second, by one thread, which writes them to the journal.
+    """Make MLflow export traces to the journal within a fraction of a second, in one thread.
 
-    What the user has set stays. MLflow waits for five seconds to send several spans together, as the journal does, and
-    takes ten threads, because each waits for the server.
+    Variables that the user has set stay. By default, MLflow waits five seconds to send several spans together, which
+    the journal does anyway. It uses ten threads, because each waits for the server.
     """
     undo = saved.keep_environment(*_TRACES)
     for name, value in _TRACES.items():
@@ -192,7 +191,7 @@ def _autolog(settings: MlflowService) -> dict[str, Any]:
 
 
 def _stand_in(uri: str, registry_uri: str, settings: MlflowService) -> Undo:
-    """Mask what is logged to a store, and send it through a journal unless the settings say otherwise."""
+    """Mask the data logged to a store, and send it through a journal unless the settings say otherwise."""
     from autogen_team._capture import redacting_store, write_behind
     from autogen_team._ship import mlflow_names
 
@@ -213,21 +212,21 @@ def _stand_in(uri: str, registry_uri: str, settings: MlflowService) -> Undo:
 
 
 def _stand_in_for_other(uri: str, settings: MlflowService) -> Undo:
-    """Do the same as `_stand_in` for a store that the job uses beside its own."""
+    """Do the same as `_stand_in` for another store that the job uses."""
     _allow_file_store(uri)
-    # several processes of a job may find at once that the database has no tables yet
+    # several processes of a job may use a new database at the same time
     with db_init_lock.in_turn(uri, state_folder(settings.state_dir)), saved.quiet("alembic"):
         return _stand_in(uri, uri, settings)
 
 
 def active_run() -> mlflow.ActiveRun | None:
-    """Return the innermost open run of the caller; do not load MLflow only to find none."""
+    """Return the innermost open run of the caller, without loading MLflow: if it is not loaded, there is no run."""
     loaded = sys.modules.get("mlflow")
     return loaded.active_run() if loaded else None
 
 
 class _Experiments:
-    """The job's experiment in each store that the job uses; created there if it is missing."""
+    """The job's experiment in each store that the job uses; created if it is missing."""
 
     def __init__(self, uri: str, experiment_id: str, name: str) -> None:
         from autogen_team._capture import mlflow_internals
@@ -258,7 +257,7 @@ class _Experiments:
 def _find_or_make_experiment(settings: MlflowService, given_id: str | None, *, is_offline: bool) -> tuple[str, str]:
     """Return the id and the name of the job's experiment.
 
-    Online, an experiment with the given id is used. Otherwise the experiment is found by its name, or created.
+    Online, use the experiment with the given id. Otherwise find the experiment by its name, or create it.
     """
     import mlflow
 
@@ -268,8 +267,8 @@ def _find_or_make_experiment(settings: MlflowService, given_id: str | None, *, i
     try:
         with (
             db_init_lock.in_turn(settings.tracking_uri, state_folder(settings.state_dir)),
-            _impatient(settings.connect_timeout, has_database=not is_server),
-            saved.quiet("alembic"),  # silences some 70 lines about the schema of a new database
+            _short_waits(settings.connect_timeout, has_database=not is_server),
+            saved.quiet("alembic"),  # some 70 messages about the schema of a new database
         ):
             if is_offline:
                 offline_store.make_experiment(settings.tracking_uri, settings.experiment_name)
@@ -290,15 +289,15 @@ def _find_or_make_experiment(settings: MlflowService, given_id: str | None, *, i
         reason = first_line(error)
         if "deleted experiment" in reason:
             raise ConfigurationError(
-                f"the experiment {settings.experiment_name!r} is deleted: restore it (mlflow experiments restore) or "
-                "name another one in MLFLOW_EXPERIMENT_NAME"
+                f"the experiment {settings.experiment_name!r} is deleted: restore it (mlflow experiments restore), or "
+                "set MLFLOW_EXPERIMENT_NAME to another experiment"
             ) from None
         # Not chained: the causes show the address with its password.
         raise TrackingUnavailableError(server_probe.unavailable(settings.tracking_uri, reason)) from None
 
 
 def _known_experiment(experiment_id: str) -> Experiment:
-    """Return the experiment with the id that the environment names.
+    """Return the experiment with the id from the environment.
 
     Raises:
         ConfigurationError: the experiment does not exist, or is deleted.
@@ -317,8 +316,8 @@ def _known_experiment(experiment_id: str) -> Experiment:
     if found is None or found.lifecycle_stage != LifecycleStage.ACTIVE:
         problem = "does not exist in the store" if found is None else "is deleted"
         raise ConfigurationError(
-            f"the experiment {experiment_id!r} of MLFLOW_EXPERIMENT_ID {problem}: unset the variable, or name another "
-            "experiment in MLFLOW_EXPERIMENT_NAME, which goes before it"
+            f"the experiment {experiment_id!r} of MLFLOW_EXPERIMENT_ID {problem}: unset the variable, or set "
+            "MLFLOW_EXPERIMENT_NAME to another experiment, which takes precedence"
         )
     return found
 
@@ -326,7 +325,7 @@ def _known_experiment(experiment_id: str) -> Experiment:
 def _find_experiment(name: str) -> Experiment:
     """Return the experiment with this name; create it if it is missing.
 
-    MLflow's active experiment is not set, because the caller may have given up by now.
+    MLflow's active experiment is not set, because the caller may have stopped waiting.
     """
     import mlflow
     from mlflow.entities import LifecycleStage
@@ -337,7 +336,7 @@ def _find_experiment(name: str) -> Experiment:
         try:
             return client.get_experiment(client.create_experiment(name))
         except mlflow.MlflowException as error:
-            found = client.get_experiment_by_name(name)  # perhaps another process has created it at the same moment
+            found = client.get_experiment_by_name(name)  # another process may have created it at the same time
             if found is None:
                 raise error from None
     if found.lifecycle_stage != LifecycleStage.ACTIVE:
@@ -346,10 +345,10 @@ def _find_experiment(name: str) -> Experiment:
 
 
 @contextmanager
-def _impatient(timeout: float, *, has_database: bool) -> Iterator[None]:
-    """Bound MLflow's own waiting inside the block; values that the user has set stay.
+def _short_waits(timeout: float, *, has_database: bool) -> Iterator[None]:
+    """Bound MLflow's own waits inside the block; values that the user has set stay.
 
-    Without a database, what MLflow has for databases is not loaded, which takes half as long as MLflow itself.
+    Without a database, MLflow's database modules are not loaded, which would take half as long as loading MLflow.
     """
     from autogen_team._capture import mlflow_internals
 
@@ -370,7 +369,7 @@ def _allow_file_store(*locations: str) -> None:
     for uri in dict.fromkeys(locations):
         if uris.is_folder(uri):
             warnings.warn(
-                f"{mask_url(uri)} is a folder: MLflow keeps its file store in maintenance and will drop it; move to "
+                f"{mask_url(uri)} is a folder: MLflow only maintains its file store and will drop it; move to "
                 "sqlite:///mlflow.db (mlflow migrate-filestore)",
                 ConfigurationWarning,
                 stacklevel=6,

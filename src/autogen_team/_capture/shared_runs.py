@@ -1,6 +1,6 @@
-"""Runs that several processes share: what a worker is sent of one, and how it works for it.
+"""Runs that several processes share: the description of a run for workers, and how a worker logs to it.
 
-The process that has opened the run closes it. `active_runs` says what MLflow's functions do meanwhile.
+The process that has opened the run closes it. `active_runs` describes what MLflow's functions do until then.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _report = logging.getLogger("autogen_team")
 
 @dataclass(frozen=True, slots=True)
 class Shared:
-    """What a worker needs to know about the run that it works for; sent as text or as a pickle."""
+    """Facts that a worker needs about the run that it works for; sent as text or as a pickle."""
 
     run_id: str
     name: str
@@ -46,7 +46,7 @@ class Shared:
     state: str
     """State folder of the process that opened the run. It uploads the logs of workers on its host in this folder."""
     attempt: int = 1
-    """Which start of its job the run is in."""
+    """Number of the job's start that the run is in."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields, for JSON."""
@@ -54,9 +54,9 @@ class Shared:
 
 
 def shared_run(uri: str, state: Path) -> Shared | None:
-    """Return the run that the caller has open, for workers to join; None if there is none that they could find.
+    """Return the caller's open run for workers to join; None if there is none that they can find.
 
-    Workers cannot find a run that was begun while its store was out of reach, until the store has created it.
+    Workers cannot find a run that began while its store was unreachable, until the store has created it.
     """
     active = run_stacks.job_run()
     if active is None:
@@ -65,7 +65,7 @@ def shared_run(uri: str, state: Path) -> Shared | None:
     run_id = active.info.run_id
     if working is not None:
         if working.store.is_to_be_made(run_id):
-            text = "the run %s has no place in its store yet, which is out of reach: workers cannot log to it"
+            text = "the run %s does not exist in its store yet, which is unreachable: workers cannot log to it"
             _report.warning(text, active.info.run_name)
             return None
         run_id = working.store.real_id(run_id)
@@ -90,7 +90,7 @@ def place(state: Path) -> str:
 
 
 def find(tags: Mapping[str, str], place_tag: str, is_meant: Callable[[Run], bool]) -> Shared | None:
-    """Return the newest open run with these tags that is meant; None if there is none.
+    """Return the newest open run with these tags that `is_meant` accepts; None if there is none.
 
     Raises:
         Exception: any error of the store.
@@ -122,9 +122,9 @@ def find(tags: Mapping[str, str], place_tag: str, is_meant: Callable[[Run], bool
 
 @contextmanager
 def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.ActiveRun]:
-    """Open the run in this thread inside the block; runs that the block leaves open inside it end with the block.
+    """Open the run in this thread inside the block; runs that the block leaves open inside the run end with it.
 
-    With `failure_tag`, a failure of the block is reported like that of a run: by this tag, and to the listeners.
+    With `failure_tag`, a failure of the block is reported like the failure of a run: in this tag, and to the listeners.
     """
     active, leave = active_runs.hold_open(_as_run(shared))
     failure: BaseException | None = None
@@ -148,9 +148,9 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
 
 
 def opened_elsewhere(shared: Shared, **data: Any) -> mlflow.ActiveRun:
-    """Return the run as if this thread had opened it; the process that has will close it.
+    """Return the run as if this thread had opened it; the process that opened it will close it.
 
-    `data` is what `as_opened` returned there. The store is not asked, so that it may be out of reach.
+    `data` is the result of `as_opened` in that process. The store is not asked, so it may be unreachable.
     """
     run = _as_run(shared, **data)
     working = write_behind.of(mlflow.get_tracking_uri())
@@ -160,7 +160,7 @@ def opened_elsewhere(shared: Shared, **data: Any) -> mlflow.ActiveRun:
 
 
 def as_opened(active: mlflow.ActiveRun) -> dict[str, Any]:
-    """Return what `opened_elsewhere` needs beside the `Shared`, for JSON."""
+    """Return the arguments of `opened_elsewhere` besides the `Shared`, for JSON."""
     data = active.data
     return {"artifact_uri": active.info.artifact_uri, "params": dict(data.params), "tags": dict(data.tags)}
 
@@ -190,7 +190,7 @@ def _tell(shared: Shared, failure: BaseException, tag: str, duration: float) -> 
     status, reason = signals.verdict(failure)
     if status == "FAILED":
         try:
-            # Not through the fluent function: the thread of this call has a run of its own, or none.
+            # Do not use the fluent function: the thread of this call has another open run, or none.
             note = partial(mlflow.MlflowClient().set_tag, shared.run_id, tag, reason)
             within(lifecycle.PATIENCE, note, name="autogen-team-end-of-run")
         except Exception as error:
@@ -218,7 +218,7 @@ class _Published:
 
 @contextmanager
 def contribute_log(shared: Shared, state: Path) -> Iterator[None]:
-    """Make what this process logs inside the block a part of the run's log; blocks may overlap."""
+    """Make the log of this process inside the block a part of the run's log; blocks may overlap."""
     key = os.getpid(), shared.run_id
     with _lock:
         found = _published.get(key)

@@ -2,9 +2,8 @@
 
 A signal that asks the process to end becomes an exception in the main thread. So the job's `with` and `finally` blocks
 are executed, and the run is closed as KILLED. The process exits with 128 plus the number of the signal. Under a
-scheduler this holds for each signal by which schedulers announce the end of a job. If the job had a handler for the
-signal before, that handler is called instead and decides. While a run is being opened or closed, signals wait; they are
-raised afterwards.
+scheduler, this applies to each signal by which schedulers announce the end of a job. If the job already has a handler
+for the signal, that handler is called instead and decides. While a run is being opened or closed, signals are deferred.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ from autogen_team._redact import mask
 
 Handler: TypeAlias = Callable[[int, FrameType | None], None]
 
-_NAMES = ("SIGTERM", "SIGHUP")  # Ctrl-C already is an exception: KeyboardInterrupt
+_NAMES = ("SIGTERM", "SIGHUP")  # Ctrl-C is an exception already: KeyboardInterrupt
 _CANCELLED = frozenset({"CancelledError", "Cancelled"})  # asyncio's, and trio's
 _LONGEST_REASON = 500
 _REPLACED = "_autogen_team_replaced"
@@ -35,17 +34,17 @@ _REPLACED = "_autogen_team_replaced"
 
 _received: signal.Signals | None = None
 _fatal: signal.Signals | None = None
-"""The received signal, if it ends this process. It does not if a handler of the job has dealt with it and returned."""
+"""The received signal, if it ends this process; it does not if a handler of the job has handled it and returned."""
 _guards = 0
 """Number of `signals_raise` blocks that are active."""
 _installed: dict[signal.Signals, Handler] = {}
 _held = 0
-_owed: BaseException | None = None
+_deferred: BaseException | None = None
 _interrupt_handler: object = None
 
 
 def signal_name(number: int) -> str:
-    """Return the name of a signal, or its number in words if it has no name."""
+    """Return the name of a signal, or `signal` and its number if it has no name."""
     try:
         return signal.Signals(number).name
     except ValueError:  # a real-time signal
@@ -67,7 +66,7 @@ def fatal_signal() -> signal.Signals | None:
 
 @contextmanager
 def signals_raise() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM and SIGHUP while any such block is active; does nothing off the main thread."""
+    """Raise `Terminated` on SIGTERM and SIGHUP while any such block is active; do nothing outside the main thread."""
     global _guards, _received, _fatal
     if not _is_main_thread():
         yield
@@ -79,7 +78,7 @@ def signals_raise() -> Iterator[None]:
     try:
         yield
     finally:
-        _guards = max(0, _guards - 1)  # a forked child leaves a block that its parent has entered
+        _guards = max(0, _guards - 1)  # a forked child may leave a block that its parent has entered
         if not _guards:
             _give_back()
             _received = _fatal = None
@@ -104,7 +103,7 @@ def _signals(*names: str) -> Iterator[signal.Signals]:
 
 
 def _is_handled_in_c(signum: signal.Signals) -> bool:
-    """Tell whether a handler that Python does not know has the signal, such as that of faulthandler."""
+    """Return whether the signal has a handler that Python does not know, such as the one of faulthandler."""
     if signal.getsignal(signum) is not signal.SIG_DFL:
         return False
     with contextlib.suppress(OSError, StopIteration, ValueError), Path("/proc/self/status").open() as lines:
@@ -123,15 +122,15 @@ def _give_back() -> None:
 
 def _handler(previous: object, owner: int) -> Handler:
     def handle(number: int, frame: FrameType | None) -> None:
-        global _owed, _received, _fatal
+        global _deferred, _received, _fatal
         signum = signal.Signals(number)
         if os.getpid() != owner and not callable(previous):
-            # A forked child has no run to close: it dies as it would have without our handler.
+            # A forked child has no run to close: it dies as it would without our handler.
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
             return
         if signum is signal.SIGTERM and _fatal is not None and stopping.reason() is not None:
-            return  # a launcher passes on what has come already, and must not end the `finally` blocks
+            return  # a launcher repeats the signal, which must not end the `finally` blocks
         _received = signum
         if callable(previous):
             try:
@@ -140,13 +139,13 @@ def _handler(previous: object, owner: int) -> Handler:
                 _fatal = signum
                 grace.begin()
                 raise
-            if signum is not signal.SIGTERM:  # by custom, SIGHUP makes a job read its configuration again
+            if signum is not signal.SIGTERM:  # by convention, SIGHUP makes a job reload its configuration
                 _received = None
             return
         _fatal = signum
         grace.begin()
         if _held:
-            _owed = Terminated(signum)
+            _deferred = Terminated(signum)
         else:
             raise Terminated(signum)
 
@@ -155,9 +154,9 @@ def _handler(previous: object, owner: int) -> Handler:
 
 
 def _after_fork() -> None:
-    global _guards, _received, _fatal, _held, _owed, _interrupt_handler
+    global _guards, _received, _fatal, _held, _deferred, _interrupt_handler
     _guards, _received, _fatal = 0, None, None  # the parent's handlers do not raise in a child
-    _held, _owed = 0, None  # another thread may have forked while the main one, which the child lacks, opened a run
+    _held, _deferred = 0, None  # another thread may have forked while the main thread was opening a run
     if _interrupt_handler is not None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _interrupt_handler = None
@@ -167,18 +166,18 @@ call_in_child(_after_fork)
 
 
 def hold() -> None:
-    """Defer signals, Ctrl-C included, until `release`; does nothing off the main thread."""
+    """Defer signals, including Ctrl-C, until `release`; do nothing outside the main thread."""
     global _held, _interrupt_handler
     if not _is_main_thread():
         return
     _held += 1
     if _held == 1 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        _interrupt_handler = signal.signal(signal.SIGINT, _owe_interrupt)
+        _interrupt_handler = signal.signal(signal.SIGINT, _defer_interrupt)
 
 
 def release(*, leaving: bool = False) -> None:
-    """Raise the signal that was deferred since `hold`, unless the job is leaving anyway."""
-    global _held, _interrupt_handler, _owed
+    """Raise the signal that was deferred since `hold`, unless the job is exiting anyway."""
+    global _held, _interrupt_handler, _deferred
     if not _is_main_thread() or not _held:
         return
     _held -= 1
@@ -187,14 +186,14 @@ def release(*, leaving: bool = False) -> None:
     if _interrupt_handler is not None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         _interrupt_handler = None
-    owed, _owed = _owed, None
-    if owed is not None and not leaving:
-        raise owed
+    deferred, _deferred = _deferred, None
+    if deferred is not None and not leaving:
+        raise deferred
 
 
-def _owe_interrupt(_number: int, _frame: FrameType | None) -> None:
-    global _owed
-    _owed = KeyboardInterrupt()
+def _defer_interrupt(_number: int, _frame: FrameType | None) -> None:
+    global _deferred
+    _deferred = KeyboardInterrupt()
 
 
 def _is_main_thread() -> bool:
@@ -208,20 +207,20 @@ def is_leaving(error: BaseException | None) -> bool:
 
 def verdict(error: BaseException | None) -> tuple[Status, str | None]:
     """Return the status of a run that `error` has ended, and a short reason with its secrets masked."""
-    if error is None or isinstance(error, GeneratorExit):  # the consumer of a generator wanted no more of it
+    if error is None or isinstance(error, GeneratorExit):  # the consumer of a generator has stopped reading it
         return "FINISHED", None
     if isinstance(error, JobEnded):
         return error.status, None if error.reason is None else mask(error.reason)[:_LONGEST_REASON]
     if isinstance(error, Terminated):
-        return "KILLED", _asked_by(error.signal)
+        return "KILLED", _reason_of(error.signal)
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", "SIGINT"
     if type(error).__name__ in _CANCELLED:
-        return "KILLED", _asked_by(_received.name) if _received else type(error).__name__
+        return "KILLED", _reason_of(_received.name) if _received else type(error).__name__
     if isinstance(error, SystemExit):
         signum = _received or _raised_by(error)
         if signum is not None:
-            return "KILLED", _asked_by(signum.name)
+            return "KILLED", _reason_of(signum.name)
         if error.code is None or error.code == 0:
             return "FINISHED", None
         text = f"exit status {error.code}" if isinstance(error.code, int) else f"exit: {error.code}"
@@ -229,20 +228,20 @@ def verdict(error: BaseException | None) -> tuple[Status, str | None]:
     return of_exception(type(error).__name__, _text(error))
 
 
-def _asked_by(name: str) -> str:
-    """Return the name of a signal, or why it was sent if that is known."""
+def _reason_of(name: str) -> str:
+    """Return the reason why a signal was sent; its name if the reason is unknown."""
     return stopping.reason() or name if name == "SIGTERM" else name
 
 
 def of_exception(kind: str, text: str) -> tuple[Status, str]:
-    """Return the status of a run that an exception of this class and with this text has ended, and a short reason."""
+    """Return the status of a run that was ended by an exception of this class and text, and a short reason."""
     if kind in _CANCELLED:
         return "KILLED", kind
     return "FAILED", mask(f"{kind}: {text}")[:_LONGEST_REASON].removesuffix(": ")
 
 
 def _raised_by(error: BaseException) -> signal.Signals | None:
-    """Return the signal whose handler has raised `error`: a handler that the job installed after ours."""
+    """Return the signal whose handler raised `error`, if the job installed that handler after ours."""
     raised = {frame.f_code for frame, _ in traceback.walk_tb(error.__traceback__)}
     for signum in _signals(*_NAMES, *schedulers.ANNOUNCED):
         if getattr(signal.getsignal(signum), "__code__", None) in raised:

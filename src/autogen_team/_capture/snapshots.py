@@ -1,9 +1,9 @@
 """Starts a snapshot when a job opens its run, and uploads it to the run's artifacts.
 
-One snapshot is made for each process that opens a run of its own, and goes to all such runs of it. In a notebook each
-run gets a new one, because cells are executed in between. Workers, ranks and child runs get none: they run the code of
-their job. While a snapshot waits, `<state>/code/<run id>` links to it; so a job that is killed has it delivered with
-its journal.
+One snapshot is made for each process that opens its own run, and is uploaded to all such runs of the process. In a
+notebook each run gets a new snapshot, because cells are executed in between. Workers, ranks and child runs get none:
+they run the code of their job. While a snapshot waits, `<state>/code/<run id>` links to it, so that a killed job's
+snapshot is delivered with its journal.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import mlflow
 
 PATIENCE = 10.0
-"""Seconds that the end of a run waits until the snapshot is among its artifacts, as it waits for its log."""
+"""Seconds that the end of a run waits for the upload of the snapshot, as it waits for its log."""
 
 _report = logging.getLogger("autogen_team")
 _numbers = itertools.count(1)
@@ -50,7 +50,7 @@ class Snapshot:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def begin(self, make: Callable[[process.Order], bool]) -> None:
-        """Make it, on a thread."""
+        """Take the snapshot on a thread."""
         if spawn(partial(self._make, make), name="autogen_team-snapshot") is None:
             self.ended.set()
 
@@ -62,26 +62,26 @@ class Snapshot:
 
     @property
     def folder(self) -> Path:
-        """The folder that it is written to."""
+        """Folder of the snapshot."""
         return Path(self.order.folder)
 
 
 _early: list[Snapshot] = []
-"""The snapshot that was begun before the run of this process was opened."""
+"""At most one snapshot, begun before this process opened its run."""
 call_in_child(_early.clear)
 
 
 def begin(
     state: Path, stores: tuple[str, str], command: list[str], script: str | None, make: Callable[[process.Order], bool]
 ) -> None:
-    """Begin the snapshot of this process before it opens its run: what is changed from now on is not in it."""
+    """Begin the snapshot of this process before it opens its run, so that later changes are not in the snapshot."""
     snapshot = Snapshot(_order(state, stores, command, script))
     _early[:] = [snapshot]
     snapshot.begin(make)
 
 
 def start(state: Path, stores: tuple[str, str]) -> Undo:
-    """Make a snapshot for each run that this process opens as a job, until the returned function is called."""
+    """Take a snapshot for each run that this process opens as a job, until the returned function is called."""
     return _listening.take(state, stores)
 
 
@@ -128,7 +128,7 @@ def _files_of(uri: str) -> list[str]:
 
 def _main_script() -> str | None:
     found = getattr(sys.modules.get("__main__"), "__file__", None)
-    return None if found is None else os.path.abspath(found)  # noqa: PTH100 - the name may be a link, and stays one
+    return None if found is None else os.path.abspath(found)  # noqa: PTH100 - do not resolve links
 
 
 class _Snapshots(run_events.Listener):
@@ -137,13 +137,13 @@ class _Snapshots(run_events.Listener):
     def __init__(self, state: Path, stores: tuple[str, str]) -> None:
         self._state = state
         self._stores = stores
-        # A process inside of a command joins the run of the supervisor, which has made the snapshot.
+        # A process inside a command joins the run of the supervisor, which has taken the snapshot.
         self._joins = os.environ.get("MLFLOW_RUN_ID") if streams.SUPERVISED in os.environ else None
         self.after_fork()
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Forget the snapshot and the uploads, whose threads are the parent's."""
+        """Forget the snapshot and the uploads, because their threads are the parent's."""
         self._first: Snapshot | None = None
         self._uploads: dict[str, _Upload] = {}
 
@@ -184,7 +184,7 @@ class _Snapshots(run_events.Listener):
 
 
 def _is_of_a_job(run: run_events.Run) -> bool:
-    """Return whether the run is that of a whole job, and not that of a worker, a rank or a child."""
+    """Return whether the run is that of a whole job, not of a worker, a rank or a child."""
     return run.is_outermost and run.parent_id is None and identity.worker() is None and not identity.rank()
 
 
@@ -199,7 +199,7 @@ class _Upload:
     done: threading.Event = field(default_factory=threading.Event)
 
     def begin(self) -> None:
-        """Upload the snapshot on a thread, once it is made."""
+        """Upload the snapshot on a thread, once it is taken."""
         if spawn(self._work, name="autogen_team-code") is None:
             self.done.set()
 

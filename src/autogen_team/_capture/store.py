@@ -1,8 +1,8 @@
 """A tracking store that returns at once: logged data goes to the journal, other calls to MLflow's own store.
 
 It replaces MLflow's store, so it receives every call that logs: from the fluent functions, clients,
-autologgers and system metrics. MLflow's own rules check a value at the call. Before a read, what was written is
-delivered, so that this process sees its own writes.
+autologgers and system metrics. MLflow's own rules check a value at the call. Earlier entries are delivered before a
+read, so that this process sees its own writes.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ if TYPE_CHECKING:
     from autogen_team._capture.artifacts import Artifacts
 
 LOCAL_ID = "autogen_team.local_run_id"
-"""The tag that holds the id of a run from the time when its store was out of reach."""
+"""Tag with the local id of a run that began while its store was unreachable."""
 _TRACES_PATIENCE = 5.0
-"""Seconds that MLflow's threads have to export the spans that have ended."""
+"""Seconds that MLflow's threads have to export ended spans."""
 _READ_SOON, _READ_PATIENCE = 1.0, 20.0
-"""Seconds that a read waits for what was written before it: first for any store, then for one that answers."""
+"""Seconds that a read waits for the delivery of earlier writes: first for any store, then for one that answers."""
 
 _report = logging.getLogger("autogen_team")
 
@@ -75,7 +75,7 @@ class DurableStore(RedactingStore):
     def __init__(
         self, inner: Any, journal: Journal, shipper: Shipper, availability: Availability, ids: dict[str, str]
     ) -> None:
-        """Write to `journal`; `ids` maps the ids of runs begun while the store was out of reach to the store's."""
+        """Write to `journal`; `ids` maps local ids of runs that began while the store was unreachable to real ids."""
         super().__init__(inner, manifest.TRACKING)
         self._ids = ids
         self._journal = journal
@@ -85,13 +85,13 @@ class DurableStore(RedactingStore):
         self._metrics = MetricEntries(is_remote=availability.is_remote)
         self._writer = Writer(journal, shipper)
         self.traces = TraceJournal(inner, journal, self._writer.write)
-        self._has_told_of_refusal = False
-        self._has_told_of_change = False
+        self._has_reported_rejection = False
+        self._has_reported_change = False
         self._just_read: Run | None = None
         self.artifacts: Artifacts | None = None
-        """The files that this process logs to the store."""
+        """The uploads to the store; None until they are set up."""
         self.skips_replayed = False
-        """Whether metrics of a resumed run are left out if their step was there before."""
+        """Whether metrics of a resumed run are skipped if an earlier attempt has logged their step."""
         self._replayed: dict[str, dict[str, Any]] = {}
         """The last step of each metric in earlier attempts, by run id."""
 
@@ -117,9 +117,9 @@ class DurableStore(RedactingStore):
         return call
 
     def flush(self) -> bool:
-        """Deliver what was written up to now; return whether the store has it.
+        """Deliver everything written so far; return whether the store has it.
 
-        The call waits for longer than a moment only if the store answers.
+        The call waits for more than a second only if the store answers.
         """
         if self._shipper.flush(_READ_SOON, give_up_when_cut=True):
             return True
@@ -136,14 +136,14 @@ class DurableStore(RedactingStore):
         self._writer.write(self._metrics.of_one(run_id, metric))
 
     def log_floats(self, run_id: str, metrics: Mapping[str, Any], timestamp: int, step: float) -> None:
-        """Write metrics given as plain numbers; the error of a bad one is raised once the others are written."""
+        """Write metrics given as plain numbers; raise the error of an invalid one after the others are written."""
         self._knows(run_id)
         if self.skips_replayed:
             metrics = {key: value for key, value in metrics.items() if not self._was_there(run_id, key, step)}
         self._write_metrics(*self._metrics.of_floats(run_id, metrics, timestamp, step))
 
     def log_param(self, run_id: str, param: Param) -> None:
-        """Write a parameter to the journal; if the run has it with another value, the store refuses it."""
+        """Write a parameter to the journal; if the run has another value of it, the store rejects the change."""
         known = self._knows(run_id)
         param = redact_entities.item(mlflow_internals.check_param(param.key, param.value))
         before = None if known is None else known.params.get(param.key)
@@ -158,7 +158,7 @@ class DurableStore(RedactingStore):
         known = self._knows(run_id)
         try:
             checked = mlflow_internals.check_tag(tag.key, tag.value)
-        except TypeError:  # a key that is not text, for which each store has its own error
+        except TypeError:  # the key is not text; each store has its own error for that
             self._require()
             self._inner.set_tag(self._real(run_id), tag)
             raise
@@ -167,7 +167,7 @@ class DurableStore(RedactingStore):
     def log_batch(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
     ) -> None:
-        """Write everything to the journal; if some of it is bad, the good metrics are written all the same."""
+        """Write everything to the journal; valid metrics are written even if another item is invalid."""
         mlflow_internals.check_limits(metrics, params, tags)
         known = self._knows(run_id)
         if self.skips_replayed:
@@ -217,7 +217,7 @@ class DurableStore(RedactingStore):
         self._writer.write(_body("inputs", run=run_id, datasets=written, models=named))
 
     def delete_tag(self, run_id: str, key: str) -> None:
-        """Write the removal to the journal; the store itself judges the removal of a tag that is not known here."""
+        """Write the removal to the journal; the store itself handles the removal of a tag that is not cached."""
         known = self._knows(run_id)
         if known is None or key not in known.tags:
             self.flush()
@@ -228,30 +228,30 @@ class DurableStore(RedactingStore):
         self._writer.write(_body("untag", run=run_id, key=key))
 
     def log_metric_async(self, run_id: str, metric: Metric) -> RunOperations:
-        """Write the metric to the journal, which counts as done; `wait` raises the error of a refusal."""
+        """Write the metric to the journal and report it as done; `wait` raises the error of a rejected call."""
         return self._operations(partial(self.log_metric, run_id, metric))
 
     def log_param_async(self, run_id: str, param: Param) -> RunOperations:
-        """Write the parameter to the journal, which counts as done; `wait` raises the error of a refusal."""
+        """Write the parameter to the journal and report it as done; `wait` raises the error of a rejected call."""
         return self._operations(partial(self.log_param, run_id, param))
 
     def set_tag_async(self, run_id: str, tag: RunTag) -> RunOperations:
-        """Write the tag to the journal, which counts as done; `wait` raises the error of a refusal."""
+        """Write the tag to the journal and report it as done; `wait` raises the error of a rejected call."""
         return self._operations(partial(self.set_tag, run_id, tag))
 
     def log_batch_async(
         self, run_id: str, metrics: Sequence[Metric], params: Sequence[Param], tags: Sequence[RunTag]
     ) -> RunOperations:
-        """Write everything to the journal, which counts as done; `wait` raises the error of a refusal."""
+        """Write everything to the journal and report it as done; `wait` raises the error of a rejected call."""
         return self._operations(partial(self.log_batch, run_id, metrics, params, tags))
 
     def _operations(self, write: Callable[[], None]) -> RunOperations:
-        """Write now, and return MLflow's handle, whose `wait` raises what the write has raised."""
+        """Write now, and return MLflow's handle, whose `wait` raises the error of the write."""
         try:
             write()
         except Exception as error:
-            if not self._has_told_of_refusal:  # a job that never waits would not notice
-                self._has_told_of_refusal = True
+            if not self._has_reported_rejection:  # a job that never waits does not see the error
+                self._has_reported_rejection = True
                 _report.warning("a call with synchronous=False was rejected: %s", mask(with_kind(error)))
             failed: Future[Any] = Future()
             failed.set_exception(error)
@@ -259,17 +259,17 @@ class DurableStore(RedactingStore):
         return mlflow_internals.operations()
 
     def flush_async_logging(self) -> None:
-        """Deliver what was written up to now."""
+        """Deliver everything written so far."""
         self.flush()
 
     def shut_down_async_logging(self) -> None:
-        """Do nothing: MLflow calls this before it ends a run, and the end is written after everything else."""
+        """Do nothing: MLflow calls this before it ends a run, and the journal keeps the end after everything else."""
 
     def end_async_logging(self) -> None:
-        """Do nothing, for the same reason."""
+        """Do nothing, for the same reason as `shut_down_async_logging`."""
 
     def set_trace_tag(self, trace_id: str, key: str, value: str) -> None:
-        """Set a tag of a trace in the store; write it to the journal if the trace itself is still there."""
+        """Set a tag of a trace in the store, or write it to the journal while the trace itself waits there."""
         mlflow_internals.settle_traces(_TRACES_PATIENCE)
         if not self.traces.tag(trace_id, key, value):
             self.__getattr__("set_trace_tag")(trace_id, key, value)
@@ -279,15 +279,14 @@ class DurableStore(RedactingStore):
     def create_run(
         self, experiment_id: str, user_id: str, start_time: int, tags: Sequence[RunTag], run_name: str | None
     ) -> Run:
-        """Create the run in the store; should this process die meanwhile, a tag identifies the run.
+        """Create the run in the store; a tag identifies the run if this process dies in the meantime.
 
-        A store that is out of reach creates the run later, under another id. In this process, the id that is returned
-        here means that run until then and afterwards.
+        An unreachable store creates the run later, under another id. In this process, the id returned here refers to
+        that run before and after that.
         """
         mark = uuid.uuid4().hex
-        run_name = (
-            None if run_name is None else redact_entities.text(run_name)
-        )  # MLflow has put it among the tags too, and refuses two different names
+        # The name is redacted like the tag that holds it too, because MLflow refuses two different names.
+        run_name = None if run_name is None else redact_entities.text(run_name)
         ours = {OPENED_BY: mark, **(signs.tags(identity.job()) if self._shipper.signs.is_wanted else {})}
         tags = [*map(redact_entities.item, tags), *(RunTag(*tag) for tag in ours.items())]
         try:
@@ -301,7 +300,7 @@ class DurableStore(RedactingStore):
         except Exception:
             if not self._availability.is_remote or self._availability.answers():
                 raise
-            # If the store has created the run after all, the mark finds it, so that no second one is created.
+            # If the store has created the run after all, it is found by its mark, so no second run is created.
             return self._create_later(str(experiment_id), user_id, start_time, tags, run_name)
         self._note_open(run.info, mark)
         self._known[run.info.run_id] = CachedRun(run)
@@ -344,10 +343,10 @@ class DurableStore(RedactingStore):
         """Check that the store can be used now.
 
         Raises:
-            StoreUnavailableError: it does not answer, or it answers but takes nothing that is delivered to it.
+            StoreUnavailableError: the store does not answer, or it answers but accepts no deliveries.
 
         """
-        if self._shipper.is_asking:  # the delivering thread finds out by itself
+        if self._shipper.is_asking:  # the delivering thread finds that out itself
             return
         if self._is_stuck:
             self._shipper.flush(_READ_SOON, give_up_when_cut=True)
@@ -362,13 +361,13 @@ class DurableStore(RedactingStore):
         return self.real_id(value) if isinstance(value, str) else value
 
     def real_id(self, run_id: str) -> str:
-        """Return the store's id of a run, which differs if the run was begun while the store was out of reach."""
+        """Return the store's id of a run; it differs from `run_id` if the run began while the store was unreachable."""
         return self._ids.get(run_id, run_id)
 
     def update_run_info(
         self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None
     ) -> RunInfo:
-        """Write status, end and name to the journal, and return the run's info as it will be."""
+        """Write status, end time and name to the journal, and return the run's future info."""
         known = self._knows(run_id)
         run_name = None if run_name is None else redact_entities.text(run_name)
         status = None if run_status is None else RunStatus.to_string(run_status)
@@ -381,9 +380,9 @@ class DurableStore(RedactingStore):
             changed = mlflow_internals.changed(known.info, run_status, end_time, run_name)
         except (TypeError, ValueError, UnicodeError) as error:
             raise MlflowException(f"run {run_id}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
-        if status == "RUNNING":  # resumed: from now on this process closes it
+        if status == "RUNNING":  # resumed: this process will close it
             self._note_open(known.info, None)
-            if self._shipper.signs.is_wanted and self._just_read is None:  # else the claim has brought one
+            if self._shipper.signs.is_wanted and self._just_read is None:  # otherwise the claim has set these tags
                 self._writer.write(_body("tags", run=run_id, values=signs.tags(identity.job())))
         if status in ("FINISHED", "FAILED", "KILLED"):
             self._log_sums_of_traces(run_id, end_time)
@@ -404,7 +403,7 @@ class DurableStore(RedactingStore):
             self._write_metrics(*self._metrics.of_floats(run_id, sums, timestamp, 0))
 
     def get_run(self, run_id: str) -> Run:
-        """Return the run from the store after a flush; if the store is out of reach, return the cached run."""
+        """Return the run from the store after a flush; if the store is unreachable, return the cached run."""
         if self._just_read is not None and run_id == self._just_read.info.run_id:
             return self._known[run_id].as_run(mlflow_internals.metrics_of(self._just_read))
         delivered = self.flush()
@@ -415,9 +414,8 @@ class DurableStore(RedactingStore):
             if known is None:
                 raise
             return known.as_run()
-        if (
-            to_be_made := self._to_be_made(run_id)
-        ) is not None:  # the store answers again, and will create it in a moment
+        to_be_made = self._to_be_made(run_id)
+        if to_be_made is not None:  # the store answers again, and will create the run soon
             return to_be_made.as_run()
         try:
             run: Run = self._inner.get_run(self._real(run_id))
@@ -442,7 +440,7 @@ class DurableStore(RedactingStore):
     # Models
 
     def finalize_logged_model(self, model_id: str, status: LoggedModelStatus) -> LoggedModel:
-        """Give the model its status, once its files have arrived; until then, only this process sees it."""
+        """Set the status of the model once its files are uploaded; until then, only this process sees it."""
         artifacts = self.artifacts
         if artifacts is not None and artifacts.count():
             model = self.get_logged_model(model_id)
@@ -453,7 +451,7 @@ class DurableStore(RedactingStore):
         return found
 
     def get_logged_model(self, model_id: str, *arguments: Any, **fields: Any) -> LoggedModel:
-        """Return the model from the store after a flush, with the status that it gets once its files have arrived."""
+        """Return the model from the store after a flush, with the status that it gets after its uploads."""
         found: LoggedModel = self.__getattr__("get_logged_model")(model_id, *arguments, **fields)
         status = None if self.artifacts is None else self.artifacts.status_of(model_id)
         if status is not None:
@@ -477,7 +475,7 @@ class DurableStore(RedactingStore):
 
     @contextmanager
     def opening(self, run: Run) -> Iterator[None]:
-        """Answer for a run from memory inside the block, because the store has just been asked."""
+        """Answer requests for a run from memory inside the block, because it was just read from the store."""
         self.remember(run)
         self._just_read = run
         if self.skips_replayed:
@@ -488,11 +486,11 @@ class DurableStore(RedactingStore):
             self._just_read = None
 
     def remember(self, run: Run) -> None:
-        """Cache a run as another process has opened it, so that the store need not be asked."""
+        """Cache a run that another process has opened, so that the store is not asked for it."""
         self._known[run.info.run_id] = CachedRun(run)
 
     def _knows(self, run_id: str) -> CachedRun | None:
-        """Return the cached run, asking the store the first time; None if the store cannot be asked.
+        """Return the cached run, which is first read from the store; None if the store cannot be asked.
 
         Raises:
             MlflowException: the run does not exist, or is deleted.
@@ -503,7 +501,7 @@ class DurableStore(RedactingStore):
         except KeyError:
             mlflow_internals.check_run_id(run_id)
             if self._availability.is_cut:
-                return None  # do not wait: the store is asked once it is back
+                return None  # do not wait: the store is asked once it answers
             try:
                 self._require()
             except StoreUnavailableError:
@@ -511,25 +509,25 @@ class DurableStore(RedactingStore):
             known = self._known[run_id] = CachedRun(self._inner.get_run(self.real_id(run_id)))
         if known.is_deleted:
             self._require()
-            self._inner.log_batch(self.real_id(run_id), [], [], [])  # raises what MLflow raises
+            self._inner.log_batch(self.real_id(run_id), [], [], [])  # raises MLflow's error
         return known
 
     def _keep_change(self, run_id: str, known: CachedRun, param: Param) -> bool:
-        """Keep a changed parameter of a resumed run as a tag of the attempt; return False if that is not possible."""
+        """Record a changed parameter of a resumed run as a tag of the attempt; return False if that is not possible."""
         attempt = run_events.attempt_of(known.tags)
         name, value = claims.param_tag(attempt, param.key), claims.as_tag(param.value)
         if attempt == 1 or known.tags.get(name, value) != value:
             return False
         if name not in known.tags:
             self._write_tags(run_id, known, [RunTag(name, value)])
-        if not self._has_told_of_change:
-            self._has_told_of_change = True
-            text = "the parameter %s was %s in an earlier attempt, which stays; changed ones are tags, such as %s"
+        if not self._has_reported_change:
+            self._has_reported_change = True
+            text = "the parameter %s keeps its value %s from an earlier attempt; changed values are logged as tags (%s)"
             _report.warning(text, param.key, known.params[param.key], name)
         return True
 
     def _was_there(self, run_id: str, key: str, step: Any) -> bool:
-        """Tell whether an earlier attempt of the job has logged the metric at this step, or at a later one."""
+        """Return whether an earlier attempt of the job has logged the metric at this step or at a later one."""
         steps = self._replayed.get(run_id)
         if steps is None:
             steps = self._replayed[run_id] = self._earlier_steps(run_id)
@@ -544,13 +542,13 @@ class DurableStore(RedactingStore):
             self._require()
             run = self._inner.get_run(self.real_id(run_id))
         except Exception as error:
-            _report.warning("metrics that were there before are not skipped: %s", mask(with_kind(error)))
+            _report.warning("metrics of earlier attempts cannot be skipped: %s", mask(with_kind(error)))
             return {}
         claim = claims.latest_claim(run.data.params)
         return {} if claim is None else claims.steps_of(run, claim.at * 1000)
 
     def _refuse_change(self, run_id: str, param: Param, before: str, ask: Callable[[], object]) -> None:
-        """Make the store refuse the change in its own words; refuse it here if the store cannot be asked."""
+        """Make the store raise its own error for the change; raise one here if the store cannot be asked."""
         self.flush()
         try:
             self._require()
@@ -560,7 +558,7 @@ class DurableStore(RedactingStore):
         ask()
 
     def _write_metrics(self, bodies: list[str], fault: Exception | None) -> None:
-        """Write the good metrics, and raise the error of the first bad one."""
+        """Write the valid metrics, and raise the error of the first invalid one."""
         for body in bodies:
             self._writer.write(body)
         if fault is not None:

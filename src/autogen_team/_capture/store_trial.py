@@ -1,8 +1,8 @@
 """Checks of a store for `autogen-team doctor`: its version, its clock, and whether it keeps a metric and an artifact.
 
-A trial leaves as little behind as the store allows. Its artifact and its run are deleted; a store that MLflow opens
-directly deletes the run for good. A server has no request for that: the run stays among the deleted ones, with the tag
-`autogen_team.doctor`, until `mlflow gc` removes it.
+A trial leaves as little behind as the store allows. It deletes its artifact and its run; in a store that MLflow opens
+directly, it deletes the run permanently. A server has no request for that: the run stays among the deleted runs, with
+the tag `autogen_team.doctor`, until `mlflow gc` removes it.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ DEFAULT_EXPERIMENT = "0"
 _request: Callable[..., Any] = http_request
 _credentials_of: Callable[[str], Any] = get_default_host_creds
 _RESOLUTION = 2.0
-"""Seconds by which a Date header may be behind: it has whole seconds, and servers such as uvicorn update it once a
-second."""
+"""Seconds by which a Date header may lag: it has whole seconds, and servers such as uvicorn update it once a second."""
 _GRACE = 3.0
 """Seconds for cleaning up after a trial that took too long."""
 _FILE = "doctor.txt"
@@ -55,24 +54,24 @@ class Server:
     """HTTP status of the answer."""
     milliseconds: float
     ahead: tuple[float, float] | None
-    """Least and most seconds that the server's clock may be ahead of ours; None if the answer has no valid date."""
+    """Minimum and maximum lead of the server's clock over ours in seconds; None if the answer has no valid date."""
 
 
 @dataclass(slots=True)
 class Trial:
-    """Result of a test run that was created to see whether the store works."""
+    """Result of a test run that checks whether the store works."""
 
     store: str | None = None
-    """Why the store did not keep a metric; empty if it did, None if the trial did not get that far."""
+    """Reason why the store did not keep a metric; empty if it did, None if the trial ended before this check."""
     artifacts: str | None = None
     """The same for an artifact."""
     run_id: str = ""
     is_local: bool = False
     """Whether the artifacts of the run are in a folder of this machine."""
     is_deleted: bool = False
-    """Whether the run is deleted; a server may still keep it among the deleted ones."""
+    """Whether the run is deleted; a server may keep it among the deleted runs."""
     remains: str = ""
-    """What is left of the run; empty if nothing is."""
+    """Description of what is left of the run; empty if nothing is."""
     is_over: bool = False
 
 
@@ -100,7 +99,7 @@ def ask_server(uri: str, seconds: float) -> Server:
     """Ask an HTTP server for its version, with the password, token and certificates that MLflow would use.
 
     Raises:
-        Exception: the server does not answer; MLflow, requests and the operating system raise different ones.
+        Exception: the server does not answer; MLflow, requests and the operating system raise different classes.
 
     """
     ask = partial(_request, _credentials_of(uri), "/version", "GET", raise_on_status=False)
@@ -125,10 +124,10 @@ def _ahead(date: str | None, before: float, after: float) -> tuple[float, float]
 
 
 def schema(uri: str) -> tuple[str | None, str]:
-    """Return the schema revision of a database and the one that this MLflow expects.
+    """Return the schema revision of a database, and the revision that this MLflow expects.
 
-    The first is None if MLflow has no tables in the database. Call this before MLflow opens the database: MLflow
-    creates missing tables and alters old ones as soon as it does.
+    The first is None if MLflow has no tables in the database. Call this before MLflow opens the database, because
+    MLflow then creates missing tables and alters old ones.
     """
     import sqlalchemy
     from alembic.script import ScriptDirectory
@@ -146,17 +145,17 @@ def schema(uri: str) -> tuple[str | None, str]:
 
 
 def ask_registry(client: mlflow.MlflowClient, seconds: float) -> None:
-    """Ask for one registered model, to see whether the registry answers.
+    """Check that the registry answers, by asking for one registered model.
 
     Raises:
-        Exception: the registry does not answer, or refuses.
+        Exception: the registry does not answer, or rejects the request.
 
     """
     within(seconds, partial(client.search_registered_models, max_results=1), name="autogen-team-registry")
 
 
 def find_experiment(client: mlflow.MlflowClient, name: str, seconds: float) -> Experiment | None:
-    """Return the experiment of this name, deleted or not; None if there is none."""
+    """Return the experiment with this name, deleted or not; None if there is none."""
     return within(seconds, partial(client.get_experiment_by_name, name), name="autogen-team-experiment")
 
 
@@ -184,7 +183,7 @@ def try_out(client: mlflow.MlflowClient, experiment: Experiment, seconds: float)
         elif trial.artifacts is None:
             trial.artifacts = str(error)
         if trial.run_id and not trial.is_over:
-            trial.remains = f"the run {trial.run_id} could not be deleted in time, and remains"
+            trial.remains = f"the run {trial.run_id} could not be deleted in time and remains"
     except Exception as error:
         trial.store = first_line(error)
     return trial
@@ -194,7 +193,7 @@ def _try_out(client: mlflow.MlflowClient, experiment: Experiment, trial: Trial) 
     root = uris.local_place(experiment.artifact_location)
     made = [] if root is None else [path for path in (root, *root.parents) if not path.exists()]
     try:
-        tags = {TAG: "true", "mlflow.note.content": "Made by `autogen-team doctor`, and deleted by it."}
+        tags = {TAG: "true", "mlflow.note.content": "Created and deleted by `autogen-team doctor`."}
         run = client.create_run(experiment.experiment_id, run_name="autogen-team doctor", tags=tags)
         trial.run_id = run.info.run_id
         trial.is_local = uris.local_place(str(run.info.artifact_uri)) is not None
@@ -205,7 +204,7 @@ def _try_out(client: mlflow.MlflowClient, experiment: Experiment, trial: Trial) 
             trial.remains = _remove(client, run, trial)
     finally:
         for path in made:
-            with suppress(OSError):  # another process has put files into it by now
+            with suppress(OSError):  # another process has put files into it
                 path.rmdir()
         trial.is_over = True
 
@@ -230,7 +229,7 @@ def _check_artifact(client: mlflow.MlflowClient, run_id: str) -> str:
         target.mkdir()
         client.log_artifact(run_id, str(source))
         found = Path(client.download_artifacts(run_id, _FILE, str(target))).read_text()
-    return "" if found == _TEXT else "an artifact is read back as something else than was written"
+    return "" if found == _TEXT else "an artifact is read back with other content than was written"
 
 
 def _remove(client: mlflow.MlflowClient, run: Run, trial: Trial) -> str:
@@ -258,5 +257,5 @@ def _delete_artifacts(client: mlflow.MlflowClient, run: Run) -> str:
     folder = uris.local_place(str(run.info.artifact_uri))
     if folder is not None:
         with suppress(OSError):
-            folder.parent.rmdir()  # the run's folder; the file store keeps a file in it, and deletes it itself
+            folder.parent.rmdir()  # the run's folder; a file store keeps a file in it and deletes the folder itself
     return ""

@@ -1,7 +1,7 @@
-"""System metrics that are sampled outside of the job, and are those of its container and of its own GPUs.
+"""System metrics of the job's container and GPUs, sampled outside the job.
 
-MLflow starts a thread in the job for each run with system metrics. Its class is replaced by one that leaves the work to
-the process that ships the journal. Without a journal it is MLflow's thread, with our figures.
+MLflow starts a thread in the job for each run with system metrics. The class of this thread is replaced by one that
+leaves the work to the process that ships the journal. Without a journal, MLflow's thread runs, with our figures.
 """
 
 from __future__ import annotations
@@ -27,18 +27,21 @@ from autogen_team._ship.resources import Resources
 from autogen_team._ship.system_metrics import PREFIX, Order, variables_of
 
 _GPUS_OF_AMD = "pyrsmi"
-"""The library by which MLflow reads them; where it is installed, MLflow's own figures are kept."""
+"""The library that MLflow uses to read AMD GPUs; if it is installed, MLflow's own figures are kept."""
 _IN_EACH_SAMPLE = "system_memory_usage_percentage"
 
 
 def sample_outside() -> Undo:
-    """Replace MLflow's monitor until the returned function is called."""
+    """Replace MLflow's monitor of system metrics until the returned function is called."""
     return replace(system_metrics_monitor, "SystemMetricsMonitor", lambda _plain, _is_active: _Monitor)
 
 
 @contextmanager
 def sampling(run_id: str, *, is_wanted: bool | None) -> Iterator[None]:
-    """Sample for a run that another process has open; None defers to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING."""
+    """Sample system metrics inside the block for a run that another process has open.
+
+    If `is_wanted` is None, MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING decides.
+    """
     variables: Any = environment_variables
     if is_wanted or (is_wanted is None and variables.MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING.get()):
         monitor = _Monitor(run_id)
@@ -52,7 +55,7 @@ def sampling(run_id: str, *, is_wanted: bool | None) -> Iterator[None]:
 
 
 class _Monitor(SystemMetricsMonitor):
-    """What MLflow starts for a run, and stops at its end."""
+    """Monitor that MLflow starts for a run, and stops at the end of the run."""
 
     def __init__(
         self,
@@ -88,14 +91,14 @@ class _Monitor(SystemMetricsMonitor):
         )
 
     def start(self) -> None:
-        """Begin to log."""
+        """Start logging."""
         if self._working is None:
             super().start()  # type: ignore[no-untyped-call]
         else:
             self._working.shipper.sample(asdict(self._order))
 
     def finish(self) -> None:
-        """Log no more."""
+        """Stop logging."""
         if self._working is None:
             super().finish()  # type: ignore[no-untyped-call]
         else:
@@ -103,7 +106,7 @@ class _Monitor(SystemMetricsMonitor):
 
 
 class _Figures(BaseMetricsMonitor):
-    """Our figures in the place of MLflow's."""
+    """Our figures, in place of MLflow's."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -120,7 +123,7 @@ class _Figures(BaseMetricsMonitor):
 
 
 def _next_step(run_id: str, prefix: str, tracking_uri: str | None) -> int:
-    """Return the step at which a run that is resumed goes on."""
+    """Return the first step for the samples of a resumed run."""
     try:
         history = mlflow.MlflowClient(tracking_uri).get_metric_history(run_id, prefix + _IN_EACH_SAMPLE)
     except mlflow.MlflowException:

@@ -1,7 +1,7 @@
-"""Leaves the content out of traces: what models were asked and have answered, and what users have written.
+"""Removes the content of traces: the requests and answers of models, and the texts of users.
 
-Names, times, status, kinds, models, tokens, cost, and other numbers stay. Text is kept only under names that are known
-to hold none of the content, so an attribute that a later library adds is left out.
+Names, times, status, kinds, models, tokens, cost, and other numbers stay. Text is kept only in attributes that are
+known to hold no content, so an attribute that a later library adds is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _CONTENT_OF_INFO = frozenset({"mlflow.traceInputs", "mlflow.traceOutputs"})
 
 
 def of_span(span: dict[str, Any]) -> dict[str, Any]:
-    """Return a span without content; it has the form that `Span.to_dict` returns."""
+    """Return a span without content; spans have the form that `Span.to_dict` returns."""
     attributes = {name: value for name, value in span["attributes"].items() if _KEPT.match(name) or _is_number(value)}
     links = [{**link, "attributes": None} for link in span.get("links", ())]
     return {**span, "attributes": attributes, "events": [], "links": links, "status": {**span["status"], "message": ""}}

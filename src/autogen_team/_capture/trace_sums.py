@@ -1,4 +1,4 @@
-"""Sums of tokens and cost over the traces of each run, which become metrics of the run at its end."""
+"""Sums of tokens and cost over the traces of each run, logged as metrics of the run at its end."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _TOKENS, _COST, _RUN = "mlflow.trace.tokenUsage", "mlflow.trace.cost", "mlflow.s
 _SPAN_USAGE, _SPAN_COST = "mlflow.chat.tokenUsage", "mlflow.llm.cost"
 _MODEL, _PROVIDER = "mlflow.llm.model", "mlflow.llm.provider"
 _MOST_OPEN = 10_000
-"""Number of traces that may be under way; the spans of older ones are forgotten, and their cost is not summed."""
+"""Most open traces that are remembered; the spans of older ones are forgotten, and their cost is not summed."""
 _PRICED = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
 
 @dataclass(slots=True)
 class _Charge:
-    """What the call of a model has cost, or what it takes to find that out."""
+    """The cost of a model call, or the facts to compute it from."""
 
     cost: float | None
     model: str = ""
@@ -48,11 +48,11 @@ class _Sums:
 _lock = ForkSafeLock()
 _runs: dict[str, _Sums] = {}
 _open: OrderedDict[str, dict[str, tuple[str | None, _Charge | None]]] = OrderedDict()
-"""Spans of traces under way: parent and charge of each, by trace and span."""
+"""Parent and charge of each span in open traces, by trace id and span id."""
 
 
 def note_spans(spans: Sequence[Mapping[str, Any]]) -> None:
-    """Note the cost of spans, as `Span.to_dict` of MLflow returns them."""
+    """Record the cost of spans, which have the form that MLflow's `Span.to_dict` returns."""
     with _lock:
         for span in spans:
             of_trace = _open.setdefault(span["trace_id"], {})
@@ -85,7 +85,7 @@ def note_trace(info: TraceInfo) -> None:
 
 
 def pop(run_id: str) -> dict[str, float]:
-    """Return the sums of a run as metrics, and forget them; none if the run has no traces."""
+    """Return the sums of a run as metrics, and forget them; empty if the run has no traces."""
     with _lock:
         sums = _runs.pop(run_id, None)
     if sums is None:
@@ -101,14 +101,14 @@ def pop(run_id: str) -> dict[str, float]:
 
 
 def _id_of_spans(trace_id: str) -> str:
-    """Return the id of a trace as its spans have it."""
+    """Return the id of a trace in the form that its spans hold."""
     with suppress(ValueError):
         return base64.b64encode(bytes.fromhex(trace_id.removeprefix("tr-"))).decode()
     return ""
 
 
 def _topmost(spans: Mapping[str, tuple[str | None, _Charge | None]]) -> list[_Charge]:
-    """Return the charges of spans that are not below another one with a charge, whose own is the sum."""
+    """Return the charges of spans without a charged ancestor, whose charge includes theirs."""
     found = []
     for parent, charge in spans.values():
         if charge is None:
@@ -146,7 +146,7 @@ def _text(encoded: Any) -> str | None:
 
 
 def _price(model: str, tokens: Mapping[str, int], provider: str | None) -> float | None:
-    """Return the price of tokens in USD by MLflow's list, as its stores do; None if it does not know the model."""
+    """Return the price of tokens in USD from MLflow's price list, as its stores do; None for an unknown model."""
     with suppress(Exception):
         utils = importlib.import_module("mlflow.tracing.utils")
         find: Callable[..., Mapping[str, float] | None] = utils.calculate_cost_by_model_and_token_usage

@@ -1,13 +1,13 @@
-"""Traces on their way to a store: secrets are masked, and they go through the journal.
+"""Masks traces on their way to a store, and sends them through the journal.
 
 Every trace passes the methods of MLflow's tracing client that are tapped here: spans of `mlflow.start_span`, of
 autologging and of OpenTelemetry's own instrumentation, traces copied in by hand, and tags set later. MLflow documents
-another hook, `mlflow.tracing.configure(span_processors=...)`, which this module leaves to the job. Each call of it
-replaces the processors of the call before. It sees neither events nor tags. A span that a library opens through
-OpenTelemetry does not pass it.
+another hook, `mlflow.tracing.configure(span_processors=...)`, which this module leaves to the job. Each call replaces
+the processors of the previous call. The hook sees neither events nor tags, and no spans that a library opens through
+OpenTelemetry.
 
-MLflow calls these methods in a thread of its own, soon after a span has ended. Masking happens there, so the job's own
-thread pays only with its share of the interpreter. To do both before the span ends would cost the job's thread more
+MLflow calls these methods in its own thread, soon after a span has ended. Masking happens there, so it costs the job's
+thread only a share of the interpreter. Masking and journalling before the span ends would cost the job's thread more
 than MLflow itself does (see `benchmarks/bench_traces.py`).
 """
 
@@ -46,7 +46,7 @@ _HARMLESS = ("mlflow.trace_schema.version", "mlflow.sourceRun", "mlflow.modelId"
 _OF_ANY_SPAN = ("mlflow.traceRequestId", "mlflow.spanType")
 _DATABRICKS = "databricks"
 _SETTLING = 5.0
-"""Seconds that MLflow's threads have to export the spans that have ended."""
+"""Seconds that MLflow's threads have to export ended spans."""
 
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
@@ -56,11 +56,11 @@ _taps: Taps | None = None
 def start(masking: Masking, *, flush_timeout: float, outbox: Outbox | None = None) -> Undo:
     """Tap the traces; the returned function waits until they are in the journal, and removes the taps.
 
-    Spans go to the `outbox` too, if there is one, and to one only.
+    It waits at most `flush_timeout` seconds. Traces that a store without a journal has not accepted by then are
+    dropped, counted, and reported in one warning.
 
-    It waits at most `flush_timeout` seconds. Traces of a store without a journal that were not taken by then are given
-    up, counted, and reported in one warning. Several callers share the taps, and the last one to leave removes them.
-    The strictest masking that one of them wants holds for all traces.
+    Several callers share the taps, and the last one to leave removes them. The strictest masking of all callers applies
+    to all traces. Spans are also sent to the `outbox` of one caller, the latest that has one.
     """
     global _taps
     with _lock:
@@ -96,12 +96,12 @@ class _Masked:
     """A span without secrets."""
 
     data: dict[str, Any]
-    """It as `Span.to_dict` returns it."""
+    """The masked span in the form that `Span.to_dict` returns."""
     of: Span
     is_unchanged: bool = False
 
     def as_span(self) -> Span:
-        """Return it as a span of MLflow."""
+        """Return the masked span as an MLflow span."""
         return self.of if self.is_unchanged else mlflow_internals.span_of(self.data, like=self.of)
 
 
@@ -110,11 +110,11 @@ class Taps:
 
     def __init__(self) -> None:
         self.users: list[Masking] = []
-        """The masking that each of the users wants."""
+        """The masking that each user has chosen."""
         self.last: Masking = "off"
-        """The masking after the last user has left, while traces are still under way."""
+        """The masking for traces that are still being exported after the last user has left."""
         self.outboxes: list[Outbox] = []
-        """Where the users send spans besides the store; the latest gets them."""
+        """Outboxes of the users; spans go to the latest one, besides the store."""
         self.direct = direct_traces.DirectTraces()
         self._has_failed = False
         self.undo = mlflow_internals.tap_traces(
@@ -122,8 +122,8 @@ class Taps:
                 "start_trace": self._start_trace,
                 "log_spans": self._log_spans,
                 "set_trace_tag": self._set_trace_tag,
-                "get_trace": _once_it_has_left,
-                "get_trace_info": _once_it_has_left,
+                "get_trace": _after_export,
+                "get_trace_info": _after_export,
                 "_upload_trace_data": self._upload_trace_data,
                 "_upload_attachments": self._upload_attachments,
                 "link_prompt_versions_to_trace": self._link_prompts,
@@ -132,7 +132,7 @@ class Taps:
 
     @property
     def masking(self) -> Masking:
-        """The strictest masking that one of the users wants."""
+        """The strictest masking of all users."""
         users = self.users or [self.last]
         return "content" if "content" in users else "secrets" if "secrets" in users else "off"
 
@@ -145,7 +145,7 @@ class Taps:
         journal = _journal_of(client)
         if journal is None or not trace_info.experiment_id:
             return self.direct.start_trace(client, send, trace_info)
-        if journal.takes_spans:  # so a reader does not look for a file until they have arrived
+        if journal.takes_spans:  # so a reader does not look for a file before they are delivered
             trace_info = mlflow_internals.as_stored(trace_info)
         journal.log_trace(trace_info)
         return trace_info
@@ -198,7 +198,7 @@ class Taps:
     def _set_trace_tag(self, client: Any, send: Callable[..., Any], trace_id: str, key: str, value: Any) -> Any:
         if self.masking != "off":
             value = self._safely(partial(_masked_tag, key), value, lambda _: WITHHELD)
-        return send(client, trace_id, key, value)  # the job waits for this call, and gets its errors
+        return send(client, trace_id, key, value)  # the job waits for this call and gets its errors
 
     # Helpers
 
@@ -220,7 +220,7 @@ class Taps:
         except Exception as error:
             if not self._has_failed:
                 self._has_failed = True
-                text = "what a trace holds could not be searched for secrets, and is withheld: %s: %s"
+                text = "the content of a trace could not be searched for secrets and is withheld: %s: %s"
                 _report.warning(text, type(error).__name__, mask(str(error)))
         try:
             return bare(item)
@@ -238,21 +238,21 @@ class Taps:
         return _masked_info(trace_content.of_info(info) if self.masking == "content" else info)
 
 
-def _once_it_has_left(client: Any, send: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
-    """Read a trace that MLflow's threads still have once it has left them: until then, it lacks its spans."""
+def _after_export(client: Any, send: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
+    """Read a trace after MLflow's threads have exported it, because before that it lacks its spans."""
     mlflow_internals.settle_traces(_SETTLING)
     return send(client, *arguments, **fields)
 
 
 def _journal_of(client: Any) -> TraceJournal | None:
-    """Return the journal for the traces of a client of MLflow; None if its store has none."""
+    """Return the journal for the traces of an MLflow client; None if its store has none."""
     uri: str = client.tracking_uri
     found = None if uri.startswith(_DATABRICKS) else write_behind.of(uri)
     return None if found is None else found.store.traces
 
 
 def _bare_span(span: Span) -> _Masked:
-    """Return the span without anything that the job has put into it."""
+    """Return the span without any content from the job."""
     found = span.to_dict()
     kept = {name: found["attributes"][name] for name in _OF_ANY_SPAN if name in found["attributes"]}
     hidden = dict.fromkeys(("mlflow.spanInputs", "mlflow.spanOutputs"), f'"{WITHHELD}"')

@@ -6,7 +6,7 @@ from typing import Any
 
 
 class TransparentProxy:
-    """Forwards to `inner` whatever a subclass does not define, and passes `isinstance` checks as `inner` does."""
+    """Proxy that forwards all attributes that a subclass does not define, and passes `isinstance` checks as `inner`."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -16,6 +16,6 @@ class TransparentProxy:
         return type(self._inner)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_inner":  # a copy under construction has none yet
+        if name == "_inner":  # a copy under construction does not have it yet
             raise AttributeError(name)
         return getattr(self._inner, name)

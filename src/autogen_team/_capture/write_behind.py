@@ -27,8 +27,8 @@ from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.records import Entry
 
 _HANDOVER_TO_SERVER, _HANDOVER_TO_DATABASE = 1.0, 5.0
-"""Seconds that a journal is shipped by the job before the agent loads what it takes to do it: a client of 30 MB for a
-server, MLflow for a database. Shorter jobs end sooner without it."""
+"""Seconds that the job ships its journal before the agent loads its libraries and takes over: a client of 30 MB for a
+server, MLflow for a database. Shorter jobs end sooner without the agent."""
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
 _working: dict[str, WriteBehind] = {}
@@ -48,7 +48,7 @@ def start(
 ) -> Undo:
     """Log to the store of `uri` through a journal; the returned function delivers the journal and stops this.
 
-    Several callers for the same store share the journal, and the last one to leave ends it.
+    Several callers for the same store share the journal, and the last one to leave closes it.
     """
     key = mlflow_internals.identity(uri)
     with _lock, mlflow_internals.starting_stand_in():
@@ -81,7 +81,7 @@ def open_runs() -> dict[str, str]:
 
 
 def flush(timeout: float) -> bool:
-    """Deliver what was written up to now to each store, and return whether all of them have it."""
+    """Deliver everything written so far to each store, and return whether all stores have it."""
     deadline = time.monotonic() + timeout
     mlflow_internals.settle_traces(timeout)
     answers = [one.flush(max(0.0, deadline - time.monotonic())) for one in list(_working.values())]
@@ -89,7 +89,7 @@ def flush(timeout: float) -> bool:
 
 
 def await_files(source: str) -> None:
-    """Wait until the files of a model have arrived in their store; `source` is their address.
+    """Wait until the files of a model are uploaded; `source` is their URI.
 
     Raises:
         StoreUnavailableError: a store does not answer.
@@ -124,7 +124,7 @@ class WriteBehind:
         inner = mlflow_backend.plain_store(uri)
         self._plain_store = inner
         self._roots: dict[str, str] = {}
-        """Addresses of the artifacts of runs that were begun while the store was out of reach, by their local ids."""
+        """Artifact URIs of runs that began while the store was unreachable, by local run id."""
         availability = self._availability = Availability(uri, connect_timeout)
         self.journal = Journal(state, uri=mask_url(uri))
         backend = mlflow_backend.of(inner, uri)
@@ -161,7 +161,7 @@ class WriteBehind:
         util.register_after_fork(self, WriteBehind._close_with_child)
 
     def after_fork(self) -> None:
-        """Leave the parent's journal to the parent; this process has its own from its first entry on."""
+        """Leave the parent's journal to the parent; this process gets its own with its first entry."""
         self._availability.after_fork()
         self._agent.after_fork()
         self.journal.after_fork()
@@ -170,7 +170,7 @@ class WriteBehind:
         self.artifacts.after_fork()
 
     def flush(self, timeout: float) -> bool:
-        """Deliver what was written up to now, and return whether the store has it; a failed attempt ends the wait."""
+        """Deliver everything written so far, and return whether the store has it; a failed attempt ends the wait."""
         deadline = time.monotonic() + timeout
         is_delivered = self.shipper.flush(timeout, give_up_when_cut=True)
         return self.artifacts.flush(max(0.0, deadline - time.monotonic()), give_up_when_cut=True) and is_delivered
@@ -178,7 +178,7 @@ class WriteBehind:
     def close(self) -> None:
         """Stop replacing the store, and deliver the rest within at most `flush_timeout` seconds."""
         try:
-            self._undo.close()  # first, so that other threads of the job write to the store itself from now on
+            self._undo.close()  # first, so that other threads of the job now write to the store itself
         finally:
             self._end(self._flush_timeout)
 
@@ -195,7 +195,7 @@ class WriteBehind:
             finally:
                 is_known = self._agent.dismiss()
         if left is not None:
-            entries = self.journal.number - self.journal.acked - 1  # the last one says that the journal is closed
+            entries = self.journal.number - self.journal.acked - 1  # the last entry records that the journal is closed
             uploads = spool.waiting(left)
             _report.error(
                 "%s for the MLflow store at %s were not delivered within %g s; they wait in %s. "
@@ -211,13 +211,13 @@ class WriteBehind:
             _report.error(text, self.shipper.lost, mask_url(self.uri))
 
     def _close_with_child(self) -> None:
-        """Make a child of multiprocessing deliver before it exits, which it does without calling exit handlers."""
+        """Make a multiprocessing child deliver before it exits, because it calls no exit handlers."""
         util.Finalize(self, self._finish, exitpriority=0)
 
     def _finish(self) -> None:
         if self.journal.folder is not None and os.getpid() != self._owner:
-            # Do not wait for a store that is out of reach: the parent may be waiting for this child. Do wait for a
-            # store that is only busy because all children end at once.
+            # Do not wait for an unreachable store: the parent may be waiting for this child. Do wait for a store that
+            # is only busy because all children end at once.
             deadline = time.monotonic() + self._flush_timeout
             is_there = self.flush(self._flush_timeout) or self._availability.answers()
             self._end(max(0.0, deadline - time.monotonic()) if is_there else 0.0)
@@ -232,11 +232,11 @@ class WriteBehind:
         info = self.store.info_of(local)
         if info is not None:
             link = ui_url.of_run(self.uri, info.experiment_id, real)
-            text = "the run %s, begun as %s while its store was out of reach, is %s there%s"
+            text = "the run %s, which began as %s while its store was unreachable, has the id %s there%s"
             _report.warning(text, info.run_name, local, real, f": {link}" if link else "")
 
     def _for_agent(self) -> Message | None:
-        """Return what the agent needs to reach the store; None if it cannot, as MLflow alone knows the way there."""
+        """Return the agent's access data for the store; None if only MLflow can reach the store."""
         if self.uri.startswith(("http://", "https://")):
             login = mlflow_backend.login_of(self.uri)
             return None if login is None else {"state": str(self.state), "rest": login}
@@ -249,7 +249,7 @@ class WriteBehind:
         files.bring(mlflow_backend.client(self.uri, self.uri), self.journal.folder, entry)
 
     def _real_root(self, run_id: str) -> str | None:
-        """Return the address of the artifacts of a run; None if the store has yet to create it, or is away."""
+        """Return the artifact URI of a run; None if the store has not created the run yet, or does not answer."""
         if run_id not in self._roots and not self.store.is_to_be_made(run_id):
             with suppress(Exception):
                 self._roots[run_id] = files.root_of(self._plain_store, self.store.real_id(run_id), self.uri)

@@ -1,1 +1,1 @@
-"""Data waiting on disk: the journals of processes, their records and readers. Nothing here loads MLflow."""
+"""Data that waits on disk: journals, their records and readers, and files to upload. Never imports MLflow."""

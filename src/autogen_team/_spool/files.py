@@ -1,9 +1,9 @@
-"""Files that wait beside a journal until they are uploaded; nothing here loads MLflow.
+"""Files that wait beside a journal for their upload; this module does not import MLflow.
 
-Each call that logs files makes one folder, `<journal>/files/<number>-<bytes>`, with what was logged in `content/` and
-where it goes in `order.json`. The folder is renamed to this name once it is complete, so files are here before the call
-returns, and half of them are never taken for all. `.own` at the end of the name marks small ones, which the job uploads
-itself; the agent's uploader takes the others. A file that has arrived is removed, and the folder with its last file.
+Each call that logs files creates one folder, `<journal>/files/<number>-<bytes>`. It holds the files in `content/` and
+their destination in `order.json`. The folder gets this name when it is complete: the files are in place before the call
+returns, and a reader never sees a part of them. The suffix `.own` marks small uploads, which the job does itself; the
+agent's uploader does the others. An uploaded file is removed, and the folder with its last file.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ _OWN, _PART, _NOTE = ".own", ".part", ".note"
 
 @dataclass(frozen=True)
 class Waiting:
-    """Files that one call has logged."""
+    """Files of one logging call that wait for their upload."""
 
     place: Path
     number: int
     size: int
-    """Bytes when they were logged."""
+    """Total bytes of the files at the time of the call."""
     is_own: bool
-    """Whether the job uploads them itself, unless it dies."""
+    """Whether the job itself uploads the files, as long as it lives."""
 
     @cached_property
     def order(self) -> dict[str, Any]:
-        """Where the files go: `root`, the address of the run's or model's artifacts, and `path`, a folder there.
+        """Destination of the files: `root`, the URI of the run's or model's artifacts, and `path`, a folder below it.
 
-        Or, without files, the `status` that a `model` gets once the files before have arrived.
+        An order without files holds the `status` to set on a `model` after the uploads before it.
 
         Raises:
-            FileNotFoundError: they have been uploaded meanwhile.
+            FileNotFoundError: the files have been uploaded in the meantime.
 
         """
         found: dict[str, Any] = orjson.loads((self.place / _ORDER).read_bytes())
@@ -58,7 +58,7 @@ class Waiting:
         return self.place / _CONTENT
 
     def files(self) -> list[str]:
-        """Return the paths of the files that have not arrived yet, relative to `content`, with slashes."""
+        """Return the paths of the files that are not uploaded yet, relative to `content`, with forward slashes."""
         found = []
         for folder, _, names in os.walk(self.content):
             inner = Path(folder).relative_to(self.content)
@@ -67,33 +67,33 @@ class Waiting:
 
     @cached_property
     def targets(self) -> frozenset[str]:
-        """The addresses of the files, as they were when this was asked first; for a status, that of the model."""
+        """Destination URIs of the files, as of the first access; for a status, the URI of the model."""
         if "status" in self.order:
             return frozenset({self.order["root"]})
         root = posixpath.join(self.order["root"].rstrip("/"), self.order.get("path") or "").rstrip("/")
         return frozenset(f"{root}/{name}" for name in self.files())
 
     def remove(self) -> None:
-        """Remove what is left."""
+        """Remove the folder and the files left in it."""
         gone = self.place.with_name(self.place.name + _PART)
         with suppress(FileNotFoundError):
-            self.place.rename(gone)  # in one step, so that a reader sees all of it or nothing
+            self.place.rename(gone)  # in one step, so a reader sees all of the folder or nothing
             shutil.rmtree(gone, ignore_errors=True)
 
 
 def folder_of(journal_folder: Path) -> Path:
-    """Return the folder with all files that wait beside a journal; it need not exist."""
+    """Return the folder for the files that wait beside a journal; it may not exist."""
     return journal_folder / _FOLDER
 
 
 def put(journal_folder: Path, number: int, source: Path, order: dict[str, Any], *, own_below: int) -> Waiting | None:
-    """Copy a file, or the content of a folder, so that it waits; return None if the folder has no files.
+    """Copy a file, or the content of a folder, for a later upload; return None if the folder has no files.
 
-    Where the file system can, the copy shares its blocks with the original until one of them is changed. It is the
-    job's own if it has fewer bytes than `own_below`.
+    Where the file system supports it, the copy shares its blocks with the original until one of the two changes. The
+    job itself uploads a copy of fewer than `own_below` bytes.
 
     Raises:
-        OSError: the source cannot be read, or the copy not be written.
+        OSError: the source cannot be read, or the copy cannot be written.
         UnicodeEncodeError: the name of a file is not valid UTF-8.
 
     """
@@ -115,10 +115,10 @@ def put(journal_folder: Path, number: int, source: Path, order: dict[str, Any], 
 
 
 def put_status(journal_folder: Path, number: int, order: dict[str, Any], *, is_own: bool) -> None:
-    """Note the `status` that the model of an order gets once the files before have arrived.
+    """Record the `status` to set on the model of an order after the uploads before it.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the order cannot be written.
 
     """
     part = private_folder(folder_of(journal_folder)) / f"{number:06d}{_PART}"
@@ -128,12 +128,12 @@ def put_status(journal_folder: Path, number: int, order: dict[str, Any], *, is_o
 
 
 def _copy_all(source: Path, content: Path) -> int | None:
-    """Copy, and return the number of bytes; None for a folder without files."""
+    """Copy a file or a folder, and return its size in bytes; None for a folder without files."""
     if not source.is_dir():
         content.mkdir(mode=0o700)
         return _copy(source, content / source.name)
     size = None
-    for folder, _, names in os.walk(source):  # as MLflow does: links to folders are not followed
+    for folder, _, names in os.walk(source):  # like MLflow, do not follow links to folders
         for name in names:
             target = content / Path(folder).relative_to(source) / name
             private_folder(target.parent)
@@ -142,19 +142,19 @@ def _copy_all(source: Path, content: Path) -> int | None:
 
 
 def _copy(source: Path, target: Path) -> int:
-    target.name.encode()  # a name that is not text cannot be sent, so the error is raised now
+    target.name.encode()  # raise now: a name that is not valid UTF-8 cannot be uploaded
     with source.open("rb", buffering=0) as read, open_private(target, "wb") as written:
-        with suppress(OSError, AttributeError):  # on an old kernel from one file system to another, or macOS
-            # Shares the blocks where the file system can. `shutil.copyfile` would open the new file once more, and
-            # ext4 then writes all of it to the disk before it is closed, which takes twice as long.
+        with suppress(OSError, AttributeError):  # an old kernel, between file systems; macOS
+            # Share the blocks where the file system supports it. `shutil.copyfile` would reopen the new file. ext4
+            # would then write all of it to the disk before it is closed, which takes twice as long.
             while os.copy_file_range(read.fileno(), written.fileno(), 2**30):
                 pass
-        shutil.copyfileobj(read, written, 2**20)  # what is left
+        shutil.copyfileobj(read, written, 2**20)  # the rest
         return os.fstat(written.fileno()).st_size
 
 
 def waiting(journal_folder: Path) -> list[Waiting]:
-    """Return what waits beside a journal, in the order in which it was logged."""
+    """Return the uploads that wait beside a journal, in the order of the calls that logged them."""
     found = []
     with suppress(FileNotFoundError), os.scandir(folder_of(journal_folder)) as entries:
         for entry in entries:
@@ -166,20 +166,20 @@ def waiting(journal_folder: Path) -> list[Waiting]:
 
 
 def beside_all(journals: Path) -> Iterator[Waiting]:
-    """Yield what waits beside all journals of a folder."""
+    """Yield the uploads that wait beside all journals of a folder."""
     with suppress(FileNotFoundError):
         for path in journals.iterdir():
             yield from waiting(path)
 
 
 def note(journal_folder: Path, text: str) -> None:
-    """Leave a text for the job, which logs it: another process uploads its files, and has no log."""
+    """Leave a message for the job to log, because the agent's uploader has no log of its own."""
     with suppress(OSError):
         (folder_of(journal_folder) / f"{time.time_ns()}{_NOTE}").write_text(text, encoding="utf-8")
 
 
 def notes(journal_folder: Path) -> Iterator[str]:
-    """Yield the texts that were left for the job, and remove them."""
+    """Yield the messages left for the job, and remove them."""
     for path in sorted(folder_of(journal_folder).glob(f"*{_NOTE}")):
         with suppress(OSError):
             text = path.read_text(encoding="utf-8")
@@ -188,13 +188,13 @@ def notes(journal_folder: Path) -> Iterator[str]:
 
 
 def note_rate(journal_folder: Path, rate: float) -> None:
-    """Note how fast the files of a journal are uploaded, in bytes per second."""
+    """Record the upload rate of a journal's files, in bytes per second."""
     with suppress(OSError):
         (folder_of(journal_folder) / _RATE).write_text(f"{rate:.0f}", encoding="utf-8")
 
 
 def rate(journal_folder: Path) -> float | None:
-    """Return how fast the files of a journal were uploaded last, in bytes per second; None if none has been."""
+    """Return the last upload rate of a journal's files, in bytes per second; None before the first upload."""
     with suppress(OSError, ValueError):
         return float((folder_of(journal_folder) / _RATE).read_text(encoding="utf-8")) or None
     return None

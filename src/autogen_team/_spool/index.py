@@ -1,9 +1,9 @@
 """List the journals in a state folder, their processes and waiting entries; does not import MLflow.
 
 A process is alive if its id and start time are those in the journal, or if it holds the lock of the journal. The same
-boot id means the same machine, whatever host name a container has. A journal of another machine that shares the state
-folder is judged by that machine only, unless the caller says that the machine is gone. A process that recovers a
-journal holds the lock too, and has written its own id and host into it.
+boot id means the same machine, whatever host name a container has. In a state folder shared by machines, only the
+machine of a journal judges its process, unless the caller says that the machine is gone. A process that recovers a
+journal holds its lock too, and has written its own id and host into it.
 """
 
 from __future__ import annotations
@@ -59,11 +59,11 @@ class Found:
     file_bytes: int = 0
     """Bytes of these files."""
     upload_rate: float | None = None
-    """Bytes per second at which files were uploaded last; None if none has been."""
+    """Last upload rate in bytes per second; None before the first upload."""
 
     @property
     def waits(self) -> str:
-        """What waits, in words, and how long the upload of the files takes at the present rate."""
+        """Waiting entries and uploads, in words, with the upload time at the last rate."""
         found = in_words(self.waiting, self.files, self.file_bytes)
         if self.file_bytes and self.upload_rate:
             found += f", {durations.duration(self.file_bytes / self.upload_rate)} at {sizes.show(self.upload_rate)}/s"
@@ -71,7 +71,7 @@ class Found:
 
 
 def in_words(entries: int, uploads: int, size: int) -> str:
-    """Return what waits: entries of a journal, and uploads of files with their size in bytes.
+    """Return a text for the waiting entries and uploads; `size` is the bytes of all uploads.
 
     >>> in_words(3, 0, 0), in_words(1, 2, 1_200_000), in_words(0, 1, 10)
     ('3 entries', '1 entry and 2 uploads (1.2 MB)', '1 upload (10 B)')
@@ -82,10 +82,10 @@ def in_words(entries: int, uploads: int, size: int) -> str:
 
 
 def find(state: Path, hosts: Collection[str] = (), *, held: bool = True) -> list[Found]:
-    """Return the journals of all processes, by the time of the last write; those of `hosts` are judged here too.
+    """Return the journals of all processes, ordered by last write; journals of `hosts` are judged here too.
 
-    Without `held`, a journal whose lock another process holds is skipped without being read. Otherwise each of 200
-    workers that start, and look for dead processes, would read the journals of all others.
+    With `held=False`, journals locked by another process are skipped without being read. Otherwise each of 200 starting
+    workers, which look for dead processes, would read the journals of all others.
     """
     folders = [path for path in journal.folder_of(state).glob("*") if path.is_dir() and (held or not _is_held(path))]
     found = [look(folder, hosts) for folder in folders]
@@ -120,7 +120,7 @@ def _is_begun(segment: Path) -> bool:
 
 def look(folder: Path, hosts: Collection[str] = ()) -> Found | None:
     """Return the description of a journal; None if it has no header or has been removed."""
-    with suppress(FileNotFoundError):  # its process, or a process that has recovered it, may remove it at this moment
+    with suppress(FileNotFoundError):  # its process, or a process that recovers it, may be removing it
         return _look(folder, hosts)
     return None
 
@@ -131,7 +131,7 @@ def _look(folder: Path, hosts: Collection[str]) -> Found | None:
     if header is None:
         return None
     is_newer = header["version"] > VERSION
-    if is_newer:  # only the fields about its process and store are the same in every format
+    if is_newer:  # only the header fields about process and store are the same in every format
         entries = []
     acked = reader.acked(folder)
     waiting = [entry for entry in entries if entry["n"] > acked and entry["op"] not in NOTES]
@@ -177,11 +177,13 @@ def _state(folder: Path, header: Entry, hosts: Collection[str], *, is_closed: bo
         return "dead", f"process {pid} ended normally with undelivered entries"
     if not is_here:
         return "dead", f"process {pid} on {header['host']} holds no lock"
-    return "dead", f"there is no process {pid}" if started is None else f"process {pid} is a different process now"
+    if started is None:
+        return "dead", f"there is no process {pid}"
+    return "dead", f"process id {pid} belongs to a different process now"
 
 
 def open_runs(entries: list[Entry]) -> dict[str, Entry]:
-    """Return the runs that were opened and not closed, by id, with what was recorded about each.
+    """Return the recorded facts about each run that was opened and not closed, by run id.
 
     The result is empty if the process ended normally: runs that it left open stay open, as in plain MLflow.
     """

@@ -36,7 +36,7 @@ from autogen_team._spool.wakeup import Wakeup
 SEGMENT = 2**20
 """Bytes of a segment; a longer entry gets a segment of its own size."""
 _RETRY = 1.0
-"""Seconds before the creation of a segment is tried again after it has failed."""
+"""Seconds between a failed creation of a segment and the next attempt."""
 
 _report = logging.getLogger("autogen_team")
 
@@ -59,7 +59,7 @@ def boot_id() -> str:
 
 
 def started_at(pid: int) -> float | None:
-    """Return the start of the process, to distinguish it from a later one with its id; None if it does not exist.
+    """Return the start time of a process, to tell it from a later process with the same id; None if it does not exist.
 
     The unit is the system's own: on Linux, ticks since boot, which clock changes do not affect. A zombie (dead, but its
     parent has not waited for it yet) does not count as existing.
@@ -79,7 +79,7 @@ def started_at(pid: int) -> float | None:
 
 
 def is_stopped(pid: int) -> bool:
-    """Tell whether a process is stopped by a signal, or by a debugger."""
+    """Return whether a signal or a debugger has stopped a process."""
     with suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "Tt"
     return False
@@ -88,7 +88,7 @@ def is_stopped(pid: int) -> bool:
 class Journal:
     """The journal of this process; safe to use from any thread, in a signal handler, and after a fork.
 
-    Nothing is on disk before the first entry. A forked child has a journal of its own from its first entry on.
+    Nothing is on disk before the first entry. A forked child gets its own journal with its first entry.
     """
 
     def __init__(self, state: Path, *, uri: str) -> None:
@@ -133,7 +133,7 @@ class Journal:
 
         """
         with self._lock:
-            if self._writing:  # in a signal handler: the code that it interrupts writes the entry in a moment
+            if self._writing:  # in a signal handler: the interrupted call writes the entry
                 self._interrupting.append(body)
                 return self.number + 1 + len(self._interrupting)
             self._writing = True
@@ -156,7 +156,7 @@ class Journal:
         """Return the folder; create it and its first segment if they do not exist yet.
 
         Raises:
-            JournalError: they cannot be created.
+            JournalError: the folder or the segment cannot be created.
 
         """
         with self._lock:
@@ -166,14 +166,14 @@ class Journal:
             return self.folder
 
     def run_opening(self, mark: str, experiment_id: str) -> None:
-        """Record that a run is about to be created, whose tag will hold `mark`."""
+        """Record that a run with the tag value `mark` is about to be created."""
         self._opening[mark] = experiment_id
         self.append(records.body("opening", mark=mark, experiment=experiment_id))
 
     def run_opened(self, run_id: str, *, mark: str | None, name: str, experiment: str, attempt: int = 1) -> None:
         """Record that this process has the run open, so that another process can close it if this one dies.
 
-        `attempt` tells which start of its job this is; the run of a later start is not closed.
+        `attempt` is the number of this start of the job. A run that belongs to a later start is not closed.
         """
         if mark is not None:
             self._opening.pop(mark, None)
@@ -197,11 +197,11 @@ class Journal:
         return list(self._open)
 
     def open_attempts(self) -> dict[str, int]:
-        """Return which start of its job each of these runs is in."""
+        """Return the attempt number of each open run, by run id."""
         return {run_id: about.get("attempt", 1) for run_id, about in list(self._open.items())}
 
     def wait(self, timeout: float | None) -> None:
-        """Return once there is an entry since the last call, or after `timeout` seconds; for a single reader."""
+        """Wait for an entry written since the last call, at most `timeout` seconds; for a single reader."""
         self._more.wait(timeout)
         self._is_read = True
 
@@ -237,10 +237,10 @@ class Journal:
                 os.close(descriptor)
 
     def close(self) -> Path | None:
-        """Stop writing, and remove the folder unless it holds entries that the store has not accepted, or files.
+        """Stop writing, and remove the folder unless it holds undelivered entries or files.
 
         Returns:
-            The folder if it holds something that waits, else None.
+            The folder if it was kept, else None.
 
         """
         with self._lock:
@@ -284,7 +284,7 @@ class Journal:
         self._position = end
 
     def _count_interrupted(self) -> None:
-        """Count the line of a write that an exception of a signal handler interrupted: it may have been shipped."""
+        """Count a line whose write an exception in a signal handler interrupted: it may have been shipped."""
         assert self._map is not None
         self._position = self._map.find(b"\n", self._position) + 1
         self.number += 1
@@ -365,9 +365,9 @@ class Journal:
 def take_lock(folder: Path) -> int | None:
     """Take the lock of a journal and return its descriptor; None if another process holds it.
 
-    The lock belongs to the process: a forked child does not hold it, and it ends with the process, however that ends.
-    Two threads would both get it, and the first to close any descriptor of the file would release it for both.
-    `take_over` prevents that.
+    The lock belongs to the process: a forked child does not hold it, and it is released however the process ends. Two
+    threads would both get it, and the first to close any descriptor of the file would release it for both. `take_over`
+    prevents that.
     """
     descriptor = os.open(folder / "lock", os.O_CREAT | os.O_RDWR, 0o600)
     if os.name == "posix" and _is_held(descriptor, os.F_TLOCK):
@@ -427,7 +427,7 @@ def take_over(folder: Path) -> int | None:
 
 
 def give_back(folder: Path, lock: int) -> None:
-    """Release a journal that this process has taken over, so that others can recover the rest."""
+    """Release a journal that this process has taken over, so that other processes can recover the rest."""
     with _taking:
         _taken_over.discard(folder)
         os.close(lock)

@@ -1,4 +1,4 @@
-"""Reads a journal: every complete entry, in order and once, even from damaged files."""
+"""Reads a journal: each complete entry once and in order, even from damaged files."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ def _whole(data: bytes) -> Iterator[Entry]:
 class Follower:
     """Reads a journal while this or another process writes it.
 
-    It holds the current segment open, so that removing files from the folder takes nothing from it.
+    It keeps the current segment open, so that it can finish reading a segment that was removed.
     """
 
     def __init__(self, folder: Callable[[], Path | None], after: int = 0) -> None:
-        """Read the entries after the number `after` in the folder that `folder` returns, once there is one."""
+        """Start after entry number `after`; `folder` returns None until the journal's folder exists."""
         self._folder = folder
         self._path: Path | None = None
         self._descriptor: int | None = None
@@ -102,9 +102,9 @@ class Follower:
         """Whether the last call of `read` left entries for the next one."""
 
     def read(self, limit: int) -> list[Entry]:
-        """Return the next entries, about `limit` bytes of them; an empty list if there are none yet."""
+        """Return about `limit` bytes of the next entries; an empty list if there are none yet."""
         while True:
-            following = self._following()  # asked before the read: a segment that has a successor is complete
+            following = self._following()  # looked up before the read: a segment with a successor is complete
             found, used = self._entries(limit, is_complete=following is not None)
             if found or (not used and following is None):
                 return found
@@ -128,11 +128,11 @@ class Follower:
     def _open(self, path: Path) -> None:
         self.close()
         self._path, self._offset, self._suspect = path, 0, -1
-        with suppress(FileNotFoundError):  # all its entries were accepted, and it has been removed since
+        with suppress(FileNotFoundError):  # removed since, because the store has accepted all its entries
             self._descriptor = os.open(path, os.O_RDONLY)
 
     def _entries(self, limit: int, *, is_complete: bool) -> tuple[list[Entry], int]:
-        """Return the next entries of the current segment, and how many bytes of it were read for them."""
+        """Return the next entries of the current segment, and the number of bytes read for them."""
         if self._descriptor is None:
             return [], 0
         data = os.pread(self._descriptor, limit, self._offset)
@@ -151,7 +151,7 @@ class Follower:
             used += len(line) + 1
             entry = records.parse(line)
             if entry is None:
-                self.number += is_whole  # it was written as an entry, and cannot be read as one
+                self.number += is_whole  # an intact line took a number, even if it does not parse
             elif entry["n"] > self.number:
                 self.number = entry["n"]
                 found.append(entry)
@@ -159,6 +159,6 @@ class Follower:
         return found, used
 
     def _is_broken(self, place: int, later: list[bytes]) -> bool:
-        """Return whether an incomplete line is final; at first, it may have been read while it was being written."""
+        """Return whether a torn line stays torn: it was torn at the last read too, and intact lines follow."""
         was_seen, self._suspect = self._suspect == place, place
         return was_seen and any(map(records.is_whole, later))

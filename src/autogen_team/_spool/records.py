@@ -1,8 +1,8 @@
 """The lines of a journal: one entry a line, each a JSON object with its own checksum.
 
 A line is ``{"crc":"1c291ca3","n":17,"op":"metrics",...}``: the CRC-32 of everything after it up to the end of the line,
-the number of the entry, the operation, and its fields. A torn or foreign line fails the check and is skipped. An entry
-that is read twice has a number that was read before. docs/journal.md describes every operation.
+the number of the entry, the operation, and its fields. A torn or foreign line fails the check and is skipped. A reader
+recognizes a repeated entry by its number. docs/journal.md describes every operation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Entry: TypeAlias = dict[str, Any]
 _START = b'{"crc":"'
 _PROVEN_FROM = len(_START) + 8 + 2
 _NOT_FINITE = {"nan": '"NaN"', "inf": '"Infinity"', "-inf": '"-Infinity"'}
-"""JSON lacks these numbers; protocol buffers, and so MLflow's servers, use these words."""
+"""JSON for the numbers that JSON lacks, in the form of protocol buffers, which MLflow's servers use."""
 
 
 def line(number: int, body: str) -> bytes:
@@ -62,8 +62,8 @@ def body(op: str, **fields: Any) -> str:
 def metrics_body(run_id: str, timestamp: float, step: float, pairs: str, more: str = "") -> str:
     """Return the body of an entry for metrics that share run, time (milliseconds since 1970) and step.
 
-    It is called for every metric, so it costs only a tenth of `body`. `pairs` are results of `pair`, joined by commas;
-    `more` is the result of `metric_extras`.
+    It is called for every metric, so it takes only a tenth of the time of `body`. `pairs` are results of `pair`, joined
+    by commas; `more` is the result of `metric_extras`.
     """
     return f'"op":"metrics","run":"{run_id}","t":{timestamp},"step":{step},{more}"values":{{{pairs}}}}}'
 
@@ -87,5 +87,5 @@ def metric_extras(model_id: str | None, dataset_name: str | None, dataset_digest
 
 
 def values_of(entry: Mapping[str, Any]) -> Iterable[tuple[str, float]]:
-    """Return the keys of a metrics entry with their values, which are floats again."""
+    """Return the keys of a metrics entry with their values as floats."""
     return ((key, float(value)) for key, value in entry["values"].items())

@@ -7,7 +7,7 @@ from queue import Empty, SimpleQueue
 
 
 class Wakeup:
-    """An event for one waiter, which each wait consumes.
+    """An event for one waiting thread; each wait consumes the event.
 
     If a signal handler interrupts `threading.Event.set` and calls it again, it deadlocks on the event's lock. The
     `put` of this queue is documented to be reentrant.

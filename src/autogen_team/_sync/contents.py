@@ -21,10 +21,10 @@ from autogen_team._sync.traces import Traces
 COPIED = "autogen_team.copied"
 """Tag of a complete copy: the end of the run in the source, in milliseconds since the epoch, or `unknown`."""
 
-_NOT_AS_THEY_ARE = frozenset(
+_SET_BY_COPY = frozenset(
     {COPIED_FROM, COPIED, COPIED_CONTENT, mlflow_tags.MLFLOW_PARENT_RUN_ID, mlflow_tags.MLFLOW_RUN_NAME}
 )
-"""Tags that are set when a copy begins or ends. The source may be the target of another copy, and have its own."""
+"""Tags that a copy sets when it begins or ends. If the source is the target of another copy, it has its own values."""
 _LARGEST_REQUEST = int(0.9 * validation.MAX_BATCH_LOG_REQUEST_SIZE)
 
 
@@ -48,18 +48,18 @@ class Contents:
         self._models = models
         self._traces = traces
         self._relink = relink
-        """`Registry.relink`."""
+        """The method `Registry.relink`."""
         self._owner = owner
         self._runs = runs
-        """Ids of all runs that are copied."""
+        """Ids of all runs to copy."""
         self._begun = begun
-        """Ids of copies that were created just now: they are empty, and need not be read."""
+        """Ids of the copies that this pass has created; they are empty, so they are not read."""
         self._counted: dict[str, int] | None = None
         """Number of metric points by run id, if the source is a database."""
         self._has_counted = False
 
     def count(self, run: Run, findings: Findings) -> Counts:
-        """Return how much a run holds."""
+        """Return the counts of a run's content."""
         client, run_id = self._source.client, run.info.run_id
         models = self._models.made_by(run_id)
         places = [run.info.artifact_uri or "", *(model.artifact_location for model in models)]
@@ -82,7 +82,7 @@ class Contents:
     def digest(self, run: Run) -> str:
         """Return a digest that changes when anything is added to a run, without reading whole metrics or files.
 
-        On a server only the latest value of each metric counts, because its history would cost a request.
+        On a server, only the latest value of each metric counts, because each history would take a request.
         """
         run_id = run.info.run_id
         models = sorted(self._models.made_by(run_id), key=lambda model: model.model_id)
@@ -110,7 +110,7 @@ class Contents:
         return hashlib.sha256(repr(found).encode(errors="surrogatepass")).hexdigest()[:16]
 
     def _points(self, run: Run) -> int:
-        """Return the number of metric points of a run; 0 if the source is a server, which would have to be asked."""
+        """Return the number of metric points of a run; 0 if the source is a server, because a count takes requests."""
         if self._source.folder is None:
             return 0
         if not self._has_counted:
@@ -122,7 +122,7 @@ class Contents:
         return sum(len(history(run.info.run_id, key)) for key in run.data.metrics)
 
     def send(self, run: Run, copy: Run, findings: Findings, tell: Tell) -> Counts:
-        """Send what the copy lacks, and return how much that was."""
+        """Send the content that the copy lacks, and return its counts."""
         copy_id, there = copy.info.run_id, copy.data
         send = partial(self._send, copy_id, findings)
         params = send("params", (Param(*item) for item in run.data.params.items() if item[0] not in there.params))
@@ -154,9 +154,9 @@ class Contents:
         for key, value in run.data.tags.items():
             if key == mlflow_tags.MLFLOW_LOGGED_MODELS:
                 yield key, value.replace(run.info.run_id, copy_id)
-            elif key == TraceTagKey.LINKED_PROMPTS:  # runs have the same tag
+            elif key == TraceTagKey.LINKED_PROMPTS:  # runs have this tag too
                 yield key, self._relink(value)
-            elif key not in _NOT_AS_THEY_ARE:
+            elif key not in _SET_BY_COPY:
                 yield key, value
 
     def _metrics(self, run: Run, copy_id: str, findings: Findings) -> Iterator[Metric]:
@@ -222,7 +222,7 @@ class Contents:
         for link in links(run):
             model = self._models.get(link.model_id)
             if model is None:
-                findings.notes.append(f"the model {link.model_id}, which it is linked to, is gone")
+                findings.notes.append(f"the linked model {link.model_id} is gone")
                 continue
             with findings.of(f"link to the model {model.name}"):
                 model_id = self._models.copy(model, self._owner).model_id

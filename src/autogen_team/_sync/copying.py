@@ -72,8 +72,8 @@ def copy(
     """Copy everything in one store to another; yield the outcome of each run, then of each registered model.
 
     Registered models go to the store `registry`, by default the target. A copy may be interrupted at any moment. The
-    next call continues it, and sends nothing twice. With `dry_run` nothing is written to the target. With `delete` each
-    run is deleted in the source as soon as it, its traces and the versions registered from it have arrived. Traces and
+    next call continues it, and sends nothing twice. With `dry_run`, nothing is written to the target. With `delete`,
+    each run is deleted in the source once it, its traces and the versions registered from it are copied. Traces and
     versions stay, because MLflow could not restore them. The stores must answer within `timeout` seconds at the start,
     and the target again after each fault.
 
@@ -105,7 +105,7 @@ def _identity(uri: str) -> Path | str:
 
 
 def _is_store(uri: str) -> bool | None:
-    """Return whether this is an MLflow store; None if the place is missing or empty, where MLflow would create one."""
+    """Return whether this is an MLflow store; None if the place is missing or empty, so MLflow would create a store."""
     place = uris.local_place(uri)
     if place is None:
         return True
@@ -138,7 +138,7 @@ def _open(uri: str, registry: str | None = None, *, read_only: bool = False) -> 
                 listing.first_page(store)
             else:
                 store.client.search_experiments(max_results=1)
-    except Exception as error:  # not chained: the causes show the address with its password
+    except Exception as error:  # not chained: the causes show the URI with its password
         raise ConfigurationError(f"the store {mask_url(uri)} cannot be opened: {mask(first_line(error))}") from None
     return store
 
@@ -151,17 +151,17 @@ def _environment() -> Iterator[None]:
         yield
 
 
-class _LeftError(Exception):
+class _SkippedError(Exception):
     """A run cannot be copied; the message says why."""
 
 
-class _HeldError(_LeftError):
-    """The target holds this very run, not a copy of it."""
+class _HeldError(_SkippedError):
+    """The target holds the run itself, not a copy of it."""
 
     def __init__(self, run_id: str) -> None:
         super().__init__(
-            f"the target itself has the run {run_id}: it is where this one came from, the same store behind another "
-            "address, or a copy of its database"
+            f"the target itself has the run {run_id}: the run came from there, or the target is the same store at "
+            "another address, or a copy of its database"
         )
         self.run_id = run_id
 
@@ -189,7 +189,7 @@ class _Copying:
         self._arrived: set[str] = set()
         """Ids of the runs whose copies are complete; in a dry run, of those that would be copied."""
         self._partial: set[str] = set()
-        """Ids of the runs of which something stays in the source only."""
+        """Ids of the runs with parts that stay only in the source."""
         owner, runs = self._copy_id, self._infos
         self._models = Models(source, target, self._make_experiment)
         self._registry = Registry(
@@ -205,7 +205,7 @@ class _Copying:
         """Copy the runs; yield the outcome of each, then those of the registered models."""
         self._learn()
         waiting: list[Outcome] = []
-        """Runs that cannot be deleted before the versions that were registered from them have been copied."""
+        """Runs that are deleted only after the versions registered from them are copied."""
         prompts = self._copy_registered("prompt")  # first, because runs and traces name their versions
         for done, info in enumerate(self._infos.values()):
             outcome = self._outcome(info, partial(self._tell, done, info))
@@ -264,8 +264,8 @@ class _Copying:
         tell("")
         try:
             copy_id, happened, counts = self._bring(info.run_id, findings, tell)
-        except _LeftError as left:
-            findings.notes.append(str(left))
+        except _SkippedError as error:
+            findings.notes.append(str(error))
         except TrackingUnavailableError:
             raise
         except Exception as error:
@@ -305,7 +305,7 @@ class _Copying:
         """Return the copy of a run on the target; None if there is none.
 
         Raises:
-            _LeftError: the copy or its experiment was deleted on the target.
+            _SkippedError: the copy or its experiment was deleted on the target.
             _HeldError: the target holds the run itself.
 
         """
@@ -319,9 +319,9 @@ class _Copying:
         if active:
             return max(active, key=lambda copy: COPIED in copy.data.tags)
         if found:
-            raise _LeftError(
-                f"its copy {found[0].info.run_id} was deleted on the target: restore it there, or remove it for good "
-                "with mlflow gc to copy it again"
+            raise _SkippedError(
+                f"its copy {found[0].info.run_id} was deleted on the target: restore it there, or remove it with "
+                "mlflow gc to copy the run again"
             )
         for same in filter(None, (run_id, run.data.tags.get(COPIED_FROM))):
             if _get(client, same):
@@ -361,17 +361,17 @@ class _Copying:
             return None
         try:
             copy_id = self._copy_id(parent_id)
-        except _LeftError as left:
-            raise _LeftError(f"its parent {parent_id} is not copied: {left}") from None
+        except _SkippedError as error:
+            raise _SkippedError(f"its parent {parent_id} is not copied: {error}") from None
         if copy_id is None and not self._options.dry_run:
             findings.notes.append(f"its parent {parent_id} is gone, so the copy has none")
         return copy_id
 
     def _copy_id(self, run_id: str) -> str | None:
-        """Return the id of the copy of another run, which is created if need be.
+        """Return the id of the copy of another run; create the copy if it is missing.
 
-        If the target holds the run itself, return its id. If the run is gone for good, or was deleted and has no copy,
-        return None. Return None, too, if a dry run would have to create the copy.
+        If the target holds the run itself, return its id. Return None if the run no longer exists, or was deleted and
+        has no copy. In a dry run, return None instead of creating a copy.
         """
         if run_id not in self._copy_ids:
             run = _get(self._source.client, run_id)
@@ -398,7 +398,7 @@ class _Copying:
             if found is None:
                 return None
             if found.lifecycle_stage != LifecycleStage.ACTIVE:
-                raise _LeftError(
+                raise _SkippedError(
                     f"the experiment {name!r} was deleted on the target: restore it there (mlflow experiments restore)"
                 )
             self._experiment_ids[experiment_id] = found.experiment_id
@@ -419,7 +419,7 @@ class _Copying:
     # Requests to the source.
 
     def _without_original(self, outcome: Outcome) -> Outcome:
-        """Delete a run in the source, if that is wanted and all of it has arrived."""
+        """Delete a run in the source, if the options say so and the whole run is copied."""
         run_id, reasons = outcome.source_id, [outcome.reason] if outcome.reason else []
         if not self._options.delete or run_id not in self._arrived:
             return outcome
@@ -437,7 +437,7 @@ class _Copying:
     # Traces outside of runs
 
     def _other_traces(self, experiment: Experiment) -> Iterator[Outcome]:
-        """Copy the traces that belong to no run that is copied."""
+        """Copy the traces that do not belong to a copied run."""
         infos = self._traces.of_other_runs(experiment.experiment_id, self._infos.__contains__)
         if not infos:
             return
@@ -471,9 +471,9 @@ def _get(client: MlflowClient, run_id: str) -> Run | None:
 
 def _require_end(run: Run) -> None:
     if run.info.status not in _ENDED:
-        raise _LeftError(
-            f"it is {run.info.status}: still being written, or left behind by a dead process; then "
-            "autogen-team recover closes it"
+        raise _SkippedError(
+            f"it is {run.info.status}: it is still being written, or its process is dead; autogen-team recover closes "
+            "the run of a dead process"
         )
 
 

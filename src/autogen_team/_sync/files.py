@@ -36,25 +36,25 @@ class Store:
     folder: Path | None
     """Folder of a file store, or folder that contains the database; None for a server."""
     registry_uri: str | None = None
-    """Store of the registered models, if it is another one."""
+    """URI of the model registry, if it is another store."""
 
     @cached_property
     def client(self) -> MlflowClient:
-        """Return a client of the store; this creates a missing database."""
+        """Client of the store; its creation creates a missing database."""
         return MlflowClient(tracking_uri=self.uri, registry_uri=self.registry_uri or self.uri)
 
     @cached_property
     def registry(self) -> Any:
-        """Return MLflow's client of the model registry, which treats prompts as registered models."""
+        """MLflow's client of the model registry, which treats prompts as registered models."""
         return self.client._get_registry_client()  # type: ignore[no-untyped-call]  # noqa: SLF001 - `REGISTERED` of `mlflow_names`
 
     def files(self, uri: str) -> ArtifactRepository:
         """Return the artifact repository for a URI given by the store."""
-        # Not through the client: for a folder of a run it also lists and downloads the files of a model of that name.
-        return get_artifact_repository(self._found_again(uri), tracking_uri=self.uri)
+        # Do not use the client: for a run's folder, it also lists and downloads the files of a model with that name.
+        return get_artifact_repository(self._current_uri(uri), tracking_uri=self.uri)
 
-    def _found_again(self, uri: str) -> str:
-        """Return where the files are now: a store that was moved here still records their former folder."""
+    def _current_uri(self, uri: str) -> str:
+        """Return the current place of artifacts: a store that was moved here still records their former folder."""
         repository = get_artifact_repository(uri, tracking_uri=self.uri)
         if self.folder is None or not isinstance(repository, LocalArtifactRepository):
             return uri
@@ -72,13 +72,13 @@ class Findings:
     """Faults and notes about one run; a fault in one part does not stop the others."""
 
     check: Callable[[], None]
-    """Raises TrackingUnavailableError if the target is gone, which is not a fault of the run."""
+    """Raises TrackingUnavailableError if the target does not answer, which is not a fault of the run."""
     faults: list[str] = field(default_factory=list)
     """Faults: parts that should have been copied and were not, so the copy is incomplete."""
     notes: list[str] = field(default_factory=list)
     """Notes: parts that can never be copied."""
     left: int = 0
-    """Number of parts that stay in the source only."""
+    """Number of parts that stay only in the source."""
 
     @contextmanager
     def of(self, part: str) -> Iterator[None]:
@@ -92,7 +92,7 @@ class Findings:
             self.faults.append(f"{part}: {mask(first_line(error))}")
 
     def leave(self, part: str) -> None:
-        """Note that `part` stays in the source only, because the target cannot take it; say why in it."""
+        """Record that the target cannot take `part`, which stays in the source; its text includes the reason."""
         self.left += 1
         self.notes.append(f"not copied: {part}")
 
@@ -110,7 +110,7 @@ class _File:
     size: int | None
     """Bytes; None if unknown."""
     local: Path | None
-    """Where the file can be read without a download; None if it is remote."""
+    """Path of the file if it can be read without a download; None if it is remote."""
 
 
 def count_files(source: ArtifactRepository, findings: Findings) -> int:
@@ -119,8 +119,11 @@ def count_files(source: ArtifactRepository, findings: Findings) -> int:
 
 
 def describe_files(source: ArtifactRepository) -> list[tuple[str, int | None, int]]:
-    """Return path, size and time of change (nanoseconds; 0 for a remote one) of each artifact, without reading any."""
-    findings = Findings(lambda: None)  # `send_files` reports what cannot be listed
+    """Return path, size and modification time of each artifact, without reading the files.
+
+    Times are in nanoseconds; that of a remote artifact is 0.
+    """
+    findings = Findings(lambda: None)  # `send_files` reports folders that cannot be listed
     return sorted(
         (file.path, file.size, file.local.stat().st_mtime_ns if file.local and file.local.is_file() else 0)
         for file in _walk(source, findings)
@@ -136,10 +139,10 @@ def send_files(
     findings: Findings,
     tell: Tell,
 ) -> int:
-    """Copy missing and changed artifacts file by file, check that they have arrived, and return how many were sent.
+    """Copy missing and changed artifacts file by file, check that they arrived, and return their number.
 
-    `renamed` maps old ids and addresses in MLmodel files to new ones. An artifact that has the same size on the target
-    counts as the same, unless it has changed after `since`, in seconds since the epoch.
+    `renamed` maps old ids and URIs in MLmodel files to new ones. An artifact with the same size on the target counts as
+    unchanged, unless its modification time is after `since`, in seconds since the epoch.
     """
     there = _sizes(target, findings)
     sent: dict[str, int] = {}
@@ -167,7 +170,7 @@ def send_files(
 
 @contextmanager
 def _content(file: _File, source: ArtifactRepository, renamed: Mapping[str, str]) -> Iterator[Path]:
-    """Yield the file as it is to be sent; the path is valid inside the block only."""
+    """Yield the path of the file to send, which is valid only inside the block."""
     with TemporaryDirectory(prefix="autogen-team-") as scratch:
         local = file.local or Path(source.download_artifacts(file.path, scratch))  # type: ignore[no-untyped-call]  # MLflow's
         if not local.is_file():  # a dangling link, or a pipe, from which a read would block
@@ -189,7 +192,7 @@ def _sizes(repository: ArtifactRepository, findings: Findings) -> dict[str, int]
 
 def _walk(repository: ArtifactRepository, findings: Findings, path: str | None = None) -> Iterator[_File]:
     if isinstance(repository, LocalArtifactRepository):
-        # Not through MLflow, which cannot list a folder with a dangling link.
+        # Do not use MLflow, which cannot list a folder with a dangling link.
         folder = Path(repository.artifact_dir)
         yield from _walk_local(folder, "", frozenset({folder.resolve()}), findings) if folder.is_dir() else ()
         return
@@ -210,7 +213,9 @@ def _walk_local(folder: Path, prefix: str, above: frozenset[Path], findings: Fin
             continue
         if not entry.is_dir():
             yield _File(f"{prefix}{entry.name}", path.stat().st_size if path.is_file() else None, path)
-        elif (real := path.resolve()) not in above:  # otherwise a link to a parent folder, which would never end
+        elif (
+            real := path.resolve()
+        ) not in above:  # otherwise it is a link to a parent folder, and the walk would never end
             yield from _walk_local(path, f"{prefix}{entry.name}/", above | {real}, findings)
 
 

@@ -1,7 +1,7 @@
 """List the experiments and runs of a source store, even if parts of a file store are broken.
 
-MLflow reads a file store experiment by experiment. The whole listing fails if a single `meta.yaml` is empty, as a full
-disk leaves it. So the experiments or runs that MLflow cannot list are read one by one.
+MLflow reads a file store experiment by experiment. The whole listing fails if a single `meta.yaml` is empty, as after a
+full disk. In that case, the experiments or runs are read one by one.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ class Broken:
     run_name: str
     run_id: str
     reason: str
-    """What is broken, and where; without secrets."""
+    """The fault and its place, without secrets."""
 
 
 class Listing:
-    """Lists the experiments and runs of a store, and notes what cannot be read."""
+    """Lists the experiments and runs of a store, and records the parts that cannot be read."""
 
     def __init__(self, store: Store) -> None:
         self._client = store.client
@@ -106,7 +106,7 @@ def first_page(store: Store) -> PagedList[Experiment] | None:
 
 
 def _kept_in(folder: Path | None) -> Iterator[Path]:
-    """Yield the folders of experiments or runs, which are those with a `meta.yaml`."""
+    """Yield the folders of experiments or runs: those with a `meta.yaml`."""
     found: Iterable[Path] = () if folder is None else sorted(folder.iterdir())
     for path in found:
         is_other = path.name.startswith(".") or path.name in _NOT_EXPERIMENTS

@@ -14,7 +14,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 from autogen_team._sync.files import Findings, Store, Tell, pages, send_files
 
 COPIED_FROM = "autogen_team.copied_from"
-"""Tag that identifies a copy: the id of its original in the source."""
+"""Tag of a copy: the id of its original in the source."""
 COPIED_CONTENT = "autogen_team.copied_content"
 """Tag of a complete copy: a digest of its original at that time."""
 
@@ -28,15 +28,15 @@ _LARGEST = sys.float_info.max
 class Models:
     """The logged models of the source, and their copies on the target.
 
-    The `owner` argument of the methods returns the id of the copy of a run, which it creates if need be. It returns
-    None if the run is gone.
+    The `owner` argument of the methods returns the id of a run's copy, and creates a missing copy. It returns None if
+    the run no longer exists.
     """
 
     def __init__(self, source: Store, target: Store, experiment: Callable[[str], str]) -> None:
         self._source = source
         self._target = target
         self._experiment = experiment
-        """Returns the id of the target's experiment for one of the source's, and creates a missing one."""
+        """Maps the id of an experiment in the source to that on the target, where it creates a missing experiment."""
         self._known: dict[str, LoggedModel] = {}
         self._made_by: defaultdict[str | None, list[LoggedModel]] = defaultdict(list)
         self._measured_by: defaultdict[str | None, list[tuple[LoggedModel, Metric]]] = defaultdict(list)
@@ -82,7 +82,7 @@ class Models:
         return missing
 
     def send(self, model: LoggedModel, owner: Owner, findings: Findings, tell: Tell) -> int:
-        """Bring the copy of a model up to date; return how many artifacts were sent."""
+        """Update the copy of a model; return the number of artifacts sent."""
         copy = self.copy(model, owner)
         client, faults = self._target.client, len(findings.faults)
         params = {key: value for key, value in model.params.items() if key not in copy.params}
@@ -107,7 +107,7 @@ class Models:
         return sent
 
     def copy(self, model: LoggedModel, owner: Owner) -> LoggedModel:
-        """Return the copy of a model, which is created if need be."""
+        """Return the copy of a model; create it if it is missing."""
         if model.model_id not in self._copies:
             client, experiment_id = self._target.client, self._experiment(model.experiment_id)
             wanted = f"tags.`{COPIED_FROM}` = '{model.model_id}'"

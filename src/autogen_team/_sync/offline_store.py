@@ -1,4 +1,4 @@
-"""Offline runs: an ordinary MLflow SQLite store keeps them until they can go to their server."""
+"""Offline runs: an ordinary MLflow SQLite store keeps them until they are copied to their server."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ _STORE = "mlflow.db"
 
 
 def folder(state: Path, destination: str) -> Path:
-    """Return the folder of the offline runs that are meant for the store `destination`."""
+    """Return the folder of the offline runs for the store `destination`."""
     return state / "offline" / hashlib.sha256(mask_url(destination).encode()).hexdigest()[:12]
 
 
 def store_uri(state: Path, destination: str) -> str:
-    """Return the URI of the store that keeps these runs."""
+    """Return the URI of the store that keeps the offline runs for `destination`."""
     return f"sqlite:///{folder(state, destination) / _STORE}"
 
 
 def existing_store(state: Path, destination: str) -> str | None:
-    """Return the URI of the store that keeps these runs; None if it does not exist."""
+    """Return the URI of the store that keeps the offline runs for `destination`; None if it does not exist."""
     return store_uri(state, destination) if (folder(state, destination) / _STORE).exists() else None
 
 
 def is_one(uri: str) -> bool:
-    """Return whether this is a store of offline runs; processes that an offline job starts are given its URI."""
+    """Return whether this is a store of offline runs, whose URI an offline job passes to its child processes."""
     place = local_place(uri)
     return place is not None and place.name == _STORE and (place.parent / _ABOUT).exists()
 
@@ -39,7 +39,7 @@ def is_one(uri: str) -> bool:
 def prepare(state: Path, destination: str) -> str:
     """Create the folder of the store, and return the URI of the store.
 
-    If the destination is such a store itself, return its URI: offline runs wait in one place.
+    If the destination is itself a store of offline runs, return its URI, so that offline runs wait in one place.
     """
     if is_one(destination):
         return destination
@@ -49,8 +49,8 @@ def prepare(state: Path, destination: str) -> str:
 
 
 def make_experiment(uri: str, name: str) -> None:
-    """Create the experiment unless it exists; its artifacts go beside the store instead of into the working folder."""
-    import mlflow  # imported here, because callers of the other functions do not load it
+    """Create the experiment unless it exists; keep its artifacts beside the store instead of in the working folder."""
+    import mlflow  # imported here, because callers of the other functions do not need it
 
     client = mlflow.MlflowClient(uri)
     if client.get_experiment_by_name(name) is None:
@@ -62,7 +62,7 @@ def make_experiment(uri: str, name: str) -> None:
 
 
 def find(state: Path) -> dict[str, str]:
-    """Return the URIs of the existing stores, each with the destination of its runs, masked."""
+    """Return the masked destinations of the existing stores of offline runs, by store URI."""
     found = {}
     for about in sorted((state / "offline").glob(f"*/{_ABOUT}")):
         if (about.parent / _STORE).exists():

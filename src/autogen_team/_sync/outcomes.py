@@ -11,7 +11,7 @@ Kind: TypeAlias = Literal["model", "prompt"]
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How much was sent; in a dry run, how much the source holds."""
+    """Counts of the items sent; in a dry run, of the items in the source."""
 
     metrics: int = 0
     """Number of points, not of names."""
@@ -21,7 +21,7 @@ class Counts:
     artifacts: int = 0
     """Number of files, including those of models."""
     models: int = 0
-    """Number of models that the run created, whether or not anything of them was sent."""
+    """Number of models that the run created, even if none of their content was sent."""
     traces: int = 0
 
 
@@ -39,7 +39,7 @@ class Outcome:
     reason: str | None = None
     """Why the run, or which part of it, was not copied; without secrets."""
     is_deleted: bool = False
-    """Whether the run was deleted in the source; as always in MLflow, only `mlflow gc` removes it for good."""
+    """Whether the run was deleted in the source; only `mlflow gc` removes a deleted run permanently."""
 
 
 @dataclass(frozen=True, slots=True)

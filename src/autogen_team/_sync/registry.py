@@ -40,39 +40,39 @@ _OF_A_COPY = frozenset({COPIED_FROM, COPIED_CONTENT})
 _LOGGED_MODEL = re.compile(r"models:/(m-[0-9a-f]+)")
 _VERSION = re.compile(r"models:/([^/]+)/(\d+)")
 _OF_ONE_STORE = frozenset({"", "file", "mlflow-artifacts", "runs", "models"})
-"""Schemes of addresses of files that another store does not find."""
+"""Schemes of artifact URIs that another store cannot resolve."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Home:
-    """A place where a run or a logged model keeps its files."""
+class _Files:
+    """The artifact URI of a run or of a logged model."""
 
     address: str
     model: LoggedModel | None = None
 
 
-class _LeftError(Exception):
+class _SkippedError(Exception):
     """A version cannot be copied; the message says why."""
 
 
 @dataclass(slots=True)
 class _Progress:
-    """What is known about one registered model of the source, and what was done about it."""
+    """State of the copy of one registered model."""
 
     model: RegisteredModel
     kind: Kind
     findings: Findings
     there: RegisteredModel | None = None
-    """The registered model of this name on the target."""
+    """The registered model with this name on the target."""
     copies: dict[str, ModelVersion] = field(default_factory=dict)
-    """Versions on the target, each by its identity, and a copy by that of its original too."""
+    """Versions on the target by their identity; copies also by the identity of their original."""
     versions: dict[str, str | None] = field(default_factory=dict)
     added: int = 0
     """Number of versions that were added."""
     is_new: bool = False
     is_changed: bool = False
     is_blocked: bool = False
-    """Whether the target cannot take it at all."""
+    """Whether the target cannot take the registered model."""
 
 
 class Registry:
@@ -89,9 +89,9 @@ class Registry:
         arrived: Collection[str],
         check: Callable[[], None],
     ) -> None:
-        """Use `runs`, the ids of all runs that are copied, and `arrived`, the ids of those whose copies are complete.
+        """`runs` holds the ids of all runs to copy, and `arrived` the ids of the runs whose copies are complete.
 
-        `check` raises TrackingUnavailableError if the target is gone.
+        `check` raises TrackingUnavailableError if the target does not answer.
         """
         self._source = source
         self._target = target
@@ -103,11 +103,11 @@ class Registry:
         self._registered: dict[str, tuple[RegisteredModel, Kind]] = {}
         self._versions: defaultdict[str, list[ModelVersion]] = defaultdict(list)
         self._registered_from: set[str | None] = set()
-        """Ids of runs with a version."""
+        """Ids of runs from which a version was registered."""
         self._left: set[str | None] = set()
-        """Ids of runs with a version that was not copied."""
+        """Ids of runs from which a version was registered that was not copied."""
         self._prompts: dict[str, dict[str, str | None]] = {}
-        """The version on the target, by name and version of a prompt."""
+        """Versions on the target, by name and source version of a prompt."""
 
     def learn(self) -> None:
         """Read the registered models, the prompts, and their versions."""
@@ -123,24 +123,24 @@ class Registry:
         return run_id in self._registered_from
 
     def has_copied_all_of(self, run_id: str) -> bool:
-        """Return whether every version that was registered from a run has a copy."""
+        """Return whether every version registered from a run has a copy."""
         return run_id not in self._left
 
     def relink(self, linked: str) -> str:
-        """Return the value of a tag that lists linked prompts, with the versions that the target has."""
+        """Return the value of a tag that lists linked prompts, with the version numbers of the target."""
         try:
             found = json.loads(linked)
             for one in found:
                 number = str(one["version"])
                 one["version"] = self._prompts.get(one["name"], {}).get(number) or number
             return json.dumps(found)
-        except (KeyError, TypeError, ValueError):  # not what MLflow writes
+        except (KeyError, TypeError, ValueError):  # not in MLflow's format
             return linked
 
     def copy(self, kind: Kind, *, dry_run: bool, is_missing: bool, tell: Tell) -> Iterator[Registered]:
         """Copy versions in the order of their creation, and yield the result of each registered model or prompt.
 
-        With `dry_run` nothing is written. `is_missing` tells that the target does not exist yet.
+        With `dry_run`, nothing is written. `is_missing` says that the target does not exist yet.
         """
         wanted = [one for one in self._registered.values() if one[1] == kind]
         found = {model.name: _Progress(model, kind, Findings(self._check)) for model, kind in wanted}
@@ -202,7 +202,7 @@ class Registry:
         progress.there = client.get_registered_model(model.name)
 
     def _compare(self, progress: _Progress) -> None:
-        """Note what the target has otherwise, because a user of the target has set it."""
+        """Record the values that the target keeps because its users have set them."""
         model, name = progress.model, progress.model.name
         there = self._target.registry.get_registered_model(name)
         differs = [f"the tag {key}" for key, value in model.tags.items() if there.tags.get(key, value) != value]
@@ -226,8 +226,8 @@ class Registry:
         with progress.findings.of(f"version {number}"):
             try:
                 self._bring(version, progress, found, dry_run=dry_run)
-            except _LeftError as left:
-                progress.findings.leave(f"version {number}, because {left}")
+            except _SkippedError as error:
+                progress.findings.leave(f"version {number}, because {error}")
         if len(progress.findings.faults) > faults or number not in progress.versions:
             self._left.add(version.run_id)
 
@@ -235,7 +235,7 @@ class Registry:
         if progress.is_blocked:
             return
         number, identity = str(version.version), _identity(version)
-        # A version that is a copy itself may come back to the registry of its original.
+        # A version that is itself a copy may be copied back to the registry of its original.
         originals = [key for key in (identity, version.tags.get(COPIED_FROM)) if key in progress.copies]
         there = progress.copies[originals[0]] if originals else None
         if there is None:
@@ -256,28 +256,28 @@ class Registry:
             self._target.registry.set_model_version_tag(version.name, str(there.version), COPIED_CONTENT, content)
 
     def _require(self, version: ModelVersion, progress: _Progress, found: dict[str, _Progress]) -> None:
-        """Check that what a version was made of has a copy.
+        """Check that the source of a version has a copy: its run, logged model, version or files.
 
         Raises:
-            _LeftError: it has none.
+            _SkippedError: the source has no copy.
 
         """
         source, model_id = version.source or "", _model_id(version)
         if progress.kind == "prompt":
             return
         if version.run_id in self._runs and version.run_id not in self._arrived:
-            raise _LeftError(f"its run {version.run_id} is not copied completely")
+            raise _SkippedError(f"its run {version.run_id} is not copied completely")
         if model_id:
             model = self._models.get(model_id)
             if model is None:
-                raise _LeftError(f"its logged model {model_id} is gone")
+                raise _SkippedError(f"its logged model {model_id} is gone")
             if model.source_run_id in self._runs and model.source_run_id not in self._arrived:
-                raise _LeftError(f"the run {model.source_run_id} of its logged model is not copied completely")
+                raise _SkippedError(f"the run {model.source_run_id} of its logged model is not copied completely")
         elif parts := _VERSION.fullmatch(source):
             if parts[1] not in found or parts[2] not in found[parts[1]].versions:
-                raise _LeftError(f"{source}, which it was made of, has no copy")
-        elif self._home(version) is None and urlsplit(source).scheme in _OF_ONE_STORE:
-            raise _LeftError(f"its files are at {mask_url(source)}, and belong to no run that is copied")
+                raise _SkippedError(f"its source {source} has no copy")
+        elif self._files_of(version) is None and urlsplit(source).scheme in _OF_ONE_STORE:
+            raise _SkippedError(f"its files at {mask_url(source)} do not belong to a copied run")
 
     def _create(self, version: ModelVersion, progress: _Progress, found: dict[str, _Progress]) -> ModelVersion:
         create: Callable[..., ModelVersion] = partial(
@@ -294,19 +294,19 @@ class Registry:
         source, copy_id = version.source or "", self._owner(version.run_id) if version.run_id else None
         if parts := _VERSION.fullmatch(source):
             source = f"models:/{parts[1]}/{found[parts[1]].versions[parts[2]]}"
-        elif home := self._home(version):
+        elif files := self._files_of(version):
             if copy_id is None:
-                raise _LeftError(f"its run {version.run_id} is gone")
-            source = source.replace(home.address, self._home_there(home, copy_id), 1)
+                raise _SkippedError(f"its run {version.run_id} is gone")
+            source = source.replace(files.address, self._target_address(files, copy_id), 1)
         return create(source, run_id=copy_id)
 
     def _register(self, model: LoggedModel, create: Callable[..., ModelVersion], findings: Findings) -> ModelVersion:
-        """Create a version of the copy of a logged model."""
+        """Register the copy of a logged model as a version."""
         if model.source_run_id not in self._runs:
             faults = len(findings.faults)
             self._models.send(model, self._owner, findings, lambda _: None)
             if len(findings.faults) > faults:
-                raise _LeftError("its files did not arrive")
+                raise _SkippedError("its files did not arrive")
         copied = self._models.copy(model, self._owner)
         if uris.is_folder(self._target.uri):
             return create(copied.artifact_location, run_id=copied.source_run_id)
@@ -323,8 +323,8 @@ class Registry:
             client.set_logged_model_tags(copied.model_id, {MLFLOW_MODEL_VERSIONS: json.dumps(known)})
         return there
 
-    def _home(self, version: ModelVersion) -> _Home | None:
-        """Return where the run or the logged model of a version keeps its files; None if they are elsewhere."""
+    def _files_of(self, version: ModelVersion) -> _Files | None:
+        """Return the artifact URI of a version's run or logged model; None if the version's files are elsewhere."""
         if not version.run_id:
             return None
         try:
@@ -333,21 +333,21 @@ class Registry:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
-        homes = [_Home(f"runs:/{info.run_id}"), _Home(info.artifact_uri or "")]
-        homes += [_Home(model.artifact_location, model) for model in self._models.made_by(version.run_id)]
-        return next((home for home in homes if f"{version.source}/".startswith(f"{home.address}/")), None)
+        candidates = [_Files(f"runs:/{info.run_id}"), _Files(info.artifact_uri or "")]
+        candidates += [_Files(model.artifact_location, model) for model in self._models.made_by(version.run_id)]
+        return next((files for files in candidates if f"{version.source}/".startswith(f"{files.address}/")), None)
 
-    def _home_there(self, home: _Home, copy_id: str) -> str:
-        if home.model:
-            return self._models.copy(home.model, self._owner).artifact_location
-        if home.address.startswith("runs:/"):
+    def _target_address(self, files: _Files, copy_id: str) -> str:
+        if files.model:
+            return self._models.copy(files.model, self._owner).artifact_location
+        if files.address.startswith("runs:/"):
             return f"runs:/{copy_id}"
         return self._target.client.get_run(copy_id).info.artifact_uri or ""
 
     def _describe(self, version: ModelVersion, there: ModelVersion, progress: _Progress) -> None:
-        """Bring description, tags and aliases of the copy of a version up to date.
+        """Update description, tags and aliases of the copy of a version.
 
-        An alias that the target has given to a version from elsewhere stays there.
+        An alias stays on its version on the target if that version is not a copy from this source.
         """
         client, name, number = self._target.registry, version.name, str(there.version)
         if (version.description or "") != (there.description or ""):
@@ -392,7 +392,7 @@ def _model_id(version: ModelVersion) -> str | None:
 
 
 def _identity(version: ModelVersion) -> str:
-    """Return what tells a version from all others, also from one of another registry with its name and number."""
+    """Return a unique id of a version, which differs from that of a version with its name in another registry."""
     return f"{version.run_id or '-'}/{version.name}/{version.version}/{version.creation_timestamp}"
 
 

@@ -4,7 +4,7 @@ A copy has the id of its original, because log lines and links name a trace by i
 
 - `autogen_team.copied_from`, the id of the experiment in the source;
 - `autogen_team.copied_content`, a digest of the original, set by the last request. If the original has changed since,
-  or the tag is missing, the trace is sent again; a store merges what it gets twice.
+  or the tag is missing, the trace is sent again; a store merges repeated traces.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OF_THE_STORE = frozenset({MLFLOW_ARTIFACT_LOCATION, TraceTagKey.SPANS_LOCATION}
 """Tags that each store sets itself."""
 _IN_DATABASE = frozenset({SpansLocation.TRACKING_STORE.value, "ARCHIVE_REPO"})  # MLflow 3.10 cannot archive
 _COMPLETE = "mlflow.trace_schema.version"
-"""Metadata of a trace that was stored completely."""
+"""Metadata that only a completely stored trace has."""
 _ATTACHMENT = "mlflow-attachment://"
 _ID_OF_OPENTELEMETRY = re.compile(r"tr-[0-9a-f]{32}")
 _PER_PAGE = 500
@@ -40,11 +40,11 @@ _LINKS_PER_REQUEST = 100
 
 @dataclass(slots=True)
 class Sent:
-    """How many traces were sent."""
+    """Numbers of traces sent."""
 
     new: int = 0
     changed: int = 0
-    """Traces that had been copied before, and that have changed since."""
+    """Traces that were copied before and have changed since."""
 
 
 class Traces:
@@ -58,9 +58,9 @@ class Traces:
         experiment: Callable[[str], str],
         relink: Callable[[str], str],
     ) -> None:
-        """Use `experiment`, which returns the id of the target's experiment for one of the source's, and `relink`.
+        """`experiment` maps the id of an experiment in the source to that on the target; `relink` is `Registry.relink`.
 
-        `experiment` creates a missing experiment. `relink` is `Registry.relink`.
+        `experiment` creates a missing experiment.
         """
         self._source = source
         self._target = target
@@ -83,7 +83,7 @@ class Traces:
         return self._made_by.get(run_id, [])
 
     def of_other_runs(self, experiment_id: str, is_copied: Callable[[str], bool]) -> list[TraceInfo]:
-        """Return the traces of an experiment that were recorded in no run, or in one that is not copied."""
+        """Return the traces of an experiment that were recorded outside runs, or in a run that is not copied."""
         return [
             info
             for run_id, infos in self._made_by.items()
@@ -98,9 +98,9 @@ class Traces:
         return [*own, *self._linked(run)]
 
     def send_of(self, run: Run, copied: Run, owner: Owner, findings: Findings, tell: Tell) -> int:
-        """Send what the target lacks of the traces of a run, and return how many were sent.
+        """Send the missing and changed traces of a run, and return their number.
 
-        A trace that is linked to the run, but was recorded in another one, is sent too, and linked to the copy.
+        A trace that is linked to the run, but was recorded in another run, is sent too and linked to the copy.
         """
         linked = [self._known[trace_id] for trace_id in self._linked(run) if trace_id in self._known]
         infos = [*self.made_by(run.info.run_id), *linked]
@@ -120,7 +120,7 @@ class Traces:
         return sent.new + sent.changed
 
     def send_others(self, infos: list[TraceInfo], owner: Owner, findings: Findings, tell: Tell) -> Sent:
-        """Send what the target lacks of some traces of one experiment."""
+        """Send the traces that are missing or changed on the target; all belong to one experiment."""
         sent, there = Sent(), dict[str, TraceInfo]()
         if not self._is_refused(infos, findings):
             with findings.of("traces"):
@@ -131,7 +131,7 @@ class Traces:
         return sent
 
     def count_missing(self, infos: list[TraceInfo], experiment_id: str | None, findings: Findings) -> int:
-        """Return how many of some traces of one experiment would be sent to an experiment of the target."""
+        """Return the number of traces to send to an experiment of the target; all belong to one experiment."""
         if self._is_refused(infos, findings):
             return 0
         there = self._copied_before(infos[0].experiment_id or "", experiment_id) if experiment_id else {}
@@ -195,7 +195,7 @@ class Traces:
         client = TracingClient(self._target.uri)
         if spans:
             client.log_spans(described.experiment_id or "", spans)
-        # After the spans, as MLflow does: the sums of tokens in the trace replace what the target has summed up.
+        # After the spans, as in MLflow: the token sums in the trace replace the target's own sums.
         stored = client.start_trace(described)
         if has_files:
             here, there = info.tags[MLFLOW_ARTIFACT_LOCATION], stored.tags[MLFLOW_ARTIFACT_LOCATION]
@@ -212,7 +212,7 @@ class Traces:
         return list(TraceData.from_dict(files.download_trace_data()).spans)
 
     def _described(self, info: TraceInfo, owner: Owner, findings: Findings) -> TraceInfo:
-        """Return the trace as the target is to have it: in its experiment, its run and its model there."""
+        """Return the info of a trace for the target, with the ids of experiment, run and model there."""
         found = copy.deepcopy(info)
         found.experiment_id = self._experiment(info.experiment_id or "")
         found.tags = {COPIED_FROM: info.experiment_id or "", **_own_tags(info)}
@@ -243,7 +243,7 @@ def _own_tags(info: TraceInfo) -> dict[str, str]:
 
 
 def _digest(info: TraceInfo) -> str:
-    """Return a digest that changes with everything of a trace but its spans, which do not change once it has ended."""
+    """Return a digest of a trace except its spans, which do not change once the trace has ended."""
     found = (
         info.request_time,
         str(info.state),

@@ -72,7 +72,7 @@ def test_a_running_job_is_refused(start_python, script, the_run, store_uri):
     status, out, err = second.finish()
 
     assert (status, out) == (125, ""), err
-    assert re.search(rf"the job 'nightly' runs already: process \d+ on {re.escape(socket.gethostname())}", err)
+    assert re.search(rf"the job 'nightly' is already running: process \d+ on {re.escape(socket.gethostname())}", err)
     assert the_run().info.status == "RUNNING"
     assert first.finish("\n")[0] == 0
     assert the_run().info.status == "FINISHED"

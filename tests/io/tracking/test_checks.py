@@ -41,7 +41,7 @@ def test_a_trial_that_hangs_names_its_run_and_deletes_it_later(store_uri, experi
     trial = store_trial.try_out(client, experiment, 3.0)
 
     assert (trial.store, trial.artifacts) == ("", "no answer within 3 s")
-    assert trial.remains == f"the run {trial.run_id} could not be deleted in time, and remains"
+    assert trial.remains == f"the run {trial.run_id} could not be deleted in time and remains"
     assert client.get_run(trial.run_id).data.tags[store_trial.TAG] == "true"
 
     client.go_on.set()

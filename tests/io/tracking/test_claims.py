@@ -102,7 +102,7 @@ def test_a_living_owner_is_not_replaced(context, left, age, sign):
     with pytest.raises(JobRunningError) as refused:
         _open(context)
 
-    text = r"the job 'nightly' runs already: process 4243 on node7, last heartbeat \d{3} s ago \(run (\w+)\); .*"
+    text = r"the job 'nightly' is already running: process 4243 on node7, last heartbeat \d{3} s ago \(run (\w+)\); .*"
     assert re.fullmatch(text, str(refused.value))[1] == run_id
 
 
@@ -203,7 +203,7 @@ class _Pairs:
         answers = [process.popen.stdout.readline() for process in self.both]
         owners = [answer.split() for answer in answers if answer.startswith("owner of")]
         assert len(owners) == 1, [*answers, *(process.finish()[2] for process in self.both)]
-        assert sum(f"the job '{job}' runs already" in answer for answer in answers) == 1
+        assert sum(f"the job '{job}' is already running" in answer for answer in answers) == 1
         return owners[0][2]
 
     def end(self) -> None:

@@ -217,7 +217,7 @@ def test_a_deleted_model_is_named(source, target, make_run):
     (outcome,) = copy(source, target)
 
     assert outcome.happened == "copied"
-    assert f"the model {output.model_id}, which it is linked to, is gone" in outcome.reason
+    assert f"the linked model {output.model_id} is gone" in outcome.reason
 
 
 def test_the_copy_of_a_copy_is_marked_by_its_own_source(source, target, make_database, make_run):

@@ -185,7 +185,7 @@ def test_versions_that_cannot_be_copied_are_named(source, target, make_run):
     found = registered_by(outcomes)["fraud"]
     assert found.versions == {"2": "1", "4": "2"}
     assert f"not copied: version 1, because its run {running} is not copied completely" in found.reason
-    assert "not copied: version 3, because its files are at /somewhere" in found.reason
+    assert "not copied: version 3, because its files at /somewhere" in found.reason
     assert f"not copied: version 5, because its logged model {gone.source.removeprefix('models:/')} is gone" in (
         found.reason
     )

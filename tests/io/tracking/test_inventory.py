@@ -50,7 +50,7 @@ def test_a_journal_without_a_header_is_ignored(tmp_path, body):
         ({"boot": "another"}, "dead", "the machine has rebooted"),
         ({"host": "elsewhere.example", "boot": "another"}, "elsewhere", "it was written on elsewhere.example"),
         ({"host": "pod-1"}, "dead", "on pod-1 holds no lock"),
-        ({"started": 1.0}, "dead", "is a different process now"),
+        ({"started": 1.0}, "dead", "belongs to a different process now"),
     ],
     ids=["another boot", "another machine", "a container of this machine", "another process"],
 )

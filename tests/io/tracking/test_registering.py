@@ -66,7 +66,7 @@ def test_a_service_that_does_not_run_registers_nothing(make_service, store_uri):
 def test_a_uri_that_names_no_model_is_an_error(make_service, store_uri, model_uri):
     """The error names the value and what to pass instead, and nothing is registered."""
     service = make_service(store_uri)
-    with service, pytest.raises(ConfigurationError, match="does not name a model: give the model_uri") as error:
+    with service, pytest.raises(ConfigurationError, match="does not name a model: pass the model_uri") as error:
         service.register(model_uri)
 
     assert repr(str(model_uri)) in str(error.value)
@@ -79,7 +79,7 @@ def test_an_alias_that_mlflow_refuses_is_an_error_before_anything_is_registered(
     service = make_service(store_uri)
     with service, run_of(service):
         model = mlflow.create_external_model(name="model")
-        with pytest.raises(ConfigurationError, match="is not an alias"):
+        with pytest.raises(ConfigurationError, match="is not a valid alias"):
             service.register(model.model_uri, alias=alias)
 
     assert service.client().search_registered_models() == []
@@ -100,7 +100,7 @@ def test_a_model_is_registered_once_its_files_have_arrived(make_service, server)
         Path("model").mkdir()
         Path("model", "MLmodel").write_text("flavors: {}")
         mlflow.log_artifacts("model", "model")
-        with pytest.raises(TrackingUnavailableError, match="its files have not arrived"):
+        with pytest.raises(TrackingUnavailableError, match="its files are not uploaded yet"):
             service.register(f"runs:/{run.info.run_id}/model")
         server.start()
         version = service.register(f"runs:/{run.info.run_id}/model")

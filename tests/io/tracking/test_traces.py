@@ -193,7 +193,7 @@ def test_content_that_cannot_be_masked_is_withheld(start_session, store_uri, tmp
     assert span.end_time_ns > span.start_time_ns
     warnings = [record.getMessage() for record in caplog.records if "withheld" in record.getMessage()]
     assert warnings == [
-        "what a trace holds could not be searched for secrets, and is withheld: RuntimeError: broken by ***"
+        "the content of a trace could not be searched for secrets and is withheld: RuntimeError: broken by ***"
     ]
 
 
@@ -340,7 +340,7 @@ def test_a_silent_server_does_not_delay_the_stop(start_session, server, durable,
 
     assert seconds < 20
     lost = [record.getMessage() for record in caplog.records if "traces are lost" in record.getMessage()]
-    assert lost == ([] if durable else [f"30 traces are lost: the MLflow store at {server.uri} did not take them"])
+    assert lost == ([] if durable else [f"30 traces are lost: the MLflow store at {server.uri} did not accept them"])
     assert ("they wait in" in caplog.text) == durable
     assert not [one for one in threading.enumerate() if one.name == "autogen-team-traces"]
 
@@ -395,7 +395,7 @@ def test_a_refused_trace_raises_and_is_counted(start_session, mlflow_server, cap
         TracingClient(mlflow_server).start_trace(info)
     session.stop()
 
-    assert f"1 traces are lost: the MLflow store at {mlflow_server} did not take them" in caplog.messages
+    assert f"1 traces are lost: the MLflow store at {mlflow_server} did not accept them" in caplog.messages
 
 
 def test_at_interpreter_exit_traces_are_stored_directly(start_session, mlflow_server, monkeypatch):
