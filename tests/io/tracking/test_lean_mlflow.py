@@ -41,7 +41,9 @@ def test_a_plugin_of_mlflow_gets_them(run_python, tmp_path):
         "    def in_context(self): return True\n"
         "    def request_headers(self): return {'X-Frame': pandas.__name__}\n"
     )
-    ask = "from mlflow.tracking.request_header.registry import resolve_request_headers as ask\nprint(ask()['X-Frame'])\n"
+    ask = (
+        "from mlflow.tracking.request_header.registry import resolve_request_headers as ask\nprint(ask()['X-Frame'])\n"
+    )
 
     status, out, err = run_python("-c", LOAD.format(uri="") + ask, fresh=True, PYTHONPATH=str(plugin.parent))
 
