@@ -110,6 +110,10 @@ coverage: $(READY) ## Run all tests with coverage of all processes, which takes 
 	@FRESH_PROCESSES=1 $(PYTEST) --cov --cov-report= $(PYTEST_ARGS)
 	@$(BIN)/python -m coverage report --fail-under=95
 
+.PHONY: screenshots
+screenshots: $(READY) ## Make the pictures of MLflow's pages in docs/images anew: two minutes; needs `make system-deps`
+	@SCREENSHOTS=1 $(BIN)/python -m pytest -q -n 0 tests/browser
+
 .PHONY: wheel
 wheel: $(READY) ## Build the wheel into dist/
 	@rm -rf dist

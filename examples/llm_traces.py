@@ -44,14 +44,15 @@ def main() -> None:
     logger_service = LoggerService(format=FORMAT)
     with GlobalContext(logger_service=logger_service) as context, context.run("agent", tags={"model": MODEL}) as run:
         with model_server() as address:
-            answer, steps = ask(context, OpenAI(base_url=address, api_key=FAKE_KEY), QUESTION)
+            answer, steps = ask(OpenAI(base_url=address, api_key=FAKE_KEY), QUESTION)
         context.notify("agent has answered", f"after {steps} steps: {answer}")
         show_what_is_stored(context, run)
 
 
 @mlflow.trace(span_type=SpanType.AGENT)
-def ask(context: GlobalContext, client: OpenAI, question: str) -> tuple[str, int]:
+def ask(client: OpenAI, question: str) -> tuple[str, int]:
     """Call the model and its tools until there is an answer; return the answer and the number of steps."""
+    context = GlobalContext.current()  # not an argument, because the trace records all arguments
     messages: list[Any] = [{"role": "user", "content": question}]
     for step in range(MOST_STEPS):
         began = time.perf_counter()

@@ -107,11 +107,13 @@ def open_run(
                     tags=as_text(tags),
                     log_system_metrics=log_system_metrics,
                 )
-            for tag in (run_events.EXCEPTION_TAG, run_events.PREEMPTED_TAG):
-                if tag in active.data.tags:  # the run is resumed, and has failed before
-                    mlflow.MlflowClient().delete_tag(active.info.run_id, tag)
-            # A joined run is closed by the code that opened it.
-            opened = None if isinstance(active, active_runs.JoinedRun) else _note(active)
+            if isinstance(active, active_runs.JoinedRun):
+                opened = None  # its opener closes it, and has removed the tags below
+            else:
+                for tag in (run_events.EXCEPTION_TAG, run_events.PREEMPTED_TAG):
+                    if tag in active.data.tags:  # the run is resumed, and has failed before
+                        mlflow.MlflowClient().delete_tag(active.info.run_id, tag)
+                opened = _note(active)
         except BaseException as error:
             signals.release(leaving=signals.is_leaving(error))
             raise

@@ -13,9 +13,10 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 TEXT_TOKEN = re.compile(
-    r"(?:^|[._-])(?:audio|begin|blank|bod|bos|bot|cls|continuation|current|decoder|decoder_start|end|eod|eom|eos|eot|fim"
-    r"|first|generated|image|im_end|im_start|input|last|lang|mask|max|min|n|new|next|num|output|pad|page|per|predicted|prev"
-    r"|previous|prompt|sep|sot|special|speech|start|stop|system|target|text|think|tool|total|unk|user|video|vision|word)"
+    r"(?:^|[._-])(?:audio|begin|blank|bod|bos|bot|cached(?=[_-]?tokens)|cls|completion|continuation|current|decoder"
+    r"|decoder_start|end|eod|eom|eos|eot|fim|first|generated|image|im_end|im_start|input|last|lang|mask|max|min|n|new|next"
+    r"|num|output|pad|page|per|predicted|prediction|prev|previous|prompt|reasoning|sep|sot|special|speech|start|stop"
+    r"|system|target|text|think|tool|total|unk|user|video|vision|word)"
     r"[_-]?tokens?$",
     re.IGNORECASE,
 )

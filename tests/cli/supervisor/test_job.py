@@ -25,6 +25,13 @@ for step in range(first, first + 3):
 print("attempt", context.attempt, "from", first, flush=True)
 sys.exit(int(sys.argv[1]))
 """
+OPENS = """
+import sys, mlflow
+from autogen_team import GlobalContext
+with GlobalContext() as context, context.run("train"):
+    mlflow.log_metric("loss", context.attempt, step=context.attempt)
+    sys.exit(int(sys.argv[1]))
+"""
 WAITS = """
 import signal, sys, mlflow
 mlflow.log_metric("loss", 1)
@@ -61,6 +68,18 @@ def test_starts_of_a_command_share_a_run(supervised, script, the_run, store_uri)
     outputs = [name for name in names if "/output-" in name]
     assert len(outputs) == 3
     assert sorted("".join(re.findall(r"-attempt-\d", name)) for name in outputs) == ["", "-attempt-2", "-attempt-3"]
+
+
+def test_a_script_with_its_own_context_joins_the_resumed_run(supervised, script, the_run):
+    """Its run joins the resumed one, which no longer has the reason of the previous end."""
+    path = script(OPENS)
+    first = supervised("--job", "nightly", path, "3")
+    second = supervised("--job", "nightly", path, "0")
+
+    assert [one.returncode for one in (first, second)] == [3, 0], second.stderr
+    run = the_run()
+    assert (run.info.status, run.data.metrics["loss"], run.data.tags[ATTEMPT_TAG]) == ("FINISHED", 2.0, "2")
+    assert EXCEPTION_TAG not in run.data.tags
 
 
 def test_a_running_job_is_refused(start_python, script, the_run, store_uri):

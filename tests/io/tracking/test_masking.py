@@ -140,6 +140,9 @@ def test_names_that_only_resemble_secrets_are_not_masked(name):
         {"token": 5, "password": None, "secret": False, "api_key": ""},
         {"properties": {"api_key": {"type": "string", "description": "The key to use."}}, "required": ["api_key"]},
         {"headers": {"Content-Type": "application/json", "Idempotency-Key": "a1"}},
+        {"completion_tokens": 20, "prompt_tokens": 40, "completion_tokens_details": {"reasoning_tokens": 5}},
+        {"prompt_tokens_details": {"cached_tokens": 9}, "details": {"accepted_prediction_tokens": 3}},
+        {"max_completion_tokens": 4096},
     ],
 )
 def test_harmless_values_under_secret_names_stay(value):

@@ -23,6 +23,7 @@ _KEPT = {
     "PATH",
     "PYTHONPATH",
     "PYTHONPYCACHEPREFIX",
+    "SCREENSHOTS",
     "SHELL",
     "TMPDIR",
     "TZ",
