@@ -6,6 +6,7 @@ told as the reason, instead of the signal.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import signal
@@ -23,8 +24,13 @@ GRACE = 10.0
 _PATIENCE = 60.0
 """Seconds after which it is said that a job goes on."""
 
+_GLANCE = 0.1
+_TIME_FOR_CHILDREN = 5.0
+"""Seconds between the SIGTERM of the job and that of its children without the context; less with a short `grace`."""
+
 _report = logging.getLogger("autogen_team")
 _reason: str | None = None
+_is_ending = False
 _receiver: int | None = None
 
 
@@ -46,10 +52,21 @@ def end_job(why: str, *, kills: bool) -> None:
     _reason = why
     _report.warning("the job gets SIGTERM: %s", why)
     _terminate()
+    if is_first and _receiver is None:
+        spawn(_end_children, name="autogen_team-stop-children")
     if kills:
         spawn(_kill, name="autogen_team-stop")
     elif is_first:
         spawn(partial(_say_that_it_goes_on, why), name="autogen_team-stop")
+
+
+def begin() -> None:
+    """Note that a signal is about to end this process, and that no handler of the job has decided otherwise.
+
+    A signal handler may call it.
+    """
+    global _is_ending
+    _is_ending = True
 
 
 def _terminate() -> None:
@@ -72,14 +89,52 @@ def _kill() -> None:
         os.kill(identity.job(), signal.SIGKILL)
 
 
+def _end_children() -> None:
+    """Send SIGTERM to the children that run this program and would hold up its end, or outlive it.
+
+    The workers of a process pool without the context get no signal otherwise, and the end of the pool waits for them.
+    At first the `finally` blocks of the job have time to end them, at most until the job exits. Daemonic processes end
+    with the job anyway, and other programs are the job's to end.
+    """
+    atexit.register(_signal_children, os.getpid())
+    while not _is_ending:
+        time.sleep(_GLANCE)
+    time.sleep(min(_TIME_FOR_CHILDREN, seconds_to_kill() / 2))
+    _signal_children(os.getpid())
+
+
+def _signal_children(owner: int) -> None:
+    if _is_ending and os.getpid() == owner:  # a forked child has the exit function of its parent
+        for pid in _own_children():
+            with suppress(OSError):
+                os.kill(pid, signal.SIGTERM)
+
+
+def _own_children() -> set[int]:
+    """Return the children of multiprocessing, unless they are daemonic, and those that were forked by `os.fork`."""
+    import multiprocessing
+
+    import psutil
+
+    known = multiprocessing.active_children()
+    found = {child.pid for child in known if child.pid is not None and not child.daemon}
+    with suppress(psutil.Error):
+        command = psutil.Process().cmdline()
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if child.cmdline() == command:
+                    found.add(child.pid)
+    return found - {child.pid for child in known if child.daemon}
+
+
 def _say_that_it_goes_on(why: str) -> None:
     time.sleep(_PATIENCE)
     _report.warning("the job still runs, %g s after SIGTERM (%s), as its own handler may have decided", _PATIENCE, why)
 
 
 def _forget() -> None:
-    global _reason
-    _reason = None
+    global _reason, _is_ending
+    _reason, _is_ending = None, False
 
 
 call_in_child(_forget)  # the child has not been asked

@@ -237,6 +237,8 @@ class Agent:
                 job.send({"op": "yours"})
         elif operation == "flush" and job.shipment is not None:
             job.shipment.flush(message["until"])
+        elif operation == "joined" and job.shipment is not None:
+            job.shipment.joined = frozenset(message["runs"])
         elif operation == "asked to end":
             job.reason = message["reason"]
         elif operation == "sample" and job.shipment is not None:

@@ -47,6 +47,8 @@ class Shipment:
         self.number = self.acked = after
         """The numbers of the last entry that was read, and of the last that the store has taken."""
         self._others = RunsOfOthers(order["others"])
+        self.joined = frozenset[str](order["joined"])
+        """The runs of others that the job, if it is a worker, has joined at the moment."""
         self.runs: set[str] = set(order["others"])
         """The runs that the job logs to."""
 
@@ -94,8 +96,9 @@ class Shipment:
         return run_id in self._open
 
     def runs_of_others(self, ids: Mapping[str, str]) -> set[str]:
-        """Return the store's ids of the runs that the job, if it is a worker, logs to and another process has open."""
-        return {ids.get(run_id, run_id) for run_id in self._others.ids} if self._order["is_worker"] else set()
+        """Return the store's ids of the runs of other processes that the job, if it is a worker, works for."""
+        others = self._others.ids | self.joined
+        return {ids.get(run_id, run_id) for run_id in others} if self._order["is_worker"] else set()
 
     def give_signs(self, ids: Mapping[str, str], others: Iterable[str]) -> bool:
         """Send heartbeats for the job's open runs if they are due; return whether the store answers.
@@ -185,9 +188,9 @@ class Route:
         """Start to ship a journal as the job ordered; return None if that is not possible now.
 
         The order says `after` which entry to begin; the `ids` that local runs have in the store; the `runs` that are
-        open, and those of `others` that a worker (`is_worker`) logs to; the `pid` of the process for heartbeats, their
-        interval (`heartbeat`, seconds), and when the last one was `given`; what is `sampled` for which run; and after
-        how many seconds the process is killed if it is told to end at once (`grace`).
+        open, and those of `others` that a worker (`is_worker`) logs to or has `joined`; the `pid` of the process for
+        heartbeats, their interval (`heartbeat`, seconds), and when the last one was `given`; what is `sampled` for
+        which run; and after how many seconds the process is killed if it is told to end at once (`grace`).
         """
         with self._lock:
             if not self._is_ready or self._delivery is None or self._backend is None:
