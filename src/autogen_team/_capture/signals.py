@@ -57,13 +57,14 @@ class Terminated(SystemExit):
 
     def __init__(self, signum: int, reason: str | None = None) -> None:
         super().__init__(128 + signum)
+        self._number = signum
         self.signal = signal_name(signum)
         self.reason = _asked_by(self.signal) if reason is None else reason
         """Why the process was asked to end."""
 
     def __reduce__(self) -> tuple[type[Terminated], tuple[int, str]]:
         """Keep number and reason: a pool sends the exception of a worker to the job, which may not know the reason."""
-        return type(self), (self.code - 128, self.reason)
+        return type(self), (self._number, self.reason)
 
 
 def fatal_signal() -> signal.Signals | None:

@@ -24,7 +24,8 @@ GRACE = 10.0
 _PATIENCE = 60.0
 """Seconds after which it is said that a job goes on."""
 
-_GLANCE = 0.1
+_GLANCE = 0.5
+"""Polling interval in seconds."""
 _TIME_FOR_CHILDREN = 5.0
 """Seconds between the SIGTERM of the job and that of its children without the context; less with a short `grace`."""
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 import psutil
 
-from autogen_team._process import identity
+from autogen_team._process import activity, identity
 from autogen_team._process.deadline import within
 from autogen_team._process.durations import duration
 from autogen_team._process.folders import open_private, private_folder
@@ -54,19 +54,33 @@ def report(
     facts = Facts(**owner)
     with suppress(OSError):
         os.chdir(facts.folder)
+    tell(kind, facts, lasted, number, folders, Path(state), AlertsService(), os.environ["MLFLOW_TRACKING_URI"])
+
+
+def tell(
+    kind: Literal["silent", "moving"],
+    facts: Facts,
+    lasted: float,
+    number: int,
+    folders: list[str],
+    state: Path,
+    alerts: AlertsService,
+    uri: str,
+) -> None:
+    """Keep the stacks with the run, and send the alert."""
     name = facts.name or facts.run
     if kind == "moving":
-        _alert(f"{name}: moves again", f"after {duration(lasted)} of silence, run {facts.run}", "success")
+        _alert(alerts, f"{name}: moves again", f"after {duration(lasted)} of silence, run {facts.run}", "success")
         return
     found = list(_stacks(folders))  # first, while it lasts
     lines = [f"nothing was logged or printed for {duration(lasted)}, run {facts.run}"]
     if found:
         text = "\n".join(f"# {who}\n\n{stacks or 'It has told no stacks.'}\n" for who, stacks in found)
         lines += [f"{who}: {_where(stacks)}" for who, stacks in found]
-        lines.append(f"stacks of all threads: {_keep(Path(state), facts, text, number)}")
+        lines.append(f"stacks of all threads: {_keep(state, facts, text, number, uri)}")
     else:
         lines.append("no process of the job has loaded what tells its stacks")
-    _alert(f"{name}: silent", "\n".join(lines), "warning")
+    _alert(alerts, f"{name}: silent", "\n".join(lines), "warning")
 
 
 def _stacks(folders: list[str]) -> Iterator[tuple[str, str]]:
@@ -149,7 +163,7 @@ def _where(stacks: str) -> str:
     return f"{Path(frame['path']).name}, line {frame['line']} in {frame['name']}"
 
 
-def _keep(state: Path, facts: Facts, text: str, number: int) -> str:
+def _keep(state: Path, facts: Facts, text: str, number: int, uri: str) -> str:
     """Keep the stacks with the run, or else in the state folder; return where they are."""
     from autogen_team._redact import mask
 
@@ -158,7 +172,8 @@ def _keep(state: Path, facts: Facts, text: str, number: int) -> str:
     with open_private(path, "wb") as file:
         file.write(mask(text).encode("utf-8", "backslashreplace"))
     try:
-        within(_UPLOAD, partial(_upload, facts.run, path), name="autogen_team-stalls")
+        with activity.unnoticed():  # if this is the job itself
+            within(_UPLOAD, partial(_upload, uri, facts.run, path), name="autogen_team-stalls")
     except Exception as error:
         return f"{path} ({mask(with_kind(error))})"
     path.unlink(missing_ok=True)
@@ -167,14 +182,12 @@ def _keep(state: Path, facts: Facts, text: str, number: int) -> str:
     return f"{ARTIFACTS}/{name}"
 
 
-def _upload(run_id: str, path: Path) -> None:
+def _upload(uri: str, run_id: str, path: Path) -> None:
     from autogen_team._ship import mlflow_backend
 
-    uri = os.environ["MLFLOW_TRACKING_URI"]
     mlflow_backend.client(uri, uri).log_artifact(run_id, str(path), ARTIFACTS)
 
 
-def _alert(title: str, message: str, level: Literal["success", "warning"]) -> None:
-    service = AlertsService()
+def _alert(service: AlertsService, title: str, message: str, level: Literal["success", "warning"]) -> None:
     if service.enable:
         service.deliver_now(title, message, level=level)

@@ -35,6 +35,9 @@ from autogen_team import GlobalContext
 from autogen_team._capture import write_behind
 from autogen_team.io.services import AlertsService, MlflowService
 write_behind._HANDOVER_TO_DATABASE = 0.0
+if "NO_AGENT" in os.environ:
+    from autogen_team._ship import agent_link
+    agent_link._AGENT = "import sys; sys.exit(1)"
 service = MlflowService(autolog_disable=True, heartbeat=0.5)
 alerts = AlertsService(urls=sys.argv[1])  # a secret, which no environment has
 
@@ -145,6 +148,23 @@ def test_a_job_that_hangs_is_alerted(start_job, receiver, stacks_of, wait_until,
     assert run_id in silent["message"]
     assert f"stacks of all threads: stalls/{identity.process_name(job.popen.pid)}-" in silent["message"]
     assert alerts("train: moves again", run_id)[0]["type"] == "success"
+
+
+def test_a_job_without_an_agent_watches_itself(start_job, receiver, stacks_of, wait_until):
+    """With the same alerts, stacks and words."""
+    job, run_id = start_job("wait_for_a_lock", NO_AGENT="1")
+    assert "Current thread" in stacks_of(run_id, "in wait_for_a_lock")
+    job.popen.stdin.write("\n")
+    job.popen.stdin.flush()
+    job.wait_for("goes on")
+    wait_until(lambda: [one for one in receiver.alerts if one["title"] == "train: moves again"])
+    Path("done").touch()
+    status, _, err = job.finish()
+
+    assert status == 0, err
+    assert "the agent could not be started" in err
+    assert "nothing was logged or printed for" in err
+    assert [one for one in receiver.alerts if "in wait_for_a_lock" in one["message"]]
 
 
 def test_what_is_said_of_the_silence_does_not_end_it(start_job, stacks_of, receiver):
