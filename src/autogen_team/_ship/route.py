@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,6 +161,8 @@ class Route:
         """Start loading what the store needs; it is given by `uri`, or by `rest` for a server."""
         self._store = store
         self.login: Any = store.get("rest")
+        self.silent: deque[tuple[str, int]] = deque()
+        """Runs that the agent of another machine has found silent, each with the number of that silence."""
         self._lock = threading.Lock()
         self._prepared: list[Job] = []
         self._is_ready = False
@@ -198,6 +201,7 @@ class Route:
             self._delivery.ids |= order["ids"]
             signs = Signs(self._backend, order["heartbeat"], pid=order["pid"], given=order["given"])
             signs.on_stop = self._stop
+            signs.on_silence = lambda run_id, number: self.silent.append((run_id, number))
             system_metrics = SystemMetrics(self._backend)
             for one in order["sampled"]:
                 system_metrics.begin(one)

@@ -33,6 +33,8 @@ STOP_TAG = "autogen_team.stop"
 """The tag that asks the job of a run to end; its value is the reason, or `now`."""
 STOP_REQUESTED_TAG = "autogen_team.stop_requested"
 """The tag that tells workers of a stop, once the process that has the run open has removed the first tag."""
+SILENT_TAG = "autogen_team.silent"
+"""The tag that asks the agents of other machines for the stacks of their ranks; its value counts the silences."""
 STOPPED = "stopped from its page"
 """Beginning of the reason of a run that was ended by this tag."""
 _LONGEST_REASON = 300
@@ -141,6 +143,9 @@ class Signs:
         """Runs of others that have ended with a stop."""
         self.on_stop: Callable[[str, Stop], None] = lambda _run_id, _stop: None
         """Called with the store's id of a run, and what its tag asks for."""
+        self._silent: dict[str, str] = {}
+        self.on_silence: Callable[[str, int], None] = lambda _run_id, _number: None
+        """Called with the store's id of a run that another machine has found silent, and the number of the silence."""
 
     @property
     def is_wanted(self) -> bool:
@@ -207,6 +212,10 @@ class Signs:
                 continue
             except Unreachable:
                 return False
+            number = found.get(SILENT_TAG, "")
+            if number != self._silent.setdefault(run_id, "") and number.isdecimal():
+                self.on_silence(run_id, int(number))
+            self._silent[run_id] = number
             requested = found.get(STOP_TAG, found.get(STOP_REQUESTED_TAG)) if status == "RUNNING" else None
             reason = found.get(run_events.EXCEPTION_TAG, "") if status == "KILLED" else ""
             if requested is not None or reason.startswith(STOPPED):

@@ -241,6 +241,44 @@ def test_the_stacks_of_workers_are_in_the_same_alert(start_python, store_uri, re
     assert stacks.count("in hang_in_worker") == 2
 
 
+RANK = """
+import os, sys, time, mlflow
+from autogen_team import GlobalContext
+from autogen_team._capture import write_behind
+from autogen_team.io.services import MlflowService
+from autogen_team.workers import ranks
+write_behind._HANDOVER_TO_DATABASE = 0.0
+service = MlflowService(autolog_disable=True, heartbeat=0.5)
+
+def wait_in_rank_0():
+    time.sleep(600)
+
+def wait_in_rank_1():
+    time.sleep(600)
+
+with GlobalContext(mlflow_service=service, alert_on="never", stall_after=3) as context:
+    with ranks.run(context, "train", log_system_metrics=False) as run:
+        print("run", run.info.run_id, flush=True)
+        globals()[f"wait_in_rank_{os.environ['RANK']}"]()
+"""
+
+
+def test_the_ranks_of_other_machines_are_in_the_same_alert(start_python, store_uri, receiver, wait_until, tmp_path):
+    """Each with its machine, here one with a state folder and an agent of its own; none of them has logged anything."""
+    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    environment = {**address, "MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_ALERTS_URLS": receiver.url}
+    first = start_python("-c", RANK, RANK="0", **environment)
+    run_id = first.wait_for("run ").split()[1]
+    second = start_python("-c", RANK, RANK="1", AUTOGEN_TEAM_STATE_DIR=str(tmp_path / "away"), **environment)
+    assert second.wait_for("run ").split()[1] == run_id
+    told = re.compile(r"rank 0, process \d+: .* in wait_in_rank_0", re.DOTALL), re.compile(r"in wait_in_rank_1")
+    wait_until(lambda: [one for one in receiver.alerts if all(words.search(one["message"]) for words in told)])
+
+    assert {one["title"] for one in receiver.alerts} == {"train: silent"}
+    assert f"rank 1, process {second.popen.pid} on " in receiver.alerts[-1]["message"]
+    assert "autogen_team.silent" not in mlflow.MlflowClient(store_uri).get_run(run_id).data.tags
+
+
 @pytest.mark.parametrize("script", ["print('ready', flush=True)", "import mlflow; mlflow.log_metric('a', 1)"])
 def test_a_supervised_job_is_watched(start_python, store_uri, receiver, wait_until, script):
     """Its output counts, and so does what it logs; a script without any of our libraries tells no stacks."""
