@@ -54,11 +54,20 @@ def end_job(why: str, *, kills: bool) -> None:
     _report.warning("the job gets SIGTERM: %s", why)
     _terminate()
     if is_first and _receiver is None:
-        spawn(_end_children, name="autogen_team-stop-children")
+        _follow_children()
     if kills:
         spawn(_kill, name="autogen_team-stop")
     elif is_first:
         spawn(partial(_say_that_it_goes_on, why), name="autogen_team-stop")
+
+
+def expect(why: str) -> None:
+    """Note why the SIGTERM comes that a supervisor passes on to this process."""
+    global _reason
+    is_first = _reason is None
+    _reason = why
+    if is_first:
+        _follow_children()
 
 
 def begin() -> None:
@@ -90,6 +99,11 @@ def _kill() -> None:
         os.kill(identity.job(), signal.SIGKILL)
 
 
+def _follow_children() -> None:
+    atexit.register(_signal_children, os.getpid())
+    spawn(_end_children, name="autogen_team-stop-children")
+
+
 def _end_children() -> None:
     """Send SIGTERM to the children that run this program and would hold up its end, or outlive it.
 
@@ -97,7 +111,6 @@ def _end_children() -> None:
     At first the `finally` blocks of the job have time to end them, at most until the job exits. Daemonic processes end
     with the job anyway, and other programs are the job's to end.
     """
-    atexit.register(_signal_children, os.getpid())
     while not _is_ending:
         time.sleep(_GLANCE)
     time.sleep(min(_TIME_FOR_CHILDREN, seconds_to_kill() / 2))

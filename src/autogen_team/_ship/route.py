@@ -101,6 +101,10 @@ class Shipment:
         others = self._others.ids | self.joined
         return {ids.get(run_id, run_id) for run_id in others} if self._order["is_worker"] else set()
 
+    def is_kept(self, run_id: str, ids: Mapping[str, str]) -> bool:
+        """Return whether another process keeps this run for the job, by the id of the store, and passes signals on."""
+        return not self._order["is_worker"] and run_id in {ids.get(one, one) for one in self._others.ids}
+
     def give_signs(self, ids: Mapping[str, str], others: Iterable[str]) -> bool:
         """Send heartbeats for the job's open runs if they are due; return whether the store answers.
 
@@ -277,6 +281,8 @@ class Route:
         for shipment in self._shipments:
             if run_id in shipment.runs_of_others(ids):
                 shipment.stop(stop)
+            elif shipment.is_kept(run_id, ids):
+                shipment.tell({"op": "stopping", "reason": stop.reason})
 
     def _close_removed(self) -> None:
         """Close the files of the journals that are not shipped any more; this thread is the one that reads them."""

@@ -397,6 +397,8 @@ class Shipper:
                     _report.warning("%s", text)
             case {"op": "stop", "reason": str(reason), "kills": bool(kills)}:
                 stopping.end_job(reason, kills=kills)
+            case {"op": "stopping", "reason": str(reason)}:
+                stopping.expect(reason)
             case {"op": "yours"}:
                 self._handed_over = False
 

@@ -194,6 +194,38 @@ def test_a_supervised_job(start_python, store_uri, wait_until, tmp_path, target)
     assert status_of(store_uri, run_id) == ("KILLED", ASKED)
 
 
+SUPERVISED_POOL = """
+import mlflow, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from autogen_team._capture import write_behind
+write_behind._HANDOVER_TO_DATABASE = 0.0
+
+if __name__ == "__main__":
+    mlflow.log_metric("loss", 1.0)
+    (one,) = write_behind._working.values()
+    while not one.shipper._handed_over:
+        mlflow.log_metric("loss", 1.0)
+        time.sleep(0.05)
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        print("ready", mlflow.active_run().info.run_id, flush=True)
+        list(pool.map(time.sleep, [600]))
+"""
+
+
+def test_the_pool_of_a_supervised_job_ends_with_it(start_python, store_uri, tmp_path):
+    """The job hears from the agent that the SIGTERM of its supervisor is for good."""
+    (tmp_path / "work" / "job.py").write_text(SUPERVISED_POOL)
+    environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_MLFLOW_HEARTBEAT": "0.5", "AUTOGEN_TEAM_GRACE": "4"}
+    job = start_python("-m", "autogen_team", "run", "job.py", fresh=True, **environment)
+    run_id = job.wait_for("ready").split()[1]
+    mlflow.MlflowClient(store_uri).set_tag(run_id, STOP_TAG, "diverges (ada)")
+    status, _, err = job.finish()
+
+    assert status == 128 + signal.SIGTERM, err
+    assert status_of(store_uri, run_id) == ("KILLED", ASKED)
+
+
 POOL = (
     START
     + """
