@@ -2,7 +2,7 @@
 
     python .ci/conda_recipe.py SDIST URL > recipe.yaml
 
-SDIST is the file that was uploaded, URL is where it can be downloaded from then on.
+SDIST is the uploaded file, URL is its address for downloads.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ ROOT = Path(__file__).parent.parent
 
 
 def recipe(project: dict, build: list[str], *, version: str, url: str, sha256: str) -> dict:
-    """Return the recipe of a project, given as the table of `pyproject.toml`, and of what builds it."""
+    """Return the recipe of a project.
+
+    Args:
+        project: the table `project` of `pyproject.toml`.
+        build: the requirements of the build.
+        version: the version of the sdist.
+        url: the address of the sdist.
+        sha256: the digest of the sdist.
+
+    """
     python = f"python {project['requires-python']}"
     return {
         "schema_version": 1,
@@ -34,7 +43,7 @@ def recipe(project: dict, build: list[str], *, version: str, url: str, sha256: s
         },
         "requirements": {
             "host": ["python ${{ python_min }}.*", "pip", *map(_dependency, build)],
-            # The package is the same for all systems, so that what only Linux needs is there everywhere.
+            # The package is the same for all systems, so dependencies that only Linux needs are installed everywhere.
             "run": [python, *map(_dependency, project["dependencies"])],
         },
         "tests": [

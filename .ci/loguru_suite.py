@@ -1,7 +1,8 @@
-"""Run loguru's own tests twice, plainly and inside of LoggerService, and tell what differs: `make test-loguru`.
+"""Run loguru's own tests twice, without and inside LoggerService, and print the differences: `make test-loguru`.
 
-The tests are in no package: the argument is a checkout of loguru at the tag of the version that is installed. They need
-freezegun and colorama, which we do not lock. Exits with 1 if a test fails inside only for a reason that is not known.
+The packages of loguru do not contain the tests: the argument is a checkout of loguru at the tag of the installed
+version. The tests need freezegun and colorama, which we do not lock. Exits with 1 if a test fails only inside, for an
+unknown reason.
 """
 
 from __future__ import annotations
@@ -21,21 +22,21 @@ import pytest
 OUTCOMES = "LOGURU_SUITE_OUTCOMES"
 INSIDE = "LOGURU_SUITE_INSIDE"
 KNOWN = {
-    "tests/test_pickling.py::*": "a pickled logger has no handlers of its own",
-    "tests/test_propagation.py::*": "a handler of logging that prints on the console is kept back",
-    "tests/test_interception.py::test_remove_interception": "records of libraries are taken in without a handler too",
-    "tests/test_interception.py::test_intercept_too_low": "records of libraries are taken in without a handler too",
-    "tests/test_deepcopy.py::test_remove_from_original": "logger.remove() is told once, on stderr",
+    "tests/test_pickling.py::*": "an unpickled logger uses the handlers of its process",
+    "tests/test_propagation.py::*": "logging handlers that print on the console are suspended",
+    "tests/test_interception.py::test_remove_interception": "logging records are in the log even without a handler",
+    "tests/test_interception.py::test_intercept_too_low": "logging records are in the log even without a handler",
+    "tests/test_deepcopy.py::test_remove_from_original": "logger.remove() is reported once, on stderr",
     "tests/test_repr.py::*": "our handler is among the handlers",
 }
-"""Tests that fail inside of the service by design, and why; docs/logging.md has the same reasons in other words."""
+"""Tests that fail inside the service by design, with the reasons; docs/logging.md explains them."""
 
 
 def main(arguments: list[str]) -> int:
     """Run the tests of the checkout twice; return the exit status."""
     missing = [name for name in ("freezegun", "colorama") if importlib.util.find_spec(name) is None]
     if not arguments or not Path(arguments[0], "tests").is_dir():
-        print("say where a checkout of loguru is: make test-loguru LOGURU=../loguru")
+        print("a checkout of loguru is needed: make test-loguru LOGURU=../loguru")
         return 2
     if missing:
         print(f"loguru's tests need {' and '.join(missing)}: {sys.executable} -m pip install {' '.join(missing)}")
@@ -46,9 +47,9 @@ def main(arguments: list[str]) -> int:
     for name in changed:
         reason = next((why for pattern, why in KNOWN.items() if fnmatch.fnmatch(name, pattern)), None)
         unknown += reason is None
-        print(f"{name}: {reason or 'NOT KNOWN'}")
+        print(f"{name}: {reason or 'UNKNOWN REASON'}")
     passed = list(plain.values()).count("passed")
-    print(f"{passed} tests pass plainly, {passed - len(changed)} of them inside, {unknown} differ for no known reason")
+    print(f"{passed} tests pass without the service, {passed - len(changed)} of them inside; {unknown} unknown reasons")
     return 1 if unknown or not passed else 0
 
 
@@ -67,26 +68,26 @@ _found: dict[str, str] = {}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Stand in for the option of a plugin for mypy that their conftest asks for."""
+    """Define the option of a mypy plugin that loguru's conftest reads."""
     if importlib.util.find_spec("pytest_mypy_plugins") is None:
         parser.addoption("--mypy-ini-file", default=None)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Note the outcome of a test, which has failed if its end has."""
+    """Record the outcome of a test; the test also fails if its setup or teardown fails."""
     if report.when == "call" or report.outcome != "passed":
         _found[report.nodeid] = report.outcome
 
 
 def pytest_sessionfinish() -> None:
-    """Write the outcomes where the command looks for them."""
+    """Write the outcomes to the file that the command reads."""
     if OUTCOMES in os.environ:
         Path(os.environ[OUTCOMES]).write_text(json.dumps(_found))
 
 
 @pytest.fixture(autouse=True)
 def inside_the_service(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Run each test inside of LoggerService, once their own fixture has reset the logger."""
+    """Run each test inside LoggerService, after loguru's own fixture has reset the logger."""
     if not os.environ.get(INSIDE):
         yield
         return

@@ -1,4 +1,4 @@
-"""Refuse a release whose version, tag, CHANGELOG and tree do not agree, and name each fault."""
+"""Refuse a release if version, tag, CHANGELOG and tree do not agree, and print each fault."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def faults(version: str, tags: list[str], changelog: str, changed: list[str]) -> list[str]:
-    """Return what keeps `version` from being released.
+    """Return the reasons why `version` cannot be released.
 
     Args:
-        version: the one in the source.
-        tags: those of the commit.
-        changelog: its text.
-        changed: the files that are not committed.
+        version: the version in the source.
+        tags: the tags of the commit.
+        changelog: the text of the CHANGELOG.
+        changed: the uncommitted files.
 
     """
     found = []

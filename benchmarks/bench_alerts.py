@@ -1,9 +1,9 @@
-"""Compare the time that `notify` takes from its caller with plyer on the same bus.
+"""Compare how long `notify` blocks its caller with plyer on the same bus.
 
 Needs `dbus-daemon`, and `notify-send` for plyer. If plyer cannot be imported, it is installed into a temporary folder
-(`pip install --target`). The bus and the notification daemon are separate processes. Calls are interleaved, ours then
-theirs, and the figures are medians of rounds. While the daemon hangs, plyer is called only with `--hang-plyer`, and
-only once, because the call takes 25 s.
+(`pip install --target`). The bus and the notification daemon are separate processes. Our calls and plyer's alternate,
+and the figures are medians of rounds. While the daemon hangs, plyer is called only with `--hang-plyer`, and only once,
+because the call takes 25 s.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def deliver():
 
 
 def milliseconds(call):
-    """Return how many milliseconds a call takes."""
+    """Return the milliseconds that a call takes."""
     started = time.perf_counter()
     call()
     return (time.perf_counter() - started) * 1000
@@ -107,7 +107,7 @@ def healthy(rounds, calls, theirs):
 
 
 def hanging(rounds, calls, theirs):
-    """Return the median time of an alert while the daemon is known to hang; alerts are printed, here to devnull."""
+    """Return the median time of an alert while the daemon is known to hang; the alerts are printed to devnull."""
     alerts = deliver()
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
         first = milliseconds(lambda: alerts.notify("done", "model trained"))
@@ -115,11 +115,9 @@ def hanging(rounds, calls, theirs):
             statistics.median(milliseconds(lambda: alerts.notify("done", "model trained")) for _ in range(calls))
             for _ in range(rounds)
         ]
-    print(
-        f"the alert that finds the daemon hanging: {first:.0f} ms; stop after that: {milliseconds(alerts.stop):.1f} ms"
-    )
+    print(f"the first alert to the hanging daemon: {first:.0f} ms; stop after that: {milliseconds(alerts.stop):.1f} ms")
     if theirs is not None:
-        print(f"plyer, with each alert: {milliseconds(theirs):.0f} ms")
+        print(f"plyer, for each alert: {milliseconds(theirs):.0f} ms")
     return statistics.median(medians)
 
 
@@ -139,9 +137,9 @@ def main():
     show(
         [
             Row("notify, delivered", delivered, plyers, "plyer, delivered", "ms", 0.5),
-            Row("notify, delivered", delivered, 2.0, "our promise", "ms", 1.0),
+            Row("notify, delivered", delivered, 2.0, "our target", "ms", 1.0),
             Row("notify, daemon hangs", printed, plyers, "plyer, delivered", "ms", 0.05),
-            Row("notify, daemon hangs", printed, 0.1, "our promise", "ms", 1.0),
+            Row("notify, daemon hangs", printed, 0.1, "our target", "ms", 1.0),
         ]
     )
 

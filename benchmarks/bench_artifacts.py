@@ -1,9 +1,10 @@
-"""Measure what a large artifact costs a job while its server takes 10 MB/s.
+"""Measure the cost of a large artifact to a job whose server accepts 10 MB/s.
 
-The job logs a file beside a loop of steps of one millisecond. A copy of a file to the same disk takes turns with the
-call, with a smaller file too: some gigabytes later a disk is slower than the memory in front of it. Plain MLflow
-uploads the same file over the same line; wandb, offline, takes it as an artifact of its own. `BYTES` is the size of the
-file, by default 1 GB; then all of it takes six minutes.
+The job logs a file, and runs a loop of steps of one millisecond during the upload. The call is compared with a copy of
+the file to the same disk, and again with a smaller file, because after some gigabytes the disk is slower than the page
+cache.
+Plain MLflow uploads the same file over the same line; wandb stores it offline as its own artifact. `BYTES` is the size
+of the file, by default 1 GB; the whole benchmark then takes six minutes.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ from report import Row, show
 
 BYTES = int(float(os.environ.get("BYTES", "1e9")))
 RATE = 10_000_000
-"""Bytes per second that the line to the server passes on."""
+"""Bandwidth of the line to the server, in bytes per second."""
 ROUNDS = 5
 SMALLER = 300_000_000
-"""Bytes of the file that is logged and copied in turn."""
+"""Size in bytes of the file that is logged and copied in turn."""
 HERE = Path(__file__).parent
 PEERS = HERE.parent / ".venv-peers/bin/python"
 CALLS = """
@@ -42,7 +43,7 @@ with GlobalContext() as context, context.run("bench", log_system_metrics=False):
     mlflow.log_text("first", "first.txt")
     for number in range(rounds):
         for figures in (copies, calls) if number % 2 else (calls, copies):
-            os.sync()  # else the second one waits until the data of the first is on the disk
+            os.sync()  # otherwise the second one waits until the first one's data is on the disk
             begun = time.perf_counter()
             if figures is calls:
                 mlflow.log_artifact(path, f"round{number}")
@@ -110,7 +111,7 @@ run.finish()
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on."""
+    """Return a port that no process listens on."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
 
@@ -181,14 +182,14 @@ def main() -> None:
                 Row("", ours["call"], wandb, "wandb, offline", "s"),
                 Row(f"the same, {small}", calls["call"], calls["copy"], "a copy of the file", "s", at_most=1.2),
                 Row(
-                    "twenty steps of 1 ms meanwhile",
+                    "twenty steps of 1 ms during the upload",
                     beside,
                     alone,
                     "alone",
                     "ms",
                     at_most=1.02,
                 ),
-                Row("until all is there", ours["all"], plain["all"], "plain MLflow", "s", at_most=1.1),
+                Row("until the server has the file", ours["all"], plain["all"], "plain MLflow", "s", at_most=1.1),
             ]
         )
 

@@ -1,6 +1,6 @@
-"""Compare the time of our imports with that of the libraries behind them, and of `--help` with `mlflow --version`.
+"""Compare our import times with those of the libraries behind them, and `--help` with `mlflow --version`.
 
-Each import runs in a fresh interpreter. The peers take turns, and the figure is the median of the rounds.
+Each import runs in a new interpreter. The contenders take turns, and the figures are medians of the rounds.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ MODULES = ["autogen_team", "autogen_team.io.services", "loguru, pydantic_setting
 
 
 def seconds(modules: str) -> float:
-    """Return the seconds that importing the modules takes in a fresh interpreter."""
+    """Return the seconds that importing the modules takes in a new interpreter."""
     command = [sys.executable, "-c", CODE.format(modules)]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def seconds_of(*words: str) -> float:
-    """Return the seconds that a command of this environment takes, from its start to its end."""
+    """Return the seconds that a command of this environment takes from start to end."""
     program = Path(sys.executable).with_name(words[0])
     begun = time.perf_counter()
     subprocess.run([program, *words[1:]], capture_output=True, check=True)

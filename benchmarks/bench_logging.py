@@ -1,8 +1,8 @@
 """Compare the time of a log line with that of loguru and of the standard library.
 
-Every variant logs the same message with four arguments to a file. The variants take turns, and each turn is timed in
-short batches of lines. What is compared is the batch that is faster than 95 % of them: another program on the machine
-slows a batch down, and never speeds it up.
+Each variant logs the same message with four arguments to a file. The variants take turns, and each turn is timed in
+short batches of lines. We compare the batches that are faster than 95 % of all, because other programs on the machine
+slow a batch down, but never speed it up.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ VARIANTS = {
     "text on stderr": on_stderr(ours()),
 }
 REDACTION = 0.17
-"""2 us where a line of loguru takes 12."""
+"""2 us if a loguru line takes 12 us."""
 TARGETS = [
     ("text", "loguru text", 1.05),
     ("text, everything", "loguru text", 1.6),

@@ -14,7 +14,7 @@ from autogen_team._redact import Redactor
 MEGABYTE = 10**6
 ROUNDS = 3
 MOST = 10.0
-"""How many times as long as prose a text may take."""
+"""The highest allowed ratio of a text's time to that of prose."""
 PROSE = "Please enter your password here to continue, the user forgot it again. "
 UNITS = {
     "no secret word": "the word of the day. ",
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def took(redact: Redactor, unit: str, size: int) -> float:
-    """Return the median of the seconds that it takes to mask a text of repeated units."""
+    """Return the median time in seconds to mask a text of repeated units."""
     text = (unit * (size // len(unit) + 1))[:size]
     found = []
     for _ in range(ROUNDS):

@@ -1,7 +1,7 @@
-"""Compare `autogen-team run` with plain Python, and with what other trackers add to the same script.
+"""Compare `autogen-team run` with plain Python, and with the overhead of other trackers on the same script.
 
-Times and processor time are in units of `import mlflow` on this machine, which is measured in the same rounds. The
-peers take turns, and each figure is the median of the rounds. A script prints one line and its own peak memory.
+Times and CPU time are in units of `import mlflow` on this machine, which is measured in the same rounds. The contenders
+take turns, and each figure is the median of the rounds. A script prints one line, which is its own peak memory.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ OUTPUT = "import sys\nline = 'x' * 79 + '\\n'\nfor _ in range(262_144): sys.stdo
 
 @dataclass
 class Found:
-    """What was measured of one command, a figure for each round."""
+    """The measurements of one command, a figure for each round."""
 
     first: list[float] = field(default_factory=list)
     """Seconds to the first line."""
     whole: list[float] = field(default_factory=list)
     processor: list[float] = field(default_factory=list)
-    """Seconds of all processes, those that are left behind apart."""
+    """CPU seconds of all processes, except those that are left behind."""
     memory: list[float] = field(default_factory=list)
-    """MB, at the most, of the process of the script."""
+    """Peak memory of the script's process, in MB."""
 
 
 def measure(command: list[str], found: Found, **more: str) -> None:
@@ -62,7 +62,7 @@ def measure(command: list[str], found: Found, **more: str) -> None:
 
 
 def output_seconds(command: list[str]) -> float:
-    """Return the seconds for which a command with 20 MB of output runs, in a terminal."""
+    """Return the seconds that a command with 20 MB of output runs in a terminal."""
     begun = time.perf_counter()
     subprocess.run(
         ["script", "-qc", " ".join(command), "/dev/null"],
@@ -74,7 +74,7 @@ def output_seconds(command: list[str]) -> float:
 
 
 def commands(folder: Path, server: str) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Return what to compare, by its name, with the variables that it needs."""
+    """Return the commands to compare, by name, with the variables that they need."""
     for name, text in {"empty": EMPTY, "sk": SKLEARN, "mlflow_run": MLFLOW, "wandb_run": WANDB, "out": OUTPUT}.items():
         (folder / f"{name}.py").write_text(text)
     sqlite = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
@@ -136,7 +136,7 @@ def main() -> None:
         os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
         wanted = commands(folder, serve(folder, undo))
         found = {name: Found() for name in wanted}
-        for turn in range(ROUNDS + 1):  # the first round warms up the caches of the file system, and makes the tables
+        for turn in range(ROUNDS + 1):  # the first round warms up the file system's caches, and creates the tables
             for name, (command, variables) in wanted.items():
                 measure(command, found[name] if turn else Found(), **variables)
         outputs: dict[str, list[float]] = {"ours": [], "script": []}
@@ -148,7 +148,7 @@ def main() -> None:
 
 
 def rows(found: dict[str, Found], outputs: dict[str, list[float]]) -> list[Row]:
-    """Return the table: what each adds to plain Python."""
+    """Return the table of the overhead of each contender over plain Python."""
 
     def median(name: str, figure: Callable[[Found], list[float]]) -> float | None:
         return statistics.median(figure(found[name])) if name in found else None

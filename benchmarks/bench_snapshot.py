@@ -1,8 +1,8 @@
-"""Measure what it costs to keep what was run, in a repository of 50,000 files with a few changes.
+"""Measure the cost of a snapshot in a repository of 50,000 files with a few changes.
 
-The snapshot takes turns with what git itself needs for less: `git stash create` and `git diff HEAD` have no untracked
-files, and the first writes into the repository. wandb saves its code and `git diff` when a run begins; it is measured
-from there until its `diff.patch` is on disk. A job computes beside its snapshot, and without one.
+The snapshot takes turns with git commands that do less: `git stash create` and `git diff HEAD` omit untracked files,
+and the first writes to the repository. wandb saves code and `git diff` when a run starts; it is measured from that
+moment until its `diff.patch` is on disk. A job computes while its snapshot is taken, and again without a snapshot.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ run.finish()
 
 
 def make_repository(folder: Path) -> None:
-    """Make a repository with many small files, some of them changed and some untracked."""
+    """Create a repository with many small files, some of them changed and some untracked."""
     for number in range(FILES):
         path = folder / f"package{number % FOLDERS}" / f"module{number}.py"
         path.parent.mkdir(exist_ok=True, parents=True)
@@ -74,7 +74,7 @@ def make_repository(folder: Path) -> None:
 
 
 def snapshot(repository: Path, place: Path, number: int) -> tuple[float, float]:
-    """Return the seconds until a snapshot is there, and those of the processor that it took."""
+    """Return the seconds until a snapshot is ready, and its CPU seconds."""
     from autogen_team._snapshot import process
 
     folder = place / f"snapshot{number}"
@@ -89,7 +89,7 @@ def snapshot(repository: Path, place: Path, number: int) -> tuple[float, float]:
 
 
 def plain_git(repository: Path) -> float:
-    """Return the seconds that git takes for the changes of tracked files."""
+    """Return the seconds that git takes to record the changes of tracked files."""
     begun = time.perf_counter()
     subprocess.run(["git", *IDENTITY, "stash", "create"], cwd=repository, check=True, stdout=subprocess.DEVNULL)
     subprocess.run(["git", "diff", "HEAD"], cwd=repository, check=True, stdout=subprocess.DEVNULL)
@@ -109,7 +109,7 @@ def wandb_code(repository: Path, place: Path) -> float | None:
 
 
 def job(repository: Path, place: Path, *, keeps: bool) -> dict[str, float]:
-    """Return what a job takes that keeps what was run, or does not."""
+    """Return the times of a job with or without a snapshot."""
     script = place / "job.py"
     script.write_text(JOB.replace("SECONDS", str(SECONDS)))
     environment = {
@@ -156,7 +156,7 @@ def main() -> None:
     show(
         [
             Row(
-                "until it is there", statistics.median(ours), statistics.median(bare), "git stash create, git diff", "s"
+                "until it is ready", statistics.median(ours), statistics.median(bare), "git stash create, git diff", "s"
             ),
             Row(
                 "the same",
@@ -165,7 +165,7 @@ def main() -> None:
                 "wandb, save_code",
                 "s",
             ),
-            Row("its processor time, at most 2 s", statistics.median(cpu), 2.0, "the bound", "s", 1.0),
+            Row("its CPU time, at most 2 s", statistics.median(cpu), 2.0, "the limit", "s", 1.0),
             compared("opening the run", "open", "ms", 1000),
             Row(
                 "a step of the job",
@@ -175,7 +175,7 @@ def main() -> None:
                 "us",
             ),
             compared("other threads of the job", "others", "ms", 1000),
-            compared("closing it, 4 s later", "close", "ms", 1000),
+            compared("closing the run 4 s later", "close", "ms", 1000),
         ]
     )
 

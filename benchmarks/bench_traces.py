@@ -1,7 +1,7 @@
-"""Traces and log lines: what they cost the job, and when the store has them, beside plain MLflow.
+"""Compare the cost of traces and log lines to the job, and the time until the store has them, with plain MLflow.
 
 `python benchmarks/bench_traces.py [--count N]`. A trace has three spans, one of them with 2 kB each of inputs and
-outputs. Plain MLflow exports them asynchronously, as it does by default, with a queue that is long enough to lose none.
+outputs. Plain MLflow exports traces asynchronously, as it does by default, with a queue long enough to lose none.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bench_tracking import ENVIRONMENT, HERE, Bench
 from report import Row, show
 
 PAUSE = 0.02
-"""Seconds between traces of a job that does something else too."""
+"""Seconds between traces of a job that also does other work."""
 
 
 def job(bench: Bench, script: str, *arguments: str) -> dict[str, float]:
@@ -41,7 +41,7 @@ def job(bench: Bench, script: str, *arguments: str) -> dict[str, float]:
 
 
 def of_a_trace(bench: Bench, count: int) -> Iterator[Row]:
-    """Compare what a trace costs its caller."""
+    """Compare the time that a trace takes from its caller."""
     for what, pause in (("apart", PAUSE), ("in a row", 0.0)):
         found: dict[str, list[dict[str, float]]] = {"ours": [], "plain": []}
         for _ in range(bench.rounds):
@@ -67,7 +67,7 @@ def of_all_delivered(bench: Bench, count: int) -> Iterator[Row]:
 
 
 def of_a_line(bench: Bench) -> Iterator[Row]:
-    """Compare what a log line costs with and without a collector of OpenTelemetry."""
+    """Compare the cost of a log line with and without an OpenTelemetry collector."""
     for what, pause, at_most in (("apart", 0.001, 1.3), ("in a row", 0.0, None)):
         found = job(bench, "log_job.py", str(pause))
         yield Row(f"a log line with otlp, {what}", found["with"], found["without"], "the same without", "us", at_most)

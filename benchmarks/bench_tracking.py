@@ -34,10 +34,10 @@ PEERS = {"trackio": "trackio_local.py", "tensorboardX": "tensorboardx_files.py",
 PATIENCE = 240.0
 """Seconds after which a contender or a server that does not answer is killed."""
 SUSTAINED = 2.0
-"""Seconds of one of our loops; the journal is delivered four times per second."""
+"""Duration of our loops in seconds; the journal is delivered four times per second."""
 STEPS = 2000
 SETTLED = 8.0
-"""Seconds after which a job with a database is shipped by the agent, if it is not about to end."""
+"""Seconds after which the agent ships the data of a job with a database, unless the job is about to end."""
 LANES = "log_metric", "log_metrics"
 ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -55,9 +55,9 @@ class Bench:
     rounds: int
     peers_python: Path
     stack: contextlib.ExitStack
-    """Ends the processes that were started when it is closed."""
+    """Ends all started processes when it is closed."""
     before: Path | None = None
-    """Another checkout of this project, to compare ourselves with."""
+    """Another checkout of this project, to compare this one with."""
 
     def contender(self, script: str, *arguments: str, python: Path = Path(sys.executable)) -> Contender:
         """Start a contender, a script of `peers/`."""
@@ -65,7 +65,7 @@ class Bench:
         return self.stack.enter_context(Contender([str(python), str(HERE / "peers" / script), *arguments], folder))
 
     def seconds_of_a_job(self, kind: str, uri: str, source: Path | None = None) -> float:
-        """Run `short_job.py` by the package in `source`, a checkout, and return how long it takes, start and all."""
+        """Run `short_job.py` with the package of the checkout `source`; return the seconds, including the start."""
         environment = {**os.environ, **ENVIRONMENT, "TMPDIR": str(self.folder)}
         if source is not None:
             environment["PYTHONPATH"] = str(source / "src")
@@ -88,7 +88,7 @@ class Bench:
         return {name: self._peer(name) for name in PEERS}
 
     def database(self) -> str:
-        """Return the URI of a new database with MLflow's tables, which are empty."""
+        """Return the URI of a new database with MLflow's empty tables."""
         template = self.folder / "template.db"
         if not template.exists():
             code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
@@ -160,7 +160,7 @@ class Contender(Group):
         finally:
             watch.cancel()
         if not answer:
-            raise RuntimeError(f"{self.process.args} has died: {self.log.read_text()[-3000:]}")
+            raise RuntimeError(f"{self.process.args} died: {self.log.read_text()[-3000:]}")
         return json.loads(answer)
 
 
@@ -186,7 +186,7 @@ class Server(Group):
             else:
                 return self
         self.kill()
-        raise RuntimeError(f"no MLflow server: {self.log.read_text()[-3000:]}")
+        raise RuntimeError(f"the MLflow server did not start: {self.log.read_text()[-3000:]}")
 
 
 def medians(rounds: int, *turns: Callable[[], dict[str, float]]) -> list[dict[str, float]]:
@@ -204,7 +204,7 @@ def calls(contender: Contender, run: str, **details: Any) -> Callable[[], dict[s
 
 
 def of_a_call(bench: Bench) -> Iterator[Row]:
-    """Compare the time that `mlflow.log_metric` takes from its caller."""
+    """Compare how long `mlflow.log_metric` blocks its caller."""
     what, peer = "mlflow.log_metric, {}", "MLflow, {}"
     uri = bench.database()
     ours, plain = bench.contender("ours.py", uri), bench.contender("plain_mlflow.py", uri)
@@ -244,7 +244,7 @@ def of_all_delivered(bench: Bench) -> Iterator[Row]:
         return found
 
     us, them = medians(bench.rounds, mine, lambda: plain.ask("total", run="log_metric", steps=150))
-    what = "until the server has it, of each metric"
+    what = "until the server has it, per metric"
     yield Row(what, us["mean"], them["mean"], "MLflow, server of 1 worker", "us", at_least=20)
 
 
@@ -269,9 +269,9 @@ def of_the_fast_lane(bench: Bench) -> Iterator[Row]:
 
 
 def of_a_loop(bench: Bench) -> Iterator[Row]:
-    """Compare a loop of a millisecond of work that logs a metric in each step with one that does not.
+    """Compare a loop with a millisecond of work and a metric in each step with a loop without metrics.
 
-    Our loop runs for `SETTLED` seconds before it is timed: by then, the agent has taken over.
+    Our loop runs for `SETTLED` seconds before it is timed, so that the agent has taken over.
     """
     stores = {"SQLite": bench.database(), "server of 1 worker": bench.server("--workers", "1").uri}
     ours = {name: bench.ourselves(uri) for name, uri in stores.items()}
@@ -300,7 +300,7 @@ def of_a_loop(bench: Bench) -> Iterator[Row]:
 
 
 def of_a_short_job(bench: Bench) -> Iterator[Row]:
-    """Compare a whole process that logs a metric and ends with one that does the same by plain MLflow."""
+    """Compare a whole process that logs one metric and ends with one that does the same with plain MLflow."""
     for store, uri in {"SQLite": bench.database(), "server of 1 worker": bench.server("--workers", "1").uri}.items():
 
         def turn(kind: str, source: Path | None = None, uri: str = uri) -> dict[str, float]:
@@ -319,14 +319,14 @@ def of_a_short_job(bench: Bench) -> Iterator[Row]:
 
 
 def of_an_outage(bench: Bench) -> Iterator[Row]:
-    """Measure the memory that a million metrics take while the server is down."""
+    """Measure the memory of a million metrics while the server is down."""
     server = bench.server("--workers", "1")
     ours = bench.contender("ours.py", server.uri)
     ours.ask("outage")
     server.kill()
     found = ours.ask("go")
-    yield Row("a million metrics, server down: the job grows by", found["growth"], 50.0, "our promise", "MB", 1.0)
-    yield Row("a million metrics, server down: its agent has", found["agent"], 45.0, "our promise", "MB", 1.0)
+    yield Row("a million metrics, server down: the job grows by", found["growth"], 50.0, "our target", "MB", 1.0)
+    yield Row("a million metrics, server down: its agent has", found["agent"], 45.0, "our target", "MB", 1.0)
 
 
 COMPARISONS = {
@@ -344,8 +344,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("comparisons", nargs="*", choices=[*COMPARISONS, []], metavar=" ".join(COMPARISONS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--busy", action="store_true", help="do not count the time of waiting for a core (Linux)")
-    parser.add_argument("--before", type=Path, help="another checkout of this project, to be measured beside this one")
+    parser.add_argument("--busy", action="store_true", help="do not count the time spent waiting for a core (Linux)")
+    parser.add_argument("--before", type=Path, help="another checkout of this project, to compare this one with")
     parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers" / "bin" / "python")
     arguments = parser.parse_args()
     if arguments.busy:

@@ -1,4 +1,4 @@
-"""The table of all benchmarks: our figure, that of the peer, their ratio, and what we promise."""
+"""The table of a benchmark: our figure, the peer's figure, their ratio, and our target."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ class Row:
     peer_name: str
     unit: str
     at_most: float | None = None
-    """The ratio that we promise not to exceed."""
+    """Our target: the highest ratio."""
     at_least: float | None = None
-    """How many times as fast as the peer we promise to be."""
+    """Our target: how many times as fast as the peer we are at least."""
 
     def verdict(self) -> str:
-        """Return the ratio in words, and whether our promise is kept."""
+        """Return the ratio as text, and whether we meet our target."""
         if self.ours is None or self.peer is None:
-            return "not measured: it is not installed"
+            return "not measured: the peer is not installed"
         if self.at_least is not None:
-            return _kept(
+            return _with_target(
                 f"times {self.peer / self.ours:8.1f}  at least {self.at_least:5g}",
                 self.ours * self.at_least <= self.peer,
             )
@@ -34,12 +34,12 @@ class Row:
         return (
             ratio
             if self.at_most is None
-            else _kept(f"{ratio}  at most {self.at_most:6.3f}", self.ours <= self.at_most * self.peer)
+            else _with_target(f"{ratio}  at most {self.at_most:6.3f}", self.ours <= self.at_most * self.peer)
         )
 
 
-def _kept(what: str, is_kept: bool) -> str:
-    return f"{what}  {'ok' if is_kept else 'NOT KEPT'}"
+def _with_target(ratio: str, is_met: bool) -> str:
+    return f"{ratio}  {'ok' if is_met else 'MISSED'}"
 
 
 def show(rows: Sequence[Row]) -> None:

@@ -1,7 +1,7 @@
 """Check the links of the built site: `python docs/check_site.py site`.
 
-Pages, images, scripts and anchors must be there, and nothing may be loaded from elsewhere. Of links that lead out only
-the form is checked, because a build needs no network.
+Pages, images, scripts and anchors must exist, and nothing may be loaded from other sites. For external links only the
+form is checked, because a build must not need the network.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class _Page(HTMLParser):
         super().__init__()
         self.anchors = {"", "__top"}
         self.links: list[tuple[str, str]] = []
-        """Tag and address."""
+        """Pairs of a tag and an address."""
         self.feed(path.read_text())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -40,7 +40,7 @@ def _page(path: Path) -> _Page:
 
 
 def faults(site: Path) -> Iterator[str]:
-    """Tell each link that leads nowhere, as `page: address (why)`."""
+    """Yield each broken link, as `page: address (reason)`."""
     for page in sorted(site.rglob("*.html")):
         for tag, address in _page(page).links:
             reason = _fault(site, page, tag, address)
@@ -54,9 +54,9 @@ def _fault(site: Path, page: Path, tag: str, address: str) -> str:
         return ""
     if parts.scheme or parts.netloc:
         if tag in _LOADED:
-            return "is loaded from elsewhere"
-        return "" if _OUTWARD.fullmatch(address) else "is no address"
-    if address.startswith("/") and page.name != "404.html":  # which a server shows, for any address
+            return "is loaded from another site"
+        return "" if _OUTWARD.fullmatch(address) else "is not a valid address"
+    if address.startswith("/") and page.name != "404.html":  # a server shows that page for any address
         return "does not work from a folder"
     base = site if address.startswith("/") else page.parent
     target = (base / unquote(parts.path).lstrip("/")).resolve() if parts.path else page
@@ -71,5 +71,5 @@ def _fault(site: Path, page: Path, tag: str, address: str) -> str:
 
 if __name__ == "__main__":
     found = list(faults(Path(sys.argv[1]).resolve()))
-    print("\n".join(found) or "every link leads somewhere")
+    print("\n".join(found) or "all links work")
     sys.exit(bool(found))

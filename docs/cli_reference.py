@@ -1,4 +1,4 @@
-"""Write `docs/reference/cli.md`, each command with its arguments and options: `make readme`."""
+"""Write `docs/reference/cli.md` with all commands, arguments and options: `make readme`."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ Every command has `--help`. Output is a table on a terminal, plain lines in a pi
 
 
 def page() -> str:
-    """Return the page."""
+    """Return the text of the page."""
     root: Any = typer.main.get_command(app)
     lines = [line for name, command in root.commands.items() for line in _command(name, command)]
     return "\n".join([HEAD, *lines])
 
 
 def _command(name: str, command: Any) -> Iterator[str]:
-    told, _, example = command.help.partition("Example: ")
+    description, _, example = command.help.partition("Example: ")
     arguments = [one for one in command.params if one.param_type_name == "argument"]
     options = [one for one in command.params if one.param_type_name == "option"]
     usage = " ".join(["autogen-team", name, "[OPTIONS]", *map(_usage, arguments)])
     yield f"## autogen-team {name}\n"
-    yield f"{told.strip()}\n"
+    yield f"{description.strip()}\n"
     yield f"```text\n{usage}\n```\n"
     yield "| argument or option | meaning |\n|---|---|"
     for one in arguments:

@@ -25,8 +25,8 @@ default. `autogen-team run --set NAME=VALUE` counts as an argument. Settings are
 A value that cannot be parsed is an error that names the variable. A misspelt variable (`AUTOGEN_TEAM_LOGER_LEVEL`) is
 reported with the closest known name.
 
-The state folder is a setting of tracking, and everything that waits is in it. It belongs to one machine: workers on
-another one read their own environment, unless the folder is given as an argument.
+The state folder is a setting of tracking, and holds all data that waits. It belongs to one machine: workers on another
+machine read their own environment, unless the folder is given as an argument.
 """
 
 

@@ -27,7 +27,7 @@ GRID = list(ParameterGrid({"C": [0.1, 1.0, 10.0], "gamma": [0.0001, 0.001, 0.01]
 
 def main() -> None:
     """Run the whole search inside the global context."""
-    logging.getLogger("distributed").setLevel("WARNING")  # else the log has 40 lines of Dask's own about its cluster
+    logging.getLogger("distributed").setLevel("WARNING")  # otherwise Dask logs 40 lines about its cluster
     cluster = LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0")
     # Autologging would log every model that cross-validation fits.
     context = GlobalContext(mlflow_service=MlflowService(autolog_disable=True))
@@ -54,7 +54,7 @@ def search(client: Client, context: GlobalContext) -> list[float]:
 
 
 def evaluate(candidate: dict[str, Any], digits: tuple[np.ndarray, np.ndarray]) -> float:
-    """Return the accuracy of a candidate in cross-validation, and log it to the open run, which is the candidate's."""
+    """Return the accuracy of a candidate in cross-validation, and log it to the candidate's run, which is open."""
     mlflow.log_params(candidate)
     folds = cross_val_score(SVC(**candidate), *digits, cv=3)
     for number, accuracy in enumerate(folds):

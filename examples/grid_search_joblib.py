@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def evaluate(candidate: dict[str, Any], images: np.ndarray, labels: np.ndarray) -> float:
-    """Return the accuracy of a candidate in cross-validation, and log it to the open run, which is the candidate's."""
+    """Return the accuracy of a candidate in cross-validation, and log it to the candidate's run, which is open."""
     mlflow.log_params(candidate)
     folds = cross_val_score(SVC(**candidate), images, labels, cv=3)
     for number, accuracy in enumerate(folds):

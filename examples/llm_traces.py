@@ -1,7 +1,7 @@
-"""Trace an agent: each answer of the model and each tool is a span of a trace that belongs to the run.
+"""Trace an agent: each answer of the model and each tool call is a span of a trace that belongs to the run.
 
-The model is a stand-in: a server that this script starts on this machine, and that speaks OpenAI's protocol. So you
-need no key and no network. Run it under the supervisor, `autogen-team run examples/llm_traces.py`, or alone,
+The model is a stand-in: a local server that this script starts, and that speaks OpenAI's protocol. So you need no key
+and no network. Run it under the supervisor, `autogen-team run examples/llm_traces.py`, or alone,
 `python examples/llm_traces.py`. It needs OpenAI's client: `pip install "openai>=2.40,<2.48"`.
 """
 
@@ -40,7 +40,7 @@ MOST_STEPS = 5
 
 
 def main() -> None:
-    """Ask one question, and show what was stored of the answer."""
+    """Ask one question, and show what MLflow stored."""
     logger_service = LoggerService(format=FORMAT)
     with GlobalContext(logger_service=logger_service) as context, context.run("agent", tags={"model": MODEL}) as run:
         with model_server() as address:
@@ -55,7 +55,7 @@ def ask(context: GlobalContext, client: OpenAI, question: str) -> tuple[str, int
     messages: list[Any] = [{"role": "user", "content": question}]
     for step in range(MOST_STEPS):
         began = time.perf_counter()
-        # Autologging records this call as a span with all its arguments; the value of the header is masked there.
+        # Autologging records this call as a span with all its arguments; the value of the header is masked in it.
         reply = client.chat.completions.create(
             model=MODEL, messages=messages, tools=[TOOL], extra_headers={"Authorization": FAKE_HEADER}
         )
@@ -81,7 +81,7 @@ def temperature(city: str) -> float:
 
 
 def show_what_is_stored(context: GlobalContext, run: mlflow.ActiveRun) -> None:
-    """Look up the trace by its run, as you would later, and log what is stored of the header."""
+    """Look up the trace by its run, as you would later, and log the stored header."""
     mlflow.flush_trace_async_logging()
     for trace in mlflow.search_traces(run_id=run.info.run_id, return_type="list"):
         for span in trace.data.spans:
@@ -102,7 +102,7 @@ def model_server() -> Iterator[str]:
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """A model that asks for each temperature and then answers, the same way every time."""
+    """A model that asks for each temperature, and then always gives the same answer."""
 
     def do_POST(self) -> None:
         """Answer a request to /v1/chat/completions."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from testkit import forkserver, known_state, patience
 if TYPE_CHECKING:
     import mlflow
 
-collect_ignore = ["frameworks"]  # they have a venv of their own: make test-frameworks
+collect_ignore = ["frameworks"]  # they need their own venv: make test-frameworks
 ROOT = Path(__file__).parent.parent
 WORKERS = ROOT / "tests" / "workers"
 
@@ -59,9 +59,9 @@ NOT_QUICK = {
 }
 """Fixtures that start processes, servers or a desktop."""
 SERVERS = {"postgres", "postgres_uri", "mlflow_server", "server"}
-"""Parameters of tests that start one of these."""
+"""Parameters of tests that start a server or a database."""
 NOT_QUICK_PARTS = ("tests/cli/test_ui.py", "tests/cli/supervisor/", "tests/io/tracking/test_copying", "tests/fuzz/")
-"""Where tests take seconds each: they start what no fixture names, fill two stores, or try many inputs."""
+"""Tests that take seconds without a fixture of `NOT_QUICK`: they start processes or fill two stores, for example."""
 
 
 LONGEST = {
@@ -72,11 +72,11 @@ LONGEST = {
     "test_many_processes.py",
     "test_agent.py",
 }
-"""Modules that run first, with those in `tests/workers`, so that no worker of pytest-xdist ends with one."""
+"""Modules that run first, with those in `tests/workers`, so that no pytest-xdist worker runs one last."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests that start nothing outside their own process as quick, and run the longest modules first."""
+    """Mark tests that start nothing outside their own process as quick, and move the longest modules to the front."""
     items.sort(key=lambda item: not item.path.is_relative_to(WORKERS) and item.path.name not in LONGEST)
     for item in items:
         if _is_quick(item):
@@ -100,7 +100,7 @@ def _is_quick(item: pytest.Item) -> bool:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Let each test wait for as long as its own time limit allows."""
+    """Derive the wait limit of each test from its time limit."""
     patience.suit(item)
 
 
@@ -129,16 +129,16 @@ def known_environment(request: pytest.FixtureRequest, tmp_path: Path) -> Iterato
     """Start each test in an empty folder, with its own state folder, default signals and none of our variables."""
     folder = tmp_path / "work"
     folder.mkdir()
-    with pytest.MonkeyPatch.context() as patch:  # a separate one, so that `monkeypatch.undo()` in a test keeps this
+    with pytest.MonkeyPatch.context() as patch:  # so that `monkeypatch.undo()` in a test does not undo this
         known_state.forget_stores()
-        patch.setattr(redact_values, "_extra", redact_values.Extra())  # nothing from `.env` files of earlier tests
+        patch.setattr(redact_values, "_extra", redact_values.Extra())  # no secrets from `.env` files of earlier tests
         patch.setenv(known_state.TEST, request.node.nodeid)
         patch.setenv("AUTOGEN_TEAM_STATE_DIR", str(tmp_path / "state"))
-        patch.setenv("AUTOGEN_TEAM_MLFLOW_SNAPSHOT", "false")  # half a second for each run; see `snapshots`
+        patch.setenv("AUTOGEN_TEAM_MLFLOW_SNAPSHOT", "false")  # a snapshot takes half a second per run; see `snapshots`
         patch.chdir(folder)
         with known_state.default_signals():
             yield
-    known_state.forget_stores()  # a fixture of the next module is set up before that of its first test
+    known_state.forget_stores()  # fixtures of the next module are set up before those of its first test
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -151,22 +151,40 @@ def agents_are_forked() -> Iterator[None]:
 
 @pytest.fixture
 def fresh_agents(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start each agent as a user's job does, with an interpreter of its own."""
+    """Start each agent in a new interpreter, as a user's job does."""
     monkeypatch.setenv(forkserver.FRESH_AGENTS, "1")
 
 
 @pytest.fixture
+def forked_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork the workers and the supervised jobs that a test's processes start, which need not import MLflow anew then.
+
+    For modules about what a job does, not about how it is started.
+    """
+    monkeypatch.setenv(forkserver.FORKED_CHILDREN, "1")
+
+
+@pytest.fixture
 def snapshots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what is run with each run, as by default."""
+    """Take a snapshot of each run, as by default."""
     monkeypatch.delenv("AUTOGEN_TEAM_MLFLOW_SNAPSHOT")
 
 
 @pytest.fixture(scope="session")
 def migrated_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database with MLflow's tables; creating them takes two seconds, copying the file takes none."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
-    subprocess.run([sys.executable, "-c", code, f"sqlite:///{path}"], check=True, capture_output=True)
+    """Return a database with MLflow's tables, made once for all workers of pytest-xdist."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    path, made = shared / "template.db", shared / "template.made"
+    with (shared / "template.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            code = "import sys, mlflow; mlflow.MlflowClient(sys.argv[1]).search_experiments()"
+            with forkserver.popen(["-c", code, f"sqlite:///{path}"], stdout=subprocess.PIPE) as process:
+                process.communicate()
+            assert process.returncode == 0
+            made.touch()
     return path
 
 
@@ -180,7 +198,7 @@ def store_uri(migrated_database: Path) -> str:
 
 
 class Process:
-    """A Python process that a test has started, with its output line by line."""
+    """A Python process started by a test, with its output line by line."""
 
     def __init__(self, *arguments: str, stdin: int | None = None, fresh: bool = False, **environment: str) -> None:
         self.popen = forkserver.popen(
@@ -198,21 +216,21 @@ class Process:
         for line in self.popen.stdout:
             if text in line:
                 return line
-        raise AssertionError(f"the process ended without saying {text!r}: {self.popen.stderr.read()}")
+        raise AssertionError(f"the process exited without printing {text!r}: {self.popen.stderr.read()}")
 
     def send(self, signum: signal.Signals) -> None:
         """Send a signal to the process."""
         self.popen.send_signal(signum)
 
     def finish(self, text: str | None = None, *, timeout: float | None = None) -> tuple[int, str, str]:
-        """Write the text to stdin, wait for the process; return its exit status, stdout and stderr."""
+        """Write the text to stdin and wait for the process; return its exit status, stdout and stderr."""
         out, err = self.popen.communicate(text, timeout=timeout or patience.seconds())
         return self.popen.returncode, out, err
 
 
 @pytest.fixture(scope="session")
 def processes_are_fresh() -> bool:
-    """Return whether `start_python` starts a new interpreter each time; a folder or module of tests may override it."""
+    """Return whether `start_python` always starts a new interpreter; test folders and modules may override it."""
     return False
 
 
@@ -240,7 +258,7 @@ def start_python(processes_are_fresh: bool) -> Iterator[Callable[..., Process]]:
 
 @pytest.fixture
 def run_python(start_python: Callable[..., Process]) -> Callable[..., tuple[int, str, str]]:
-    """Return a function that runs `python ARGUMENTS...`, and returns its exit status, stdout and stderr."""
+    """Return a function that runs `python ARGUMENTS...` and returns its exit status, stdout and stderr."""
     return lambda *arguments, **environment: start_python(*arguments, **environment).finish()
 
 
@@ -259,7 +277,7 @@ def free_port() -> Callable[[], int]:
 def _wait_until(condition: Callable[[], object], *, timeout: float | None = None) -> None:
     deadline = time.monotonic() + (patience.seconds() if timeout is None else timeout)
     while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
+        assert time.monotonic() < deadline, "the condition was still false at the deadline"
         time.sleep(0.02)
 
 
@@ -305,7 +323,7 @@ class Server:
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # eight processes that no test needs
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # no test needs its eight processes
                 start_new_session=True,
             )
         _wait_until(self.answers)
@@ -321,7 +339,7 @@ class Server:
 
     @property
     def pid(self) -> int:
-        """The id of the server's process, which is also that of the group with its workers."""
+        """The process id of the server, which is also the id of its process group."""
         return self._process.pid
 
     def send(self, signum: signal.Signals) -> None:
@@ -329,7 +347,7 @@ class Server:
         os.killpg(self._process.pid, signum)
 
     def kill(self) -> None:
-        """Kill the server and its workers, if it runs."""
+        """Kill the server and its workers if the server runs."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 self.send(signal.SIGKILL)

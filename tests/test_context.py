@@ -1,4 +1,4 @@
-"""The three services as one."""
+"""The three services combined in one context."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def context(store_uri):
 
 
 def services(context):
-    """Return the three."""
+    """Return the three services."""
     return [context.logger_service, context.alerts_service, context.mlflow_service]
 
 
 def test_the_services_start_and_stop_together(context, capsys):
-    """And their methods are those of the context."""
+    """The context has the methods of the services."""
     with context:
         assert [service.is_started for service in services(context)] == [True, True, True]
         assert GlobalContext.current() is context
@@ -53,19 +53,19 @@ def test_the_services_start_and_stop_together(context, capsys):
 
 
 def test_a_run_takes_a_name_or_a_configuration(context):
-    """With further fields beside it."""
+    """Further fields can be given in addition."""
     with context:
         with context.run(MlflowService.RunConfig(name="a", description="b"), log_system_metrics=False) as run:
             pass
         with pytest.raises(ValueError, match="tag"), context.run("a", tag=1):
-            pytest.fail("must not be entered")
+            pytest.fail("the block must not run")
 
     stored = context.mlflow_service.client().get_run(run.info.run_id)
     assert (stored.info.run_name, stored.data.tags["mlflow.note.content"]) == ("a", "b")
 
 
-def test_a_start_that_fails_stops_what_had_started(free_port, context):
-    """Nothing is left behind, and the reason is the third service's own."""
+def test_a_start_that_fails_stops_the_started_services(free_port, context):
+    """Services that had started are stopped, and the failing service's own error is raised."""
     broken = context.model_copy(
         update={"mlflow_service": MlflowService(tracking_uri=f"http://127.0.0.1:{free_port()}")}
     )
@@ -78,8 +78,8 @@ def test_a_start_that_fails_stops_what_had_started(free_port, context):
         GlobalContext.current()
 
 
-def test_a_stop_that_fails_skips_nothing_and_masks_nothing(context):
-    """The job's own exception comes through, and the other services are stopped."""
+def test_a_stop_that_fails_does_not_keep_others_from_stopping(context):
+    """The job's exception is raised, and the other services are stopped."""
     with pytest.raises(ZeroDivisionError), context:
         context.mlflow_service.stop()
         context.mlflow_service._on_stop(lambda: int("not a number"))
@@ -90,7 +90,7 @@ def test_a_stop_that_fails_skips_nothing_and_masks_nothing(context):
 
 
 def test_a_service_that_the_job_started_itself_is_left_running(context):
-    """It is the job's to stop."""
+    """The job stops services that it started itself."""
     context.logger_service.start()
     with context:
         pass
@@ -100,7 +100,7 @@ def test_a_service_that_the_job_started_itself_is_left_running(context):
 
 
 def test_starting_twice_and_stopping_twice_do_nothing(context):
-    """As of any service."""
+    """Starting and stopping are idempotent, as for any service."""
     context.start()
     context.start()
     context.stop()
@@ -111,7 +111,7 @@ def test_starting_twice_and_stopping_twice_do_nothing(context):
 
 
 def test_contexts_nest(context, store_uri):
-    """The inner one is the current one while it runs, even if it is equal to the outer one."""
+    """The inner context is the current one while it runs, even if it equals the outer one."""
     inner = copy.deepcopy(context)
     with context:
         with inner:
@@ -121,7 +121,7 @@ def test_contexts_nest(context, store_uri):
 
 
 def test_a_context_is_a_value(context):
-    """Equal to another one of the same services, running or not, and pickled as such."""
+    """A context equals another one with the same services, running or not, and is pickled as such."""
     with context:
         twin = pickle.loads(pickle.dumps(context))
 
@@ -130,7 +130,7 @@ def test_a_context_is_a_value(context):
 
 
 def test_any_thread_finds_the_context(context):
-    """It is the process's, not the thread's."""
+    """The context belongs to the process, not to a thread."""
     found = []
     with context:
         thread = threading.Thread(target=lambda: found.append(GlobalContext.current()))
@@ -141,7 +141,7 @@ def test_any_thread_finds_the_context(context):
 
 
 def test_settings_are_those_of_all_services(context):
-    """Under the names that `autogen-team run --set` takes."""
+    """The names are those of `autogen-team run --set`."""
     settings = {setting.name: setting for setting in context.settings()}
 
     assert settings["logger.format"].source == "argument"
@@ -153,7 +153,7 @@ def test_settings_are_those_of_all_services(context):
 
 
 def test_a_bad_variable_of_a_service_is_named_by_the_context(monkeypatch):
-    """Not as the fault of a nested field."""
+    """The error names the variable, not a nested field."""
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_TIMEOUT", "soon")
 
     with pytest.raises(ConfigurationError, match="AUTOGEN_TEAM_ALERTS_TIMEOUT is 'soon'"):
@@ -161,19 +161,19 @@ def test_a_bad_variable_of_a_service_is_named_by_the_context(monkeypatch):
 
 
 def test_services_can_be_given_as_fields():
-    """As configuration files do."""
+    """Configuration files can contain services as fields."""
     context = GlobalContext(logger_service={"level": "DEBUG"})
 
     assert context.logger_service == LoggerService(level="DEBUG")
 
 
-def test_the_logger_is_everybody_s(context):
-    """Modules that know nothing of us log to the same place."""
+def test_the_logger_is_that_of_loguru(context):
+    """Modules that do not know our package log to the same logger."""
     assert context.logger is loguru.logger
 
 
 def test_the_exception_that_ends_the_job_is_in_its_log_once(context):
-    """Though logging ends before Python reports it."""
+    """The exception is logged although logging ends before Python reports it."""
     logged = context.model_copy(update={"logger_service": LoggerService(sink="job.log")})
     with pytest.raises(ValueError, match="boom"), logged, logged.run("train", log_system_metrics=False):
         raise ValueError("boom")
@@ -181,8 +181,8 @@ def test_the_exception_that_ends_the_job_is_in_its_log_once(context):
     assert Path("job.log").read_text().count("ValueError: boom") == 1
 
 
-def test_a_context_that_never_alerts_leaves_that_to_one_inside(context, capsys):
-    """Silence is not handed down."""
+def test_a_context_that_never_alerts_does_not_silence_one_inside(context, capsys):
+    """`alert_on="never"` of an outer context does not affect an inner one."""
     silent = context.model_copy(update={"alert_on": "never"})
     with silent, pytest.raises(ValueError, match="x"), context, context.run("train", log_system_metrics=False):
         raise ValueError("x")
@@ -191,7 +191,7 @@ def test_a_context_that_never_alerts_leaves_that_to_one_inside(context, capsys):
 
 
 def test_an_alert_does_not_wait_for_a_server(context, start_python, free_port, capsys):
-    """Each service has its own lock, and its own time."""
+    """Each service has its own lock."""
     port = free_port()
     silent = f"import socket, time; s = socket.create_server(('127.0.0.1', {port})); print('ready'); time.sleep(600)"
     start_python("-c", silent).wait_for("ready")
@@ -214,8 +214,8 @@ def test_an_alert_does_not_wait_for_a_server(context, start_python, free_port, c
     assert "done: at once" in capsys.readouterr().out
 
 
-def test_a_bound_asynchronous_generator_that_is_left_early_cleans_up_inside(context):
-    """What it logs last is in its own run; what is sent to it arrives."""
+def test_a_bound_asynchronous_generator_that_is_closed_early_cleans_up_in_its_run(context):
+    """The last items of the generator are logged to its own run, and it receives sent values."""
 
     async def count():
         try:
@@ -242,7 +242,7 @@ def test_a_bound_asynchronous_generator_that_is_left_early_cleans_up_inside(cont
 
 
 def test_an_exception_reaches_a_bound_asynchronous_generator(context):
-    """As it does one that is not bound: the block of a context manager may deal with it."""
+    """The generator can handle the exception, as an unbound one can."""
 
     async def block():
         try:
@@ -260,8 +260,8 @@ def test_an_exception_reaches_a_bound_asynchronous_generator(context):
     assert context.mlflow_service.client().get_run(run.info.run_id).data.params == {"caught": "x"}
 
 
-def test_binding_again_keeps_nothing_more(context):
-    """A pool may be given a bound function for each of a million tasks."""
+def test_binding_again_keeps_one_context(context):
+    """A pool may get a bound function for each of a million tasks."""
     with context:
         for _ in range(3):
             context.bind(len)

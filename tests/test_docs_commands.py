@@ -1,4 +1,4 @@
-"""The commands of the documentation do what it says: each page is worked through, in a folder of its own."""
+"""The commands of the documentation do what it says: each page is executed in its own folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from testkit import forkserver, repositories
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = [
@@ -32,7 +34,7 @@ PAGES = [
 ]
 JOB = "import mlflow\nwith mlflow.start_run():\n    mlflow.log_metric('loss', 0.5)\n"
 FILES = {"train.py": JOB, "package/__init__.py": "", "package/train.py": JOB, "pipeline.sh": "python train.py\n"}
-"""What a page takes for granted, unless it has the reader save one of the name."""
+"""Files that a page expects, unless it tells the reader to save one of that name."""
 SERVER = "http://localhost:5000"
 FOLDER_STORE = """
 import mlflow
@@ -45,12 +47,12 @@ git init --quiet && git add train.py && git commit --quiet --message first
 export MLFLOW_TRACKING_URI={SERVER}
 autogen-team run --mode offline train.py || exit 97
 """
-"""What has happened before on pages about several commands: an old store, a server, and an offline run for it."""
+"""State that pages about several commands expect: an old store, a server, and an offline run for it."""
 HAVE_A_PAST = {"tracking.md", "reference/cli.md"}
 KEEP_CODE = {"how-to/what-was-run.md", "reference/cli.md"}
-"""Pages that look at what was run."""
+"""Pages whose commands read the snapshot of a run."""
 LOOKS_AT_PROCESSES = {"how-to/recover.md"}
-"""Pages whose commands find processes by their names: these are new interpreters."""
+"""Pages whose commands find processes by name, which must be new interpreters."""
 BLOCK = re.compile(r"(?P<before>[^\n]*)\n```(?P<language>\w*)\n(?P<body>.*?)```\n", re.DOTALL)
 FILE = re.compile(r"[Ss]ave this as `([\w.]+)`")
 SERVES = """\
@@ -62,7 +64,7 @@ wait $!
 
 
 def _commands(body: str) -> Iterator[tuple[str, int]]:
-    """Return each command with the exit status that the page says it has: that of `echo $?`, or 0."""
+    """Yield each command with its documented exit status: that of `echo $?`, or 0."""
     lines = [line for line in body.splitlines() if line]
     commands = [number for number, line in enumerate(lines) if line.startswith("$ ")]
     for number, following in pairwise([*commands, len(lines)]):
@@ -79,13 +81,13 @@ def _answers(body: str) -> list[str]:
 
 def _without_what_varies(text: str) -> str:
     """Return the text without numbers, ids and paths."""
-    text = re.sub(r"\S+/(autogen-team )", r"\1", text)  # which is said by its path unless a shell finds just that one
+    text = re.sub(r"\S+/(autogen-team )", r"\1", text)  # printed with its path if a shell would find another one
     return re.sub(r"/\S+", "/", re.sub(r"\d+(\.\d+)*(e-\d+)?", "0", re.sub(r"\b[0-9a-f]{32}\b", "ID", text)))
 
 
 def _script(page: str) -> tuple[str, list[str]]:
-    """Return the page as a script for bash, and what it must print."""
-    lines, answers = ["set -m"], []  # -m, because Ctrl-C would not reach a job in the background
+    """Return the page as a bash script, and the lines that it must print."""
+    lines, answers = ["set -m"], []  # -m, so that Ctrl-C reaches a background job
     for block in BLOCK.finditer(page):
         if block["language"] == "py":
             name = FILE.findall(page[: block.start("language")])[-1]
@@ -94,7 +96,7 @@ def _script(page: str) -> tuple[str, list[str]]:
             answers += _answers(block["body"])
             for command, status in _commands(block["body"]):
                 serves = command.startswith("autogen-team ui")
-                expected = "(130|0)" if serves else status  # of a server it prints the links, and ends by itself
+                expected = "(130|0)" if serves else status  # for a server it prints the links and exits
                 lines.append(SERVES.format(command=command) if serves else command)
                 lines.append(
                     f"found=$?; [[ $found =~ ^{expected}$ ]] || {{ echo {shlex.quote(command)}: $found; exit 99; }}"
@@ -103,8 +105,8 @@ def _script(page: str) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_the_commands_of_a_page_do_what_it_says(name, request, tmp_path):
-    """Each has the exit status that the page tells, and prints what is shown there, but for numbers and paths."""
+def test_the_commands_of_a_page_behave_as_documented(name, request, tmp_path):
+    """Each command has the documented exit status and output, except for numbers and paths."""
     commands = tmp_path / "bin"
     commands.mkdir()
     if name in LOOKS_AT_PROCESSES:
@@ -143,7 +145,7 @@ def test_the_commands_of_a_page_do_what_it_says(name, request, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(DOCS.rglob("*.md")), ids=lambda path: path.stem)
 def test_every_file_of_a_page_is_run(path):
-    """A block of Python that is a file is not run by itself (`py`, not `python`), but by a command of its page."""
+    """A file of a page is a `py` block, not a `python` block, and a command of the page runs it."""
     for block in BLOCK.finditer(path.read_text()):
         if block["language"] == "py":
             assert str(path.relative_to(DOCS)) in PAGES

@@ -1,9 +1,9 @@
-"""Jobs that were written for the services which the user story describes run on these, unchanged.
+"""Jobs written for the services of the user story run with these services, unchanged.
 
-Their style is not ours: services as class defaults, made at import, and an enter and an exit by hand.
+The jobs use another style than ours: services as class defaults, created at import, entered and exited by hand.
 """
 
-# ruff: noqa: PLE1205 - it takes loguru for the standard library
+# ruff: noqa: PLE1205 - ruff takes loguru for the standard library
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Locals = dict[str, T.Any]
 
 
 class Job(abc.ABC, pdt.BaseModel, strict=True, frozen=True, extra="forbid"):
-    """Base of the jobs."""
+    """Base class of the jobs."""
 
     KIND: str
 
@@ -50,7 +50,7 @@ class Job(abc.ABC, pdt.BaseModel, strict=True, frozen=True, extra="forbid"):
         exc_value: BaseException | None,
         exc_traceback: TracebackType | None,
     ) -> T.Literal[False]:
-        """Stop them in reverse, and let the exception through."""
+        """Stop the services in reverse order, and let the exception pass."""
         logger = self.logger_service.logger()
         logger.debug("Tracking stops: {}", self.mlflow_service)
         self.mlflow_service.stop()
@@ -61,7 +61,7 @@ class Job(abc.ABC, pdt.BaseModel, strict=True, frozen=True, extra="forbid"):
 
     @abc.abstractmethod
     def run(self) -> Locals:
-        """Do the work, and return the local variables."""
+        """Run the job, and return its local variables."""
 
 
 class TrainingJob(Job):
@@ -89,7 +89,7 @@ class TrainingJob(Job):
 
 
 class PromotionJob(Job):
-    """Set an alias, without a run."""
+    """Set an alias without a run."""
 
     KIND: T.Literal["PromotionJob"] = "PromotionJob"
 
@@ -105,14 +105,14 @@ JobKind = TrainingJob | PromotionJob
 
 
 class MainSettings(pdt.BaseModel, strict=True, frozen=True, extra="forbid"):
-    """What a file of configuration holds."""
+    """Content of a configuration file."""
 
     job: JobKind = pdt.Field(..., discriminator="KIND")
 
 
 @pytest.fixture
 def config(store_uri: str) -> dict[str, T.Any]:
-    """Return the configuration of a training job, as a file has it."""
+    """Return the configuration of a training job, as loaded from a file."""
     return {
         "job": {
             "KIND": "TrainingJob",
@@ -131,7 +131,7 @@ def config(store_uri: str) -> dict[str, T.Any]:
 
 
 def test_a_class_has_services_as_defaults():
-    """Made at import, before anything is configured; each job shares them, as values."""
+    """Services are created at import, before anything is configured, and all jobs share them as values."""
     job = TrainingJob()
 
     assert job.logger_service == services.LoggerService()
@@ -143,7 +143,7 @@ def test_a_class_has_services_as_defaults():
 
 @pytest.mark.parametrize("dump", [json.dumps, yaml.safe_dump], ids=["JSON", "YAML"])
 def test_a_training_job_runs_from_its_configuration(config, dump, capsys):
-    """It logs, opens a run that is FINISHED with what was logged and autologged, registers, and alerts."""
+    """The job logs, opens a run, autologs, registers a model, alerts, and its run is FINISHED."""
     settings = MainSettings.model_validate(yaml.safe_load(dump(config)))  # JSON is YAML
     assert isinstance(settings.job, TrainingJob)
 
@@ -164,14 +164,14 @@ def test_a_training_job_runs_from_its_configuration(config, dump, capsys):
 
 
 def test_settings_are_read_from_json_in_one_step(config):
-    """By pydantic's own parser, in strict mode."""
+    """Pydantic's own parser accepts the configuration in strict mode."""
     settings = MainSettings.model_validate_json(json.dumps(config))
 
     assert settings.job.mlflow_service.experiment_name == "jobs"
 
 
-def test_the_kind_decides_which_job_it_is(config, capsys):
-    """A discriminated union, whose services are those of the base."""
+def test_the_kind_selects_the_job(config, capsys):
+    """`KIND` discriminates a union of jobs, which inherit their services."""
     job = {**config["job"], "KIND": "PromotionJob"}
     del job["run_config"]
     settings = MainSettings.model_validate({"job": job})
@@ -183,8 +183,8 @@ def test_the_kind_decides_which_job_it_is(config, capsys):
     assert capsys.readouterr().out == "[jobs] Model promoted: jobs-model is Champion\n"
 
 
-def test_a_wrong_configuration_is_refused(config):
-    """A misspelt field of a service is no silent default."""
+def test_an_invalid_configuration_is_refused(config):
+    """A misspelt field of a service is not ignored."""
     config["job"]["logger_service"]["levle"] = "INFO"
 
     with pytest.raises(ValueError, match="levle"):
@@ -192,7 +192,7 @@ def test_a_wrong_configuration_is_refused(config):
 
 
 def test_an_exception_passes_and_the_run_has_failed(config):
-    """And the services are stopped."""
+    """The services are stopped, too."""
     config["job"]["fails"] = True
     job = MainSettings.model_validate(config).job
 

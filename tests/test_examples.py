@@ -1,4 +1,4 @@
-"""The examples, run as a person would run them."""
+"""The examples, run as a user would run them."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from testkit import forkserver
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PATIENCE = 250.0
-"""Seconds that an example may take; the engines start many processes."""
-pytestmark = pytest.mark.timeout(300)
+"""Seconds that an example may take; worker engines start many processes."""
+pytestmark = [
+    pytest.mark.usefixtures("forked_children"),
+    pytest.mark.timeout(300),
+]
 
 
 def run_to_end(arguments, **options):
@@ -28,7 +31,7 @@ def run_to_end(arguments, **options):
 
 
 def test_a_model_is_tuned_trained_and_registered():
-    """What `make demo` shows: lines in one format, a progress bar, a run, a model under an alias, a notification."""
+    """`make demo` shows log lines, a progress bar, a run, a registered model with an alias, and a notification."""
     command = ["-m", "autogen_team", "run", str(EXAMPLES / "train.py")]
 
     ended = run_to_end(command)
@@ -51,7 +54,7 @@ def test_a_model_is_tuned_trained_and_registered():
 
 @pytest.mark.parametrize("how", [["-m", "autogen_team", "run"], []], ids=["under the supervisor", "alone"])
 def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_path):
-    """Its log says which trace each line belongs to; neither the key nor the header is in any file."""
+    """Each log line names its trace; no file contains the key or the header."""
     command = [*how, str(EXAMPLES / "llm_traces.py")]
 
     ended = run_to_end(command)
@@ -61,7 +64,7 @@ def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_pa
     assert f"[autogen_team] agent has answered: {answer}" in (ended.stderr if how else ended.stdout)
     assert "stored: CHAT_MODEL Completions, headers {'Authorization': '***'}" in ended.stderr
     service = MlflowService()
-    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # of which MLflow keeps one for each test
+    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # MLflow keeps an engine for each test
     runs = mlflow.search_runs(experiment_names=[service.experiment_name], output_format="list")
     assert [run.info.status for run in runs] == ["FINISHED"]
     run_id = runs[0].info.run_id
@@ -88,7 +91,7 @@ def test_the_traces_of_an_agent_belong_to_its_run_and_hold_no_secret(how, tmp_pa
 
 @pytest.mark.parametrize("engine", ["joblib", "dask"])
 def test_each_candidate_of_a_grid_search_has_a_run(engine):
-    """A child of the search's run, with its parameters and accuracies, made in one of the worker processes."""
+    """Each candidate has a child run with its parameters and accuracies, logged by a worker process."""
     command = ["-m", "autogen_team", "run", str(EXAMPLES / f"grid_search_{engine}.py")]
 
     ended = run_to_end(command)
@@ -98,7 +101,7 @@ def test_each_candidate_of_a_grid_search_has_a_run(engine):
     assert "see: autogen-team ui --open" in ended.stdout
     assert ended.stderr.count("__main__:evaluate:") == 9
     service = MlflowService()
-    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # of which MLflow keeps one for each test
+    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # MLflow keeps an engine for each test
     runs = mlflow.search_runs(experiment_names=[service.experiment_name], output_format="list")
     assert {run.info.status for run in runs} == {"FINISHED"}
     [search] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
@@ -113,16 +116,16 @@ def test_each_candidate_of_a_grid_search_has_a_run(engine):
 
 
 def test_the_candidates_of_a_search_on_ray_are_children_of_one_run():
-    """Each with its parameters and its accuracy; the parent has the best of them."""
+    """Each child run has its parameters and accuracy, and the parent has the best ones."""
     command = ["-m", "autogen_team", "run", str(EXAMPLES / "grid_search_ray.py")]
 
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # Ray's sockets want a short path
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # Ray's sockets need a short path
         environment = {**os.environ, "RAY_TMPDIR": folder}
         ended = run_to_end(command, env=environment)
 
     assert ended.returncode == 0, ended.stderr
     [best] = re.findall(r"^the best of 6: .*'C': 10.0.*, accuracy (0\.9\d\d)$", ended.stdout, re.MULTILINE)
-    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # of which MLflow keeps one for each test
+    mlflow.set_tracking_uri(f"sqlite:///{Path('mlflow.db').absolute()}")  # MLflow keeps an engine for each test
     runs = mlflow.search_runs(experiment_names=[MlflowService().experiment_name], output_format="list")
     [parent] = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]

@@ -1,4 +1,4 @@
-"""Importing is cheap, and every public module says what is public."""
+"""Imports are cheap, and every public module declares its public names."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PUBLIC = [
 
 
 def loaded_by(statement: str) -> set[str]:
-    """Return the modules that a fresh interpreter has after the statement."""
+    """Return the modules that a new interpreter has imported after the statement."""
     code = f"import sys; {statement}; print(*sys.modules)"
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     return set(output.split())
@@ -46,17 +46,17 @@ def loaded_by(statement: str) -> set[str]:
     "module", ["autogen_team", "autogen_team.io.services", "autogen_team.context", "autogen_team.cli"]
 )
 def test_importing_loads_nothing_heavy(module):
-    """Whoever only wants the configuration does not pay for the engines."""
+    """Importing the configuration does not import the engines."""
     assert loaded_by(f"import {module}") & set(HEAVY) == set()
 
 
 def test_importing_the_package_loads_no_pydantic_either():
-    """The names are there, and loaded when they are used."""
+    """Names of the package are imported at their first use."""
     assert "pydantic" not in loaded_by("import autogen_team; dir(autogen_team)")
 
 
 def defined_in(module: ModuleType) -> set[str]:
-    """Return the names that the module defines, rather than imports, and that do not begin with `_`."""
+    """Return the names that the module defines itself and that do not begin with `_`."""
     found = set()
     for node in ast.parse(inspect.getsource(module)).body:
         match node:
@@ -68,8 +68,8 @@ def defined_in(module: ModuleType) -> set[str]:
 
 
 @pytest.mark.parametrize("name", ["autogen_team", *PUBLIC])
-def test_a_public_module_says_what_is_public(name):
-    """`__all__` has every name that the module defines, no other than what is there, and each once."""
+def test_a_public_module_declares_its_public_names(name):
+    """`__all__` lists every name that the module defines, only existing names, and each once."""
     module = importlib.import_module(name)
     said = getattr(module, "__all__", [])
 
@@ -79,7 +79,7 @@ def test_a_public_module_says_what_is_public(name):
 
 
 def undocumented(name: str, value: object) -> list[str]:
-    """Return what has no docstring: the value itself, and what a class of ours has that is public."""
+    """Return the parts without a docstring: the value itself and public members of our classes."""
     found = [] if inspect.getdoc(value) else [name]
     if inspect.isclass(value):
         for member, what in vars(value).items():
@@ -91,8 +91,8 @@ def undocumented(name: str, value: object) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["autogen_team", *PUBLIC])
-def test_what_is_public_is_documented(name):
-    """The module, its names, and the methods and fields of its classes."""
+def test_public_names_are_documented(name):
+    """The module, its names, and methods and fields of its classes have docstrings."""
     module = importlib.import_module(name)
     missing = [
         one
@@ -106,12 +106,12 @@ def test_what_is_public_is_documented(name):
 
 
 def test_the_package_shows_its_names():
-    """In an interactive session, before any of them is loaded."""
+    """`dir` lists all names before any of them is imported."""
     assert set(autogen_team.__all__) <= set(dir(autogen_team))
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    """As of any module."""
+    """The package raises AttributeError, like any module."""
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         autogen_team.Nothing  # noqa: B018 - it is the asking that counts
 

@@ -1,4 +1,4 @@
-"""The alert of a job that ends: when there is one, and what it says."""
+"""The alert about the end of a job: when it is sent, and its content."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 @pytest.fixture
 def job(store_uri, capsys):
-    """Return a function that runs a job which ends in a certain way, and returns what was alerted."""
+    """Return a function that runs a job that ends in a given way, and returns its alerts."""
 
     def run(error: BaseException | None = None, **fields: object) -> str:
         context = GlobalContext(
@@ -32,8 +32,8 @@ def job(store_uri, capsys):
     return run
 
 
-def test_a_failure_is_told(job):
-    """With the host, the reason and the run; the traceback is on the console already."""
+def test_a_failure_is_alerted(job):
+    """The alert has the host, the reason and the run; the traceback is on the console already."""
     first, reason, run = job(ValueError("bad shape")).splitlines()
 
     assert first.startswith("[job] train failed: after ")
@@ -41,40 +41,40 @@ def test_a_failure_is_told(job):
     assert run.startswith("    experiment autogen_team, run ")
 
 
-def test_a_kill_is_told(job):
-    """Somebody else may have ended it."""
+def test_a_kill_is_alerted(job):
+    """Another user or the system may have ended the job."""
     assert "train was killed" in job(KeyboardInterrupt())
 
 
-def test_a_success_is_not_told_unless_asked_for(job):
-    """Jobs that do what they should are quiet."""
+def test_a_success_is_alerted_only_on_request(job):
+    """By default, a successful job sends no alert."""
     assert job() == ""
     assert job(SystemExit(0)) == ""
     assert "train finished" in job(alert_on="always")
 
 
-def test_nothing_is_told_when_that_is_switched_off(job):
-    """By argument, or by the variable AUTOGEN_TEAM_ALERT_ON."""
+def test_alerts_can_be_disabled(job):
+    """`never` as an argument or in AUTOGEN_TEAM_ALERT_ON disables the alert."""
     assert job(ValueError("x"), alert_on="never") == ""
 
 
-def test_the_variable_says_when(job, monkeypatch):
-    """As for any other setting."""
+def test_the_variable_sets_when_to_alert(job, monkeypatch):
+    """The variable sets the field, as for any setting."""
     monkeypatch.setenv("AUTOGEN_TEAM_ALERT_ON", "never")
 
     assert job(ValueError("x")) == ""
 
 
-def test_of_many_ranks_only_the_first_tells_of_a_success(job, monkeypatch):
-    """But each tells of its failure."""
+def test_only_rank_0_alerts_about_a_success(job, monkeypatch):
+    """Each rank alerts about its own failure."""
     monkeypatch.setenv("RANK", "3")
 
     assert job(alert_on="always") == ""
     assert "train failed (rank 3)" in job(ValueError("x"))
 
 
-def test_a_run_inside_a_run_is_the_job_s_own_business():
-    """A candidate of a search may fail."""
+def test_a_nested_run_causes_no_alert():
+    """A candidate of a search may fail without an alert."""
     told = []
     reporter = Reporter(lambda *alert, **level: told.append(alert), always=True)
     run = run_events.Run("1", "candidate", "e", None, attach=lambda path, folder: None, parent_id="0")
@@ -84,15 +84,15 @@ def test_a_run_inside_a_run_is_the_job_s_own_business():
 
 
 def test_secrets_are_masked(job):
-    """An exception often holds the address that it could not reach."""
+    """An exception often contains the address of a server."""
     out = job(ConnectionError("https://bob:hunter2@host refused"))
 
     assert "hunter2" not in out
     assert "https://bob:***@host" in out
 
 
-def test_of_two_contexts_one_tells(job, store_uri):
-    """A script with its own context inside `autogen-team run` does not alert twice."""
+def test_only_one_of_two_contexts_alerts(job, store_uri):
+    """A script with its own context inside `autogen-team run` alerts once."""
     outer = GlobalContext(
         logger_service=LoggerService(sink="outer.log"),
         alerts_service=AlertsService(enable=False, app_name="outer"),

@@ -1,4 +1,4 @@
-"""The services in a notebook, where an event loop runs already and the streams are not files."""
+"""The services in a notebook, where an event loop runs and the streams are not files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CELLS = [
 
 @pytest.fixture
 def outputs(monkeypatch):
-    """Run the cells in a real kernel, and return what each of them showed."""
+    """Run the cells in a real kernel, and return the output of each."""
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere/bus")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(dedent(source)) for source in CELLS])
     nbclient.NotebookClient(notebook, timeout=60).execute()
@@ -34,7 +34,7 @@ def outputs(monkeypatch):
 
 
 def test_lines_and_alerts_show_in_their_cells(outputs):
-    """Each under the cell that it came from, without a word about the missing desktop, and nothing is raised."""
+    """Each output is under its cell, without a warning about the missing desktop, and nothing is raised."""
     _, line, alert, _ = outputs
 
     assert line == [("stderr", "INFO a line\n")]
@@ -51,8 +51,8 @@ RUN = [
 ]
 
 
-def test_the_cells_of_a_run_are_kept_with_it(store_uri, snapshots, monkeypatch):
-    """As they were typed, also those that were executed while it was open."""
+def test_the_cells_of_a_run_are_stored_with_it(store_uri, snapshots, monkeypatch):
+    """Cells are stored as typed, also those that were executed while the run was open."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_ENABLE", "false")
     monkeypatch.setenv("JPY_SESSION_NAME", "/home/ada/search.ipynb")

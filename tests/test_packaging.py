@@ -1,4 +1,4 @@
-"""What is installed: the wheel has what it needs and nothing else, and the locks say exactly what beside it."""
+"""Content of the wheel, and locks that state exactly what is installed with it."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ LOCKS = ["dev.txt", "docs.txt", "oldest.txt", "spark.txt", "uv.txt"]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the wheel, built from this tree by the build backend itself."""
-    pytest.importorskip("hatchling", reason="what builds the wheel is a tool of development")
+    """Return the wheel, built from this tree by the build backend."""
+    pytest.importorskip("hatchling", reason="the build backend is a development dependency")
     folder = tmp_path_factory.mktemp("dist")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "wheel", "--directory", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
@@ -35,13 +35,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def text_of(wheel: Path, name: str) -> str:
-    """Return a file of the wheel's metadata."""
+    """Return the text of a file of the wheel's metadata."""
     with zipfile.ZipFile(wheel) as archive:
         return archive.read(f"autogen_team-{autogen_team.__version__}.dist-info/{name}").decode()
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
-    """Every module of the tree and the marker of its types; no test, no document, nothing that was compiled here."""
+    """The wheel has every module and the `py.typed` marker, but no tests, documents or compiled files."""
     sources = (ROOT / "src").rglob("*")
     modules = {
         str(path.relative_to(ROOT / "src")) for path in sources if path.suffix == ".py" or path.name == "py.typed"
@@ -71,16 +71,16 @@ def test_the_metadata_is_that_of_the_project(wheel):
     assert "Copyright" in text_of(wheel, "licenses/LICENSE")
 
 
-def test_the_wheel_brings_the_command(wheel):
-    """Installed under its name."""
+def test_the_wheel_installs_the_command(wheel):
+    """The command is installed under its name."""
     assert text_of(wheel, "entry_points.txt").split("\n")[:2] == [
         "[console_scripts]",
         "autogen-team = autogen_team.cli:main",
     ]
 
 
-def test_the_wheel_works_where_there_is_no_tree(wheel, tmp_path):
-    """Unpacked as an installer would, it runs a job."""
+def test_the_wheel_works_without_the_source_tree(wheel, tmp_path):
+    """Unpacked as by an installer, the wheel runs a job."""
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     code = (
@@ -103,7 +103,7 @@ def requirements_of(lock: str) -> Iterator[str]:
 
 
 def pinned_by(lock: str) -> dict[str, Version]:
-    """Return the versions that a lock names; the same package may stand there for several Pythons."""
+    """Return the versions pinned in a lock; a package may occur once per Python version."""
     found = {}
     for line in requirements_of(lock):
         requirement = Requirement(line.split(" --hash")[0].strip())
@@ -114,8 +114,8 @@ def pinned_by(lock: str) -> dict[str, Version]:
 
 
 @pytest.mark.parametrize("lock", LOCKS)
-def test_a_lock_has_a_hash_for_everything_and_an_address_for_nothing(lock):
-    """So that whoever installs it, from wherever, gets the same or an error."""
+def test_a_lock_has_hashes_and_no_addresses(lock):
+    """The same packages, or an error, result from any index."""
     lines = list(requirements_of(lock))
 
     assert lines
@@ -124,8 +124,8 @@ def test_a_lock_has_a_hash_for_everything_and_an_address_for_nothing(lock):
     assert [word for word in ("://", "--index", "--extra-index", "--find-links", " @ ") if word in text] == []
 
 
-def test_every_file_of_requirements_is_a_lock_or_known():
-    """A new one is no way around the hashes."""
+def test_every_file_of_requirements_is_a_lock_or_an_exception():
+    """A new file must not bypass the hashes."""
     files = {path.name for path in (ROOT / "requirements").iterdir()}
 
     in_venvs_of_their_own = {"peers.txt", "frameworks.txt"}
@@ -142,8 +142,8 @@ SUPPORTED = [
 
 
 @pytest.mark.parametrize("requirement", SUPPORTED, ids=lambda requirement: requirement.name)
-def test_the_locks_are_the_oldest_and_a_newer_of_what_is_supported(requirement):
-    """The floor in pyproject.toml is what `make test-oldest` installs; `make test` is inside the bounds."""
+def test_the_locks_are_within_the_supported_versions(requirement):
+    """`make test-oldest` installs the lowest versions in pyproject.toml; the locked versions are within its bounds."""
     (floor,) = (Version(each.version) for each in requirement.specifier if each.operator == ">=")
     oldest = pinned_by("oldest.txt")[requirement.name]
 

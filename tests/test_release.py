@@ -1,4 +1,4 @@
-"""What a release is made of: an sdist that holds the tests, a recipe for conda, and a check of version and tag."""
+"""Parts of a release: an sdist with the tests, a conda recipe, and a check of version and tag."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ CHANGES = "# Changelog\n\n## [1.2.0] - 2026-11-30\n"
 
 
 def script(name: str):
-    """Return a script of `.ci` as a module."""
+    """Load a script of `.ci` as a module."""
     spec = importlib.util.spec_from_file_location(name, ROOT / ".ci" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def test_the_sdist_holds_all_that_its_tests_need(tmp_path):
-    """Every file that is committed, but nothing that is only here."""
-    pytest.importorskip("hatchling", reason="what builds the sdist is a tool of development")
+def test_the_sdist_contains_all_that_its_tests_need(tmp_path):
+    """The sdist has every committed file, and no local file."""
+    pytest.importorskip("hatchling", reason="the build backend is a development dependency")
     command = [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     (built,) = tmp_path.glob("*.tar.gz")
@@ -42,7 +42,7 @@ def test_the_sdist_holds_all_that_its_tests_need(tmp_path):
 
 
 def test_the_recipe_has_the_dependencies_of_the_project(tmp_path):
-    """With the checksum of the sdist, and its version."""
+    """The recipe has the sdist's version and checksum."""
     sdist = tmp_path / "autogen_team-1.2.0.tar.gz"
     sdist.write_bytes(b"")
     command = [sys.executable, ROOT / ".ci" / "conda_recipe.py", sdist, "https://example.org/x.tar.gz"]
@@ -57,8 +57,8 @@ def test_the_recipe_has_the_dependencies_of_the_project(tmp_path):
     assert recipe["build"]["python"]["entry_points"] == ["autogen-team = autogen_team.cli:main"]
 
 
-def test_a_release_that_agrees_has_no_faults():
-    """Tag, CHANGELOG and tree."""
+def test_a_consistent_release_has_no_faults():
+    """Tag, CHANGELOG and tree agree."""
     assert script("release_check").faults("1.2.0", ["v1.2.0"], CHANGES, []) == []
 
 
@@ -71,15 +71,15 @@ def test_a_release_that_agrees_has_no_faults():
         (["v1.2.0"], CHANGES, ["README.md"], "not committed: README.md"),
     ],
 )
-def test_what_does_not_agree_is_named(tags, changes, changed, told):
-    """With what to do."""
+def test_an_inconsistency_is_named(tags, changes, changed, told):
+    """The fault says what to do."""
     (fault,) = script("release_check").faults("1.2.0", tags, changes, changed)
 
     assert told in fault
 
 
 def test_this_tree_can_be_checked():
-    """The check itself runs; whether the tree is a release is for the person who makes one to see."""
+    """The check runs on this tree; whether the tree can be released is not tested."""
     done = subprocess.run(
         [sys.executable, ROOT / ".ci" / "release_check.py"], capture_output=True, text=True, check=False
     )

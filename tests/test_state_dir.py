@@ -1,4 +1,4 @@
-"""What a job keeps in the state folder is for its owner only, whatever the umask is; docs/security.md says so."""
+"""Files of a job in the state folder are private with any umask, as docs/security.md says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="there are no such modes elsewhere")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs POSIX file modes")
 
 JOB = """
 import os, sys
@@ -31,13 +31,13 @@ with context, context.run("train", log_system_metrics=None):
 
 
 def below(folder: Path) -> Iterator[tuple[Path, int]]:
-    """Return everything in the folder, and the folder, with the bits of its mode."""
+    """Yield the folder and everything in it, with the permission bits."""
     for path in [folder, *folder.rglob("*")]:
         yield path, path.stat().st_mode & 0o777
 
 
 def is_private(path: Path, top: Path) -> bool:
-    """Tell whether the path, or a folder on the way to it from the top, is closed to others."""
+    """Return whether the path, or a folder between it and the top, is private."""
     on_the_way = [each for each in (path, *path.parents) if each == top or top in each.parents]
     return any(each.stat().st_mode & 0o077 == 0 for each in on_the_way)
 
@@ -48,8 +48,8 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def test_the_argument_is_where_everything_is(run_python, store_uri, tmp_path, state):
-    """Not only the journal: the log of the run and the locks too, and nothing where the environment says."""
+def test_everything_is_in_the_folder_of_the_argument(run_python, store_uri, tmp_path, state):
+    """The journal, the run's log and the locks are there, and nothing is in the folder of the variable."""
     job = JOB.replace("mode=mode,", f"mode=mode, state_dir={str(tmp_path / 'own')!r},")
     assert run_python("-c", job, store_uri, "online", "killed")[0] == -9
 
@@ -58,14 +58,14 @@ def test_the_argument_is_where_everything_is(run_python, store_uri, tmp_path, st
 
 
 def run_jobs(run_python, store_uri: str, dead_uri: str) -> None:
-    """Run a job that is killed, and one whose server does not answer."""
+    """Run a job that is killed, and an offline job."""
     assert run_python("-c", JOB, store_uri, "online", "killed")[0] == -9
     status, _, err = run_python("-c", JOB, dead_uri, "offline", "")
     assert status == 0, err
 
 
-def test_what_a_job_leaves_behind_is_for_its_owner_only(run_python, store_uri, free_port, state):
-    """Journals, logs of runs, offline runs with their artifacts, locks."""
+def test_files_of_a_job_are_private(run_python, store_uri, free_port, state):
+    """Journals, run logs, offline runs with their artifacts, and locks are private."""
     run_jobs(run_python, store_uri, f"http://127.0.0.1:{free_port()}")
     found = dict(below(state))
 
@@ -77,8 +77,8 @@ def test_what_a_job_leaves_behind_is_for_its_owner_only(run_python, store_uri, f
     assert found[state / "offline"] == 0o700
 
 
-def test_a_folder_that_is_open_to_others_is_not_made_so_by_us(run_python, store_uri, free_port, state):
-    """Whoever has made it decides; what we make in it is closed all the same, and `doctor` says so."""
+def test_an_open_state_folder_has_private_content(run_python, store_uri, free_port, state):
+    """The folder's mode is not changed, its content is still private, and `doctor` reports the mode."""
     state.mkdir()
     state.chmod(0o755)
     run_jobs(run_python, store_uri, f"http://127.0.0.1:{free_port()}")
@@ -89,7 +89,7 @@ def test_a_folder_that_is_open_to_others_is_not_made_so_by_us(run_python, store_
 
 
 def test_no_secret_of_a_store_is_written_into_the_state_folder(run_python, free_port, state):
-    """Neither into a journal nor beside an offline run, nor into its log."""
+    """The password is neither in a journal, nor beside an offline run, nor in its log."""
     status, _, err = run_python("-c", JOB, f"http://bob:hunter2-and-more@127.0.0.1:{free_port()}", "offline", "")
 
     assert status == 0, err

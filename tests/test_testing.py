@@ -1,4 +1,4 @@
-"""What `autogen_team.testing` offers to those who test code that logs."""
+"""`autogen_team.testing`, for tests of code that logs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["caplog"]
 
 
 def test_lines_are_captured_as_values():
-    """With everything that a test may want to look at."""
+    """A captured line has all attributes that a test may check."""
     with capture_logs() as lines:
         logger.bind(step=3).warning("loss is {}", "nan")
     number = sys._getframe().f_lineno - 1
@@ -24,15 +24,15 @@ def test_lines_are_captured_as_values():
 
 
 def test_an_exception_is_captured_as_itself():
-    """Not as text."""
+    """The exception object is captured, not its text."""
     error = ValueError("wrong")
     with capture_logs() as lines:
         logger.opt(exception=error).error("failed")
     assert lines[0].exception is error
 
 
-def test_only_levels_that_are_asked_for_are_captured():
-    """Everything by default."""
+def test_only_requested_levels_are_captured():
+    """By default, all levels are captured."""
     with capture_logs() as everything, capture_logs("ERROR") as errors:
         logger.trace("low")
         logger.error("high")
@@ -41,7 +41,7 @@ def test_only_levels_that_are_asked_for_are_captured():
 
 
 def test_capturing_ends_with_the_block():
-    """Also when the tested code has removed all handlers."""
+    """Capturing also ends if the tested code has removed all handlers."""
     kept = dict(logger._core.handlers)
     with capture_logs() as lines:
         logger.info("inside")
@@ -53,43 +53,43 @@ def test_capturing_ends_with_the_block():
 
 
 def test_records_of_libraries_are_captured_while_the_service_runs(capsys):
-    """Under their own names."""
+    """Records have their own logger names."""
     with LoggerService(sink="stderr", uncaught=False, run_log=False), capture_logs() as lines:
         logging.getLogger("library").warning("hello")
     assert [(line.logger, line.message) for line in lines] == [("library", "hello")]
 
 
-def test_caplog_sees_what_is_logged_through_loguru(caplog):
-    """Message, level, name, place, exception and bound values."""
+def test_caplog_has_the_lines_of_loguru(caplog):
+    """The record has message, level, name, place, exception and bound values."""
     try:
         raise ValueError("wrong")
     except ValueError:
         logger.bind(step=3).exception("failed")
     (record,) = caplog.records
     assert caplog.record_tuples == [(__name__, logging.ERROR, "failed")]
-    assert (record.levelname, record.funcName) == ("ERROR", "test_caplog_sees_what_is_logged_through_loguru")
+    assert (record.levelname, record.funcName) == ("ERROR", "test_caplog_has_the_lines_of_loguru")
     assert record.extra == {"step": 3}
     assert "ValueError: wrong" in caplog.text
 
 
 def test_caplog_obeys_its_own_level(caplog):
-    """As with the standard library's records."""
+    """The level applies as to records of the standard library."""
     with caplog.at_level(logging.ERROR):
         logger.warning("low")
         logger.error("high")
     assert caplog.messages == ["high"]
 
 
-def test_caplog_sees_records_of_libraries_once(caplog, capsys):
-    """Though they reach it on two ways while the service runs."""
+def test_caplog_has_records_of_libraries_once(caplog, capsys):
+    """Records reach caplog in two ways while the service runs."""
     with LoggerService(sink="stderr", uncaught=False, run_log=False):
         logging.getLogger("library").warning("once")
         logger.warning("once, too")
     assert caplog.messages == ["once", "once, too"]
 
 
-def test_without_pytest_lines_are_captured_all_the_same(run_python):
-    """It is nothing that a job has installed."""
+def test_lines_are_captured_without_pytest(run_python):
+    """Pytest need not be installed in a job."""
     code = """
 import sys
 sys.modules["pytest"] = None
@@ -116,7 +116,7 @@ def nothing_left_behind():
 
 
 def test_alerts_are_captured_instead_of_sent(capsys):
-    """As values, cleaned and masked like those that are sent; and sent again after the block."""
+    """Alerts are captured as values, cleaned and masked as if sent; after the block they are sent again."""
     service = AlertsService(enable=False, app_name="job")
 
     with capture_alerts(service) as alerts:
@@ -127,8 +127,8 @@ def test_alerts_are_captured_instead_of_sent(capsys):
     assert capsys.readouterr().out == "[job] after: the block\n"
 
 
-def test_alerts_that_nobody_takes_are_printed(capsys):
-    """What a job does on a machine without a desktop can be tested on any."""
+def test_alerts_that_no_channel_delivers_are_printed(capsys):
+    """The behaviour without a desktop can be tested on any machine."""
     service = AlertsService(app_name="job")
 
     with capture_alerts(service, fail_with="no desktop") as alerts:

@@ -1,6 +1,6 @@
-"""The names and defaults that the user story promises: whoever builds on them finds them where they were.
+"""The names and defaults of the user story, which must not change.
 
-They are written down here as they are, because a test that reads them from the code would move with it.
+They are written out here, because a test that reads them from the code would change with it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LINE = (
     "<green>{time:YYYY-MM-DD HH:mm:ss.SSS}</green> | <level>{level: <8}</level> | "
     "<cyan>{name}</cyan>:<cyan>{function}</cyan>:<cyan>{line}</cyan> - <level>{message}</level>"
 )
-# class, field, default, variable, a text for the variable, what the field is then
+# class, field, default, variable, text of the variable, resulting value
 FIELDS = [
     (LoggerService, "sink", "stderr", "AUTOGEN_TEAM_LOGGER_SINK", "stdout", "stdout"),
     (LoggerService, "level", "INFO", "AUTOGEN_TEAM_LOGGER_LEVEL", "DEBUG", "DEBUG"),
@@ -131,13 +131,13 @@ METHODS = [
 
 
 def named(value: object) -> str:
-    """Return how a case is called."""
+    """Return the id of a test case."""
     return getattr(value, "__name__", value if isinstance(value, str) and value.isidentifier() else "")
 
 
 @pytest.mark.parametrize(("cls", "field", "default", "variable", "text", "value"), FIELDS, ids=named)
 def test_each_field_has_its_default_and_its_variable(cls, field, default, variable, text, value, monkeypatch):
-    """And takes the same as an argument."""
+    """An argument has the same effect as the variable."""
     assert getattr(cls(), field) == default
     assert type(getattr(cls(), field)) is type(default)
 
@@ -149,19 +149,19 @@ def test_each_field_has_its_default_and_its_variable(cls, field, default, variab
 
 @pytest.mark.parametrize(("cls", "types"), TYPES.items(), ids=named)
 def test_each_field_has_its_type(cls, types):
-    """As the diagram draws them."""
+    """Types are those of the user story's diagram."""
     assert {name: cls.model_fields[name].annotation for name in types} == types
 
 
 def test_the_timeout_of_an_alert_is_a_number_or_none():
-    """With a bound that the diagram does not draw."""
+    """The diagram does not show the upper bound."""
     assert AlertsService(timeout=5).timeout == 5
     assert AlertsService(timeout=None).timeout is None
 
 
 @pytest.mark.parametrize(("cls", "method", "arguments"), METHODS, ids=named)
 def test_each_method_has_its_arguments(cls, method, arguments):
-    """What is added to them later has a default and is given by name."""
+    """Additional arguments have a default and are keyword-only."""
     parameters = list(inspect.signature(getattr(cls, method)).parameters.values())[1:]
 
     assert [each.name for each in parameters[: len(arguments)]] == arguments
@@ -170,15 +170,15 @@ def test_each_method_has_its_arguments(cls, method, arguments):
         assert extra.default is not inspect.Parameter.empty
 
 
-def test_a_run_is_configured_by_its_name_alone():
-    """The rest has defaults."""
+def test_a_run_needs_only_a_name():
+    """All other fields have defaults."""
     config = MlflowService.RunConfig(name="train")
 
     assert (config.name, config.description, config.tags, config.log_system_metrics) == ("train", None, None, True)
 
 
 def test_each_service_is_a_service():
-    """`Service` is abstract in `start` alone, and all of them are frozen and refuse unknown fields."""
+    """Only `start` is abstract in `Service`; all services are frozen and reject unknown fields."""
     assert issubclass(Service, abc.ABC)
     assert Service.__abstractmethods__ == {"start"}
     for cls in (LoggerService, AlertsService, MlflowService):
@@ -189,15 +189,15 @@ def test_each_service_is_a_service():
             cls(unknown=1)
 
 
-def test_the_modules_are_where_the_story_puts_them():
-    """`io/services.py`, and `Env` beside it."""
+def test_the_modules_are_those_of_the_story():
+    """The services are in `io/services.py`, and `Env` is in `io/osvariables.py`."""
     assert services.__all__ == ["AlertsService", "LoggerService", "MlflowService", "Service"]
     assert osvariables.__all__ == ["Env"]
     assert services.__name__ == "autogen_team.io.services"
 
 
-def test_the_services_give_the_tools_themselves(store_uri):
-    """Loguru's logger, MLflow's client, and MLflow's run from a context manager."""
+def test_the_services_return_objects_of_the_libraries(store_uri):
+    """Services return loguru's logger, MLflow's client, and a context manager of MLflow's run."""
     mlflow_service = MlflowService(tracking_uri=store_uri, experiment_name="story", autolog_disable=True)
 
     assert LoggerService().logger() is logger
@@ -211,7 +211,7 @@ def test_the_services_give_the_tools_themselves(store_uri):
 
 
 def test_a_disabled_alert_is_printed(capsys):
-    """With who speaks, the title and the message."""
+    """The line has the application's name, the title and the message."""
     AlertsService(enable=False, app_name="train").notify(title="done", message="model trained")
 
     assert capsys.readouterr().out == "[train] done: model trained\n"

@@ -1,9 +1,9 @@
-"""Many worker processes of one job, which log at the pace of a real job, by plain MLflow or inside our context.
+"""Many worker processes of one job, which log at the pace of a real job, with plain MLflow or inside our context.
 
 Arguments: `plain` or `ours`, the tracking URI, the number of workers. The workers are forked from one parent that has
-imported everything, so that some hundred fit into one machine. They have a low priority, so that the server has the
-machine as if they ran elsewhere. Each worker has a child run of the parent's run, and starts its loop when all workers
-are ready.
+imported everything, so that hundreds fit on one machine. They have a low priority, so that the server has the machine
+as if they ran elsewhere. Each worker has a child run of the parent's run, and starts its loop when all workers are
+ready.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import mlflow
 
 NICENESS = 10
 PATIENCE = 200.0
-"""Seconds to wait for a worker that is not ready."""
+"""Timeout in seconds for a worker to become ready."""
 
 kind, uri, crew_size = sys.argv[1], sys.argv[2], int(sys.argv[3])
 forking = multiprocessing.get_context("fork")
@@ -36,7 +36,7 @@ job = contextlib.ExitStack()
 
 
 def work(number: int) -> None:
-    """Log one metric after the other; a late call delays the next one, as in a real loop."""
+    """Log one metric after another; a late call delays the next one, as in a real loop."""
     clock = time.monotonic
     ready.release()
     begin.wait()
@@ -77,7 +77,7 @@ def ours() -> Iterator[object]:
         yield context.bind(work, nested=True)
 
 
-def hire(_: object, **details: float) -> dict[str, float]:
+def start(_: object, **details: float) -> dict[str, float]:
     """Fork the workers, and return the seconds until all of them are ready, each with its run."""
     orders.update(details)
     os.nice(NICENESS)
@@ -88,12 +88,12 @@ def hire(_: object, **details: float) -> dict[str, float]:
         workers[-1].start()
     for _ in workers:
         if not ready.acquire(timeout=PATIENCE):
-            raise TimeoutError("a worker has not come")
+            raise TimeoutError("a worker did not become ready")
     return {"seconds": time.monotonic() - begun}
 
 
 def go(_: object) -> dict[str, float]:
-    """Run the loops; return the seconds until the last call and until all workers end, and the times of calls in us."""
+    """Run the loops; return the seconds until the last call and until all workers ended, and the call times in us."""
     begun = time.monotonic()
     begin.set()
     answers = [found.get() for _ in workers]
@@ -102,7 +102,7 @@ def go(_: object) -> dict[str, float]:
     gone = time.monotonic() - begun
     failed = [worker.exitcode for worker in workers if worker.exitcode]
     if failed:
-        raise RuntimeError(f"{len(failed)} workers have failed: {failed}")
+        raise RuntimeError(f"{len(failed)} workers failed: {failed}")
     job.close()
     taken = [one * 1e6 for _, some in answers for one in some]
     return {
@@ -113,4 +113,4 @@ def go(_: object) -> dict[str, float]:
     }
 
 
-loop.serve({}, hire=hire, go=go)
+loop.serve({}, start=start, go=go)

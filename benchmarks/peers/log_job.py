@@ -1,7 +1,8 @@
-"""A job that logs: `log_job.py PAUSE` prints what a log line costs without a collector, and with one.
+"""A job that logs: `log_job.py PAUSE` prints the cost of a log line without and with a collector.
 
-The collector is a server of its own process, which answers at once. The answer is JSON, in microseconds: the medians of
-many blocks of lines, `without` and `with` it. The sink is a file. PAUSE is the time between lines, in seconds.
+The collector is a server in a separate process, which answers at once. The output is JSON, in microseconds: the medians
+of many blocks of lines, `without` and `with` the collector. The sink is a file. PAUSE is the time between lines, in
+seconds.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ server.serve_forever()
 
 
 def block(service: object, pause: float) -> float:
-    """Return what a line costs, in microseconds, with a pause between two lines."""
+    """Return the cost of a line in microseconds, with a pause between lines."""
     logger = service.logger()
     spent = 0.0
     for number in range(BLOCK):

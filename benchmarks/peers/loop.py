@@ -1,4 +1,4 @@
-"""The loops in which all contenders are measured, and the orders that their processes take; needs only numpy.
+"""The loops in which all contenders are measured, and the orders that their processes execute; needs only numpy.
 
 A contender provides a function that opens a run and yields a function that logs a metric at a step. Orders are JSON
 lines on stdin, answers are on stdout. The output of the contender itself goes to stderr.
@@ -20,7 +20,7 @@ from typing import Any
 WARM = 20
 """Calls before the clock starts."""
 PART = 500
-"""Steps of a loop that are timed together: half a second."""
+"""Number of steps of a loop that are timed together: half a second."""
 _IS_BUSY = "BENCH_BUSY" in os.environ
 
 Log = Callable[[int], object]
@@ -112,7 +112,7 @@ def steps(
 
 
 def _middle(values: list[float]) -> float:
-    """Return the mean of the middle half, which is as good as the mean, and robust against a burst of other load."""
+    """Return the mean of the middle half, which is robust against bursts of other load."""
     aside = len(values) // 4
     return statistics.mean(sorted(values)[aside : len(values) - aside])
 
@@ -129,7 +129,7 @@ def _loop(do: Callable[[], object], log: Log, steps: int) -> list[float]:
 
 
 def stopwatch() -> Callable[[], float]:
-    """Return a function that returns the seconds since now; with `BENCH_BUSY`, without those of waiting for a core."""
+    """Return a function that returns the seconds since this call; with `BENCH_BUSY`, without the waits for a core."""
     begun = time.perf_counter() - _waited()
     return lambda: time.perf_counter() - _waited() - begun
 

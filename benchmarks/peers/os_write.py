@@ -1,4 +1,4 @@
-"""The simplest way to survive the death of the process: write a line of 100 bytes by one system call per metric."""
+"""The simplest way to survive the death of the process: one system call per metric, for a line of 100 bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Our service, called by MLflow's own function and by `log_metrics`; the argument is the tracking URI."""
+"""Our service, called through MLflow's own function and `log_metrics`; the argument is the tracking URI."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autogen_team.io.services import MlflowService
 
 HALF = 500_000
 NO_TIME = 0.05
-"""Seconds that a service waits for deliveries at its end, if deliveries are not measured."""
+"""Seconds that the service waits for deliveries at its end, if deliveries are not measured."""
 
 last_run = ""
 
@@ -53,15 +53,15 @@ def by_lane(*, delivers: bool) -> Iterator[loop.Log]:
 
 
 def stored(_: object) -> int:
-    """Return how many metrics of the last run the store has."""
+    """Return the number of metrics of the last run in the store."""
     return len(mlflow.MlflowClient(sys.argv[1]).get_metric_history(last_run, "loss"))
 
 
 def outage(_: object) -> dict[str, float]:
-    """Log a million metrics after the server was killed; return by how many MB it grows, and those of its agent."""
+    """Log a million metrics after the server was killed; return the growth of the process and the agent's size (MB)."""
     with opened(delivers=False) as service:
         loop.say("ready")
-        sys.stdin.readline()  # the server is dead
+        sys.stdin.readline()  # the next order comes when the server is dead
         before = psutil.Process().memory_info().rss
         for step in range(HALF):
             service.log_metrics({"loss": 1 / (step + 1)}, step)

@@ -31,7 +31,7 @@ def sync(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it always d
 @contextmanager
 def nothing(*, delivers: bool) -> Iterator[loop.Log]:  # noqa: ARG001 - it never delivers
     registry, store = utils._tracking_store_registry, Nothing()
-    mlflow.set_registry_uri(sys.argv[1])  # else each call looks for pyspark, which would flatter us
+    mlflow.set_registry_uri(sys.argv[1])  # otherwise each call looks for pyspark, which would make us look better
     with mlflow.start_run(log_system_metrics=False):
         registry._get_store_with_resolved_uri = lambda uri, artifact_uri=None: store  # noqa: ARG005
         try:

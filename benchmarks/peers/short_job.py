@@ -1,4 +1,4 @@
-"""A job that logs a metric and ends, by plain MLflow or inside our context; arguments: `plain` or `ours`, and a URI."""
+"""A job that logs a metric and ends, with plain MLflow or in our context; arguments: `plain` or `ours`, and a URI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A relay that passes on a fixed number of bytes per second to a local port: `throttle.py PORT TARGET RATE`."""
+"""A relay that forwards at most RATE bytes per second to a local port: `throttle.py PORT TARGET RATE`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLOCK = 2**16
 
 
 def relay(source: socket.socket, target: socket.socket, rate: float | None) -> None:
-    """Pass bytes on, at most `rate` a second, until one side closes."""
+    """Forward bytes, at most `rate` per second, until one side closes."""
     due = time.monotonic()
     with suppress(OSError):
         while data := source.recv(BLOCK):

@@ -1,8 +1,8 @@
-"""A job that traces: `trace_job.py KIND URI COUNT PAUSE` prints what a trace of three spans costs its caller.
+"""A job that traces: `trace_job.py KIND URI COUNT PAUSE` prints the time that a trace of three spans takes its caller.
 
 KIND is `plain` for MLflow alone, or `ours`. The spans of a trace are an agent, a call of a chat model with 2 kB each of
-inputs and outputs, and a tool. PAUSE is the time between traces, in seconds. The answer is JSON, in microseconds and
-seconds: `mean` and `median` of a trace, and `all`, from the first trace until the store has all of them.
+inputs and outputs, and a tool. PAUSE is the time between traces, in seconds. The output is JSON: `mean` and `median` of
+a trace in microseconds, and `all`, the seconds from the first trace until the store has all of them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def trace() -> None:
 
 
 def measure(count: int, pause: float) -> dict[str, float]:
-    """Record that many traces, and return what each has cost."""
+    """Record `count` traces, and return the mean and median time of one."""
     found = []
     for _ in range(count):
         began = time.perf_counter()
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def stored(uri: str) -> int:
-    """Return how many traces the store has with all their spans."""
+    """Return the number of traces in the store that have all their spans."""
     client = mlflow.MlflowClient(uri)
     experiment = client.get_experiment_by_name("bench")
     found, token = 0, None

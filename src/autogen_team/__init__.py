@@ -5,7 +5,7 @@
     with GlobalContext() as context, context.run("train"):
         context.logger.info("started")
 
-The names below are loaded at their first use, so importing the package costs next to nothing.
+Importing the package is cheap: each name below is loaded at its first use.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["AlertsService", "Env", "GlobalContext", "LoggerService", "MlflowServ
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "AlertsService": "autogen_team.io.services",
     "Env": "autogen_team.io.osvariables",
     "GlobalContext": "autogen_team.context",
@@ -32,11 +32,11 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    value = globals()[name] = getattr(import_module(_HOMES[name]), name)
+    value = globals()[name] = getattr(import_module(_MODULES[name]), name)
     return value
 
 

@@ -64,20 +64,20 @@ def _for_worker(context: GlobalContext) -> GlobalContext:
 
 
 def _for_any_machine(context: GlobalContext) -> GlobalContext:
-    """Return the context in the form that travels to workers, which may be on other machines."""
+    """Return the context in the form that is sent to workers, which may be on other machines."""
     found = _for_worker(context)
     service = worker_runs.for_any_machine(found.mlflow_service, original=context.mlflow_service)
     return found.model_copy(update={"mlflow_service": service})
 
 
 def _on_this_machine(context: GlobalContext) -> GlobalContext:
-    """Return a context that has travelled as this worker starts it."""
+    """Return a received context in the form that this worker starts."""
     found = _for_worker(context)
     return found.model_copy(update={"mlflow_service": worker_runs.on_this_machine(found.mlflow_service)})
 
 
 class _Carrier:
-    """Base of the objects that carry a context; in the process that made one, it uses the running context itself."""
+    """Base of the objects that carry a context; in the process that created it, a carrier uses the running context."""
 
     def __init__(self, context: GlobalContext, child: RunConfig | None) -> None:
         if not context.is_started:
@@ -98,13 +98,13 @@ class _Carrier:
         process = _Process.here()
         if self._home != process.token:
             return None
-        context = process.captured.get(self._key)  # by a key, since engines with threads pickle what they send, too
+        context = process.captured.get(self._key)  # by key, because engines with threads pickle their tasks, too
         if context is None:
             raise NotStartedError("the GlobalContext has stopped: wait for its workers before you stop it")
         return context
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the running context out; if no run was open at the capture, take the run that is open now."""
+        """Omit the running context; if no run was open at the capture, take the run that is open now."""
         context, carried = _Process.here().captured.get(self._key), self._carried
         if carried.run is None and context is not None and context.is_started:
             carried = Carried(carried.context, worker_runs.shared_run(context.mlflow_service), carried.child)
@@ -185,7 +185,7 @@ class Initializer(_Carrier):
     """Puts a worker process inside a context until it exits; can be pickled, and takes no arguments."""
 
     def __call__(self) -> None:
-        """Start the context, unless this process has it already."""
+        """Start the context, unless this process already has it."""
         self.enter()
 
     def enter(self) -> Callable[[], None]:
@@ -195,7 +195,7 @@ class Initializer(_Carrier):
 
 @contextmanager
 def _run_of(service: MlflowService, run: Shared | None, child: RunConfig | None) -> Iterator[None]:
-    """Open the run, or the child, for the block; a child names its worker in a tag."""
+    """Join the run, or open the child, for the block; a tag of the child names the worker."""
     worker = identity.worker()
     if child is not None and worker is not None:
         tags = {run_events.WORKER_TAG: worker, **(child.tags or {})}
@@ -236,7 +236,7 @@ class _Started:
             self.logs[carried.run.run_id].users += change
 
     def contribute(self, run: Shared) -> None:
-        """Contribute to the log of a run from now on, and end the logs that have no users."""
+        """Start to contribute to the log of a run, and end the logs that have no users."""
         if run.run_id not in self.logs:
             self.end_logs([run_id for run_id, log in self.logs.items() if not log.users])
             contribution = ExitStack()
@@ -270,11 +270,11 @@ class _Process:
 
     @classmethod
     def begin(cls) -> None:
-        """Start with an empty state; a forked child gets its own."""
+        """Start with an empty state; a forked child does this, too."""
         cls._here = cls()
 
     def capture(self, context: GlobalContext) -> str:
-        """Return a key that finds the context in this process, as long as it exists."""
+        """Return the key of the context in this process, valid as long as the context exists."""
         with self._lock:
             known = next((key for key, other in self.captured.items() if other is context), None)
             key = known or uuid.uuid4().hex
@@ -283,7 +283,7 @@ class _Process:
 
     @contextmanager
     def using(self, carried: Carried) -> Iterator[GlobalContext]:
-        """Run the context at least for the block; it is kept until another one is wanted, or the process exits."""
+        """Run the context at least for the block; it is kept until another one is needed, or the process exits."""
         with self._lock:
             started = self._find(carried)
             started.count(carried, +1)
@@ -310,7 +310,7 @@ class _Process:
                     return
                 self._stays.remove(stay)
             stay.close()
-            started.context.mlflow_service.flush()  # without the lock, so that other calls may begin and end meanwhile
+            started.context.mlflow_service.flush()  # without the lock, so that other calls can begin and end meanwhile
             with self._lock:
                 started.count(carried, -1)
                 if not started.users and started in self._started:
@@ -320,7 +320,7 @@ class _Process:
 
     def close(self) -> None:
         """Stop the contexts of this process."""
-        if self is not _Process._here:  # the parent stops what it has started, not a forked child
+        if self is not _Process._here:  # a forked child: its parent stops the contexts
             return
         with self._lock:
             while self._stays:
@@ -348,7 +348,7 @@ class _Process:
         self._started.append(started)
         if not self._is_watching:
             self._is_watching = True
-            # A process of multiprocessing exits by os._exit, after its own finalizers only.
+            # A child of multiprocessing exits by os._exit, which runs its finalizers but not atexit.
             util.Finalize(None, self.close, exitpriority=50)
             atexit.register(self.close)
         return started
@@ -386,7 +386,7 @@ def environment(context: GlobalContext) -> dict[str, str]:
 
 
 def run_of_environment(service: MlflowService) -> Shared | None:
-    """Return the run that the environment assigns to this process; None without one, or if it is a worker already.
+    """Return the run that the environment assigns to this process; None without a run, or if it is already a worker.
 
     Raises:
         ConfigurationError: the variable cannot be read.
@@ -404,7 +404,7 @@ def run_of_environment(service: MlflowService) -> Shared | None:
         run = Shared(**order)
     except (ValueError, TypeError, AttributeError, KeyError):
         raise ConfigurationError(f"{WORKER_OF} is {text!r}; use the value of GlobalContext.worker_env()") from None
-    return run if uri == mask_url(service.stores()[0]) else None  # a process with a store of its own is not a worker
+    return run if uri == mask_url(service.stores()[0]) else None  # a process with another store is not a worker
 
 
 def _tags_of_runs() -> dict[str, Any]:

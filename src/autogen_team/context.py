@@ -1,4 +1,4 @@
-"""The global context of a job: its three services as one."""
+"""The global context of a job: its three services, started and stopped as one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["GlobalContext"]
 
 _SHORTEST_SECRET = 4
-"""Length of the shortest value that `redact` accepts, in characters."""
+"""Minimum length of a value that `redact` accepts, in characters."""
 _Parameters = ParamSpec("_Parameters")
 _Result = TypeVar("_Result")
 
@@ -37,9 +37,9 @@ _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
 _running: list[GlobalContext] = []
 _reporting: list[GlobalContext] = []
-"""The context that alerts when a run ends, if there is one."""
+"""The context that sends alerts when a run ends, if there is one."""
 _inherited: list[GlobalContext] = []
-"""The contexts that a forked child has from its parent."""
+"""Contexts that a forked child has inherited from its parent."""
 
 
 def _note_inherited() -> None:
@@ -61,7 +61,7 @@ def _child(nested: bool | str | MlflowService.RunConfig, name: str) -> MlflowSer
         return nested
     if not nested:
         return None
-    # The job's run samples the machine already; every child would record the same.
+    # The job's run already samples the system metrics of the machine; every child would record the same values.
     return MlflowService.RunConfig(name=nested if isinstance(nested, str) else name, log_system_metrics=None)
 
 
@@ -95,16 +95,16 @@ class GlobalContext(Service):
     """How long the job may be silent (`15m`): no metric, log line, output, `progress`. Then an alert has its stacks."""
 
     stall_kill: bool = False
-    """End a job that stays silent for a second such time, as KILLED with that reason."""
+    """End a job that stays silent for a second `stall_after`, as KILLED with that reason."""
 
     redact_patterns: Patterns = ()
-    """Regular expressions of your own secrets, in a variable one per line; if there is a group, only it is masked."""
+    """Regular expressions for your own secrets, one per line in a variable; if one has a group, only that is masked."""
     redact_allow: Patterns = ()
-    """Regular expressions of text that is not masked; each must match the whole text that would be masked."""
+    """Regular expressions for text to leave unmasked; each must match the whole text that would be masked."""
 
     @classmethod
     def current(cls) -> GlobalContext:
-        """Return the context that runs in this process, the latest started if there are several.
+        """Return the running context of this process; if several run, the one started last.
 
         Raises:
             NotStartedError: no context is running.
@@ -118,7 +118,7 @@ class GlobalContext(Service):
             return _running[-1]
 
     def start(self) -> None:
-        """Start logging, alerts and tracking, in this order; if one fails, those before it are stopped."""
+        """Start logging, alerts and tracking, in this order; if one fails, stop the ones already started."""
         with _lock, ExitStack() as undo:
             if self.is_started:
                 return
@@ -184,19 +184,19 @@ class GlobalContext(Service):
     def bind(
         self, fn: Callable[_Parameters, _Result], *, nested: bool | str | MlflowService.RunConfig = False
     ) -> Callable[_Parameters, _Result]:
-        """Return a function that enters this context, calls `fn`, and leaves: in a thread, or in any worker process.
+        """Return a function that calls `fn` inside this context, in a thread or in any worker process.
 
-        In another process, the first call starts the services with these very settings. They stop when that process
-        exits. There `mlflow.log_...` goes to the run that is open here now, through a journal of that process. With
+        In another process, the first call starts the services with the same settings. They stop when that process
+        exits. There, `mlflow.log_...` logs to the run that is open here now, through a journal of that process. With
         `nested`, each call gets a child run, named after the function unless `nested` is a name or a configuration.
         Autologging works in child runs, not in a run that many processes share.
 
-        Each process writes its own log file, `train-<host>-<pid>.log` beside `train.log`; lines carry the same
-        `run_id`, and `worker`. Alerts are sent for failures only. A call returns when the store has what the call has
-        logged, unless the store is out of reach.
+        Each process writes its own log file, `train-<host>-<pid>.log` beside `train.log`; its lines carry the same
+        `run_id`, and `worker`. Alerts are sent for failures only. A call returns when the store has everything that
+        the call logged, unless the store is unreachable.
 
-        The result can be pickled wherever `fn` can. Coroutine functions and generators are inside the context while
-        they run.
+        The result can be pickled if `fn` can. Coroutine functions and generators are inside the context while they
+        run.
 
         >>> from concurrent.futures import ThreadPoolExecutor
         >>> def fold(number):
@@ -216,10 +216,10 @@ class GlobalContext(Service):
         return _propagation.Bound(self, fn, _child(nested, name))
 
     def initializer(self, *, nested: bool | str | MlflowService.RunConfig = False) -> Callable[[], None]:
-        """Return a callable that puts a worker process inside this context until it exits: the initializer of a pool.
+        """Return an initializer for a pool, which puts a worker process inside this context until the process exits.
 
-        `bind` has the details; with `nested`, each process has one child run. Call this while the run that
-        the workers are to log to is open.
+        `bind` has the details; with `nested`, each process has one child run. Call this method while the run for the
+        workers is open.
 
         >>> from concurrent.futures import ProcessPoolExecutor
         >>> from math import sqrt
@@ -235,11 +235,11 @@ class GlobalContext(Service):
         return _propagation.Initializer(self, _child(nested, ""))
 
     def worker_env(self) -> dict[str, str]:
-        """Return the variables that put a child process inside this context, to be added to its environment.
+        """Return environment variables that put a child process inside this context.
 
-        A `GlobalContext` started there has these settings, and joins the run that is open here now, as described at
-        `bind`. Runs that it opens become children, and so do those of a program that only knows MLflow. Secrets are
-        left out, such as the URLs of alerts given as an argument. The password in a tracking URI is not left out.
+        A `GlobalContext` started there has the same settings, and joins the run that is open here now, as described at
+        `bind`. Runs that it opens become children. So do the runs of a program that only knows MLflow. Secrets are
+        omitted, such as the URLs of alerts given as an argument. The password in a tracking URI is not omitted.
 
         >>> import os, subprocess
         >>> with GlobalContext() as context, context.run("train"):
@@ -269,7 +269,7 @@ class GlobalContext(Service):
 
     @property
     def active_run(self) -> mlflow.ActiveRun | None:
-        """The innermost open run of this thread, no matter which code opened it."""
+        """The innermost open run of this thread, whichever code opened it."""
         return self.mlflow_service.active_run
 
     @contextmanager
@@ -294,7 +294,7 @@ class GlobalContext(Service):
 
     @property
     def attempt(self) -> int:
-        """Which start of its job the open run is in, counted from 1; see `MlflowService.attempt`."""
+        """The attempt number of the open run's job, counted from 1; see `MlflowService.attempt`."""
         return self.mlflow_service.attempt
 
     def last_step(self, key: str | None = None) -> int | None:
@@ -310,10 +310,11 @@ class GlobalContext(Service):
         self.mlflow_service.log_config(config)
 
     def progress(self, *, expect_within: float | str | None = None) -> None:
-        """Tell that the job moves, so that it does not count as silent; for a part that neither logs nor prints.
+        """Report progress in code that neither logs nor prints, so that the job does not count as silent.
 
         With `expect_within`, in seconds or as `"40m"`, announce that the job may be silent for that long. The next call
-        takes that back. Without `stall_after` nothing happens. It takes no lock and costs less than a microsecond.
+        withdraws the announcement. Without `stall_after`, the method does nothing. It takes no lock and less than a
+        microsecond.
 
         >>> with GlobalContext(stall_after="15m") as context:
         ...     context.progress(expect_within="40m")
@@ -330,7 +331,7 @@ class GlobalContext(Service):
         activity.progress(expect_within)
 
     def redact(self, *secrets: str) -> None:
-        """Mask these values wherever they would be logged from now on; for secrets that a vault returns at run time.
+        """Mask these values in everything that is logged after this call; for secrets from a vault, for example.
 
         They are masked in log lines, alerts, parameters, tags, traces and errors of this process and of its forked
         children. They are also masked in the output that `autogen-team run` keeps. They stay masked after the context
@@ -348,8 +349,8 @@ class GlobalContext(Service):
         for secret in secrets:
             if len(secret) < _SHORTEST_SECRET:
                 raise ConfigurationError(
-                    f"a secret of {len(secret)} characters cannot be masked, because it would be taken out of ordinary"
-                    f" text: it takes {_SHORTEST_SECRET} at least"
+                    f"a secret of {len(secret)} characters is too short: masking it would spoil ordinary text; "
+                    f"the minimum is {_SHORTEST_SECRET} characters"
                 )
         _redact.add_secrets(*secrets)
 

@@ -4,7 +4,7 @@
     ├── ConfigurationError(ValueError)          a setting is invalid
     │   └── MissingExtraError(ImportError)      ... because an optional dependency is not installed
     ├── NotStartedError(RuntimeError)           no service, context or run is active
-    ├── JobRunningError(RuntimeError)           another process has the run of this job
+    ├── JobRunningError(RuntimeError)           another process holds the run of this job
     └── TrackingUnavailableError(ConnectionError)   the tracking or registry server does not answer
 
     AutogenTeamWarning(UserWarning)
@@ -40,11 +40,11 @@ class MissingExtraError(ConfigurationError, ImportError):
 
 
 class NotStartedError(AutogenTeamError, RuntimeError):
-    """A running service or context, or an open run, is needed for this; the message says how to start it."""
+    """No service, context or run is active. The message says how to start one."""
 
 
 class JobRunningError(AutogenTeamError, RuntimeError):
-    """Another process has the run of this job; the message says which, where, and when it was last seen alive."""
+    """Another process holds the run of this job. The message names the process, its host and its last sign of life."""
 
 
 class TrackingUnavailableError(AutogenTeamError, ConnectionError):

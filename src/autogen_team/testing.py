@@ -1,6 +1,6 @@
-"""Tools for tests of code that logs or alerts: lines and alerts as values, and loguru in pytest's `caplog`.
+"""Test tools for code that logs or sends alerts: captured lines and alerts, and loguru in pytest's `caplog`.
 
-`capture_logs` needs nothing; the fixture `caplog` replaces pytest's own where a `conftest.py` imports it:
+`capture_logs` and `capture_alerts` need no setup. This import in a `conftest.py` replaces pytest's own `caplog`:
 
     from autogen_team.testing import caplog
 """
@@ -42,7 +42,7 @@ class Line:
 
 @contextmanager
 def capture_logs(level: str = "TRACE") -> Iterator[list[Line]]:
-    """Collect lines logged inside the block, from `level` up; other handlers get them too.
+    """Collect the lines logged inside the block at `level` or above; other handlers receive them too.
 
     Records of the standard library are included while a LoggerService with `intercept` runs.
 
@@ -72,7 +72,7 @@ def capture_logs(level: str = "TRACE") -> Iterator[list[Line]]:
     try:
         yield lines
     finally:
-        with suppress(ValueError):  # the tested code has removed all handlers
+        with suppress(ValueError):  # the tested code removed all handlers
             logger.remove(handler)
 
 
@@ -97,7 +97,7 @@ def capture_alerts(service: AlertsService, *, fail_with: str | None = None) -> I
 @contextmanager
 def _forwarded_to(handler: logging.Handler) -> Iterator[None]:
     def take(message: Any) -> None:
-        if bridge.is_passed_on():  # a record of the standard library, which the handler has already got
+        if bridge.is_passed_on():  # from the standard library: the handler already has this record
             return
         made = message.record
         error = made["exception"]

@@ -1,4 +1,4 @@
-"""Fixtures for a user at this machine: a folder, jobs that run there, MLflow's pages on their runs, and a browser."""
+"""Fixtures for a user at this machine: a folder, jobs that run there, MLflow's web UI for their runs, and a browser."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
-"""Seconds until something must be visible; only a bound on hangs, and generous, because some machines are slow."""
+"""Seconds until something must be visible; a generous bound on hangs, because some machines are slow."""
 FLAGS = (
     "--headless",
     "--no-sandbox",
@@ -58,7 +58,7 @@ class Person:
             "AUTOGEN_TEAM_STATE_DIR": str(folder.with_name("state")),
             "AUTOGEN_TEAM_ALERTS_ENABLE": "false",
             "MLFLOW_DISABLE_TELEMETRY": "true",
-            "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # for jobs of seconds; MLflow's own is 10
+            "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1",  # for jobs that take seconds; MLflow's default is 10
         }
 
     def run(self, *words: str) -> Console:
@@ -78,7 +78,7 @@ class Person:
 @pytest.fixture(scope="module")
 def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
     """Return a user with a new folder; skip the tests if there is no browser."""
-    pytest.importorskip("playwright", reason="the browser is led by playwright, which is for Linux")
+    pytest.importorskip("playwright", reason="playwright is installed on Linux only")
     if shutil.which("chromium") is None:
         pytest.skip("chromium is not installed: make system-deps")
     folder = tmp_path_factory.mktemp("person") / "work"
@@ -88,13 +88,13 @@ def person(tmp_path_factory: pytest.TempPathFactory) -> Person:
 
 @pytest.fixture(scope="module")
 def demo(person: Person) -> Console:
-    """Run the example that `make demo` runs, and return its output."""
+    """Run the example of `make demo`, and return its output."""
     return person.run("run", str(ROOT / "examples" / "train.py"))
 
 
 @pytest.fixture(scope="module")
 def ui(person: Person, demo: Console):
-    """Return the JSON that `autogen-team ui` prints; it serves until the last test of the module."""
+    """Return the JSON that `autogen-team ui` prints; it runs until the last test of the module has ended."""
     process = person.start("ui", "--json")
     try:
         text = "".join(iter(process.stdout.readline, "}\n")) + "}"
@@ -106,7 +106,7 @@ def ui(person: Person, demo: Console):
 
 @pytest.fixture(scope="module")
 def killed(person: Person, ui: dict[str, str]) -> Console:
-    """Run a job that is killed halfway, while the pages are open."""
+    """Run a job that is killed halfway, while the web UI is open."""
     (person.folder / "night.py").write_text(KILLED)
     options = ["--description", "The training of every night.", "--tag", "fold=1"]
     return person.run("run", *options, "night.py")
@@ -114,7 +114,7 @@ def killed(person: Person, ui: dict[str, str]) -> Console:
 
 @pytest.fixture(scope="module")
 def browser(ui: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
-    """Return a browser that can reach only the pages of `ui`."""
+    """Return a browser that can reach only the URL of `ui`."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -152,7 +152,7 @@ def page(browser, ui):
 
 @pytest.fixture
 def keep_picture(page):
-    """Return a function that saves a screenshot of the page with the results of the tests."""
+    """Return a function that saves a screenshot of the page in `artifacts/browser`."""
     folder = ROOT / "artifacts" / "browser"
 
     def keep(name: str) -> None:

@@ -1,7 +1,7 @@
-"""What a person sees of two jobs in MLflow's pages: one that has finished, and one that was killed.
+"""MLflow's web UI for two jobs, one finished and one killed.
 
-`make demo`, `autogen-team ui`, and a real browser. What it shows is kept in `artifacts/browser`, to be looked at; two
-of the pictures, smaller, are in `docs/images`.
+The tests use `make demo`, `autogen-team ui` and a real browser. Screenshots are stored in `artifacts/browser`; smaller
+copies of two of them are in `docs/images`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ expect.set_options(timeout=60_000)
 
 MODEL = "a[href*='models/autogen_team/versions/1']"
 LINE = re.compile(r"\d{4}-\d\d-\d\d [\d:.]+ \| [A-Z]+ +\| __main__:.*")
-"""What the job itself logs."""
+"""Metrics that the job itself logs."""
 
 
-def test_the_run_has_finished_and_says_what_it_was(page, demo, ui, keep_picture):
-    """Its state, description and tags, and the model that it has registered."""
+def test_the_page_of_the_finished_run_describes_it(page, demo, ui, keep_picture):
+    """The page has the run's status, description, tags and registered model."""
     assert demo.status == 0, demo.text
     page.goto(ui["last_run"])
 
@@ -34,7 +34,7 @@ def test_the_run_has_finished_and_says_what_it_was(page, demo, ui, keep_picture)
 
 
 def test_metrics_are_charts(page, ui, keep_picture):
-    """Of the one that was logged at each step, the chart has each step."""
+    """The chart of a metric logged at each step has each step."""
     page.goto(ui["last_run"])
     page.get_by_role("tab", name="Model metrics").click()
 
@@ -45,7 +45,7 @@ def test_metrics_are_charts(page, ui, keep_picture):
 
 
 def test_system_metrics_are_charts(page, ui, keep_picture):
-    """Several points in time of each."""
+    """Each chart has several points in time."""
     page.goto(ui["last_run"])
     page.get_by_role("tab", name="System metrics").click()
 
@@ -55,7 +55,7 @@ def test_system_metrics_are_charts(page, ui, keep_picture):
 
 
 def test_the_model_is_registered_under_its_alias(page, ui, keep_picture):
-    """One click from the run, and one back."""
+    """The model is one click away from the run, and the run one click from the model."""
     page.goto(ui["last_run"])
     page.locator(MODEL).first.click()
 
@@ -67,7 +67,7 @@ def test_the_model_is_registered_under_its_alias(page, ui, keep_picture):
 
 
 def test_the_log_of_the_run_has_the_lines_of_the_console(page, demo, ui, keep_picture):
-    """Each line that the job has logged, as it stood there."""
+    """Each line that the job has logged is there unchanged."""
     page.goto(ui["last_run"])
     page.get_by_role("tab", name="Artifacts").click()
     page.get_by_text("logs", exact=True).click()
@@ -78,12 +78,12 @@ def test_the_log_of_the_run_has_the_lines_of_the_console(page, demo, ui, keep_pi
     seen = page.locator("body").inner_text()
     assert len(lines) == 8, demo.text
     assert [line for line in lines if line not in seen] == []
-    page.get_by_text("estimator.html").hover()  # which waits until the folder above it has unfolded
+    page.get_by_text("estimator.html").hover()  # the click waits until the parent folder is expanded
     keep_picture("log")
 
 
 def test_the_job_that_was_killed_is_in_the_list(page, killed, ui, keep_picture):
-    """Beside the one that has finished."""
+    """The list has both jobs."""
     assert killed.status == 137, killed.text
     page.goto(ui["last_run"])
     page.get_by_role("link", name="Runs").first.click()
@@ -93,8 +93,8 @@ def test_the_job_that_was_killed_is_in_the_list(page, killed, ui, keep_picture):
     keep_picture("runs")
 
 
-def test_the_run_that_was_killed_says_so_and_why(page, killed, ui, keep_picture):
-    """Its state is not RUNNING for ever, and what it had logged is there."""
+def test_the_page_of_the_killed_run_has_the_reason(page, killed, ui, keep_picture):
+    """The status is not RUNNING, and the logged metrics are there."""
     page.goto(ui["last_run"])
     page.get_by_role("link", name="Runs").first.click()
     page.get_by_role("link", name="night.py").click()
@@ -109,8 +109,8 @@ def test_the_run_that_was_killed_says_so_and_why(page, killed, ui, keep_picture)
     keep_picture("killed")
 
 
-def test_what_the_killed_job_had_printed_is_there(page, killed, ui, keep_picture):
-    """Up to its last line."""
+def test_the_output_of_the_killed_job_is_there(page, killed, ui, keep_picture):
+    """The output is complete up to its last line."""
     page.goto(ui["last_run"])
     page.get_by_role("link", name="Runs").first.click()
     page.get_by_role("link", name="night.py").click()
@@ -125,6 +125,6 @@ def test_what_the_killed_job_had_printed_is_there(page, killed, ui, keep_picture
 
 
 def _wait_for_all(page):
-    """Wait until a run's first page has the answers that come last, for which grey bars stand meanwhile."""
+    """Wait until a run's overview has its last content, which grey bars replace meanwhile."""
     expect(page.get_by_test_id("key-value-Registered prompts")).to_contain_text("—")
     expect(page.get_by_test_id("key-value-Child runs")).to_have_count(0)

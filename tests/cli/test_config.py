@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def test_each_setting_has_its_variable_its_value_and_its_source(run_python, monkeypatch):
-    """Option before environment before `.env` before default."""
+    """An option overrides the environment, then `.env`, then the default."""
     Path(".env").write_text("AUTOGEN_TEAM_LOGGER_SINK=job.log\nAUTOGEN_TEAM_LOGGER_LEVEL=ERROR\n")
     monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LEVEL", "DEBUG")
 
@@ -25,7 +25,7 @@ def test_each_setting_has_its_variable_its_value_and_its_source(run_python, monk
 
 
 def test_a_pipe_gets_one_plain_line_a_setting(run_python):
-    """For `grep` and `awk`."""
+    """Lines suit `grep` and `awk`."""
     _, out, _ = run_python("-m", "autogen_team", "config")
 
     header, *lines = out.splitlines()
@@ -37,7 +37,7 @@ def test_a_pipe_gets_one_plain_line_a_setting(run_python):
 
 
 def test_secrets_are_masked(run_python):
-    """In every form of output."""
+    """Secrets are masked in every form of output."""
     environment = {"MLFLOW_TRACKING_URI": "http://bob:hunter2@mlflow", "AUTOGEN_TEAM_ALERTS_URLS": "json://hunter2/x"}
     for options in ([], ["--json"]):
         _, out, _ = run_python("-m", "autogen_team", "config", *options, **environment)
@@ -46,8 +46,8 @@ def test_secrets_are_masked(run_python):
         assert "hunter2" not in out
 
 
-def test_a_bad_value_is_one_line_and_status_2(run_python):
-    """No traceback."""
+def test_an_invalid_value_is_one_line_and_status_2(run_python):
+    """No traceback is printed."""
     status, out, err = run_python("-m", "autogen_team", "config", AUTOGEN_TEAM_ALERTS_TIMEOUT="soon")
 
     assert (status, out) == (2, "")
@@ -56,7 +56,7 @@ def test_a_bad_value_is_one_line_and_status_2(run_python):
 
 
 def test_a_misspelt_variable_is_a_warning(run_python):
-    """With the nearest right name."""
+    """The warning suggests the nearest valid name."""
     status, _, err = run_python("-m", "autogen_team", "config", AUTOGEN_TEAM_ALERT_TIMEOUT="3")
 
     assert status == 0
@@ -67,7 +67,7 @@ def test_a_misspelt_variable_is_a_warning(run_python):
 
 
 def test_any_setting_can_be_set_and_a_misspelt_one_is_refused(run_python):
-    """By `--set`."""
+    """`--set` accepts any setting."""
     _, out, _ = run_python("-m", "autogen_team", "config", "--set", "alerts.cooldown=60", "--json")
     assert {item["name"]: item["value"] for item in json.loads(out)}["alerts.cooldown"] == "60.0"
 
@@ -79,7 +79,7 @@ def test_any_setting_can_be_set_and_a_misspelt_one_is_refused(run_python):
 
 
 def test_a_terminal_gets_a_table(monkeypatch):
-    """With rules and colours, and the same content."""
+    """The table has rules and colours, and the same content."""
     shown = bytearray()
 
     def read(descriptor: int) -> bytes:

@@ -1,4 +1,4 @@
-"""What each command says of itself, in golden files; UPDATE_GOLDEN=1 pytest tests/cli/test_help.py writes them anew."""
+"""Golden files of help texts; `UPDATE_GOLDEN=1 pytest tests/cli/test_help.py` rewrites them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from autogen_team.cli._app import app
 
 CODE = "import sys; from autogen_team.cli import main; sys.argv[0] = 'autogen-team'; main()"
 GOLDEN = Path(__file__).parent / "golden"
-UPDATES = bool(os.environ.get("UPDATE_GOLDEN"))  # read here, because a test gets an environment without it
+UPDATES = bool(os.environ.get("UPDATE_GOLDEN"))  # read here, because tests run without this variable
 COMMANDS = sorted(typer.main.get_command(app).commands)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
-def test_help_is_what_was_agreed_on(run_python, command):
-    """A change of the command line is seen in a review."""
+def test_help_equals_the_golden_file(run_python, command):
+    """A change of the command line is visible in a review."""
     plain = {
         "COLUMNS": "100",
         "TERMINAL_WIDTH": "100",
@@ -40,7 +40,7 @@ def test_help_is_what_was_agreed_on(run_python, command):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_has_an_example(command):
-    """One that can be copied."""
+    """The example can be copied."""
     text = typer.main.get_command(app).commands[command].help
 
     assert "Example: " in text
@@ -48,15 +48,15 @@ def test_help_has_an_example(command):
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
-def test_each_answer_is_there_for_programs_too(command):
-    """By the same option."""
+def test_each_command_has_machine_readable_output(command):
+    """Each command has `--json`."""
     options = [name for parameter in typer.main.get_command(app).commands[command].params for name in parameter.opts]
 
     assert "--json" in options
 
 
-def test_help_loads_nothing_that_is_slow(run_python):
-    """Completion asks for it at each key."""
+def test_help_imports_nothing_slow(run_python):
+    """Shell completion calls the command at each key press."""
     code = (
         "import sys, runpy; sys.argv = ['autogen-team', '--help']\n"
         "try: runpy.run_module('autogen_team', run_name='__main__')\n"
@@ -67,8 +67,8 @@ def test_help_loads_nothing_that_is_slow(run_python):
     assert run_python("-c", code, fresh=True)[1].splitlines()[-1] == "[]"
 
 
-def test_the_variables_of_options_are_known():
-    """Else each job would be told that nothing reads them."""
+def test_the_variables_of_options_are_registered():
+    """Otherwise each job would warn of unknown variables."""
     run = typer.main.get_command(app).commands["run"]
     named = {option.envvar for option in run.params if (option.envvar or "").startswith(f"{settings.PREFIX}RUN_")}
 

@@ -14,7 +14,7 @@ NO_DESKTOP = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere/bus"}
 
 @pytest.fixture
 def web_hook():
-    """Return the address of a web hook and the list of what it was sent."""
+    """Return the URL of a web hook and the list of received requests."""
     got = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -25,7 +25,7 @@ def web_hook():
             self.end_headers()
 
         def log_message(self, *_):
-            """Say nothing."""
+            """Log nothing."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -35,7 +35,7 @@ def web_hook():
 
 
 def test_each_channel_has_a_row(run_python, web_hook):
-    """One delivers, the other says why not; the address is masked; one is enough for success."""
+    """One channel delivers and one gives its error; the URL is masked; one delivery is a success."""
     url, got = web_hook
 
     status, out, err = run_python(*NOTIFY, "--level", "warning", AUTOGEN_TEAM_ALERTS_URLS=url, **NO_DESKTOP)
@@ -51,7 +51,7 @@ def test_each_channel_has_a_row(run_python, web_hook):
 
 
 def test_nothing_delivered_is_status_1(run_python):
-    """For scripts and health checks."""
+    """Scripts and health checks can use the status."""
     status, out, _ = run_python(*NOTIFY, "--json", **NO_DESKTOP)
 
     assert status == 1
@@ -61,7 +61,7 @@ def test_nothing_delivered_is_status_1(run_python):
 
 
 def test_disabled_alerts_are_printed(run_python):
-    """That is what disabled means."""
+    """Disabled alerts are printed on the console."""
     status, out, _ = run_python(*NOTIFY, "--set", "alerts.enable=false")
 
     assert status == 0
@@ -75,8 +75,8 @@ def test_disabled_alerts_are_printed(run_python):
         (["--set", "alerts.urls=nonsense://secret-token"], "is unknown to Apprise"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_status_2(run_python, options, message):
-    """Without a traceback, and without the secret."""
+def test_an_invalid_command_is_one_line_and_status_2(run_python, options, message):
+    """No traceback is printed, and the secret is not shown."""
     status, out, err = run_python(*NOTIFY, *options)
 
     assert (status, out) == (2, "")
@@ -85,8 +85,8 @@ def test_a_wrong_command_is_one_line_and_status_2(run_python, options, message):
     assert "secret-token" not in err
 
 
-def test_json_is_json_though_an_alert_is_only_printed(run_python):
-    """That goes to stderr then."""
+def test_json_is_valid_although_an_alert_is_printed(run_python):
+    """The printed alert goes to stderr."""
     status, out, err = run_python(*NOTIFY, "--set", "alerts.enable=false", "--json")
 
     assert status == 0

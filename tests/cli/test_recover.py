@@ -1,4 +1,4 @@
-"""`autogen-team recover`: its options; what it recovers is tested where journals are."""
+"""`autogen-team recover`: its options. Recovery itself is tested with the journals."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ RECOVER = ("-m", "autogen_team", "recover")
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_a_setting_that_does_not_exist_is_status_2(run_python, options):
-    """Also if nothing would be done with it."""
+def test_an_unknown_setting_is_status_2(run_python, options):
+    """The error is reported even if the setting would not be used."""
     status, out, err = run_python(*RECOVER, *options, "--set", "nonsense.x=1")
 
     assert (status, out) == (2, "")
@@ -19,8 +19,8 @@ def test_a_setting_that_does_not_exist_is_status_2(run_python, options):
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_a_dotenv_that_is_no_text_is_one_line(run_python, options):
-    """As with the other commands."""
+def test_a_dotenv_that_is_not_utf_8_is_one_line(run_python, options):
+    """The error is one line, as with other commands."""
     Path(".env").write_bytes(b"NAME=caf\xe9\n")
     status, out, err = run_python(*RECOVER, *options)
 

@@ -1,4 +1,4 @@
-"""`autogen-team reproduce`: the code and the packages of a run are there again, and nothing is run."""
+"""`autogen-team reproduce`: restore the code and packages of a run, without running it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(not repositories.has_git(), reason="git is not i
 
 @pytest.fixture(autouse=True)
 def plain_git(store_uri, monkeypatch):
-    """Provide a store, and git without the settings of whoever runs the tests."""
+    """Provide a store, and git without the user's settings."""
     for name, value in repositories.PLAIN.items():
         monkeypatch.setenv(name, value)
     for name, value in {
@@ -46,7 +46,7 @@ def repository(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def record(store_uri, tmp_path) -> Callable[..., mlflow.entities.Run]:
-    """Return a function that makes a run with the snapshot of a folder, as a job does."""
+    """Return a function that creates a run with the snapshot of a folder, as a job does."""
     client = mlflow.MlflowClient(store_uri)
 
     def make(
@@ -76,7 +76,7 @@ def record(store_uri, tmp_path) -> Callable[..., mlflow.entities.Run]:
 
 @pytest.fixture
 def reproduce() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Return a function that runs the command, without a venv unless told otherwise."""
+    """Return a function that runs the command, by default without a venv."""
 
     def run(*words: str, venv: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
         arguments = ["-m", "autogen_team", "reproduce", *words, *([] if venv else ["--no-venv"])]
@@ -93,8 +93,8 @@ def reproduce() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def test_the_code_of_a_run_is_there_again(repository, record, reproduce):
-    """In a new folder, byte by byte; the command is printed for it, and is not run."""
+def test_the_code_of_a_run_is_restored(repository, record, reproduce):
+    """Files are restored byte by byte in a new folder; the command is printed, not run."""
     run = record(repository)
     ended = reproduce(run.info.run_id, "--into", "again")
 
@@ -106,8 +106,8 @@ def test_the_code_of_a_run_is_there_again(repository, record, reproduce):
     assert git(again, "rev-parse", "HEAD") == git(repository, "rev-parse", "HEAD")
 
 
-def test_a_run_is_known_by_its_name(repository, record, reproduce):
-    """The last one counts; the folder is named after it, beside the others."""
+def test_a_run_is_found_by_its_name(repository, record, reproduce):
+    """The last run of that name is used, and the folder is named after it."""
     record(repository, "nightly train")
     write(repository, {"train.py": "print(3)\n"})
     run = record(repository, "nightly train")
@@ -118,7 +118,7 @@ def test_a_run_is_known_by_its_name(repository, record, reproduce):
 
 
 def test_the_command_is_for_the_same_folder(repository, record, reproduce):
-    """Where the job was started in a folder of the repository."""
+    """If the job was started in a subfolder, the command changes to it."""
     run = record(repository, cwd=str(repository / "src"), command=["autogen-team", "run", "-m", "a b"])
     ended = reproduce(run.info.run_id, "--into", "again")
 
@@ -132,7 +132,7 @@ def test_the_command_is_for_the_same_folder(repository, record, reproduce):
 
 
 def test_the_repository_is_cloned_from_its_remote(repository, record, reproduce, tmp_path):
-    """On another machine, where the folder of the job is not."""
+    """On another machine, the job's folder does not exist."""
     remote = tmp_path / "remote.git"
     git(tmp_path, "clone", "--quiet", "--bare", str(repository), str(remote))
     git(repository, "remote", "add", "origin", str(remote))
@@ -145,8 +145,8 @@ def test_the_repository_is_cloned_from_its_remote(repository, record, reproduce,
     assert repositories.tree(Path("again")) == expected
 
 
-def test_a_commit_that_was_never_pushed_is_said(repository, record, reproduce, tmp_path):
-    """With the place where it was."""
+def test_a_commit_that_was_never_pushed_is_reported(repository, record, reproduce, tmp_path):
+    """The message has the place where the commit was."""
     remote = tmp_path / "remote.git"
     git(tmp_path, "clone", "--quiet", "--bare", str(repository), str(remote))
     git(repository, "remote", "add", "origin", str(remote))
@@ -160,7 +160,7 @@ def test_a_commit_that_was_never_pushed_is_said(repository, record, reproduce, t
 
 
 def test_a_clean_clone_is_used_as_it_is(repository, record, reproduce, tmp_path):
-    """The commit is checked out there; a clone with changes of its own is refused."""
+    """The commit is checked out in the clone; a clone with changes is refused."""
     run = record(repository)
     git(tmp_path, "clone", "--quiet", str(repository), str(tmp_path / "clone"))
     (tmp_path / "clone/train.py").write_text("mine\n")
@@ -174,7 +174,7 @@ def test_a_clean_clone_is_used_as_it_is(repository, record, reproduce, tmp_path)
 
 
 def test_a_folder_with_other_files_is_refused(repository, record, reproduce):
-    """Nothing of them is touched."""
+    """Existing files are not changed."""
     write(Path("again"), {"mine.txt": "x"})
     ended = reproduce(record(repository).info.run_id, "--into", "again")
 
@@ -182,8 +182,8 @@ def test_a_folder_with_other_files_is_refused(repository, record, reproduce):
     assert [path.name for path in Path("again").iterdir()] == ["mine.txt"]
 
 
-def test_submodules_are_there_with_their_changes(repository, record, reproduce, tmp_path):
-    """As `git clone --recurse-submodules` brings them."""
+def test_submodules_are_restored_with_their_changes(repository, record, reproduce, tmp_path):
+    """Submodules are cloned as by `git clone --recurse-submodules`."""
     lib = repositories.make(tmp_path / "lib", {"lib.py": "lib = 1\n"})
     git(repository, "submodule", "--quiet", "add", str(lib), "lib")
     git(repository, "commit", "--quiet", "-m", "lib")
@@ -194,8 +194,8 @@ def test_submodules_are_there_with_their_changes(repository, record, reproduce, 
     assert repositories.tree(Path("again")) == repositories.tree(repository)
 
 
-def test_line_ends_are_those_of_the_job(repository, record, reproduce):
-    """Of the files that are not changed too, which are as core.autocrlf has them; .gitattributes may be a change."""
+def test_line_endings_are_those_of_the_job(repository, record, reproduce):
+    """Line endings of unchanged files follow core.autocrlf; .gitattributes may be one of the changes."""
     git(repository, "config", "core.autocrlf", "true")
     write(
         repository,
@@ -210,8 +210,8 @@ def test_line_ends_are_those_of_the_job(repository, record, reproduce):
     }
 
 
-def test_without_a_commit_the_patch_is_all(record, reproduce, tmp_path):
-    """The repository is made anew."""
+def test_without_a_commit_the_patch_is_the_whole_code(record, reproduce, tmp_path):
+    """A new repository is created."""
     folder = repositories.make(tmp_path / "project")
     write(folder, {"train.py": "print(1)\n"})
     ended = reproduce(record(folder).info.run_id, "--into", "again")
@@ -220,8 +220,8 @@ def test_without_a_commit_the_patch_is_all(record, reproduce, tmp_path):
     assert repositories.tree(Path("again")) == repositories.tree(folder)
 
 
-def test_what_is_masked_or_left_out_is_said(repository, record, reproduce):
-    """A file that does not apply stays as it was committed."""
+def test_masked_and_omitted_content_is_reported(repository, record, reproduce):
+    """A file whose patch does not apply stays as committed."""
     key = corpus.KEYS["openai"]
     write(repository, {"a.py": f"key = '{key}'\n"})
     git(repository, "add", "a.py")
@@ -233,7 +233,7 @@ def test_what_is_masked_or_left_out_is_said(repository, record, reproduce):
     assert ended.returncode == 0, ended.stderr
     assert "a.py: not applied, because a masked secret" in ended.stderr
     assert "b.py: has *** in place of a secret" in ended.stderr
-    assert "c.bin: not kept: 2000000 bytes are too much" in ended.stderr
+    assert "c.bin: not kept: 2000000 bytes exceed the limit" in ended.stderr
     assert "replace ***" in ended.stderr
     assert Path("again/a.py").read_text() == f"key = '{key}'\n"
     assert Path("again/b.py").read_text() == "key = '***'\n"
@@ -243,16 +243,16 @@ WRONG = {"no-such-run": "there is no run with this id or name", "f" * 32: "canno
 
 
 @pytest.mark.parametrize("wanted", WRONG)
-def test_a_run_that_is_not_there_is_said(reproduce, wanted):
-    """By its id or name."""
+def test_an_unknown_run_is_reported(reproduce, wanted):
+    """A run is looked up by id or name."""
     ended = reproduce(wanted)
 
     assert (ended.returncode, ended.stdout) == (1, "")
     assert WRONG[wanted] in ended.stderr
 
 
-def test_a_run_without_code_is_said(reproduce, store_uri):
-    """One of plain MLflow, say."""
+def test_a_run_without_code_is_reported(reproduce, store_uri):
+    """A run of plain MLflow has no code, for example."""
     mlflow.MlflowClient(store_uri).create_run("0", run_name="plain")
     ended = reproduce("plain")
 
@@ -261,8 +261,8 @@ def test_a_run_without_code_is_said(reproduce, store_uri):
     assert not list(Path.cwd().glob("plain-*"))
 
 
-def test_code_in_no_repository_is_said(reproduce, record, tmp_path):
-    """It was not kept."""
+def test_code_outside_a_repository_is_reported(reproduce, record, tmp_path):
+    """Such code was not stored."""
     (tmp_path / "nowhere").mkdir()
     ended = reproduce(record(tmp_path / "nowhere").info.run_id)
 
@@ -271,7 +271,7 @@ def test_code_in_no_repository_is_said(reproduce, record, tmp_path):
 
 
 def wheel(folder: Path, name: str, version: str) -> Path:
-    """Return a wheel with one module."""
+    """Create a wheel with one module, and return it."""
     path = folder / f"{name}-{version}-py3-none-any.whl"
     place = f"{name}-{version}.dist-info"
     files = {
@@ -293,7 +293,7 @@ def wheel(folder: Path, name: str, version: str) -> Path:
 
 @pytest.mark.parametrize("installer", ["uv", "pip"])
 def test_the_packages_are_installed(repository, record, reproduce, tmp_path, installer):
-    """By uv where it is, else by pip; the command is that of the venv. What is not here is said."""
+    """The installer is uv if available, otherwise pip; the command uses the venv. Missing files are reported."""
     (tmp_path / "bin").mkdir()
     for program in ("git", "python3", "env"):
         (tmp_path / "bin" / program).symlink_to(subprocess.check_output(["which", program], text=True).strip())
@@ -316,8 +316,8 @@ def test_the_packages_are_installed(repository, record, reproduce, tmp_path, ins
     assert git(Path("again"), "status", "--porcelain", "--untracked-files=all", "--", ".venv") == ""
 
 
-def test_a_package_that_cannot_be_installed_is_said(repository, record, reproduce):
-    """With what the installer says; the code is there."""
+def test_a_package_that_cannot_be_installed_is_reported(repository, record, reproduce):
+    """The message has the installer's error, and the code is restored."""
     run = record(repository, packages="no-such-package-of-ours @ file:///dev/null\n")
     ended = reproduce(run.info.run_id, "--into", "again", venv=True)
 
@@ -326,8 +326,8 @@ def test_a_package_that_cannot_be_installed_is_said(repository, record, reproduc
     assert Path("again/train.py").read_text() == "print(2)\n"
 
 
-def test_what_is_installed_in_place_is_that_of_the_new_folder(repository, tmp_path):
-    """The project itself; other repositories are installed at their commit."""
+def test_an_editable_install_uses_the_new_folder(repository, tmp_path):
+    """The project itself is installed from the new folder, other repositories at their commit."""
     from autogen_team.cli.reproduce import _Again
 
     facts = {"git": {"top": "/old/project"}, "installed_in_place": {"My_Project": "/old/project/src"}}
@@ -342,8 +342,8 @@ def test_what_is_installed_in_place_is_that_of_the_new_folder(repository, tmp_pa
     ) == ["-e /new/src", "other @ git+https://host/b.git@def#subdirectory=c", "numpy==2.0"]
 
 
-def test_the_command_can_be_typed(repository, record, reproduce):
-    """Whatever its words are."""
+def test_the_command_can_be_pasted_into_a_shell(repository, record, reproduce):
+    """Arguments are quoted for the shell."""
     words = ["python", "train.py", "a b", "$HOME", "it's"]
     ended = reproduce(record(repository, command=words).info.run_id, "--into", "again")
 

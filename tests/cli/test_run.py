@@ -17,12 +17,14 @@ import pytest
 from autogen_team.cli import _summary
 from autogen_team.io.services import MlflowService
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 RUN = ("-m", "autogen_team", "run")
 
 
 @pytest.fixture(autouse=True)
 def ready(store_uri, monkeypatch):
-    """Give the command a store that is ready, and keep alerts on the console."""
+    """Provide a store with all tables, and print alerts on the console."""
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_ENABLE", "false")
 
 
@@ -45,7 +47,7 @@ def runs(experiment="autogen_team"):
 
 
 def test_a_script_runs_in_a_run_named_after_it(run_python, script):
-    """Plain MLflow calls go to that run."""
+    """Plain MLflow calls log to that run."""
     path = script("import mlflow; mlflow.log_metric('loss', 0.5); print('output')")
 
     status, out, err = run_python(*RUN, path)
@@ -56,7 +58,7 @@ def test_a_script_runs_in_a_run_named_after_it(run_python, script):
 
 
 def test_a_module_runs_as_python_would_run_it(run_python, script):
-    """From the working folder, with its own arguments."""
+    """The module is found in the working folder, and gets its own arguments."""
     script("", "package/__init__.py")
     script("import sys; print(__name__, __package__, sys.argv[1:], sys.argv[0] == __file__)", "package/train.py")
 
@@ -69,7 +71,7 @@ def test_a_module_runs_as_python_would_run_it(run_python, script):
 
 @pytest.mark.parametrize(("options", "are_sampled"), [([], True), (["--no-system-metrics"], False)])
 def test_system_metrics_can_be_left_out(start_python, script, wait_until, store_uri, options, are_sampled):
-    """A script cannot do that itself: its own run joins the command's, which samples already."""
+    """A script cannot disable them: its own run joins the command's run, which samples already."""
     often = {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "0.2", "MLFLOW_SYSTEM_METRICS_SAMPLES_BEFORE_LOGGING": "1"}
     job = start_python(*RUN, *options, script("input()"), stdin=subprocess.PIPE, MLFLOW_TRACKING_URI=store_uri, **often)
     client = mlflow.MlflowClient(store_uri)
@@ -86,7 +88,7 @@ def test_system_metrics_can_be_left_out(start_python, script, wait_until, store_
 
 @pytest.mark.slow
 def test_a_script_sees_itself_as_python_would_show_it(run_python, script):
-    """Its name, its arguments, and the modules beside it."""
+    """The script's name, arguments and neighbouring modules are as in Python."""
     script("value = 7", "folder/neighbour.py")
     path = script(
         "import sys, neighbour\nif __name__ == '__main__': print(sys.argv, neighbour.value, __file__)", "folder/job.py"
@@ -99,7 +101,7 @@ def test_a_script_sees_itself_as_python_would_show_it(run_python, script):
 
 
 def test_options_name_and_describe_the_run(run_python, script):
-    """They stand before the target."""
+    """Options precede the target."""
     options = ["--name", "mine", "--experiment", "digits", "--tag", "fold=1", "-t", "a=b=c", "--description", "why"]
 
     status, _, err = run_python(*RUN, *options, script("pass"))
@@ -125,7 +127,7 @@ def test_options_name_and_describe_the_run(run_python, script):
         ("import os, signal; os.kill(os.getpid(), signal.SIGTERM); import time; time.sleep(60)", 143, "KILLED"),
     ],
 )
-def test_the_target_s_end_is_the_command_s(run_python, script, body, status, recorded):
+def test_the_command_ends_like_the_target(run_python, script, body, status, recorded):
     """Exit status and run agree."""
     code, _, err = run_python(*RUN, script(body))
 
@@ -134,15 +136,15 @@ def test_the_target_s_end_is_the_command_s(run_python, script, body, status, rec
 
 
 @pytest.mark.slow
-def test_the_words_of_an_exit_are_printed(run_python, script):
-    """As Python does."""
+def test_the_message_of_an_exit_is_printed(run_python, script):
+    """The text is printed as by Python."""
     _, _, err = run_python(*RUN, script("import sys; sys.exit('no data')"))
 
     assert "\nno data\n" in err
 
 
 def test_a_traceback_begins_with_the_target(run_python, script):
-    """Our frames are not the user's business."""
+    """Our frames are left out."""
     path = script("def work():\n    raise ValueError('boom')\nwork()")
 
     _, _, err = run_python(*RUN, path, NO_COLOR="1")
@@ -154,7 +156,7 @@ def test_a_traceback_begins_with_the_target(run_python, script):
 
 @pytest.mark.slow
 def test_a_signal_from_outside_kills_the_run(start_python, script):
-    """Like a scheduler's."""
+    """A scheduler sends such a signal, for example."""
     process = start_python(*RUN, script("import time; print('ready', flush=True); time.sleep(600)"))
     process.wait_for("ready")
     process.send(signal.SIGTERM)
@@ -164,8 +166,8 @@ def test_a_signal_from_outside_kills_the_run(start_python, script):
     assert runs()[0].info.status == "KILLED"
 
 
-def test_a_context_of_the_target_s_own_joins(run_python, script):
-    """Its settings are those of the command line, its first run is the command's, its lines are not doubled."""
+def test_a_context_inside_the_target_joins_the_run(run_python, script):
+    """The inner context has the command line's settings; its first run is the command's, and no line is doubled."""
     path = script(
         "from autogen_team import GlobalContext\n"
         "with GlobalContext() as context, context.run('mine', tags={'fold': 1}):\n"
@@ -180,8 +182,8 @@ def test_a_context_of_the_target_s_own_joins(run_python, script):
     assert (run.info.status, run.data.tags["fold"]) == ("FINISHED", "1")
 
 
-def test_plain_mlflow_of_the_target_joins(run_python, script):
-    """A script that knows nothing of us need not change."""
+def test_plain_mlflow_inside_the_target_joins_the_run(run_python, script):
+    """A script without our package need not change."""
     path = script("import mlflow\nwith mlflow.start_run(run_name='mine'):\n    mlflow.log_param('a', 1)\n")
 
     status, _, err = run_python(*RUN, path)
@@ -193,7 +195,7 @@ def test_plain_mlflow_of_the_target_joins(run_python, script):
 
 @pytest.mark.slow
 def test_the_summary_says_what_was_recorded_and_how_to_look_at_it(run_python, script):
-    """On stderr: stdout belongs to the target."""
+    """The summary goes to stderr, because stdout belongs to the target."""
     path = script("import mlflow; mlflow.log_param('epochs', 3); mlflow.log_metric('loss', 0.5)")
 
     _, out, err = run_python(*RUN, path)
@@ -208,8 +210,8 @@ def test_the_summary_says_what_was_recorded_and_how_to_look_at_it(run_python, sc
 
 
 @pytest.mark.parametrize("body", ["pass", "import os; os.kill(os.getpid(), 9)"])
-def test_a_store_that_is_not_the_usual_one_is_named_in_the_command_to_look_at_it(run_python, script, body):
-    """Also if it is the supervisor that tells."""
+def test_a_store_that_is_not_the_default_is_in_the_suggested_command(run_python, script, body):
+    """The store is given also if the supervisor prints the command."""
     other = f"sqlite:///{Path(shutil.copy('mlflow.db', 'm.db')).absolute()}"
 
     _, _, err = run_python(*RUN, "--tracking-uri", other, script(body))
@@ -218,7 +220,7 @@ def test_a_store_that_is_not_the_usual_one_is_named_in_the_command_to_look_at_it
 
 
 def test_on_a_server_the_summary_has_the_link(run_python, script, mlflow_server):
-    """To the page of the run."""
+    """The link leads to the run's page."""
     _, out, err = run_python(*RUN, "--tracking-uri", mlflow_server, script("print('x')"))
 
     assert out == "x\n"
@@ -237,8 +239,8 @@ def test_on_a_server_the_summary_has_the_link(run_python, script, mlflow_server)
         (["--set", "alerts.timeout=soon", "job.py"], "AlertsService.timeout is 'soon'"),
     ],
 )
-def test_a_wrong_command_is_one_line_and_status_2(run_python, script, arguments, message):
-    """Nothing is run and nothing recorded."""
+def test_an_invalid_command_is_one_line_and_status_2(run_python, script, arguments, message):
+    """No target is run, and no run is created."""
     script("print('must not run')")
 
     status, out, err = run_python(*RUN, *arguments)
@@ -250,7 +252,7 @@ def test_a_wrong_command_is_one_line_and_status_2(run_python, script, arguments,
 
 
 def test_a_context_that_cannot_start_is_status_125(run_python, script, free_port):
-    """As `env` and `timeout` say that it is they who failed."""
+    """As with `env` and `timeout`, 125 means that the command itself failed."""
     uri = f"http://127.0.0.1:{free_port()}"
 
     status, out, err = run_python(*RUN, "--tracking-uri", uri, script("print('must not run')"))
@@ -261,7 +263,7 @@ def test_a_context_that_cannot_start_is_status_125(run_python, script, free_port
 
 
 def test_a_run_that_cannot_be_opened_is_status_125(run_python, script, store_uri):
-    """And is said, as what else keeps the target from being run."""
+    """The error is reported like others that prevent the target from running."""
     options = ["--tracking-uri", store_uri]
 
     status, out, err = run_python(*RUN, *options, script("print('must not run')"), MLFLOW_RUN_ID="abc")
@@ -273,7 +275,7 @@ def test_a_run_that_cannot_be_opened_is_status_125(run_python, script, store_uri
 
 @pytest.mark.slow
 def test_a_terminal_stays_a_terminal(script):
-    """For colours and progress bars of the target."""
+    """The target can print colours and progress bars."""
     path = script("import sys; print(sys.stdout.isatty(), sys.stderr.isatty())")
     shown = bytearray()
 
@@ -290,8 +292,8 @@ def test_a_terminal_stays_a_terminal(script):
 
 
 @pytest.mark.slow
-def test_what_the_script_asks_of_logging_and_warnings_is_in_the_log(run_python, script):
-    """`basicConfig` keeps its meaning, in our format and once; so do warnings."""
+def test_logging_and_warnings_of_the_script_are_in_the_log(run_python, script):
+    """`basicConfig` keeps its effect, in our format and without doubled lines; so do warnings."""
     path = script(
         "import logging, warnings\n"
         "logging.basicConfig(level=logging.INFO)\n"
@@ -310,7 +312,7 @@ def test_what_the_script_asks_of_logging_and_warnings_is_in_the_log(run_python, 
 
 @pytest.mark.slow
 def test_a_script_that_changes_folders_keeps_its_store(run_python, script, tmp_path):
-    """And can still open itself."""
+    """The script can still open its own file."""
     path = script("import os, mlflow; os.chdir(os.environ['ELSEWHERE']); mlflow.log_metric('a', 1); open(__file__)")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
@@ -324,7 +326,7 @@ def test_a_script_that_changes_folders_keeps_its_store(run_python, script, tmp_p
 
 @pytest.mark.slow
 def test_threads_of_the_script_belong_to_its_run(run_python, script):
-    """Python waits for them, and so does the run; what they pickle is found."""
+    """Python and the run wait for threads; functions that they pickle are found."""
     path = script(
         "import threading, time, pickle, mlflow\n"
         "def work():\n"
@@ -362,8 +364,8 @@ LEFT_AT_WORK = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("body", LEFT_AT_WORK.values(), ids=LEFT_AT_WORK)
-def test_what_the_script_has_left_at_work_belongs_to_its_run(run_python, script, body):
-    """Whatever it is that Python would wait for; and whatever waits for work itself holds nobody up."""
+def test_unfinished_work_of_the_script_belongs_to_its_run(run_python, script, body):
+    """The run waits for all work that Python waits for; workers that only wait for work do not delay it."""
     status, _, err = run_python(*RUN, script(f"{AT_WORK}{body}"))
 
     (run,) = runs()
@@ -373,8 +375,8 @@ def test_what_the_script_has_left_at_work_belongs_to_its_run(run_python, script,
 
 
 @pytest.mark.parametrize("enable", ["true", "false"])
-def test_what_a_shell_takes_for_the_output_of_a_job_that_fails_has_no_alert_in_it(script, run_python, enable):
-    """`x=$(autogen-team run ...)`: the alert is on stderr, once, without the traceback, and no word about a desktop."""
+def test_the_captured_output_of_a_failing_job_contains_no_alert(script, run_python, enable):
+    """With `x=$(autogen-team run ...)`, the alert is on stderr, once, without a traceback or a note about a desktop."""
     path = script("print('42'); raise ValueError('bad shape')")
     environment = {"DBUS_SESSION_BUS_ADDRESS": "", "XDG_RUNTIME_DIR": "", "AUTOGEN_TEAM_ALERTS_ENABLE": enable}
 
@@ -389,7 +391,7 @@ def test_what_a_shell_takes_for_the_output_of_a_job_that_fails_has_no_alert_in_i
 
 @pytest.mark.slow
 def test_a_summary_that_cannot_be_printed_changes_nothing(script):
-    """The exit status is the target's own."""
+    """The exit status is that of the target."""
     path = script("import sys; sys.exit(3)")
     command = [sys.executable, *RUN, path]
 
@@ -400,7 +402,7 @@ def test_a_summary_that_cannot_be_printed_changes_nothing(script):
 
 
 def test_the_password_of_a_database_is_not_shown():
-    """The command to look at it asks the environment instead."""
+    """The printed command refers to the environment instead."""
     service = MlflowService(tracking_uri="postgresql://bob:hunter2@db/runs")
 
     shown = _summary.command_to_look(service, _summary.Prompt.here())
@@ -410,8 +412,8 @@ def test_the_password_of_a_database_is_not_shown():
 
 
 @pytest.mark.slow
-def test_a_server_that_dies_meanwhile_does_not_hold_up_the_end(start_python, script, mlflow_server, free_port):
-    """The time that it is given, where MLflow alone would try for four minutes, twice; and what waits is said."""
+def test_a_server_that_dies_meanwhile_does_not_delay_the_end(start_python, script, mlflow_server, free_port):
+    """The end takes the configured time, where MLflow alone would retry for eight minutes; the rest is reported."""
     port = free_port()
     relay = start_python("-c", RELAY.format(port=port, target=mlflow_server.rpartition(":")[2]))
     relay.wait_for("ready")

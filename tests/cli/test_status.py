@@ -1,4 +1,4 @@
-"""What waits on this machine, told in a table and as JSON."""
+"""Undelivered data on this machine, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ JOB = (
 )
 
 
-def test_nothing_waits_at_first(run_python):
-    """And that is said, with the folder that was looked into, on stderr, because it is no table."""
+def test_an_empty_state_folder_is_reported(run_python):
+    """The message on stderr names the folder."""
     status, out, err = run_python(*STATUS)
 
     assert (status, out) == (0, "")
@@ -29,8 +29,8 @@ def test_nothing_waits_at_first(run_python):
     assert json.loads(run_python(*STATUS, "--json")[1]) == {"journals": [], "offline": []}
 
 
-def test_a_dotenv_that_is_no_text_is_one_line(run_python):
-    """As with the other commands."""
+def test_a_dotenv_that_is_not_utf_8_is_one_line(run_python):
+    """The error is one line, as with other commands."""
     Path(".env").write_bytes(b"NAME=caf\xe9\n")
     status, out, err = run_python(*STATUS)
 
@@ -40,7 +40,7 @@ def test_a_dotenv_that_is_no_text_is_one_line(run_python):
 
 
 def test_a_running_job_is_alive(store_uri, start_python, run_python):
-    """With the run that it has open, its host, its process and its store."""
+    """The row has the open run, host, process and store."""
     job = start_python("-c", JOB, stdin=subprocess.PIPE)
     job.wait_for("ready")
     _, out, err = run_python(*STATUS)
@@ -55,8 +55,8 @@ def test_a_running_job_is_alive(store_uri, start_python, run_python):
     assert run_python(*STATUS)[1] == ""
 
 
-def test_offline_runs_are_listed_with_where_they_are_meant_for(free_port, run_python):
-    """Without a password."""
+def test_offline_runs_are_listed_with_their_destination(free_port, run_python):
+    """The server's URL is shown without a password."""
     uri = f"http://bob:hunter2-hunter2@127.0.0.1:{free_port()}"
     service = MlflowService(tracking_uri=uri, mode="offline", autolog_disable=True)
     with service, service.run_context(service.RunConfig(name="train", log_system_metrics=False)):
@@ -67,8 +67,8 @@ def test_offline_runs_are_listed_with_where_they_are_meant_for(free_port, run_py
     assert "hunter2" not in out
 
 
-def test_nothing_of_mlflow_s_is_loaded(run_python):
-    """The answer is there in a blink."""
+def test_mlflow_is_not_imported(run_python):
+    """Without importing MLflow the command is fast."""
     code = (
         "import sys; sys.argv = ['autogen-team', 'status']\n"
         "from autogen_team.cli import main\n"

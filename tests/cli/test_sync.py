@@ -1,4 +1,4 @@
-"""What waits on this machine gets to its server, by one command."""
+"""One command delivers all waiting data of this machine to its server."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import pytest
 
 from autogen_team.io.services import MlflowService
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 SYNC = ("-m", "autogen_team", "sync")
 
 
 @pytest.fixture
 def offline_run(mlflow_server, tmp_path, monkeypatch):
-    """Return the id of a run that was made offline, for a server that is there by now."""
+    """Return the id of an offline run whose server is available now."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     service = MlflowService(mode="offline", experiment_name=tmp_path.name, autolog_disable=True)
     with service, service.run_context(service.RunConfig(name="train", log_system_metrics=False)) as run:
@@ -28,14 +30,14 @@ def offline_run(mlflow_server, tmp_path, monkeypatch):
 
 
 def copies(server: str, experiment: str) -> list[mlflow.entities.Run]:
-    """Return the runs that the server has in an experiment."""
+    """Return the runs of an experiment on the server."""
     client = mlflow.MlflowClient(server)
     found = client.get_experiment_by_name(experiment)
     return client.search_runs([found.experiment_id]) if found else []
 
 
-def test_offline_runs_are_brought_to_their_server_once(offline_run, mlflow_server, run_python, tmp_path):
-    """With nothing to say but the command; the second time there is nothing to do."""
+def test_offline_runs_are_copied_to_their_server_once(offline_run, mlflow_server, run_python, tmp_path):
+    """The command needs no options; the second time there is nothing to copy."""
     status, out, err = run_python(*SYNC, "--json")
     assert status == 0, err
     (row,) = json.loads(out)["runs"]
@@ -52,8 +54,8 @@ def test_offline_runs_are_brought_to_their_server_once(offline_run, mlflow_serve
     assert len(copies(mlflow_server, tmp_path.name)) == 1
 
 
-def test_offline_runs_can_be_brought_elsewhere(offline_run, run_python, tmp_path):
-    """`--to` says where; what is brought are the runs that were meant for the usual server."""
+def test_offline_runs_can_be_copied_elsewhere(offline_run, run_python, tmp_path):
+    """`--to` gives the target of the runs that were meant for the configured server."""
     uri = f"sqlite:///{tmp_path}/other.db"
     status, out, err = run_python(*SYNC, "--to", uri, "--json")
 
@@ -62,8 +64,10 @@ def test_offline_runs_can_be_brought_elsewhere(offline_run, run_python, tmp_path
     assert [copy.info.run_name for copy in copies(uri, tmp_path.name)] == ["train"]
 
 
-def test_whatever_waits_here_can_be_brought_elsewhere(offline_run, run_python, free_port, tmp_path, monkeypatch):
-    """Runs that were meant for any server; without `--to`, those for others are named, and how to bring them."""
+def test_offline_runs_for_all_servers_can_be_copied_elsewhere(
+    offline_run, run_python, free_port, tmp_path, monkeypatch
+):
+    """With `--to` the runs for any server are copied; otherwise runs for other servers are listed with the remedy."""
     other = f"http://127.0.0.1:{free_port()}"
     service = MlflowService(mode="offline", tracking_uri=other, experiment_name=tmp_path.name, autolog_disable=True)
     with service, service.run_context(service.RunConfig(name="other", log_system_metrics=False)):
@@ -86,7 +90,7 @@ def test_whatever_waits_here_can_be_brought_elsewhere(offline_run, run_python, f
 
 
 def test_a_dry_run_writes_nothing(offline_run, mlflow_server, run_python, tmp_path):
-    """And says what would be copied, in a table."""
+    """The table says what would be copied."""
     status, out, err = run_python(*SYNC, "--dry-run")
 
     assert status == 0, err
@@ -96,7 +100,7 @@ def test_a_dry_run_writes_nothing(offline_run, mlflow_server, run_python, tmp_pa
 
 
 def test_what_was_copied_can_be_deleted_here(offline_run, mlflow_server, run_python, tmp_path):
-    """As MLflow deletes, so it can be restored."""
+    """As with MLflow's own deletion, runs can be restored."""
     status, out, err = run_python(*SYNC, "--delete")
 
     assert status == 0, err
@@ -107,7 +111,7 @@ def test_what_was_copied_can_be_deleted_here(offline_run, mlflow_server, run_pyt
 
 @pytest.fixture
 def offline_agent(mlflow_server, tmp_path, monkeypatch):
-    """Return a function that traces and registers a model in an offline run, and returns the id of the trace."""
+    """Return a function that traces and registers a model in an offline run; it returns the trace's id."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
 
     def work() -> str:
@@ -126,8 +130,8 @@ def offline_agent(mlflow_server, tmp_path, monkeypatch):
     return work
 
 
-def test_traces_and_registered_models_are_brought_to_their_server(offline_agent, mlflow_server, run_python, tmp_path):
-    """The table says how many traces a run has, and which number each version has on the server."""
+def test_traces_and_registered_models_are_copied_to_their_server(offline_agent, mlflow_server, run_python, tmp_path):
+    """The table has the number of traces per run, and the number of each version on the server."""
     client = mlflow.MlflowClient(mlflow_server, mlflow_server)
     client.create_registered_model(tmp_path.name)
     client.create_model_version(tmp_path.name, "s3://theirs/model")
@@ -155,7 +159,7 @@ def test_traces_and_registered_models_are_brought_to_their_server(offline_agent,
 
 
 def test_any_local_store_can_be_a_source(store_uri, mlflow_server, run_python, tmp_path):
-    """By the name of its file, and to wherever the option says."""
+    """The source is given by its file name, and the target by the option."""
     client = mlflow.MlflowClient(store_uri)
     experiment_id = client.create_experiment(tmp_path.name)
     run = client.create_run(experiment_id, run_name="old")
@@ -169,7 +173,7 @@ def test_any_local_store_can_be_a_source(store_uri, mlflow_server, run_python, t
 
 
 def test_journals_are_delivered_too(mlflow_server, start_python, run_python, tmp_path, monkeypatch):
-    """Those of jobs that ended, or died, while their server was away."""
+    """Journals of jobs that ended or died during an outage are delivered."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server)
     code = (
         "import mlflow, os; from autogen_team.io.services import MlflowService\n"
@@ -190,8 +194,8 @@ def test_journals_are_delivered_too(mlflow_server, start_python, run_python, tmp
     assert len(mlflow.MlflowClient(mlflow_server).get_metric_history(run.info.run_id, "loss")) == 100
 
 
-def test_offline_runs_of_the_usual_store_are_found(run_python, tmp_path):
-    """Which is a file in the working folder, by a relative path."""
+def test_offline_runs_of_the_default_store_are_found(run_python, tmp_path):
+    """The default store is a file in the working folder, given as a relative path."""
     code = (
         "import mlflow; from autogen_team.io.services import MlflowService\n"
         f"service = MlflowService(mode='offline', experiment_name={tmp_path.name!r}, autolog_disable=True)\n"
@@ -207,8 +211,8 @@ def test_offline_runs_of_the_usual_store_are_found(run_python, tmp_path):
     ]
 
 
-def test_a_destination_may_be_named_by_its_file(offline_run, run_python, tmp_path):
-    """As a source may."""
+def test_a_target_can_be_given_as_a_file(offline_run, run_python, tmp_path):
+    """Target and source can be file names."""
     status, out, err = run_python(*SYNC, "--to", "archive.db", "--json")
 
     assert status == 0, err
@@ -230,8 +234,8 @@ def test_a_destination_may_be_named_by_its_file(offline_run, run_python, tmp_pat
         (["postgres://localhost/runs"], "did you mean postgresql?"),
     ],
 )
-def test_a_wrong_store_is_said(store_uri, run_python, arguments, message):
-    """Before anything is made where none was."""
+def test_an_invalid_store_is_reported(store_uri, run_python, arguments, message):
+    """The error is reported before any store is created."""
     status, out, err = run_python(*SYNC, *arguments)
 
     assert (status, out) == (2, ""), err
@@ -240,8 +244,8 @@ def test_a_wrong_store_is_said(store_uri, run_python, arguments, message):
     assert not Path("nowhere.db").exists()
 
 
-def test_a_server_that_is_away_is_said(store_uri, free_port, run_python):
-    """In a line, soon, and without a traceback."""
+def test_a_server_that_is_down_is_reported(store_uri, free_port, run_python):
+    """The error is one line, reported soon, without a traceback."""
     status, _, err = run_python(*SYNC, "mlflow.db", "--to", f"http://127.0.0.1:{free_port()}")
 
     assert status == 1
@@ -250,7 +254,7 @@ def test_a_server_that_is_away_is_said(store_uri, free_port, run_python):
 
 
 def test_a_run_that_cannot_be_copied_is_named_and_counts(store_uri, run_python, tmp_path):
-    """A failure is a failure of the command."""
+    """One failed run is a failure of the command."""
     client = mlflow.MlflowClient(store_uri)
     run = client.create_run("0", run_name="broken")
     client.set_terminated(run.info.run_id)

@@ -1,4 +1,4 @@
-"""`autogen-team ui`: MLflow's own pages on a store, and the link to the last run."""
+"""`autogen-team ui`: MLflow's web UI for a store, and the link to the last run."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from testkit import forkserver
 
 UI = ("-m", "autogen_team", "ui")
 PATIENCE = 60.0
-"""Seconds until something must have happened; a bound on hangs."""
+"""Limit in seconds; only a bound on hangs."""
 
 
 class Pages:
-    """A command that serves, with what it has printed as JSON."""
+    """A running `ui` command, with the JSON that it has printed."""
 
     def __init__(self, process):
         self.process = process
@@ -40,16 +40,16 @@ class Pages:
         self.url = self.printed["url"]
 
     def get(self, path):
-        """Return what is there."""
+        """Return the response at a path."""
         with urllib.request.urlopen(f"{self.url}{path}", timeout=PATIENCE) as answer:
             return answer.read().decode()
 
     def servers(self):
-        """Return the processes that it has started."""
+        """Return the server processes of the command."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def end(self, signum):
-        """Send it the signal; return its status, and what it has said on stderr."""
+        """Send the signal; return the exit status and stderr."""
         self.process.send_signal(signum)
         _, err = self.process.communicate(timeout=PATIENCE)
         return self.process.returncode, err
@@ -69,7 +69,7 @@ def serving(*arguments, fresh=False):
 
 
 def record(name, experiment="autogen_team", **settings):
-    """Record a run with an artifact, and return its link as it ends in any link."""
+    """Record a run with an artifact, and return the path of its link."""
     service = MlflowService(experiment_name=experiment, autolog_disable=True, **settings)
     with service, service.run_context(service.RunConfig(name=name, log_system_metrics=False)) as run:
         mlflow.log_text("as it was written", "notes/today.txt")
@@ -77,25 +77,25 @@ def record(name, experiment="autogen_team", **settings):
 
 
 def artifact(link):
-    """Return the path under which the pages get the artifact of such a run."""
+    """Return the path of the artifact of a run in the web UI."""
     return f"/get-artifact?path=notes/today.txt&run_uuid={link.rpartition('/')[2]}"
 
 
 def listens(port, host="127.0.0.1"):
-    """Tell whether somebody does."""
+    """Return whether a process listens there."""
     with socket.socket() as probe:
         return probe.connect_ex((host, port)) == 0
 
 
 @pytest.fixture(scope="module")
 def links():
-    """Return the links of the runs of the store that `pages` shows, in their order."""
+    """Return the links of the runs in the store of `pages`, in order."""
     return []
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory, migrated_database, links):
-    """Return the pages of a database with runs of two experiments."""
+    """Return the web UI of a database with runs of two experiments."""
     folder = tmp_path_factory.mktemp("pages")
     shutil.copy(migrated_database, folder / "mlflow.db")
     with pytest.MonkeyPatch.context() as patch:
@@ -104,12 +104,12 @@ def pages(tmp_path_factory, migrated_database, links):
         uri = f"sqlite:///{folder}/mlflow.db"
         links[:] = [record("first", tracking_uri=uri), record("second", tracking_uri=uri)]
         links.append(record("third", "another", tracking_uri=uri))
-        with serving(fresh=True) as found:  # whose processes are looked at
+        with serving(fresh=True) as found:  # the tests inspect its processes
             yield found
 
 
-def test_the_pages_are_mlflow_s(pages):
-    """And its scripts are there too."""
+def test_the_web_ui_is_mlflow_s(pages):
+    """MLflow's scripts are served too."""
     page = pages.get("/")
 
     script = page.partition('src="')[2].partition('"')[0]
@@ -117,25 +117,25 @@ def test_the_pages_are_mlflow_s(pages):
     assert len(pages.get(f"/{script}")) > 1000
 
 
-def test_the_link_is_that_of_the_run_of_the_experiment_that_was_started_last(pages, links):
-    """Not of the whole store, nor the first one."""
+def test_the_link_is_that_of_the_last_run_of_the_experiment(pages, links):
+    """The link leads neither to the last run of the whole store nor to the first one."""
     assert pages.printed == {"url": pages.url, "last_run": f"{pages.url}{links[1]}"}
 
 
-def test_the_api_that_the_pages_ask_knows_the_run(pages, links):
-    """It is the store of the job."""
+def test_the_api_of_the_web_ui_has_the_run(pages, links):
+    """The API serves the job's store."""
     run = json.loads(pages.get(f"/api/2.0/mlflow/runs/get?run_id={links[1].rpartition('/')[2]}"))["run"]
 
     assert (run["info"]["run_name"], run["info"]["status"]) == ("second", "FINISHED")
 
 
 def test_artifacts_in_a_folder_are_shown(pages, links):
-    """As the job has written them, without a server."""
+    """Artifacts are served as the job has written them, without a tracking server."""
     assert pages.get(artifact(links[1])) == "as it was written"
 
 
-def test_it_listens_on_the_loopback_interface_only(pages):
-    """Other addresses of this machine refuse, even the others of the same interface."""
+def test_the_server_listens_on_the_loopback_interface_only(pages):
+    """Other addresses refuse connections, even others of the loopback interface."""
     port = urlsplit(pages.url).port
     listening = [each.laddr for server in pages.servers() for each in server.net_connections() if each.status]
 
@@ -145,15 +145,15 @@ def test_it_listens_on_the_loopback_interface_only(pages):
 
 
 def test_the_store_is_not_on_the_command_line_of_the_server(pages):
-    """Which everybody on the machine can read, and which may hold a password."""
+    """Other users can read the command line, and the URI may contain a password."""
     lines = [" ".join(server.cmdline()) for server in pages.servers()]
 
     assert any("mlflow.server" in line for line in lines)
     assert not any("mlflow.db" in line for line in lines)
 
 
-def test_a_port_that_is_taken_is_an_error(pages, run_python):
-    """At once, and it says what to do."""
+def test_a_used_port_is_an_error(pages, run_python):
+    """The error is reported at once, with the remedy."""
     status, out, err = run_python(*UI, "--port", str(urlsplit(pages.url).port))
 
     assert (status, out) == (2, "")
@@ -164,7 +164,7 @@ def test_a_port_that_is_taken_is_an_error(pages, run_python):
     ("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)]
 )
 def test_no_process_is_left_behind(store_uri, signum, status, wait_until):
-    """However it is ended; and the port that was asked for is free again."""
+    """With any way to end it, the port is free again."""
     with serving(fresh=True) as pages:
         servers = pages.servers()
         ended, err = pages.end(signum)
@@ -172,11 +172,11 @@ def test_no_process_is_left_behind(store_uri, signum, status, wait_until):
     assert (ended, "Traceback" in err) == (status, False)
     assert len(servers) >= 2
     wait_until(lambda: not any(server.is_running() and server.status() != "zombie" for server in servers))
-    wait_until(lambda: not listens(urlsplit(pages.url).port))  # its threads may outlive a process for a moment
+    wait_until(lambda: not listens(urlsplit(pages.url).port))  # a thread may outlive its process for a moment
 
 
 def test_runs_in_a_folder_are_shown():
-    """MLflow refuses such a store unless it is told otherwise."""
+    """MLflow refuses file stores by default."""
     with pytest.warns(ConfigurationWarning, match="is a folder"):
         link = record("train", tracking_uri="runs")
     with serving("--tracking-uri", "runs") as pages:
@@ -184,8 +184,8 @@ def test_runs_in_a_folder_are_shown():
         assert pages.get(artifact(link)) == "as it was written"
 
 
-def test_runs_that_are_offline_are_shown(free_port, monkeypatch):
-    """Before they have been brought to their server, which is not asked."""
+def test_offline_runs_are_shown(free_port, monkeypatch):
+    """Offline runs are shown before they are copied, and their server is not contacted."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
     link = record("train", mode="offline")
     with serving("--set", "mlflow.mode=offline") as pages:
@@ -193,10 +193,8 @@ def test_runs_that_are_offline_are_shown(free_port, monkeypatch):
         assert pages.get(artifact(link)) == "as it was written"
 
 
-def test_a_registry_that_is_away_has_the_runs_of_a_job_that_went_offline_for_it_shown(
-    free_port, store_uri, monkeypatch
-):
-    """As with a tracking server that is."""
+def test_offline_runs_of_a_job_without_its_registry_are_shown(free_port, store_uri, monkeypatch):
+    """In mode `auto`, a job also works offline if only its registry is down."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"http://127.0.0.1:{free_port()}")
     link = record("train", mode="auto")
@@ -205,15 +203,15 @@ def test_a_registry_that_is_away_has_the_runs_of_a_job_that_went_offline_for_it_
 
 
 def test_offline_runs_that_do_not_exist_are_an_error(run_python):
-    """Nothing is made in the state folder."""
+    """No file is created in the state folder."""
     status, _, err = run_python(*UI, "--tracking-uri", "http://bob:hunter2@127.0.0.1", "--set", "mlflow.mode=offline")
 
     assert status == 2
     assert "there are no offline runs for http://bob:***@127.0.0.1" in err
 
 
-def test_a_store_without_runs_has_pages_too(free_port, store_uri, monkeypatch, wait_until):
-    """On the port that was asked for; with `--open`, the browser is sent there."""
+def test_a_store_without_runs_is_served_too(free_port, store_uri, monkeypatch, wait_until):
+    """It uses the given port; with `--open`, a browser is opened there."""
     browser = Path("browser")
     browser.write_text('#!/bin/sh\necho "$1" > opened\n')
     browser.chmod(0o755)
@@ -225,8 +223,8 @@ def test_a_store_without_runs_has_pages_too(free_port, store_uri, monkeypatch, w
         assert Path("opened").read_text() == f"{pages.url}\n"
 
 
-def test_without_the_extra_it_says_so(run_python):
-    """The MLflow that the library itself needs has no pages."""
+def test_without_the_extra_the_error_says_what_to_install(run_python):
+    """The MLflow package that the library requires has no web UI."""
     package = Path("without_pages/mlflow/__init__.py")
     package.parent.mkdir(parents=True)
     package.write_text("raise AssertionError('it is not to be loaded')")
@@ -238,8 +236,8 @@ def test_without_the_extra_it_says_so(run_python):
     assert not Path("mlflow.db").exists()
 
 
-def test_a_store_that_is_none_is_an_error_in_the_words_of_the_server(run_python):
-    """Of which the last ones are shown."""
+def test_an_invalid_store_is_an_error_with_the_output_of_the_server(run_python):
+    """The last lines of the server's output are shown."""
     Path("mlflow.db").write_text("no database " * 1000)
 
     status, out, err = run_python(*UI)
@@ -249,8 +247,8 @@ def test_a_store_that_is_none_is_an_error_in_the_words_of_the_server(run_python)
     assert "file is not a database" in err
 
 
-def test_of_a_server_the_links_are_printed(mlflow_server, run_python):
-    """And nothing is started; a password is for the server alone."""
+def test_for_a_server_the_links_are_printed(mlflow_server, run_python):
+    """No server is started; the printed URLs contain no password."""
     link = record("train", tracking_uri=mlflow_server)
     uri = mlflow_server.replace("://", "://bob:hunter2@")
 
@@ -264,7 +262,7 @@ def test_of_a_server_the_links_are_printed(mlflow_server, run_python):
 
 
 def test_without_the_experiment_the_last_run_is_that_of_all(mlflow_server, run_python):
-    """So that a person sees something."""
+    """The last run of all experiments is shown instead."""
     link = record("train", "some experiment", tracking_uri=mlflow_server)
 
     _, out, err = run_python(*UI, "--tracking-uri", mlflow_server, "--experiment", "no such experiment", "--json")
@@ -273,15 +271,15 @@ def test_without_the_experiment_the_last_run_is_that_of_all(mlflow_server, run_p
 
 
 def test_a_server_that_does_not_answer_is_an_error(free_port, run_python):
-    """A link to it would be of no use."""
+    """No link is printed, because it would not work."""
     status, out, err = run_python(*UI, "--tracking-uri", f"http://127.0.0.1:{free_port()}")
 
     assert (status, out) == (1, "")
     assert "cannot be used" in err
 
 
-def test_a_server_that_does_not_tell_of_its_runs_still_has_pages(run_python, start_python):
-    """It may want a password."""
+def test_a_server_that_does_not_list_its_runs_is_still_linked(run_python, start_python):
+    """The server may require a password."""
     code = (
         "import http.server\n"
         "class Closed(http.server.BaseHTTPRequestHandler):\n"
@@ -299,8 +297,8 @@ def test_a_server_that_does_not_tell_of_its_runs_still_has_pages(run_python, sta
     assert "the last run could not be looked up" in err
 
 
-def test_a_store_that_is_not_there_yet_is_made_and_said_so():
-    """A misspelt name is seen; the experiments of such a store keep artifacts where jobs do."""
+def test_a_missing_store_is_created_and_reported():
+    """A message reveals a misspelt name; experiments of the new store keep artifacts where jobs do."""
     with serving() as pages:
         assert pages.printed["last_run"] is None
         found = json.loads(pages.get("/api/2.0/mlflow/experiments/get?experiment_id=0"))["experiment"]

@@ -1,4 +1,4 @@
-"""Jobs of real frameworks, each run by Python itself and by `autogen-team run`: see `make test-frameworks`."""
+"""Jobs of real frameworks, each run by Python and by `autogen-team run`; see `make test-frameworks`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PATIENCE = 300.0
 
 @dataclass(frozen=True)
 class Done:
-    """How a job has ended."""
+    """Result of a job that has ended."""
 
     status: int
     out: str
@@ -29,7 +29,7 @@ class Done:
 
 
 class Jobs:
-    """Runs jobs in a folder of their own, with one store for the runs."""
+    """Runs jobs in one folder, with one store for their runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -76,15 +76,15 @@ class Jobs:
 
 @pytest.fixture
 def jobs(tmp_path: Path) -> Jobs:
-    """Return what runs jobs in a new folder."""
+    """Return an object that runs jobs in a new folder."""
     return Jobs(tmp_path)
 
 
 @pytest.fixture
 def compare(jobs: Jobs) -> Callable[..., tuple[Done, list[Run]]]:
-    """Return a function that runs a job by itself and under supervision, and compares output and exit status.
+    """Return a function that runs a job plainly and under supervision, and compares output and exit status.
 
-    It returns what was the same, and the runs that the supervised job has left.
+    It returns the result, and the runs of the supervised job.
     """
 
     def run(*words: str, under: tuple[str, ...] | None = None, status: int = 0) -> tuple[Done, list[Run]]:
@@ -100,7 +100,7 @@ def compare(jobs: Jobs) -> Callable[..., tuple[Done, list[Run]]]:
 
 @pytest.fixture
 def serve(jobs: Jobs) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Return a function that starts a command that serves until it is told to end."""
+    """Return a function that starts a server, which is killed after the test."""
     started: list[subprocess.Popen[str]] = []
 
     def start(*words: str) -> subprocess.Popen[str]:

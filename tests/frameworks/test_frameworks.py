@@ -1,4 +1,4 @@
-"""The same output and exit status as without us, and the run's truth in the store."""
+"""Output and exit status are the same as without us, and the store has the correct run."""
 
 from __future__ import annotations
 
@@ -115,12 +115,12 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_a_script(jobs, compare, name):
-    """Of a framework with workers, threads or callbacks of its own."""
+    """The framework has its own workers, threads or callbacks."""
     (jobs.folder / "job.py").write_text(SCRIPTS[name])
     done, runs = compare("python", "job.py", under=("job.py",))
 
     assert done.out.strip()
-    assert runs, "no run was opened"
+    assert runs, "there is no run"
     assert {run.info.status for run in runs} == {"FINISHED"}
     assert next(run for run in runs if "mlflow.parentRunId" not in run.data.tags).info.run_name == "job.py"
 
@@ -128,8 +128,8 @@ def test_a_script(jobs, compare, name):
 @pytest.mark.parametrize(
     "name", ["XGBoost", "LightGBM", "Lightning", "Hugging Face Trainer", "scikit-learn with n_jobs"]
 )
-def test_what_a_framework_logs_by_itself_is_in_the_run(jobs, name):
-    """Autologging is on for a script that does not know MLflow."""
+def test_a_framework_is_autologged_in_the_run(jobs, name):
+    """Autologging is enabled for a script that does not use MLflow."""
     (jobs.folder / "job.py").write_text(SCRIPTS[name])
     done = jobs.run("autogen-team", "run", "job.py")
 
@@ -141,7 +141,7 @@ def test_what_a_framework_logs_by_itself_is_in_the_run(jobs, name):
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_workers_of_a_data_loader(jobs, compare, method):
-    """Of PyTorch, by either way to start them."""
+    """PyTorch's workers are forked or spawned."""
     (jobs.folder / "job.py").write_text(LOADER.replace("METHOD", method))
     done, runs = compare("python", "job.py", under=("job.py",))
 
@@ -151,7 +151,7 @@ def test_the_workers_of_a_data_loader(jobs, compare, method):
 
 @pytest.mark.parametrize("name", ["scikit-learn with n_jobs", "Lightning"])
 def test_a_script_that_fails(jobs, compare, name):
-    """It is FAILED with the exception, and the exit status is its own."""
+    """The run is FAILED with the exception, and the exit status is the script's."""
     (jobs.folder / "job.py").write_text(SCRIPTS[name] + "\nraise ValueError('the end of it')\n")
     done, runs = compare("python", "job.py", under=("job.py",), status=1)
 
@@ -174,7 +174,7 @@ dist.destroy_process_group()
 
 
 def test_two_ranks_of_torchrun(jobs, compare):
-    """Which the launcher of PyTorch starts."""
+    """PyTorch's launcher starts the ranks."""
     (jobs.folder / "job.py").write_text(RANKS)
     done, runs = compare("torchrun", "--standalone", "--nproc-per-node", "2", "job.py")
 
@@ -183,7 +183,7 @@ def test_two_ranks_of_torchrun(jobs, compare):
 
 
 def test_the_launcher_of_accelerate(jobs, compare):
-    """On a CPU it starts one process."""
+    """On a CPU, the launcher starts one process."""
     (jobs.folder / "job.py").write_text(
         "import accelerate, torch\n"
         "found = accelerate.Accelerator(cpu=True)\n"
@@ -207,7 +207,7 @@ def test_the_launcher_of_accelerate(jobs, compare):
 
 
 def test_pytest(jobs):
-    """As a module: its exit status is the run's, and its report is the same but for the seconds."""
+    """Pytest runs as a module: its exit status determines the run's, and its report is the same except for times."""
     (jobs.folder / "test_it.py").write_text("def test_right():\n    pass\ndef test_wrong():\n    assert 1 == 2\n")
     words = ("-q", "-p", "no:cacheprovider", "-p", "no:xdist", "test_it.py")
     plain = jobs.run("python", "-m", "pytest", *words)
@@ -232,7 +232,7 @@ def free_port() -> int:
 
 @pytest.mark.parametrize("server", ["gunicorn", "uvicorn"])
 def test_a_server(jobs, serve, server):
-    """It answers, and a SIGTERM ends it and its workers: with its own exit status, and the run as it ended."""
+    """The server answers; SIGTERM ends it and its workers with its own exit status, and the run ends likewise."""
     (jobs.folder / "app.py").write_text(
         "def wsgi(environ, start_response):\n"
         "    start_response('200 OK', [])\n"
@@ -256,7 +256,7 @@ def test_a_server(jobs, serve, server):
         ended.append(process.returncode)
     (run,) = jobs.runs()
 
-    assert ended[1] in (ended[0], 128 - ended[0])  # a shell's way to say by which signal it was killed
+    assert ended[1] in (ended[0], 128 - ended[0])  # a shell reports the signal that killed it in this way
     assert run.info.status in ("FINISHED", "KILLED")
 
 
@@ -300,7 +300,7 @@ NOTEBOOK = {
     ids=["nbconvert", "papermill"],
 )  # fmt: skip
 def test_a_notebook(jobs, compare, words):
-    """Executed from a shell."""
+    """A notebook is executed from a shell."""
     (jobs.folder / "job.ipynb").write_text(json.dumps(NOTEBOOK))
     _, runs = compare(*words, under=words[1:])
     (cell,) = json.loads((jobs.folder / "out.ipynb").read_text())["cells"]
@@ -310,7 +310,7 @@ def test_a_notebook(jobs, compare, words):
 
 
 def test_hydra_with_several_runs(jobs, compare):
-    """Of one process: each prints its own configuration, in its own folder."""
+    """Several runs of one process each print their own configuration, in their own folders."""
     (jobs.folder / "conf").mkdir()
     (jobs.folder / "conf" / "config.yaml").write_text("x: 0\n")
     (jobs.folder / "job.py").write_text(
@@ -330,7 +330,7 @@ def test_hydra_with_several_runs(jobs, compare):
 
 
 def test_an_mlflow_project(jobs, compare):
-    """`mlflow run` opens a run and hands it to its entry point."""
+    """`mlflow run` opens a run and passes it to its entry point."""
     (jobs.folder / "MLproject").write_text("name: project\nentry_points:\n  main:\n    command: python job.py\n")
     (jobs.folder / "job.py").write_text("import mlflow\nmlflow.log_metric('loss', 1.0)\nprint('done')\n")
     words = ("mlflow", "run", ".", "--env-manager", "local", "--experiment-name", "projects")

@@ -1,4 +1,4 @@
-"""The number of examples: few with the whole suite, `FUZZ_EXAMPLES` (500) in each round of `make fuzz`."""
+"""Number of examples: few in the whole suite, `FUZZ_EXAMPLES` (500) in each round of `make fuzz`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whatever has happened to the files of a journal, what is whole in them is read, and nothing else is."""
+"""After any damage to a journal's files, its intact entries are read, and nothing else."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ RUN = "0123456789abcdef0123456789abcdef"
 
 @pytest.fixture(scope="module", autouse=True)
 def small_segments() -> Iterator[None]:
-    """Spare each example a file of a megabyte."""
+    """Use small segments, so that an example does not write a megabyte."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(journal, "SEGMENT", 8192)
         yield
 
 
 def write(folder: Path, count: int) -> tuple[Path, Journal]:
-    """Write a journal of this many metrics, as a job does that dies before it closes it."""
+    """Write a journal with this many metrics, like a job that dies without closing it."""
     found = Journal(folder, uri="sqlite:////somewhere/mlflow.db")
     found.run_opened(RUN, mark=None, name="train", experiment="digits")
     for number in range(count):
@@ -35,7 +35,7 @@ def write(folder: Path, count: int) -> tuple[Path, Journal]:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """Return the bytes of a real segment, with some of the zeros that follow the last line."""
+    """Return the bytes of a real segment, with some of the zeros after the last line."""
     path, its = write(tmp_path_factory.mktemp("journal"), 20)
     data = path.read_bytes()
     its.close()
@@ -43,7 +43,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def read(data: bytes, acked: bytes = b"") -> list[records.Entry]:
-    """Read a journal that has one segment of these bytes, by everything that reads journals."""
+    """Read a journal with one segment of these bytes by all functions that read journals."""
     with TemporaryDirectory() as state:
         folder = Path(state) / "journals" / "host-1-x"
         folder.mkdir(parents=True)
@@ -58,15 +58,15 @@ def read(data: bytes, acked: bytes = b"") -> list[records.Entry]:
 
 @settings(deadline=None)
 @given(st.binary(max_size=500), st.binary(max_size=40))
-def test_any_bytes_are_a_journal_of_no_entries(data, acked):
-    """A file that was never ours, or is not any more."""
+def test_any_bytes_are_a_journal_without_entries(data, acked):
+    """The file may never have been a journal."""
     assert read(data, acked) == []
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_damage_takes_what_it_hits_and_nothing_else(written, data):
-    """Flipped bits, overwritten stretches, cuts and insertions: every line before the damage is read, as it was."""
+def test_damage_affects_only_the_damaged_lines(written, data):
+    """After flips, overwrites, cuts and insertions, every line before the damage is read unchanged."""
     lines = written.rstrip(b"\0").split(b"\n")[:-1]
     whole = [records.parse(line) for line in lines]
     assert None not in whole
@@ -94,7 +94,7 @@ def test_damage_takes_what_it_hits_and_nothing_else(written, data):
     assert found[: len(before)] == before
 
     def bare(entry: records.Entry) -> records.Entry:
-        # A flipped bit may change the case of a digit of the checksum, and so nothing of what it says.
+        # A flipped bit may change only the case of a digit of the checksum.
         return {name: value for name, value in entry.items() if name != "crc"}
 
     assert all(bare(entry) in [bare(one) for one in whole] for entry in found)
@@ -102,8 +102,8 @@ def test_damage_takes_what_it_hits_and_nothing_else(written, data):
 
 @settings(deadline=None)
 @given(st.integers(0, 10_000))
-def test_a_cut_takes_the_lines_behind_it(written, place):
-    """As after the death of the machine: the beginning of the file is there, and it is read to its last whole line."""
+def test_a_cut_removes_only_the_lines_after_it(written, place):
+    """As after a power failure, the file is read up to its last whole line."""
     cut = written[:place]
     whole = cut.rstrip(b"\0").split(b"\n")
     complete = [records.parse(line) for line in whole]
@@ -115,7 +115,7 @@ def test_a_cut_takes_the_lines_behind_it(written, place):
 @settings(deadline=None)
 @given(st.data())
 def test_the_delivery_of_a_living_process_survives_damage_of_its_own_file(data):
-    """What it reads are entries that were written, or nothing, and it comes to an end."""
+    """Only written entries are read, and reading ends."""
     with TemporaryDirectory() as state:
         path, its = write(Path(state), 5)
         whole = reader.read(path.parent)
@@ -125,7 +125,7 @@ def test_the_delivery_of_a_living_process_survives_damage_of_its_own_file(data):
             file.write(data.draw(st.binary(min_size=1, max_size=40)))
         follower = reader.Follower(lambda: its.folder)
         found: list[records.Entry] = []
-        # A line may look damaged only because it is being written, so it is given up at the second attempt.
+        # A line may look damaged while it is being written, so it is skipped only at the second attempt.
         while more := follower.read(data.draw(st.integers(1, 400))) or follower.read(400):
             found += more
         follower.close()

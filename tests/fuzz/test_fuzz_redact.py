@@ -1,4 +1,4 @@
-"""Any text can be masked, in little time, and no secret comes through; see also tests/io/test_redact.py."""
+"""Any text can be masked quickly, and no secret remains; see also tests/io/test_redact.py."""
 
 from __future__ import annotations
 
@@ -48,13 +48,13 @@ masked = Redactor({})
 texts = st.lists(st.one_of(st.sampled_from(PARTS), st.text(max_size=8)), max_size=40).map("".join)
 secrets = st.text(string.ascii_letters + string.digits, min_size=12, max_size=40).map(
     "ZqX".__add__
-)  # no word of a sentence
+)  # not a word of a sentence
 
 
 @settings(deadline=None)
 @given(texts)
-def test_masking_any_text_twice_is_masking_it_once(text):
-    """It never fails, and what is masked stays as it is."""
+def test_masking_any_text_twice_equals_masking_it_once(text):
+    """Masking never fails, and masked text does not change again."""
     once = masked(text)
 
     assert masked(once) == once
@@ -63,8 +63,8 @@ def test_masking_any_text_twice_is_masking_it_once(text):
 
 @settings(deadline=None)
 @given(secrets, texts, texts)
-def test_a_value_of_the_environment_never_comes_through(secret, before, after):
-    """Wherever it stands, and whatever stands around it."""
+def test_a_secret_of_the_environment_is_always_masked(secret, before, after):
+    """The value is masked in any place, with any text around it."""
     redactor = Redactor({"SERVICE_PASSWORD": secret, "STORE": f"postgresql://bob:{secret}@db/runs"})
     line = redactor(f"{before}{secret}{after}")
 
@@ -74,8 +74,8 @@ def test_a_value_of_the_environment_never_comes_through(secret, before, after):
 
 @settings(deadline=None)
 @given(st.text(string.printable, min_size=12, max_size=40), texts)
-def test_a_value_of_the_environment_does_not_hide_in_json(secret, around):
-    """A password may hold quotes and backslashes, which JSON writes otherwise."""
+def test_a_secret_of_the_environment_is_masked_in_json(secret, around):
+    """A password may contain quotes and backslashes, which JSON escapes."""
     secret = f"Zq{secret}"
     line = Redactor({"SERVICE_PASSWORD": secret})(json.dumps({"text": f"{around} {secret} "}))
 
@@ -91,8 +91,8 @@ def test_a_value_of_the_environment_does_not_hide_in_json(secret, around):
     st.text(max_size=20),
 )
 @example("password", ": ", "ZqX000000000000", "password=", "")
-def test_what_is_assigned_to_a_secret_name_never_comes_through(name, sign, secret, before, after):
-    """On a line of its own, whatever the other lines are."""
+def test_a_value_of_a_secret_name_is_always_masked(name, sign, secret, before, after):
+    """The assignment is on its own line, with any lines around it."""
     end = next((quote for quote in ('\\"', '"', "'") if sign.endswith(quote)), "")
     begin = end or ""
 
@@ -102,12 +102,12 @@ def test_what_is_assigned_to_a_secret_name_never_comes_through(name, sign, secre
 @settings(deadline=None)
 @given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=6).map("".join))
 def test_the_time_is_in_proportion_to_the_length(part):
-    """A model may write anything, 50 000 characters of the worst too; measured in time of this thread alone."""
+    """50,000 characters of any text take limited CPU time of this thread."""
     text = part * (50_000 // len(part))
     begun = time.thread_time()
     masked(text)
 
-    assert time.thread_time() - begun < 20.0  # what is in proportion to the square takes minutes
+    assert time.thread_time() - begun < 20.0  # quadratic time would take minutes
 
 
 @settings(deadline=None)
@@ -118,14 +118,14 @@ def test_the_time_is_in_proportion_to_the_length(part):
     st.sampled_from(corpus.PLACES),
 )
 def test_a_key_is_masked_in_each_encoding_behind_any_text(before, key, encode, place):
-    """As long as the text in front of it does not end in the middle of a word."""
+    """The text before the key must not end inside a word."""
     assert key not in masked(encode(f"{before} {place.format(key)}"))
 
 
 @settings(deadline=None)
 @given(st.sampled_from(corpus.HARMLESS), st.lists(st.sampled_from(list(corpus.ENCODINGS.values())), max_size=3))
-def test_what_is_harmless_stays_however_it_is_encoded(text, encodings):
-    """Once, twice or three times."""
+def test_harmless_text_stays_in_any_encoding(text, encodings):
+    """Harmless text may be encoded up to three times."""
     for encode in encodings:
         text = encode(text)
 

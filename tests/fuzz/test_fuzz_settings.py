@@ -1,4 +1,4 @@
-"""Whatever the environment and `.env` hold, settings are made of it or a `ConfigurationError` says why not."""
+"""Any environment and any `.env` give settings or a `ConfigurationError` with the reason."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 CLASSES = [LoggerService, AlertsService, MlflowService, Env, GlobalContext]
 VARIABLES = sorted({variable for cls in CLASSES for variable in cls.variables().values()})
-# What an environment can hold: no NUL, and bytes that are no UTF-8 as surrogates.
+# Possible content of an environment: no NUL; bytes that are not UTF-8 are surrogates.
 characters = st.characters(exclude_characters="\0", exclude_categories=["Cs"])
 bytes_of_the_system = st.binary(max_size=30).map(lambda data: os.fsdecode(data.replace(b"\0", b"")))
 WORDS = [
@@ -44,7 +44,7 @@ values = st.one_of(st.text(characters, max_size=30), bytes_of_the_system, st.sam
 
 
 def make_all() -> None:
-    """Make each of the classes, and use what says how it is set."""
+    """Create an instance of each class, and use its functions about settings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConfigurationWarning)
         for cls in CLASSES:
@@ -63,8 +63,8 @@ def make_all() -> None:
 @settings(deadline=None)
 @given(st.dictionaries(st.sampled_from(VARIABLES), values, max_size=6))
 @example({"AUTOGEN_TEAM_ALERTS_PING": "hunter2 of latin-1: \udce9"})
-def test_any_environment_is_settings_or_an_error_of_ours(variables):
-    """Numbers, words, JSON, control characters, bytes of other encodings."""
+def test_any_environment_gives_settings_or_our_error(variables):
+    """Examples are numbers, words, JSON, control characters and bytes in other encodings."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in variables.items():
             patch.setenv(name, value)
@@ -86,16 +86,16 @@ def test_any_environment_is_settings_or_an_error_of_ours(variables):
         ).map(lambda lines: "".join(lines).encode("utf-8", "surrogateescape")),
     )
 )
-def test_any_dotenv_is_settings_or_an_error_of_ours(data):
-    """Also one that is no text, or that ends in the midst of a quote."""
+def test_any_dotenv_gives_settings_or_our_error(data):
+    """The file may not be valid UTF-8, or may end inside a quote."""
     Path(".env").write_bytes(data)
     make_all()
 
 
 @settings(deadline=None)
 @given(st.sampled_from(VARIABLES), st.text(characters, max_size=30), st.text(characters, max_size=30))
-def test_the_argument_of_a_field_is_its_value_or_an_error_of_ours(variable, first, second):
-    """Whatever is passed; and a service that is pickled or copied stays the same."""
+def test_any_argument_gives_a_value_or_our_error(variable, first, second):
+    """Any value is accepted or rejected; a pickled or copied service is equal."""
     for cls in CLASSES:
         for name, its in cls.variables().items():
             if its == variable:
@@ -145,7 +145,7 @@ FORMATS = [
     serialize=st.booleans(),
 )
 def test_a_logger_service_starts_and_logs_or_says_why_not(format, level, rotation, retention, compression, serialize):  # noqa: A002
-    """What it accepts at its start it can use: a line is written, and nothing is raised where it is logged."""
+    """Any accepted configuration works: a line is written, and logging it raises nothing."""
     service = LoggerService(
         sink="job.log",
         format=format,

@@ -1,4 +1,4 @@
-"""A clone at the commit, with the patch of a snapshot applied, has the very bytes of the work tree."""
+"""A clone at the commit with a snapshot's patch equals the work tree byte by byte."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ACTIONS = st.sampled_from(["edit", "append", "delete", "mode", "rename", "replac
 
 
 def put(folder: Path, name: str, kind: str, content: bytes) -> None:
-    """Write a file or a link in place of whatever is there, unless a folder has the name."""
+    """Write a file or a link in place of any file, but not of a folder."""
     path = folder / name
     for parent in path.relative_to(folder).parents:
         if (folder / parent).is_symlink() or (folder / parent).is_file():
@@ -52,7 +52,7 @@ def put(folder: Path, name: str, kind: str, content: bytes) -> None:
 
 
 def act(folder: Path, name: str, action: str, draw: st.DrawFn) -> None:
-    """Change something about a file."""
+    """Change one aspect of a file."""
     path = folder / name
     if not os.path.lexists(path) or (path.is_dir() and not path.is_symlink()):
         return
@@ -80,12 +80,12 @@ def act(folder: Path, name: str, action: str, draw: st.DrawFn) -> None:
 @settings(
     max_examples=settings().max_examples // 8,
     deadline=None,
-    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # to shrink a failing example takes minutes
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking a failing example takes minutes
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 @given(st.data())
-def test_the_patch_of_any_change_gives_the_very_bytes(data):
-    """Staged, unstaged and untracked changes of all kinds, of names and contents as strange as git takes them."""
+def test_the_patch_of_any_change_restores_the_same_bytes(data):
+    """Changes are staged, unstaged and untracked, of all types, with any names and contents that git accepts."""
     with TemporaryDirectory() as place:
         folder, scratch = Path(place) / "repository", Path(place) / "scratch"
         folder.mkdir()

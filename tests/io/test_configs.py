@@ -1,4 +1,4 @@
-"""`log_config`: the configuration of a job as parameters that MLflow takes, and whole as `config.yaml`."""
+"""`log_config`: log a job's configuration as parameters that MLflow accepts, and completely as `config.yaml`."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from autogen_team.errors import ConfigurationError, NotStartedError
 
 
 class Kind(enum.Enum):
-    """A choice."""
+    """An enum of strings."""
 
     ADAM = "adam"
 
 
 class Level(enum.IntEnum):
-    """A choice that is a number."""
+    """An enum of numbers."""
 
     HIGH = 3
 
 
 @dataclass
 class Optimizer:
-    """A part of a configuration."""
+    """A nested configuration."""
 
     lr: float = 0.1
     kind: Kind = Kind.ADAM
@@ -48,7 +48,7 @@ class Optimizer:
 
 @dataclass
 class Config:
-    """A configuration."""
+    """A configuration as a dataclass."""
 
     optimizer: Optimizer = field(default_factory=Optimizer)
     data: Path = Path("data/train.csv")
@@ -56,7 +56,7 @@ class Config:
 
 
 class Model(pydantic.BaseModel):
-    """The same by pydantic."""
+    """The same configuration as a pydantic model."""
 
     model_config = pydantic.ConfigDict(extra="allow")
     optimizer: Optimizer = Optimizer()
@@ -105,8 +105,8 @@ SAME = {
 
 
 @pytest.mark.parametrize(("config", "expected"), SAME.values(), ids=SAME)
-def test_a_configuration_is_plain_whatever_library_made_it(config, expected):
-    """Of types that YAML has."""
+def test_a_configuration_of_any_library_becomes_plain(config, expected):
+    """Configurations of any library become types that YAML has."""
     found = configs.plain(config)
 
     assert found == expected
@@ -114,7 +114,7 @@ def test_a_configuration_is_plain_whatever_library_made_it(config, expected):
 
 
 class OmegaConf:
-    """Stands in for omegaconf, which is not installed: what `log_config` asks of it."""
+    """Stand-in for omegaconf, which is not installed, with the functions that `log_config` uses."""
 
     @staticmethod
     def to_container(config, *, resolve):
@@ -124,7 +124,7 @@ class OmegaConf:
 
 
 def test_a_config_of_omegaconf_is_resolved(monkeypatch):
-    """Where that can be done."""
+    """An unresolvable configuration is logged unresolved."""
     library = types.ModuleType("omegaconf")
     library.OmegaConf = OmegaConf
     monkeypatch.setitem(sys.modules, "omegaconf", library)
@@ -136,8 +136,8 @@ def test_a_config_of_omegaconf_is_resolved(monkeypatch):
     assert configs.plain({"inner": broken}) == {"inner": {"broken": "${x}", "resolved": False}}
 
 
-def test_a_model_of_attrs_is_taken():
-    """Duck-typed, like the others."""
+def test_a_model_of_attrs_is_accepted():
+    """Models of attrs are recognized by duck typing."""
     attrs = pytest.importorskip("attrs")
     kind = attrs.make_class("Config", ["lr"])
 
@@ -145,15 +145,15 @@ def test_a_model_of_attrs_is_taken():
 
 
 def test_a_config_that_contains_itself_ends():
-    """As a graph of modules may."""
+    """A recursive reference, as in a graph of modules, becomes `...`."""
     config: dict = {"a": 1}
     config["self"] = config
 
     assert configs.plain(config) == {"a": 1, "self": "..."}
 
 
-def test_names_and_values_are_what_mlflow_takes():
-    """Its limits are ours."""
+def test_names_and_values_are_valid_in_mlflow():
+    """Our limits are those of MLflow, and longer names and values are cut."""
     assert configs.LONGEST_NAME == validation.MAX_ENTITY_KEY_LENGTH
     assert configs.LONGEST_VALUE == validation.MAX_PARAM_VAL_LENGTH
     assert configs.MOST_PARAMETERS == validation.MAX_PARAMS_TAGS_PER_BATCH
@@ -170,7 +170,7 @@ def test_names_and_values_are_what_mlflow_takes():
 
 
 def test_names_that_become_the_same_stay_apart():
-    """`a@b` and `a#b`, and names that are cut."""
+    """Examples are `a@b` and `a#b`, and names that are cut."""
     params = configs.flattened({"a@b": 1, "a#b": 2, "x" * 260 + "1": 3, "x" * 260 + "2": 4})
 
     assert sorted(params.values()) == ["1", "2", "3", "4"]
@@ -184,8 +184,8 @@ PLAIN = st.recursive(
 
 @settings(deadline=None)
 @given(st.dictionaries(st.text(max_size=300), PLAIN, max_size=5))
-def test_any_configuration_has_names_that_mlflow_takes(config):
-    """By MLflow's own checks."""
+def test_any_configuration_has_names_that_are_valid_in_mlflow(config):
+    """MLflow's own checks accept the names of any configuration."""
     for name, value in configs.flattened(configs.plain(config)).items():
         validation._validate_param_name(name)
         validation._validate_length_limit("key", validation.MAX_ENTITY_KEY_LENGTH, name)
@@ -202,7 +202,7 @@ def context(store_uri, monkeypatch):
 
 
 def test_a_configuration_is_in_the_run(context, store_uri):
-    """As parameters, more than a request may have, and as a file; secrets in neither."""
+    """The run has the parameters, more than one request can carry, and the file, both without secrets."""
     many = {f"p{number}": number for number in range(250)}
     with context.run("train") as run:
         context.log_config({"db": {"password": "example-secret"}, "note": "token sk-" + "a1" * 20, **many})
@@ -217,7 +217,7 @@ def test_a_configuration_is_in_the_run(context, store_uri):
 
 
 def test_a_parameter_that_changes_is_refused_as_mlflow_does(context):
-    """And logging the same again is not."""
+    """Logging the same value again is accepted."""
     with context.run("train"):
         context.log_config({"lr": 0.1})
         context.log_config({"lr": 0.1})
@@ -226,7 +226,7 @@ def test_a_parameter_that_changes_is_refused_as_mlflow_does(context):
 
 
 def test_a_file_that_cannot_be_attached_does_not_stop_the_job(context, monkeypatch, caplog, store_uri):
-    """The parameters are there."""
+    """The parameters are still logged."""
 
     def fail(*_, **__):
         raise OSError("disk full")
@@ -239,8 +239,8 @@ def test_a_file_that_cannot_be_attached_does_not_stop_the_job(context, monkeypat
 
 
 @pytest.mark.parametrize("config", [3, "text", [1], Kind.ADAM, Config, object()], ids=range(6))
-def test_what_is_no_configuration_is_refused(context, config):
-    """With what is taken."""
+def test_other_values_are_refused(context, config):
+    """The error says what `log_config` accepts."""
     with (
         context.run("train"),
         pytest.raises(ConfigurationError, match="is not a configuration: log_config takes a mapping"),
@@ -249,7 +249,7 @@ def test_what_is_no_configuration_is_refused(context, config):
 
 
 def test_without_a_run_it_is_refused(context):
-    """As metrics are."""
+    """Without a run, `log_config` raises, as `log_metrics` does."""
     with pytest.raises(NotStartedError, match="no run is open"):
         context.log_config({"lr": 0.1})
     with pytest.raises(NotStartedError, match="is not running"):

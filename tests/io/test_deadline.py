@@ -1,4 +1,4 @@
-"""Work that may take for ever, given a certain time."""
+"""Work with a deadline."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 from autogen_team._process.deadline import within
 
 
-def test_the_result_comes_back():
-    """None is a result as well."""
+def test_the_result_is_returned():
+    """The result may be None."""
     assert within(60, lambda: 7, name="work") == 7
     assert within(60, lambda: None, name="work") is None
 
 
-def test_what_it_raises_comes_back():
-    """The very exception."""
+def test_an_exception_is_raised():
+    """The same exception object is raised."""
     error = ValueError("x")
 
     def fail() -> None:
@@ -27,8 +27,8 @@ def test_what_it_raises_comes_back():
     assert raised.value is error
 
 
-def test_what_takes_too_long_is_left_behind():
-    """On a thread that does not keep the process alive."""
+def test_work_that_takes_too_long_is_abandoned():
+    """Work that exceeds the deadline continues on a thread that does not keep the process alive."""
     done = threading.Event()
 
     with pytest.raises(TimeoutError, match=r"no answer within 0\.1 s"):
@@ -41,7 +41,7 @@ def test_what_takes_too_long_is_left_behind():
 
 
 def test_when_no_thread_can_be_started_it_is_done_at_once(monkeypatch):
-    """As at the end of the interpreter."""
+    """If no thread can be started, as at interpreter exit, the work is done by the caller."""
 
     def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

@@ -1,4 +1,4 @@
-"""Folders that only their owner can read."""
+"""Private folders."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ def mode(path):
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_each_folder_that_is_missing_is_private(tmp_path):
-    """`Path.mkdir` with `parents` would leave the ones above open to others."""
+def test_each_created_folder_is_private(tmp_path):
+    """Missing parents are private as well; `Path.mkdir(parents=True)` would leave them open to others."""
     made = private_folder(tmp_path / "a" / "b" / "c")
 
     assert made == tmp_path / "a" / "b" / "c"
     assert [mode(folder) for folder in (made, *made.parents[:2])] == [0o700] * 3
 
 
-def test_a_folder_that_is_there_keeps_its_mode(tmp_path):
-    """It may be shared on purpose."""
+def test_an_existing_folder_keeps_its_mode(tmp_path):
+    """An existing folder may be shared on purpose."""
     shared = tmp_path / "shared"
     shared.mkdir(mode=0o755)
     shared.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What a forked child has of its own."""
+"""State of a forked child."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 
 
 def in_child(check) -> bool:
-    """Fork, and return what `check` says there."""
+    """Fork, and return the result of `check` in the child."""
     pid = os.fork()
     if pid == 0:
         os._exit(0 if check() else 1)
@@ -41,7 +41,7 @@ def held():
 
 
 def takes(lock) -> bool:
-    """Tell whether another thread can take the lock soon."""
+    """Return whether another thread can take the lock soon."""
     taken = threading.Event()
 
     def take():
@@ -54,14 +54,14 @@ def takes(lock) -> bool:
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 def test_a_lock_that_a_thread_of_the_parent_holds_is_free_in_the_child(held):
-    """Nobody there would ever release it."""
+    """No thread in the child could ever release it."""
     assert not takes(held)
     assert in_child(lambda: takes(held))
     assert not takes(held)
 
 
-def test_a_child_may_leave_a_block_that_its_parent_has_entered():
-    """It holds nothing there."""
+def test_a_child_can_leave_a_block_that_its_parent_has_entered():
+    """The child does not hold the lock that its parent took."""
     lock = forking.ForkSafeLock()
 
     def leave() -> bool:
@@ -73,11 +73,11 @@ def test_a_child_may_leave_a_block_that_its_parent_has_entered():
 
 
 def test_two_threads_may_fork_at_a_time(monkeypatch):
-    """Each lets go on what it has paused itself."""
+    """Each forking thread resumes only the shippers that it has paused."""
     monkeypatch.setattr(shipper, "_FORK_PATIENCE", 0.1)
 
     class Delivering:
-        """As much of a shipper as a fork knows of it."""
+        """The methods of a shipper that a fork uses."""
 
         def __init__(self):
             self.lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Which of a launcher's processes this is."""
+"""Identity of one process among those of a launcher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from autogen_team._process import identity
     ],
 )
 def test_a_machine_has_a_name_where_there_are_several(monkeypatch, variables, is_named, leads):
-    """As torchrun and Slurm tell it."""
+    """The name of the machine is used if torchrun or Slurm reports several."""
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK", "SLURM_NNODES", "SLURM_LOCALID"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

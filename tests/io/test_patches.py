@@ -1,4 +1,4 @@
-"""Replacements of attributes that are restored in any order."""
+"""Replacements of attributes, which can be undone in any order."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from autogen_team._process.patches import replace
 
 
 def naming(name):
-    """Return what makes a hook that adds a name to what the hook before it returns."""
+    """Return a factory of a hook that appends a name to the result of the previous hook."""
     return lambda previous, is_active: lambda: [*previous(), name] if is_active() else previous()
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
 def test_replacements_are_undone_in_any_order(order):
-    """What is still in force is called, and nothing of ours is left at the end."""
+    """Active replacements are called, and at the end the original is restored."""
 
     def plain():
         return []
@@ -27,7 +27,7 @@ def test_replacements_are_undone_in_any_order(order):
     left = ["a", "b", "c"]
     for number in order:
         undo[number]()
-        undo[number]()  # does nothing
+        undo[number]()  # a second call does nothing
         left.remove("abc"[number])
         assert owner.hook() == left
 
@@ -36,7 +36,7 @@ def test_replacements_are_undone_in_any_order(order):
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_an_inherited_attribute_is_inherited_again(order):
-    """Nothing stays in the class that was replaced in."""
+    """After the undo, the class inherits the attribute again."""
 
     class Base:
         def hook(self):
@@ -53,8 +53,8 @@ def test_an_inherited_attribute_is_inherited_again(order):
     assert "hook" not in vars(Owner)
 
 
-def test_what_another_tool_has_wrapped_stays_and_passes_on():
-    """Its wrapper is not thrown away with ours."""
+def test_a_wrapper_of_another_tool_stays():
+    """The other tool's wrapper stays, and ours only calls the original."""
     owner = SimpleNamespace(hook=list)
     undo = replace(owner, "hook", naming("ours"))
     ours = owner.hook

@@ -1,4 +1,4 @@
-"""Private names of other libraries, and what is lost without them."""
+"""Private names of other libraries, and the features lost without them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from autogen_team._process.private_names import Library, find
         ("logging:INFO", logging.INFO),
         ("logging:Logger.info", logging.Logger.info),
         ("logging:", logging),
-        ("logging:Handler.formatter", None),  # set by `__init__`
-        ("logging:StreamHandler.formatter", None),  # set by that of its base
+        ("logging:Handler.formatter", None),  # set by `Handler.__init__`
+        ("logging:StreamHandler.formatter", None),  # set by `__init__` of the base class
     ],
 )
 def test_names_are_found(name, value):
-    """A name stands for a module, its attribute, or an attribute of a class or of its instances."""
+    """A name means a module, its attribute, or an attribute of a class or of its instances."""
     assert find(name, "missing") is value
 
 
@@ -28,25 +28,25 @@ def test_names_are_found(name, value):
     "name", ["logging:NONE", "logging:Logger.none", "no_such_module:", "logging:Handler.none.more"]
 )
 def test_missing_names_have_the_default(name):
-    """For a name that is not there, the default is returned."""
+    """`find` returns the default for a missing name."""
     assert find(name, "missing") == "missing"
 
 
-def test_a_part_says_once_what_is_lost(caplog):
-    """The first question to a part with a missing name is answered with a warning, all with no."""
+def test_a_part_with_a_missing_name_warns_once(caplog):
+    """`works` returns False for a part with a missing name, and warns once."""
     part = Library("Logging", "logging", "0.5").part("logging:INFO", "logging:_gone", lost="all is quiet")
 
     assert [part.works(), part.works()] == [False, False]
     version = logging.__version__
     (record,) = caplog.records
     assert record.getMessage() == (
-        f"Logging {version} has no logging._gone, which autogen-team needs and knows from Logging 0.5. "
+        f"Logging {version} has no logging._gone, which autogen-team needs and which exists in Logging 0.5. "
         "The job runs, but all is quiet"
     )
 
 
-def test_a_part_whose_names_are_there_says_nothing(caplog):
-    """A part works if all of its names are there; those of newer versions may be missing."""
+def test_a_part_with_all_names_does_not_warn(caplog):
+    """Names of newer versions may be missing without a warning."""
     part = Library("Logging", "logging", "0.5").part("logging:INFO", newer=("logging:_gone",), lost="all is quiet")
 
     assert part.works()

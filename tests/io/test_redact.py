@@ -1,4 +1,4 @@
-"""Secrets out of text, and everything else left as it is."""
+"""Secrets are masked in text, and everything else stays."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ HARMLESS = [
 @pytest.mark.parametrize("secret", SECRETS.values(), ids=SECRETS)
 @pytest.mark.parametrize("text", ["{}", "got {}.", '{{"x": "{}"}}', "('{}',)", "https://host/{}?x=1"])
 def test_what_looks_like_a_key_is_masked(secret, text):
-    """The common shapes, wherever they stand."""
+    """Common formats of keys are masked anywhere in the text."""
     masked = mask(text.format(secret))
 
     assert secret not in masked
@@ -93,8 +93,8 @@ def test_what_looks_like_a_key_is_masked(secret, text):
 
 
 @pytest.mark.parametrize("text", SENTENCES.values(), ids=SENTENCES)
-def test_what_its_surroundings_call_a_secret_is_masked(text):
-    """Assignments, headers, URLs, command lines and key blocks."""
+def test_a_value_that_its_context_marks_as_secret_is_masked(text):
+    """Values are masked in assignments, headers, URLs, command lines and key blocks."""
     masked = mask(text)
 
     assert "hunter" not in masked
@@ -103,14 +103,14 @@ def test_what_its_surroundings_call_a_secret_is_masked(text):
 
 
 @pytest.mark.parametrize("text", HARMLESS)
-def test_the_words_of_a_language_model_are_left_alone(text):
-    """What people of this field log all day is no secret."""
+def test_typical_text_of_ml_jobs_is_left_alone(text):
+    """Typical vocabulary of ML logs is not secret."""
     assert mask(text) == text
 
 
 @pytest.mark.parametrize("text", [*SENTENCES.values(), *HARMLESS, *SECRETS.values()])
 def test_masking_twice_is_masking_once(text):
-    """A text may pass through several of our places."""
+    """A text may be masked several times on its way."""
     assert mask(mask(text)) == mask(text)
 
 
@@ -137,13 +137,13 @@ def test_masking_twice_is_masking_once(text):
         ("author", False),
     ],
 )
-def test_names_say_secret(name, expected):
-    """By whole words: a tokenizer is no token."""
+def test_secret_names_are_recognized(name, expected):
+    """Names are matched by whole words: a tokenizer is not a token."""
     assert is_secret_name(name) is expected
 
 
 def test_the_values_of_secret_variables_are_masked_wherever_they_stand():
-    """Also as JSON and as a part of a URL writes them."""
+    """They are masked as plain text, as JSON and as part of a URL."""
     redactor = Redactor({"DB_PASSWORD": 'pa"ss wörd/1', "HOME_FOLDER": "not-a-secret"})
 
     text = f'pa"ss wörd/1 {json.dumps(chr(112) + "a" + chr(34) + "ss wörd/1")} pa%22ss%20w%C3%B6rd%2F1 not-a-secret'
@@ -151,22 +151,22 @@ def test_the_values_of_secret_variables_are_masked_wherever_they_stand():
     assert redactor(text) == f'{MASK} "{MASK}" {MASK} not-a-secret'
 
 
-def test_passwords_in_the_urls_of_the_environment_are_known():
-    """A password is masked without its URL too, and in every variable, whatever its name."""
+def test_passwords_in_urls_of_the_environment_are_masked():
+    """Such a password is masked anywhere, whatever the variable's name."""
     redactor = Redactor({"DATABASE": "postgresql://bob:correct-horse@db/x", "MAILS": "x mailto://a:staple-battery@b y"})
 
     assert redactor("correct-horse staple-battery") == f"{MASK} {MASK}"
 
 
-def test_a_secret_that_begins_as_a_path_does_is_one():
-    """One in 64 does in base64. A path is told by the name of the variable, or by what is there."""
+def test_a_secret_that_begins_like_a_path_is_masked():
+    """One in 64 base64 secrets begins with `/`. A path is recognized by its variable's name or because it exists."""
     redactor = Redactor({"CLOUD_SECRET": "/wJalrX/UtnFEMI", "TOKEN_FILE": "/run/secrets/none", "SECRET": "/x" * 5000})
 
     assert redactor("/wJalrX/UtnFEMI /run/secrets/none") == f"{MASK} /run/secrets/none"
 
 
-def test_passwords_in_urls_are_known_as_they_are_meant():
-    """Decoded, and behind the tags that a URL of alerts may have."""
+def test_passwords_in_urls_are_masked_in_decoded_form():
+    """Passwords are decoded, and also found after the tags of an alert URL."""
     redactor = Redactor(
         {"DATABASE": "postgresql://bob:p%40ssw0rd99@db", "URLS": "error, info=mailtos://a:correct-horse@b"}
     )
@@ -175,30 +175,30 @@ def test_passwords_in_urls_are_known_as_they_are_meant():
 
 
 @pytest.mark.parametrize("value", ["", "short", "password", __file__])
-def test_values_that_would_mask_ordinary_text_are_not_taken(value):
-    """Short words, placeholders and the paths of files."""
+def test_values_that_would_mask_ordinary_text_are_ignored(value):
+    """Short words, placeholders and file paths are not used as secrets."""
     assert Redactor({"MY_SECRET": value})(f"a {value} b short password") == f"a {value} b short password"
 
 
-def test_a_url_that_cannot_be_parsed_harms_nobody():
-    """The environment may hold anything."""
+def test_a_url_that_cannot_be_parsed_is_ignored():
+    """The environment may contain any text."""
     assert Redactor({"BROKEN": "http://[::1"})("text") == "text"
 
 
 def test_mask_url_leaves_user_and_host():
-    """What a person needs to recognise the address."""
+    """User and host stay, so that the address can be recognized."""
     assert mask_url("https://bob:hunter2@mlflow.example/x") == f"https://bob:{MASK}@mlflow.example/x"
     assert mask_url("sqlite:///mlflow.db") == "sqlite:///mlflow.db"
 
 
 def test_a_password_in_another_encoding_than_utf_8_is_masked(monkeypatch):
-    """Python keeps such bytes of the environment as surrogates; nothing may fail for the sake of one variable."""
+    """Python decodes such bytes of the environment as surrogates; masking must not fail on them."""
     monkeypatch.setenv("MY_PASSWORD", "h\udce9hunter2")
     assert mask("my word is h\udce9hunter2, and nothing else") == f"my word is {MASK}, and nothing else"
 
 
-def test_mask_reads_the_environment_of_the_moment(monkeypatch):
-    """A secret that is set later is known later."""
+def test_mask_reads_the_current_environment(monkeypatch):
+    """A secret that is set later is masked later."""
     assert mask("correct-horse") == "correct-horse"
 
     monkeypatch.setenv("SOME_TOKEN", "correct-horse")
@@ -211,8 +211,8 @@ def test_mask_reads_the_environment_of_the_moment(monkeypatch):
     st.sampled_from(list(SECRETS.values())),
     st.text(max_size=50),
 )
-def test_no_surroundings_save_a_key(before, secret, after):
-    """Whatever stands around it, if it stands on its own."""
+def test_a_key_is_masked_in_any_context(before, secret, after):
+    """A separate key is masked with any text before and after it."""
     assert secret not in mask(f"{before} {secret} {after}")
 
 
@@ -225,14 +225,14 @@ def test_no_surroundings_save_a_key(before, secret, after):
     )
 )
 def test_masked_json_is_json(value):
-    """The mask takes no quote and no backslash away."""
+    """The mask removes no quote and no backslash."""
     line = json.dumps(value)
 
     assert set(json.loads(mask(line))) == set(value)
 
 
 def test_a_quote_behind_the_beginning_of_a_key_stays_a_quote():
-    """The backslash before it is no part of the key."""
+    """The backslash before the quote is not part of the key."""
     line = json.dumps({"text": '-----BEGIN RSA PRIVATE KEY-----"', "more": "-----BEGIN PRIVATE KEY-----\\"})
 
     assert json.loads(mask(line)) == {
@@ -242,7 +242,7 @@ def test_a_quote_behind_the_beginning_of_a_key_stays_a_quote():
 
 
 def test_what_follows_a_masked_key_is_left_when_it_is_masked_again():
-    """A text passes through several of our places, and what comes after the key is no secret."""
+    """A text may be masked several times, and text after the key is not secret."""
     once = mask("-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\nloss is 5")
 
     assert mask(once) == once == f"-----BEGIN PRIVATE KEY-----{MASK}\nloss is 5"
@@ -250,13 +250,13 @@ def test_what_follows_a_masked_key_is_left_when_it_is_masked_again():
 
 @given(st.text(max_size=300))
 def test_any_text_can_be_masked(text):
-    """Nothing that a job logs makes the redactor fail."""
+    """Masking never raises, for any text."""
     assert mask(mask(text)) == mask(text)
 
 
 @pytest.mark.parametrize("text", ["_sk-" * 25_000, "-----BEGIN PRIVATE KEY-----" * 3_700 + "(", "-eyJaaaaa" * 10_000])
-def test_no_text_takes_for_ever(text):
-    """A model may write anything, and the job waits for its line of log: these took up to 26 s once."""
+def test_no_text_takes_long_to_mask(text):
+    """These texts once took up to 26 s, and the job waits for each line."""
     begun = time.monotonic()
 
     mask(text)
@@ -264,8 +264,8 @@ def test_no_text_takes_for_ever(text):
     assert time.monotonic() - begun < 30
 
 
-def test_the_quick_look_misses_no_pattern():
-    """Each pattern of a shape, and each word of an assignment, leads past the checks that every line pays."""
+def test_the_quick_checks_miss_no_pattern():
+    """The quick checks before the patterns let each key format and each name of an assignment pass."""
     for letters in shapes.SHAPES:
         assert shapes.may_have_shape(letters), letters
     source = inspect.getsource(Redactor.__call__)
@@ -279,13 +279,13 @@ def test_the_quick_look_misses_no_pattern():
 )
 @pytest.mark.parametrize("empty", ["password=", "api_key: ", "PGPASSWORD=\n"])
 def test_a_name_without_a_value_does_not_hide_the_next_one(empty, assignment):
-    """The name on the next line is not its value, and has one."""
+    """A name on the next line is not the value of an empty name, and its own value is masked."""
     assert "hunter2" not in mask(f"{empty}\n{assignment}\n")
 
 
 @pytest.mark.parametrize("value", ["hunter2-secret", "aHVudGVyMg=="])
-def test_a_value_on_the_next_line_is_one(value):
-    """As YAML may have it, whatever the value looks like."""
+def test_a_value_on_the_next_line_is_masked(value):
+    """A value on the next line, as in YAML, is masked, whatever it looks like."""
     assert mask(f"password:\n  {value}\n") == f"password:\n  {MASK}\n"
 
 
@@ -304,6 +304,6 @@ def test_a_value_on_the_next_line_is_one(value):
     ],
 )
 def test_the_value_of_an_entry_that_has_its_name_beside_it_is_masked(text, masked):
-    """Kubernetes, OpenTelemetry and browsers write variables and headers as entries of a name and a value."""
+    """Kubernetes, OpenTelemetry and browsers write variables and headers as entries with a name and a value."""
     assert mask(text) == masked
     assert mask(masked) == masked

@@ -1,4 +1,4 @@
-"""Each secret in each place and encoding is masked, and nothing that is harmless; made of `testkit.corpus`."""
+"""Combinations of `testkit.corpus`: each secret is masked in each place and encoding, and harmless text stays."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from autogen_team._redact import MASK, Redactor, mask
 from autogen_team.errors import ConfigurationError
 from testkit import corpus
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 
 @pytest.mark.parametrize("encoding", corpus.ENCODINGS)
 @pytest.mark.parametrize("kind", corpus.KEYS)
 def test_a_key_is_masked_in_each_place(kind, encoding):
-    """Behind an escape, a colour or a line break too."""
+    """Keys are also masked after an escape sequence, a colour or a line break."""
     key = corpus.KEYS[kind]
     lines = [corpus.ENCODINGS[encoding](place.format(key)) for place in corpus.PLACES]
 
@@ -27,7 +29,7 @@ def test_a_key_is_masked_in_each_place(kind, encoding):
 
 @pytest.mark.parametrize("kind", corpus.KEYS)
 def test_a_key_is_masked_in_a_url(kind):
-    """Behind a blank that the URL has as %20."""
+    """Keys are also masked after a blank encoded as %20."""
     key = corpus.KEYS[kind]
 
     assert [
@@ -38,7 +40,7 @@ def test_a_key_is_masked_in_a_url(kind):
 @pytest.mark.parametrize(("place", "how"), corpus.NAMED)
 @pytest.mark.parametrize("password", corpus.PASSWORDS)
 def test_a_quoted_password_is_read_to_its_true_end(password, place, how):
-    """Whatever quotes and backslashes it holds."""
+    """The whole password is masked, with any quotes and backslashes."""
     line = place.format(corpus.written(password, how))
 
     assert "Sesame" not in mask(line)
@@ -50,14 +52,14 @@ def test_a_quoted_password_is_read_to_its_true_end(password, place, how):
     "place", ["Authorization: {}", "{{'Authorization': '{}'}}", '{{"authorization": "{}"}}', "('Authorization', '{}')"]
 )
 def test_the_credential_of_a_header_is_masked(scheme, place):
-    """Not the word before it."""
+    """The credential after the scheme is masked."""
     credential = corpus.SCHEMES[scheme]
 
     assert credential not in mask(place.format(f"{scheme} {credential}"))
 
 
 def test_the_signature_of_a_request_is_masked():
-    """It has parts with names."""
+    """The signature is masked, although named parts precede it."""
     header = "AWS4-HMAC-SHA256 Credential=x/20260101/eu/s3/aws4_request, SignedHeaders=host, Signature=fe5f80f77d5fa3be"
 
     assert "fe5f80" not in mask(f"Authorization: {header}")
@@ -66,7 +68,7 @@ def test_the_signature_of_a_request_is_masked():
 @pytest.mark.parametrize("password", corpus.URL_PASSWORDS)
 @pytest.mark.parametrize("rest", ["@db", "@db/runs", "@db:5432/runs?x=1", "@[::1]:80/x"])
 def test_the_password_of_a_url_is_masked(password, rest):
-    """With characters that are reserved in URLs too."""
+    """The password is masked, also with characters that are reserved in URLs."""
     line = mask(f"connecting to postgresql://bob:{password}{rest} now")
 
     assert "hunter2" not in line
@@ -75,8 +77,8 @@ def test_the_password_of_a_url_is_masked(password, rest):
 
 @pytest.mark.parametrize("encoding", corpus.ENCODINGS)
 @pytest.mark.parametrize("text", corpus.HARMLESS)
-def test_what_is_harmless_stays(text, encoding):
-    """In each encoding."""
+def test_harmless_text_stays_in_each_encoding(text, encoding):
+    """Harmless text stays in each encoding."""
     line = corpus.ENCODINGS[encoding](text)
 
     assert mask(line) == line
@@ -96,8 +98,8 @@ VARIABLES = {
 
 
 @pytest.mark.parametrize("name", VARIABLES)
-def test_a_variable_is_known_as_the_job_uses_it(name):
-    """Without the line end of Kubernetes and the quotes of an env file."""
+def test_a_variable_is_masked_without_quotes_and_newline(name):
+    """Values are masked without the trailing newline of Kubernetes and the quotes of an env file."""
     assert Redactor({name: VARIABLES[name]})("refused Sesame-open-1") == f"refused {MASK}"
 
 
@@ -105,7 +107,7 @@ def test_a_variable_is_known_as_the_job_uses_it(name):
     "encode", [*corpus.URL_ENCODINGS[:3], lambda text: json.dumps(text)[1:-1], lambda text: repr(text)[1:-1]]
 )
 def test_a_known_value_is_masked_in_each_encoding(encode):
-    """Of URLs, JSON and Python."""
+    """Known values are masked in the encodings of URLs, JSON and Python."""
     secret = 'wJalrX/tn+K7"MD\\äx'
     redactor = Redactor({"AWS_SECRET_ACCESS_KEY": secret})
 
@@ -121,15 +123,15 @@ def test_a_known_value_is_masked_in_each_encoding(encode):
         ("SSH_PUBLIC_KEY", "ssh-ed25519 AAAA", "ssh-ed25519 AAAA"),
     ],
 )
-def test_a_variable_that_is_no_secret_masks_nothing(name, value, text):
-    """Folders, ordinary words, words inside of words, public keys."""
+def test_a_variable_that_is_not_secret_masks_nothing(name, value, text):
+    """Folders, ordinary words, parts of words and public keys are not masked."""
     assert Redactor({name: value})(text) == text
 
 
 @pytest.mark.parametrize("serialize", [False, True])
 @pytest.mark.parametrize("is_coloured", [False, True])
 def test_no_sink_shows_a_secret(tmp_path, monkeypatch, capsys, serialize, is_coloured):
-    """Messages, bound values and source lines of tracebacks, in text, in JSON and in colours."""
+    """Messages, bound values and source lines of tracebacks are masked in text, JSON and coloured output."""
     monkeypatch.setenv("FORCE_COLOR" if is_coloured else "NO_COLOR", "1")
     source = tmp_path / "failing.py"
     source.write_text("def fail():\n    return dict(user='bob', password='Sesame-9')['x']\n")
@@ -151,8 +153,8 @@ def test_no_sink_shows_a_secret(tmp_path, monkeypatch, capsys, serialize, is_col
     assert "failed" in shown
 
 
-def test_the_user_s_patterns_are_masked_and_what_is_allowed_stays(monkeypatch, capsys):
-    """Of a pattern with a group the group; as an argument and as a variable."""
+def test_the_user_s_patterns_are_masked_and_allowed_text_stays(monkeypatch, capsys):
+    """Of a pattern with a group only the group is masked; patterns come from arguments or variables."""
     monkeypatch.setenv("AUTOGEN_TEAM_REDACT_PATTERNS", "ACME-\\d{6}\ncustomer=(\\w+)")
     monkeypatch.setenv("AUTOGEN_TEAM_REDACT_ALLOW", "demo-.*")
 
@@ -166,8 +168,8 @@ def test_the_user_s_patterns_are_masked_and_what_is_allowed_stays(monkeypatch, c
 
 
 @pytest.mark.parametrize("pattern", ["(", "x*"])
-def test_a_pattern_that_cannot_be_used_is_an_error_that_names_it(pattern, monkeypatch):
-    """When the context is made."""
+def test_an_invalid_pattern_is_an_error_that_names_it(pattern, monkeypatch):
+    """The error is raised when the context is created."""
     with pytest.raises(ConfigurationError, match="redact_patterns") as failed:
         GlobalContext(redact_patterns=[pattern])
     assert repr(pattern) in str(failed.value)
@@ -179,8 +181,8 @@ def test_a_pattern_that_cannot_be_used_is_an_error_that_names_it(pattern, monkey
 
 @pytest.mark.parametrize("variable", ["AUTOGEN_TEAM_REDACT_PATTERNS", "AUTOGEN_TEAM_REDACT_ALLOW"])
 @pytest.mark.parametrize("place", ["environment", ".env"])
-def test_each_service_refuses_such_a_pattern_and_masking_goes_on(variable, place, monkeypatch):
-    """A service that is used alone follows the patterns too. What is masked meanwhile is masked without the pattern."""
+def test_each_service_refuses_an_invalid_pattern_and_masking_continues(variable, place, monkeypatch):
+    """Every service rejects the pattern. Until it is fixed, text is masked without it."""
     if place == ".env":
         Path(".env").write_text(f"{variable}='('\n")
     else:
@@ -192,8 +194,8 @@ def test_each_service_refuses_such_a_pattern_and_masking_goes_on(variable, place
     assert mask("password=correct-horse") == f"password={MASK}"
 
 
-def test_a_secret_of_a_vault_is_masked_from_then_on(capsys):
-    """By loggers and redactors that were there before."""
+def test_a_secret_of_a_vault_is_masked_once_it_is_added(capsys):
+    """Existing loggers and redactors mask a secret that is added later."""
     redactor = Redactor({})
     with GlobalContext() as context:
         context.redact("from-the-vault", "an other one")
@@ -205,13 +207,13 @@ def test_a_secret_of_a_vault_is_masked_from_then_on(capsys):
 
 
 def test_a_secret_that_is_too_short_is_an_error():
-    """It would be taken out of ordinary text."""
+    """A short secret would be masked in ordinary text."""
     with GlobalContext() as context, pytest.raises(ConfigurationError, match="3 characters"):
         context.redact("abc")
 
 
 def test_a_secret_is_masked_in_the_output_that_is_kept(start_python, tmp_path):
-    """Another process keeps it, which is told."""
+    """The process that stores the output is informed of the secret."""
     job = tmp_path / "job.py"
     job.write_text(
         "from autogen_team import GlobalContext\n"
@@ -225,8 +227,8 @@ def test_a_secret_is_masked_in_the_output_that_is_kept(start_python, tmp_path):
     assert [f"got {MASK}" in text for text in kept] == [True]
 
 
-def test_the_settings_of_a_file_are_known(tmp_path, monkeypatch):
-    """A `.env` is no part of the environment, and holds the same secrets."""
+def test_secrets_of_dotenv_are_masked(tmp_path, monkeypatch):
+    """`.env` is not part of the environment, but its secrets are masked as well."""
     (tmp_path / "work" / ".env").write_text(
         "AUTOGEN_TEAM_ALERTS_URLS=mailto://bob:Sesame9mail@example.com\nDB_PASS=Sesame9base\n"
     )
@@ -236,7 +238,7 @@ def test_the_settings_of_a_file_are_known(tmp_path, monkeypatch):
 
 
 def test_values_are_masked_by_their_names():
-    """In dicts and lists, and what has none is the very object that came."""
+    """Values in dicts and lists are masked by their names; other values are returned as the same object."""
     value = {"user": "bob", "headers": [{"api_key": "Sesame"}], "max_tokens": 5}
 
     assert _redact.mask_value(value, mask) == {"user": "bob", "headers": [{"api_key": MASK}], "max_tokens": 5}

@@ -1,4 +1,4 @@
-"""A change that several users share."""
+"""A change shared by several users."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from autogen_team._process.refcount import RefCount
 
 
 def test_the_change_is_made_once_and_undone_with_the_last_user():
-    """Whoever leaves first, and again for those that come later."""
+    """The order of release does not matter, and the change can be made again."""
     said = []
 
     def make(what):
@@ -25,8 +25,8 @@ def test_the_change_is_made_once_and_undone_with_the_last_user():
     assert said == ["made a", "undone"] * 2
 
 
-def test_a_change_that_fails_has_no_user():
-    """The next one tries it again."""
+def test_a_change_that_fails_is_tried_again():
+    """The next user tries again."""
     faults = [OSError("once")]
 
     def make():

@@ -1,4 +1,4 @@
-"""Our own faults are reported however the job configures logging."""
+"""Internal errors are reported with any logging configuration of the job."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def by_file():
 
 @pytest.fixture
 def restored():
-    """Give back what configuring logging anew takes away."""
+    """Restore the handlers, level and loggers that configuring logging again changes."""
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     others = {one: one.disabled for one in root.manager.loggerDict.values() if isinstance(one, logging.Logger)}
@@ -42,16 +42,16 @@ def restored():
 
 
 @pytest.mark.parametrize("configure", [by_dict, by_file])
-def test_reports_go_on_when_logging_is_configured_anew(restored, configure):
-    """`disable_existing_loggers` is on unless a job says otherwise; other loggers are disabled as ever."""
+def test_reports_continue_when_logging_is_configured_again(restored, configure):
+    """`disable_existing_loggers` is true by default; it still disables other loggers."""
     other = logging.getLogger("library.reports")
     configure()
     assert (REPORT.disabled, other.disabled) == (False, True)
     assert REPORT.isEnabledFor(logging.WARNING)
 
 
-def test_the_level_of_reports_is_the_jobs(restored):
-    """By `dictConfig` too: that is how to have none."""
+def test_the_job_sets_the_level_of_reports(restored):
+    """A job can silence reports with `dictConfig`."""
     logging.config.dictConfig({"version": 1, "loggers": {"autogen_team": {"level": "CRITICAL"}}})
     try:
         assert not REPORT.isEnabledFor(logging.WARNING)
@@ -60,7 +60,7 @@ def test_the_level_of_reports_is_the_jobs(restored):
 
 
 def test_the_logger_of_reports_is_like_any_other():
-    """It can be copied and pickled, has the class of the process's loggers, and is made so once."""
+    """The logger can be copied and pickled, and has the process's logger class, which is set once."""
     kind = type(REPORT)
     reports.keep_enabled()
     assert type(REPORT) is kind
@@ -69,7 +69,7 @@ def test_the_logger_of_reports_is_like_any_other():
 
 
 def test_a_full_disk_is_reported_after_dict_config(run_python):
-    """The whole way, in a process of its own."""
+    """A full disk is reported in a real process."""
     code = """
 import logging.config
 from loguru import logger
@@ -83,8 +83,8 @@ with LoggerService(sink="/dev/full"):
     assert "cannot write the log to /dev/full" in err
 
 
-def test_a_fault_of_ours_is_reported_and_not_raised(caplog):
-    """With the traceback that says where it is."""
+def test_an_internal_error_is_reported_and_not_raised(caplog):
+    """The report has the traceback."""
     with reports.guard("%s did not %s", "a part", "stop"):
         raise ValueError("wrong")
 
@@ -94,8 +94,8 @@ def test_a_fault_of_ours_is_reported_and_not_raised(caplog):
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
-def test_what_ends_the_job_passes_a_guard(kind, caplog):
-    """It is no fault of ours."""
+def test_an_exit_of_the_job_passes_a_guard(kind, caplog):
+    """KeyboardInterrupt and SystemExit pass the guard without a report."""
     with pytest.raises(kind), reports.guard("not said"):
         raise kind
 

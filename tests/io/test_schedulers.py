@@ -1,4 +1,4 @@
-"""The identity of a job, as schedulers give it in variables."""
+"""Identity of a job, from the variables of schedulers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_NAME": "train"}
         ({**POD, "SLURM_JOB_ID": "1"}, "slurm-1", 0),
     ],
 )
-def test_a_job_is_called_what_its_scheduler_calls_it(variables, job, starts):
-    """With the task of an array; what is outermost goes first."""
+def test_the_id_of_a_job_is_that_of_its_scheduler(variables, job, starts):
+    """The id includes the task of an array job; the outermost scheduler wins."""
     found = schedulers.find(variables)
 
     assert (found.job, found.starts) == (job, starts)
@@ -38,13 +38,13 @@ def test_a_job_is_called_what_its_scheduler_calls_it(variables, job, starts):
 @pytest.mark.parametrize(
     "variables", [{}, {"TORCHELASTIC_RUN_ID": "none"}, {"JOB_NAME": "jenkins"}, {"SLURM_JOB_ID": ""}]
 )
-def test_what_names_no_job_is_none(variables):
-    """Such as the variable of a build server, or the id that torchrun has without one."""
+def test_other_variables_identify_no_job(variables):
+    """A build server's variable, or torchrun's default id, does not identify a job."""
     assert schedulers.find(variables) is None
 
 
-def test_signals_count_under_a_scheduler_only(monkeypatch):
-    """Elsewhere a SIGTERM is that of a person; under torchrun another rank may have failed."""
+def test_a_signal_is_a_preemption_only_under_a_scheduler(monkeypatch):
+    """Elsewhere a user may send SIGTERM, and under torchrun another rank may have failed."""
     assert not schedulers.has_preempted("SIGTERM")
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     assert [name for name in ("SIGTERM", "SIGUSR2", "SIGINT", "SIGKILL", None) if schedulers.has_preempted(name)] == [

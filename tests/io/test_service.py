@@ -1,4 +1,4 @@
-"""What every service is."""
+"""The base class of all services."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
 @pytest.mark.parametrize("cls", [LoggerService, AlertsService, MlflowService])
 def test_extends_the_base_class(cls):
-    """And implements `start`."""
+    """Each service extends the base class and implements `start`."""
     assert issubclass(cls, Service)
     assert cls.start is not Service.start
 
 
 def test_start_must_be_implemented():
-    """A service without it cannot be made."""
+    """A service class without `start` cannot be instantiated."""
 
     class Half(Service):
-        """Nothing."""
+        """A service without `start`."""
 
     with pytest.raises(TypeError, match="abstract"):
         Half()
 
 
-def test_a_service_of_one_s_own_needs_only_start():
-    """It is configured, and used by `with`, like ours."""
+def test_a_custom_service_needs_only_start():
+    """A user's service can be configured and used by `with`, like ours."""
 
     class Mail(Service):
-        """Sends mail."""
+        """A mail service."""
 
         variable_prefix = "MAIL_"
         host: str = "localhost"
-        """Where to."""
+        """Host name."""
 
         def start(self) -> None:
-            """Note that it happened."""
+            """Record the start."""
             started.append(self.host)
 
     started: list[str] = []
@@ -44,14 +44,14 @@ def test_a_service_of_one_s_own_needs_only_start():
     assert started == ["localhost"]
 
 
-def test_without_a_prefix_nothing_is_read_from_variables_of_others():
-    """A field that is called `path` is not the variable PATH."""
+def test_without_a_prefix_no_variable_is_read():
+    """Without a prefix, a field named `path` does not read the variable PATH."""
 
     class Lock(Service):
-        """Is held."""
+        """A lock file."""
 
         path: str = "train.lock"
-        """Where."""
+        """Path of the file."""
 
         def start(self) -> None:
             """Do nothing."""
@@ -61,7 +61,7 @@ def test_without_a_prefix_nothing_is_read_from_variables_of_others():
 
 
 def test_a_copy_of_a_running_service_does_not_run():
-    """Running is no part of the value."""
+    """The running state is not part of the value."""
     with LoggerService(sink="job.log") as service:
         assert service.is_started
         assert not service.model_copy().is_started
@@ -70,13 +70,13 @@ def test_a_copy_of_a_running_service_does_not_run():
 
 
 def test_a_stop_that_fails_is_reported_and_not_raised(caplog):
-    """The job's own exception must not be masked."""
+    """An exception of the job must not be replaced by one of `stop`."""
 
     class Broken(Service):
-        """Cannot stop."""
+        """A service whose stop fails."""
 
         def start(self) -> None:
-            """Note what cannot be undone."""
+            """Register a failing stop function."""
             self._on_stop(lambda: 1 / 0)
 
     with Broken():

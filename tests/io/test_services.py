@@ -23,14 +23,14 @@ from autogen_team.io.osvariables import Env
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService, Service
 
 SOON = 30.0
-"""Seconds; a generous bound for what takes MLflow four minutes."""
+"""Seconds; a generous limit for operations for which MLflow alone needs four minutes."""
 
 
 class TestLoggerService:
-    """User story 1."""
+    """User story 1: the logger service."""
 
     def test_has_the_fields_of_the_story(self):
-        """With their types."""
+        """The fields have the names and types of the user story."""
         hints = typing.get_type_hints(LoggerService)
 
         assert {name: hints[name] for name in ("sink", "level", "format")} == dict.fromkeys(
@@ -40,11 +40,11 @@ class TestLoggerService:
             assert hints[name] is bool
 
     def test_the_logger_is_loguru_s(self):
-        """The one that every module imports."""
+        """`logger()` returns the logger that every module imports from loguru."""
         assert LoggerService().logger() is loguru.logger
 
     def test_a_line_shows_time_level_and_source(self, capsys):
-        """By default, on stderr, without colour where there is no terminal."""
+        """By default lines go to stderr, without colour unless it is a terminal."""
         with LoggerService() as service:
             service.logger().warning("disk {}% full", 91)
 
@@ -59,7 +59,7 @@ class TestLoggerService:
 
     @pytest.mark.parametrize("name", ["stdout", "STDOUT", "Stdout"])
     def test_stdout_is_a_sink(self, name, capsys):
-        """In any case."""
+        """The name is accepted in any case."""
         with LoggerService(sink=name, format="{message}") as service:
             service.logger().info("line")
 
@@ -67,7 +67,7 @@ class TestLoggerService:
         assert not Path(name).exists()
 
     def test_streams_are_bound_late(self):
-        """So that redirection after the start sees the lines."""
+        """A redirection after the start receives the lines."""
         out, err = StringIO(), StringIO()
         with LoggerService(sink="stderr", format="{message}") as service, redirect_stderr(err):
             service.logger().info("to stderr")
@@ -77,7 +77,7 @@ class TestLoggerService:
         assert (out.getvalue(), err.getvalue()) == ("to stdout\n", "to stderr\n")
 
     def test_a_file_is_a_sink(self, monkeypatch, tmp_path):
-        """Its folders are made, and `~` is the home folder."""
+        """Its folders are created, and `~` is the home folder."""
         monkeypatch.setenv("HOME", str(tmp_path))
         with LoggerService(sink="~/logs/deep/job.log", format="{message}") as service:
             service.logger().info("line")
@@ -86,7 +86,7 @@ class TestLoggerService:
         assert not Path("~").exists()
 
     def test_a_file_has_no_colour(self, monkeypatch):
-        """Whatever the environment wants."""
+        """A file has no colour, whatever the environment requests."""
         monkeypatch.setenv("FORCE_COLOR", "1")
         with LoggerService(sink="job.log", format="<red>{message}</red>") as service:
             service.logger().info("line")
@@ -105,7 +105,7 @@ class TestLoggerService:
         ],
     )
     def test_colour_is_for_terminals(self, variables, terminal, colorize, coloured, monkeypatch):
-        """NO_COLOR and FORCE_COLOR are obeyed, and so is the field."""
+        """NO_COLOR, FORCE_COLOR and the field are respected."""
         for name, value in variables.items():
             monkeypatch.setenv(name, value)
         stream = StringIO()
@@ -116,7 +116,7 @@ class TestLoggerService:
         assert ("\x1b[31m" in stream.getvalue()) is coloured
 
     def test_levels_below_are_not_shown(self, capsys):
-        """The level is a threshold, in any case of letters."""
+        """The level is a threshold, in upper or lower case."""
         with LoggerService(level="warning", format="{message}") as service:
             service.logger().info("below")
             service.logger().warning("at")
@@ -134,8 +134,8 @@ class TestLoggerService:
             ({"sink": ""}, "sink"),
         ],
     )
-    def test_what_cannot_be_used_is_refused_at_start(self, fields, named, capsys):
-        """With the value in the message, and the earlier handlers kept."""
+    def test_an_invalid_field_is_refused_at_start(self, fields, named, capsys):
+        """The message has the value, and earlier handlers stay."""
         lines = []
         handler = loguru.logger.add(lambda message: lines.append(str(message)), format="{message}")
         service = LoggerService(**fields)
@@ -149,8 +149,8 @@ class TestLoggerService:
         assert lines == ["still here\n"]
         assert not service.is_started
 
-    def test_other_people_s_handlers_are_left_alone(self):
-        """During the service and after it."""
+    def test_handlers_of_the_job_are_left_alone(self):
+        """Handlers of the job stay during and after the service."""
         lines = []
         handler = loguru.logger.add(lambda message: lines.append(str(message)), format="{message}")
         with LoggerService(sink="job.log"):
@@ -160,8 +160,8 @@ class TestLoggerService:
 
         assert lines == ["during\n", "after\n"]
 
-    def test_loguru_s_own_handler_is_set_aside_and_given_back(self, run_python):
-        """A line is not printed twice, and after the stop everything is as it was."""
+    def test_loguru_s_own_handler_is_silenced_and_restored(self, run_python):
+        """Lines are not printed twice, and `stop` restores loguru's handler."""
         code = (
             "from loguru import logger; from autogen_team import LoggerService\n"
             "logger.info('before')\n"
@@ -174,7 +174,7 @@ class TestLoggerService:
         assert [line.rpartition(" - ")[2] for line in err.splitlines()] == ["before", "after"]
 
     def test_starting_twice_logs_once(self, capsys):
-        """And one stop is enough."""
+        """One `stop` is enough after two starts."""
         service = LoggerService(format="{message}")
         service.start()
         service.start()
@@ -187,7 +187,7 @@ class TestLoggerService:
 
     @pytest.mark.parametrize(("sink", "times"), [("job.log", 1), ("stdout", 1), ("stderr", 0)])
     def test_the_exception_that_ends_the_block_is_logged(self, sink, times, capsys):
-        """From where it was raised; but not where Python will show it anyway."""
+        """The line has the place of the exception; it is not logged if Python prints it anyway."""
         with pytest.raises(ValueError, match="boom"), LoggerService(sink=sink):
             raise ValueError("boom")
 
@@ -196,13 +196,13 @@ class TestLoggerService:
         assert text.count("ValueError: boom") == times
         assert text.count(":test_the_exception_that_ends_the_block_is_logged:") == times
 
-    def test_a_sink_where_one_may_not_look_is_refused_clearly(self):
-        """As any other that cannot be written."""
+    def test_a_sink_in_an_inaccessible_folder_is_refused_clearly(self):
+        """A sink in an inaccessible folder is rejected like any other unwritable one."""
         with pytest.raises(ConfigurationError, match="cannot be written"):
             LoggerService(sink="/proc/nowhere/job.log").start()
 
-    def test_json_is_one_object_a_line(self, capsys):
-        """With `serialize`."""
+    def test_json_has_one_object_per_line(self, capsys):
+        """`serialize` writes one JSON object per line."""
         with LoggerService(serialize=True) as service:
             service.logger().bind(fold=1).info("line")
 
@@ -211,10 +211,10 @@ class TestLoggerService:
 
 
 class TestAlertsService:
-    """User story 2."""
+    """User story 2: the alerts service."""
 
     def test_has_the_fields_of_the_story(self):
-        """With their defaults, and the signature of `notify`."""
+        """The fields have the names and defaults of the user story, and `notify` has its signature."""
         assert (AlertsService().enable, AlertsService().app_name, AlertsService().timeout) == (
             True,
             "autogen_team",
@@ -226,7 +226,7 @@ class TestAlertsService:
 
     @pytest.mark.parametrize("started", [True, False])
     def test_a_disabled_alert_is_printed(self, started, capsys):
-        """Exactly one line on stdout, whether the service was started or not."""
+        """Exactly one line goes to stdout, before and after the service has started."""
         service = AlertsService(enable=False, app_name="train")
         if started:
             service.start()
@@ -236,20 +236,20 @@ class TestAlertsService:
         assert capsys.readouterr() == ("[train] done: model trained\n", "")
 
     def test_an_alert_that_the_desktop_cannot_show_is_printed(self, monkeypatch, capsys):
-        """The same line, and nothing is raised."""
+        """The same line is printed, and nothing is raised."""
         monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere/bus")
         with AlertsService() as service:
             service.notify("done", "model trained")
 
         assert capsys.readouterr().out == "[autogen_team] done: model trained\n"
 
-    def test_a_level_that_does_not_exist_is_refused(self):
-        """It is the programmer's mistake, so it is told at once."""
+    def test_an_unknown_level_is_refused(self):
+        """An unknown level is a programming error and raises at once."""
         with pytest.raises(ConfigurationError, match="loud"):
             AlertsService(enable=False).notify("done", "x", level="loud")
 
     def test_the_alert_of_a_worker_is_logged_without_secrets(self, monkeypatch, caplog):
-        """Whether or not there is a service that masks the log."""
+        """Secrets are masked even if no logger service runs."""
         monkeypatch.setenv("API_TOKEN", "correct-horse-battery")
         monkeypatch.setattr(identity, "_worker", identity.process_name())
         AlertsService().notify("done", "with correct-horse-battery", level="warning")
@@ -259,15 +259,15 @@ class TestAlertsService:
 
 @pytest.fixture
 def service(store_uri):
-    """Return the tracking service on a local store."""
+    """Return a tracking service with a local store."""
     return MlflowService(tracking_uri=store_uri, experiment_name="tests", autolog_silent=True)
 
 
 class TestMlflowService:
-    """User story 3."""
+    """User story 3: the MLflow service."""
 
     def test_has_the_fields_of_the_story(self):
-        """The twelve, with their types, the nested configuration of a run, and the class variable."""
+        """The twelve fields have the types of the user story, as have the run configuration and the class variable."""
         hints = typing.get_type_hints(MlflowService)
         texts = ("tracking_uri", "registry_uri", "experiment_name", "registry_name")
         flags = (
@@ -295,7 +295,7 @@ class TestMlflowService:
         assert isinstance(MlflowService.env, Env)
 
     def test_start_sets_uris_and_experiment(self, service, store_uri):
-        """And `stop` gives back what was there before."""
+        """`stop` restores the previous values."""
         registry = f"{store_uri}.registry"
         service = service.model_copy(update={"registry_uri": registry})
         before = mlflow.is_tracking_uri_set(), {k: v for k, v in os.environ.items() if k.startswith("MLFLOW_")}
@@ -312,7 +312,7 @@ class TestMlflowService:
         ) == before
 
     def test_every_autolog_field_reaches_mlflow(self, service, monkeypatch):
-        """With its own value; two projects that this comes from forget `autolog_log_models`."""
+        """Each field has its own value; two projects that inspired this one forget `autolog_log_models`."""
         got = {}
         monkeypatch.setattr(mlflow, "autolog", lambda **arguments: got.update(arguments))
         names = [name for name in MlflowService.model_fields if name.startswith("autolog_")]
@@ -324,7 +324,7 @@ class TestMlflowService:
             assert got == {name.removeprefix("autolog_"): value for name, value in fields.items()}
 
     def test_parameters_metrics_and_model_are_autologged(self, service):
-        """By a real training, and not after the stop."""
+        """A real training run is autologged, but not after `stop`."""
         import numpy as np
         from sklearn.linear_model import LogisticRegression
 
@@ -340,7 +340,7 @@ class TestMlflowService:
         assert len(service.client().search_runs([run.info.experiment_id])) == 1
 
     def test_a_model_is_not_logged_when_that_is_switched_off(self, service):
-        """`autolog_log_models` is honoured."""
+        """`autolog_log_models=False` is respected."""
         import numpy as np
         from sklearn.linear_model import LogisticRegression
 
@@ -351,7 +351,7 @@ class TestMlflowService:
         assert service.client().get_run(run.info.run_id).outputs.model_outputs == []
 
     def test_run_context_gives_an_active_run(self, service):
-        """To which plain MLflow logs."""
+        """Plain MLflow calls log to the run."""
         config = MlflowService.RunConfig(name="train", description="about", tags={"fold": 1}, log_system_metrics=False)
         with service, service.run_context(config) as run:
             assert isinstance(run, mlflow.ActiveRun)
@@ -362,12 +362,12 @@ class TestMlflowService:
         assert (stored.data.metrics, stored.data.tags["fold"]) == ({"loss": 0.1}, "1")
 
     def test_a_run_outside_of_the_service_is_refused(self, service):
-        """It would go to a store that nobody chose."""
+        """The run would go to a store that the user has not chosen."""
         with pytest.raises(NotStartedError, match="start"), service.run_context(MlflowService.RunConfig(name="train")):
-            pytest.fail("must not be entered")
+            pytest.fail("the block must not run")
 
     def test_a_run_that_the_job_opened_outlives_the_service(self, service, store_uri):
-        """It is not ours to close."""
+        """`stop` does not close a run that the job opened."""
         mlflow.set_tracking_uri(store_uri)
         run = mlflow.start_run()
         with service:
@@ -379,14 +379,14 @@ class TestMlflowService:
         mlflow.set_tracking_uri(None)
 
     def test_the_client_is_bound_to_the_stores(self, service, store_uri):
-        """Whether the service runs or not."""
+        """The client works whether or not the service runs."""
         client = service.client()
 
         assert isinstance(client, MlflowClient)
         assert (client.tracking_uri, client._registry_uri) == (store_uri, store_uri)
 
-    def test_a_refused_server_is_told_at_once(self, free_port):
-        """With its address, its password masked, and what to do; and nothing of MLflow has changed."""
+    def test_an_unreachable_server_is_reported_at_once(self, free_port):
+        """The error has the address with a masked password; MLflow's state has not changed."""
         port = free_port()
         service = MlflowService(tracking_uri=f"http://bob:hunter2@127.0.0.1:{port}")
         begun = time.monotonic()
@@ -399,8 +399,8 @@ class TestMlflowService:
         assert "hunter2" not in str(raised.value)
         assert not mlflow.is_tracking_uri_set()
 
-    def test_a_server_that_dies_between_hello_and_the_experiment_is_told_in_time(self, free_port, start_python):
-        """It answers `/health` and nothing else: MLflow's own retries would take minutes."""
+    def test_a_server_that_hangs_after_its_health_check_is_reported_in_time(self, free_port, start_python):
+        """If the server answers `/health` only, MLflow's own retries would take minutes."""
         port = free_port()
         code = (
             "import http.server, time\n"
@@ -422,7 +422,7 @@ class TestMlflowService:
         assert not mlflow.is_tracking_uri_set()
 
     def test_a_deleted_experiment_is_a_fault_of_configuration(self, service):
-        """The message says which and what to do."""
+        """The message names the experiment and the remedy."""
         with service:
             experiment = mlflow.get_experiment_by_name("tests")
         service.client().delete_experiment(experiment.experiment_id)
@@ -431,8 +431,8 @@ class TestMlflowService:
             service.start()
 
     @pytest.mark.parametrize("path", ["folder", "text.db", "text.db/mlflow.db"])
-    def test_a_database_that_cannot_be_opened_is_told_at_once(self, tmp_path, path):
-        """A folder, a file that is no database, a file where a folder should be: MLflow would try for 100 seconds."""
+    def test_a_database_that_cannot_be_opened_is_reported_at_once(self, tmp_path, path):
+        """For a folder, an invalid database, or a file in place of a folder, MLflow would try for 100 seconds."""
         (tmp_path / "folder").mkdir()
         (tmp_path / "text.db").write_text("no database" * 100)
         begun = time.monotonic()
@@ -444,7 +444,7 @@ class TestMlflowService:
 
     @pytest.mark.parametrize("prefix", ["", "file://"])
     def test_a_folder_still_works(self, tmp_path, prefix):
-        """With a warning, because MLflow will drop it; its permission is given only while started."""
+        """A warning says that MLflow will drop folders; MLflow's permission variable is set only while started."""
         service = MlflowService(tracking_uri=f"{prefix}{tmp_path}/mlruns", autolog_disable=True)
 
         with pytest.warns(ConfigurationWarning, match="sqlite:///mlflow.db"):
@@ -458,7 +458,7 @@ class TestMlflowService:
         assert "MLFLOW_ALLOW_FILE_STORE" not in os.environ
 
     def test_a_started_service_works_from_a_copy_in_another_process(self, service, run_python):
-        """It travels as its configuration, and runs where it is started."""
+        """The service is pickled as its configuration, and can be started in the other process."""
         with service:
             data = pickle.dumps(service)
         code = f"import pickle; s = pickle.loads({data!r}); print(s.is_started)\nwith s: print(s.is_started)"
@@ -467,7 +467,7 @@ class TestMlflowService:
         assert (status, out) == (0, "False\nTrue\n"), err
 
     def test_mlflow_is_loaded_only_when_the_service_starts(self, run_python):
-        """Configuration is cheap; so is asking for the active run when there can be none."""
+        """Neither configuring a service nor `active_run` imports MLflow before the start."""
         code = (
             "import sys; from autogen_team import MlflowService\n"
             "assert MlflowService().active_run is None; assert 'mlflow' not in sys.modules"
@@ -476,14 +476,14 @@ class TestMlflowService:
 
         assert status == 0, err
 
-    def test_a_page_is_known_for_runs_on_a_server(self):
-        """To be shown in alerts and on the console."""
+    def test_a_run_on_a_server_has_a_link(self):
+        """Alerts and the console display the link."""
         assert MlflowService(tracking_uri="http://m:5000").link("1", "a") == "http://m:5000/#/experiments/1/runs/a"
         assert MlflowService(tracking_uri="sqlite:///x.db").link("1", "a") is None
 
 
-def test_the_service_of_mlflow_has_no_names_for_the_inside():
-    """The public names of MlflowService, apart from its fields, are those that its users call."""
+def test_the_service_of_mlflow_has_no_public_names_for_internal_use():
+    """The public names of MlflowService, apart from its fields, are those that users call."""
     of_every_service = {name for name in dir(Service) if not name.startswith("_")}
     fields = MlflowService.model_fields.keys()
     own = {name for name in dir(MlflowService) if not name.startswith("_")} - of_every_service - fields

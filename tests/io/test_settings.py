@@ -1,4 +1,4 @@
-"""Where settings come from, and what is said about those that cannot be used."""
+"""Sources of settings, and errors about invalid settings."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ EVERY_FIELD = [(cls, name) for cls in SERVICES for name in cls.model_fields]
 
 @pytest.fixture(autouse=True)
 def nothing_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget which misspelt variables a test of another module has met: each is told once in a process."""
+    """Forget the misspelt variables that other tests have reported, because each is reported once per process."""
     monkeypatch.setattr(settings, "_reported", set())
 
 
 def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
-    """Return two texts that the field takes, neither of them its default."""
+    """Return two valid texts for a field, neither of them its default."""
     default = getattr(cls(), name)
     annotation = cls.model_fields[name].annotation
     if get_origin(annotation) is Literal:
@@ -49,7 +49,7 @@ def texts_for(cls: type[Service], name: str) -> tuple[str, str]:
 
 @pytest.mark.parametrize(("cls", "name"), EVERY_FIELD, ids=lambda value: getattr(value, "__name__", value))
 def test_every_field_has_a_variable_a_line_of_dotenv_and_an_argument(cls, name, monkeypatch, snapshots):
-    """Argument before environment before `.env` before default, for each of them."""
+    """An argument overrides the environment, then `.env`, then the default, for every field."""
     monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
     variable = cls.variables()[name]
     first, second = texts_for(cls, name)
@@ -74,8 +74,8 @@ def test_every_field_has_a_variable_a_line_of_dotenv_and_an_argument(cls, name, 
     assert next(setting.source for setting in given.settings() if setting.name == name) == "argument"
 
 
-def test_each_field_says_what_it_is_for():
-    """The description serves the IDE, the reference and the command line."""
+def test_each_field_has_a_description():
+    """IDEs, the reference and the command line show the description."""
     assert [
         f"{cls.__name__}.{name}"
         for cls in [*SERVICES, Env]
@@ -85,11 +85,11 @@ def test_each_field_says_what_it_is_for():
 
 
 def test_descriptions_are_inherited_and_may_be_missing():
-    """Those of a subclass come first; a class without a source has those of its bases."""
+    """Descriptions of a subclass come first; a class without source code has those of its bases."""
 
     class Other(Env):
         mlflow_experiment_name: str = "other"
-        """Something else."""
+        """Another description."""
         more: int = 1
 
     here = descriptions(Other)
@@ -108,8 +108,8 @@ at the margin
     assert descriptions(typed["Typed"]) == descriptions(AtTheMargin) == descriptions(Env)
 
 
-def test_settings_are_read_when_a_service_is_made(monkeypatch):
-    """Not at import, and not later."""
+def test_settings_are_read_when_a_service_is_created(monkeypatch):
+    """Settings are read neither at import nor after the service is created."""
     early = MlflowService()
     monkeypatch.setenv("MLFLOW_EXPERIMENT_NAME", "late")
 
@@ -118,7 +118,7 @@ def test_settings_are_read_when_a_service_is_made(monkeypatch):
 
 
 def test_the_registry_follows_tracking_unless_it_is_set(monkeypatch):
-    """By argument, by variable, or not at all."""
+    """The registry URI follows the tracking URI unless an argument or a variable sets it."""
     assert MlflowService(tracking_uri="sqlite:///a.db").registry_uri == "sqlite:///a.db"
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracking")
@@ -129,14 +129,14 @@ def test_the_registry_follows_tracking_unless_it_is_set(monkeypatch):
 
 
 def test_an_empty_variable_is_an_unset_one(monkeypatch):
-    """As docker-compose and CI write those that they do not know."""
+    """docker-compose and CI write unknown variables as empty ones."""
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_TIMEOUT", "")
 
     assert AlertsService().timeout is None
 
 
 def test_none_can_be_written_in_a_variable(monkeypatch):
-    """To take back what `.env` says."""
+    """`none` overrides a value in `.env`."""
     Path(".env").write_text("AUTOGEN_TEAM_ALERTS_TIMEOUT=5\n")
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_TIMEOUT", "none")
 
@@ -144,7 +144,7 @@ def test_none_can_be_written_in_a_variable(monkeypatch):
 
 
 def test_urls_are_separated_by_spaces(monkeypatch):
-    """And never shown."""
+    """URLs are never shown."""
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_URLS", "json://one tgram://two")
 
     service = AlertsService()
@@ -154,8 +154,8 @@ def test_urls_are_separated_by_spaces(monkeypatch):
     assert all("json://" not in setting.value for setting in service.settings())
 
 
-def test_a_path_is_accepted_where_a_text_is_asked_for():
-    """A file to log to, or a store, is often a `Path`."""
+def test_a_path_is_accepted_as_a_text():
+    """A log file or a store is often given as a `Path`."""
     assert LoggerService(sink=Path("job.log")).sink == "job.log"
 
 
@@ -169,7 +169,7 @@ def test_a_path_is_accepted_where_a_text_is_asked_for():
     ],
 )
 def test_a_value_that_does_not_parse_is_named_with_its_variable(cls, variable, value, hint, monkeypatch):
-    """The variable, the value, the place and what it may be."""
+    """The error names the variable, its value, its source and the valid values."""
     monkeypatch.setenv(variable, value)
 
     with pytest.raises(ConfigurationError) as raised:
@@ -180,7 +180,7 @@ def test_a_value_that_does_not_parse_is_named_with_its_variable(cls, variable, v
 
 
 def test_a_bad_line_of_dotenv_is_named_as_such():
-    """A person looks into the right place then."""
+    """The error says that the value comes from `.env`."""
     Path(".env").write_text("AUTOGEN_TEAM_ALERTS_COOLDOWN=long\n")
 
     with pytest.raises(ConfigurationError, match=r"AUTOGEN_TEAM_ALERTS_COOLDOWN is 'long' \(\.env\)"):
@@ -188,7 +188,7 @@ def test_a_bad_line_of_dotenv_is_named_as_such():
 
 
 def test_a_bad_argument_is_named_with_its_field():
-    """And with the variable that sets the same."""
+    """The error also names the variable with the same effect."""
     with pytest.raises(
         ConfigurationError, match=r"AlertsService\.timeout is 'soon' \(or the variable AUTOGEN_TEAM_ALERTS_TIM"
     ):
@@ -196,7 +196,7 @@ def test_a_bad_argument_is_named_with_its_field():
 
 
 def test_a_secret_stays_secret_in_its_own_error():
-    """The value is masked, the rest is there."""
+    """The value is masked, and the rest of the error stays."""
     with pytest.raises(ConfigurationError) as raised:
         AlertsService(urls=("json://one", 5))
 
@@ -204,21 +204,21 @@ def test_a_secret_stays_secret_in_its_own_error():
 
 
 def test_an_unknown_field_is_refused_with_the_nearest_one():
-    """A misspelt argument is no silent default."""
+    """A misspelt argument is not ignored silently."""
     with pytest.raises(ConfigurationError, match="LoggerService has no field 'levle'; did you mean 'level'"):
         LoggerService(levle="INFO")
-    with pytest.raises(ConfigurationError, match="has no field 'zzz'; it has enable, app_name"):
+    with pytest.raises(ConfigurationError, match="has no field 'zzz'; its fields are enable, app_name"):
         AlertsService(zzz=1)
 
 
 def test_errors_can_be_caught_as_value_errors():
-    """By those who know nothing of us."""
+    """Callers that do not know our errors can catch ValueError."""
     with pytest.raises(ValueError, match="timeout"):
         AlertsService(timeout="soon")
 
 
 def test_a_misspelt_variable_is_reported_with_the_nearest_right_name(monkeypatch):
-    """A setting that nothing reads is not silently lost."""
+    """A misspelt variable is not ignored silently."""
     monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LEVLE", "DEBUG")
 
     with pytest.warns(
@@ -229,8 +229,8 @@ def test_a_misspelt_variable_is_reported_with_the_nearest_right_name(monkeypatch
     assert warned[0].filename == __file__
 
 
-def test_a_misspelt_variable_of_another_service_is_that_service_s_to_report(monkeypatch):
-    """One mistake, one report."""
+def test_a_misspelt_variable_of_another_service_is_not_reported(monkeypatch):
+    """One mistake is reported by one service."""
     monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LEVLE", "DEBUG")
 
     with warnings.catch_warnings():
@@ -250,16 +250,16 @@ def test_a_misspelt_variable_of_another_service_is_that_service_s_to_report(monk
         ("AUTOGEN_TEAM_STATEDIR", "AUTOGEN_TEAM_STATE_DIR"),
     ],
 )
-def test_a_variable_that_is_meant_for_no_service_is_reported_by_any(monkeypatch, cls, wrong, right):
-    """Its prefix is misspelt, so no service takes it for its own."""
+def test_a_variable_with_a_misspelt_prefix_is_reported_by_any_service(monkeypatch, cls, wrong, right):
+    """If the prefix is misspelt, any service reports the variable."""
     monkeypatch.setenv(wrong, "x")
 
     with pytest.warns(ConfigurationWarning, match=f"{wrong} .* did you mean {right}?"):
         cls()
 
 
-def test_variables_of_others_are_nobody_s_mistake(monkeypatch):
-    """Those of other products whose names begin alike, a setting of the context, what a command of alerts is given."""
+def test_variables_of_others_are_not_reported(monkeypatch):
+    """Examples are similar names of other products, a context setting, and variables of alert commands."""
     for name in ("AUTOGEN_USE_DOCKER", "AUTOGENSTUDIO_APPDIR", "AUTO_UPDATE", "AUTOGEN_TEAM_MYSERVICE_PATH"):
         monkeypatch.setenv(name, "1")
     monkeypatch.setenv("AUTOGEN_TEAM_ALERT_ON", "always")
@@ -272,7 +272,7 @@ def test_variables_of_others_are_nobody_s_mistake(monkeypatch):
 
 
 def test_services_are_values():
-    """Equal, hashable and immutable; pickled and copied as their fields."""
+    """Services are comparable, hashable and immutable; they are pickled and copied by their fields."""
     service = LoggerService(level="DEBUG")
 
     assert service == LoggerService(level="DEBUG") != LoggerService()
@@ -283,7 +283,7 @@ def test_services_are_values():
 
 
 def test_a_pickled_service_does_not_read_the_environment_again(monkeypatch):
-    """A worker gets what the parent had."""
+    """A worker gets the parent's settings."""
     data = pickle.dumps(LoggerService())
     monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LEVEL", "ERROR")
 
@@ -291,7 +291,7 @@ def test_a_pickled_service_does_not_read_the_environment_again(monkeypatch):
 
 
 def test_passwords_are_masked_wherever_a_service_is_shown():
-    """Its repr lands in logs and tracebacks."""
+    """A service's repr appears in logs and tracebacks."""
     service = MlflowService(tracking_uri="http://bob:hunter2@mlflow")
 
     assert "hunter2" not in repr(service)
@@ -302,7 +302,7 @@ def test_passwords_are_masked_wherever_a_service_is_shown():
 
 
 def test_the_state_folder_is_an_absolute_path(monkeypatch):
-    """Whichever way it is given; `~` is the home folder."""
+    """Any form of the path is made absolute; `~` is the home folder."""
     monkeypatch.setenv("AUTOGEN_TEAM_STATE_DIR", "~/state")
     assert MlflowService().state_dir == str(Path("~/state").expanduser())
 
@@ -310,8 +310,8 @@ def test_the_state_folder_is_an_absolute_path(monkeypatch):
         assert MlflowService(state_dir=given).state_dir == str(Path.cwd() / "state")
 
 
-def test_a_state_folder_that_is_not_chosen_is_shown(monkeypatch, tmp_path):
-    """It is the user's own on this machine, but no value that another process would get."""
+def test_the_default_state_folder_is_shown(monkeypatch, tmp_path):
+    """The default depends on the user and machine, so it is not passed to other processes."""
     monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     service = MlflowService()
@@ -324,8 +324,8 @@ def test_a_state_folder_that_is_not_chosen_is_shown(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("value", ["a file", " ", "nul\0", "~no-such-user/state"])
-def test_what_cannot_be_the_state_folder_is_an_error_at_once(value):
-    """Before a job has logged anything."""
+def test_an_invalid_state_folder_is_an_error_at_once(value):
+    """The error is raised before the job logs anything."""
     Path("a file").touch()
 
     with pytest.raises(ConfigurationError, match=r"MlflowService\.state_dir is .*AUTOGEN_TEAM_STATE_DIR"):
@@ -333,7 +333,7 @@ def test_what_cannot_be_the_state_folder_is_an_error_at_once(value):
 
 
 def test_importing_reads_no_variable():
-    """A wrong value is an error where a service is made, not where the package is imported."""
+    """An invalid value is an error when a service is created, not when the package is imported."""
     code = "import autogen_team.io.services, autogen_team.context; print('fine')"
     environment = {"AUTOGEN_TEAM_LOGGER_COLORIZE": "maybe", "MLFLOW_TRACKING_URI": "x", "PATH": ""}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
@@ -341,16 +341,16 @@ def test_importing_reads_no_variable():
     assert found.stdout == "fine\n"
 
 
-def test_none_is_a_word_where_a_text_is_asked_for(monkeypatch):
-    """Only a field that takes None takes the word for it, by variable and on the command line."""
+def test_none_is_a_text_in_a_field_that_does_not_accept_none(monkeypatch):
+    """`none` means None only in fields that accept None, in variables and on the command line."""
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_APP_NAME", "none")
 
     assert AlertsService().app_name == "none"
     assert settings.none_or_text(AlertsService, "timeout", "None") is None
 
 
-def test_a_dotenv_that_is_no_text_is_named():
-    """Instead of a UnicodeDecodeError from nowhere."""
+def test_a_dotenv_that_is_not_utf_8_is_named():
+    """The error names `.env` and is not a UnicodeDecodeError."""
     Path(".env").write_bytes(b"NAME=caf\xe9\n")
 
     with pytest.raises(ConfigurationError, match=r"\.env is not valid UTF-8"):
@@ -360,7 +360,7 @@ def test_a_dotenv_that_is_no_text_is_named():
 
 
 def test_a_misspelt_variable_is_reported_once(monkeypatch):
-    """However many services are made, by whomever."""
+    """A misspelt variable is reported once, however many services are created."""
     monkeypatch.setenv("AUTOGEN_TEAM_LOGGER_LVL", "DEBUG")
 
     with pytest.warns(ConfigurationWarning) as warned:
@@ -372,14 +372,14 @@ def test_a_misspelt_variable_is_reported_once(monkeypatch):
 
 @pytest.mark.parametrize(("cls", "field"), [(AlertsService, "flush_timeout"), (MlflowService, "connect_timeout")])
 @pytest.mark.parametrize("value", ["inf", "nan", "1e9"])
-def test_a_timeout_is_a_time(cls, field, value):
-    """For ever is none that a job could wait."""
+def test_a_timeout_is_finite(cls, field, value):
+    """Infinity is not accepted, because a job cannot wait forever."""
     with pytest.raises(ConfigurationError, match=field):
         cls(**{field: value})
 
 
-def test_a_run_that_cannot_be_configured_shows_no_secret():
-    """The error names the field, not what was in it."""
+def test_an_invalid_run_configuration_shows_no_secret():
+    """The error names the field and does not show its value."""
     with pytest.raises(ConfigurationError, match="name: Input should be a valid string") as raised:
         MlflowService.RunConfig(name=b"\xff hunter2")
 
@@ -387,7 +387,7 @@ def test_a_run_that_cannot_be_configured_shows_no_secret():
 
 
 def test_the_environment_of_a_service_makes_an_equal_one(monkeypatch):
-    """In a process that has no more than these variables."""
+    """A process with only these variables creates an equal service."""
     logger = LoggerService(sink="job.log", level="DEBUG", serialize=True, retention="3 days", redact=False)
     mlflow = MlflowService(tracking_uri="http://127.0.0.1:5000", experiment_name="digits", connect_timeout=1.5)
     for name, value in {**logger.environment(), **mlflow.environment()}.items():
@@ -398,7 +398,7 @@ def test_the_environment_of_a_service_makes_an_equal_one(monkeypatch):
 
 
 def test_the_environment_of_a_service_is_short_and_holds_no_secret(monkeypatch):
-    """A default is left out, unless it is there to overrule what is inherited."""
+    """A default is omitted, unless it overrides an inherited variable."""
     assert LoggerService().environment() == {}
     assert AlertsService(urls=["json://bob:hunter2@127.0.0.1"]).environment() == {}
 
@@ -406,8 +406,8 @@ def test_the_environment_of_a_service_is_short_and_holds_no_secret(monkeypatch):
     assert LoggerService(level="INFO").environment() == {"AUTOGEN_TEAM_LOGGER_LEVEL": "INFO"}
 
 
-def test_a_name_alone_in_dotenv_says_nothing():
-    """It is no word, and no file of that name is made."""
+def test_a_name_without_a_value_in_dotenv_is_ignored():
+    """A `.env` line without `=` sets no value, and creates no file of that name."""
     Path(".env").write_text("AUTOGEN_TEAM_LOGGER_SINK\nAUTOGEN_TEAM_LOGGER_LEVEL=DEBUG\n")
 
     assert (LoggerService().sink, LoggerService().level) == ("stderr", "DEBUG")

@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them."""
+"""Sizes in bytes, in readable text."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from autogen_team._process import sizes
     ],
 )
 def test_a_size_is_read(text, expected):
-    """With a unit of either kind, in any case, or as a plain number."""
+    """The unit is binary or decimal, in any case, or missing."""
     assert sizes.parse(text) == expected
 
 
 @pytest.mark.parametrize("text", ["", "ten", "10 gigabytes", "-1", "1e3", "nan GB"])
-def test_what_is_no_size_is_an_error(text):
-    """Which names the text and shows how a size is written."""
+def test_an_invalid_size_is_an_error(text):
+    """The error quotes the text and shows valid examples."""
     with pytest.raises(ValueError, match="is not a size: write a number and a unit"):
         sizes.parse(text)
 
@@ -35,5 +35,5 @@ def test_what_is_no_size_is_an_error(text):
     ("size", "expected"), [(0, "0 B"), (999, "999 B"), (999_999, "1 MB"), (1234, "1.23 kB"), (10**15, "1e+03 TB")]
 )
 def test_a_size_is_shown_with_three_digits(size, expected):
-    """In the largest unit that leaves a digit before the point."""
+    """The unit is the largest that leaves a digit before the point."""
     assert sizes.show(size) == expected

@@ -1,4 +1,4 @@
-"""Text that is written past the buffer of a standard stream."""
+"""Text written directly to the descriptor of a standard stream, past its buffer."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ sys.exit(7)
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")  # noqa: PTH110
-def test_what_a_full_disk_refuses_does_not_change_the_exit_status(tmp_path):
-    """Python would find the line in the buffer and exit with 120."""
+def test_a_full_disk_does_not_change_the_exit_status(tmp_path):
+    """If the text stayed in the buffer, Python would exit with status 120."""
     script = tmp_path / "full.py"
     script.write_text(FULL)
 
     assert os.waitstatus_to_exitcode(os.system(f"{sys.executable} {script} >/dev/full 2>/dev/full")) == 7
 
 
-def test_what_the_job_has_printed_comes_first(start_python):
-    """Its text may still be in the buffer of the stream."""
+def test_output_of_the_job_comes_first(start_python):
+    """The stream's buffer is flushed first."""
     code = (
         "import sys\nfrom autogen_team._process import streams\nsys.stdout.write('1 ')\nstreams.write(sys.stdout, '2')"
     )
@@ -42,8 +42,8 @@ def test_what_the_job_has_printed_comes_first(start_python):
     assert start_python("-c", code, fresh=True, PYTHONUNBUFFERED="").finish()[1] == "1 2"
 
 
-def test_a_reader_that_is_slow_gets_all_of_it(monkeypatch):
-    """Though another process has made the pipe non-blocking, and it is full."""
+def test_a_slow_reader_gets_the_whole_text(monkeypatch):
+    """The whole text arrives, even if the pipe is full and another process has made it non-blocking."""
     reader, writer = os.pipe()
     fcntl.fcntl(writer, fcntl.F_SETFL, os.O_NONBLOCK)
     with open(writer, "w") as stream, open(reader, "rb") as source:  # noqa: PTH123
@@ -58,8 +58,8 @@ def test_a_reader_that_is_slow_gets_all_of_it(monkeypatch):
 
 
 @pytest.mark.parametrize("stand_in", [io.StringIO, lambda: io.TextIOWrapper(io.BytesIO(), "ascii")])
-def test_a_stream_that_stands_in_gets_the_text_itself(stand_in):
-    """As far as its encoding can express it."""
+def test_a_replaced_stream_gets_the_text_itself(stand_in):
+    """Characters that the encoding lacks are escaped."""
     stream = stand_in()
 
     streams.write(stream, "é")

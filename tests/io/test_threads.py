@@ -8,7 +8,7 @@ from autogen_team._process.threads import spawn
 
 
 def test_the_work_is_done_on_a_daemon_thread_of_that_name():
-    """The interpreter does not wait for it at its end."""
+    """The interpreter does not wait for a daemon thread at exit."""
     found = []
     thread = spawn(lambda: found.append(threading.current_thread()), name="helper")
     thread.join()
@@ -17,8 +17,8 @@ def test_the_work_is_done_on_a_daemon_thread_of_that_name():
     assert (thread.name, thread.daemon) == ("helper", True)
 
 
-def test_where_no_thread_can_be_started_there_is_none(monkeypatch):
-    """The caller does the work itself."""
+def test_none_is_returned_if_no_thread_can_be_started(monkeypatch):
+    """If no thread can be started, None is returned, and the caller does the work."""
 
     def fail(_thread):
         raise RuntimeError("can't start new thread")

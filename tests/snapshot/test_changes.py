@@ -1,4 +1,4 @@
-"""The patch of a snapshot gives the very bytes of the work tree, and making it leaves no trace in the repository."""
+"""A snapshot's patch restores the work tree byte by byte, and taking it leaves no trace in the repository."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def check(folder: Path, tmp_path: Path, *options: str) -> tuple[changes.Changes, bytes]:
-    """Make a patch, apply it to a clone, and compare; return what differs, and the patch."""
+    """Create a patch, apply it to a clone, and compare the files; return the changes and the patch."""
     before = repositories.untouched(folder)
     found, patch = repositories.snapshot(folder, tmp_path / "scratch")
     assert repositories.untouched(folder) == before
@@ -46,7 +46,7 @@ def edit(folder: Path) -> None:
 
 
 def stage(folder: Path) -> None:
-    """Change a file, and stage that."""
+    """Change a file, and stage the change."""
     edit(folder)
     git(folder, "add", "train.py")
 
@@ -58,14 +58,14 @@ def stage_then_edit(folder: Path) -> None:
 
 
 def add_files(folder: Path) -> None:
-    """Add files of all kinds."""
+    """Add files of all types."""
     write(
         folder, {"new.py": "x = 1\n", "deep/er/new.bin": b"\0\1\2" * 99, "empty": "", "no line end": "x", "-f": "y\n"}
     )
 
 
 def rename(folder: Path) -> None:
-    """Rename a file by git."""
+    """Rename a file with git."""
     git(folder, "mv", "src/model.py", "model 2.py")
 
 
@@ -75,13 +75,13 @@ def rename_unstaged(folder: Path) -> None:
 
 
 def delete(folder: Path) -> None:
-    """Delete a file, and another by git."""
+    """Delete one file without git, and another with git."""
     (folder / "data.bin").unlink()
     git(folder, "rm", "--quiet", "run.sh")
 
 
 def remove_from_index_only(folder: Path) -> None:
-    """Have git forget a file that stays."""
+    """Remove a file from the index, and keep it in the tree."""
     git(folder, "rm", "--quiet", "--cached", "train.py")
 
 
@@ -98,33 +98,33 @@ def change_modes(folder: Path) -> None:
 
 
 def add_links(folder: Path) -> None:
-    """Add links, one in place of a file."""
+    """Add links, one of them replacing a file."""
     (folder / "link").symlink_to("nowhere/at all")
     (folder / "train.py").unlink()
     (folder / "train.py").symlink_to("src/model.py")
 
 
 def replace_folder_by_link(folder: Path) -> None:
-    """Put a link in place of a folder."""
+    """Replace a folder by a link."""
     (folder / "src/model.py").rename(folder / "moved.py")
     (folder / "src").rmdir()
     (folder / "src").symlink_to("a b")
 
 
 def replace_file_by_folder(folder: Path) -> None:
-    """Put a folder in place of a file."""
+    """Replace a file by a folder."""
     (folder / "train.py").unlink()
     write(folder, {"train.py/inside.py": "x\n"})
 
 
 def intend_to_add(folder: Path) -> None:
-    """Add a file without its content."""
+    """Mark a file with `git add --intent-to-add`."""
     write(folder, {"new.py": "x = 1\n"})
     git(folder, "add", "--intent-to-add", "new.py")
 
 
 def hide_changes(folder: Path) -> None:
-    """Change files that git is told not to look at."""
+    """Change files that are marked unchanged in the index."""
     git(folder, "update-index", "--assume-unchanged", "train.py")
     git(folder, "update-index", "--skip-worktree", "run.sh")
     write(folder, {"train.py": "hidden\n", "run.sh": "#!/bin/bash\n"})
@@ -143,7 +143,7 @@ def conflict(folder: Path) -> None:
 
 
 def change_within_a_tick(folder: Path) -> None:
-    """Change a file after the index without a trace in its size or time, which git only notices by the index's own."""
+    """Change a file after staging without changing its size or time; git notices only by the index's time."""
     stage(folder)
     path, index = folder / "train.py", folder / ".git/index"
     moment = path.stat().st_mtime_ns
@@ -153,7 +153,7 @@ def change_within_a_tick(folder: Path) -> None:
 
 
 def add_empty_files(folder: Path) -> None:
-    """Add files without content, in folders with names as `git apply` does not expect them."""
+    """Add empty files, in folders whose names `git apply` does not expect."""
     write(folder, {"ends with a blank /__init__.py": "", "a /b /c ": "", "plain/__init__.py": "", "blank ": ""})
 
 
@@ -181,7 +181,7 @@ KINDS = [
 
 @pytest.mark.parametrize("change", KINDS, ids=lambda change: change.__name__)
 def test_a_change_is_in_the_patch(folder, tmp_path, change):
-    """A clone at the commit with the patch has the very bytes; the index, the tree and .git are as they were."""
+    """A clone with the patch equals the tree byte by byte; the index, the tree and .git are unchanged."""
     change(folder)
 
     found, _ = check(folder, tmp_path)
@@ -189,15 +189,15 @@ def test_a_change_is_in_the_patch(folder, tmp_path, change):
     assert (bool(found.files), found.left_out, found.inexact) == (change is not remove_from_index_only, {}, [])
 
 
-def test_what_is_committed_needs_no_patch(folder, tmp_path):
-    """A clean tree."""
+def test_a_clean_tree_has_an_empty_patch(folder, tmp_path):
+    """A clean tree has an empty patch."""
     found, patch = check(folder, tmp_path)
 
     assert (found.files, patch, found.commit) == ([], b"", git(folder, "rev-parse", "HEAD"))
 
 
-def test_what_git_ignores_is_not_in_the_patch(folder, tmp_path):
-    """By .gitignore, and by the exclude file of the clone."""
+def test_ignored_files_are_not_in_the_patch(folder, tmp_path):
+    """Files may be ignored by .gitignore and by the clone's exclude file."""
     write(folder, {".gitignore": "*.env\n", "secret.env": "x\n", ".git/info/exclude": "mine.txt\n", "mine.txt": "x\n"})
 
     found, patch = repositories.snapshot(folder, tmp_path / "scratch")
@@ -206,8 +206,8 @@ def test_what_git_ignores_is_not_in_the_patch(folder, tmp_path):
     assert b"secret.env" not in patch
 
 
-def test_a_renamed_file_is_told_as_such(folder, tmp_path):
-    """So that the patch can be read, and is small."""
+def test_a_renamed_file_is_a_rename_in_the_patch(folder, tmp_path):
+    """The patch is readable and small."""
     rename(folder)
 
     _, patch = check(folder, tmp_path)
@@ -216,7 +216,7 @@ def test_a_renamed_file_is_told_as_such(folder, tmp_path):
 
 
 def test_without_a_commit_everything_is_in_the_patch(tmp_path):
-    """It applies to an empty folder."""
+    """The patch applies to an empty folder."""
     folder = repositories.make(tmp_path / "repository")
     write(folder, FILES)
     git(folder, "add", "train.py")
@@ -228,7 +228,7 @@ def test_without_a_commit_everything_is_in_the_patch(tmp_path):
 
 
 def test_a_subfolder_stands_for_the_whole_repository(folder, tmp_path):
-    """A job that starts in src/ may import what is beside it."""
+    """A job started in src/ may import files outside it."""
     edit(folder)
     write(folder, {"src/new.py": "x\n"})
 
@@ -238,8 +238,8 @@ def test_a_subfolder_stands_for_the_whole_repository(folder, tmp_path):
     assert changes.collect(repository).files == ["src/new.py", "train.py"]
 
 
-def test_a_worktree_has_changes_of_its_own(folder, tmp_path):
-    """It shares the objects with the repository, and has another index."""
+def test_a_worktree_has_its_own_changes(folder, tmp_path):
+    """A worktree shares the repository's objects, and has its own index."""
     other = tmp_path / "other"
     git(folder, "worktree", "add", "--quiet", str(other))
     edit(other)
@@ -254,7 +254,7 @@ def test_a_worktree_has_changes_of_its_own(folder, tmp_path):
 
 @pytest.fixture
 def with_submodule(folder: Path, tmp_path: Path) -> Path:
-    """Return a repository with a submodule `lib`, which has one of its own, `lib/inner`."""
+    """Return a repository with a submodule `lib` and a nested submodule `lib/inner`."""
     inner = repositories.make(tmp_path / "inner", {"deep.py": "deep = 1\n"})
     lib = repositories.make(tmp_path / "lib", {"lib.py": "lib = 1\n", "old.py": "x\n" * 9})
     git(lib, "submodule", "--quiet", "add", str(inner), "inner")
@@ -266,7 +266,7 @@ def with_submodule(folder: Path, tmp_path: Path) -> Path:
 
 
 def test_changes_in_submodules_are_in_the_same_patch(with_submodule, tmp_path):
-    """Relative to the commit that `git clone --recurse-submodules` brings, in each depth."""
+    """Changes are relative to the commits that `git clone --recurse-submodules` checks out, at each depth."""
     folder = with_submodule
     edit(folder)
     write(folder, {"lib/lib.py": "lib = 2\n", "lib/new.py": "x\n", "lib/inner/deep.py": "deep = 2\n"})
@@ -279,7 +279,7 @@ def test_changes_in_submodules_are_in_the_same_patch(with_submodule, tmp_path):
 
 
 def test_a_submodule_at_another_commit_is_in_the_patch(with_submodule, tmp_path):
-    """Also where that commit was never pushed."""
+    """The change is in the patch, even if that commit was never pushed."""
     folder = with_submodule
     write(folder, {"lib/lib.py": "lib = 3\n"})
     git(folder / "lib", "commit", "--quiet", "-am", "not pushed")
@@ -289,8 +289,8 @@ def test_a_submodule_at_another_commit_is_in_the_patch(with_submodule, tmp_path)
     assert found.files == ["lib/lib.py"]
 
 
-def test_a_new_submodule_is_left_out_and_said(folder, tmp_path):
-    """The commit does not know where it comes from."""
+def test_a_new_submodule_is_left_out_and_reported(folder, tmp_path):
+    """The commit does not contain the submodule's URL."""
     lib = repositories.make(tmp_path / "lib", {"lib.py": "lib = 1\n"})
     git(folder, "submodule", "--quiet", "add", str(lib), "lib")
 
@@ -301,26 +301,26 @@ def test_a_new_submodule_is_left_out_and_said(folder, tmp_path):
     assert b"lib.py" not in patch
 
 
-def test_a_repository_inside_is_left_out_and_said(folder, tmp_path):
-    """A clone that somebody has put there."""
+def test_a_nested_repository_is_left_out_and_reported(folder, tmp_path):
+    """The repository may be a clone inside the folder."""
     repositories.make(folder / "vendor", {"lib.py": "x\n"})
 
     found, _ = repositories.snapshot(folder, tmp_path / "scratch")
 
-    assert (found.files, found.left_out) == (["vendor/"], {"vendor/": "a repository of its own"})
+    assert (found.files, found.left_out) == (["vendor/"], {"vendor/": "a separate repository"})
 
 
 LINES = {"unix.txt": b"a\nb\n", "dos.txt": b"a\r\nb\r\n", "mixed.txt": b"a\r\nb\n", "bare.txt": b"a\rb"}
 
 
 @pytest.mark.parametrize("setting", ["true", "input", "false"])
-def test_line_ends_are_kept_whatever_git_makes_of_them(tmp_path, setting):
-    """With core.autocrlf, in a clone that has it too; only where git would change the line ends again is it told."""
+def test_line_endings_are_kept_with_any_setting(tmp_path, setting):
+    """With the same core.autocrlf in the clone, files whose line endings git would change are reported."""
     folder = repositories.make(tmp_path / "repository", {**LINES, "clean.txt": b"a\nb\n"})
     git(folder, "config", "core.autocrlf", setting)
     write(folder, {f"new-{name}": content for name, content in LINES.items()})
     write(folder, {name: content + b"more" + content for name, content in LINES.items()})
-    if setting == "true":  # as it was checked out
+    if setting == "true":  # as if checked out
         (folder / "clean.txt").write_bytes(b"a\r\nb\r\n")
     found, patch = repositories.snapshot(folder, tmp_path / "scratch")
     clone = repositories.reproduce(folder, found.commit, patch, tmp_path / "clone", "-c", f"core.autocrlf={setting}")
@@ -332,8 +332,8 @@ def test_line_ends_are_kept_whatever_git_makes_of_them(tmp_path, setting):
 
 
 @pytest.mark.parametrize("attributes", ["* text=auto eol=crlf", "* text eol=lf", "*.txt -text", "* ident"])
-def test_line_ends_of_gitattributes_are_kept(tmp_path, attributes):
-    """What git would write otherwise is told."""
+def test_line_endings_of_gitattributes_are_kept(tmp_path, attributes):
+    """Files whose line endings git would change are reported."""
     folder = repositories.make(tmp_path / "repository", {".gitattributes": attributes + "\n", "id.txt": "$Id$\n"})
     write(folder, LINES)
 
@@ -345,8 +345,8 @@ def test_line_ends_of_gitattributes_are_kept(tmp_path, attributes):
     assert set(found.inexact) <= ({"unix.txt", "mixed.txt"} if "crlf" in attributes else set())
 
 
-def test_a_filter_that_goes_both_ways_is_followed(tmp_path):
-    """Such as git-crypt: the patch has what is committed, the clone has the plain text."""
+def test_a_reversible_filter_is_applied(tmp_path):
+    """For git-crypt, for example, the patch has the encrypted and the clone the plain text."""
     folder = repositories.make(tmp_path / "repository", {".gitattributes": "*.key filter=turn\n"})
     turn = ("-c", "filter.turn.clean=tr a-z b-za", "-c", "filter.turn.smudge=tr b-za a-z")
     for setting in turn[1::2]:
@@ -359,8 +359,8 @@ def test_a_filter_that_goes_both_ways_is_followed(tmp_path):
     assert found.inexact == []
 
 
-def test_what_a_filter_takes_out_is_not_in_the_patch(tmp_path):
-    """A filter that cleans secrets or outputs does so here too; that the bytes differ is told."""
+def test_content_removed_by_a_filter_is_not_in_the_patch(tmp_path):
+    """A filter that removes secrets or outputs is applied, and the difference is reported."""
     folder = repositories.make(tmp_path / "repository", {".gitattributes": "*.ipynb filter=strip\n"})
     git(folder, "config", "filter.strip.clean", "grep -v output")
     write(folder, {"a.ipynb": "code\noutput\n"})
@@ -372,8 +372,8 @@ def test_what_a_filter_takes_out_is_not_in_the_patch(tmp_path):
     assert b"output" not in patch
 
 
-def test_files_of_git_lfs_are_left_out_and_said(folder, tmp_path):
-    """Git LFS is not asked, which would copy them into .git."""
+def test_files_of_git_lfs_are_left_out_and_reported(folder, tmp_path):
+    """Git LFS is not run, because it would copy the files into .git."""
     write(folder, {".gitattributes": "*.bin filter=lfs diff=lfs -text\n"})
     git(folder, "config", "filter.lfs.clean", "touch .git/lfs-was-here && cat")
     change_binary(folder)
@@ -383,13 +383,13 @@ def test_files_of_git_lfs_are_left_out_and_said(folder, tmp_path):
 
     found, patch = repositories.snapshot(folder, tmp_path / "scratch")
 
-    assert found.left_out == dict.fromkeys(["data.bin", "new.bin", "staged.bin"], "Git LFS keeps it")
+    assert found.left_out == dict.fromkeys(["data.bin", "new.bin", "staged.bin"], "Git LFS stores it")
     assert found.files.count("staged.bin") == 1
     assert b".bin" not in patch.replace(b"+*.bin filter=lfs", b"")
 
 
 def test_settings_of_the_user_do_not_change_the_patch(folder, tmp_path):
-    """Prefixes, colours and other programs for differences."""
+    """Prefixes, colours and diff programs of the user are ignored."""
     for name, value in {
         "diff.noprefix": "true",
         "diff.mnemonicPrefix": "true",
@@ -409,7 +409,7 @@ def test_settings_of_the_user_do_not_change_the_patch(folder, tmp_path):
 
 
 def test_no_hook_is_run(folder, tmp_path):
-    """Neither one about the index nor a file system monitor."""
+    """Neither an index hook nor a file system monitor is run."""
     edit(folder)
     for name in ("post-index-change", "fsmonitor"):
         path = folder / ".git/hooks" / name
@@ -424,7 +424,7 @@ def test_no_hook_is_run(folder, tmp_path):
 
 
 def test_a_locked_index_does_not_matter(folder, tmp_path):
-    """Another git is at work."""
+    """The index may be locked by another git process."""
     edit(folder)
     (folder / ".git/index.lock").touch()
 
@@ -432,7 +432,7 @@ def test_a_locked_index_does_not_matter(folder, tmp_path):
 
 
 def test_the_variables_of_a_hook_do_not_matter(folder, tmp_path, monkeypatch):
-    """A job that is started by a hook gets the repository of that hook in its environment."""
+    """Git sets variables for its hooks, and a job started by a hook inherits them."""
     other = repositories.make(tmp_path / "other", {"other.py": "x\n"})
     edit(folder)
     monkeypatch.setenv("GIT_DIR", str(other / ".git"))
@@ -453,8 +453,8 @@ NOT_CODE = {
 }
 
 
-def test_what_is_not_code_is_left_out_and_no_change(folder, tmp_path):
-    """Stores of runs, virtual environments and what Python compiles, where .gitignore does not name them."""
+def test_files_that_are_not_code_are_left_out(folder, tmp_path):
+    """Stores of runs, virtual environments and compiled files are left out even if .gitignore does not list them."""
     names = ["mlflow.db", "mlruns/1/meta.yaml", "env/pyvenv.cfg", "env/lib/numpy.py", "job.log", "data/store/x.py"]
     write(folder, dict.fromkeys([*names, "src/__pycache__/model.pyc"], "x\n"))
     repository = gits.find(folder, tmp_path / "scratch", gits.Budget(60, 60))
@@ -464,8 +464,8 @@ def test_what_is_not_code_is_left_out_and_no_change(folder, tmp_path):
     assert (found.files, found.sections, found.left_out) == ([], [], NOT_CODE)
 
 
-def test_what_is_large_is_left_out_and_said(folder, tmp_path):
-    """New, changed and staged; a small change of a large file is no large change."""
+def test_large_files_are_left_out_and_reported(folder, tmp_path):
+    """New, changed and staged large files are left out; a small change in a large file is not."""
     large = os.urandom(2_000_000)
     lines = "".join(f"line {number}\n" for number in range(200_000))
     write(folder, {"lines.csv": lines})
@@ -477,14 +477,17 @@ def test_what_is_large_is_left_out_and_said(folder, tmp_path):
 
     found, patch = repositories.snapshot(folder, tmp_path / "scratch")
 
-    sizes = {"new.bin": 2_000_000, "data.bin": 10_000_000, "staged.bin": 10_000_000}
-    assert found.left_out == {name: f"{size} bytes are too much" for name, size in sizes.items()}
+    assert found.left_out == {
+        "new.bin": "2000000 bytes exceed the limit of 1000000 bytes",
+        "data.bin": "10000000 bytes exceed the limit of 8000000 bytes",
+        "staged.bin": "10000000 bytes exceed the limit of 8000000 bytes",
+    }
     assert sorted(found.files) == ["data.bin", "lines.csv", "new.bin", "small.py", "staged.bin"]
     assert len(patch) < 1000
 
 
-def test_of_many_new_files_source_code_goes_first(folder, tmp_path):
-    """Four megabytes are looked at: code of any size before data of any size."""
+def test_source_code_precedes_other_new_files(folder, tmp_path):
+    """At most four megabytes of new files are examined, source code of any size before data."""
     write(folder, {f"{number}.dat": bytes([number]) * 500_000 for number in range(10)})
     write(folder, {"zz.py": "x\n" * 100_000})
 
@@ -492,11 +495,11 @@ def test_of_many_new_files_source_code_goes_first(folder, tmp_path):
 
     assert b"zz.py" in patch
     assert len(found.left_out) == 3
-    assert set(found.left_out.values()) == {"there is too much untracked"}
+    assert set(found.left_out.values()) == {"the untracked files exceed 4000000 bytes"}
 
 
-def test_a_file_that_git_cannot_add_is_left_out_and_said(folder, tmp_path):
-    """And the others are there."""
+def test_a_file_that_git_cannot_add_is_left_out_and_reported(folder, tmp_path):
+    """The other files are in the patch."""
     write(folder, {".gitattributes": "*.x filter=broken\n", "a.x": "x\n", "b.py": "x\n", "c.x": "x\n"})
     git(folder, "config", "filter.broken.clean", "false")
     git(folder, "config", "filter.broken.required", "true")
@@ -508,7 +511,7 @@ def test_a_file_that_git_cannot_add_is_left_out_and_said(folder, tmp_path):
 
 
 def test_the_time_is_bounded(folder, tmp_path):
-    """A filter that hangs, say."""
+    """The time is limited if a filter hangs, for example."""
     write(folder, {".gitattributes": "*.x filter=slow\n", "a.x": "x\n"})
     git(folder, "config", "filter.slow.clean", "sleep 60")
     repository = gits.find(folder, tmp_path / "scratch", gits.Budget(60.0, 2.0))
@@ -517,16 +520,16 @@ def test_the_time_is_bounded(folder, tmp_path):
         changes.collect(repository)
 
 
-def test_without_a_repository_there_is_none(tmp_path):
-    """Nor in a bare one."""
+def test_without_a_repository_none_is_found(tmp_path):
+    """A bare repository does not count either."""
     git(tmp_path, "init", "--quiet", "--bare", "bare.git")
 
     assert gits.find(tmp_path, tmp_path / "1", gits.Budget(60, 60)) is None
     assert gits.find(tmp_path / "bare.git", tmp_path / "2", gits.Budget(60, 60)) is None
 
 
-def test_without_git_it_is_said(folder, tmp_path, monkeypatch):
-    """By an error of its own."""
+def test_without_git_an_error_is_raised(folder, tmp_path, monkeypatch):
+    """A missing git raises its own error."""
     monkeypatch.setenv("PATH", str(tmp_path))
 
     with pytest.raises(gits.GitIsMissingError, match="git is not installed on this machine"):
@@ -534,7 +537,7 @@ def test_without_git_it_is_said(folder, tmp_path, monkeypatch):
 
 
 def test_the_remote_is_known_without_its_password(folder, tmp_path):
-    """And whether the commit was pushed."""
+    """The information includes whether the commit was pushed."""
     git(folder, "remote", "add", "upstream", "https://ada:example-secret@host/a.git")
     repository = gits.find(folder, tmp_path / "scratch", gits.Budget(60, 60))
 
@@ -543,8 +546,8 @@ def test_the_remote_is_known_without_its_password(folder, tmp_path):
     assert repository.is_pushed()
 
 
-def test_names_are_those_of_the_patch(with_submodule, tmp_path):
-    """`--require-clean` makes no patch."""
+def test_names_equal_those_of_the_patch(with_submodule, tmp_path):
+    """`--require-clean` uses the names without creating a patch."""
     folder = with_submodule
     stage(folder)
     delete(folder)
@@ -555,7 +558,7 @@ def test_names_are_those_of_the_patch(with_submodule, tmp_path):
 
 
 def test_a_shallow_or_partial_clone_fetches_nothing(folder, tmp_path):
-    """What is missing is the remote's, which may be away."""
+    """Missing objects are on the remote, which may be down."""
     git(folder, "config", "uploadpack.allowFilter", "true")
     clone = tmp_path / "partial"
     git(tmp_path, "clone", "--quiet", "--depth=1", "--filter=blob:none", f"file://{folder}", str(clone))

@@ -1,4 +1,4 @@
-"""The process that makes a snapshot: what it writes, what that may cost, and that it disturbs nothing."""
+"""The process that takes a snapshot: its output and limits, and that it does not disturb the job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SECRET = "example-secret-value"
 
 @pytest.fixture
 def order(tmp_path: Path) -> Callable[..., process.Order]:
-    """Return a function that returns an order for the working folder."""
+    """Return a function that returns an order for a snapshot of the working folder."""
 
     def make_order(**fields: object) -> process.Order:
         given = {
@@ -41,7 +41,7 @@ def order(tmp_path: Path) -> Callable[..., process.Order]:
 
 @pytest.fixture
 def made(order: Callable[..., process.Order]) -> Callable[..., Path]:
-    """Return a function that makes a snapshot in a process of its own, and returns its folder."""
+    """Return a function that takes a snapshot in a separate process, and returns its folder."""
 
     def run(**fields: object) -> Path:
         given = order(**fields)
@@ -52,7 +52,7 @@ def made(order: Callable[..., process.Order]) -> Callable[..., Path]:
 
 
 def facts(folder: Path) -> dict:
-    """Return what `run.json` says."""
+    """Return the content of `run.json`."""
     return json.loads((folder / "run.json").read_text())
 
 
@@ -68,8 +68,8 @@ needs_git = pytest.mark.skipif(not repositories.has_git(), reason="git is not in
 
 
 @needs_git
-def test_it_says_what_ran_and_where(repository, made, monkeypatch):
-    """The code, the command, the interpreter, the machine and the ids of the scheduler."""
+def test_the_facts_say_what_ran_and_where(repository, made, monkeypatch):
+    """`run.json` has the code, command, interpreter, machine and scheduler ids."""
     monkeypatch.setenv("SLURM_JOB_ID", "42")
     monkeypatch.setenv("APPTAINER_CONTAINER", "/images/train.sif")
     folder = made(path=sys.path)
@@ -100,7 +100,7 @@ def test_it_says_what_ran_and_where(repository, made, monkeypatch):
 
 @needs_git
 def test_a_clean_tree_has_no_patch(repository, made):
-    """And is not dirty."""
+    """`dirty` is false."""
     repositories.git(repository, "add", "--all")
     repositories.git(repository, "commit", "--quiet", "-m", "all")
     folder = made()
@@ -111,7 +111,7 @@ def test_a_clean_tree_has_no_patch(repository, made):
 
 @needs_git
 def test_the_repository_is_that_of_the_script(tmp_path, made):
-    """Not that of the folder where the job was started; an installed program is run for what is in the folder."""
+    """The working folder's repository counts only for an installed program, or without a script."""
     here = repositories.make(Path.cwd(), {"a.py": "x\n"})
     there = repositories.make(tmp_path / "there", {"src/train.py": "x\n"})
 
@@ -123,16 +123,16 @@ def test_the_repository_is_that_of_the_script(tmp_path, made):
     assert top(there / ".venv/bin/torchrun", "3") == str(here)
 
 
-def test_without_a_repository_the_rest_is_there(made):
-    """That is told, and nothing is printed."""
+def test_without_a_repository_the_rest_is_complete(made):
+    """The missing patch is reported, and nothing is printed."""
     folder = made()
 
     assert facts(folder)["left_out"] == {"changes.patch": "the code is not in a git repository"}
     assert "git" not in facts(folder)
 
 
-def test_without_git_the_rest_is_there(made, monkeypatch, tmp_path, capfd):
-    """Without a word."""
+def test_without_git_the_rest_is_complete(made, monkeypatch, tmp_path, capfd):
+    """Nothing is printed."""
     monkeypatch.setenv("PATH", str(tmp_path))
     folder = made()
 
@@ -141,8 +141,8 @@ def test_without_git_the_rest_is_there(made, monkeypatch, tmp_path, capfd):
 
 
 @needs_git
-def test_a_lock_beside_the_project_is_kept(repository, made):
-    """That of the folder, or of one above it in the repository."""
+def test_a_lock_file_of_the_project_is_kept(repository, made):
+    """The lock file may be in the folder or in a parent inside the repository."""
     write(repository, {"uv.lock": f"url = 'https://ada:{SECRET}@host/simple'\n", "src/a.py": ""})
     folder = made(cwd=str(repository / "src"))
 
@@ -151,7 +151,7 @@ def test_a_lock_beside_the_project_is_kept(repository, made):
 
 
 def test_cells_are_kept_as_a_script(made):
-    """As Jupytext writes them."""
+    """Cells are written in Jupytext's format."""
     folder = made(cells=[(1, "import x"), (3, f"key = '{corpus.KEYS['openai']}'")], notebook="a.ipynb")
 
     assert (folder / "cells.py").read_text() == "# %% [1]\nimport x\n\n# %% [3]\nkey = '***'\n"
@@ -159,8 +159,8 @@ def test_cells_are_kept_as_a_script(made):
 
 
 @needs_git
-def test_no_secret_is_in_it(repository, made, monkeypatch):
-    """Of the environment, of the command line, and those that the job has added."""
+def test_a_snapshot_contains_no_secret(repository, made, monkeypatch):
+    """Secrets of the environment and of the command line, and those added by the job, are masked."""
     monkeypatch.setenv("DB_PASSWORD", SECRET)
     write(repository, {"new.py": f"a = '{SECRET}'\nb = 'correct-horse'\nc = 'my-own-7'\n", f"{SECRET}.txt": "x\n"})
     repositories.git(repository, "remote", "add", "origin", f"https://ada:{SECRET}@host/a.git")
@@ -176,28 +176,28 @@ def test_no_secret_is_in_it(repository, made, monkeypatch):
 
 
 def test_the_folder_is_for_its_owner_only(made):
-    """Like the journal."""
+    """The folder is private, like the journal."""
     folder = made()
 
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
 
 
 @needs_git
-def test_it_is_bounded(repository, made):
-    """A megabyte, whatever is there; what is left out is told."""
+def test_a_snapshot_has_a_limited_size(repository, made):
+    """A snapshot has at most one megabyte; omitted files are listed."""
     lines = [f"{number}-{number * 7919}" for number in range(60_000)]
     write(repository, {f"{name}.py": "\n".join(lines) for name in "abc"} | {"uv.lock": "x\n" * 300_000})
     folder = made()
 
     assert sum(path.stat().st_size for path in folder.iterdir()) < 1_100_000
     left_out = facts(folder)["left_out"]
-    assert "there is room for 1000000 bytes" in left_out.values()
-    assert b"it does not have all changes: run.json has" in (folder / "changes.patch").read_bytes()
+    assert "the snapshot would exceed 1000000 bytes" in left_out.values()
+    assert b"this patch is incomplete: run.json lists" in (folder / "changes.patch").read_bytes()
 
 
 @needs_git
-def test_it_runs_apart_from_the_job(repository, made, tmp_path):
-    """With a low priority, a limit of processor time, and no relation to the job but its environment."""
+def test_a_snapshot_is_taken_apart_from_the_job(repository, made, tmp_path):
+    """The process has a low priority, a CPU limit and its own session."""
     write(repository, {".gitattributes": "new.py filter=look\n"})
     look = f"nice > {tmp_path}/nice; ulimit -t > {tmp_path}/limit; ps -o sid= -p $$ > {tmp_path}/session; cat"
     repositories.git(repository, "config", "filter.look.clean", look)
@@ -210,8 +210,8 @@ def test_it_runs_apart_from_the_job(repository, made, tmp_path):
 
 @needs_git
 @pytest.mark.parametrize("spin", ["while :; do :; done", "kill -XCPU $$"], ids=["our clock", "the kernel's"])
-def test_what_takes_too_long_is_left_out(repository, made, spin):
-    """Two seconds of processor time, in a filter or in git, whichever clock is the first; the rest is there."""
+def test_a_patch_that_takes_too_long_is_left_out(repository, made, spin):
+    """The limit is two seconds of CPU time, in a filter or in git, by either clock; the rest is complete."""
     write(repository, {".gitattributes": "new.py filter=spin\n"})
     repositories.git(repository, "config", "filter.spin.clean", spin)
     folder = made()
@@ -220,16 +220,16 @@ def test_what_takes_too_long_is_left_out(repository, made, spin):
     assert (folder / "packages.txt").exists()
 
 
-def test_no_child_is_left_to_the_job(made):
-    """A job that waits for all its children does not wait for this one."""
+def test_the_job_gets_no_child(made):
+    """A job that waits for all its children does not wait for this process."""
     before = psutil.Process().children()
     made()
 
     assert set(psutil.Process().children()) <= set(before)
 
 
-def test_what_jobs_have_left_long_ago_is_removed(made, tmp_path):
-    """A job that was killed, and never recovered."""
+def test_old_snapshots_of_dead_jobs_are_removed(made, tmp_path):
+    """Such a job was killed and never recovered."""
     old, new = tmp_path / "state/code/old", tmp_path / "state/code/new"
     for folder in (old, new):
         folder.mkdir(parents=True)
@@ -239,15 +239,15 @@ def test_what_jobs_have_left_long_ago_is_removed(made, tmp_path):
     assert (old.exists(), new.exists()) == (False, True)
 
 
-def test_an_interpreter_that_cannot_be_started_makes_none(order, monkeypatch):
-    """Python in another program has no executable of its own."""
+def test_without_an_executable_there_is_no_snapshot(order, monkeypatch):
+    """An embedded Python has no executable of its own."""
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
 
     assert process.make(order()) is False
 
 
-def test_a_snapshot_that_fails_is_no_error_of_the_job(order, tmp_path, capfd):
-    """Nor a word: the folder cannot be written, say."""
+def test_a_snapshot_that_fails_is_not_an_error_of_the_job(order, tmp_path, capfd):
+    """Nothing is printed if the folder cannot be written, for example."""
     (tmp_path / "state").write_text("a file")
 
     assert process.make(order()) is False
@@ -260,8 +260,8 @@ echo "1, NVIDIA H200, [N/A], GPU-5678, 570.86.15"
 """
 
 
-def test_gpus_and_their_driver_are_known(monkeypatch, tmp_path):
-    """As nvidia-smi lists them."""
+def test_gpus_and_their_driver_are_recorded(monkeypatch, tmp_path):
+    """The list is that of nvidia-smi."""
     program = tmp_path / "nvidia-smi"
     program.write_text(SMI)
     program.chmod(0o755)
@@ -278,8 +278,8 @@ def test_gpus_and_their_driver_are_known(monkeypatch, tmp_path):
     assert machine.gpus() == {"problem": "nvidia-smi: CalledProcessError"}
 
 
-def test_the_scheduler_is_known_by_its_variables():
-    """And nothing else of the environment is kept."""
+def test_the_scheduler_is_recorded_by_its_variables():
+    """Other variables of the environment are not stored."""
     environment = {
         "SLURM_JOB_ID": "1",
         "SLURM_ARRAY_TASK_ID": "2",
@@ -293,7 +293,7 @@ def test_the_scheduler_is_known_by_its_variables():
 
 
 def test_masked_commands_stay_commands():
-    """Only the values are masked."""
+    """Only values are masked."""
     mask = make.Redactor({})
 
     assert make.masked_command(["a", "--token", "-x", "--secret-key", "abc", "b"], mask) == [

@@ -1,4 +1,4 @@
-"""`packages.txt` is what `pip freeze --all` prints."""
+"""`packages.txt` equals the output of `pip freeze --all`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autogen_team._snapshot import packages
 
 
 def install(folder: Path, name: str, version: str, direct: object = None) -> None:
-    """Write what an installer leaves of a distribution."""
+    """Write the metadata that an installer writes for a distribution."""
     place = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     place.mkdir(parents=True)
     (place / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nName: wrong\n")
@@ -20,12 +20,12 @@ def install(folder: Path, name: str, version: str, direct: object = None) -> Non
 
 
 def nowhere(_folder: Path) -> tuple[None, None, str]:
-    """Return that a folder is in no repository."""
+    """Return that a folder is not in a repository."""
     return None, None, ""
 
 
-def test_it_is_what_pip_prints():
-    """In the environment of these tests, but for what is installed in place."""
+def test_the_list_equals_that_of_pip():
+    """Compared in the test environment, except for editable installs."""
     done = subprocess.run(
         [sys.executable, "-m", "pip", "freeze", "--all"], capture_output=True, text=True, check=True, cwd="/"
     )
@@ -38,8 +38,8 @@ def test_it_is_what_pip_prints():
     assert len(lines) > 50
 
 
-def test_where_a_package_comes_from_is_told_as_pip_does(tmp_path):
-    """A repository, an archive, a folder; without the password of its URL."""
+def test_the_origin_of_a_package_is_written_as_by_pip(tmp_path):
+    """The origin may be a repository, an archive or a folder; passwords in URLs are removed."""
     install(tmp_path, "plain", "1.0")
     vcs = {"vcs": "git", "commit_id": "abc"}
     install(tmp_path, "from-git", "1", {"url": "https://ada:example-secret@host/a.git", "vcs_info": vcs})
@@ -56,8 +56,8 @@ def test_where_a_package_comes_from_is_told_as_pip_does(tmp_path):
     ]
 
 
-def test_what_is_installed_in_place_has_its_commit(tmp_path):
-    """Where the folder is in a repository with a remote."""
+def test_an_editable_install_has_its_commit(tmp_path):
+    """The commit is given if the folder is in a repository with a remote."""
     install(tmp_path, "my-tool", "1", {"url": "file:///src/a%20b", "dir_info": {"editable": True}})
 
     assert packages.freeze([str(tmp_path)], lambda _: ("git@host:a/b.git", "abc", "sub")) == (
@@ -65,21 +65,21 @@ def test_what_is_installed_in_place_has_its_commit(tmp_path):
         {"my-tool": "/src/a b"},
     )
     assert packages.freeze([str(tmp_path)], nowhere)[0] == [
-        "# installed in place, from no known remote (my-tool==1)",
+        "# editable install without a known remote (my-tool==1)",
         "-e /src/a b",
     ]
 
 
-def test_the_first_of_two_counts(tmp_path):
-    """As for `import`."""
+def test_the_first_of_two_distributions_wins(tmp_path):
+    """The first distribution on the path wins, as in `import`."""
     install(tmp_path / "1", "a", "1")
     install(tmp_path / "2", "A", "2")
 
     assert packages.freeze([str(tmp_path / "1"), str(tmp_path / "2")], nowhere)[0] == ["a==1"]
 
 
-def test_what_is_broken_is_passed_over(tmp_path):
-    """A folder without metadata, and an origin that is no JSON."""
+def test_broken_metadata_is_skipped(tmp_path):
+    """A folder without metadata and invalid JSON of an origin are skipped."""
     (tmp_path / "empty-1.dist-info").mkdir()
     install(tmp_path, "b", "1")
     (tmp_path / "b-1.dist-info/direct_url.json").write_text("{")

@@ -1,4 +1,4 @@
-"""No secret is in a patch, and a patch from which one was taken says what that means for `git apply`."""
+"""A patch contains no secret, and a masked patch states the consequences for `git apply`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def masked(folder: Path, tmp_path: Path) -> tuple[list[patch.Section], bytes]:
-    """Return the sections without secrets, and the patch as it is kept."""
+    """Return the masked sections, and the patch as it is stored."""
     found, _ = repositories.snapshot(folder, tmp_path / "scratch")
     mask, mask_code = Redactor({}), Redactor({}, in_code=True)
     kept = [
@@ -42,14 +42,14 @@ def applied(folder: Path, text: bytes, tmp_path: Path, *options: str) -> Path:
 
 
 def test_a_secret_in_a_new_line_is_masked_and_the_patch_applies(folder, tmp_path):
-    """The file has the mask, and the first lines of the patch say so."""
+    """The file contains the mask, and the first lines of the patch state it."""
     write(folder, {"a.py": f"first = 1\nkey = '{KEY}'\nsecond = 2\n", "b.py": "x = 2\n"})
 
     _, text = masked(folder, tmp_path)
 
     assert KEY.encode() not in text
-    assert text.startswith(b"autogen-team: secrets are masked in this patch, so that it does not give the very bytes")
-    assert b"  masked, with the mask in the file: 'a.py'\ndiff --git a/a.py" in text
+    assert text.startswith(b"autogen-team: secrets are masked in this patch, so it does not restore the exact bytes")
+    assert b"  masked, applies, and writes the mask: 'a.py'\ndiff --git a/a.py" in text
     clone = applied(folder, text, tmp_path)
     assert (clone / "a.py").read_text() == "first = 1\nkey = '***'\nsecond = 2\n"
     assert (clone / "b.py").read_text() == "x = 2\n"
@@ -58,8 +58,8 @@ def test_a_secret_in_a_new_line_is_masked_and_the_patch_applies(folder, tmp_path
 @pytest.mark.parametrize(
     "new", ["first = 1\nsecond = 2\n", "first = 1\nkey = '{}'\nsecond = 3\n"], ids=["removed", "beside"]
 )
-def test_a_secret_that_git_would_have_to_find_is_masked_and_said(folder, tmp_path, new):
-    """In a line that is removed, and in one that stays beside a change: the other files apply without this one."""
+def test_a_secret_in_a_context_line_is_masked_and_reported(folder, tmp_path, new):
+    """The secret is in a removed or an unchanged line; the other files apply without this one."""
     write(folder, {"a.py": f"first = 1\nkey = '{KEY}'\nsecond = 2\n"})
     git(folder, "commit", "--quiet", "-am", "a secret")
     write(folder, {"a.py": new.format(KEY), "b.py": "x = 2\n"})
@@ -68,7 +68,7 @@ def test_a_secret_that_git_would_have_to_find_is_masked_and_said(folder, tmp_pat
 
     assert KEY.encode() not in text
     assert [one.path for one in kept if not one.applies] == ["a.py"]
-    assert b"masked, and does not apply: 'a.py'\nautogen-team: it does not apply whole: leave out" in text
+    assert b"masked, does not apply: 'a.py'\nautogen-team: some parts do not apply: skip them" in text
     with pytest.raises(AssertionError, match=r"patch failed: a\.py"):
         applied(folder, text, tmp_path)
     git(tmp_path / "clone", "apply", "--exclude=a.py", str(tmp_path / "changes.patch"))
@@ -76,7 +76,7 @@ def test_a_secret_that_git_would_have_to_find_is_masked_and_said(folder, tmp_pat
 
 
 def test_a_private_key_is_masked_in_each_line(folder, tmp_path):
-    """The number of lines stays, so that the patch is whole."""
+    """The number of lines stays, so the patch is valid."""
     write(folder, {"key.txt": f"before\n{PRIVATE}after\n", "b.py": "x = 2\n"})
 
     _, text = masked(folder, tmp_path)
@@ -90,7 +90,7 @@ def test_a_private_key_is_masked_in_each_line(folder, tmp_path):
 @pytest.mark.parametrize("encoding", ["ascii", "utf-16"])
 @pytest.mark.parametrize("action", ["added", "removed"])
 def test_a_binary_file_with_a_secret_is_left_out(folder, tmp_path, encoding, action):
-    """A mask would break it; what was there before counts too."""
+    """A mask would break the file; the old content counts too."""
     content = b"\0\1\2" * 50 + f" {KEY} ".encode(encoding) + b"\0\3" * 50
     if action != "added":
         write(folder, {"x.bin": content})
@@ -106,8 +106,8 @@ def test_a_binary_file_with_a_secret_is_left_out(folder, tmp_path, encoding, act
     assert [one.path for one in kept] == ["y.bin"]
 
 
-def test_variables_of_source_code_are_no_secrets(folder, tmp_path):
-    """`password=password` hands on a variable in a program, and is a password in a file of settings."""
+def test_variables_in_source_code_are_not_secrets(folder, tmp_path):
+    """`password=password` passes a variable in source code, and is a password in a settings file."""
     code = "connect(password=password, token=self.token)\napi_key = settings.api_key\n"
     write(folder, {"a.py": code, "settings.env": "password=hunter2\n"})
 
@@ -118,7 +118,7 @@ def test_variables_of_source_code_are_no_secrets(folder, tmp_path):
 
 @pytest.mark.parametrize("suffix", ["py", "yaml", "txt"])
 def test_no_secret_of_the_corpus_is_in_a_patch(folder, tmp_path, suffix):
-    """Each in each place."""
+    """Each secret is masked in each place."""
     keys = [place.format(key) for key in corpus.KEYS.values() for place in corpus.PLACES]
     named = [place.format(corpus.written(one, how)) for place, how in corpus.NAMED for one in corpus.PASSWORDS]
     urls = [f"url = 'postgresql://bob:{password}@db/runs'" for password in corpus.URL_PASSWORDS]
@@ -132,8 +132,8 @@ def test_no_secret_of_the_corpus_is_in_a_patch(folder, tmp_path, suffix):
     assert "hunter2" not in shown
 
 
-def test_what_is_harmless_stays(folder, tmp_path):
-    """A patch without secrets has no first lines of ours, and no mask."""
+def test_a_patch_without_secrets_is_unchanged(folder, tmp_path):
+    """A patch without secrets has neither a preamble nor a mask."""
     write(folder, {"a.txt": "\n".join(corpus.HARMLESS)})
 
     _, text = masked(folder, tmp_path)
@@ -143,7 +143,7 @@ def test_what_is_harmless_stays(folder, tmp_path):
 
 
 def test_a_secret_in_the_name_of_a_function_or_file_is_masked(folder, tmp_path):
-    """Git repeats the line of the function before the changes."""
+    """Git repeats the function's line before a change."""
     body = "".join(f"    x = {number}\n" for number in range(20))
     write(folder, {"a.py": f"def f(key='{KEY}'):\n{body}"})
     git(folder, "commit", "--quiet", "-am", "function")
@@ -155,8 +155,8 @@ def test_a_secret_in_the_name_of_a_function_or_file_is_masked(folder, tmp_path):
     assert [one.applies for one in kept] == [True, False]
 
 
-def test_a_patch_is_bounded_and_tracked_files_go_first():
-    """What is small enough is kept in the order that it has."""
+def test_a_patch_has_a_limited_size_and_tracked_files_come_first():
+    """Sections that fit the limit are kept in order."""
     found = [
         patch.Section("new.bin", b"x" * 500, is_first=False),
         patch.Section("large.py", b"x" * 900),
@@ -173,7 +173,7 @@ def test_a_patch_is_bounded_and_tracked_files_go_first():
 @pytest.mark.parametrize("name", ["a b", "ü", 'q"', "t\tab", "b/a b/b", "end ", " a"])
 @pytest.mark.parametrize("content", ["text\n", "", b"\0\1"], ids=["text", "empty", "binary"])
 def test_a_section_knows_its_path(folder, tmp_path, name, content):
-    """However git writes it."""
+    """The path is found for any way in which git quotes it."""
     write(folder, {name: content})
 
     found, _ = repositories.snapshot(folder, tmp_path / "scratch")

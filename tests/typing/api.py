@@ -1,4 +1,4 @@
-"""What type checkers are to know about the public names; read by `make types`, run by nobody."""
+"""Expectations of type checkers for the public names; `make types` checks this file, and nothing runs it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from autogen_team.io import osvariables, services
 
 
 def the_names_of_the_package_are_those_of_their_modules() -> None:
-    """A name that is loaded when it is first used is typed all the same."""
+    """Assert that lazily imported names are typed."""
     assert_type(autogen_team.__version__, str)
     assert_type(autogen_team.GlobalContext, type[ContextOfItsModule])
     assert_type(autogen_team.Env, type[osvariables.Env])
@@ -30,7 +30,7 @@ def the_names_of_the_package_are_those_of_their_modules() -> None:
 
 
 def a_context_is_made_of_three_services() -> None:
-    """And is one itself."""
+    """Assert that a context consists of three services, and is a service itself."""
     with GlobalContext() as context:
         assert_type(context, GlobalContext)
         service: Service = context
@@ -50,7 +50,7 @@ def a_context_is_made_of_three_services() -> None:
 
 
 def a_run_of_the_context_is_mlflows() -> None:
-    """Named by a text or by its configuration, with more fields beside it."""
+    """Assert that a run is named by a text or a configuration, with further fields."""
     context = GlobalContext()
     with context.run("train", tags={"fold": 1}) as run:
         assert_type(run, mlflow.ActiveRun)
@@ -64,7 +64,7 @@ def fold(number: int, *, scale: float = 1.0) -> str:
 
 
 def a_bound_function_has_the_signature_of_the_function() -> None:
-    """So that a wrong argument is found where it is passed."""
+    """Assert that a wrong argument is reported where it is passed."""
     context = GlobalContext()
     bound = context.bind(fold)
     assert_type(bound(3, scale=2.0), str)
@@ -76,7 +76,7 @@ def a_bound_function_has_the_signature_of_the_function() -> None:
 
 
 def workers_are_told_by_an_initializer_or_by_variables() -> None:
-    """Of the types that the standard library asks for."""
+    """Assert the types that the standard library expects."""
     context = GlobalContext()
     assert_type(context.initializer(), Callable[[], None])
     assert_type(context.initializer(nested="worker"), Callable[[], None])
@@ -85,7 +85,7 @@ def workers_are_told_by_an_initializer_or_by_variables() -> None:
 
 
 def a_logger_service_gives_the_logger_of_loguru() -> None:
-    """And has fields of plain types."""
+    """Assert that the fields have plain types."""
     service = LoggerService(sink="stdout", level="DEBUG")
     assert_type(service.logger(), loguru.Logger)
     assert_type((service.sink, service.level, service.format), tuple[str, str, str])
@@ -98,7 +98,7 @@ def a_logger_service_gives_the_logger_of_loguru() -> None:
 
 
 def an_alerts_service_takes_four_levels() -> None:
-    """Any other is found before it is sent."""
+    """Assert that an unknown level is reported."""
     service = AlertsService(enable=False)
     assert_type(service.notify("done", "model trained"), None)
     assert_type(service.enable, bool)
@@ -110,7 +110,7 @@ def an_alerts_service_takes_four_levels() -> None:
 
 
 def an_mlflow_service_gives_a_client_and_runs() -> None:
-    """Those of MLflow itself."""
+    """Assert that client and runs are MLflow's own."""
     service = MlflowService(tracking_uri="sqlite:///mlflow.db")
     assert_type(service.client(), MlflowClient)
     assert_type(service.tracking_uri, str)
@@ -131,7 +131,7 @@ def an_mlflow_service_gives_a_client_and_runs() -> None:
 
 
 def a_run_is_configured_by_plain_values() -> None:
-    """As the user story has them."""
+    """Assert that fields have the types of the user story."""
     config = MlflowService.RunConfig(name="train", description="a baseline", tags={"fold": 1})
     assert_type(config.name, str)
     assert_type(config.description, str | None)
@@ -143,7 +143,7 @@ def a_run_is_configured_by_plain_values() -> None:
 
 
 def the_variables_of_mlflow_are_texts() -> None:
-    """By an `Env` of one's own, and by the service's."""
+    """Assert that variables of the user's `Env` and of the service's are texts."""
     assert_type(Env().mlflow_tracking_uri, str)
     assert_type(MlflowService.env, Env)
     assert_type(MlflowService.env.mlflow_registry_uri, str)
@@ -152,23 +152,23 @@ def the_variables_of_mlflow_are_texts() -> None:
 
 
 class OwnService(Service):
-    """What a user adds as a fourth service."""
+    """A user's own service, added as a fourth one."""
 
     path: str = "cache"
 
     def start(self) -> None:
-        """Do what it is for."""
+        """Start the service."""
 
 
 def a_service_of_ones_own_is_a_service() -> None:
-    """With the context manager and the settings of every other."""
+    """Assert that a user's service has the context manager and settings of every other."""
     with OwnService(path="x") as service:
         assert_type(service, OwnService)
         assert_type(service.path, str)
 
 
 def each_error_is_also_the_builtin_that_one_would_catch() -> None:
-    """So that code which knows nothing of us catches it."""
+    """Assert that errors can be caught by code that does not know our package."""
     configuration: ValueError = errors.ConfigurationError("no")
     missing: ImportError = errors.MissingExtraError("no")
     not_started: RuntimeError = errors.NotStartedError("no")
@@ -185,7 +185,7 @@ def each_error_is_also_the_builtin_that_one_would_catch() -> None:
 
 
 def lines_and_alerts_are_captured_as_values() -> None:
-    """For the tests of those who use us."""
+    """Assert the types for tests of users."""
     with testing.capture_logs("INFO") as lines:
         assert_type(lines, list[testing.Line])
         assert_type((lines[0].level, lines[0].message, lines[0].line), tuple[str, str, int])

@@ -1,4 +1,4 @@
-"""Fixtures for jobs with workers. Each job is a script, because workers import the functions that they are sent."""
+"""Fixtures for jobs with workers. Each job is a script, because workers import the functions that they run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from testkit import forkserver
 
 END_AFTER_FIVE_MINUTES = "import faulthandler; faulthandler.dump_traceback_later(300, exit=True)\n"
-"""Code that ends a job that hangs, and prints the stack of each thread to stderr."""
+"""Code that stops a hanging job and prints the stack of each thread to stderr."""
 BEGINNING = """\
 import asyncio, logging, multiprocessing, os, pickle, signal, subprocess, sys, threading, time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -52,7 +52,7 @@ MAIN = '\n\nif __name__ == "__main__":\n'
 
 @dataclass(frozen=True)
 class Store:
-    """The store of a job, with helpers to read it."""
+    """The store of a job, with helpers that read it."""
 
     uri: str
 
@@ -94,7 +94,7 @@ def store(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Store:
 
 @pytest.fixture
 def write_job(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that writes a job, with its main code and the functions of its workers; it returns the path."""
+    """Return a function that writes a job from its main code and its workers' functions, and returns the path."""
 
     def write(main: str, functions: str = "") -> str:
         path = tmp_path / "job.py"
@@ -115,6 +115,7 @@ def run_job(
     """Return a function that runs a job, which must exit with 0, and returns its stdout and stderr."""
 
     def run(main: str, functions: str = "", *, argument: str = "", **environment: str) -> tuple[str, str]:
+        environment[forkserver.FORKED_CHILDREN] = "1"
         status, out, err = run_python(write_job(main, functions), argument, **environment)
         assert status == 0, err
         return out, err
@@ -135,27 +136,27 @@ def log_lines() -> Callable[[str], list[dict[str, object]]]:
 
 @pytest.fixture
 def journals(tmp_path: Path) -> Callable[[], list[Path]]:
-    """Return a function that lists the journal segments that have not been delivered."""
+    """Return a function that lists the undelivered journal segments."""
     return lambda: sorted((tmp_path / "state" / "journals").glob("*/*.jsonl"))
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A job that has run to its end."""
+    """A job that has ended."""
 
     folder: Path
     store: Store
     out: list[str]
-    """The lines of stdout."""
+    """Lines of stdout."""
     err: str
 
     def log_lines(self, pattern: str = "job-*.log") -> list[dict[str, object]]:
-        """Return the JSON lines of matching log files, by default those of workers, each with the name of its file."""
+        """Return the JSON lines of matching log files, by default those of workers, each with its file's name."""
         files = sorted((self.folder / "logs").glob(pattern))
         return [{"file": path.stem, **json.loads(line)} for path in files for line in path.read_text().splitlines()]
 
     def journals(self) -> list[Path]:
-        """Return the journal segments that have not been delivered."""
+        """Return the undelivered journal segments."""
         return sorted((self.folder / "state" / "journals").glob("*/*.jsonl"))
 
 
@@ -163,7 +164,7 @@ class Finished:
 def run_slow_job(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Callable[[str, str], Finished]:
     """Return a function that runs a job, which must exit with 0.
 
-    The job may take five minutes, for engines that start many processes. Several tests can share one job.
+    A job may take five minutes, because some engines start many processes. Several tests can share one job.
     """
 
     def run(main: str, functions: str) -> Finished:
@@ -172,7 +173,7 @@ def run_slow_job(tmp_path_factory: pytest.TempPathFactory, migrated_database: Pa
         (folder / "job.py").write_text(_script(END_AFTER_FIVE_MINUTES + textwrap.dedent(main), functions))
         own = {name: os.environ[name] for name in os.environ if not name.startswith(("AUTOGEN_TEAM_", "MLFLOW_"))}
         state = {"AUTOGEN_TEAM_STATE_DIR": str(folder / "state"), "MLFLOW_TRACKING_URI": store.uri}
-        environment = {**own, **state, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        environment = {**own, **state, "MLFLOW_DISABLE_TELEMETRY": "true", forkserver.FORKED_CHILDREN: "1"}
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         with forkserver.popen(["job.py"], cwd=folder, env=environment, **streams) as process:
             out, err = process.communicate(timeout=330)

@@ -1,4 +1,4 @@
-"""The context in the workers of a real Dask cluster, on the loopback interface."""
+"""The context in workers of a real Dask cluster, on the loopback interface."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from distributed import Client, LocalCluster
 
 from autogen_team.workers.dask import workers
 
-# Else a cluster gives up a dead worker whose next one needs more than 15 s to start, as on a busy machine.
+# By default, a cluster gives up a dead worker if its replacement takes more than 15 s to start.
 dask.config.set({"distributed.deploy.lost-worker-timeout": "300s"})
 
 
@@ -37,7 +37,7 @@ def fail(number):
 
 
 def die_once(number):
-    """Be killed in the middle, and do the rest the second time."""
+    """Be killed halfway the first time, and do the rest the second time."""
     marker = Path(f"died-{number}")
     first = number if not marker.exists() else number + 100
     for step in range(first, first + 100):
@@ -66,13 +66,13 @@ def steps_of(context, run):
 
 @pytest.fixture(scope="module")
 def said() -> dict[str, Any]:
-    """Return what the job has said; filled when it has run."""
+    """Return the output of the job; it is filled when the job has run."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def job(run_slow_job: Callable[[str, str], Any], said: dict[str, Any]) -> Any:
-    """Return a job that has used a cluster of two worker processes in all ways."""
+    """Return a job that has used all functions with a cluster of two worker processes."""
     found = run_slow_job(
         """
         import json
@@ -105,8 +105,8 @@ def job(run_slow_job: Callable[[str, str], Any], said: dict[str, Any]) -> Any:
     return found
 
 
-def test_what_tasks_log_is_the_runs(job, said):
-    """All threads of all workers, without a change to the functions; it has arrived when the block ends."""
+def test_metrics_of_tasks_are_in_the_run(job, said):
+    """Metrics of all threads of all workers are in the run when the block ends; the functions are unchanged."""
     train = job.store.run("train")
 
     assert said["steps after the block"] == [*range(8), 20]
@@ -114,7 +114,7 @@ def test_what_tasks_log_is_the_runs(job, said):
 
 
 def test_lines_are_in_a_file_for_each_worker(job, said):
-    """They carry the id of the run and the name of the worker; the level is the job's, and secrets are masked."""
+    """Lines have the run id and the worker's name; the level is the job's, and secrets are masked."""
     run_id = job.store.run("train").info.run_id
     lines = [line for line in job.log_lines() if line.get("run_id") == run_id and line["function"] == "fold"]
 
@@ -125,16 +125,16 @@ def test_lines_are_in_a_file_for_each_worker(job, said):
     assert debug == ["look at https://bob:***@host"] * 2
 
 
-def test_a_worker_that_joins_later_is_inside(job, said):
-    """Of a cluster that grows; it has a process, so a file, of its own."""
+def test_a_worker_that_is_added_later_joins_the_context(job, said):
+    """A worker added later joins the context, and has its own log file."""
     [line] = [line for line in job.log_lines() if line["message"] == "fold 20"]
 
     assert said["new"] not in said["pids"]
     assert line["worker"].endswith(f"-{said['new']}")
 
 
-def test_bound_tasks_have_runs_of_their_own(job, said):
-    """Children of the run, in the workers that are inside as in those that are not."""
+def test_bound_tasks_have_their_own_runs(job, said):
+    """Bound functions have child runs, in workers that have joined the context and in others."""
     children = [run for run in job.store.children() if run.info.run_name != "doomed"]
 
     found = sorted((run.info.run_name, job.store.steps(run)) for run in children)
@@ -143,9 +143,9 @@ def test_bound_tasks_have_runs_of_their_own(job, said):
 
 
 def test_a_failing_task_alerts_if_it_has_a_run(job, said):
-    """A task of the run itself fails where its result is asked for; nobody else alerts."""
+    """Only a failing task with its own run alerts; other failures are raised to the caller."""
     doomed = job.store.run("doomed")
-    [line] = [line for line in job.log_lines() if "bad fold 1" in line["message"]]  # Dask says it
+    [line] = [line for line in job.log_lines() if "bad fold 1" in line["message"]]  # logged by Dask
 
     assert (doomed.info.status, doomed.data.tags["autogen_team.exception"]) == ("FAILED", "ValueError: bad fold 2")
     [alert, *details] = job.out[:-1]
@@ -154,14 +154,14 @@ def test_a_failing_task_alerts_if_it_has_a_run(job, said):
     assert (line["level"], line["run_id"]) == ("ERROR", job.store.run("train").info.run_id)
 
 
-def test_workers_are_outside_after_the_block(job, said):
-    """No context runs there, no run is open, and nothing is left to deliver when all have gone."""
+def test_workers_leave_the_context_after_the_block(job, said):
+    """Workers have neither a context nor an open run, and nothing is left to deliver."""
     assert said["what runs after the block"] == [[None, None]] * 3
     assert job.journals() == []
 
 
 def test_each_worker_can_have_a_run(job, said):
-    """A child of the job's, with what all tasks of that worker log; it ends with the block."""
+    """A worker's child run contains the metrics of all its tasks, and ends with the block."""
     children = job.store.children("second")
     pids = [int(run.data.tags["autogen_team.worker"].rpartition("-")[2]) for run in children]
 
@@ -173,7 +173,7 @@ def test_each_worker_can_have_a_run(job, said):
 
 
 def test_the_death_of_a_worker_is_recovered(run_slow_job, wait_until):
-    """The nanny's next one is inside again and does the task; what the dead one logged arrives, its child is KILLED."""
+    """The replacement of a dead worker repeats the task; entries of the dead one arrive, and its child is KILLED."""
     job = run_slow_job(
         """
         with make_cluster(1, host="127.0.0.1") as cluster, cluster.get_client() as client, make_context() as context:
@@ -185,8 +185,8 @@ def test_the_death_of_a_worker_is_recovered(run_slow_job, wait_until):
         FUNCTIONS,
     )
 
-    assert len(set(job.out[-1].split())) == 3  # the second task kills the worker that has taken over the first
-    wait_until(lambda: job.journals() == [])  # the agents of the dead workers do that
+    assert len(set(job.out[-1].split())) == 3  # the second task kills the worker that replaced the first one
+    wait_until(lambda: job.journals() == [])  # the agents of the dead workers deliver the rest
     train = job.store.run("train")
     assert (train.info.status, job.store.steps(train)) == ("FINISHED", list(range(200)))
     dead, alive = job.store.children()
@@ -194,8 +194,8 @@ def test_the_death_of_a_worker_is_recovered(run_slow_job, wait_until):
     assert (alive.info.status, job.store.steps(alive)) == ("FINISHED", list(range(1100, 1200)))
 
 
-def test_threads_of_a_cluster_without_processes_are_inside(run_slow_job):
-    """Nothing is started in the process that has it all, and all of it runs on after the block."""
+def test_threads_of_a_cluster_without_processes_use_the_job_s_context(run_slow_job):
+    """In a cluster of threads no second context is started, and the job's context continues after the block."""
     job = run_slow_job(
         """
         with make_cluster(1, processes=False) as cluster, cluster.get_client() as client, make_context() as context:
@@ -216,8 +216,8 @@ def test_threads_of_a_cluster_without_processes_are_inside(run_slow_job):
     assert {line.get("worker") for line in job.log_lines("job.log")} == {None}
 
 
-def test_what_is_bound_in_a_process_can_be_late_there(run_slow_job):
-    """A thread of a cluster may come to it when the context has gone: an error, not a second context."""
+def test_a_bound_function_fails_after_the_context_has_stopped(run_slow_job):
+    """A bound function that runs after the context has stopped raises, instead of starting a second context."""
     job = run_slow_job(
         """
         with make_cluster(1, processes=False) as cluster, cluster.get_client() as client:
@@ -233,8 +233,8 @@ def test_what_is_bound_in_a_process_can_be_late_there(run_slow_job):
     assert job.store.steps(job.store.run("train")) == []
 
 
-def test_a_cluster_may_be_gone_before_the_block(run_slow_job):
-    """Its workers have delivered when they were closed; leaving the block says so, and raises nothing."""
+def test_a_cluster_can_be_closed_before_the_block_ends(run_slow_job):
+    """Closed workers have delivered everything; leaving the block logs a warning and raises nothing."""
     job = run_slow_job(
         """
         cluster = make_cluster(1, host="127.0.0.1")
@@ -255,7 +255,7 @@ def test_a_cluster_may_be_gone_before_the_block(run_slow_job):
 
 @pytest.fixture
 def client() -> Iterator[Client]:
-    """Return a client of a cluster that is this process."""
+    """Return a client of a cluster in this process."""
     pages = {"dashboard_address": "127.0.0.1:0", "worker_dashboard_address": "127.0.0.1:0"}
     with Client(processes=False, n_workers=1, threads_per_worker=1, **pages) as client:
         yield client
@@ -266,19 +266,19 @@ def enter(*arguments: Any) -> Callable[[], None]:
 
     def enter() -> None:
         with workers(*arguments):
-            raise AssertionError("it was entered")
+            raise AssertionError("the block must not run")
 
     return enter
 
 
-def test_what_is_no_client_is_an_error():
-    """It says what was given, and what to give."""
+def test_a_value_that_is_not_a_client_is_an_error():
+    """The message has the value, and what to pass instead."""
     with pytest.raises(ConfigurationError, match=r"client is 'tcp://.*'; it must be a distributed.Client: pass"):
         enter("tcp://127.0.0.1:8786", GlobalContext())()
 
 
 def test_an_asynchronous_client_is_an_error(client):
-    """The event loop that it belongs to cannot wait for itself; functions can be bound all the same."""
+    """Its event loop cannot wait for itself; functions can still be bound."""
 
     async def use() -> None:
         async with Client(client.cluster.scheduler_address, asynchronous=True) as other:
@@ -289,22 +289,22 @@ def test_an_asynchronous_client_is_an_error(client):
 
 
 def test_a_closed_client_is_an_error(client):
-    """It knows no workers any more."""
+    """A closed client has no workers."""
     client.close()
 
     with pytest.raises(ConfigurationError, match=r"which is closed; create a new one"):
         enter(client, GlobalContext())()
 
 
-def test_a_context_that_does_not_run_is_an_error(client):
-    """And the cluster is left alone."""
+def test_a_stopped_context_is_an_error(client):
+    """The cluster is not changed."""
     with pytest.raises(NotStartedError, match=r"is not running: call start\(\)"):
         enter(client, GlobalContext())()
     assert client.submit(abs, -1).result() == 1
 
 
-def test_the_engine_is_loaded_only_when_it_is_asked_for(run_python):
-    """A job without Dask does not pay for it."""
+def test_dask_is_imported_only_on_request(run_python):
+    """Importing `autogen_team.workers` does not import Dask."""
     code = "import sys, autogen_team.workers; sys.exit(sum(name in sys.modules for name in ('distributed', 'joblib')))"
     status, _, err = run_python("-c", code)
 

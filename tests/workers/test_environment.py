@@ -1,4 +1,4 @@
-"""The variables by which any child process is inside of the context."""
+"""Environment variables by which any child process joins the context."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def call(context, code):
 
 
 def test_a_child_process_works_for_the_run(run_job, store, log_lines, journals):
-    """With the settings of the parent; runs that it opens are children."""
+    """The child has the parent's settings, and its own runs are child runs."""
     out, err = run_job(
         """
         with make_context() as context, context.run("train"):
@@ -65,8 +65,8 @@ def test_a_child_process_works_for_the_run(run_job, store, log_lines, journals):
     assert journals() == []
 
 
-def test_a_program_that_only_knows_mlflow_has_children_too(run_job, store):
-    """By MLflow's own variables."""
+def test_a_program_with_plain_mlflow_has_child_runs_too(run_job, store):
+    """Plain MLflow in a child process reads MLflow's own variables."""
     run_job(
         """
         with make_context() as context, context.run("train"):
@@ -80,7 +80,7 @@ def test_a_program_that_only_knows_mlflow_has_children_too(run_job, store):
 
 
 def test_the_command_in_a_child_process_is_a_worker_too(run_job, store, tmp_path):
-    """`autogen-team run` there runs its target in a child run."""
+    """Inside a worker, `autogen-team run` runs its target in a child run."""
     (tmp_path / "target.py").write_text("import mlflow\nmlflow.log_metric('accuracy', 0.5, step=3)\n")
     run_job(
         f"""
@@ -94,8 +94,8 @@ def test_the_command_in_a_child_process_is_a_worker_too(run_job, store, tmp_path
     assert (child.info.run_name, store.steps(child)) == ("target.py", [3])
 
 
-def test_secrets_do_not_travel_by_themselves(store_uri, monkeypatch):
-    """The addresses of channels are secrets; what the environment holds already is inherited anyway."""
+def test_secrets_are_not_passed_on(store_uri, monkeypatch):
+    """Channel URLs are secret and not passed on; a child still inherits existing variables."""
     context = GlobalContext(
         logger_service=LoggerService(sink="job.log"),
         alerts_service=AlertsService(enable=False, urls=["json://bob:hunter2@127.0.0.1"]),
@@ -121,10 +121,10 @@ def test_secrets_do_not_travel_by_themselves(store_uri, monkeypatch):
         ("here", "argument", "there", "argument", "argument"),
     ],
 )
-def test_a_state_folder_belongs_to_a_machine(
+def test_a_worker_uses_the_state_folder_of_its_machine(
     store_uri, run_python, monkeypatch, tmp_path, here, argument, there, handed_on, used
 ):
-    """Other machines have folders of their own, unless the job was given one by argument."""
+    """Workers use their machine's own state folder, unless the job was given one by argument."""
 
     def place(name):
         return {} if name is None else {"AUTOGEN_TEAM_STATE_DIR": str(tmp_path / name)}
@@ -150,8 +150,8 @@ def test_a_state_folder_belongs_to_a_machine(
     assert out.strip() == str(used and tmp_path / used)
 
 
-def test_what_cannot_be_read_is_an_error(store_uri, monkeypatch):
-    """That names the variable, what it is and where it comes from."""
+def test_an_unreadable_variable_is_an_error(store_uri, monkeypatch):
+    """The error names the variable, its value and its source."""
     monkeypatch.setenv("AUTOGEN_TEAM_WORKER_OF", "yes")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
 
@@ -159,8 +159,8 @@ def test_what_cannot_be_read_is_an_error(store_uri, monkeypatch):
         GlobalContext().start()
 
 
-def test_a_process_with_another_store_is_no_worker(run_job, store, tmp_path, migrated_database):
-    """It was told to log elsewhere, and does."""
+def test_a_process_with_another_store_is_not_a_worker(run_job, store, tmp_path, migrated_database):
+    """A process told to use another store logs there."""
     other = type(store)(f"sqlite:///{shutil.copy(migrated_database, tmp_path / 'other.db')}")
     run_job(
         f"""
@@ -176,8 +176,8 @@ def test_a_process_with_another_store_is_no_worker(run_job, store, tmp_path, mig
     assert other.steps(other.run("own")) == [5]
 
 
-def test_a_worker_that_starts_again_without_its_job_is_none(store_uri, monkeypatch):
-    """Its runs go to the experiment that it names itself."""
+def test_a_worker_that_is_restarted_without_its_job_is_not_a_worker(store_uri, monkeypatch):
+    """Without its job, the worker's runs are in the experiment of its own settings."""
 
     def context(experiment):
         service = MlflowService(tracking_uri=store_uri, autolog_disable=True, experiment_name=experiment)
@@ -198,7 +198,7 @@ def test_a_worker_that_starts_again_without_its_job_is_none(store_uri, monkeypat
 
 
 @pytest.mark.parametrize("make", [lambda c: c.worker_env(), lambda c: c.bind(print), lambda c: c.initializer()])
-def test_a_context_that_does_not_run_has_no_workers(make):
-    """Nobody could say what they work for."""
+def test_a_stopped_context_has_no_workers(make):
+    """Without a running context there is no run to work for."""
     with pytest.raises(NotStartedError, match="call start"):
         make(GlobalContext())

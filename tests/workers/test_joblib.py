@@ -1,4 +1,4 @@
-"""The context in the real processes of loky, which is what joblib and scikit-learn use."""
+"""The context in real processes of loky, which joblib and scikit-learn use."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def describe():
 """
 
 
-def test_what_tasks_log_is_the_runs(run_slow_job):
-    """Of several Parallels in the same processes, which are gone when the block ends, and have delivered all."""
+def test_metrics_of_tasks_are_in_the_run(run_slow_job):
+    """Several `Parallel` objects share processes, which deliver everything and exit when the block ends."""
     job = run_slow_job(
         """
         with make_context() as context, context.run("train", log_system_metrics=False) as run:
@@ -71,8 +71,8 @@ def test_what_tasks_log_is_the_runs(run_slow_job):
     assert job.err == ""
 
 
-def test_each_search_has_the_run_that_is_open(run_slow_job):
-    """Whether a block of workers is inside of the run or around several; loky's processes are replaced."""
+def test_each_search_logs_to_the_open_run(run_slow_job):
+    """The block can be inside a run or around several runs; loky's processes are replaced."""
     job = run_slow_job(
         """
         with make_context() as context:
@@ -94,8 +94,8 @@ def test_each_search_has_the_run_that_is_open(run_slow_job):
     }
 
 
-def test_a_grid_search_runs_inside(run_slow_job):
-    """Scikit-learn's own Parallel, with what a scorer logs, and its lines; autologging stays the job's."""
+def test_a_grid_search_logs_to_the_run(run_slow_job):
+    """Scikit-learn's `Parallel` logs metrics and lines of a scorer to the run; only the job autologs."""
     job = run_slow_job(
         """
         from sklearn.linear_model import LogisticRegression
@@ -117,7 +117,7 @@ def score(model, images, labels):
     )
 
     train = job.store.run("train")
-    best = int(float(train.data.params["best_C"]) * 10)  # which autologging scores once more, here
+    best = int(float(train.data.params["best_C"]) * 10)  # autologging scores once more here
     assert (train.info.status, job.store.steps(train)) == ("FINISHED", sorted([1, 1, 10, 10, best]))
     lines = [line for line in job.log_lines() if line["function"] == "score"]
     assert sorted(line["message"] for line in lines) == sorted(["scored C=0.1", "scored C=1.0"] * 2)
@@ -125,7 +125,7 @@ def score(model, images, labels):
 
 
 def test_a_run_for_each_task_or_for_each_process(run_slow_job):
-    """Children of the run, either way."""
+    """Each task, or each process, has a child run."""
     job = run_slow_job(
         """
         with make_context() as context:
@@ -146,8 +146,8 @@ def test_a_run_for_each_task_or_for_each_process(run_slow_job):
     assert job.store.steps(job.store.run("train")) == job.store.steps(job.store.run("second")) == []
 
 
-def test_a_failing_task_alerts_and_the_others_go_on_later(run_slow_job, wait_until):
-    """Joblib kills the rest of its processes then; what they have logged arrives, and no run stays RUNNING."""
+def test_after_a_failing_task_later_tasks_run(run_slow_job, wait_until):
+    """Joblib then kills its other processes; their entries arrive, and no run stays RUNNING."""
     job = run_slow_job(
         """
         with make_context() as context, context.run("train", log_system_metrics=False), workers(context, 2):
@@ -169,7 +169,7 @@ def test_a_failing_task_alerts_and_the_others_go_on_later(run_slow_job, wait_unt
 
 
 def test_the_death_of_a_worker_is_recovered(run_slow_job, wait_until):
-    """Joblib gives the whole Parallel up; what the dead one logged arrives, and its child is KILLED."""
+    """Joblib aborts the whole `Parallel`; entries of the dead worker arrive, and its child is KILLED."""
     job = run_slow_job(
         """
         from joblib.externals.loky.process_executor import TerminatedWorkerError
@@ -193,8 +193,8 @@ def test_the_death_of_a_worker_is_recovered(run_slow_job, wait_until):
     assert (child.info.status, job.store.steps(child)) == ("KILLED", [1])
 
 
-def test_what_joblib_runs_in_this_process_is_inside_anyway(run_slow_job):
-    """Threads and a single job log to the run; no process is started for them."""
+def test_tasks_in_this_process_log_to_the_run(run_slow_job):
+    """Threads and `n_jobs=1` log to the run, without a process."""
     job = run_slow_job(
         """
         with make_context() as context, context.run("train", log_system_metrics=False):
@@ -213,7 +213,7 @@ def test_what_joblib_runs_in_this_process_is_inside_anyway(run_slow_job):
 
 
 def test_options_are_those_of_joblib(run_slow_job):
-    """They reach loky, which sets the threads of libraries for its processes; what it does not know it refuses."""
+    """Options are passed to loky, which limits the threads of libraries; unknown options are rejected."""
     job = run_slow_job(
         """
         with make_context() as context:
@@ -233,7 +233,7 @@ def test_options_are_those_of_joblib(run_slow_job):
     assert "idle_worker_timeout" in second
 
 
-def test_a_context_that_does_not_run_is_an_error():
-    """When the block is entered, not when the first task is sent."""
+def test_a_stopped_context_is_an_error():
+    """The error is raised when the block is entered, not when the first task is sent."""
     with pytest.raises(NotStartedError, match=r"is not running: call start\(\)"), workers(GlobalContext()):
-        raise AssertionError("it was entered")
+        raise AssertionError("the block must not run")

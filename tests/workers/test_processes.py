@@ -1,4 +1,4 @@
-"""The context in the pools and processes of the standard library."""
+"""The context in pools and processes of the standard library."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ METHODS = ("spawn", "fork", "forkserver")
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_bound_functions_work_for_the_run(run_job, store, log_lines, journals, method):
-    """Their metrics are the run's, their lines carry its id and their own name, each process has a file of its own."""
+def test_bound_functions_log_to_the_run(run_job, store, log_lines, journals, method):
+    """Metrics are in the run; lines have the run's id and the worker's name, in one file per process."""
     out, err = run_job(
         """
         with make_context() as context, context.run("train"), pool(sys.argv[1]) as workers:
@@ -38,8 +38,8 @@ def test_bound_functions_work_for_the_run(run_job, store, log_lines, journals, m
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_nested_functions_have_runs_of_their_own(run_job, store, method):
-    """Children of the run, named after the function; one that fails is FAILED, and alerts."""
+def test_nested_functions_have_their_own_runs(run_job, store, method):
+    """Each call has a child run named after the function; a failed call's run is FAILED, and alerts."""
     out, _ = run_job(
         """
         with make_context() as context, context.run("train"), pool(sys.argv[1]) as workers:
@@ -68,8 +68,8 @@ def test_nested_functions_have_runs_of_their_own(run_job, store, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_initializer_puts_a_whole_process_inside(run_job, store, journals, method):
-    """Of the pools of both modules; functions are sent as they are."""
+def test_an_initializer_makes_a_whole_process_join_the_context(run_job, store, journals, method):
+    """With the initializer, unchanged functions log to the run in pools of both modules."""
     run_job(
         """
         method = multiprocessing.get_context(sys.argv[1])
@@ -91,7 +91,7 @@ def test_an_initializer_puts_a_whole_process_inside(run_job, store, journals, me
 
 @pytest.mark.slow
 def test_an_initializer_can_give_each_process_a_run(run_job, store):
-    """A child of the job's, with what every task of that process logs."""
+    """The child run of a process contains the metrics of all its tasks."""
     run_job(
         """
         with make_context() as context, context.run("train"):
@@ -111,7 +111,7 @@ def test_an_initializer_can_give_each_process_a_run(run_job, store):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_terminated_worker_leaves_its_child_killed(run_job, store, journals, method):
-    """SIGTERM is what `Process.terminate` sends, and schedulers; the job itself goes on."""
+    """`Process.terminate` and schedulers send SIGTERM; the job continues."""
     run_job(
         """
         method = multiprocessing.get_context(sys.argv[1])
@@ -146,7 +146,7 @@ def test_a_terminated_worker_leaves_its_child_killed(run_job, store, journals, m
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_death_of_a_worker_is_recovered(run_job, run_python, store, journals, wait_until, method):
-    """What it has logged arrives in either run, and its child does not stay RUNNING."""
+    """Entries of the dead worker arrive in both runs, and its child does not stay RUNNING."""
     run_job(
         """
         method = multiprocessing.get_context(sys.argv[1])
@@ -168,7 +168,7 @@ def test_the_death_of_a_worker_is_recovered(run_job, run_python, store, journals
     status, _, err = run_python("-m", "autogen_team", "recover")
 
     assert status == 0, err
-    wait_until(lambda: journals() == [])  # what an agent has begun, it finishes
+    wait_until(lambda: journals() == [])  # an agent finishes a recovery that it has begun
     [child] = store.children()
     assert (child.info.run_name, child.info.status, store.steps(child)) == ("child", "KILLED", list(range(200)))
     parent = store.run("train")
@@ -176,8 +176,8 @@ def test_the_death_of_a_worker_is_recovered(run_job, run_python, store, journals
 
 
 @pytest.mark.slow
-def test_a_worker_alerts_of_errors_only(run_job, store, log_lines):
-    """There may be a thousand of them; whatever else they have to say is in the log."""
+def test_a_worker_sends_only_alerts_about_errors(run_job, store, log_lines):
+    """There may be a thousand workers; their other alerts are logged."""
     out, _ = run_job(
         """
         with make_context() as context, context.run("train"), pool("spawn") as workers:
@@ -197,7 +197,7 @@ def test_a_worker_alerts_of_errors_only(run_job, store, log_lines):
 
 @pytest.mark.slow
 def test_an_exception_in_a_worker_is_in_its_log(run_job, store, log_lines):
-    """Where the traceback is that pools leave out or shorten; secrets are masked as in the job."""
+    """Pools shorten or drop the traceback; in the worker's log it is complete, and masked."""
     run_job(
         """
         with make_context() as context, context.run("train"), pool("spawn") as workers:
@@ -211,8 +211,8 @@ def test_an_exception_in_a_worker_is_in_its_log(run_job, store, log_lines):
     assert "hunter2" not in json.dumps(line)
 
 
-def test_threads_work_for_the_run_that_is_open(run_job, store):
-    """In the process itself nothing is started; with `nested` each call has a child."""
+def test_threads_log_to_the_open_run(run_job, store):
+    """In the same process nothing is started; with `nested` each call has a child run."""
     run_job(
         """
         with make_context() as context, context.run("train"), ThreadPoolExecutor(4) as workers:
@@ -226,8 +226,8 @@ def test_threads_work_for_the_run_that_is_open(run_job, store):
     assert {run.info.status for run in store.children()} == {"FINISHED"}
 
 
-def test_coroutines_and_generators_are_inside_while_they_run(run_job, store):
-    """And nothing of the context is left where they were."""
+def test_coroutines_and_generators_have_the_context_while_they_run(run_job, store):
+    """The caller's context is unchanged between their steps."""
     run_job(
         """
         with make_context() as context, context.run("train"), pool("spawn") as workers:
@@ -258,7 +258,7 @@ def test_coroutines_and_generators_are_inside_while_they_run(run_job, store):
 
 @pytest.mark.slow
 def test_a_worker_can_have_workers(run_job, store):
-    """Who work for the run that is open there."""
+    """They work for the run that is open in the outer worker."""
     run_job(
         """
         with make_context() as context, context.run("train"), pool("spawn") as workers:
@@ -276,8 +276,8 @@ def test_a_worker_can_have_workers(run_job, store):
 
 
 @pytest.mark.slow
-def test_a_worker_works_for_one_job_after_another(run_job, store):
-    """A pool may outlive a run; what is bound knows which one is meant."""
+def test_a_worker_works_for_one_run_after_another(run_job, store):
+    """A pool can outlive a run, and each bound function refers to its own run."""
     run_job(
         """
         with make_context() as context, pool("spawn") as workers:
@@ -293,8 +293,8 @@ def test_a_worker_works_for_one_job_after_another(run_job, store):
     ]
 
 
-def test_the_logs_of_runs_are_left_though_the_worker_is_never_idle(run_job, store):
-    """A thread of it may work for one run for days; what it logs for others does not pile up."""
+def test_the_logs_of_runs_are_closed_although_the_worker_is_never_idle(run_job, store):
+    """If one thread works for a run for days, the logs of other runs are still closed."""
     out, _ = run_job(
         """
         with make_context() as context, pool("spawn") as workers:
@@ -330,13 +330,13 @@ def test_the_logs_of_runs_are_left_though_the_worker_is_never_idle(run_job, stor
         """,
     )
 
-    assert max(map(int, out.split()[1:])) == 2  # that of the long run, and of the one before
+    assert max(map(int, out.split()[1:])) == 2  # the logs of the long run and of the previous run
     assert store.steps(store.run("first")) == [0, 2, 4]
 
 
 @pytest.mark.slow
-def test_autologging_works_in_runs_of_their_own_only(run_job, store):
-    """Several workers would contradict each other in one run: a parameter cannot be changed."""
+def test_autologging_works_only_in_a_worker_s_own_runs(run_job, store):
+    """Several workers would set a parameter of one run differently, which MLflow rejects."""
     run_job(
         """
         with make_context(autolog_log_models=False) as context, context.run("train"), pool("spawn") as workers:
@@ -355,8 +355,8 @@ def test_autologging_works_in_runs_of_their_own_only(run_job, store):
 
 
 @pytest.mark.slow
-def test_a_server_out_of_reach_does_not_stop_a_worker(start_python, run_python, write_job, server, store, journals):
-    """What it logs waits on disk, and is delivered when the store is back."""
+def test_an_unreachable_server_does_not_stop_a_worker(start_python, run_python, write_job, server, store, journals):
+    """Its entries wait on disk, and are delivered when the store is back."""
     job = write_job(
         f"""
         with make_context(tracking_uri={server.uri!r}) as context, context.run("train", log_system_metrics=False):
@@ -389,8 +389,8 @@ def test_a_server_out_of_reach_does_not_stop_a_worker(start_python, run_python, 
 
 
 @pytest.mark.slow
-def test_signals_of_the_job_reach_nobody_twice(start_python, write_job, store):
-    """Ctrl-C on a terminal goes to the workers too; the run ends as KILLED, once, and the job as it would have."""
+def test_ctrl_c_is_handled_once(start_python, write_job, store):
+    """Ctrl-C reaches the workers too; the run is KILLED once, and the job ends as without us."""
     job = write_job(
         """
         with make_context() as context, context.run("train"), pool("fork") as workers:

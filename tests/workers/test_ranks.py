@@ -1,4 +1,4 @@
-"""The ranks of one launch, as torchrun starts them: the same script, several times, told apart by variables."""
+"""Ranks of one launch, as torchrun starts them: one script, several times, distinguished by variables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ with make_context() as context, ranks.run(context, "train", nested="nested" in s
 
 @pytest.fixture
 def launch(start_python, write_job, store):
-    """Return a function that starts all ranks, lets the first one end last; returns what each has printed and how."""
+    """Return a function that starts all ranks, and returns status and output of each; rank 0 ends last."""
 
     def start(*arguments: str, size: int = 3, timeout: float = 60.0, **environment: str) -> list[tuple[int, str, str]]:
         job = write_job(TRAIN, f"from autogen_team.workers import ranks\nTIMEOUT = {timeout}\n")
@@ -37,8 +37,8 @@ def launch(start_python, write_job, store):
     return start
 
 
-def test_all_ranks_work_for_one_run(launch, store, log_lines):
-    """The first one opens it, the others find it; each has a log of its own, and only the first one sends its alert."""
+def test_all_ranks_log_to_one_run(launch, store, log_lines):
+    """Rank 0 opens the run and the others find it; each has its own log, and only rank 0 sends its alert."""
     ended = launch()
 
     assert [status for status, _, _ in ended] == [0, 0, 0], ended
@@ -56,7 +56,7 @@ def test_all_ranks_work_for_one_run(launch, store, log_lines):
 
 
 def test_ranks_can_have_children(launch, store):
-    """Named after them."""
+    """Child runs are named after their ranks."""
     launch("nested", size=2)
 
     [child] = store.children()
@@ -78,8 +78,8 @@ with make_context() as context, ranks.run(context, "train", log_system_metrics=T
 """
 
 
-def test_each_of_several_nodes_is_sampled_once(start_python, write_job, store):
-    """By its first rank, under its name; a single machine needs none."""
+def test_each_node_is_sampled_once(start_python, write_job, store):
+    """The first rank of each node samples, under the node's name; a single machine has no name."""
     job = write_job(NODES, "import time\nfrom autogen_team.workers import ranks\n")
     variables = {
         "WORLD_SIZE": "4",
@@ -104,8 +104,8 @@ def test_each_of_several_nodes_is_sampled_once(start_python, write_job, store):
     assert {key.split("/")[1] for key in run.data.metrics if key.startswith("system/")} == {"a", "b"}
 
 
-def test_the_failure_of_a_rank_is_told(launch, store):
-    """By its alert, and in the run, which the first rank may well close as if nothing had been."""
+def test_the_failure_of_a_rank_is_reported(launch, store):
+    """The rank's alert and a tag of the run report it, although rank 0 may close the run as FINISHED."""
     (status, first, _), (failed, second, _) = launch("fail", size=2)
 
     assert (status, failed) == (0, 1)
@@ -116,7 +116,7 @@ def test_the_failure_of_a_rank_is_told(launch, store):
 
 
 def test_a_launch_does_not_join_the_one_before(launch, store):
-    """Whether it is told apart by its id, or only by that the other has ended."""
+    """Launches differ by their ids or, with equal ids, by the end of the previous run."""
     launch(size=2, TORCHELASTIC_RUN_ID="a")
     launch(size=2, TORCHELASTIC_RUN_ID="b")
     launch(size=2, TORCHELASTIC_RUN_ID="b")
@@ -124,8 +124,8 @@ def test_a_launch_does_not_join_the_one_before(launch, store):
     assert [store.steps(run) for run in store.runs()] == [[0, 1]] * 3
 
 
-def test_agents_count_their_restarts_alone(start_python, write_job, store):
-    """So the ranks of one launch may have different counts."""
+def test_agents_count_their_restarts_separately(start_python, write_job, store):
+    """The ranks of one launch may have different restart counts."""
     job = write_job(TRAIN, "from autogen_team.workers import ranks\nTIMEOUT = 60\n")
     variables = {"WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "digits", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     first, second = [
@@ -150,8 +150,8 @@ with make_context() as context, ranks.run(context, "train", job="auto", nested="
 
 
 @pytest.mark.parametrize("nested", ["", "nested"])
-def test_ranks_that_are_started_again_are_the_same_ranks(start_python, write_job, store, tmp_path, nested):
-    """In the same run, or in the same children, though the agents have counted differently and share no state."""
+def test_restarted_ranks_are_the_same_ranks(start_python, write_job, store, tmp_path, nested):
+    """They use the same run or child runs, although agents count differently and share no state folder."""
     job = write_job(JOB, "from autogen_team.workers import ranks\n")
 
     def start(rank: int, restarts: int):
@@ -186,8 +186,8 @@ def test_ranks_that_are_started_again_are_the_same_ranks(start_python, write_job
         assert (run.info.status, store.steps(run)) == ("FINISHED", [2, 3, 4, 5])
 
 
-def test_a_rank_that_finds_nothing_has_a_run_of_its_own(run_python, write_job, store):
-    """What it logs is worth more than the order."""
+def test_a_rank_without_rank_0_opens_its_own_run(run_python, write_job, store):
+    """The rank's metrics are kept in a separate run."""
     job = write_job(TRAIN, "from autogen_team.workers import ranks\nTIMEOUT = 0.5\n")
     status, _, err = run_python(job, RANK="1", WORLD_SIZE="2")
 
@@ -197,7 +197,7 @@ def test_a_rank_that_finds_nothing_has_a_run_of_its_own(run_python, write_job, s
 
 
 def test_without_ranks_it_is_a_run_like_any_other(run_job, store):
-    """So that the same script can be started by hand."""
+    """The same script can be started manually."""
     run_job(
         """
         with make_context() as context, ranks.run(context, "train", tags={"fold": 1}):

@@ -1,4 +1,4 @@
-"""The context in the workers of a real Ray, on the loopback interface."""
+"""The context in workers of a real Ray, on the loopback interface."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from autogen_team.workers.ray import remote, runtime_env
 
 @contextmanager
 def local_ray(**fields):
-    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # Ray's sockets want a short path
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as folder:  # Ray's sockets need a short path
         options = {"num_cpus": 2, "include_dashboard": False, "_temp_dir": folder, "_node_ip_address": "127.0.0.1"}
         ray.init(**options, **fields)
         try:
@@ -64,7 +64,7 @@ def fail(number):
 
 
 def die_once(number):
-    """Be killed in the middle, and do the rest the second time."""
+    """Be killed halfway the first time, and do the rest the second time."""
     marker = Path(f"died-{number}").absolute()
     first = number if not marker.exists() else number + 100
     for step in range(first, first + 100):
@@ -87,13 +87,13 @@ def do(function, numbers):
 
 @pytest.fixture(scope="module")
 def said() -> dict[str, Any]:
-    """Return what the job has said; filled when it has run."""
+    """Return the output of the job; it is filled when the job has run."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def job(run_slow_job: Callable[[str, str], Any], wait_until: Callable[..., None], said: dict[str, Any]) -> Any:
-    """Return a job that has used Ray in all ways, when the agents of its workers have done their work too."""
+    """Return a job that has used all functions with Ray, after the agents of its workers have finished."""
     found = run_slow_job(
         """
         said = {}
@@ -126,8 +126,8 @@ def job(run_slow_job: Callable[[str, str], Any], wait_until: Callable[..., None]
     return found
 
 
-def test_what_tasks_log_is_the_runs(job, said):
-    """All tasks of all workers, without a change to the functions."""
+def test_metrics_of_tasks_are_in_the_run(job, said):
+    """Metrics of all workers are in the run; the functions are unchanged."""
     train = job.store.run("train")
 
     assert train.info.status == "FINISHED"
@@ -136,7 +136,7 @@ def test_what_tasks_log_is_the_runs(job, said):
 
 
 def test_lines_are_in_a_file_for_each_worker(job, said):
-    """They carry the id of the run and the name of the worker; the level is the job's, and secrets are masked."""
+    """Lines have the run id and the worker's name; the level is the job's, and secrets are masked."""
     run_id = job.store.run("train").info.run_id
     lines = [line for line in job.log_lines() if line.get("run_id") == run_id and line["function"] == "fold"]
 
@@ -149,16 +149,16 @@ def test_lines_are_in_a_file_for_each_worker(job, said):
     assert logs > {str(pid) for pid in said["pids"]}
 
 
-def test_actors_are_inside_too(job):
-    """From their making on, in the main thread and in an event loop."""
+def test_actors_have_the_context_too(job):
+    """Actors have the context from their creation, in the main thread and in an event loop."""
     train = job.store.run("train")
 
     assert job.store.steps(train, "acted") == [0, 1, 2, 3]
     assert job.store.steps(train, "awaited") == [1, 2, 3]
 
 
-def test_a_remote_function_has_a_child_for_each_task(job):
-    """With the tag by which MLflow shows it under its parent."""
+def test_each_task_of_a_remote_function_has_a_child_run(job):
+    """Child runs have the tag by which MLflow displays them under their parent."""
     children = [run for run in job.store.children() if run.info.run_name == "fold"]
 
     assert sorted(job.store.steps(run) for run in children) == [[10], [11], [12], [13]]
@@ -166,8 +166,8 @@ def test_a_remote_function_has_a_child_for_each_task(job):
     assert all(run.data.tags["autogen_team.worker"] for run in children)
 
 
-def test_a_remote_generator_is_inside_while_it_is_read(job, said):
-    """Ray streams what it yields, and the child ends with it."""
+def test_a_remote_generator_has_the_context_while_it_is_read(job, said):
+    """Ray streams the yielded values, and the child run ends with the generator."""
     [child] = [run for run in job.store.children() if run.info.run_name == "count"]
 
     assert said["counted"] == [0, 1, 2]
@@ -175,7 +175,7 @@ def test_a_remote_generator_is_inside_while_it_is_read(job, said):
 
 
 def test_a_failing_task_alerts_once(job, said):
-    """If it has a run of its own; else its caller gets the exception, and decides."""
+    """Only a failing task with its own run alerts; otherwise the caller gets the exception."""
     [child] = [run for run in job.store.children() if run.info.run_name == "doomed"]
 
     assert (child.info.status, child.data.tags["autogen_team.exception"]) == ("FAILED", "ValueError: bad fold 2")
@@ -185,12 +185,12 @@ def test_a_failing_task_alerts_once(job, said):
 
 
 def test_a_worker_that_is_killed_loses_nothing(job):
-    """What it had logged arrives, beside that of the second try."""
+    """Its metrics arrive, in addition to those of the second attempt."""
     assert [step for step in job.store.steps(job.store.run("train")) if step >= 100] == list(range(100, 300))
 
 
 def test_the_child_of_a_task_that_is_killed_is_closed(job):
-    """The second try has another one."""
+    """The second attempt has another child run."""
     children = [run for run in job.store.children() if run.info.run_name == "dying"]
 
     found = [(run.info.status, job.store.steps(run)) for run in children]
@@ -198,13 +198,13 @@ def test_the_child_of_a_task_that_is_killed_is_closed(job):
     assert [run.info.run_name for run in job.store.runs() if run.info.status == "RUNNING"] == []
 
 
-def test_what_is_logged_just_before_the_shutdown_arrives(job):
-    """Ray kills its workers without a word; the journal is delivered by their agents."""
+def test_metrics_logged_just_before_the_shutdown_arrive(job):
+    """Ray kills its workers without notice; their agents deliver the journal."""
     assert job.store.steps(job.store.run("train"), "last") == list(range(1000))
 
 
-def test_ray_is_imported_by_nothing_else():
-    """Neither by the package nor by its workers."""
+def test_ray_is_imported_only_on_request():
+    """Neither the package nor its other worker engines import Ray."""
     code = (
         "import sys, autogen_team.context, autogen_team.workers\n"
         "assert not {'ray', 'pyspark', 'distributed', 'joblib'} & set(sys.modules)"
@@ -214,7 +214,7 @@ def test_ray_is_imported_by_nothing_else():
 
 
 def test_conflicts_are_errors(store, tmp_path):
-    """Each says what to do instead."""
+    """Each error says what to do instead."""
     with GlobalContext() as context:
         with pytest.raises(ConfigurationError, match=r"worker_process_setup_hook is 'my.hook', but Ray accepts only"):
             runtime_env(context, worker_process_setup_hook="my.hook")
@@ -226,8 +226,8 @@ def test_conflicts_are_errors(store, tmp_path):
     assert (found["pip"], own["env_vars"]) == (["tqdm"], {"OWN": "mine"})
 
 
-def test_a_context_that_does_not_run_is_an_error():
-    """Told where it can be mended, not in the worker."""
+def test_a_stopped_context_is_an_error():
+    """The error is raised in the job, where it can be fixed, not in the worker."""
     context = GlobalContext()
 
     with pytest.raises(NotStartedError, match="call start"):
@@ -236,8 +236,8 @@ def test_a_context_that_does_not_run_is_an_error():
         remote(context, print)
 
 
-def test_a_worker_that_cannot_be_inside_goes_on(caplog):
-    """Ray would end a worker whose hook raises, and begin another one, for ever."""
+def test_a_worker_that_cannot_join_the_context_continues(caplog):
+    """Ray would restart a worker whose hook raises, forever."""
 
     def enter() -> None:
         raise OSError(28, "No space left on device")

@@ -1,4 +1,4 @@
-"""The context in the Python workers of a real, local Spark: `make test-spark` installs it."""
+"""The context in Python workers of a real, local Spark, which `make test-spark` installs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def local_spark():
 
 
 def rows(numbers):
-    """Log from the beginning of the partition to its end."""
+    """Log during the whole partition."""
     logger.debug("look at https://bob:hunter2@host")
     for number in numbers:
         fold(number)
@@ -49,7 +49,7 @@ def rows(numbers):
 
 
 def squares(numbers):
-    """Compute when it is read, as a generator does, without being one."""
+    """Compute lazily, as a generator does, without being one."""
 
     def square(number):
         mlflow.log_metric("square", number**2, step=number)
@@ -83,13 +83,13 @@ def die(numbers):
 
 @pytest.fixture(scope="module")
 def said() -> dict[str, Any]:
-    """Return what the job has said; filled when it has run."""
+    """Return the output of the job; it is filled when the job has run."""
     return {}
 
 
 @pytest.fixture(scope="module")
 def job(run_slow_job: Callable[[str, str], Any], wait_until: Callable[..., None], said: dict[str, Any]) -> Any:
-    """Return a job that has used Spark in all ways, when the agents of its workers have done their work too."""
+    """Return a job that has used all functions with Spark, after the agents of its workers have finished."""
     pytest.importorskip("pyspark", reason="Spark is not installed: make test-spark")
     if not (shutil.which("java") or Path(os.environ.get("JAVA_HOME", ""), "bin", "java").is_file()):
         pytest.skip("no Java: Spark 4 needs Java 17 or newer, on the PATH or at JAVA_HOME")
@@ -121,8 +121,8 @@ def job(run_slow_job: Callable[[str, str], Any], wait_until: Callable[..., None]
     return found
 
 
-def test_what_partitions_log_is_the_runs(job, said):
-    """Spark gets what the function yields, from processes that it uses again."""
+def test_metrics_of_partitions_are_in_the_run(job, said):
+    """Spark gets the yielded values, and reuses the processes."""
     train = job.store.run("train")
 
     assert (train.info.status, job.store.steps(train)) == ("FINISHED", list(range(8)))
@@ -131,7 +131,7 @@ def test_what_partitions_log_is_the_runs(job, said):
 
 
 def test_lines_are_in_a_file_for_each_worker(job, said):
-    """They carry the id of the run and the name of the worker; the level is the job's, and secrets are masked."""
+    """Lines have the run id and the worker's name; the level is the job's, and secrets are masked."""
     run_id = job.store.run("train").info.run_id
     lines = [line for line in job.log_lines() if line.get("run_id") == run_id and line["function"] == "fold"]
 
@@ -143,7 +143,7 @@ def test_lines_are_in_a_file_for_each_worker(job, said):
 
 
 def test_a_nested_partition_has_one_child(job):
-    """With the tag by which MLflow shows it under its parent."""
+    """Child runs have the tag by which MLflow displays them under their parent."""
     children = [run for run in job.store.children() if run.info.run_name == "rows"]
 
     assert sorted(job.store.steps(run) for run in children) == [[0, 1], [2, 3], [4, 5], [6, 7]]
@@ -151,20 +151,20 @@ def test_a_nested_partition_has_one_child(job):
     assert all(run.data.tags["autogen_team.worker"] for run in children)
 
 
-def test_an_iterator_is_inside_while_it_is_read(job, said):
-    """As a generator is, although the function has returned before."""
+def test_an_iterator_has_the_context_while_it_is_read(job, said):
+    """The context is active as for a generator, although the function has returned before."""
     assert said["squares"] == [number**2 for number in range(8)]
     assert job.store.steps(job.store.run("train"), "square") == list(range(8))
 
 
-def test_data_frames_come_in_pandas(job, said):
-    """What mapInPandas takes is a function with a signature."""
+def test_functions_of_map_in_pandas_can_be_bound(job, said):
+    """MapInPandas requires a function with a signature."""
     assert sorted(number for number, _ in said["frames"]) == list(range(8))
     assert job.store.steps(job.store.run("train"), "framed") == list(range(8))
 
 
 def test_a_partition_that_is_not_read_to_its_end_is_finished(job, said):
-    """Spark wanted no more of it."""
+    """Spark may stop reading a partition early."""
     [child] = [run for run in job.store.children() if run.info.run_name == "taken"]
 
     assert len(said["taken"]) == 1
@@ -172,17 +172,17 @@ def test_a_partition_that_is_not_read_to_its_end_is_finished(job, said):
 
 
 def test_a_failing_partition_alerts_once(job, said):
-    """Its child is FAILED, and the driver gets the exception."""
+    """The child run is FAILED, and the driver gets the exception."""
     failed = [run for run in job.store.children() if run.info.status == "FAILED"]
 
     assert [run.info.run_name for run in failed] == ["doomed"]
     assert failed[0].data.tags["autogen_team.exception"] == "ValueError: bad row 1"
     assert "ValueError: bad row 1" in said["error"]
-    assert job.err.count("[job] doomed failed: ") == 1  # Spark shows there what its workers print on stdout
+    assert job.err.count("[job] doomed failed: ") == 1  # Spark shows the stdout of its workers there
 
 
 def test_a_worker_that_is_killed_loses_nothing(job, said):
-    """What it had logged arrives, and its child is closed; others do the rest of the work."""
+    """Its metrics arrive, and its child run is closed; other workers do the rest."""
     [child] = [run for run in job.store.children() if run.info.run_name == "dying"]
 
     assert "Python worker exited unexpectedly" in said["death"]
@@ -191,8 +191,8 @@ def test_a_worker_that_is_killed_loses_nothing(job, said):
     assert [run.info.run_name for run in job.store.runs() if run.info.status == "RUNNING"] == []
 
 
-def test_a_function_stays_what_it_is(store):
-    """Spark looks at its signature and shows its name; where there is no Spark, it can be called as well."""
+def test_a_function_keeps_its_signature_and_name(store):
+    """Spark inspects the signature and displays the name; the function also works without Spark."""
 
     def count(rows):
         """Count."""
@@ -204,7 +204,7 @@ def test_a_function_stays_what_it_is(store):
         assert list(counted(iter("abc"))) == [3]
 
 
-def test_a_context_that_does_not_run_is_an_error():
-    """Told where it can be mended, not on an executor."""
+def test_a_stopped_context_is_an_error():
+    """The error is raised in the driver, where it can be fixed, not on an executor."""
     with pytest.raises(NotStartedError, match="call start"):
         partitions(GlobalContext(), iter)

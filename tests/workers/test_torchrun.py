@@ -1,4 +1,4 @@
-"""Ranks under real agents of torchrun, which restart their workers and count for themselves."""
+"""Ranks under real agents of torchrun, which restart their workers and count restarts separately."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ with make_context() as context, ranks.run(context, "train", job="auto", log_syst
         if node == "b":
             open("killed", "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
-        while True:  # until its agent hears of the others
+        while True:  # until its agent learns of the others
             time.sleep(0.1)
     dist.barrier()
 """
 
 
 @pytest.mark.timeout(900)
-def test_agents_with_states_of_their_own_make_one_run(start_python, write_job, store, free_port, tmp_path):
-    """Though a worker of one is killed, and each agent counts restarts for itself."""
+def test_agents_with_separate_states_share_one_run(start_python, write_job, store, free_port, tmp_path):
+    """One agent's worker is killed, and each agent counts its own restarts."""
     job = write_job(JOB)
     port = free_port()
     words = ["-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3"]

@@ -1,1 +1,1 @@
-"""The alerts engine: the desktop, remote channels, delivery."""
+"""The alerts engine: desktop, remote channels, delivery."""

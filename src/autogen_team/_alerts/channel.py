@@ -21,7 +21,7 @@ class Alert:
     message: str
     level: str = "info"
     brief: str = field(default="", repr=False, compare=False)
-    """A shorter message for a console that has already shown the rest."""
+    """A shorter message for a console that has already shown the traceback."""
 
 
 class UndeliveredError(Exception):
@@ -40,16 +40,16 @@ class Channel(Protocol):
     """A way to deliver alerts. Its methods are called from one thread at a time."""
 
     name: str
-    """Its name in logs and tables, without secrets."""
+    """Name in logs and tables, without secrets."""
     is_local: bool
-    """Whether it answers in milliseconds, so that the caller of `notify` waits for it."""
+    """Whether the channel answers in milliseconds, so that the caller of `notify` waits for it."""
 
     def takes(self, level: str) -> bool:
         """Return whether the channel accepts alerts of this level."""
         ...
 
     def deliver(self, alert: Alert) -> None:
-        """Return when the alert is confirmed; raise an UndeliveredError if it is not."""
+        """Return when the alert is confirmed; raise an UndeliveredError otherwise."""
 
     def close(self) -> None:
         """Close connections; a later `deliver` opens new ones."""
@@ -63,7 +63,7 @@ class RecordingChannel:
     is_local: bool = True
     fail_with: str | None = None
     alerts: list[Alert] = field(default_factory=list)
-    """What was delivered, in order."""
+    """The delivered alerts, in order."""
 
     def takes(self, level: str) -> bool:
         """Accept every level."""

@@ -1,6 +1,6 @@
-"""Alerts on the desktops of macOS and Windows, through a command of each system.
+"""Alerts on the desktops of macOS and Windows, through a command of the system.
 
-Tested with stand-ins for the two commands, never on the systems themselves.
+Tested only with stand-ins for the two commands, never on the systems themselves.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ $notification = [Windows.UI.Notifications.ToastNotification]::new($toast)
 
 
 class CommandDesktop:
-    """Show alerts by running a command for each; the system chooses how long they stay."""
+    """Channel that runs a command for each alert; the system decides how long an alert stays."""
 
     name = "desktop"
     is_local = True
@@ -49,12 +49,12 @@ class CommandDesktop:
         self._system = system
         self._answer_within = answer_within
 
-    def takes(self, level: str) -> bool:  # noqa: ARG002 - the protocol asks, and people at a desktop see it all
+    def takes(self, level: str) -> bool:  # noqa: ARG002 - the protocol requires it; a desktop shows all levels
         """Accept every level."""
         return True
 
     def close(self) -> None:
-        """Do nothing: each command has ended already."""
+        """Do nothing: each command has already ended."""
 
     def deliver(self, alert: Alert) -> None:
         """Return when the command reports that the system accepted the alert."""

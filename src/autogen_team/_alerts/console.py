@@ -1,4 +1,4 @@
-"""The last resort for every alert: a line or a block on the console, whatever the console's state."""
+"""The last resort for an alert: a line or a block on the console, even if a stream is closed or full."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from autogen_team._process import streams
 
 
 def write_line(line: str) -> None:
-    """Write `line` to stdout; to stderr if stdout is full, closed or missing; never raise.
+    """Write `line` to stdout, or to stderr if stdout is full, closed or missing; never raise.
 
-    Under `autogen-team run` stderr comes first: a shell that captures the output of the job, with
-    `x=$(autogen-team run ...)`, captures no alert. Characters that the stream cannot encode are written as escapes.
+    Under `autogen-team run` stderr comes first, so that a shell that captures the output of the job with
+    `x=$(autogen-team run ...)` does not capture alerts. Characters that the stream cannot encode are written as
+    escapes.
     """
     for stream in (sys.stderr, sys.stdout) if os.environ.get(streams.SUPERVISED) else (sys.stdout, sys.stderr):
         try:
             streams.write(stream, line + "\n")
-        except Exception:  # noqa: S112 - there is no place left to report it to but the next stream  # nosec B112
+        except Exception:  # noqa: S112 - only the next stream is left to report to  # nosec B112
             continue
         return

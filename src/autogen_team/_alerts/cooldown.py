@@ -1,4 +1,4 @@
-"""Count repeated alerts instead of sending them again."""
+"""Counts repeated alerts instead of sending them again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from autogen_team._alerts.channel import Alert
 
-_FORGET_AT = 256  # titles; a job that puts the epoch into each title must not grow without bound
+_FORGET_AT = 256  # titles; memory must not grow without bound if a job puts the epoch into each title
 
 
 @dataclass(slots=True)
@@ -21,20 +21,20 @@ class _Entry:
 
 
 class Cooldown:
-    """Admit the same level and title once in `seconds`; the next admitted alert says how many were held back."""
+    """Filter that admits the same level and title once in `seconds`; the next admitted alert gives the count."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self.forget()
 
     def forget(self) -> None:
-        """Reset the counts, as in a forked child: the parent reports its own counts."""
+        """Reset the counts, for example in a forked child, because the parent reports its own counts."""
         self._lock = threading.RLock()  # reentrant for signal handlers
         self._entries: dict[tuple[str, str], _Entry] = {}
 
     @property
     def is_counting(self) -> bool:
-        """Whether there is a count that no alert has reported yet."""
+        """Whether any count has not been reported by an alert yet."""
         with self._lock:
             return any(entry.more for entry in self._entries.values())
 
@@ -49,27 +49,29 @@ class Cooldown:
                 entry.more += 1
                 return None
             if len(self._entries) >= _FORGET_AT:
-                self._forget_the_quiet(now)
+                self._forget_expired(now)
             self._entries[alert.level, alert.title] = _Entry(now, alert)
-            return alert if entry is None else _telling(alert, entry.more)
+            return alert if entry is None else _with_count(alert, entry.more)
 
     def drain(self) -> list[Alert]:
         """Return an alert for each unreported count, and reset all counts."""
         with self._lock:
             entries, self._entries = self._entries, {}
         return [
-            _telling(replace(entry.alert, message="", brief=""), entry.more) for entry in entries.values() if entry.more
+            _with_count(replace(entry.alert, message="", brief=""), entry.more)
+            for entry in entries.values()
+            if entry.more
         ]
 
-    def _forget_the_quiet(self, now: float) -> None:
+    def _forget_expired(self, now: float) -> None:
         self._entries = {
             key: entry for key, entry in self._entries.items() if entry.more or now - entry.since < self._seconds
         }
 
 
-def _telling(alert: Alert, more: int) -> Alert:
+def _with_count(alert: Alert, more: int) -> Alert:
     if not more:
         return alert
-    told = f"({more} more)"
-    brief = f"{alert.brief} {told}" if alert.brief else ""
-    return replace(alert, message=f"{alert.message} {told}".lstrip(), brief=brief)
+    count = f"({more} more)"
+    brief = f"{alert.brief} {count}" if alert.brief else ""
+    return replace(alert, message=f"{alert.message} {count}".lstrip(), brief=brief)

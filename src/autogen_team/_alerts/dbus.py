@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from autogen_team._alerts.channel import Alert
 
 ANSWER_WITHIN: Final = 3.0  # seconds; a healthy daemon takes one to ten milliseconds
-_FOREVER: Final = 2**31 - 1  # milliseconds, the most that the protocol can say: 24 days
+_FOREVER: Final = 2**31 - 1  # milliseconds, the maximum of the protocol: 24 days
 
-# Not "low": it is for what need not be seen at once, and GNOME shows no banner for it. Icons tell the others apart.
+# Never "low": GNOME shows no banner for that urgency. Icons distinguish the other levels.
 _URGENCY: Final = {"info": 1, "success": 1, "warning": 1, "error": 2}
 _ICON: Final = {
     "info": "dialog-information",
@@ -33,9 +33,9 @@ _ICON: Final = {
 
 
 class DBusDesktop:
-    """Show alerts through the notification daemon on the session bus, over one connection.
+    """Channel to the notification daemon on the session bus, over one connection.
 
-    `timeout` is in seconds: None for the daemon's own, 0 to stay until dismissed.
+    `timeout` is in seconds: None for the daemon's default, 0 to stay until dismissed.
     """
 
     name = "desktop"
@@ -49,19 +49,19 @@ class DBusDesktop:
         self._owner = 0
         self._reads_markup: bool | None = None
 
-    def takes(self, level: str) -> bool:  # noqa: ARG002 - the protocol asks, and people at a desktop see it all
+    def takes(self, level: str) -> bool:  # noqa: ARG002 - the protocol requires it; a desktop shows all levels
         """Accept every level."""
         return True
 
     def deliver(self, alert: Alert) -> None:
         """Return when the daemon has confirmed that it shows the alert."""
         if self._owner != os.getpid():
-            self.close()  # in a forked child; the parent's connection carries the parent's answers
+            self.close()  # in a forked child: answers on the parent's connection are for the parent
         fresh = self._connection is None
         try:
             self._notify(alert)
         except TimeoutError as error:
-            self.close()  # half a message may be on its way
+            self.close()  # half a message may have been sent
             raise NoAnswerError(f"the notification daemon did not answer within {self._answer_within:g} s") from error
         except OSError as error:
             self.close()
@@ -69,7 +69,7 @@ class DBusDesktop:
                 is_gone = isinstance(error, (FileNotFoundError, ConnectionRefusedError))
                 kind = NoDesktopError if is_gone else UndeliveredError
                 raise kind(f"the session bus cannot be reached: {error}") from error
-            self.deliver(alert)  # the bus may have been restarted: try once more, on a new connection
+            self.deliver(alert)  # the bus may have been restarted: retry once, on a new connection
 
     def close(self) -> None:
         """Close the connection to the bus."""
@@ -91,7 +91,7 @@ class DBusDesktop:
         # The specification lets a daemon read markup in the body, never in the title.
         body = html.escape(alert.message, quote=False) if self._reads_markup else alert.message
         hints = {"urgency": ("y", _URGENCY[alert.level])}
-        title = alert.title or self._app_name  # some daemons show nothing at all without one
+        title = alert.title or self._app_name  # some daemons show nothing without a title
         icon = _ICON[alert.level]
         self._call(deadline, "Notify", "susssasa{sv}i", (self._app_name, 0, icon, title, body, [], hints, self._expire))
 
@@ -105,9 +105,9 @@ class DBusDesktop:
             connection = open_dbus_connection(address, auth_timeout=self._answer_within)
         except OSError:
             raise
-        except Exception as error:  # jeepney's own errors: an address that it cannot use, a bus that refuses this user
+        except Exception as error:  # jeepney's own errors: an unusable address, a bus that refuses this user
             raise UndeliveredError(f"the session bus cannot be used: {type(error).__name__}: {error}") from error
-        connection.sock.settimeout(self._answer_within)  # else sending to a bus that does not read would block for ever
+        connection.sock.settimeout(self._answer_within)  # otherwise, sending to a bus that does not read blocks forever
         return connection
 
     def _call(self, deadline: float, method: str, signature: str | None = None, body: tuple[Any, ...] = ()) -> Any:
@@ -136,16 +136,16 @@ class DBusDesktop:
 
 
 def session_bus() -> str:
-    """Return the address of the session bus, from its variable or from where systemd puts the socket.
+    """Return the address of the session bus, from its variable or from the place of systemd's socket.
 
     Raises:
-        NoDesktopError: there is neither.
+        NoDesktopError: there is neither a variable nor a socket.
 
     """
     address = os.environ.get("DBUS_SESSION_BUS_ADDRESS", "")
     if address:
         return address
-    # cron, ssh and tmux often lose the variable, though the user is logged in
+    # cron, ssh and tmux often lose the variable, even though the user is logged in
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     bus = Path(runtime) / "bus"
     try:

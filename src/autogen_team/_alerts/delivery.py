@@ -1,4 +1,4 @@
-"""Deliver alerts without making the job wait: each channel has a worker, and unconfirmed alerts are printed.
+"""Delivers alerts without making the job wait: each channel has a worker, and unconfirmed alerts are printed.
 
 An alert is *confirmed* when one channel confirms it. The caller waits only for the desktop, and at most a second.
 Remote channels work in the background. An unconfirmed alert is printed when the last channel gives up, or on `stop`. So
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from autogen_team._services.alerts import AlertsService
 
-PATIENCE: Final = 1.0  # seconds that notify waits for the desktop
-_CAPACITY: Final = 1000  # alerts waiting for a channel; beyond that they are printed at once
+PATIENCE: Final = 1.0  # seconds that `notify` waits for the desktop
+_CAPACITY: Final = 1000  # alerts that may wait for a channel; more are printed at once
 
 _report = logging.getLogger("autogen_team")
 _reported: set[str] = set()
@@ -39,12 +39,12 @@ _reported: set[str] = set()
 
 
 class _Lane:
-    """A channel, and the worker that passes it one alert after another."""
+    """A channel, and the worker that delivers one alert after another through it."""
 
     def __init__(self, channel: Channel, delivery: Delivery) -> None:
         self.channel = channel
         self.hangs = False
-        """Whether the channel has failed to answer in time, and has not answered since."""
+        """Whether the channel failed to answer in time, and has not answered since."""
         self.worker: Worker[_Ticket] = Worker(
             lambda ticket: delivery.carry(self, ticket), name=f"alerts to {channel.name}", capacity=_CAPACITY
         )
@@ -58,7 +58,7 @@ class _Ticket:
     def __init__(self, alert: Alert, waiting: set[_Lane], *, awaited: bool) -> None:
         self.alert = alert
         self.waiting = waiting
-        """The lanes that have neither delivered the alert nor given it up."""
+        """The lanes that have not yet delivered the alert or given up."""
         self.awaited = awaited
         """Whether a caller waits for the local lanes, and then closes the ticket."""
         self.answered = threading.Event()
@@ -89,7 +89,7 @@ class Delivery:
 
     def after_fork(self) -> None:
         """Drop the parent's alerts; the parent delivers and counts them itself."""
-        self._lock = threading.RLock()  # reentrant, since a signal handler may notify in the middle of it
+        self._lock = threading.RLock()  # reentrant, since a signal handler may notify while the lock is held
         self._changed = threading.Condition(self._lock)
         self._open: dict[_Ticket, None] = {}
         _known_at_exit.discard(self)
@@ -111,7 +111,7 @@ class Delivery:
         try:
             admitted = self._cooldown.admit(alert)
             if admitted is None:
-                self._be_known_at_exit()
+                self._stop_at_exit()
             else:
                 self._send(admitted, patience=PATIENCE)
         except Exception as error:
@@ -119,13 +119,13 @@ class Delivery:
             self._print(alert)
 
     def flush(self, timeout: float) -> bool:
-        """Wait until each alert so far is delivered or given up by all its channels; return False on a timeout."""
+        """Wait until all channels have delivered each alert or given up; return False on a timeout."""
         with self._lock:
             pending = list(self._open)
             return self._changed.wait_for(lambda: not any(ticket in self._open for ticket in pending), timeout)
 
     def stop(self) -> None:
-        """Send what the cooldown counted, wait at most `flush_timeout`, and print what no channel has confirmed."""
+        """Send the counts of the cooldown, wait at most `flush_timeout`, and print unconfirmed alerts."""
         with self._lock:
             if self._stopped:
                 return
@@ -152,7 +152,7 @@ class Delivery:
         except Exception as error:
             lane.hangs = isinstance(error, NoAnswerError)
             self._report_failure(lane.channel, ticket.alert, error)
-        finally:  # also when a plugin exits, or a log handler of the job raises
+        finally:  # even if a plugin exits, or a log handler of the job raises
             self._settle(ticket, lane, confirmed=confirmed)
             if lane.channel.is_local:
                 ticket.answered.set()
@@ -167,9 +167,9 @@ class Delivery:
         try:
             with self._lock:
                 self._open[ticket] = None
-            self._be_known_at_exit()
+            self._stop_at_exit()
             for lane in lanes:
-                # A desktop that hangs gets one alert at a time, to see whether it is back; other alerts skip it.
+                # A hanging desktop gets one alert at a time, to see whether it is back; other alerts skip it.
                 skip = lane.channel.is_local and lane.hangs and not lane.worker.is_idle
                 if skip or not lane.worker.submit(ticket):
                     continue
@@ -179,7 +179,7 @@ class Delivery:
                     carried.add(lane)
             if local is not None and patience is not None and not local.hangs and not ticket.answered.wait(patience):
                 local.hangs = True
-        finally:  # also after Ctrl-C
+        finally:  # even after Ctrl-C
             for lane in lanes:
                 if lane not in carried:
                     self._settle(ticket, lane, confirmed=False)
@@ -191,14 +191,14 @@ class Delivery:
             ticket.confirmed |= confirmed
 
     def _close(self, ticket: _Ticket) -> None:
-        """Print the alert if none of its channels has confirmed it, once all of them are done with it."""
+        """Print the alert, once all its channels are done, if none of them has confirmed it."""
         with self._lock:
             if ticket.waiting or ticket.closed:
                 return
             ticket.closed = True
         if not ticket.confirmed:
             self._print(ticket.alert)
-        with self._lock:  # after the line is printed, so that a flush before an exit waits for it
+        with self._lock:  # after the line is printed, so that a flush before an exit waits for the line
             self._open.pop(ticket, None)
             if not self._open and not self._cooldown.is_counting:
                 _known_at_exit.discard(self)
@@ -206,7 +206,7 @@ class Delivery:
 
     def _give_up(self) -> None:
         for lane in self._lanes:
-            if lane.worker.stop():  # else its thread still uses the connection
+            if lane.worker.stop():  # otherwise its thread still uses the connection
                 lane.channel.close()
         with self._lock:
             late = list(self._open)
@@ -223,14 +223,14 @@ class Delivery:
 
     def _report_failure(self, channel: Channel, alert: Alert, error: Exception) -> None:
         others = [lane for lane in self._lanes if lane.channel is not channel and lane.channel.takes(alert.level)]
-        # Without a desktop the alert itself is on the console, and `autogen-team doctor` says why.
+        # Without a desktop, the alert itself is on the console, and `autogen-team doctor` gives the reason.
         if channel.is_local and (others or isinstance(error, NoDesktopError)):
             _report.debug("alerts: %s: %s", channel.name, error)
         else:
             _report_once(channel.name, f"{channel.name}: {error}; unconfirmed alerts are printed")
 
-    def _be_known_at_exit(self) -> None:
-        """Register this delivery to be stopped at the exit of the process, unless it has stopped already."""
+    def _stop_at_exit(self) -> None:
+        """Register this delivery to be stopped at the exit of the process, unless it has already stopped."""
         if not self._stopped:
             _known_at_exit.add(self)
             _stop_at_exit_of_child()
@@ -256,7 +256,7 @@ _child = 0
 
 
 def _stop_at_exit_of_child() -> None:
-    """Stand in for `atexit` in a child of multiprocessing, which exits by os._exit after its own finalizers."""
+    """Replace `atexit` in a child of multiprocessing, which exits by `os._exit` after its own finalizers."""
     global _child
     processes = sys.modules.get("multiprocessing.process")
     if processes is not None and processes.parent_process() is not None and _child != os.getpid():

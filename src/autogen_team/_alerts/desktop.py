@@ -1,4 +1,4 @@
-"""The desktop of this machine."""
+"""The channel to the desktop of this machine."""
 
 from __future__ import annotations
 

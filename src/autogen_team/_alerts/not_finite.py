@@ -1,4 +1,4 @@
-"""Alert about the first metric of a run that is NaN or infinite."""
+"""Alerts about the first metric of a run that is NaN or infinite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Notify a dead man's switch when the job starts, and how it ends."""
+"""Notifies a dead man's switch of the start and the end of a job."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class _Ping(NamedTuple):
 
 
 class Pinger(run_events.Listener):
-    """Sends pings for the runs of the job; none for runs inside of them, and none from ranks other than 0 and workers.
+    """Sends pings for the outermost runs of the job, but none from workers and from ranks other than 0.
 
-    A thread sends them, so the job does not wait. A failed ping is not retried once there is a newer one.
+    A thread sends the pings, so the job does not wait. A failed ping is not retried once there is a newer one.
     """
 
     def __init__(self, url: str, flush_timeout: float) -> None:
@@ -48,12 +48,12 @@ class Pinger(run_events.Listener):
         atexit.register(self.stop)
 
     def run_started(self, run: run_events.Run) -> None:
-        """Send the start."""
+        """Send a ping for the start."""
         if self._is_job(run):
             self._submit(_Ping("start"))
 
     def run_ended(self, run: run_events.Run, end: run_events.End) -> None:
-        """Send success, or failure with the text of the alert as the body."""
+        """Send a ping for a success, or for a failure with the text of the alert as the body."""
         if not self._is_job(run):
             return
         if end.status == "FINISHED":
@@ -63,13 +63,13 @@ class Pinger(run_events.Listener):
             self._submit(_Ping("fail", f"{title}\n{message}"))
 
     def stop(self) -> None:
-        """Wait for the last ping."""
+        """Wait for the last ping, then stop."""
         atexit.unregister(self.stop)
         if os.getpid() != self._pid:
             return
         patience = grace.bounded(self._flush_timeout)
         if not self._is_sent.wait(patience) and self._latest is not None:
-            self._fail(self._latest, f"it has not answered within {patience:g} s")
+            self._fail(self._latest, f"it did not answer within {patience:g} s")
         self._worker.stop()
 
     def _is_job(self, run: run_events.Run) -> bool:
@@ -79,7 +79,7 @@ class Pinger(run_events.Listener):
     def _submit(self, one: _Ping) -> None:
         self._latest = one
         self._is_sent.clear()
-        if not self._worker.submit(one):  # the interpreter is shutting down, or has no thread left
+        if not self._worker.submit(one):  # the interpreter is shutting down, or cannot start a thread
             self._send(one, is_bounded=True)
 
     def _send(self, one: _Ping, *, is_bounded: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Check whether channels can be reached, without sending an alert; for `autogen-team doctor`."""
+"""Checks whether channels can be reached, without sending an alert; for `autogen-team doctor`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 _ANSWER_WITHIN: Final = 3.0  # seconds
 _COMMANDS: Final = {"darwin": "osascript", "win32": "powershell.exe"}
 _LITERAL: Final = re.compile(r"https?://[\w.-]+(?::\d+)?(?:/|$)")
-"""A URL with a literal host, the same for all users."""
+"""Matches a URL with a literal host, the same for all users."""
 _OWN_HOST: Final = frozenset({"NotifyWorkflows"})
-"""Plugins that have only a TLS form, but still connect to the host of the URL."""
+"""Plugins that have only a scheme with TLS, but still connect to the host of the URL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Endpoint:
     host: str
     port: int
     is_proxy: bool = False
-    """Whether this is only the first hop."""
+    """Whether the host is a proxy, and so only the first hop."""
 
     def __str__(self) -> str:
         return f"{'the proxy ' if self.is_proxy else ''}{self.host}:{self.port}"
@@ -46,8 +46,8 @@ def desktop(*, system: str = sys.platform) -> str:
     """Return the name of the program that shows notifications, on Linux with its version.
 
     Raises:
-        UndeliveredError: nothing shows notifications.
-        NoAnswerError: there is a daemon, and it does not answer.
+        UndeliveredError: no program shows notifications.
+        NoAnswerError: there is a daemon, but it does not answer.
 
     """
     command = _COMMANDS.get(system)
@@ -55,11 +55,11 @@ def desktop(*, system: str = sys.platform) -> str:
         return _Inquirer("", None, answer_within=_ANSWER_WITHIN).ask()
     if shutil.which(command) is None:
         raise UndeliveredError(f"the command {command}, which shows notifications, is not installed")
-    return f"{command} is there"
+    return f"{command} is installed"
 
 
 class _Inquirer(DBusDesktop):
-    """Asks the notification daemon for its name and version."""
+    """Client that asks the notification daemon for its name and version."""
 
     def ask(self) -> str:
         try:
@@ -75,11 +75,11 @@ class _Inquirer(DBusDesktop):
 
 
 def endpoint(channel: RemoteChannel) -> Endpoint | None:
-    """Return the target of a channel's connection; None if it cannot be told from the plugin, or is not TCP.
+    """Return the target of a channel's connection; None if the plugin does not reveal it, or it is not TCP.
 
-    Apprise has no function for this, so it is derived from what its plugins have in common. Mail plugins name their
-    server. Plugins with a form with and one without TLS connect to a user's own server, the host of the URL. The others
-    have the URL of their service as an attribute.
+    Apprise has no function for this, so it is derived from common attributes of its plugins. Mail plugins name their
+    server. Plugins that have schemes with and without TLS connect to a user's own server, the host of the URL. The
+    others have the URL of their service as an attribute.
     """
     plugin: Any = channel.plugin
     server = getattr(plugin, "smtp_host", None)
@@ -96,13 +96,13 @@ def endpoint(channel: RemoteChannel) -> Endpoint | None:
 
 
 def connect(target: Endpoint, seconds: float) -> None:
-    """Check that a server accepts a connection there; nothing is sent.
+    """Check that a server accepts a connection to the target; nothing is sent.
 
     Raises:
-        OSError: no server accepts it within `seconds`.
+        OSError: no server accepts the connection within `seconds`.
 
     """
-    # Resolving the host has no timeout of its own.
+    # The resolution of host names has no timeout, so the whole call gets one.
     open_socket = partial(socket.create_connection, (target.host, target.port), seconds)
     within(seconds, lambda: open_socket().close(), name="autogen-team-reach")
 
@@ -112,7 +112,7 @@ def _address(plugin: Any) -> str | None:
     for name in (f"{mode}_notify_url", f"web{mode}_url", f"{mode}_url"):
         if mode and (url := _literal(plugin, name)):
             return url
-    if mode.endswith("hook"):  # a special web hook, whose URL is built where it is used
+    if mode.endswith("hook"):  # a special web hook, whose URL is built only when it is used
         return None
     fixed = {url for name in ("notify_url", "api_url") if (url := _literal(plugin, name))}
     is_own = type(plugin).__name__ in _OWN_HOST or bool(plugin.protocol and plugin.secure_protocol)

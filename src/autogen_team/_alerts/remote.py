@@ -1,8 +1,8 @@
 """Remote channels: any service that Apprise supports, each through its own plugin object.
 
 Apprise's own ``notify()`` is not used. While an endpoint sends its answer byte by byte, the thread pool of ``notify()``
-keeps the process from exiting (measured: killed after 200 s). Attempts, pauses and the deadline are ours. An attempt
-whose answer was lost is repeated: an alert may come twice, rather than not at all.
+prevents the process from exiting (measured: killed after 200 s). Attempts, pauses and the deadline are ours. If the
+answer to an attempt is lost, the attempt is repeated: it is better if an alert arrives twice than not at all.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ if TYPE_CHECKING:
 
     from autogen_team._alerts.channel import Alert
 
-DEADLINE: Final = 30.0  # seconds for one alert, all attempts and pauses together
+DEADLINE: Final = 30.0  # seconds for one alert, including all attempts and pauses
 PAUSES: Final = (0.5, 2.0)  # seconds before the second and the third attempt
 _REASON_LIMIT: Final = 200
 _ANSWER: Final = "Response Details"
-"""The first words of the records in which Apprise's plugins log the answer of a service."""
+"""Prefix of the records in which Apprise's plugins log the answer of a service."""
 _MARKUP: Final = re.compile(r"<[^<>]*>")
 
 _TAGGED = re.compile(r"^(?P<tags>[\w ,-]+)=(?P<url>[\w+.-]+://.*)$", re.DOTALL)
 _STATUS = re.compile(r"error=(\d{3})\b")
-# Another attempt may help with these, but not with any other 3xx or 4xx.
+# Another attempt may help with these statuses, but not with any other 3xx or 4xx.
 _PASSING = frozenset({408, 425, 429})
 
 
 class RemoteChannel:
-    """Send alerts with an Apprise plugin object, and retry if that may help."""
+    """Channel that sends alerts with an Apprise plugin object, and retries if that may help."""
 
     is_local = False
 
@@ -65,7 +65,7 @@ class RemoteChannel:
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Reset the attempts, which are the parent's."""
+        """Reset the state of attempts, which is the parent's."""
         self._failed = False
         self._is_busy = False
 
@@ -79,7 +79,7 @@ class RemoteChannel:
     def deliver(self, alert: Alert) -> None:
         """Return when the service has accepted the alert."""
         deadline = time.monotonic() + self._deadline
-        # After a failed alert, the next ones get one attempt each, so that the queue moves on during an outage.
+        # After a failed alert, the next ones get one attempt each, so that the queue moves during an outage.
         pauses = () if self._failed else self._pauses
         self._failed = True
         for pause in (*pauses, None):
@@ -88,15 +88,15 @@ class RemoteChannel:
                 self._failed = False
                 return
             if pause is None or _is_final(reason) or time.monotonic() + pause >= deadline:
-                self._failed = not _is_final(reason)  # else the service is reachable and has refused this alert
+                self._failed = not _is_final(reason)  # a final answer refuses only this alert
                 raise UndeliveredError(reason)
             time.sleep(pause)
 
     def _attempt(self, alert: Alert, deadline: float) -> str | None:
         """Return None for a success, otherwise the reason of the failure; raise a NoAnswerError at the deadline.
 
-        Timeouts of requests and smtplib count from the last byte, so an endpoint that sends single bytes outlives them.
-        So each attempt has its own thread, which can be abandoned.
+        Timeouts of requests and smtplib count from the last byte, so an endpoint that sends single bytes never triggers
+        them. Therefore each attempt has its own thread, which can be abandoned.
         """
         if self._is_busy:
             raise NoAnswerError("an earlier alert still waits for its answer")
@@ -117,7 +117,7 @@ class RemoteChannel:
         from apprise import NotifyFormat, NotifyType
 
         kinds = {"success": NotifyType.SUCCESS, "warning": NotifyType.WARNING, "error": NotifyType.FAILURE}
-        title, body = _fitting(self.plugin, alert.title, alert.message or alert.title)  # many refuse an empty body
+        title, body = _fitting(self.plugin, alert.title, alert.message or alert.title)  # many reject an empty body
         self._logger.begin()
         with hushed() as said:
             try:
@@ -133,10 +133,10 @@ class RemoteChannel:
 
 
 class _PluginLogger(logging.Logger):
-    """The logger of one plugin: keeps why an alert was refused, in the words of Apprise and of the service.
+    """Logger of one plugin: keeps the reason for a rejected alert, in the words of Apprise and of the service.
 
-    Plugins log the answer of a service at DEBUG, as they log URLs and payloads, which are secrets. So no record goes
-    from here to any other logger.
+    Plugins log the answer of a service at DEBUG. At this level they also log URLs and payloads, which are secrets. So
+    this logger passes no record to any other logger.
     """
 
     def __init__(self) -> None:
@@ -158,7 +158,7 @@ class _PluginLogger(logging.Logger):
 
 
 def _fitting(plugin: Any, title: str, body: str) -> tuple[str, str]:
-    """Return title and body, cut to the limits of the service, unless the URL says `overflow=split` or `truncate`."""
+    """Return title and body, cut to the limits of the service, unless the URL has `overflow=split` or `truncate`."""
     from apprise import OverflowMode
 
     if plugin.overflow_mode != OverflowMode.UPSTREAM:
@@ -167,7 +167,7 @@ def _fitting(plugin: Any, title: str, body: str) -> tuple[str, str]:
     if plugin.title_maxlen > 0:
         title = cut(title, plugin.title_maxlen)
     if title and (plugin.title_maxlen <= 0 or plugin.overflow_amalgamate_title):
-        # The service takes one text that begins with the title; 8 for marks and line ends between title and body.
+        # The service accepts one text that begins with the title; 8 is for marks and line ends between title and body.
         title = cut(title, max(most // 2, 1))
         most -= len(title) + max(8, plugin.overflow_buffer)
     if 0 < plugin.body_max_line_count <= body.count("\n"):
@@ -200,7 +200,7 @@ def open_channels(urls: Sequence[str], app_name: str) -> list[RemoteChannel]:
         channels = [_open(apprise, asset, number, url.strip()) for number, url in enumerate(urls, start=1)]
     names = [channel.name for channel in channels]
     for number, channel in enumerate(channels, start=1):
-        if names.count(channel.name) > 1:  # channels of one kind are told apart by their place in the setting
+        if names.count(channel.name) > 1:  # the position in the setting distinguishes channels of one kind
             channel.name += f" (url {number})"
     return channels
 
@@ -223,12 +223,12 @@ def _open(apprise: Any, asset: Any, number: int, text: str) -> RemoteChannel:
             "https://appriseit.com/services/ for the form of each service (a plain web hook is jsons://host/path)"
         )
     plugin.redirects = False  # a redirected POST becomes a GET elsewhere, which would count as a success
-    plugin.request_rate_per_sec = 0  # else it would sleep up to 5.5 s between two alerts, which delays the second
+    plugin.request_rate_per_sec = 0  # otherwise it sleeps up to 5.5 s between two alerts, which delays the second
     return RemoteChannel(plugin, _name(plugin, url), levels)
 
 
 def _name(plugin: Any, url: str) -> str:
-    """Return the scheme, and the host if there is one: in most URLs of Apprise all the rest is secret."""
+    """Return the scheme, and the host if there is one: in most URLs of Apprise everything else is secret."""
     scheme = url.partition("://")[0].lower()
     tokens = getattr(plugin, "template_tokens", {})
     host = plugin.host if "host" in tokens and "topic" not in tokens else None  # ntfy's host may be its secret topic
@@ -242,6 +242,6 @@ def _is_final(reason: str) -> bool:
 
 
 def _reason(said: list[str], answer: str) -> str:
-    """Return why an alert was refused, in the words of Apprise and of the service, without secrets."""
+    """Return the reason for a rejected alert, in the words of Apprise and of the service, without secrets."""
     parts = [said[-1] if said else "the service refused it", " ".join(_MARKUP.sub(" ", answer).split())]
     return ": ".join(one_line(_redact.mask(part)).rstrip(" .:")[:_REASON_LIMIT] for part in parts if part)

@@ -34,9 +34,9 @@ class Reporter(run_events.Listener):
         self._rank = identity.rank() or 0
 
     def run_ended(self, run: run_events.Run, end: run_events.End) -> None:
-        """Alert if needed: each rank about its own failures, only rank 0 about a success.
+        """Send an alert if needed: each rank about its own failures, only rank 0 about a success.
 
-        This is called after the run is closed, so that its page shows what the alert says.
+        This is called after the run is closed, so that the run's page agrees with the alert.
         """
         is_success = end.status == "FINISHED"
         is_ours = run.parent_id is None or (run.is_outermost and identity.worker() is not None)
@@ -48,7 +48,7 @@ class Reporter(run_events.Listener):
 def job_ended(run: run_events.Run, end: run_events.End, *, host: str, rank: int) -> tuple[str, str, str, str]:
     """Return title, message, level and brief form of the alert about the end of a run, secrets masked.
 
-    The brief form is for the console, which has shown the traceback already.
+    The brief form is for the console, which has already shown the traceback.
     """
     ending, level = _ENDINGS[end.status]
     if end.is_preempted:
@@ -58,7 +58,7 @@ def job_ended(run: run_events.Run, end: run_events.End, *, host: str, rank: int)
     if end.reason is not None:
         lines.append(end.reason)
     if end.is_preempted and run.job is not None:
-        lines.append(f"it goes on when the job {run.job} is started again; this was start {run.attempt}")
+        lines.append(f"it continues when the job {run.job} is started again; this was start {run.attempt}")
     lines.append(f"experiment {run.experiment}, run {run.run_id}")
     if run.link is not None:
         lines.append(run.link)
@@ -76,7 +76,7 @@ def _last_lines(exception: BaseException) -> list[str]:
         frames = frames.tb_next
     try:
         text = "".join(traceback.format_exception(type(exception), exception, frames))
-    except Exception as error:  # a __str__ that fails or an unreadable source file must not cost the alert
+    except Exception as error:  # a failing __str__ or an unreadable source file must not prevent the alert
         text = f"{type(exception).__name__} (its traceback could not be made: {type(error).__name__})"
     return _tail(text)
 
@@ -87,7 +87,7 @@ def _tail(text: str) -> list[str]:
 
 
 def _is_machinery(filename: str) -> bool:
-    """Return whether a frame belongs to the code that runs the job, and not to the job."""
+    """Return whether a frame belongs to the code that runs the job, not to the job itself."""
     return filename in _RUNNERS or Path(filename).is_relative_to(_PACKAGE)
 
 

@@ -1,4 +1,4 @@
-"""Convert any value to text that a desktop, a chat and a terminal can show: clean, short, without secrets."""
+"""Converts any value to text that a desktop, a chat and a terminal can show: clean, short, without secrets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from autogen_team._redact import mask
 
 TITLE_LIMIT = 200
-MESSAGE_LIMIT = 4000  # daemons and chats cut or refuse much more than that
+MESSAGE_LIMIT = 4000  # daemons and chats cut or reject much longer messages
 
 _INDENT = "    "
 _ESCAPE_SEQUENCES = re.compile(
@@ -26,7 +26,7 @@ def clean(value: object, limit: int, mask: Callable[[str], str] = mask) -> str:
     """Return at most about `limit` characters of `value`, masked, with no control character but newline and tab."""
     text = _as_text(value)
     # Mask before the cut, since half a secret does not look like one. Cut roughly before that, since 200 kB take time.
-    head = _mended(text[: 4 * limit])
+    head = _without_surrogates(text[: 4 * limit])
     head = _CONTROLS.sub("", _LINE_ENDS.sub("\n", _ESCAPE_SEQUENCES.sub("", head))).replace("\0", "\ufffd")
     head = mask(head)
     if len(head) <= limit and len(text) <= 4 * limit:
@@ -36,12 +36,12 @@ def clean(value: object, limit: int, mask: Callable[[str], str] = mask) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return clean text without its line ends, so that no part of it can pass for a line of its own."""
+    """Return clean text without its line ends, so that no part of it can be mistaken for a separate line."""
     return re.sub(r"\s*\n\s*", " ", text.strip("\n"))
 
 
 def console_text(app_name: str, title: str, message: str) -> str:
-    r"""Return an alert for the console; lines after the first are indented, so that none can pass for an alert.
+    r"""Return an alert for the console; lines after the first are indented, so none can be mistaken for an alert.
 
     >>> console_text("train", "failed", "after 2 s\nValueError: bad shape")
     '[train] failed: after 2 s\n    ValueError: bad shape'
@@ -72,7 +72,7 @@ def _as_text(value: object) -> str:
         return f"<{type(value).__name__}: str() raised {type(error).__name__}>"
 
 
-def _mended(text: str) -> str:
+def _without_surrogates(text: str) -> str:
     """Join surrogates that form a pair, and replace the others."""
     if _SURROGATES.search(text) is None:
         return text

@@ -1,4 +1,4 @@
-"""Send one alert through each channel and wait, to see which channels work."""
+"""Sends one alert through each channel and waits, to see which channels work."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Outcome:
     """Name of the channel, without secrets."""
     delivered: bool
     reason: str
-    """Why it was not delivered; empty if it was."""
+    """Why the alert was not delivered; empty if it was."""
     milliseconds: float
 
 
@@ -44,7 +44,7 @@ def deliver_now(
 ) -> list[Outcome]:
     """Send an alert through the desktop and each URL at the same time; return the results within `timeout` seconds.
 
-    With alerts disabled, its line is printed, and that is the only result. A channel that does not answer in time
+    With alerts disabled, the alert is printed, and that is the only result. A channel that does not answer in time
     leaves a thread behind, which does not keep the process alive.
 
     Raises:

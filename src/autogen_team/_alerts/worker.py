@@ -1,9 +1,9 @@
 """A background thread that delivers items from a queue, so that the job never waits for a delivery.
 
 The thread is a daemon. The first item starts it, and it ends after a while without items, so an unused worker is
-garbage like any other object. The queue is bounded, and the caller is told when it is full. After a fork, the child's
-worker is empty and makes its own thread, since the parent still delivers its own items. `submit` and `stop` may be
-called from any thread and from a signal handler.
+garbage-collected like any other object. The queue is bounded; `submit` returns False when it is full. After a fork, the
+child's worker is empty and starts its own thread, since the parent still delivers its own items. `submit` and `stop`
+may be called from any thread and from a signal handler.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-IDLE: Final = 5.0  # seconds without an item, after which the thread ends
+IDLE: Final = 5.0  # seconds without an item after which the thread ends
 
 _report = logging.getLogger("autogen_team")
 
 
 class Worker(Generic[Item]):
-    """Hand one item after another to `deliver`, on a thread of its own.
+    """Queue with a thread that passes one item after another to `deliver`.
 
-    `deliver` should handle its own failures. If it raises, that is reported once, until the next success.
+    `deliver` should handle its own failures. If it raises, the exception is reported once, until the next success.
     """
 
     def __init__(self, deliver: Callable[[Item], object], *, name: str, capacity: int) -> None:
@@ -59,7 +59,7 @@ class Worker(Generic[Item]):
             return True
 
     def stop(self) -> bool:
-        """Accept no more items and drop those that wait; return False if a delivery is still under way."""
+        """Accept no more items and drop those that wait; return False if a delivery is still in progress."""
         with self._work:
             self._stopped = True
             self._queue.clear()
@@ -78,7 +78,7 @@ class Worker(Generic[Item]):
                 self._thread.start()
             except RuntimeError:  # no thread can be started: a limit of the system, or the interpreter is shutting down
                 self._thread = None
-            except BaseException:  # Ctrl-C; if a thread has started all the same, it finds that it is not wanted
+            except BaseException:  # Ctrl-C; a thread that has started anyway ends, because it is not `self._thread`
                 if self._thread.ident is None:
                     self._thread = None
                 raise
@@ -99,7 +99,7 @@ class Worker(Generic[Item]):
                 item = self._queue.popleft()
             try:
                 self._deliver(item)
-            except BaseException as error:  # SystemExit too: the items behind this one still have to be delivered
+            except BaseException as error:  # SystemExit too: the items behind this one must still be delivered
                 self._report_failure(error)
             else:
                 self._failing = False

@@ -1,4 +1,4 @@
-"""Logs messages that cannot be formatted unchanged, instead of raising an error in the job.
+"""Logs a message unchanged if it cannot be formatted, instead of raising an error in the job.
 
 `logger.info('{"a": 1} {}', 5)` raises a KeyError inside loguru before it calls any handler. So no handler or
 patcher can help. JSON in messages makes this the most reported crash of loguru.
@@ -33,8 +33,8 @@ _FORMATTING = ("message.format(", "str(message)", "Colorizer.prepare_")
 """Fragments of the lines of `Logger._log` that format the message."""
 
 
-def forgive() -> Undo:
-    """Log unformattable messages unchanged; return a function that restores loguru's methods."""
+def tolerate_bad_braces() -> Undo:
+    """Log messages that cannot be formatted unchanged; return a function that restores loguru's methods."""
     if not loguru_names.MESSAGES.works():
         return lambda: None
     ours: dict[str, Callable[..., None]] = {name: _method(name.upper()) for name in _METHODS}

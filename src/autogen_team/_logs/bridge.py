@@ -5,11 +5,11 @@ record that one of them has logged through loguru. Other handlers no longer prin
 still sets the level.
 
 Some libraries print on the console through their own handler and do not propagate: mlflow, alembic, sqlalchemy, huey,
-transformers, optuna. We find their handlers when they log, so the order of imports does not matter. What such a handler
-would print goes to loguru instead.
+transformers, optuna. We find their handlers when they log, so the order of imports does not matter. Their records go to
+loguru instead of the console.
 
-Handlers of other kinds, levels and `propagate` stay as they are. A record that its logger would not emit is not
-emitted, so a suppressed debug call costs what it always did.
+Handlers of other kinds, levels and `propagate` do not change. A record that its logger would not emit is not emitted,
+so a suppressed debug call costs no more than before.
 
 We inspect handlers in `Logger.filter`, which returns before they are called. So a handler that looks for the caller of
 `logging`, by counting frames or by their files, finds the frames that it expects.
@@ -44,11 +44,11 @@ _PARTS = _NEW | {"message", "asctime", "taskName"}
 """The standard attributes of a record; all others are fields added by the caller."""
 
 consoles_left: list[object] = []
-"""The sinks that have left the console to the job."""
+"""The console sinks that stopped writing because the job called `logger.remove()`."""
 
 _formatter = logging.Formatter()
 _diverted = threading.local()
-"""Holds, for each thread, the last record that a library's own handler has handed to loguru."""
+"""Holds, for each thread, the last record that a library's own handler passed to loguru."""
 
 
 def is_unheard() -> bool:
@@ -60,8 +60,8 @@ def forward(record: logging.LogRecord) -> None:
     """Log the record through loguru with its own name, location, time, fields and exception; never raises."""
     thread = threading.get_ident()
     if is_reporting() or thread in passing.forwarded or loguru_internals.is_inside_a_sink() or _is_about_a_sink(record):
-        # The record comes from loguru or from a sink, so it must not go back in.
-        _say_or_leave(record)
+        # The record comes from loguru or from a sink, so it must not go back to loguru.
+        _print_or_drop(record)
         return
     if record.levelno < loguru_internals.least_level():
         if not loguru_internals.takes_anything():  # all handlers are gone, as at the exit of the interpreter
@@ -76,8 +76,8 @@ def forward(record: logging.LogRecord) -> None:
         _log(record, text)
         if is_unheard():
             _last_resort(record)
-    except Exception:  # with `catch=False` a sink may raise, which is not for a library that logs
-        _say(record)
+    except Exception:  # with `catch=False` a sink may raise, which must not reach a library that logs
+        _print(record)
     finally:  # also after Ctrl-C in the `__str__` of an argument
         passing.forwarded.pop(thread, None)
 
@@ -102,11 +102,11 @@ def _is_about_a_sink(record: logging.LogRecord) -> bool:
     return record.name == "asyncio" and bool(record.exc_info) and loguru_internals.comes_from_a_sink(record.exc_info)
 
 
-def _say_or_leave(record: logging.LogRecord) -> None:
+def _print_or_drop(record: logging.LogRecord) -> None:
     """Print a record that must not be logged: our own always, others unless a handler accepts them."""
     if record.name.partition(".")[0] == _OWN:
-        _say(record)
-    elif not (passing.is_echo(record) or hasattr(record, "extra")):  # a line of loguru's that came back
+        _print(record)
+    elif not (passing.is_echo(record) or hasattr(record, "extra")):  # a line that a loguru sink sent back to `logging`
         logger: logging.Logger | None = logging.getLogger(record.name)
         while logger is not None:
             if not all(isinstance(handler, Bridge) for handler in logger.handlers):
@@ -120,11 +120,11 @@ def _last_resort(record: logging.LogRecord) -> None:
         logging.lastResort.handle(record)
 
 
-def _say(record: logging.LogRecord) -> None:
+def _print(record: logging.LogRecord) -> None:
     """Print a report about logging itself on stderr."""
     try:
         streams.write(sys.stderr, f"{_OWN}: {_formatter.format(record)}\n")
-    except Exception:  # there is no place left to report to
+    except Exception:  # stderr was the last place to report to
         return
 
 
@@ -132,11 +132,11 @@ class Bridge(logging.Handler):
     """Handler that passes records on to loguru, which has its own locks."""
 
     def createLock(self) -> None:  # noqa: N802 - the standard library's name
-        """Make no lock: held around loguru's lock, it would deadlock with a sink that logs."""
+        """Create no lock: held around loguru's lock, it would deadlock with a sink that logs."""
         self.lock = None
 
     def handle(self, record: logging.LogRecord) -> bool:
-        """Forward the record, unless an earlier handler has logged it through loguru."""
+        """Forward the record, unless an earlier handler logged it through loguru."""
         is_logged = bool(passing.under_way) and passing.end(record)
         if not is_logged and self.filter(record):
             forward(record)
@@ -144,7 +144,7 @@ class Bridge(logging.Handler):
 
 
 class _Diversion(logging.Filter):
-    """Filter that forwards what a library's own handler is about to print, and keeps it from printing."""
+    """Filter that forwards a record to loguru, and prevents a library's own handler from printing it."""
 
     def __init__(self, handler: logging.Handler, *, forwards: bool) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ class _Diversion(logging.Filter):
         stream = getattr(self._handler, "stream", None)
         if self._forwards and getattr(stream, "enabled", True):  # this is how mlflow silences its stream
             last: weakref.ref[logging.LogRecord] | None = getattr(_diverted, "record", None)
-            if last is None or last() is not record:  # else another handler of the library has forwarded it
+            if last is None or last() is not record:  # otherwise another handler of the library forwarded it
                 _diverted.record = weakref.ref(record)
                 forward(record)
         return False
@@ -190,7 +190,7 @@ def intercept() -> Undo:
         for handler in handlers:
             if handler not in added and handler not in others:
                 if _is_on_console(handler):
-                    # The bridge forwards what reaches the root logger.
+                    # The bridge forwards records that reach the root logger.
                     add_filter(handler, _Diversion(handler, forwards=last is not None))
                 elif not isinstance(handler, logging.StreamHandler):  # a StreamHandler may change its stream later
                     others.add(handler)
@@ -316,7 +316,7 @@ class _TasksOnly(Bridge):
 
 
 def forward_asyncio() -> Undo:
-    """Forward asyncio's reports of task exceptions never retrieved, even if nothing else is forwarded."""
+    """Forward asyncio's reports of task exceptions that were never retrieved, even if nothing else is forwarded."""
     logger = logging.getLogger("asyncio")
     bridge = _TasksOnly(logging.ERROR)
     logger.addHandler(bridge)

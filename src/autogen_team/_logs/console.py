@@ -1,4 +1,4 @@
-"""Lines on the current stderr or stdout: with or without colour, above progress bars."""
+"""Prints lines on the current stderr or stdout, with or without colour, above progress bars."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Name = Literal["stderr", "stdout"]
 
 
 class Console:
-    """`sys.stderr` or `sys.stdout`, looked up for each line, so that redirections, pytest and notebooks get it."""
+    """`sys.stderr` or `sys.stdout`, looked up for each line, so that redirections, pytest and notebooks work."""
 
     def __init__(self, name: Name, *, colorize: bool) -> None:
         self.name = name
         self._colorize = colorize and not os.environ.get("NO_COLOR")
         self._force = bool(os.environ.get("FORCE_COLOR"))
         self.lines = 0
-        """How many lines were written."""
+        """Number of lines written."""
         self._is_writing = False
         self._known: tuple[Any, bool] = (None, False)
 
     def is_coloured(self) -> bool:
-        """Return whether to colour the next line: a terminal or FORCE_COLOR, unless NO_COLOR or `colorize` forbids."""
+        """Return whether to colour the next line: on a terminal or with FORCE_COLOR, unless turned off."""
         if not self._colorize:
             return False
         stream = getattr(sys, self.name)
@@ -36,7 +36,7 @@ class Console:
 
     def write(self, line: bytes, moment: object = None) -> None:  # noqa: ARG002 - for files that rotate
         """Write the line and flush it; a process without this stream writes nothing."""
-        # A stream that logs what is written to it would recurse forever; a nested line goes to the original stream.
+        # A stream that logs its own writes would recurse forever, so a nested line goes to the original stream.
         stream = getattr(sys, f"__{self.name}__" if self._is_writing else self.name)
         if stream is None:
             return

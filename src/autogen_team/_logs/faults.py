@@ -16,7 +16,7 @@ _state = _State()
 
 
 def is_reporting() -> bool:
-    """Return whether this thread is reporting a fault of logging, which must not go to the log."""
+    """Return whether this thread is reporting a fault of logging; the report must not go to the log."""
     return _state.reporting
 
 
@@ -36,7 +36,7 @@ class Faults:
         self._destination = destination
         self._last = ""
         self.lost = 0
-        """Lines lost since the last line that was written."""
+        """Number of lines lost since the last line that was written."""
 
     def count(self, error: BaseException) -> bool:
         """Count a lost line; return True for the first one, to be reported once the caller holds no lock."""
@@ -58,6 +58,6 @@ class Faults:
         return f"{lost} line{'' if lost == 1 else 's'} of log could not be written here: {self._last}"
 
     def close(self) -> None:
-        """Report how many lines were lost for good, if any."""
+        """Report how many lines were finally lost, if any."""
         if self.lost:
             report("%s: %s", self._destination, self.over())

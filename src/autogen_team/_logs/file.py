@@ -11,7 +11,7 @@ from time import monotonic
 _COMPARE = 1.0
 """Interval in seconds of checks whether the path names another file."""
 _BURST = 32
-"""Lines in quick succession, after which we check the file every `_TRUST` seconds instead of before each line."""
+"""Number of lines in quick succession after which we check the file every `_TRUST` seconds, not before each line."""
 _TRUST = 0.001
 _NONE = (-1, (0, 0))
 
@@ -19,9 +19,8 @@ _NONE = (-1, (0, 0))
 class File:
     """A file that lines are appended to.
 
-    Each line is one `write` in append mode, which local file systems do not mix with those of other processes. If the
-    file is deleted or moved away, a new one is created. Lines that a burst has written to a deleted file are written
-    again.
+    Each line is one `write` in append mode. Local file systems do not mix it with the writes of other processes. If the
+    file is deleted or moved, a new one is created. Lines that a burst has written to a deleted file are written again.
     """
 
     def __init__(self, path: str, *, mode: int = 0o666) -> None:
@@ -38,7 +37,7 @@ class File:
         """Append the line.
 
         Raises:
-            OSError: the line was not written, or only its beginning; the next line then starts on a line of its own.
+            OSError: the line was not written, or only its beginning was; the next line then starts on a new line.
 
         """
         now = monotonic()
@@ -114,7 +113,7 @@ class File:
         try:
             self._open(self.path)
         except OSError:
-            # Moved away, and no new file can be made: lines still go to the moved file.
+            # The file was moved, and no new one can be created: lines still go to the moved file.
             if self._fd < 0 or is_deleted:
                 raise
         else:
@@ -133,7 +132,7 @@ class File:
         self._fd, self._identity = self._folder, self._folder_identity = _NONE
         self._trusted_until = 0.0
         for fd, identity in mine:
-            # Code that daemonizes the process closes all files, and our numbers may name other files by now.
+            # Code that daemonizes the process closes all files, so our descriptors may refer to other files by now.
             with contextlib.suppress(OSError):
                 if fd >= 0 and _identity(os.fstat(fd)) == identity:
                     os.close(fd)

@@ -32,9 +32,9 @@ RESERVED = frozenset(
 
 _DEEPEST = 20
 _SHORT = 10**7
-"""Smaller numbers are not compared with known secrets."""
+"""Numbers below this are not compared with known secrets."""
 _SHORTEST_SECRET = 8
-"""Letters; shorter field names are not searched for secrets."""
+"""Length in characters; shorter field names are not searched for secrets."""
 _LARGEST = 2**63 - 1
 
 
@@ -56,11 +56,11 @@ class JsonLines:
             self._facts: tuple[Mapping[str, Any], Mapping[str, Any]] = ({}, {})
 
     def __call__(self, record: Record, facts: Mapping[str, Any], exception: str) -> bytes:
-        """Return the record as a line with its newline, secrets masked, whatever its values are."""
+        """Return the record as a line with its newline, secrets masked; works for any value."""
         extra = record["extra"]
         message = record["message"]
         redact = self._redact
-        if redact is not None:  # before escaping, so that each value is checked as it is
+        if redact is not None:  # before escaping, so that each value is checked unescaped
             message = redact(message) if type(message) is str else message
             exception = redact(exception) if exception else exception
             if facts is not self._facts[0]:  # all lines of a run have the same run fields
@@ -69,7 +69,7 @@ class JsonLines:
             if extra:
                 try:
                     extra = {self._name(name): self._masked(name, value, redact) for name, value in extra.items()}
-                except Exception:  # a value changes meanwhile, or cannot be read
+                except Exception:  # another thread changes a value, or it cannot be read
                     extra = {self._name(name): mask_value(plain(value), redact, name) for name, value in extra.items()}
         fields: dict[str, Any] = {
             "time": self._time(record["time"]),
@@ -90,7 +90,7 @@ class JsonLines:
         try:
             return self._dumps(fields, self._other, self._options)
         except Exception:
-            return self._in_spite_of(fields)
+            return self._fallback_line(fields)
 
     def _masked(self, name: str, value: Any, redact: Callable[[str], str]) -> Any:
         """Return the value that is bound to `name`, secrets masked."""
@@ -104,8 +104,8 @@ class JsonLines:
             return value if -_SHORT < value < _SHORT or redact(str(value)) == str(value) else MASK
         return mask_value(value, redact, name)
 
-    def _in_spite_of(self, fields: Mapping[str, Any]) -> bytes:
-        """Return the line even if JSON cannot hold a field or its repr fails; only that field is approximated."""
+    def _fallback_line(self, fields: Mapping[str, Any]) -> bytes:
+        """Return the line even if JSON cannot hold a field or its repr fails; approximate only that field."""
         found: dict[str, Any] = {}
         for name, value in fields.items():
             try:
@@ -116,7 +116,7 @@ class JsonLines:
                 found[name] = value
         try:
             return self._dumps(found, self._other, self._options)
-        except Exception:  # another thread changes a value meanwhile
+        except Exception:  # another thread changes a value
             return self._dumps(plain(found), None, self._options)
 
     def _time(self, moment: Any) -> str:
@@ -166,7 +166,7 @@ def plain(value: Any, depth: int = 0) -> Any:
                 return {as_text(key): plain(item, depth + 1) for key, item in list(value.items())}
             if isinstance(value, (list, tuple)):
                 return [plain(item, depth + 1) for item in list(value)]
-        except Exception:  # another thread changes it meanwhile
+        except Exception:  # another thread changes the value
             return as_text(value)
     return as_text(value)
 

@@ -1,4 +1,4 @@
-"""All uses of loguru's internals; `loguru_names` lists them, and what is lost without each."""
+"""All uses of loguru's internals; `loguru_names` lists them, and the features that are lost without each."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _MARKUP = re.compile(r"</?[A-Za-z][\w ,#-]*>")
 _UNREACHABLE = sys.maxsize
 """A level above all others. Not infinity, because `repr(logger)` formats levels as integers."""
 
-# None of these has types.
+# None of these is typed.
 _colorizer: Any = find("loguru._colorizer:Colorizer")
 _file_sink: Any = find("loguru._file_sink:")
 _sinks: Any = find("loguru._simple_sinks:")
@@ -46,13 +46,13 @@ _record: Any = find("loguru._recattrs:")
 _datetime: Any = find("loguru._datetime:datetime", datetime)
 _logger: Any = type(loguru.logger)
 _of_this_process: weakref.WeakSet[Any] = weakref.WeakSet()
-"""Handlers left out of copies of a logger: those of our sinks, and loguru's own while it is set aside."""
+"""Handlers left out of copies of a logger: those of our sinks, and loguru's own while it is silenced."""
 _kept: weakref.WeakSet[Any] = weakref.WeakSet()
 """Handlers that `logger.remove()` leaves in place."""
 
 
 def _core() -> Any:
-    return loguru.logger._core  # type: ignore[attr-defined]  # noqa: SLF001 - what this module is for
+    return loguru.logger._core  # type: ignore[attr-defined]  # noqa: SLF001 - the purpose of this module
 
 
 def set_default_handler_aside() -> Undo:
@@ -89,7 +89,7 @@ def adopt(handler_id: int) -> threading.local:
     """Keep the handler out of copies of the logger, and in place when a script calls `logger.remove()`.
 
     Returns:
-        The handler's thread-local state; its attribute `acquired` tells whether the thread is inside the sink.
+        The handler's thread-local state; its attribute `acquired` says whether the thread is inside the sink.
 
     """
     if not loguru_names.HANDLERS.works():
@@ -107,7 +107,7 @@ def keep_on_removal(removed: Callable[[], None]) -> Undo:
     """Make `logger.remove()` leave adopted handlers in place; return a function that undoes it.
 
     Args:
-        removed: called after each `logger.remove()` that has left an adopted handler in place.
+        removed: called after each `logger.remove()` that left an adopted handler in place.
 
     """
     if not loguru_names.HANDLERS.works():
@@ -134,8 +134,8 @@ def keep_on_removal(removed: Callable[[], None]) -> Undo:
 def is_inside_a_sink() -> bool:
     """Return whether a loguru sink runs the calling code, directly or indirectly.
 
-    There loguru would refuse another message, or call the same sink again and again. Sinks of three kinds count: called
-    directly, with a queue and a thread (`enqueue=True`), and coroutines.
+    Inside a sink, loguru would refuse another message, or call the same sink again and again. Three kinds of sinks
+    count: called directly, with a queue and a thread (`enqueue=True`), and coroutines.
     """
     if not (loguru_names.HANDLERS.works() and loguru_names.SINKS.works()):
         return False
@@ -162,7 +162,7 @@ def _current_task() -> object:
 
 
 def comes_from_a_sink(error: Any) -> bool:
-    """Return whether an exception, a tuple as from `sys.exc_info`, is the failure of a coroutine sink."""
+    """Return whether a coroutine sink raised the exception, a tuple as returned by `sys.exc_info`."""
     file = getattr(_sinks, "__file__", None)
     trace = error[2]
     while trace is not None:
@@ -196,7 +196,7 @@ def has_other_handlers() -> bool:
 
 
 def least_level() -> float:
-    """Return the lowest level that any handler takes."""
+    """Return the lowest level that any handler accepts."""
     if not loguru_names.HANDLERS.works():
         return 0.0
     found: float = _core().min_level
@@ -204,12 +204,12 @@ def least_level() -> float:
 
 
 def takes_anything() -> bool:
-    """Return whether any handler is left, apart from loguru's own while it is set aside."""
+    """Return whether any handler is left, apart from loguru's own while it is silenced."""
     return least_level() < _UNREACHABLE
 
 
 RAW = "raw"
-"""The key that marks a record of `opt(raw=True)`, while `mark_raw` is in force."""
+"""The key that marks a record of `opt(raw=True)`, while `mark_raw` is active."""
 
 
 def mark_raw() -> Undo:
@@ -231,19 +231,20 @@ def _mark(record: Any) -> None:
 
 
 def let_travel() -> Undo:
-    """Make loggers picklable and copyable in spite of our handlers; return a function that stops it.
+    """Make loggers picklable and copyable despite our handlers; return a function that undoes it.
 
     loguru copies and pickles all handlers, which fails for ours.
 
-    - A deep copy has all handlers but ours, as in loguru's recipe for independent loggers.
-    - A process that is being spawned gets the handlers that can be sent there, mainly those with `enqueue=True`.
+    - A deep copy has all handlers except ours, as in loguru's recipe for independent loggers.
+    - A process that is being spawned gets the handlers that can be pickled, mainly those with `enqueue=True`.
     - Any other pickle has the bound values and no handlers. It writes to the handlers of the process that loads it.
-      Functions of `__main__` take the global `logger` along when joblib, Dask or Ray send them to a worker.
+      Such pickles are common: functions of `__main__` include the global `logger` when joblib, Dask or Ray send them
+      to a worker.
     """
     if not (loguru_names.HANDLERS.works() and loguru_names.MESSAGES.works()):
         return lambda: None
     undo = [
-        replace(_logger, "__reduce__", lambda _previous, _is_active: _sent),
+        replace(_logger, "__reduce__", lambda _previous, _is_active: _reduced),
         replace(_logger, "__deepcopy__", lambda _previous, _is_active: _deep_copy),
     ]
 
@@ -254,16 +255,16 @@ def let_travel() -> Undo:
     return undo_all
 
 
-def _sent(logger: Any) -> tuple[Any, ...]:
+def _reduced(logger: Any) -> tuple[Any, ...]:
     spawned = sys.modules.get("multiprocessing.context")
     if spawned is not None and spawned.get_spawning_popen() is not None:
-        core = _without_ours(logger._core, _can_be_sent)  # noqa: SLF001 - see `loguru_names`
+        core = _without_ours(logger._core, _can_be_pickled)  # noqa: SLF001 - see `loguru_names`
         if core.handlers:
             return _logger, (core, *logger._options)  # noqa: SLF001 - see `loguru_names`
-    return _arrive, (logger._options,)  # noqa: SLF001 - see `loguru_names`
+    return _with_local_handlers, (logger._options,)  # noqa: SLF001 - see `loguru_names`
 
 
-def _arrive(options: tuple[Any, ...]) -> Any:
+def _with_local_handlers(options: tuple[Any, ...]) -> Any:
     return _logger(_core(), *options)
 
 
@@ -285,7 +286,7 @@ def _without_ours(core: Any, wanted: Callable[[Any], bool]) -> Any:
     return made
 
 
-def _can_be_sent(handler: Any) -> bool:
+def _can_be_pickled(handler: Any) -> bool:
     """Return whether the handler can be pickled, apart from its queue, which only a spawned process can receive."""
     try:
         _WithoutQueues(io.BytesIO()).dump(handler)
@@ -295,7 +296,7 @@ def _can_be_sent(handler: Any) -> bool:
 
 
 class _WithoutQueues(pickle.Pickler):
-    """Puts nothing in place of queues and locks that a process receives when it is spawned."""
+    """Pickler that leaves out queues and locks, which a process receives when it is spawned."""
 
     def reducer_override(self, obj: Any) -> Any:
         return (object, ()) if type(obj).__module__ in _GIVEN_WHEN_SPAWNED else NotImplemented
@@ -312,7 +313,7 @@ def without_markup(template: str) -> str:
 
     """
     if not loguru_names.COLOURS.works():
-        list(Formatter().parse(template))  # raises what it raises for braces
+        list(Formatter().parse(template))  # raises a ValueError for malformed braces
         return _MARKUP.sub("", template)
     stripped: str = _colorizer.prepare_format(template).strip()
     return stripped
@@ -340,7 +341,7 @@ def time_formatter(spec: str) -> Callable[[Any], str]:
 
 
 def make_record(level: str, message: str, *, name: str, exception: BaseException | None = None) -> dict[str, Any]:
-    """Return a record like loguru's, of the current time and thread."""
+    """Return a record like loguru's, with the current time and thread."""
     found = loguru.logger.level(level)
     thread = threading.current_thread()
     now = _datetime.now(UTC).astimezone()
@@ -362,7 +363,7 @@ def make_record(level: str, message: str, *, name: str, exception: BaseException
 
 
 class _Plain:
-    """Part of a record, where loguru's own cannot be made."""
+    """Part of a record, if loguru's own class is missing."""
 
     def __init__(self, names: tuple[str, ...], values: tuple[Any, ...], shown: int) -> None:
         self.__dict__.update(zip(names, values, strict=True))
@@ -382,7 +383,7 @@ _FIELDS = {
     "Process": (("id", "name"), 0),
     "Thread": (("id", "name"), 0),
 }
-"""The fields of each part of a record, and which of them stands for it in a line."""
+"""The fields of each part of a record, and the index of the field that a line shows."""
 
 
 def _part(kind: str, *values: Any) -> Any:
@@ -395,13 +396,13 @@ def _part(kind: str, *values: Any) -> Any:
 def log(source: logging.LogRecord, message: str, fields: dict[str, Any], error: Any) -> None:
     """Log a record of the standard library, with its own name, place, time, thread and process.
 
-    `logger.patch(...).log(...)` costs twice as much, because loguru first finds out the place and the time of the call.
+    `logger.patch(...).log(...)` takes twice as long, because loguru first determines the place and time of the call.
 
     Args:
         source: the record.
-        message: its text.
-        fields: what to add to the bound values.
-        error: the exception, a tuple as from `sys.exc_info`, or None.
+        message: the text of the record.
+        fields: fields to add to the bound values.
+        error: the exception, a tuple as returned by `sys.exc_info`, or None.
 
     """
     if not _is_direct():
@@ -451,7 +452,7 @@ def _log_publicly(source: logging.LogRecord, message: str, fields: dict[str, Any
 
 
 def _recently() -> Any:
-    """Return a local time of the last second, for its time zone; to ask the system for that takes long."""
+    """Return a local time at most a second old, for its time zone; to ask the system for the time zone is slow."""
     global _last_look
     looked, found = _last_look
     now = monotonic()
@@ -491,10 +492,10 @@ def record_file(name: str, path: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """The meaning that loguru gives to `rotation`, `retention` and `compression`."""
+    """The settings `rotation`, `retention` and `compression`, as loguru interprets them."""
 
     new_due: Callable[[], Callable[[Any, int, str], bool]] | None
-    """Makes the check for a new file: `due(time, size it would have, path)` tells whether it is full."""
+    """Makes the check for a new file: `due(time, size with the next line, path)` returns whether the file is full."""
     compress: Callable[[str], None] | None
     retain: Callable[[list[str]], None] | None
     patterns: list[str]
@@ -502,10 +503,10 @@ class Rules:
 
 
 def rules(path: str, rotation: str | int | None, retention: str | int | None, compression: str | None) -> Rules:
-    """Return the meaning that loguru gives to these settings.
+    """Return these settings as loguru interprets them.
 
     Raises:
-        ValueError: loguru does not know one of them.
+        ValueError: loguru does not know one of the values.
 
     """
     if not loguru_names.FILES.works():
@@ -530,10 +531,10 @@ def _due(rotation: Any) -> Callable[[Any, int, str], bool]:
 
 
 def path_now(template: str) -> str:
-    """Return the absolute path of a log file whose name may hold `{time}`.
+    """Return the absolute path of a log file whose name may contain `{time}`.
 
     Raises:
-        KeyError, ValueError, IndexError: the name holds other braces.
+        KeyError, ValueError, IndexError: the name contains other braces.
 
     """
     time = (
@@ -545,14 +546,14 @@ def path_now(template: str) -> str:
 
 
 def set_aside_name(path: str) -> str:
-    """Return the name that a full log file gets."""
+    """Return the new name of a full log file."""
     stem, extension = os.path.splitext(path)  # noqa: PTH122 - as loguru does
     name: str = _file_sink.generate_rename_path(stem, extension, _file_sink.get_ctime(path))
     return name
 
 
 def note_birth(path: str) -> None:
-    """Store the creation time on the new file: Linux does not tell it, and rotation by time needs it."""
+    """Store the creation time on the new file: Linux does not report it, and rotation by time needs it."""
     import time
 
     _file_sink.set_ctime(path, time.time())

@@ -1,4 +1,4 @@
-"""The private parts of loguru that this package uses, and what a user loses where loguru lacks one.
+"""The private parts of loguru that this package uses, and what a user loses if loguru lacks one.
 
 `tests/io/logs/test_seam.py` has a contract test for each part, and `test_degraded.py` runs a job without each name.
 """
@@ -21,8 +21,8 @@ HANDLERS = LOGURU.part(
         "logger cannot be pickled"
     ),
 )
-"""The handlers and the lowest level among them: to set loguru's default handler aside and restore it under its own
-id, to keep ours when a script calls `logger.remove()`, and to leave them out of copies of a logger."""
+"""The handlers and the lowest level among them: to silence loguru's default handler and restore it under its own id, to
+keep ours when a script calls `logger.remove()`, and to leave ours out of copies of a logger."""
 
 SINKS = LOGURU.part(
     "loguru._handler:Handler._lock_acquired",
@@ -32,7 +32,7 @@ SINKS = LOGURU.part(
     "loguru._simple_sinks:StandardSink._handler",
     lost="a line that a sink or a signal handler logs in the middle of another may be refused, or logged twice",
 )
-"""To know whether this thread is inside a sink, and which handlers of the standard library are sinks."""
+"""To detect whether this thread is inside a sink, and which handlers of the standard library are sinks."""
 
 MESSAGES = LOGURU.part(
     "loguru._logger:Logger._log",
@@ -65,7 +65,7 @@ DIRECT = LOGURU.part(
     "loguru._handler:Handler.emit",
     lost="lines of `logging` cost twice as much, and show the thread and the time of their forwarding",
 )
-"""What `Logger._log` does once it knows where and when it was called, for records that know it already."""
+"""The steps of `Logger._log` after it has determined place and time, for records that already have both."""
 
 COLOURS = LOGURU.part(
     "loguru._colorizer:Colorizer.prepare_format",

@@ -1,7 +1,6 @@
-"""Sends log lines to a collector of OpenTelemetry: severity, body, run, experiment, trace and span.
+"""Sends log lines to an OpenTelemetry collector: severity, body, run, experiment, trace and span.
 
-The line is converted, masked and sent on a thread of its own. The logging call only notes which run and span it belongs
-to.
+A separate thread converts, masks and sends each line. The logging call only notes the run and the span of the line.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
     from autogen_team._logs.text import Record
 
 OWN = "opentelemetry"
-"""How the loggers of OpenTelemetry itself begin: a failure to send their lines would be another line."""
+"""Prefix of OpenTelemetry's own loggers. Their lines are not sent: a failure would log another line."""
 _NUMBERS = ((50, 21), (40, 17), (30, 13), (20, 9), (10, 5), (0, 1))
-"""Lowest level of loguru and its severity number, which is FATAL, ERROR, WARN, INFO, DEBUG or TRACE."""
+"""Lowest loguru level of each severity number: FATAL, ERROR, WARN, INFO, DEBUG, TRACE."""
 _RENAMED = {"run_id": "mlflow.run_id", "run_name": "mlflow.run_name", "experiment": "mlflow.experiment"}
 _SPAN = ("trace_id", "span_id")
 
@@ -37,13 +36,13 @@ class Lines:
         self._put = outbox.put
 
     def put(self, record: Record, facts: Mapping[str, Any], trace: str) -> None:
-        """Send a record with the run and the span that it belongs to, and its traceback."""
+        """Send a record with its run, its span and its traceback."""
         if not (record["name"] or "").startswith(OWN):
             self._put((record, facts, trace))
 
 
 def start(redact: Callable[[str], str] | None) -> tuple[Lines, Undo]:
-    """Return what sends lines, and a function that sends the rest and ends it.
+    """Return an object that sends lines, and a function that sends the rest and stops.
 
     Raises:
         MissingExtraError: the exporter is not installed.
@@ -52,7 +51,7 @@ def start(redact: Callable[[str], str] | None) -> tuple[Lines, Undo]:
     """
     if collector.endpoint("logs") is None:
         raise ConfigurationError(
-            "otlp=True sends log lines to an OpenTelemetry collector, but there is none: set "
+            "otlp=True sends log lines to an OpenTelemetry collector, but none is configured: set "
             "OTEL_EXPORTER_OTLP_ENDPOINT, such as http://collector:4318"
         )
     collector.check("logs")
@@ -116,7 +115,7 @@ def _converter(redact: Callable[[str], str] | None) -> Callable[[Any], Any]:
 
 
 def _number(identity: str) -> int:
-    """Return the id of a trace or span as a number, as OpenTelemetry has it; 0 for none."""
+    """Return the id of a trace or span as a number, as OpenTelemetry expects it; 0 if there is none."""
     try:
         return int(identity.removeprefix("tr-"), 16)
     except ValueError:

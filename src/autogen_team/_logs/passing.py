@@ -1,8 +1,8 @@
 """Tracks records of the standard library while their handlers run, for each thread.
 
-Jobs may connect loguru and `logging` themselves. A handler hands records to loguru, as loguru's InterceptHandler does.
-Or a sink hands lines to `logging`, as loguru's PropagateHandler and pytest's `caplog` do. The notes kept here tell a
-new line from one that has already been in the log or in a handler.
+Jobs may connect loguru and `logging` themselves. A handler may pass records to loguru, as loguru's InterceptHandler
+does. Or a sink may pass lines to `logging`, as loguru's PropagateHandler and pytest's `caplog` do. This state
+distinguishes a new line from one that is already in the log or in a handler.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ forwarded: dict[int, logging.LogRecord] = {}
 def begin(record: logging.LogRecord) -> None:
     """Note that the handlers of the record's logger are about to run, the bridge after all others."""
     passages = under_way.setdefault(get_ident(), [])
-    if passages:  # a handler logs, or an exception has left an older record here
+    if passages:  # a handler logs, or an exception left an older record here
         del passages[_calls_of_handlers() :]
     passages.append(_Passage(record))
 
@@ -57,7 +57,7 @@ def end(record: logging.LogRecord) -> bool:
     for position in reversed(range(len(passages))):
         if passages[position].record is record:
             is_logged = passages[position].is_logged
-            del passages[position:]  # an exception has interrupted the inner ones
+            del passages[position:]  # an exception interrupted the inner ones
             break
     if not passages:
         under_way.pop(thread, None)
@@ -74,7 +74,7 @@ def notice(message: object, args: tuple[object, ...]) -> None:
         passages[-1].is_logged = any(
             text == part or (text and text in part) for part in (message, *args) if isinstance(part, str)
         )
-    except Exception:  # the arguments do not match, so the handler has not got the text either
+    except Exception:  # the arguments do not match, so the handler could not format the text either
         return
 
 
@@ -86,7 +86,7 @@ def is_passed_on() -> bool:
 
 
 def is_echo(record: logging.LogRecord) -> bool:
-    """Return whether a sink made this record from the one that this thread is passing to loguru."""
+    """Return whether a sink made this record from the record that this thread is passing to loguru."""
     original = forwarded.get(get_ident())
     return original is not None and (
         record is original

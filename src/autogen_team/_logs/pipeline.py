@@ -47,12 +47,12 @@ _has_told_of_removal = False
 
 
 def start(settings: LoggerService) -> Undo:
-    """Start logging according to the settings; return a function that undoes exactly that and never raises.
+    """Start logging according to the settings; return a function that undoes the start and never raises.
 
     If several pipelines have the same destination, the one started last owns it until it is stopped.
 
     Raises:
-        ConfigurationError: the sink, level, format, rotation or collector cannot be used; nothing has changed then.
+        ConfigurationError: the sink, level, format, rotation or collector cannot be used; nothing was changed.
 
     """
     level = validation.level(settings.level)
@@ -124,17 +124,16 @@ def _forget(pipeline: _Pipeline) -> None:
 
 
 def _remove(handler: int) -> None:
-    with contextlib.suppress(ValueError):  # the job has removed it with all other handlers
+    with contextlib.suppress(ValueError):  # the job removed it with all other handlers
         loguru.logger.remove(handler)
 
 
 def _assign() -> None:
-    """Assign each destination to the pipeline started last, and the logs of runs to the one with the lowest level.
+    """Assign each destination to one pipeline, and do the same for the logs of runs and the collector.
 
-    The last one with a collector sends lines there.
-
-    A console that the job has taken over has no owner. Among pipelines of that level, one that is not muted is
-    preferred, and then the latest.
+    - A destination goes to the pipeline started last. A console that the job has taken over goes to none.
+    - The logs of runs go to the pipeline with the lowest level, preferably one that is not muted, then to the latest.
+    - The collector goes to the last pipeline that has one.
     """
     owners = {pipeline.place: pipeline for pipeline in _started}
     bridge.consoles_left[:] = [pipeline.sink for pipeline in _started if pipeline.sink.has_left_console]
@@ -157,14 +156,14 @@ def _take_over() -> Undo:
     with ExitStack() as undo:
         undo.callback(loguru_internals.set_default_handler_aside())
         undo.callback(loguru_internals.mark_raw())
-        undo.callback(braces.forgive())
+        undo.callback(braces.tolerate_bad_braces())
         undo.callback(loguru_internals.let_travel())
         undo.callback(loguru_internals.keep_on_removal(_handlers_removed))
         return undo.pop_all().close
 
 
 def _handlers_removed() -> None:
-    """Keep writing to files and logs of runs, leave the console to the job, and report that once."""
+    """Keep writing to files and logs of runs, leave the console to the job, and report this once."""
     global _has_told_of_removal
     with _lock:
         told = "; ".join(dict.fromkeys(pipeline.sink.handlers_removed() for pipeline in _started))
@@ -187,7 +186,7 @@ def _lines_on_stderr() -> int:
 
 def _keep_runs() -> Undo:
     global _run_logs
-    logs = _run_logs = RunLogs(_words)
+    logs = _run_logs = RunLogs(_render)
     unsubscribe = run_events.subscribe(logs)
 
     def undo() -> None:
@@ -199,7 +198,7 @@ def _keep_runs() -> Undo:
     return undo
 
 
-def _words(level: str, message: str, exception: BaseException | None = None) -> bytes:
+def _render(level: str, message: str, exception: BaseException | None = None) -> bytes:
     trace = "" if exception is None else "".join(traceback.format_exception(exception))
     if isinstance(exception, run_events.JobEnded):
         trace, exception = exception.trace, None

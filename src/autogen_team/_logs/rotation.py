@@ -1,11 +1,12 @@
-"""A log file that several processes rotate, compress and clean up concurrently without losing a line.
+"""A log file that several processes rotate, compress and clean up concurrently, without losing a line.
 
 loguru's own rotation renames a file while other processes still write to it. Up to a third of their lines are lost when
 the next rename, or the compression, hits that file.
 
 Here every line is written under a lock on the file itself (`flock`), after a check that the path still names that file.
-So the process that holds the lock may rename the file. No process writes to the old file afterwards, and it can be
-packed at leisure. The settings `rotation`, `retention` and `compression` take loguru's values, with loguru's meaning.
+So the process that holds the lock may rename the file. No process writes to the old file afterwards, so it can be
+compressed at any time. The settings `rotation`, `retention` and `compression` take loguru's values, with loguru's
+meaning.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class RotatingFile(File):
             self._unlock()
 
     def after_fork(self) -> None:
-        """Close the file, to reopen it: the lock belongs to the open file, which a child shares with its parent."""
+        """Close the file, to be reopened: the lock belongs to the open file, which a child shares with its parent."""
         super().after_fork()
         self._writing = False
         self._close()
@@ -94,7 +95,7 @@ class RotatingFile(File):
         try:  # without `suppress`, which costs a microsecond for each line
             flock(self._fd, LOCK_EX)
         except OSError:
-            return  # a file system without locks; a single process is safe all the same
+            return  # a file system without locks; a single process is still safe
 
     def _unlock(self) -> None:
         try:
@@ -111,7 +112,7 @@ class RotatingFile(File):
         return self._due(moment, size + len(line), self.path) and size > 0
 
     def _rotate(self) -> None:
-        """Start a new file, and leave it locked."""
+        """Start a new file, and keep it locked."""
         full, new = self.path, loguru_internals.path_now(self._template)
         if new == full:
             full = loguru_internals.set_aside_name(full)
@@ -129,7 +130,7 @@ class RotatingFile(File):
             try:
                 self._rules.compress(path)
             except FileNotFoundError:
-                pass  # another process's retention was quicker
+                pass  # another process already removed it
             except Exception as error:
                 report("cannot compress the log file %s: %s", path, error)
 
@@ -140,6 +141,6 @@ class RotatingFile(File):
             try:
                 self._rules.retain(sorted(found))
             except FileNotFoundError:
-                pass  # another process was quicker
+                pass  # as above
             except OSError as error:
                 report("cannot remove old log files of %s: %s", self.path, error)

@@ -1,7 +1,7 @@
 """The log of a run: lines that this process logs while the run is open, on disk at once and uploaded soon after.
 
-Each process writes its own file, `<host>-<pid>.log` in the folder that the event names, so a killed process leaves
-every line behind. The process that opened the run uploads all files of that folder, including those of forked workers.
+Each process writes its own file, `<host>-<pid>.log` in the folder that the run event names, so no line is lost when a
+process is killed. The process that opened the run uploads all files of that folder, including those of forked workers.
 Uploaded files are removed when the run ends.
 """
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SEGMENT = 16 * 2**20
-"""Bytes after which a new segment starts, so that a long log is never uploaded as a whole again."""
+"""Size in bytes at which a new segment starts, so that a long log is never uploaded as a whole again."""
 PATIENCE = 10.0
 """Seconds that the end of a run waits for the upload of the rest of its log."""
 
 _report = logging.getLogger("autogen_team")
 
 
-class Words(Protocol):
-    """Renders a line that was not logged, newline included."""
+class Render(Protocol):
+    """Renders a line that did not come from loguru, with its newline."""
 
     def __call__(self, level: str, message: str, exception: BaseException | None = None) -> bytes:
         """Return the line in the format of the log."""
@@ -40,14 +40,14 @@ class Words(Protocol):
 class RunLogs(run_events.Listener):
     """The logs of all runs that this process has open; a listener of `run_events`."""
 
-    def __init__(self, words: Words) -> None:
-        self._words = words
+    def __init__(self, render: Render) -> None:
+        self._render = render
         self._open: tuple[RunLog, ...] = ()
         self.after_fork()
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Make a new lock: a thread of the parent may hold the old one."""
+        """Create a new lock: a thread of the parent may hold the old one."""
         self._lock = threading.Lock()
 
     @property
@@ -61,32 +61,32 @@ class RunLogs(run_events.Listener):
         thread = threading.get_ident()
         has_own = len(logs) > 1 and any(log.thread == thread for log in logs)
         for log in logs:
-            # A thread that has opened its own runs does not write to those of its siblings, only to the main thread's.
-            if not has_own or log.thread == thread or log.is_everybodys:
+            # A thread with its own runs does not write to the runs of other threads, except to the main thread's.
+            if not has_own or log.thread == thread or log.is_shared:
                 log.write(line)
 
     def run_started(self, run: run_events.Run) -> None:
         """Start the log of the run."""
         if run.log_folder is not None:
-            self._add(RunLog(run, run.log_folder, self._words))
+            self._add(RunLog(run, run.log_folder, self._render))
 
     def run_ending(self, run: run_events.Run, end: run_events.End) -> None:
         """Write how the run ended unless it is FINISHED, close its log, and wait up to `PATIENCE` for the upload."""
         for log in self._forget(run):
             if end.status != "FINISHED":
                 text = f"the run {run.name} ended as {end.status}: {end.reason}"
-                log.write(self._words("ERROR", text, end.exception))
+                log.write(self._render("ERROR", text, end.exception))
             log.finish(PATIENCE)
 
     def run_joined(self, run: run_events.Run, *, brings_log: bool) -> None:
-        """Start a log of what this process logs; with `brings_log`, this process also uploads it."""
+        """Start a log for the lines of this process; with `brings_log`, this process also uploads it."""
         if run.log_folder is not None:
-            log = RunLog(run, run.log_folder, self._words, brings="own" if brings_log else None)
-            log.is_everybodys = True
+            log = RunLog(run, run.log_folder, self._render, brings="own" if brings_log else None)
+            log.is_shared = True
             self._add(log)
 
     def run_left(self, run: run_events.Run) -> None:
-        """Close that log, and wait up to `PATIENCE` seconds for the upload."""
+        """Close the log of the run, and wait up to `PATIENCE` seconds for the upload."""
         for log in self._forget(run):
             log.finish(PATIENCE)
 
@@ -110,13 +110,14 @@ class RunLog:
     """The log of one run in this process."""
 
     def __init__(
-        self, run: run_events.Run, folder: Path, words: Words, *, brings: Literal["all", "own"] | None = "all"
+        self, run: run_events.Run, folder: Path, render: Render, *, brings: Literal["all", "own"] | None = "all"
     ) -> None:
-        """Write below `folder`, and upload the files of all processes there, of this one (`own`), or none."""
+        """Write below `folder`, and upload the files of all processes there, of this process (`own`), or none."""
         self.run = run
-        self._words = words
+        self._render = render
         self.thread = threading.get_ident()
-        self.is_everybodys = threading.current_thread() is threading.main_thread()
+        self.is_shared = threading.current_thread() is threading.main_thread()
+        """Whether threads that have their own runs write to this log too."""
         self._folder = folder
         self._faults = Faults(str(folder))
         self._file: File | None = None
@@ -151,17 +152,17 @@ class RunLog:
         return self._folder / (self.stem + (f"_{self._number:04d}" if self._number > 1 else "") + ".log")
 
     def write(self, line: bytes) -> None:
-        """Append the line; a fault is reported once and counted."""
+        """Append the line; report a fault once, and count lost lines."""
         is_first = False
         with self._lock:
-            if self._has_ended:  # ended after this thread found the run open
+            if self._has_ended:  # the run ended after this thread had found it open
                 return
             try:
                 if self._file is None:
                     self._file = self._new_file()
                 self._file.append(line)
                 if self._faults.lost:
-                    self._file.append(self._words("WARNING", self._faults.over()))
+                    self._file.append(self._render("WARNING", self._faults.over()))
             except Exception as error:
                 is_first = self._faults.count(error)
             self._size += len(line)
@@ -180,7 +181,7 @@ class RunLog:
                 self._size = 0
 
     def finish(self, timeout: float) -> None:
-        """Close the log, and wait `timeout` seconds for its upload; if that does not succeed, the log stays on disk."""
+        """Close the log, and wait `timeout` seconds for its upload; without success, the log stays on disk."""
         timeout = grace.bounded(timeout)
         with self._lock:
             self._has_ended = True

@@ -1,8 +1,8 @@
 """The loguru sink: renders, masks and delivers messages, and keeps its faults away from the job.
 
-A line is delivered from the filter of the handler, which then refuses the record. So loguru skips its next steps:
-rendering the line its own way, and taking a lock that a signal handler must not meet. This saves a quarter of the cost
-of a line. Only what loguru alone can render goes the whole way: exceptions, messages with markup, raw messages.
+The filter of the handler delivers the line and then rejects the record. So loguru skips its next steps: rendering the
+line in its own way, and taking a lock that could deadlock with a signal handler. This saves a quarter of the time of a
+line. Records that only loguru can render take all steps: exceptions, messages with markup, raw messages.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _END = f"\x1e{secrets.token_hex(4)}\x1e"
 class Sink:
     """One destination of log lines; one of the sinks also feeds the logs of the active runs."""
 
-    encoding = "utf8"  # loguru reads it before it draws the arrows of its tracebacks
+    encoding = "utf8"  # loguru reads this before it draws the arrows of its tracebacks
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Sink:
         rank: int | None,
         worker: str | None = None,
     ) -> None:
-        """Make a sink; without `template` its lines are JSON."""
+        """Create a sink; without `template` its lines are JSON."""
         self._destination = destination
         self._name = name
         self._console = destination if isinstance(destination, Console) else None
@@ -68,32 +68,32 @@ class Sink:
         self._loguru: threading.local | None = None
         self._is_stopped = False
         self.colours = template is not None and self._console is not None and self._console.is_coloured()
-        """Whether loguru is to colour messages and tracebacks."""
+        """Whether loguru colours messages and tracebacks."""
         self.is_muted = False
         """Whether a sink started later has the same destination, or the job writes to the console itself."""
         self.has_left_console = False
-        """Whether the job has called `logger.remove()`, and so has taken over the console."""
+        """Whether the job took over the console by calling `logger.remove()`."""
         self.runs: RunLogs | None = None
         """The logs of the active runs, if this sink feeds them."""
         self.otlp: Callable[[Record, Mapping[str, Any], str], None] | None = None
-        """Sends a record, its run and its traceback to a collector, if this sink does so."""
+        """Sends a record, its run and its traceback to a collector; None if this sink does not."""
         self.line: Callable[[Record, str], bytes] = self._text_line if self._json is None else self._json_line
         """Renders a record and its traceback as a line, without colours and with secrets masked."""
         self.after_fork()
         start_afresh_after_fork(self)
 
     def after_fork(self) -> None:
-        """Make a new lock, because a thread of the parent may hold the old one; reentrant for signal handlers."""
+        """Create a new lock, because a thread of the parent may hold the old one; reentrant for signal handlers."""
         self._lock = threading.RLock()
         self._destination.after_fork()
 
     @property
     def lines(self) -> int:
-        """How many lines the console has shown; 0 for a file."""
+        """Number of lines shown on the console; 0 for a file."""
         return self._console.lines if self._console is not None else 0
 
     def handlers_removed(self) -> str:
-        """Leave the console after `logger.remove()`; return what the removal means for the destination."""
+        """Leave the console to the job after `logger.remove()`; return a message about the destination."""
         if self._console is None:
             return f"{self._name} still gets each line"
         self.has_left_console = True
@@ -101,15 +101,15 @@ class Sink:
 
     @property
     def format(self) -> str:
-        """The format for loguru; it has the message only if that may contain markup."""
+        """The format for loguru; it includes the message only if messages may contain markup."""
         return "{message}" + _END if self.colours else _END
 
     def added(self, handler_id: int) -> None:
-        """Adopt the handler that loguru has made for this sink."""
+        """Adopt the handler that loguru made for this sink."""
         self._loguru = loguru_internals.adopt(handler_id)
 
     def accepts(self, record: Record) -> bool:
-        """Deliver the record, or return True to have loguru render it first."""
+        """Deliver the record, or return True if loguru must render it first."""
         if self.is_muted and self.otlp is None and (self.runs is None or not self.runs.has_any):
             return False
         error = record["exception"]
@@ -123,7 +123,7 @@ class Sink:
         return True
 
     def write(self, message: Any) -> None:
-        """Deliver a message that loguru has rendered."""
+        """Deliver a message rendered by loguru."""
         text, end, trace = message.partition(_END)
         record = message.record
         if end:
@@ -136,7 +136,7 @@ class Sink:
     def stop(self) -> None:
         """Close the destination; loguru calls it when the handler is removed."""
         with self._lock:
-            with suppress(Exception):  # with `catch=False` it raises, and the destination must be closed all the same
+            with suppress(Exception):  # it raises with `catch=False`, but the destination must still be closed
                 for _ in range(len(self._interrupted)):
                     self._put(*self._interrupted.popleft())
             self._is_stopped = True
@@ -196,11 +196,11 @@ class Sink:
             self._faults.report()
 
     def _text_line(self, record: Record, trace: str) -> bytes:
-        template: Template = self._template  # type: ignore[assignment]  # there is one, or lines are JSON
+        template: Template = self._template  # type: ignore[assignment]  # None only for JSON
         try:
             text = template.plain(record, self._extra(record), without_colour(trace))
         except Exception as error:
-            text = _in_spite_of(error, record, trace)
+            text = _fallback_text(error, record, trace)
         if self._redact is not None:
             text = self._redact(text)
         return _encoded(make_safe(text) + "\n")
@@ -213,7 +213,7 @@ class Sink:
         try:
             text = template.coloured(record, self._extra(record), message, trace)
         except Exception as error:
-            text = _in_spite_of(error, record, trace)
+            text = _fallback_text(error, record, trace)
         if redact is not None:
             text = redact(text)
         return _encoded(template.paint(make_safe(text)) + "\n")
@@ -238,7 +238,7 @@ class Sink:
         return self._joined[1]
 
 
-def _in_spite_of(error: Exception, record: Record, trace: str) -> str:
+def _fallback_text(error: Exception, record: Record, trace: str) -> str:
     """Return a line for a record that does not fit the format, because a value fails or a patch removed it."""
     parts = [f"{record.get(name)!s}" for name in ("time", "level", "name", "message")]
     text = " | ".join([*parts, f"(the format could not be filled: {type(error).__name__}: {error})"])

@@ -79,7 +79,7 @@ class Template:
         """Return the line for `paint`, not yet safe; `message` and `exception` may hold loguru's escape sequences."""
         template, active = self._painted(record["level"].name)
         values = self._values(record, extra, "")
-        if message != record["message"]:  # it has markup of its own; after it the surrounding colours continue
+        if message != record["message"]:  # the message has its own markup; after it the surrounding colours continue
             message = _COLOUR.sub(self._mark + r"\1", message).replace(
                 self._mark + _RESET, self._mark + _RESET + active
             )
@@ -88,7 +88,7 @@ class Template:
         return text + "\n" + _COLOUR.sub(self._mark + r"\1", exception) if exception else text
 
     def paint(self, text: str) -> str:
-        """Return the result of `coloured`, made safe meanwhile, with its escape sequences."""
+        """Return the result of `coloured`, which is safe by now, with its escape sequences."""
         return text.replace(self._mark, "\x1b")
 
     def _painted(self, level: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
-"""Log uncaught exceptions of the main thread, other threads and finalizers; asyncio logs those of tasks itself.
+"""Logs uncaught exceptions of the main thread, other threads and finalizers; asyncio logs those of tasks itself.
 
-The previous hooks are called too, and restored on undo. Only the interpreter's own hook is skipped when the line has
-just been shown on stderr. It would print the same traceback a second time, with its secrets.
+The previous hooks are called too, and restored on undo. Only the interpreter's own hook is skipped if the line was just
+shown on stderr. It would print the same traceback a second time, with its secrets.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
 
 def log_uncaught(shown: Callable[[], int]) -> Undo:
-    """Log uncaught exceptions from now on; return a function that restores the previous hooks.
+    """Start to log uncaught exceptions; return a function that restores the previous hooks.
 
     The previous hooks are called too. Only Python's own hook is skipped for a line that stderr has already shown.
 
     Args:
-        shown: returns how many lines have been written to stderr.
+        shown: returns the number of lines written to stderr.
 
     """
     undo = [
@@ -91,7 +91,7 @@ def log_failure(error: Exception) -> None:
 def _log(level: str, text: str, exception: tuple[type[BaseException], BaseException | None, Any]) -> None:
     global _logged
     _, error, trace = exception
-    if error is not None and error is _logged:  # on its way out it may pass several of our hooks
+    if error is not None and error is _logged:  # the exception may pass several of our hooks
         return
     _logged = error
     try:
@@ -104,7 +104,7 @@ _logged: BaseException | None = None
 
 
 def _place(trace: TracebackType | None, record: Any) -> None:
-    """Set the location of the line to where the exception was raised."""
+    """Set the location of the line to the place where the exception was raised."""
     if trace is None:
         return
     while trace.tb_next is not None:

@@ -1,4 +1,4 @@
-"""Uploads the files of a folder to a run while they grow: soon after each line, and never a long log twice."""
+"""Uploads the files of a folder to a run while they grow: soon after each line, but never a long log twice."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SLACK = 8 * 2**20
-"""Bytes that may be uploaded repeatedly, enough for a short log."""
+"""Number of bytes that may be uploaded repeatedly, enough for a short log."""
 WORTH = 64 * 2**10
 """Minimum size in bytes of a separate segment."""
 
@@ -27,11 +27,11 @@ _report = logging.getLogger("autogen_team")
 
 
 class Writer(Protocol):
-    """The writer of the files in the folder, one after another."""
+    """The writer of this process's files in the folder, one after another."""
 
     @property
     def stem(self) -> str:
-        """The common start of its file names: the first adds `.log`, the others `_`, a number and `.log`."""
+        """The common prefix of its file names: the first file adds `.log`, the others `_`, a number and `.log`."""
         ...
 
     @property
@@ -40,7 +40,7 @@ class Writer(Protocol):
         ...
 
     def begin_segment(self) -> None:
-        """Close that file; the next line starts another."""
+        """Close the current file; the next line starts another."""
         ...
 
 
@@ -56,8 +56,8 @@ def pause(age: float) -> float:
 class Upload:
     """A thread that uploads files that have grown.
 
-    A file that still grows must be uploaded as a whole each time. To keep this cheap, all repetitions together may have
-    `SLACK` bytes plus half the length of the log. Beyond that, the file is closed and another one started.
+    A file that still grows must be uploaded as a whole each time. To keep this cheap, all repeated uploads together are
+    limited to `SLACK` bytes plus half the length of the log. Beyond that, the file is closed and another one started.
     """
 
     def __init__(self, folder: Path, attach: Callable[[Path], None], writer: Writer, *, only_own: bool = False) -> None:
@@ -66,7 +66,7 @@ class Upload:
         self._only_own = only_own
         self._attach = attach
         self._writer = writer
-        self._brought: dict[str, int] = {}
+        self._uploaded: dict[str, int] = {}
         self._repeated = 0
         self._last_call = threading.Event()
         self._done = threading.Event()
@@ -98,8 +98,8 @@ class Upload:
         try:
             sizes = {path: path.stat().st_size for path in self._files()}
             for path, size in sizes.items():
-                if size != self._brought.get(path.name, 0):
-                    self._bring(path, size, total=sum(sizes.values()), final=final)
+                if size != self._uploaded.get(path.name, 0):
+                    self._upload(path, size, total=sum(sizes.values()), final=final)
             self._failing = False
         except Exception as error:
             if not self._failing:
@@ -112,34 +112,34 @@ class Upload:
     def _is_own(self, path: Path) -> bool:
         return path.name.startswith((self._writer.stem + ".", self._writer.stem + "_"))
 
-    def _bring(self, path: Path, size: int, *, total: int, final: bool) -> None:
+    def _upload(self, path: Path, size: int, *, total: int, final: bool) -> None:
         current = self._writer.path
         is_own = self._is_own(path)
-        if final or (is_own and path != current):  # it no longer grows
+        if final or (is_own and path != current):  # the file no longer grows
             self._attach(path)
-            self._brought[path.name] = size
-        elif not is_own:  # a file of another process: uploaded again once it has doubled
-            if size >= 2 * self._brought.get(path.name, 0):
-                self._bring_copy(path)
+            self._uploaded[path.name] = size
+        elif not is_own:  # a file of another process: uploaded again once its size has doubled
+            if size >= 2 * self._uploaded.get(path.name, 0):
+                self._upload_copy(path)
         elif self._repeated + size <= SLACK + total // 2:
-            self._repeated += self._bring_copy(path)
+            self._repeated += self._upload_copy(path)
         elif size >= WORTH:
             self._writer.begin_segment()
-            self._bring(path, path.stat().st_size, total=total, final=True)
+            self._upload(path, path.stat().st_size, total=total, final=True)
 
-    def _bring_copy(self, path: Path) -> int:
+    def _upload_copy(self, path: Path) -> int:
         """Upload a copy, since not every store accepts a growing file; return the bytes uploaded."""
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(shutil.copy(path, folder))
             size = copy.stat().st_size
             self._attach(copy)
-        self._brought[path.name] = size
+        self._uploaded[path.name] = size
         return size
 
     def _clean_up(self) -> None:
         """Remove the files that have arrived in full."""
         with contextlib.suppress(OSError):
             for path in self._files():
-                if path.stat().st_size == self._brought.get(path.name):
+                if path.stat().st_size == self._uploaded.get(path.name):
                     path.unlink()
             self._folder.rmdir()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def level(text: str) -> str | int:
-    """Return the level as loguru knows it, by name in any case or by number.
+    """Return the level as loguru expects it; the text is a name in any case, or a number.
 
     Raises:
         ConfigurationError: the level does not exist.
@@ -70,7 +70,7 @@ def destination(settings: LoggerService) -> tuple[Console | File, str]:
     """Open the destination of the lines; return it with its canonical name.
 
     Raises:
-        ConfigurationError: the sink cannot be used, or its rotation, retention or compression.
+        ConfigurationError: the sink, or its rotation, retention or compression, cannot be used.
 
     """
     text = settings.sink.strip()

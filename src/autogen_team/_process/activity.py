@@ -1,7 +1,7 @@
-"""When this process was last seen to do something: a clock in a file, which another process reads.
+"""Time of the last activity of this process, in a file that another process reads.
 
-Metrics, log lines, output and `GlobalContext.progress` set the clock. It is a file mapped into memory. So setting it
-takes neither a lock nor a system call, and reading it takes nothing from the interpreter.
+Metrics, log lines, output and `GlobalContext.progress` update it. The file is mapped into memory. So an update takes
+neither a lock nor a system call, and a reader does not need this interpreter.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ _FORM = Struct("=dd")
 _pack, _now = Struct("=d").pack_into, time.monotonic
 _clock: mmap.mmap | None = None
 _opened: dict[str, str] = {}
-"""The names of the runs that this process has open, by id."""
+"""Names of the runs that this process has open, by run id."""
 _runs_changed: Callable[[], None] | None = None
 
 
 class Clock(NamedTuple):
-    """What the clock of a process says, by the monotonic clock, which all processes of a machine share."""
+    """Times of a process on the monotonic clock, which all processes of a machine share."""
 
     moved: float
-    """When the process was last seen to do something."""
+    """Time of the last activity."""
     quiet_until: float
-    """Until when it has announced to be silent; 0 if it has not."""
+    """End of the announced silence; 0 if none is announced."""
 
 
 def note() -> None:
-    """Set the clock; for hot paths."""
+    """Record activity; for hot paths."""
     if _clock is not None:
         _pack(_clock, 0, _now())
 
 
 def note_entry(body: str) -> None:
-    """Set the clock for an entry of the journal, unless it is a sample of the machine."""
+    """Record activity for a journal entry, unless it is a sample of system metrics."""
     if _clock is not None and '"system/' not in body:
         note()
 
 
 def progress(expect_within: float | None) -> None:
-    """Set the clock, and announce to be silent for that many seconds; None takes an earlier announcement back."""
+    """Record activity, and announce silence for that many seconds; None withdraws an earlier announcement."""
     if _clock is not None:
         now = _now()
         _FORM.pack_into(_clock, 0, now, 0.0 if expect_within is None else now + expect_within)
@@ -56,7 +56,7 @@ def progress(expect_within: float | None) -> None:
 
 @contextmanager
 def unnoticed() -> Iterator[None]:
-    """Keep what the block says about the silence of the job from ending it."""
+    """Restore the clock after the block, so that reports about the job's silence do not count as activity."""
     before = None if _clock is None else _FORM.unpack_from(_clock)
     yield
     if _clock is not None and before is not None:
@@ -64,7 +64,7 @@ def unnoticed() -> Iterator[None]:
 
 
 def start(path: Path) -> Undo:
-    """Keep the clock in this file, until the returned function is called.
+    """Keep the clock in this file until the returned function is called.
 
     Raises:
         OSError: the file cannot be written.
@@ -73,7 +73,7 @@ def start(path: Path) -> Undo:
     global _clock
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
     try:
-        os.write(descriptor, _FORM.pack(_now(), 0.0))  # no hole, because a page without space cannot be written
+        os.write(descriptor, _FORM.pack(_now(), 0.0))  # no hole: with a full disk, filling it raises SIGBUS
         _clock = mmap.mmap(descriptor, _FORM.size)
     finally:
         os.close(descriptor)
@@ -81,7 +81,7 @@ def start(path: Path) -> Undo:
 
 
 def read(path: Path) -> Clock | None:
-    """Return what the clock in a file says; None if it cannot be read."""
+    """Return the times in a clock file; None if it cannot be read."""
     with suppress(OSError), path.open("rb") as file:
         data = file.read(_FORM.size)
         return Clock(*_FORM.unpack(data)) if len(data) == _FORM.size else None
@@ -89,27 +89,27 @@ def read(path: Path) -> Clock | None:
 
 
 def follow_runs(changed: Callable[[], None]) -> Undo:
-    """Call this whenever the process opens or closes a run, until the returned function is called."""
+    """Call `changed` whenever the process opens or closes a run, until the returned function is called."""
     global _runs_changed
     _runs_changed = changed
     return _forget_runs
 
 
 def opened(run_id: str, name: str) -> None:
-    """Note that this process has opened a run."""
+    """Record that this process has opened a run."""
     _opened[run_id] = name
     if _runs_changed is not None:
         _runs_changed()
 
 
 def closed(run_id: str) -> None:
-    """Note that it has closed the run."""
+    """Record that this process has closed a run."""
     if _opened.pop(run_id, None) is not None and _runs_changed is not None:
         _runs_changed()
 
 
 def open_runs() -> dict[str, str]:
-    """Return the names of the runs that this process has open, by id, in the order in which it opened them."""
+    """Return the names of the runs that this process has open, by run id, oldest first."""
     return dict(_opened)
 
 

@@ -1,7 +1,7 @@
-"""Run work that may never end, within a given time.
+"""Run work with a time limit, even if the work never ends.
 
-Timeouts of sockets do not bound anything, because a server that sends a byte now and then outlasts them. Neither do
-retries.
+A socket timeout does not limit the total time, because a server can send a byte now and then. Retries do not limit it
+either.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Result = TypeVar("Result")
 
 
 def within(seconds: float, work: Callable[[], Result], *, name: str) -> Result:
-    """Return what `work` returns, or raise what it raises; `work` runs on its own thread, called `name`.
+    """Run `work` on its own thread, called `name`, and return its result or raise its exception.
 
-    Once a signal has asked the process to end, `grace` bounds the time too.
+    After a signal that ends the process, `grace` limits the time too.
 
     Raises:
-        TimeoutError: it took longer. The thread is left behind, and does not keep the process alive.
+        TimeoutError: `work` took longer. Its thread continues, but does not keep the process alive.
 
     """
     seconds = grace.bounded(seconds)

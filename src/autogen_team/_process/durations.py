@@ -1,4 +1,4 @@
-"""Durations for people."""
+"""Durations as people read and write them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
 def duration(seconds: float) -> str:
-    """Return a duration for people, in its two largest units.
+    """Format a duration in its two largest units.
 
     >>> duration(0.25), duration(75), duration(7380), duration(180000)
     ('0.2 s', '1 min 15 s', '2 h 3 min', '2 d 2 h')
@@ -26,13 +26,13 @@ def duration(seconds: float) -> str:
 
 
 def seconds(text: str) -> float:
-    """Return a duration that a person has written, in seconds.
+    """Parse a duration such as `90s` or `5m`, and return it in seconds.
 
     >>> seconds("90s"), seconds("5m"), seconds("1.5h")
     (90.0, 300.0, 5400.0)
 
     Raises:
-        ValueError: the text is not a duration, or it is zero.
+        ValueError: the text is not a duration, or the duration is zero.
 
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())

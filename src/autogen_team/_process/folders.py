@@ -9,7 +9,7 @@ from typing import Literal
 
 
 def state_folder(chosen: str | None) -> Path:
-    """Return the chosen state folder, or else the user's own on this machine; it need not exist yet."""
+    """Return the chosen state folder, or else the default one of the user; it may not exist yet."""
     if chosen is not None:
         return Path(chosen)
     import platformdirs
@@ -18,12 +18,12 @@ def state_folder(chosen: str | None) -> Path:
 
 
 def private_folder(path: Path) -> Path:
-    """Create a folder and the missing ones above it, each with mode 0700; return it.
+    """Create a folder and its missing parents with mode 0700, and return it.
 
-    `Path.mkdir` with `parents` gives its mode to the last folder alone, and leaves the ones above open to others.
+    `Path.mkdir(parents=True)` applies its mode to the last folder only, and leaves the parents open to others.
 
     Raises:
-        OSError: it cannot be created.
+        OSError: the folder cannot be created.
 
     """
     for missing in reversed([folder for folder in (path, *path.parents) if not folder.exists()]):
@@ -32,10 +32,10 @@ def private_folder(path: Path) -> Path:
 
 
 def open_private(path: Path, mode: Literal["wb", "ab"]) -> FileIO:
-    """Open a file without a buffer; if it is made, only its owner may read and write it.
+    """Open a file without a buffer; only its owner can read and write a new file.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: the file cannot be opened or created.
 
     """
     flags = os.O_TRUNC if mode == "wb" else os.O_APPEND

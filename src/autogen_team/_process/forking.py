@@ -1,4 +1,4 @@
-"""Reset the state that a forked child must not share: locks, threads, queues, and what modules remember."""
+"""Reset the state that a forked child must not share: locks, threads, queues and module globals."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def call_in_child(function: Callable[[], None]) -> None:
 
 
 class Forkable(Protocol):
-    """An object that can start afresh in a forked child."""
+    """An object that resets itself in a forked child."""
 
     def after_fork(self) -> None:
         """Reset the object; called in the child, before anything else runs there."""
@@ -40,7 +40,7 @@ call_in_child(_start_all_afresh)
 
 
 class ForkSafeLock:
-    """A reentrant lock that is new in a forked child, where no thread would release what the parent held."""
+    """A reentrant lock that a forked child replaces, because no thread there would release the parent's lock."""
 
     def __init__(self) -> None:
         self.after_fork()
@@ -54,5 +54,5 @@ class ForkSafeLock:
         self._lock.acquire()
 
     def __exit__(self, *_: object) -> None:
-        with suppress(RuntimeError):  # the parent entered the block
+        with suppress(RuntimeError):  # the parent entered the block before the fork
             self._lock.release()

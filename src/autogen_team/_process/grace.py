@@ -1,7 +1,7 @@
-"""The time that everything may take together, once a signal has asked the process to end.
+"""Time limit for the whole shutdown after a signal.
 
-Each wait at the end of a job has a bound of its own, and they add up. A scheduler gives one time for all of them, and
-then kills. So each wait takes at most half of what is left, and the next ones get the rest.
+Each wait at the end of a job has its own limit, and these limits add up. A scheduler allows one time for all of them
+and then kills the job. So each wait takes at most half of the remaining time, and the next ones get the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _until: float | None = None
 
 
 def allow(seconds: float) -> Undo:
-    """Allow this many seconds after a signal, until the returned function is called; the latest of several counts."""
+    """Limit a shutdown to this many seconds until the returned function is called; the latest limit counts."""
     _limits.append(seconds)
 
     def undo() -> None:
@@ -28,14 +28,14 @@ def allow(seconds: float) -> Undo:
 
 
 def allowed() -> float | None:
-    """Return the seconds that are allowed after a signal; None if nothing bounds them."""
+    """Return the seconds that a shutdown may take; None if there is no limit."""
     return _limits[-1] if _limits else None
 
 
 def begin(since: float | None = None) -> None:
-    """Note that a signal has asked the process to end, now or at `since` on the monotonic clock; the first one counts.
+    """Start the time limit of the shutdown, now or at `since` on the monotonic clock; later calls do nothing.
 
-    A signal handler may call it.
+    Safe to call from a signal handler.
     """
     global _until
     if _limits and _until is None:
@@ -43,7 +43,7 @@ def begin(since: float | None = None) -> None:
 
 
 def bounded(seconds: float) -> float:
-    """Return how long something may be waited for that is given `seconds` otherwise."""
+    """Return how long a wait may take: `seconds`, or less during a shutdown."""
     return seconds if _until is None else max(0.0, min(seconds, (_until - time.monotonic()) / 2))
 
 
@@ -52,4 +52,4 @@ def _end() -> None:
     _until = None
 
 
-call_in_child(_end)  # the child has not been asked
+call_in_child(_end)  # the signal was for the parent

@@ -1,4 +1,4 @@
-"""Which process this is: its name, its rank under a launcher, and whether it works for the job of another process."""
+"""Identity of this process: its name, its rank under a launcher, and the job that it works for."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _job: int | None = None
 
 
 def process_name(pid: int | None = None) -> str:
-    """Return a unique name of a process, by default this one, fit for a file name: `<host>-<pid>`."""
+    """Return a unique name for a process, by default this one; it is valid in a file name: `<host>-<pid>`."""
     return f"{re.sub(r'[^A-Za-z0-9._-]', '-', socket.gethostname())}-{os.getpid() if pid is None else pid}"
 
 
 def become_worker() -> None:
-    """Mark this process as a worker of another process's job; `worker` returns its name from now on."""
+    """Mark this process as a worker of another process's job; `worker` then returns its name."""
     global _worker
     _worker = process_name()
 
@@ -36,18 +36,18 @@ def forget_worker() -> None:
 
 
 def keep_for(pid: int) -> None:
-    """Note that this process keeps the run of a job that is another process."""
+    """Record that this process keeps the run of another process's job."""
     global _job
     _job = pid
 
 
 def job() -> int:
-    """Return the id of the process whose work the runs of this one are: its own, unless it keeps them for another."""
+    """Return the id of the job's process: this process, unless it keeps the run of another one."""
     return os.getpid() if _job is None else _job
 
 
 def rank() -> int | None:
-    """Return the rank that a launcher such as torchrun gave to this process; None without one, or if it is alone."""
+    """Return the rank that a launcher such as torchrun gave this process; None without a launcher or other ranks."""
     text, size = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "")
     return int(text) if text.isdecimal() and size != "1" else None
 
@@ -60,5 +60,5 @@ def node() -> str | None:
 
 
 def leads_node() -> bool:
-    """Return whether this is the first process that a launcher has started on one of several machines."""
+    """Return whether this is the first process on its machine, in a job that a launcher started on several machines."""
     return node() is not None and os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID")) == "0"

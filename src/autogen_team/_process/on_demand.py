@@ -1,4 +1,4 @@
-"""What is put in place only once a job asks for it, in a job of `autogen-team run` that has needed nothing so far."""
+"""Callbacks that start a context when a job of `autogen-team run` first asks for one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _starters: list[Callable[[], object]] = []
 
 
 def start_when_asked(start: Callable[[], object]) -> None:
-    """Call `start` when a context is asked for and none runs."""
+    """Call `start` whenever code asks for the current context and none is running."""
     _starters.append(start)
 
 
 def asked() -> None:
-    """Note that a context is asked for, and none runs."""
+    """Call the registered functions: code asks for the current context, and none is running."""
     for start in _starters:
         start()

@@ -1,4 +1,4 @@
-"""Temporary replacements of attributes of the process, which other tools may replace too."""
+"""Temporary replacements of attributes that other tools may replace too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Hook: TypeAlias = Callable[..., Any]
 """A function or method that is replaced, or replaces another."""
 
 _in_place: list[_Patch] = []
-"""The patches that have not been undone, the latest last."""
+"""Patches that are not undone yet, the latest last."""
 
 
 class _Patch:
@@ -45,16 +45,16 @@ class _Patch:
 
 
 def replace(owner: Any, name: str, make: Callable[[Any, Callable[[], bool]], Any]) -> Undo:
-    """Replace `owner.name` with what `make` returns; return a function that gives the previous value back.
+    """Replace `owner.name` with what `make` returns; return a function that restores the previous value.
 
-    Several replacements of one attribute can be undone in any order; the last undo gives back what was there first.
+    Several replacements of one attribute can be undone in any order; the last undo restores the original value.
 
     Args:
-        owner: the class, module or object; it may have inherited the previous value, or have none.
+        owner: the class, module or object; its previous value may be inherited or missing.
         name: the attribute.
-        make: takes the previous value, and a function that tells whether the replacement is still in force. If another
-            tool has wrapped ours meanwhile, ours stays in place and must pass every call on. The same holds for the
-            time in which a later replacement of ours calls it.
+        make: takes the previous value, and a function that returns whether the replacement is active. If another tool
+            has wrapped our replacement, it stays in place after the undo and must pass every call on. The same holds
+            while a later replacement of ours calls it.
 
     """
     return _Patch(owner, name, make).undo

@@ -1,7 +1,8 @@
-"""Private names of other libraries, with what a user loses where a version of the library lacks one.
+"""Private names of other libraries, and what a user loses if a version of the library lacks one.
 
-A `Library` holds all private names of one library that this package uses, as data. Code that needs some of them asks
-their `Part` first, and does without where the answer is no. So an update of the library costs a promise, not the job.
+A `Library` lists all private names of one library that this package uses. Code that needs some of them asks their
+`Part` first, and works without them if any is missing. So an update of the library may disable a feature, but never
+breaks the job.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ _MISSING = object()
 
 
 class Library:
-    """A library with private names in use."""
+    """A library whose private names we use."""
 
     def __init__(self, title: str, module: str, versions: str) -> None:
-        """Take the name for people, the module with `__version__`, and the versions known to have the names."""
+        """Take the display name, the module with `__version__`, and the versions known to have the names."""
         self.title = title
         self.module = module
         self.versions = versions
         self.parts: list[Part] = []
 
     def part(self, *names: str, lost: str, newer: tuple[str, ...] = ()) -> Part:
-        """Declare names that one promise needs; see `Part`."""
+        """Declare names that one feature needs; see `Part`."""
         found = Part(self, names, lost, newer)
         self.parts.append(found)
         return found
 
 
 class Part:
-    """Private names that one promise needs. Each name belongs to one part."""
+    """Private names that one feature needs. Each name belongs to one part."""
 
     def __init__(self, library: Library, names: tuple[str, ...], lost: str, newer: tuple[str, ...]) -> None:
         """Declare the names.
@@ -52,7 +53,7 @@ class Part:
         self._works: bool | None = None
 
     def works(self) -> bool:
-        """Tell whether all names are there; if not, report once what is lost.
+        """Return whether all names exist; if not, report once what is lost.
 
         The first call imports the modules of the names.
         """
@@ -66,15 +67,15 @@ class Part:
     def lacking(self, missing: list[str]) -> str:
         """Return the first sentence of an error or a warning about missing names."""
         version = getattr(sys.modules.get(self.library.module), "__version__", "of an unknown version")
-        text = "%s %s has no %s, which autogen-team needs and knows from %s %s"
+        text = "%s %s has no %s, which autogen-team needs and which exists in %s %s"
         named = " and no ".join(name.replace(":", ".") for name in missing)
         return text % (self.library.title, version, named, self.library.title, self.library.versions)
 
 
 def find(name: str, default: Any = None) -> Any:
-    """Return what a name such as `module:class.attribute` stands for; `default` if it is not there.
+    """Return the object that a name such as `module:class.attribute` stands for; `default` if it does not exist.
 
-    An attribute that `__init__` gives to each instance counts as an attribute of the class; its value is None.
+    An attribute that `__init__` sets on each instance counts as an attribute of the class; its value is None.
     """
     module, _, attributes = name.partition(":")
     try:

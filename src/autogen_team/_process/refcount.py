@@ -1,4 +1,4 @@
-"""Changes of the process that several users share."""
+"""Process-wide changes that several users share."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from autogen_team._process.forking import ForkSafeLock
 
 
 class RefCount:
-    """A change that is made for the first user and undone after the last. Safe to use from any thread."""
+    """A change that is made for the first user and undone after the last. Thread-safe."""
 
     def __init__(self, make: Callable[..., Undo]) -> None:
-        """`make` makes the change and returns what undoes it."""
+        """Take `make`, which makes the change and returns a function that undoes it."""
         self._make = make
         self._lock = ForkSafeLock()
         self._users = 0
         self._undo: Undo | None = None
 
     def take(self, *arguments: Any) -> Undo:
-        """Return a function for this user to leave by; `arguments` are passed to `make` for the first user."""
+        """Add a user and return a function that removes it; `make` gets the `arguments` of the first user."""
         with self._lock:
             if not self._users:
                 self._undo = self._make(*arguments)

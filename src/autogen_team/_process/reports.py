@@ -1,4 +1,4 @@
-"""The logger for our own faults, which stays enabled however the job configures logging, and a guard that uses it."""
+"""The logger for internal errors, which stays enabled however the job configures logging, and a guard that uses it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NAME = "autogen_team"
 
 @contextmanager
 def guard(text: str, *arguments: object) -> Iterator[None]:
-    """Report an exception of the block as a warning with this text and a traceback, and keep it from the job."""
+    """Suppress an exception of the block, and log it as a warning with this text and a traceback."""
     try:
         yield
     except Exception:
@@ -19,10 +19,10 @@ def guard(text: str, *arguments: object) -> Iterator[None]:
 
 
 def keep_enabled() -> None:
-    """Make the logger `autogen_team` impossible to disable; the job still sets its level and handlers.
+    """Keep the logger `autogen_team` enabled; the job can still set its level and handlers.
 
-    `logging.config.dictConfig` and `fileConfig` disable each logger that they do not name, unless told otherwise. Then
-    a full disk or a failed alert would not be reported any more.
+    By default, `logging.config.dictConfig` and `fileConfig` disable each logger that they do not name. Then a full disk
+    or a failed alert would no longer be reported.
     """
     logger = logging.getLogger(NAME)
     kind = type(logger)

@@ -1,7 +1,8 @@
-"""Run events and facts that the engines exchange without knowing each other.
+"""Run events and facts, by which the independent engines communicate.
 
 Tracking publishes that a run has started, is ending or has ended, and which run and span a line of code belongs to.
-Logs and alerts listen. A listener that fails is reported and skipped. It never harms the job or the next listener.
+Logs and alerts listen. Listeners are called in the order of their subscription. A listener that fails is reported and
+skipped, and affects neither the job nor the next listener.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ Status: TypeAlias = Literal["FINISHED", "FAILED", "KILLED"]
 Facts: TypeAlias = Mapping[str, str]
 
 LOG_ARTIFACTS = "logs"
-"""The folder of a run's artifacts that holds its log."""
+"""Artifact folder of a run's log."""
 EXCEPTION_TAG = "autogen_team.exception"
-"""The tag that says why a run has failed or was killed."""
+"""Tag with the reason why a run failed or was killed."""
 JOB_TAG = "autogen_team.job"
-"""The tag with the identity of a job, which all its starts have in common."""
+"""Tag with the identity of a job, the same for all its starts."""
 ATTEMPT_TAG = "autogen_team.attempt"
-"""The tag that counts the starts of a job; with a dot and a number, the tags that say how earlier ones have ended."""
+"""Tag that counts the starts of a job. With a dot and a number, a tag with the end of that earlier attempt."""
 PREEMPTED_TAG = "autogen_team.preempted"
-"""The tag of a run that a scheduler has ended."""
+"""Tag of a run that a scheduler ended."""
 WORKER_TAG = "autogen_team.worker"
-"""The tag that says which worker has opened a run."""
+"""Tag with the name of the worker that opened a run."""
 
 _failure: ContextVar[BaseException | None] = ContextVar("autogen_team_failure", default=None)
 
 
 @contextmanager
 def leaving_by(error: BaseException | None) -> Iterator[None]:
-    """Note that services that stop inside the block stop because of this exception."""
+    """Record this exception as the reason why services stop inside the block."""
     token = _failure.set(error)
     try:
         yield
@@ -47,17 +48,17 @@ def leaving_by(error: BaseException | None) -> Iterator[None]:
 
 
 def failure() -> BaseException | None:
-    """Return the exception that makes a service stop; None if it stops for another reason."""
+    """Return the exception because of which a service stops; None if it stops for another reason."""
     return _failure.get()
 
 
 def log_folder(state: Path, run_id: str) -> Path:
-    """Return the folder of a run's log on disk, used until the log has arrived among the artifacts."""
+    """Return the folder of a run's log on disk, used until the log is among the artifacts."""
     return state / "logs" / run_id
 
 
 def attempt_of(tags: Mapping[str, str]) -> int:
-    """Return the number of the attempt that a run with these tags is in; 1 for a run without an identity.
+    """Return the attempt number in a run's tags; 1 for a run without an identity.
 
     >>> attempt_of({}), attempt_of({"autogen_team.attempt": "3"})
     (1, 3)
@@ -76,11 +77,11 @@ class Run:
     link: str | None
     """The URL of its page on a server; None for a local store."""
     attach: Callable[[Path, str], None]
-    """Copy a local file into the run's artifacts, into the folder given second; blocks, and raises on failure."""
+    """Copy a local file into the named folder of the run's artifacts; blocks, and raises on failure."""
     parent_id: str | None = None
     """The run that contains this one; None for the run of a whole job."""
     attempt: int = 1
-    """Which start of its job this is."""
+    """Attempt number of the job, counted from 1."""
     job: str | None = None
     """The identity of the job."""
     is_outermost: bool = True
@@ -95,23 +96,23 @@ class End:
 
     status: Status
     reason: str | None
-    """In a few words, secrets masked: ``SIGTERM``, ``exit status 3``, ``ValueError: bad shape``; None if FINISHED."""
+    """Short text, secrets masked: ``SIGTERM``, ``exit status 3``, ``ValueError: bad shape``; None if FINISHED."""
     exception: BaseException | None
     duration: float
     """Seconds from the start of the run."""
     is_preempted: bool = False
-    """Whether a scheduler has ended it, which may start it again."""
+    """Whether a scheduler ended it, and so may start it again."""
 
 
 class JobEnded(SystemExit):
-    """How the job of another process has ended; raised inside its run, in the process that keeps the run."""
+    """The end of another process's job; the process that keeps the run raises it inside the run."""
 
     def __init__(self, status: Status, reason: str | None, trace: str = "") -> None:
         super().__init__(1)
         self.status: Status = status
         self.reason = reason
         self.trace = trace
-        """The traceback of the exception that has ended the job, as Python has shown it."""
+        """The traceback of the exception that ended the job, as Python printed it."""
 
 
 class Listener:
@@ -130,16 +131,16 @@ class Listener:
         """Handle the end of a run after it is closed."""
 
     def run_joined(self, run: Run, *, brings_log: bool) -> None:
-        """Handle that this process works for a run that another process has opened and will close.
+        """Handle the start of this process's work for a run that another process opened and will close.
 
         With `brings_log`, this process must upload its own log, because the other process cannot see it.
         """
 
     def run_left(self, run: Run) -> None:
-        """Handle that this process has finished its work for the run."""
+        """Handle the end of this process's work for the run."""
 
     def not_finite(self, run_id: str, key: str, value: float, step: float) -> None:
-        """Handle a metric that is NaN or infinite; it may come from any thread, and from a signal handler."""
+        """Handle a metric that is NaN or infinite; called from any thread, even from a signal handler."""
 
 
 def _no_facts() -> Facts:
@@ -150,11 +151,11 @@ _lock = ForkSafeLock()
 _listeners: tuple[Listener, ...] = ()
 _sources: dict[object, Callable[[], Facts]] = {}
 _source: Callable[[], Facts] = _no_facts
-"""The latest source."""
+"""The latest active source."""
 
 
 def subscribe(listener: Listener) -> Undo:
-    """Tell `listener` about every run from now on; return a function that stops it."""
+    """Send the events of every run to `listener`; return a function that unsubscribes it."""
     global _listeners
     with _lock:
         _listeners = (*_listeners, listener)
@@ -168,32 +169,32 @@ def subscribe(listener: Listener) -> Undo:
 
 
 def run_started(run: Run) -> None:
-    """Tell the listeners, in the order in which they subscribed."""
+    """Publish that a run has started."""
     _tell("run_started", run)
 
 
 def run_ending(run: Run, end: End) -> None:
-    """Tell the listeners, in the order in which they subscribed."""
+    """Publish that a run is ending."""
     _tell("run_ending", run, end)
 
 
 def run_ended(run: Run, end: End) -> None:
-    """Tell the listeners, in the order in which they subscribed."""
+    """Publish that a run has ended."""
     _tell("run_ended", run, end)
 
 
 def run_joined(run: Run, *, brings_log: bool) -> None:
-    """Tell the listeners, in the order in which they subscribed."""
+    """Publish that this process has joined a run."""
     _tell("run_joined", run, brings_log=brings_log)
 
 
 def run_left(run: Run) -> None:
-    """Tell the listeners, in the order in which they subscribed."""
+    """Publish that this process has left a run."""
     _tell("run_left", run)
 
 
 def not_finite(run_id: str, key: str, value: float, step: float) -> None:
-    """Tell the listeners, in the order in which they subscribed."""
+    """Publish that a metric is NaN or infinite."""
     for listener in _listeners:
         with guard("%r failed in not_finite of run %s", listener, run_id):
             listener.not_finite(run_id, key, value, step)
@@ -206,10 +207,10 @@ def _tell(moment: str, run: Run, *end: End, **how: bool) -> None:
 
 
 def facts() -> Facts:
-    """Return which run and span the calling line belongs to.
+    """Return the run and the span that the calling line belongs to.
 
     The keys are some of ``run_id``, ``run_name``, ``experiment``, ``trace_id`` and ``span_id``; empty without a run.
-    Called for every log record, so a source must cost a microsecond or two, and must not raise.
+    Called for every log record, so a source must return within a microsecond or two, and must not raise.
     """
     return _source()
 

@@ -1,4 +1,4 @@
-"""Values of the process that are changed for a while and restored: variables, levels of loggers, globals of others."""
+"""Temporary changes of process-wide values: environment variables, logger levels and globals of other libraries."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class SavedValue:
     def __init__(
         self, apply: Callable[[Any], None], *, add: Callable[[Any, Any], Any] = lambda found, _: found
     ) -> None:
-        """Restore by `apply`; `add` merges the value of a holder that leaves into that of the next holder."""
+        """Take `apply`, which restores a value, and `add`, which merges the value of a leaving holder into the next."""
         self._apply = apply
         self._add = add
         self._found: list[list[Any]] = []
@@ -47,7 +47,7 @@ def keep_environment(*names: str) -> Undo:
 
 
 def restore_environment(before: dict[str, str | None]) -> None:
-    """Set the variables to what they were; None stands for one that was not set."""
+    """Set the variables to these values; None removes a variable."""
     for name, value in before.items():
         if value is None:
             os.environ.pop(name, None)
@@ -55,12 +55,12 @@ def restore_environment(before: dict[str, str | None]) -> None:
             os.environ[name] = value
 
 
-_environments = SavedValue(restore_environment, add=lambda found, later: {**later, **found})  # each with its own names
+_environments = SavedValue(restore_environment, add=lambda found, later: {**later, **found})  # names may differ
 
 
 @contextmanager
 def quiet(name: str, below: int = logging.WARNING) -> Iterator[None]:
-    """Silence this logger and those below it inside the block, except for messages of the level `below` and higher."""
+    """Silence this logger and its children inside the block, except for messages of level `below` and above."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(below)

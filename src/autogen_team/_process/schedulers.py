@@ -1,7 +1,7 @@
-"""Schedulers and launchers: by which variables they name a job that they may start several times.
+"""Schedulers and launchers, and the variables by which each identifies a job that it may start several times.
 
-A name here stays the same over all starts of one job, and differs from that of any other job. The table is in the order
-in which it is searched: what is nearest to the job's own work comes last, because it may be started by the others.
+An identity is the same for all starts of a job, and differs from that of any other job. The table is searched in order.
+An entry that others may start comes after them.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ class Scheduler:
     """A scheduler, and the variables that it sets."""
 
     name: str
-    """As users know it."""
+    """Display name."""
     prefix: str
-    """How the identities of its jobs begin."""
+    """Prefix of its job identities."""
     variables: tuple[str, ...]
-    """All that make up the identity, joined by dashes; each must be set."""
+    """Variables that form the identity, joined by dashes; each must be set."""
     more: tuple[str, ...] = ()
-    """Variables that are part of the identity where they are set."""
+    """Optional variables, which are part of the identity if they are set."""
     restarts: str = ""
-    """A variable with a number that is higher each time the scheduler starts the job again; empty if there is none."""
+    """Variable that counts the restarts by the scheduler; empty if there is none."""
     counts: Callable[[Environment], bool] = lambda _: True
-    """Tells whether the variables are those of this scheduler, where others use the same names."""
+    """Check that the variables come from this scheduler, if others use the same names."""
 
 
 def _is_chosen(environment: Environment) -> bool:
-    return environment.get("TORCHELASTIC_RUN_ID") != "none"  # what a static rendezvous without an id has
+    return environment.get("TORCHELASTIC_RUN_ID") != "none"  # the default id of a static rendezvous
 
 
 def _is_pod(environment: Environment) -> bool:
@@ -46,7 +46,7 @@ def _is_array_of_lsf(environment: Environment) -> bool:
 SCHEDULERS = (
     Scheduler(
         "Slurm", "slurm", ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"), restarts="SLURM_RESTART_COUNT"
-    ),  # each task of an array has a job id of its own, and another one after some requeues
+    ),  # each task of an array has its own job id, which changes at some requeues
     Scheduler("Slurm", "slurm", ("SLURM_JOB_ID",), restarts="SLURM_RESTART_COUNT"),
     Scheduler("SkyPilot", "skypilot", ("SKYPILOT_TASK_ID",)),
     Scheduler("torchrun", "torchrun", ("TORCHELASTIC_RUN_ID",), counts=_is_chosen),
@@ -63,17 +63,17 @@ SCHEDULERS = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The scheduler that has started this process."""
+    """The scheduler that started this process."""
 
     scheduler: str
     job: str
     """The identity of the job."""
     starts: int
-    """How often the scheduler has started the job again, in its own count; 0 if it does not count."""
+    """Number of restarts, as counted by the scheduler; 0 if it does not count them."""
 
 
 def find(environment: Environment = os.environ) -> Found | None:
-    """Return the scheduler that has started this process, with the identity of the job; None without one.
+    """Return the scheduler that started this process, with the identity of the job; None without a scheduler.
 
     >>> find({"SLURM_JOB_ID": "4711", "SLURM_RESTART_COUNT": "2"})
     Found(scheduler='Slurm', job='slurm-4711', starts=2)
@@ -88,19 +88,19 @@ def find(environment: Environment = os.environ) -> Found | None:
 
 
 ANNOUNCED = ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-"""The signals by which schedulers announce that they end a job; before a time limit, too."""
+"""Signals by which schedulers announce the end of a job, also before a time limit."""
 
 
 def has_preempted(signal_name: str | None) -> bool:
-    """Tell whether a job that this signal has ended was ended by its scheduler.
+    """Return whether a scheduler sent the signal that ended this job.
 
-    A `kill` of the user's cannot be told from it, so any such signal counts under a scheduler. Under torchrun none
-    does: it ends all ranks when one of them fails.
+    A `kill` by the user looks the same, so any such signal counts under a scheduler. Under torchrun none counts,
+    because torchrun ends all ranks when one of them fails.
     """
     return signal_name in ANNOUNCED and find() is not None and "TORCHELASTIC_RUN_ID" not in os.environ
 
 
 def looked_for() -> str:
-    """Return the variables of all schedulers, for an error."""
+    """Return the variables of all schedulers, for an error message."""
     variables = dict.fromkeys(name for one in SCHEDULERS for name in one.variables)
     return ", ".join(variables)

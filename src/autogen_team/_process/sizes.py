@@ -1,4 +1,4 @@
-"""Sizes in bytes as people write and read them; does not import anything else."""
+"""Sizes in bytes as people read and write them; imports no other module of this package."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _SIZE = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*([A-Za-z]*)\s*")
 
 
 def parse(text: str) -> int:
-    """Return the number of bytes of a text such as `10 GB`, `512 MiB` or `1000`.
+    """Parse a size such as `10 GB`, `512 MiB` or `1000`, and return it in bytes.
 
     >>> parse("1.5 GB"), parse("512MiB"), parse("1000")
     (1500000000, 536870912, 1000)
 
     Raises:
-        ValueError: it is not a size.
+        ValueError: the text is not a size.
 
     """
     found = _SIZE.fullmatch(text)
@@ -26,7 +26,7 @@ def parse(text: str) -> int:
 
 
 def show(size: float) -> str:
-    """Return a number of bytes for a person.
+    """Format a number of bytes with a unit.
 
     >>> show(0), show(999), show(1_500_000), show(10**10)
     ('0 B', '999 B', '1.5 MB', '10 GB')

@@ -1,7 +1,7 @@
-"""A request to end the job that comes from outside of it, such as a tag on the page of its run.
+"""Requests from outside to end the job, such as a tag on the page of its run.
 
-The job ends as by SIGTERM, which it gets, so its `finally` blocks and its own handlers run. What asked for the end is
-told as the reason, instead of the signal.
+The job receives SIGTERM, so its `finally` blocks and its own handlers run. Its run gets the request as the reason,
+instead of the signal.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from autogen_team._process.threads import spawn
 GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a job that sets no `grace`."""
 _PATIENCE = 60.0
-"""Seconds after which it is said that a job goes on."""
+"""Seconds after SIGTERM before a warning that the job still runs."""
 
 _GLANCE = 0.5
 """Polling interval in seconds."""
@@ -36,29 +36,29 @@ _receiver: int | None = None
 
 
 def pass_to(pid: int) -> None:
-    """Send the signal to this process, which passes it on to the job: the supervisor."""
+    """Send the signal to this process, the supervisor, which forwards it to the job."""
     global _receiver
     _receiver = pid
 
 
 def reason() -> str | None:
-    """Return why the job was asked to end; None if it was not."""
+    """Return why the job was asked to end; None without a request."""
     return _reason
 
 
 def end_job(why: str, *, kills: bool) -> None:
-    """Send SIGTERM to the job of this process; with `kills`, and SIGKILL if it still runs after its grace."""
+    """Send SIGTERM to the job of this process; with `kills`, also SIGKILL if it still runs after its grace."""
     global _reason
     is_first = _reason is None
     _reason = why
-    _report.warning("the job gets SIGTERM: %s", why)
+    _report.warning("sending SIGTERM to the job: %s", why)
     _terminate()
     if is_first and _receiver is None:
         _follow_children()
     if kills:
         spawn(_kill, name="autogen_team-stop")
     elif is_first:
-        spawn(partial(_say_that_it_goes_on, why), name="autogen_team-stop")
+        spawn(partial(_warn_that_job_runs, why), name="autogen_team-stop")
 
 
 def expect(why: str) -> None:
@@ -83,7 +83,7 @@ def _terminate() -> None:
     with suppress(ProcessLookupError):
         if _receiver is not None:
             os.kill(_receiver, signal.SIGTERM)
-        else:  # the kernel may give a signal to the thread that sends it, which would not interrupt the main thread
+        else:  # the kernel may deliver a signal to the thread that sends it, which does not interrupt the main thread
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
 
@@ -141,9 +141,10 @@ def _own_children() -> set[int]:
     return found - {child.pid for child in known if child.daemon}
 
 
-def _say_that_it_goes_on(why: str) -> None:
+def _warn_that_job_runs(why: str) -> None:
     time.sleep(_PATIENCE)
-    _report.warning("the job still runs, %g s after SIGTERM (%s), as its own handler may have decided", _PATIENCE, why)
+    text = "the job still runs, %g s after SIGTERM (%s); its own signal handler may have decided to continue"
+    _report.warning(text, _PATIENCE, why)
 
 
 def _forget() -> None:
@@ -151,4 +152,4 @@ def _forget() -> None:
     _reason, _is_ending = None, False
 
 
-call_in_child(_forget)  # the child has not been asked
+call_in_child(_forget)  # the request was for the parent

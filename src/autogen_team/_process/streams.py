@@ -1,8 +1,8 @@
 """Write to standard output and standard error past their buffers.
 
-Text that a full disk or a closed pipe refuses would stay in the buffer of the stream. Python writes it again at exit,
-and exits with status 120 if that fails. So a line of ours would change how the job ends. A buffer also refuses a signal
-handler that interrupts a write.
+If a full disk or a closed pipe rejects a text, the text stays in the buffer of the stream. Python writes it again at
+exit, and exits with status 120 if that fails. So a line of ours would change the exit status of the job. Also, a
+buffered stream raises an error if a signal handler that interrupts a write writes to it.
 """
 
 from __future__ import annotations
@@ -14,26 +14,26 @@ from contextlib import suppress
 from typing import TextIO
 
 SUPERVISED = "AUTOGEN_TEAM_SUPERVISED"
-"""The variable of a job under `autogen-team run`, and of its child processes: stdout is for the job's output."""
+"""Variable that is set in a job of `autogen-team run` and its child processes: stdout is for the job's output."""
 _PATIENCE = 5.0
-"""Seconds that the reader of a non-blocking stream may take to make room."""
+"""Seconds to wait until the reader of a non-blocking stream makes room."""
 
 
 def write(stream: TextIO, text: str) -> None:
-    """Write the text and flush it, after the text that the job has written to the stream.
+    """Write the text and flush it, after the text that the job has already written to the stream.
 
-    A stream that stands in for a standard one, such as a notebook's or a progress bar's, gets the text by its own
-    method. Characters that the encoding of the stream cannot express are written as escapes.
+    If another object has replaced the standard stream, as in a notebook, its own `write` method gets the text.
+    Characters that the encoding of the stream cannot express are written as escapes.
 
     Raises:
-        OSError: the stream did not take all of the text; no part of it is left in the buffer.
+        OSError: the stream did not accept all of the text; no part of it is left in the buffer.
         ValueError: the stream is closed.
 
     """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     descriptor = _descriptor(stream)
     if descriptor is not None:
-        with suppress(OSError, RuntimeError, ValueError):  # full, interrupted by this signal handler, closed
+        with suppress(OSError, RuntimeError, ValueError):  # disk full, interrupted by this signal handler, closed
             stream.flush()
         _write_all(descriptor, text.encode(encoding, "backslashreplace"))
         return
@@ -61,6 +61,6 @@ def _write_all(descriptor: int, data: bytes) -> None:
     while view:
         try:
             view = view[os.write(descriptor, view) :]
-        except BlockingIOError:  # another process has made it non-blocking
+        except BlockingIOError:  # another process has made the descriptor non-blocking
             if not select.select([], [descriptor], [], _PATIENCE)[1]:
                 raise

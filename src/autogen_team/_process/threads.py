@@ -10,10 +10,10 @@ _Item = TypeVar("_Item")
 
 
 def spawn(work: Callable[[], object], *, name: str) -> threading.Thread | None:
-    """Start a daemon thread; return None where no thread can be started any more.
+    """Start a daemon thread; return None if no thread can be started.
 
-    That is so when the interpreter is shutting down, or a limit of the system is reached. The caller then does the work
-    itself, or without it.
+    This happens when the interpreter is shutting down or a system limit is reached. The caller then does the work
+    itself or skips it.
     """
     thread = threading.Thread(target=work, name=name, daemon=True)
     try:
@@ -24,10 +24,10 @@ def spawn(work: Callable[[], object], *, name: str) -> threading.Thread | None:
 
 
 def in_parallel(work: Callable[[_Item], object], items: Sequence[_Item], *, at_once: int, name: str) -> None:
-    """Call `work` with each item, in several threads at a time, and return once all calls have ended.
+    """Call `work` with each item in several threads, and return when all calls have ended.
 
     Raises:
-        Exception: what the first call has raised that failed. No further call was begun then.
+        Exception: the first error of a call. After it, no further call begins.
 
     """
     waiting = iter(items)
@@ -41,7 +41,7 @@ def in_parallel(work: Callable[[_Item], object], items: Sequence[_Item], *, at_o
             if item is _END:
                 return
             try:
-                work(item)  # type: ignore[arg-type]  # `_END` has been told apart
+                work(item)  # type: ignore[arg-type]  # `_END` is excluded above
             except BaseException as error:
                 failures.append(error)
 

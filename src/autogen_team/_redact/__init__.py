@@ -1,4 +1,4 @@
-"""Masks secrets in text and values: pure functions, shared by logs, alerts, tags, errors and the command line.
+"""Mask secrets in text and values: pure functions, shared by logs, alerts, tags, errors and the command line.
 
 Masked are:
 
@@ -8,8 +8,8 @@ Masked are:
 - passwords in URLs,
 - matches of the user's own patterns.
 
-A line without secrets costs a microsecond or two, because each pattern is tried only where the letters that it needs
-occur. Time grows with the length of the text, whatever it holds.
+A line without secrets takes a microsecond or two, because each pattern is tried only where its required letters occur.
+The time is linear in the length of the text, whatever it contains.
 
 The mask never removes a quote or a backslash, so a masked line of JSON is still JSON.
 """
@@ -71,7 +71,7 @@ Allowed = Callable[[str], bool]
 class Redactor:
     """Masks text, including the secrets of an environment; create a new one when the environment changes.
 
-    It also follows what this process adds later, by `add_secrets` or the settings.
+    It also masks values and patterns that this process adds later, by `add_secrets` or the settings.
 
     >>> Redactor({"API_TOKEN": "correct-horse"})("sent correct-horse to Bearer abc123def456")
     'sent *** to Bearer ***'
@@ -155,15 +155,15 @@ def mask_url(url: str) -> str:
 
 
 def mask_value(value: Any, redact: Callable[[str], str], name: str = "", depth: int = 0) -> Any:
-    """Return a nested value of dicts, lists and strings without secrets, including values under secret names.
+    """Mask the secrets in nested dicts, lists and strings, including values under secret names.
 
-    A value without secrets is returned as the same object. So is a value of another type, unless its name is secret.
+    If there is no secret, the same object is returned. A value of another type is masked only if its name is secret.
 
     Args:
         value: the value.
         redact: masks a text.
         name: the key or name of the value.
-        depth: the depth of the value in the whole; very deep values are not searched.
+        depth: the nesting depth of the value; very deep values are not searched.
 
     """
     is_secret = bool(name) and is_secret_name(name)
@@ -192,12 +192,12 @@ def mask_value(value: Any, redact: Callable[[str], str], name: str = "", depth: 
 
 
 def add_secrets(*secrets: str) -> None:
-    """Mask these values from now on, in this process and the children that it forks."""
+    """Mask these values, too, in this process and the children that it forks later."""
     values.add(secrets)
 
 
 def configured(patterns: tuple[str, ...], allow: tuple[str, ...]) -> Callable[[], None]:
-    """Also use these patterns of the user until the returned function is called."""
+    """Add these patterns of the user until the returned function is called."""
     before = values.extra()
     values.configure((*before.patterns, *patterns), (*before.allow, *allow))
     return lambda: values.configure(before.patterns, before.allow)
@@ -232,12 +232,13 @@ def compiled(name: str, pattern: str) -> re.Pattern[str]:
     except re.error as error:
         raise ConfigurationError(f"{name}: {pattern!r} is not a regular expression: {error}") from None
     if found.match("") is not None:
-        raise ConfigurationError(f"{name}: {pattern!r} matches an empty text, so it would mask between all characters")
+        text = f"{name}: {pattern!r} matches an empty text, so it would insert a mask between all characters"
+        raise ConfigurationError(text)
     return found
 
 
 def _usable(name: str, patterns: tuple[str, ...]) -> tuple[re.Pattern[str], ...]:
-    """Return the usable patterns, compiled: the settings refuse the others, and masking never fails."""
+    """Compile the valid patterns and skip the others: the settings reject them, and masking must never fail."""
     found = []
     for pattern in patterns:
         with suppress(ConfigurationError):
@@ -252,7 +253,7 @@ def _allowed_by(allow: tuple[str, ...]) -> Allowed:
 
 
 def _masked_match(found: re.Match[str], allowed: Allowed | None) -> str:
-    """Return the text for a match of the user's pattern, with its first group masked, or all of it without a group."""
+    """Return the text of a match of the user's pattern, with its first group masked; without a group, all of it."""
     group = 1 if found.re.groups and found[1] is not None else 0
     if allowed and allowed(found[group]):
         return found[0]
@@ -267,7 +268,7 @@ def _masked(text: str, spans: list[assignments.Span], allowed: Allowed | None) -
 
 
 def _small(text: str, lower: str) -> str:
-    """Return the text in lower case, of the same length: `str.lower` turns some letters into two."""
+    """Return the text in lower case with the same length; `str.lower` turns some letters into two."""
     return lower if len(lower) == len(text) else text.translate(_LOWER)
 
 
@@ -286,7 +287,7 @@ def _without_passwords(text: str, allowed: Allowed | None) -> str:
 def _password(text: str, begin: int, scheme_ends: int) -> assignments.Span | None:
     """Return the position of the password in the URL whose authority starts at `begin`.
 
-    The password may hold `:`, `/`, `?`, `#` and `@`.
+    The password may contain `:`, `/`, `?`, `#` and `@`.
     """
     rest = _REST_OF_URL.match(text, begin)
     end = rest.end() if rest else begin
@@ -311,7 +312,7 @@ def _password(text: str, begin: int, scheme_ends: int) -> assignments.Span | Non
 
 
 def _schemes(text: str, lower: str) -> list[assignments.Span]:
-    """Return the positions of credentials after the name of a scheme, and of signatures in queries."""
+    """Return the positions of credentials after a scheme such as `Bearer`, and of signatures in URL queries."""
     spans = [
         found.span("value")
         for found in _BEARER.finditer(lower)

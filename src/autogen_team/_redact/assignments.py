@@ -2,7 +2,7 @@
 
 Names are searched in the lower-case text, by patterns that begin with a word and require a sign and a value after it.
 So a text that only mentions passwords and tokens is rejected within the regular expression. No text is read twice, so
-the time is linear in its length. A quoted value is read to its true end, whatever it holds.
+the time is linear in its length. A quoted value is read to its closing quote, whatever it contains.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _search(word: str, pattern: re.Pattern[str], text: str, lower: str, spans: l
         begin, position = found.span("bare")
         sign = found["sign"] if word != "--" else ""
         if "\n" in sign and _is_name(lower, begin):
-            position = begin  # the value belongs to that name
+            position = begin  # the value belongs to the name on the next line
         elif word in _HEADERS and (credentials := _credential(text, begin, None)) is not None:
             spans += credentials
         else:

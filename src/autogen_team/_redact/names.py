@@ -1,4 +1,4 @@
-"""Decides from the name of a variable or field whether it holds a secret."""
+"""Decide from the name of a variable or field whether it holds a secret."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TEXT_TOKEN = re.compile(
     r"[_-]?tokens?$",
     re.IGNORECASE,
 )
-"""Names of tokens of language models and of pages, which are not secrets."""
+"""Names of language-model tokens and page tokens, which are not secrets."""
 _PUBLIC_KEY = re.compile(
     r"(?:public|primary|foreign|partition|sort|cache|group|index|row|col|column|map|dict|shard|hash|lookup|metric|order)"
     r"[_.-]?keys?$",

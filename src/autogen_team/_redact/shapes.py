@@ -1,8 +1,8 @@
 """Patterns for text whose format alone marks it as a secret: API keys, signed tokens, private key blocks.
 
-Each pattern begins with the prefix of its kind of key. So a text without the prefix costs nothing, and the
-boundary before the letters is checked only after they are found. A boundary is also the end of an escape (a line break
-in a `repr`, in JSON or in a URL) or of a terminal colour. The shapes were compared with the rules of gitleaks 8 and
+Each pattern begins with the prefix of its kind of key. So a text without the prefix is rejected at once, and the
+boundary before the prefix is checked only after the prefix is found. The end of an escape (a line break in a `repr`, in
+JSON or in a URL) or of a terminal colour is a boundary, too. The shapes were compared with the rules of gitleaks 8 and
 detect-secrets 1.5.
 """
 
@@ -21,7 +21,7 @@ _ESCAPES = (
 
 
 def behind_boundary(letters: str, not_behind: str = r"[\w-]") -> str:
-    """Return a pattern for the letters at the start of a word, as a reader or a program decodes the text."""
+    """Return a pattern for the letters at the start of a word, also directly after an escape sequence."""
     found = "|".join([f"(?<!{not_behind}{letters})", *(f"(?<={escape}{letters})" for escape in _ESCAPES)])
     return f"{letters}(?:{found})"
 
@@ -82,18 +82,18 @@ SHAPES: dict[str, re.Pattern[str]] = {
     "/api/webhooks/": re.compile(r"(?<=/api/webhooks/)\d+/[\w-]+"),
     "/bot": re.compile(r"(?<=/bot)\d{8,10}:[\w-]{30,}"),
 }
-"""Patterns by the letters without which they cannot match."""
+"""Patterns, by the letters that each requires."""
 
 PRIVATE_KEY = re.compile(
     r"(-----BEGIN [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----)"
-    r"(?!\*\*\*)"  # already masked, so what follows belongs to the text
+    r"(?!\*\*\*)"  # already masked, so the rest is ordinary text
     r"(?:(?!-----)(?:[A-Za-z0-9+/=*\s:,.-]|\\+[nrt/]))*"
     r"(?:-----END [A-Z ]{0,30}PRIVATE KEY(?: BLOCK)?-----)?"
 )
 
 
 def may_have_shape(text: str) -> bool:
-    """Return whether any pattern can match; written out for speed, because it is called for each line of log."""
+    """Return whether any pattern can match; unrolled for speed, because it is called for each log line."""
     return (
         "sk-" in text
         or "gh" in text

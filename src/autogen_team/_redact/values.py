@@ -1,8 +1,8 @@
-"""The values of this process to mask.
+"""Secret values that this process masks.
 
-These are the values of secret variables and of our own settings, and those that the job has added. A value is masked in
-each form in which it may be written: as it is, in JSON, in a Python literal, in a URL. A value that is a word is masked
-as a whole word only: the password `postgres` is not masked in `postgresql`.
+They come from secret variables, from our own settings and from the job. A value is masked in each form in which it may
+be written: as it is, in JSON, in a Python literal, in a URL. A value that is a word is masked as a whole word only: the
+password `postgres` is not masked in `postgresql`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ _listeners: list[Callable[[frozenset[str]], None]] = []
 
 
 def listen(listener: Callable[[frozenset[str]], None]) -> Callable[[], None]:
-    """Call the listener with the known values and with later ones; return a function that stops it."""
+    """Call the listener with the values added so far and with later ones; return a function that removes it."""
     _listeners.append(listener)
     if _extra.values:
         listener(_extra.values)
@@ -78,7 +78,7 @@ def extra() -> Extra:
 
 
 def add(values: Iterable[str]) -> None:
-    """Mask these values from now on, in this process and the children that it forks."""
+    """Mask these values, too, in this process and the children that it forks later."""
     global _extra
     new = frozenset(values) - _extra.values
     if new:
@@ -88,7 +88,7 @@ def add(values: Iterable[str]) -> None:
 
 
 def learn(texts: Mapping[str, str | None]) -> None:
-    """Mask the secrets in the variables of a `.env` file, and follow the patterns that the file sets."""
+    """Mask the secrets in the variables of a `.env` file, and use the patterns that the file sets."""
     found = [secret for name, text in texts.items() for secret in of_setting(name, text or "")]
     add(secret for secret in found if len(secret) >= SHORTEST and secret.lower() not in _ORDINARY)
     patterns, allow = (lines(texts.get(name) or "") for name in (PATTERNS_VARIABLE, ALLOW_VARIABLE))
@@ -102,7 +102,7 @@ def lines(text: str) -> tuple[str, ...]:
 
 
 def configure(patterns: tuple[str, ...], allow: tuple[str, ...]) -> None:
-    """Set the user's own patterns, and the patterns of text that only looks like a secret."""
+    """Set the user's own patterns, and the patterns for text to leave unmasked."""
     global _extra
     _extra = Extra(_extra.values, patterns, allow)
 
@@ -131,7 +131,7 @@ def _of_headers(text: str) -> Iterator[str]:
 def of_environment(
     environment: tuple[tuple[str, str], ...], more: frozenset[str]
 ) -> tuple[tuple[str, re.Pattern[str] | None], ...]:
-    """Return the texts to search for, longest first, each with a pattern if it is a word, to match it as a whole."""
+    """Return the texts to search for, longest first, each with a pattern for the whole word if it is a word."""
     found = {value for name, text in environment for value in of_setting(name, text)}
     wanted = {value for value in found if len(value) >= SHORTEST and value.lower() not in _ORDINARY} | more
     forms = sorted({form for value in wanted for form in _forms(value)}, key=len, reverse=True)
@@ -148,7 +148,7 @@ def _whole(word: str) -> re.Pattern[str]:
 
 
 def _unquoted(text: str) -> str:
-    """Return the text without the blanks, line ends and quotes that surround it in files of variables."""
+    """Return the text without the blanks, line ends and quotes that surround it in a `.env` file."""
     text = text.strip()
     return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "\"'" else text
 
@@ -164,7 +164,7 @@ def _is_place(name: str, value: str) -> bool:
 def _of_url(word: str, *, has_tokens: bool) -> Iterator[str]:
     """Yield the password of a URL, as written and decoded; the URL of an alert may have tags before it.
 
-    With `has_tokens`, the URL itself and what looks like a token in its path or query are secrets too.
+    With `has_tokens`, the URL itself is a secret, and so is text in its path or query that looks like a token.
     """
     url = _TAGS.sub("", word)
     try:

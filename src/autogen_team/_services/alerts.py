@@ -38,7 +38,7 @@ def _checked(value: SecretStr | None) -> SecretStr | None:
 
 
 class AlertsService(Service):
-    """Sends notifications to the desktop and to remote channels; prints those that cannot be delivered.
+    """Notifications to the desktop and to remote channels; alerts that cannot be delivered are printed.
 
     >>> AlertsService(enable=False, app_name="train").notify("done", "model trained")
     [train] done: model trained
@@ -57,11 +57,11 @@ class AlertsService(Service):
     urls: Annotated[tuple[SecretStr, ...], BeforeValidator(_split)] = ()
     """Remote channels (Slack, email, Teams) as Apprise URLs, separated by spaces. Needs the extra `alerts`."""
     cooldown: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Seconds in which repeated alerts (same level and title) are counted instead of sent; 0 sends all."""
+    """Seconds during which repeated alerts (same level and title) are counted instead of sent; 0 sends all."""
     ping: Annotated[SecretStr | None, AfterValidator(_checked)] = None
-    """URL of a dead man's switch such as healthchecks.io, notified of the job's start, success and failure."""
+    """URL of a dead man's switch such as healthchecks.io, which is told the job's start, success and failure."""
     on_nan: bool = False
-    """Send an alert about the first metric of each run that is NaN or infinite."""
+    """Send an alert about the first NaN or infinite metric of each run."""
     flush_timeout: Seconds = 2.0
     """Seconds that `stop` and process exit wait for pending alerts; the rest are printed."""
 
@@ -87,12 +87,12 @@ class AlertsService(Service):
                 self._on_stop(undo.pop_all().close)
 
     def stop(self) -> None:
-        """Wait at most `flush_timeout` seconds for pending alerts, then print those that no channel has confirmed."""
+        """Wait at most `flush_timeout` seconds for pending alerts, then print the alerts that no channel confirmed."""
         with self._lock:
             found: Delivery | None = getattr(self, "_delivery", None)
             object.__setattr__(self, "_delivery", None)
         super().stop()
-        if found is not None:  # made by an alert that was sent before `start`
+        if found is not None:  # created by an alert before `start`
             found.stop()
 
     def notify(
@@ -100,8 +100,8 @@ class AlertsService(Service):
     ) -> None:
         """Send an alert. This also works before `start`, from any thread, in an event loop and after a fork.
 
-        It waits at most a second and never raises because of delivery: an alert that no channel confirms is printed. A
-        worker sends only errors and logs alerts of other levels, because all workers of a job might send them.
+        The call waits at most a second. It never raises because of delivery: an alert that no channel confirms is
+        printed. A worker sends only errors and logs other alerts, because all workers of a job might send them.
 
         Raises:
             ConfigurationError: `level` is not one of the four; or, before `start`, Apprise does not know a URL.
@@ -134,10 +134,10 @@ class AlertsService(Service):
         return trial.deliver_now(self, title, message, level)
 
     def report_runs(self, when: Literal["failure", "always"]) -> Callable[[], None]:
-        """Alert when a run of this process ends, until the returned function is called.
+        """Send an alert when a run of this process ends, until the returned function is called.
 
-        With `failure`, only FAILED and KILLED runs are reported. With `always`, FINISHED ones are too, by rank 0 alone.
-        A run inside another run is not reported.
+        With `failure`, only FAILED and KILLED runs are reported. With `always`, rank 0 also reports FINISHED runs. A
+        run inside another run is not reported.
         """
         from autogen_team._alerts.report import Reporter
 
@@ -145,7 +145,7 @@ class AlertsService(Service):
 
     @contextmanager
     def delivering_to(self, channel: Channel) -> Generator[None, None, None]:
-        """Send alerts to this channel alone inside the block; for `autogen_team.testing`."""
+        """Send alerts only to this channel inside the block; for `autogen_team.testing`."""
         from autogen_team._alerts import delivery
 
         mine = delivery.Delivery(self.model_copy(update={"enable": True}), channels=[channel])
@@ -160,7 +160,7 @@ class AlertsService(Service):
                 object.__setattr__(self, "_delivery", before)
 
     def secrets(self) -> dict[str, str]:
-        """Return the variables that `environment` leaves out, for a process that alerts in the name of this one."""
+        """Return the variables that `environment` omits, for a process that sends alerts on behalf of this one."""
         urls = " ".join(url.get_secret_value() for url in self.urls)
         return {type(self).variables()["urls"]: urls} if urls else {}
 

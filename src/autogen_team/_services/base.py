@@ -1,4 +1,4 @@
-"""The base class of services: they are configuration, and `stop` restores what `start` changed."""
+"""Base class of services. A service is its configuration; `stop` restores what `start` changed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from typing import Self
 
 _locks: dict[type, threading.RLock] = {}
-call_in_child(_locks.clear)  # no thread of the child would release what another thread of the parent held
+call_in_child(_locks.clear)  # no thread of the child would release a lock that another thread held
 
 
 class Service(ABC, Settings):
     """A part of a job that starts before its work and stops after it.
 
-    A service is a value: equal to another with the same fields; pickled, copied and sent to a worker as its fields.
-    Whether it is running is not part of that value, so a copy of a running service is not running. A second start does
-    nothing, nor does a stop of a service that is not running. `stop` undoes exactly what `start` did. A failed `start`
-    leaves the process as it was.
+    A service is a value: it equals a service with the same fields, and is pickled, copied and sent to a worker as its
+    fields. Its running state is not part of the value, so a copy of a running service is not running. A second `start`
+    does nothing. Neither does `stop` if the service is not running. `stop` undoes exactly what `start` did. A failed
+    `start` leaves the process as it was.
 
     >>> from autogen_team.io.services import LoggerService
     >>> with LoggerService(sink="stdout", format="{level} {message}") as service:
@@ -41,7 +41,7 @@ class Service(ABC, Settings):
         """Make the service available to the job."""
 
     def stop(self) -> None:
-        """Undo what `start` did; a fault in that is reported, never raised."""
+        """Undo what `start` did; an error is reported, never raised."""
         with self._lock:
             undo: Callable[[], None] | None = getattr(self, "_undo", None)
             self._on_stop(None)
@@ -76,9 +76,9 @@ class Service(ABC, Settings):
 
     @property
     def _lock(self) -> threading.RLock:
-        # One lock for each class of services, so that an alert does not wait for the server that tracking waits for.
+        # One lock per class of services, so that an alert does not wait while tracking waits for a server.
         return _locks.setdefault(type(self), threading.RLock())
 
     def _on_stop(self, undo: Callable[[], None] | None) -> None:
-        """Note what `stop` has to undo; a service counts as started while something is noted."""
+        """Set the function that `stop` calls; the service counts as started while one is set."""
         object.__setattr__(self, "_undo", undo)

@@ -27,5 +27,5 @@ class Env(Settings):
 
 
 def default_of(name: str) -> str:
-    """Return the default of a field, for fields whose variables have been looked up already."""
+    """Return the default of a field, for a field whose variable is already looked up."""
     return str(Env.model_fields[name].default)

@@ -31,7 +31,7 @@ def _as_seconds(value: object) -> object:
 
 
 Duration: TypeAlias = Annotated[float, BeforeValidator(_as_seconds), Field(gt=0, allow_inf_nan=False)]
-"""A time in seconds, or as a text with its unit: `90s`, `15m`, `2h`, `1d`."""
+"""A time in seconds, or a text with a unit: `90s`, `15m`, `2h`, `1d`."""
 
 
 def _as_bytes(value: object) -> object:
@@ -39,7 +39,7 @@ def _as_bytes(value: object) -> object:
 
 
 Size: TypeAlias = Annotated[int, BeforeValidator(_as_bytes), Field(gt=0)]
-"""A number of bytes, or a text with its unit: `500 MB`, `10 GB`, `1 GiB`."""
+"""A number of bytes, or a text with a unit: `500 MB`, `10 GB`, `1 GiB`."""
 
 
 def _lines(value: object) -> object:
@@ -53,7 +53,7 @@ def _checked(patterns: tuple[str, ...]) -> tuple[str, ...]:
         except re.error as error:
             raise ValueError(f"{pattern!r} is not a regular expression: {error}") from None
         if matches_nothing:
-            raise ValueError(f"{pattern!r} matches an empty text, so it would mask between all characters")
+            raise ValueError(f"{pattern!r} matches an empty text, so it would insert a mask between all characters")
     return patterns
 
 
@@ -74,4 +74,4 @@ _MASKINGS = {
 }
 
 TraceMasking: TypeAlias = Annotated[Literal["off", "secrets", "content"], BeforeValidator(_as_masking)]
-"""What is masked in traces; it was a bool, so True is `secrets` and False is `off`."""
+"""Masking mode of traces; the setting was a bool once, so True means `secrets` and False means `off`."""

@@ -17,7 +17,7 @@ __all__ = ["LoggerService"]
 
 
 class LoggerService(Service):
-    """Collects the logs of the job and its libraries in one place and one format, through loguru.
+    """Logging through loguru: the logs of the job and its libraries in one place and one format.
 
     >>> service = LoggerService(sink="stdout", level="info", format="{level}: {message}")
     >>> service.start()
@@ -51,7 +51,7 @@ class LoggerService(Service):
     rotation: str | int | None = None
     """When to start a new file, as in loguru: `100 MB`, `1 week`, `00:00`. Safe with many processes."""
     retention: str | int | None = None
-    """Which old files to keep, as in loguru: how many, or an age such as `10 days`."""
+    """Which old files to keep, as in loguru: a number of files, or an age such as `10 days`."""
     compression: str | None = None
     """Compression of old files: `gz`, `zip`, `xz` or another format that loguru supports."""
     intercept: bool = True
@@ -66,13 +66,13 @@ class LoggerService(Service):
     """Upload the lines logged during a run to that run, as its artifact `logs/<host>-<pid>.log`."""
 
     def start(self) -> None:
-        """Direct log lines to the sink.
+        """Send log lines to the sink.
 
-        loguru's default handler is set aside until `stop`; handlers that the job added stay.
+        loguru's default handler is removed until `stop`. Handlers that the job added stay.
 
         Raises:
             ConfigurationError: the sink, level, format, rotation, retention or compression is invalid, or `otlp` lacks
-                a collector or the extra.
+                a collector or the extra `otel`.
 
         """
         from autogen_team._logs import pipeline
@@ -88,7 +88,7 @@ class LoggerService(Service):
         super().__exit__(kind, error, traceback)
 
     def log_failure(self, error: BaseException | None) -> None:
-        """Log the exception that ends the job, unless it goes to stderr as text, where Python shows it anyway."""
+        """Log the exception that ends the job, unless the sink is stderr as text, where Python prints it anyway."""
         is_shown = self.sink.lower() == "stderr" and not self.serialize
         if self.is_started and self.uncaught and isinstance(error, Exception) and not is_shown:
             from autogen_team._logs import uncaught

@@ -1,11 +1,11 @@
-"""Settings read from arguments, the environment and `.env`, in that order of precedence.
+"""Settings from arguments, the environment and `.env`, in that order of precedence.
 
-pydantic-settings does the reading. This module adds:
+pydantic-settings reads the values. This module adds:
 
 - one documented variable per field,
 - errors that name the variable and its possible values,
 - the source of each value,
-- a warning about variables that look like ours but are not.
+- a warning about unknown variables with names like ours.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ OF_RUN = frozenset(
     f"{PREFIX}RUN_{name}"
     for name in ("NAME", "DESCRIPTION", "TAGS", "KEEP_OUTPUT", "SYSTEM_METRICS", "REQUIRE_CLEAN", "JOB", "STALE")
 )
-"""The variables for options of `autogen-team run` that are not settings of a service."""
+"""Variables for options of `autogen-team run` that are not settings of a service."""
 WORKER_OF = PREFIX + "WORKER_OF"
-"""The variable that makes a process a worker, and names the run that it works for."""
-_OF_OTHERS = frozenset(
+"""Variable that makes a process a worker, and names the run for which it works."""
+_NOT_OF_SERVICES = frozenset(
     f"{PREFIX}{name}" for name in ("ALERT_ON", "ALERT_TITLE", "ALERT_MESSAGE", "REDACT_PATTERNS", "REDACT_ALLOW")
 )
-"""Settings of the context, which need not be loaded, and the variables passed to a command that sends an alert."""
-_variables = {WORKER_OF, SUPERVISED, *OF_RUN, *_OF_OTHERS}
+"""Settings of the context, whose class may not be loaded, and variables passed to a command that sends an alert."""
+_variables = {WORKER_OF, SUPERVISED, *OF_RUN, *_NOT_OF_SERVICES}
 """Every variable that a class of settings reads."""
 _prefixes: set[str] = set()
 """The prefix of each class's variables."""
-_LIKE_OURS = "AUTO"
+_LOOKS_OURS = "AUTO"
 _SIMILAR = 0.8
-"""Minimum similarity (`difflib` ratio) to one of our variables to count as a misspelling of it."""
+"""Minimum similarity (`difflib` ratio) for an unknown variable to count as a misspelling of one of ours."""
 _reported: set[str] = set()
 """Unknown variables for which a warning has been issued."""
 
@@ -90,7 +90,7 @@ class Setting:
 
 
 class Settings(BaseSettings):
-    """Immutable settings: an unknown field is refused, and a bad value is a `ConfigurationError`."""
+    """Immutable settings; an unknown field or an invalid value raises `ConfigurationError`."""
 
     model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         frozen=True,
@@ -119,7 +119,7 @@ class Settings(BaseSettings):
             raise _unreadable(error) from None
         object.__setattr__(self, "_arguments", frozenset(values))
         if cls.variable_prefix:
-            warn_of_strangers(cls.variable_prefix)
+            warn_of_unknown_variables(cls.variable_prefix)
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -136,11 +136,11 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic-settings'
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Leave reading the environment and `.env` to pydantic-settings, and look up our own names in both."""
+        """Let pydantic-settings read the environment and `.env`, and look up our own names in both."""
         return (
             init_settings,
-            _Place(settings_cls, env_settings),
-            _Place(settings_cls, dotenv_settings, has_secrets=True),
+            _Variables(settings_cls, env_settings),
+            _Variables(settings_cls, dotenv_settings, has_secrets=True),
         )
 
     @classmethod
@@ -177,9 +177,8 @@ class Settings(BaseSettings):
     def environment(self) -> dict[str, str]:
         """Return the variables that give the same settings to a process that inherits this environment.
 
-        Variables are left out if their fields would have the same value without them. Secrets are left out too, since
-        an environment is shown in too many places. A secret that is already in the environment is inherited by the
-        child anyway.
+        A variable is omitted if its field would have the same value without it. Secrets are omitted too, because an
+        environment is shown in too many places. A child process inherits secrets that are already in the environment.
         """
         cls = type(self)
         found = _found(cls)
@@ -204,13 +203,13 @@ def descriptions(cls: type[BaseModel]) -> Mapping[str, str]:
     """Return the docstring below each field in the source of a class and its bases.
 
     Pydantic's `use_attribute_docstrings` reads the source of each class at each import, which takes 37 ms for our
-    services. Few processes need the texts, so the source is read at the first call.
+    services. Few processes need the docstrings, so this function reads the source at its first call.
     """
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         if not issubclass(base, BaseModel) or base in (BaseModel, BaseSettings):
             continue
-        with suppress(OSError, TypeError, SyntaxError):  # typed at a prompt, or with text at the left margin
+        with suppress(OSError, TypeError, SyntaxError):  # defined at a prompt, or with text at the left margin
             (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
             assert isinstance(definition, ast.ClassDef)
             for field, text in pairwise(definition.body):
@@ -232,7 +231,7 @@ def _as_text(value: object) -> str | None:
 
 def show(name: str, value: object) -> str:
     """Return the value of the field or variable `name` as text for display, secrets masked."""
-    # Compiling the patterns takes about 6 ms, which should not delay an import of the services.
+    # Imported here, because compiling the patterns takes about 6 ms, which would delay each import of the services.
     from autogen_team._redact import MASK, is_secret_name, mask
 
     if isinstance(value, tuple):
@@ -243,35 +242,35 @@ def show(name: str, value: object) -> str:
     return MASK if text and is_secret_name(name) else mask(text)
 
 
-def warn_of_strangers(prefix: str) -> None:
-    """Warn, once in a process, about each unknown variable, and suggest the nearest known one.
+def warn_of_unknown_variables(prefix: str) -> None:
+    """Warn once per process about each unknown variable, and suggest the most similar known one.
 
-    Unknown variables are those with `prefix`, and those that look like ours without the prefix of any class.
+    This covers variables with `prefix`, and variables that look like ours but have no prefix of any class.
     """
     known = sorted(name for name in _variables if name.startswith(PREFIX))
     for variable, (place, _) in _found(Settings).items():
-        if variable in _variables or variable in _reported or not variable.upper().startswith(_LIKE_OURS):
+        if variable in _variables or variable in _reported or not variable.upper().startswith(_LOOKS_OURS):
             continue
         is_own = variable.startswith(prefix)
         if not is_own and variable.startswith(tuple(_prefixes)):
-            continue  # reported by the service that it is meant for
+            continue  # reported by the service with that prefix
         least = 0.0 if is_own else _SIMILAR
         near = difflib.get_close_matches(variable.upper(), known, n=1, cutoff=least)
         if near:
             _reported.add(variable)
             message = f"unknown variable {variable} ({place}); did you mean {near[0]}?"
-            warnings.warn(message, ConfigurationWarning, stacklevel=_frames_of_machinery())
+            warnings.warn(message, ConfigurationWarning, stacklevel=_level_of_caller())
 
 
-def _frames_of_machinery() -> int:
-    """Return the stack level, as `warnings.warn` counts, of the code that made the service."""
-    frame, level = sys._getframe(1), 1  # noqa: SLF001 - as the module `warnings` does itself
+def _level_of_caller() -> int:
+    """Return the stack level, as `warnings.warn` counts, of the code that created the service."""
+    frame, level = sys._getframe(1), 1  # noqa: SLF001 - as the module `warnings` itself does
     while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_MACHINERY):
         frame, level = frame.f_back, level + 1
     return level
 
 
-class _Place(PydanticBaseSettingsSource):
+class _Variables(PydanticBaseSettingsSource):
     """The environment or `.env`, as read by pydantic-settings, reduced to the variables of one class."""
 
     def __init__(
@@ -295,12 +294,12 @@ class _Place(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         """Return the texts found, for pydantic to convert."""
         found = {name: self._texts.get(variable) for name, variable in self._variables.items()}
-        # A name in `.env` without an equals sign has no text, and counts like an empty value.
+        # A name in `.env` without an equals sign has no text, and counts as an empty value.
         return {name: none_or_text(self.settings_cls, name, text) for name, text in found.items() if text is not None}
 
 
 def none_or_text(cls: type[BaseSettings], name: str, text: str) -> str | None:
-    """Return None for the word ``none`` where the field takes None; elsewhere the word stays text."""
+    """Return None for the word ``none`` if the field accepts None, and otherwise the text."""
     takes_none = NoneType in get_args(cls.model_fields[name].annotation)
     return None if takes_none and text.lower() == "none" else text
 
@@ -318,7 +317,7 @@ def _found(cls: type[Settings]) -> dict[str, tuple[Source, str]]:
 
 
 def of_file() -> dict[str, str]:
-    """Return the text of each variable that `.env` sets, and the environment does not."""
+    """Return the text of each variable that only `.env` sets."""
     return {variable: text for variable, (place, text) in _found(Settings).items() if place == ".env"}
 
 
@@ -331,14 +330,14 @@ def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str
     variables = cls.variables()
     lines = []
     for fault in error.errors(include_url=False, include_input=False, include_context=False):
-        if fault["type"] == "default_factory_not_called":  # it follows from the fault of another field
+        if fault["type"] == "default_factory_not_called":  # it follows from the error of another field
             continue
         name = str(fault["loc"][0]) if fault["loc"] else ""
         problem = fault["msg"].removeprefix("Value error, ")
         variable = variables.get(name, "")
         if fault["type"] == "extra_forbidden":
             near = difflib.get_close_matches(name, cls.model_fields, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(cls.model_fields)}"
+            hint = f"did you mean {near[0]!r}?" if near else f"its fields are {', '.join(cls.model_fields)}"
             lines.append(f"{cls.__name__} has no field {name!r}; {hint}")
         elif name in arguments:
             hint = f" (or the variable {variable})" if variable else ""
@@ -352,7 +351,7 @@ def _explain(cls: type[Settings], error: ValidationError, arguments: Mapping[str
 
 
 def _shown(cls: type[Settings], name: str, value: object) -> str:
-    """Return a rejected value, which may have another type than the field, with secrets masked."""
+    """Format a rejected value, which may have another type than the field, with secrets masked."""
     field = cls.model_fields.get(name)
     if field is not None and SecretStr.__name__ in str(field.annotation):
         value = SecretStr("")

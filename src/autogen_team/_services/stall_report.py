@@ -1,6 +1,6 @@
 """Report the silence of a job: its stacks as an artifact of the run, and an alert.
 
-The agent starts a process for that, because C code may hold the interpreter of the job.
+The agent starts a process for this, because C code may block the interpreter of the job.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from autogen_team._ship.signs import SILENT_TAG
 from autogen_team._ship.watched import Facts
 
 ARTIFACTS = "stalls"
-"""The folder of a run's artifacts that holds the stacks."""
+"""Artifact folder of a run's stacks."""
 _PATIENCE = 10.0
-"""Seconds in which a process must have told its stacks."""
+"""Maximum seconds for a process to write its stacks."""
 _UPLOAD = 60.0
 """Seconds that the upload may take."""
 _OTHERS = 75.0
@@ -51,7 +51,7 @@ def report(
     folders: list[str],
     state: str,
 ) -> None:
-    """Report in the name of a job, in whose environment this process runs.
+    """Report on behalf of a job, in whose environment this process runs.
 
     `owner` are the facts of the process that has opened the run; `folders` are those of all that work for it;
     `state` is the state folder. If the agent of rank 0 on another machine has found the run silent (`elsewhere`), only
@@ -86,13 +86,13 @@ def tell(
     if kind == "moving":
         _alert(alerts, f"{name}: moves again", f"after {duration(lasted)} of silence, run {facts.run}", "success")
         return
-    found = list(_stacks(folders))  # first, while it lasts
+    found = list(_stacks(folders))  # first, before the silence can end
     lines = [f"nothing was logged or printed for {duration(lasted)}, run {facts.run}"]
     if found:
         lines += [f"{who}: {_where(stacks)}" for who, stacks in found]
         lines.append(f"stacks of all threads: {_keep(state, facts, _text(found), number, uri)}")
     else:
-        lines.append("no process of the job has loaded what tells its stacks")
+        lines.append("no process of the job has loaded the module that writes its stacks")
     missing = facts.world - sum(who.startswith("rank ") for who, _ in found)
     if asks_others and facts.world and missing > 0:
         lines[1:1] = _elsewhere(facts, number, uri, missing)
@@ -129,11 +129,11 @@ def _elsewhere(facts: Facts, number: int, uri: str, missing: int) -> list[str]:
 
 
 def _text(found: list[tuple[str, str]]) -> str:
-    return "\n".join(f"# {who}\n\n{stacks or 'It has told no stacks.'}\n" for who, stacks in found)
+    return "\n".join(f"# {who}\n\n{stacks or 'It wrote no stacks.'}\n" for who, stacks in found)
 
 
 def _stacks(folders: list[str]) -> Iterator[tuple[str, str]]:
-    """Yield each process with its stacks, the job itself first; the text is empty if it tells none."""
+    """Yield each process with its stacks, the job itself first; the text is empty if the process writes none."""
     processes = []
     for folder in map(Path, folders):
         with suppress(OSError, ValueError, TypeError):
@@ -145,7 +145,7 @@ def _stacks(folders: list[str]) -> Iterator[tuple[str, str]]:
         who = f"{facts.who}, process {facts.pid}" if facts.who else f"process {facts.pid}"
         yield who, _told_by(facts.pid, facts.signal, folder / watched.STACKS)
         for child in _children(facts.pid):
-            # A child that was forked has inherited the handler, and the file.
+            # A forked child has inherited the handler and the file.
             if child not in known and (told := _told_by(child, facts.signal, folder / watched.STACKS)):
                 known.add(child)
                 yield f"process {child}, child of {facts.pid}", told
@@ -158,7 +158,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _told_by(pid: int, number: int, path: Path) -> str:
-    """Return what a process writes to the file when it gets the signal; empty if it does not handle it."""
+    """Send the signal, and return the text that the process writes to the file; empty if it does not handle it."""
     if not watched.catches(pid, number):
         return ""
     with suppress(OSError):
@@ -191,9 +191,9 @@ def _blocking(pid: int, number: int) -> set[str]:
 
 
 def _where(stacks: str) -> str:
-    r"""Return where the thread waits that has got the signal: the main thread, unless that is blocked for signals.
+    r"""Return where the thread that received the signal waits: the main thread, unless it blocks the signal.
 
-    The innermost frame that is not of Python or an installed package says most.
+    The most useful frame is the innermost one outside Python and installed packages.
 
     >>> _where('Current thread 0x01 (most recent call first):\n  File "/job/train.py", line 3 in step\n')
     'train.py, line 3 in step'
@@ -203,7 +203,7 @@ def _where(stacks: str) -> str:
     part = stacks[current:].split("\n\n", maxsplit=1)[0] if current >= 0 else parts[-1]
     frames = list(_FRAME.finditer(part))
     if not frames:
-        return "it has told no stacks"
+        return "it wrote no stacks"
     library = sysconfig.get_paths()["stdlib"]
     is_own = [
         not frame["path"].startswith((library, "<frozen")) and "site-packages" not in frame["path"] for frame in frames

@@ -33,7 +33,7 @@ def watch(alerts: AlertsService, state: Path, after: float, *, kills: bool) -> C
     """Watch this process, until the returned function is called.
 
     Args:
-        alerts: what an alert is sent with.
+        alerts: the service whose settings are used for alerts.
         state: the state folder.
         after: seconds of silence.
         kills: whether the job is ended after a second such time.

@@ -1,4 +1,4 @@
-"""The state folder, a setting of tracking, and of commands that read nothing else."""
+"""The state folder: a setting of tracking, and of commands that need no other setting."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ STATE_DIR = PREFIX + "STATE_DIR"
 
 def _absolute(text: str) -> str:
     if not text.strip() or "\0" in text:
-        raise ValueError("the path of a folder is expected")
+        raise ValueError("expected the path of a folder")
     try:
         path = str(Path(text).expanduser().absolute())
     except (RuntimeError, OSError):
-        raise ValueError("its user or the current folder does not exist: write an absolute path") from None
-    if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 - pathlib raises if it may not look
-        raise ValueError("this is not a folder: name another one; it is made if it is missing")
+        raise ValueError("the user in it or the current folder does not exist; use an absolute path") from None
+    if os.path.exists(path) and not os.path.isdir(path):  # noqa: PTH110, PTH112 - pathlib raises if access is denied
+        raise ValueError("this is not a folder; use the path of a folder, which is created if it is missing")
     return path
 
 
 Folder: TypeAlias = Annotated[Place, AfterValidator(_absolute)]
-"""A folder, given as text or a `Path`, as an absolute path; it need not exist."""
+"""The absolute path of a folder, given as text or a `Path`; the folder may not exist yet."""
 
 
 class StateFolder(Settings):
-    """The one setting of `MlflowService` that commands and workers read by itself."""
+    """The only setting of `MlflowService` that commands and workers read separately."""
 
     __slots__ = ()
 
@@ -44,6 +44,6 @@ class StateFolder(Settings):
     """Folder of journals, offline runs, logs and locks; readable only by you."""
 
     def settings(self) -> list[Setting]:
-        """Return every setting; if no state folder is chosen, the one of this machine is shown."""
+        """Return every setting; if no state folder is chosen, show the default one of this machine."""
         shown = show("state_dir", str(state_folder(self.state_dir)))
         return [replace(one, value=shown) if one.variable == STATE_DIR else one for one in super().settings()]

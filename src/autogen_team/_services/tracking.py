@@ -47,7 +47,7 @@ def lifecycle_of(service: MlflowService) -> ModuleType:
 
 
 class _CurrentEnv:
-    """`MlflowService.env`: the variables at the time of access, not at import."""
+    """`MlflowService.env`: reads the variables at each access, not at import."""
 
     def __get__(self, instance: object, owner: type) -> Env:
         return Env()
@@ -77,13 +77,13 @@ class MlflowService(Service, StateFolder):
         log_system_metrics: bool | None = True
         """Sample CPU, memory, disk and GPUs; None defers to MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING."""
         nested: bool = False
-        """Open it as a child of the run that is already open; without this, an open run is an error."""
+        """Open the run as a child of the run that is already open; if false, an open run is an error."""
         parent_run_id: str | None = None
-        """Make it a child of this run, which may belong to another process."""
+        """Make the run a child of this one, which may belong to another process."""
         run_id: str | None = None
         """Continue this run instead of creating one; it gets the name."""
         job: str | None = None
-        """The identity of the job over all its starts: they have one run. `auto` is what the scheduler calls it."""
+        """The identity of the job; all its starts share one run. `auto` takes the name that the scheduler gives."""
         stale: Annotated[float, Field(gt=0)] = 300.0
         """Seconds without a heartbeat after which the process of a job on another machine counts as dead."""
 
@@ -94,7 +94,7 @@ class MlflowService(Service, StateFolder):
                 faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
                 raise ConfigurationError(f"invalid RunConfig: {'; '.join(faults)}") from None
 
-    __slots__ = ("_lane", "_stores", "_works_for")
+    __slots__ = ("_fast_log", "_stores", "_works_for")
 
     variable_prefix: ClassVar[str] = "AUTOGEN_TEAM_MLFLOW_"
     env: ClassVar[_CurrentEnv] = _CurrentEnv()
@@ -135,28 +135,28 @@ class MlflowService(Service, StateFolder):
     connect_timeout: Seconds = 5.0
     """Seconds within which the server must answer at the start; MLflow itself would retry for four minutes."""
     mode: Literal["online", "auto", "offline"] = "online"
-    """If the server is down at the start: `online` is an error, `auto` works offline; `offline` never contacts it."""
+    """If the server is down at the start, `online` fails and `auto` works offline. `offline` never contacts it."""
     durable: bool = True
-    """Log to a journal on disk that is delivered in the background; if false, each call waits for the store."""
+    """Log to a journal on disk, which is delivered in the background; if false, each call waits for the store."""
     flush_timeout: Seconds = 30.0
     """Seconds that `stop` and process exit wait for the delivery of the journal; the rest stays on disk."""
     heartbeat: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Seconds between heartbeats of a run, which show other machines that its job is alive; 0 turns them off."""
     replay: Literal["keep", "skip"] = "keep"
-    """In a run that is resumed: `keep` metrics whose steps were there before, or `skip` them; needs `durable`."""
+    """In a resumed run: `keep` metrics of steps that were logged before, or `skip` them; needs `durable`."""
     spool_limit: Size = 10_000_000_000
-    """Bytes of files that may wait for their upload in the state folder, such as `500 MB`; past it, a call waits."""
+    """Bytes of files that may wait for upload in the state folder, such as `500 MB`; above this, a call waits."""
     mask_traces: TraceMasking = "secrets"
-    """Mask `secrets` in traces, or leave out all `content`: inputs, outputs and events; `off` masks nothing."""
+    """Mask `secrets` in traces, or omit all `content`: inputs, outputs and events; `off` masks nothing."""
     snapshot: bool = True
     """Store a snapshot as the artifacts `code/`: uncommitted changes, packages, command, machine."""
 
     def start(self) -> None:
-        """Set tracking and registry URI, the experiment and autologging.
+        """Set the tracking and registry URIs, the experiment and autologging.
 
         Raises:
-            TrackingUnavailableError: the server refuses the connection or does not answer within `connect_timeout`
-                seconds, and `mode` is `online`.
+            TrackingUnavailableError: `mode` is `online`, and the server refuses the connection or does not answer
+                within `connect_timeout` seconds.
             ConfigurationError: the experiment cannot be used, for example because it is deleted.
 
         """
@@ -169,11 +169,11 @@ class MlflowService(Service, StateFolder):
                 started = session.start(self, works_for)
                 self._on_stop(started.stop)
                 object.__setattr__(self, "_stores", (started.tracking_uri, started.registry_uri))
-                object.__setattr__(self, "_lane", started.log_metrics)
+                object.__setattr__(self, "_fast_log", started.log_metrics)
 
     def stop(self) -> None:
-        """Deliver the journal, for at most `flush_timeout` seconds, and restore MLflow."""
-        object.__setattr__(self, "_lane", None)
+        """Deliver the journal within `flush_timeout` seconds, and restore MLflow."""
+        object.__setattr__(self, "_fast_log", None)
         super().stop()
 
     @contextmanager
@@ -181,18 +181,18 @@ class MlflowService(Service, StateFolder):
         """Open a run for the block, and close it with the status of the block.
 
         The status is FINISHED after a normal end or `sys.exit(0)`. It is KILLED after Ctrl-C, SIGTERM, SIGHUP or the
-        cancelling of a task, and otherwise FAILED. Unless it is FINISHED, the tag `autogen_team.exception` says why.
-        The exception itself passes through unchanged.
+        cancellation of a task, and otherwise FAILED. Unless it is FINISHED, the tag `autogen_team.exception` has the
+        reason. The exception itself passes through unchanged.
 
         While the service runs, SIGTERM and SIGHUP raise `SystemExit` with 128 plus their number in the main thread. If
-        the job has installed a handler, it is called instead, and the exception that it raises ends the run.
+        the job has installed a handler, this handler is called instead, and the exception that it raises ends the run.
 
-        With a `job`, the run that an earlier start of the job has left is opened again, unless it has finished.
+        With a `job`, the run of an earlier start of the job is opened again, unless it has finished.
 
         Raises:
-            NotStartedError: the service is not running, so the run would go to an unknown store.
-            JobRunningError: another process has the run of the job.
-            ConfigurationError: the `job` is not a name, or `auto` and no scheduler has named it.
+            NotStartedError: the service is not running, so the store of the run would be unknown.
+            JobRunningError: another process holds the run of the job.
+            ConfigurationError: `job` is not a valid name, or it is `auto` and no scheduler has named the job.
 
         """
         with lifecycle_of(self).open_run(**run_config.model_dump()) as run:
@@ -200,7 +200,7 @@ class MlflowService(Service, StateFolder):
 
     @property
     def attempt(self) -> int:
-        """Which start of its job the open run is in, counted from 1; always 1 for a run without a `job`."""
+        """The attempt number of the open run's job, counted from 1; always 1 for a run without a `job`."""
         if not self.is_started:
             return 1
         from autogen_team._capture import attempts
@@ -210,7 +210,7 @@ class MlflowService(Service, StateFolder):
     def last_step(self, key: str | None = None) -> int | None:
         """Return the last step of a metric of the open run, or of any metric; None if there is none.
 
-        A job that was started again finds the place to go on. System metrics do not count. The store is asked.
+        A restarted job uses it to continue where it stopped. System metrics do not count. The call queries the store.
 
         >>> service = MlflowService(tracking_uri="sqlite:///steps.db")
         >>> with service, service.run_context(MlflowService.RunConfig(name="train", job="nightly")) as run:
@@ -221,7 +221,7 @@ class MlflowService(Service, StateFolder):
 
         Raises:
             NotStartedError: the service is not running.
-            MlflowException: the store cannot be asked.
+            MlflowException: the store cannot be queried.
 
         """
         lifecycle_of(self)
@@ -232,8 +232,8 @@ class MlflowService(Service, StateFolder):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log to the active run as `mlflow.log_metrics` does, at a tenth of its cost, for hot loops.
 
-        Values are checked by the same rules and written to the same journal. In a thread without a run of its own, the
-        run is the job's. `step` is 0 unless given.
+        Values are checked by the same rules and written to the same journal. A thread without its own run logs to the
+        run of the job. The default of `step` is 0.
 
         >>> service = MlflowService(tracking_uri="sqlite:///loop.db")
         >>> with service, service.run_context(MlflowService.RunConfig(name="loop")) as run:
@@ -247,17 +247,17 @@ class MlflowService(Service, StateFolder):
             MlflowException: MLflow does not accept a value or a key; the others are still logged.
 
         """
-        lane: Callable[[Mapping[str, float], int | None], None] | None = getattr(self, "_lane", None)
-        if lane is None:
+        fast_log: Callable[[Mapping[str, float], int | None], None] | None = getattr(self, "_fast_log", None)
+        if fast_log is None:
             raise NotStartedError("the MlflowService is not running: call start() first, or write `with service:`")
-        lane(metrics, step)
+        fast_log(metrics, step)
 
     def log_config(self, config: object) -> None:
         """Log a configuration to the active run: flattened as parameters, and whole as the artifact `config.yaml`.
 
         It may be a mapping, a dataclass, a pydantic or attrs model, an `argparse.Namespace` or an OmegaConf config, and
-        hold others of these. Names of nested fields are joined by dots. Names and values are cut to what MLflow takes,
-        250 and 6000 characters. Secrets are masked in both.
+        contain others of these. Names of nested fields are joined by dots. Names and values are cut to MLflow's limits
+        of 250 and 6000 characters. Secrets are masked in both.
 
         >>> service = MlflowService(tracking_uri="sqlite:///config.db")
         >>> with service, service.run_context(MlflowService.RunConfig(name="config")) as run:
@@ -267,7 +267,7 @@ class MlflowService(Service, StateFolder):
 
         Raises:
             NotStartedError: the service is not running, or no run is open.
-            ConfigurationError: it is not a configuration of these kinds.
+            ConfigurationError: `config` is not of one of these types.
             MlflowException: the run has a parameter of the same name with another value.
 
         """
@@ -279,9 +279,10 @@ class MlflowService(Service, StateFolder):
     def register(
         self, model_uri: str, *, alias: str | None = None, tags: Mapping[str, Any] | None = None
     ) -> ModelVersion:
-        """Register a model as the next version of `registry_name`, once its files have arrived, and return the version.
+        """Register a model as the next version of `registry_name`, once its files are uploaded; return the version.
 
-        `model_uri` is that of what `log_model` returns. Tags that are not text are converted by `str`.
+        `model_uri` is the attribute of that name of the result of `log_model`. Tags that are not text are converted by
+        `str`.
 
         >>> service = MlflowService(tracking_uri="sqlite:///models.db", registry_name="digits")
         >>> with service, service.run_context(MlflowService.RunConfig(name="train")):
@@ -292,8 +293,8 @@ class MlflowService(Service, StateFolder):
 
         Raises:
             NotStartedError: the service is not running.
-            ConfigurationError: `model_uri` does not name a model, or `alias` is not one that MLflow takes.
-            TrackingUnavailableError: the files have not arrived within `flush_timeout` seconds.
+            ConfigurationError: `model_uri` does not name a model, or MLflow does not accept `alias`.
+            TrackingUnavailableError: the files were not uploaded within `flush_timeout` seconds.
             MlflowException: the model does not exist, or the registry does not accept it.
 
         """
@@ -303,12 +304,12 @@ class MlflowService(Service, StateFolder):
         return registering.register(model_uri, self.registry_name, alias=alias, tags=tags, flush=self.flush)
 
     def flush(self, timeout: float | None = None) -> bool:
-        """Wait until the store has everything logged so far, files included, at most `timeout` seconds.
+        """Wait at most `timeout` seconds until the store has everything logged so far, including files.
 
-        The default is `flush_timeout`.
+        The default is `flush_timeout`. The call does not wait for an unreachable store; the data stays in the journal.
 
         Returns:
-            Whether the store has it. Does not wait for an unreachable store; the data stays in the journal.
+            Whether the store has everything.
 
         """
         if not (self.is_started and self.durable):
@@ -319,7 +320,7 @@ class MlflowService(Service, StateFolder):
 
     @property
     def active_run(self) -> mlflow.ActiveRun | None:
-        """The innermost open run of this thread, no matter which code opened it."""
+        """The innermost open run of this thread, whichever code opened it."""
         from autogen_team._capture import session
 
         return session.active_run()
@@ -333,8 +334,8 @@ class MlflowService(Service, StateFolder):
     def recover(self, hosts: Collection[str] = ()) -> Iterator[tuple[Found, Recovered]]:
         """Deliver the journals of this machine's dead processes, and close their runs as KILLED.
 
-        Yields each journal with its result. The journal of a live process is never touched. `hosts` names other
-        machines that share the state folder and are gone for good, such as pods.
+        Yields each journal with its result. The journal of a live process is never modified. `hosts` names other
+        machines that share the state folder and no longer exist, such as pods.
         """
         from autogen_team._ship import recovery, uris
 
@@ -351,10 +352,10 @@ class MlflowService(Service, StateFolder):
     ) -> Iterator[Copied | Registered]:
         """Copy another store to this service's stores, everything once; yield the result of each run, then of the rest.
 
-        `source` is a SQLite database or a folder of MLflow's. Metrics come with their history. Parameters, tags,
-        datasets, artifacts, models, traces, nesting and times are kept. Registered models and prompts go to the
+        `source` is an MLflow store: a SQLite database or a folder. Metrics are copied with their history. Parameters,
+        tags, datasets, artifacts, models, traces, nesting and times are kept. Registered models and prompts go to the
         registry, and get new version numbers there. With `dry_run`, nothing is written. With `delete`, a run that was
-        copied completely is deleted in the source. Nothing happens before the first result is requested.
+        copied completely is deleted in the source. Copying begins when the first result is requested.
 
         Raises:
             ConfigurationError: the source does not exist, or is the store itself.
@@ -375,17 +376,17 @@ class MlflowService(Service, StateFolder):
         )
 
     def client(self) -> MlflowClient:
-        """Return a client for this service's stores; works whether the service runs or not.
+        """Return a client for this service's stores, even if the service is not running.
 
-        The relative path of a SQLite file belongs to the folder where the service was last started, otherwise to the
-        current folder. After an offline start, the client is for the store of offline runs.
+        The relative path of a SQLite file is resolved in the folder where the service was last started, otherwise in
+        the current folder. After an offline start, the client is for the store of offline runs.
         """
         from autogen_team._ship import mlflow_backend
 
         return mlflow_backend.client(*self.stores())
 
     def stores(self) -> tuple[str, str]:
-        """Return the tracking and the registry URI in use: those of offline runs after an offline start."""
+        """Return the tracking and the registry URI in use; after an offline start, the store of offline runs."""
         from autogen_team._ship import uris
 
         stores: tuple[str, str] | None = getattr(self, "_stores", None)

@@ -1,4 +1,4 @@
-"""What the inside does with an MlflowService for workers of a job, and for code that opens runs itself."""
+"""Internal operations on an MlflowService, for workers of a job and for code that opens runs itself."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _AnyService = TypeVar("_AnyService", bound=Service)
 def for_worker(service: _AnyService) -> _AnyService:
     """Return the service in the form that a worker of this job starts.
 
-    A worker need not check the stores again, which are those in use here. The sink of a log is an absolute path, and a
+    A worker uses the stores in use here, and does not check them again. The path of a log file is made absolute; a
     worker writes to its own file beside it.
     """
     update: dict[str, object] = {}
@@ -41,23 +41,23 @@ def for_worker(service: _AnyService) -> _AnyService:
 
 
 def for_any_machine(service: MlflowService, *, original: MlflowService) -> MlflowService:
-    """Return a copy of the service without a state folder that the environment or `.env` of this machine names.
+    """Return a copy of the service without the state folder, unless it was given as an argument.
 
-    Another machine has its own. A folder given as an argument stays: it is meant for all of them.
+    A folder from the environment or `.env` is only valid on this machine. An argument is meant for all machines.
     """
-    is_argument = original.source("state_dir") == "argument"  # which a copy does not know any more
+    is_argument = original.source("state_dir") == "argument"  # a copy has lost the source
     return service if is_argument else service.model_copy(update={"state_dir": None})
 
 
 def on_this_machine(service: MlflowService) -> MlflowService:
-    """Return the service as this machine starts it: without a state folder, with that of its own environment."""
+    """Return the service for this machine; a missing state folder is taken from the environment of this machine."""
     if service.state_dir is not None:
         return service
     return service.model_copy(update={"state_dir": StateFolder().state_dir})
 
 
 def begin_work(service: MlflowService, run: Shared) -> None:
-    """Make the next `start` use the store and experiment of this run without asking the server for them."""
+    """Make the next `start` use the store and experiment of this run without contacting the server."""
     object.__setattr__(service, "_works_for", run)
 
 
@@ -78,7 +78,7 @@ def job_of(config: MlflowService.RunConfig) -> str | None:
     """Return the identity that a run with this configuration has in all processes of the job; None without one.
 
     Raises:
-        ConfigurationError: the name is not one, or no scheduler has named the job.
+        ConfigurationError: the name is not valid, or no scheduler has named the job.
 
     """
     from autogen_team._capture import attempts
@@ -90,13 +90,13 @@ def job_of(config: MlflowService.RunConfig) -> str | None:
 def find_shared_run(
     service: MlflowService, tags: Mapping[str, str], *, place_tag: str, launched: tuple[str, float] | None = None
 ) -> Shared | None:
-    """Return the newest open run with these tags; None if there is none whose owner may live.
+    """Return the newest open run with these tags whose owner may be alive; None if there is none.
 
     Args:
-        service: the service that runs here.
+        service: the running service.
         tags: the tags of the run.
         place_tag: the tag of the run that holds the `place` where it was opened.
-        launched: the tag with the time when it was opened, and the earliest time that counts, in seconds since 1970.
+        launched: the tag with the time when the run was opened, and the earliest accepted time, in seconds since 1970.
 
     Raises:
         NotStartedError: the service is not running.
@@ -116,7 +116,7 @@ def find_shared_run(
 
 
 def launch_run(service: MlflowService, config: MlflowService.RunConfig) -> AbstractContextManager[mlflow.ActiveRun]:
-    """Open a run as `run_context` does, in a process whose launcher starts no second one before the first has ended.
+    """Open a run as `run_context` does, in a process that its launcher starts only after the previous one has ended.
 
     Raises:
         NotStartedError: the service is not running.
@@ -129,7 +129,7 @@ def launch_run(service: MlflowService, config: MlflowService.RunConfig) -> Abstr
 
 
 def sample_node(shared: Shared, config: MlflowService.RunConfig) -> AbstractContextManager[None]:
-    """Log system metrics of this machine to the run of another one, if this is the first process of its node."""
+    """Log system metrics of this machine to a shared run, if this is the first process of its node."""
     from autogen_team._capture import system_metrics
 
     is_wanted = config.log_system_metrics if identity.leads_node() else False
@@ -147,10 +147,10 @@ def place(service: MlflowService) -> str:
 def work_for(
     service: MlflowService, run: Shared, child: MlflowService.RunConfig | None = None, *, failure_tag: str | None = None
 ) -> Generator[mlflow.ActiveRun, None, None]:
-    """Make this thread log to a run that another process has open, or to a child of it for the block.
+    """Make this thread log to a run that another process has open, or to a child of that run, for the block.
 
-    The run stays open; the child is closed as `run_context` closes one. With `failure_tag`, a failure is reported by an
-    alert, and by a tag of this name on the run that stays open.
+    The run stays open; the child is closed as by `run_context`. With `failure_tag`, a failure is reported by an alert,
+    and by a tag of this name on the run.
 
     Raises:
         NotStartedError: the service is not running.
@@ -168,7 +168,7 @@ def work_for(
 
 
 def contribute_log(service: MlflowService, run: Shared) -> AbstractContextManager[None]:
-    """Add what this process logs inside the block to the log of a run that another process has open."""
+    """Add the lines that this process logs inside the block to the log of a run that another process has open."""
     from autogen_team._capture import shared_runs
 
     return shared_runs.contribute_log(run, state_folder(service.state_dir))
@@ -176,9 +176,9 @@ def contribute_log(service: MlflowService, run: Shared) -> AbstractContextManage
 
 @contextmanager
 def host_run(service: MlflowService, config: MlflowService.RunConfig) -> Generator[mlflow.ActiveRun, None, None]:
-    """Open a run as `run_context` does, for code that may open runs itself: its first run joins this one.
+    """Open a run as `run_context` does, for code that may open runs itself.
 
-    Runs that the code opens later become children of this one.
+    The first run of that code joins this run; later ones become its children.
 
     Raises:
         NotStartedError: the service is not running.

@@ -1,1 +1,1 @@
-"""Delivery of journals to their stores, from the job or, after its death, from another process."""
+"""Delivery of journals to their stores, by the job or, after its death, by another process."""

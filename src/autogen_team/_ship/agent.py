@@ -1,8 +1,8 @@
-"""The agent: a small process that outlives the jobs of a state folder, and works for them from outside.
+"""The agent: a small process that works for all jobs of a state folder, and outlives them.
 
-It ships what living jobs write to their journals, and has the journals recovered that jobs leave behind, because they
-were killed or because their store was away. At first it only watches: it loads what shipping needs once a job asks
-for that, so that short jobs do not pay for it. It ends when no job and no such journal is left.
+It ships the journals of live jobs. It also starts the recovery of journals that jobs leave behind, because they were
+killed or their store was down. At first it only watches: it loads the modules for shipping when a job asks for it, so
+short jobs do not pay for them. It exits when no job and no such journal is left.
 """
 
 from __future__ import annotations
@@ -32,45 +32,51 @@ if TYPE_CHECKING:
     from autogen_team._ship.signs import Stop
 
 _LOOK = 1.0
-"""Polling interval in seconds for the processes of the jobs: a child may keep a dead job's connection open."""
+"""Polling interval in seconds for the processes of the jobs, because a child may keep a dead job's connection open."""
 _AT_ONCE, _BUSY = 2, 30.0
-"""Processes that recover journals at the same time, and seconds after which one does not count, because it mostly waits
-for its store. Each loads MLflow, and takes all jobs that have left a journal and have the same environment. As many may
-upload files."""
+"""Maximum number of processes that recover journals at a time, and seconds after which a process no longer counts,
+because it mostly waits for its store. Each process loads MLflow, and recovers all journals left with the same
+environment. The same maximum applies to processes that upload files."""
 _SPARE = 1.0
-"""Seconds for which a job that is told to end at once may kill itself before the agent does."""
+"""Seconds that a job has to kill itself after its grace, before the agent kills it."""
 _START_PATIENCE = 5.0
-"""Seconds for which a superfluous agent tries to hand its job over to the running one."""
+"""Seconds during which a second agent tries to hand its job over to the running one."""
 _RECOVER = """
 import sys
 sys.path[:] = {path!r}
+from autogen_team._ship import lean_mlflow
+lean_mlflow.load()
 from autogen_team._ship import recovery
 recovery.after_death({folders!r}, {reasons!r})
 """
 _UPLOAD = """
 import sys
 sys.path[:] = {path!r}
+from autogen_team._ship import lean_mlflow
+lean_mlflow.load()
 from autogen_team._ship import uploads
 uploads.serve({state!r})
 """
 _REPORT = """
 import sys
 sys.path[:] = {path!r}
+from autogen_team._ship import lean_mlflow
+lean_mlflow.load()
 from autogen_team._services import stall_report
 stall_report.report({kind!r}, {owner!r}, {lasted!r}, {number!r}, {folders!r}, {state!r})
 """
-"""The services are above this package, and the agent loads none of them."""
+"""Runs in a separate process, because the services are above this package, and the agent loads none of them."""
 
 
 def main(place: str, order: Message) -> None:
-    """Run the agent of this folder, with `order` as its first job; if there is an agent already, pass it the job."""
+    """Run the agent of this folder, with `order` as its first job; if an agent is running, pass the job to it."""
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     first = Job.of({**order, "environment": dict(os.environ)})
     deadline = time.monotonic() + _START_PATIENCE
     while (lock := journal.take_lock(Path(place))) is None:
         with suppress(OSError), agent_link.connect(Path(place)) as connection:
             connection.sendall(agent_link.line({"op": "hello", **order, "environment": first.environment}))
-            if connection.recv(2**16):  # a welcome message: it will not end before it has seen this job
+            if connection.recv(2**16):  # a welcome message: the running agent has the job
                 return
         if time.monotonic() > deadline:
             return
@@ -87,20 +93,20 @@ class Job:
     pid: int
     started: float | None
     environment: dict[str, str] = field(repr=False)
-    """Environment for the recovery of its journal: the stores and their credentials."""
+    """Environment for the recovery of the journal: the stores and their credentials."""
     connection: socket.socket | None = None
     shipment: Shipment | None = None
-    """Its journal, if this agent ships it."""
+    """The shipment of its journal, if this agent ships it."""
     reason: str = ""
-    """Why it was asked to end, if it was."""
+    """Why the job was asked to end; empty without a request."""
     victim: tuple[int, float | None, float] | None = None
-    """A process that is killed if it still runs at a time: its id, its start, and the time by the monotonic clock."""
+    """A process to kill at a deadline: its id, its start time, and the deadline on the monotonic clock."""
     kept: list[Message] = field(default_factory=list)
     """Messages for a job that has not connected yet."""
 
     @classmethod
     def of(cls, hello: Message) -> Job:
-        """Return the job of a message."""
+        """Create the job that a message describes."""
         return cls(Path(hello["folder"]), hello["pid"], hello["started"], hello["environment"])
 
     @property
@@ -109,7 +115,7 @@ class Job:
         return journal.started_at(self.pid) == self.started
 
     def end_shipment(self) -> None:
-        """Stop shipping its journal."""
+        """Stop shipping the journal of the job."""
         if self.shipment is not None:
             self.shipment.end()
             self.shipment = None
@@ -117,12 +123,12 @@ class Job:
     def stop(self, stop: Stop, pid: int, grace: float) -> None:
         """Ask the job, whose process is `pid`, to end; if the request says so, kill it after `grace` seconds."""
         self.reason = stop.reason
-        if stop.kills:  # the job does so itself, unless its interpreter is held
+        if stop.kills:  # the job kills itself, unless its interpreter is blocked
             self.victim = pid, journal.started_at(pid), time.monotonic() + grace + _SPARE
         self.tell({"op": "stop", "reason": stop.reason, "kills": stop.kills})
 
     def kill_if_due(self) -> None:
-        """Kill the process that was asked to end at once, if it still runs."""
+        """Kill the process that was asked to end, if it still runs at the deadline."""
         if self.victim is not None and time.monotonic() > self.victim[2]:
             (pid, started, _), self.victim = self.victim, None
             if started is not None and journal.started_at(pid) == started:
@@ -130,7 +136,7 @@ class Job:
                     os.kill(pid, signal.SIGKILL)
 
     def tell(self, message: Message) -> None:
-        """Send a message, now or once the job connects: the one that has started the agent does so later."""
+        """Send a message now, or when the job connects; the job that started the agent connects later."""
         if self.connection is None:
             self.kept.append(message)
         else:
@@ -157,15 +163,15 @@ class Agent:
         self._left: list[Job] = []
         """Jobs that died, or ended before everything was shipped."""
         self._recovering: list[tuple[subprocess.Popen[bytes], float]] = []
-        """The processes that recover journals, each with the time of its start."""
+        """Processes that recover journals, each with its start time."""
         self._routes: dict[str, Route] = {}
         self._silence = Silence(place)
         self._reports: list[tuple[str, str, dict[str, str]]] = []
-        """What is to be executed to report the silence of jobs, each with the run and the environment of the job."""
+        """Pending reports about silent jobs: the run, the code to execute, and the environment of the job."""
         self._uploaders: list[_Uploader] = []
         self._no_uploader_before = 0.0
         self._reporting: dict[str, subprocess.Popen[bytes]] = {}
-        """The processes that report, by the run: what happens to a run is told in its order."""
+        """Reporting processes by run; a run has one at a time, so that its reports stay in order."""
 
     def run(self) -> None:
         """Work until no job and no journal is left."""
@@ -179,7 +185,7 @@ class Agent:
             if time.monotonic() > looked + _LOOK / 2:
                 looked = time.monotonic()
                 self._look()
-        # From here on, a new job does not reach this agent, and starts another one.
+        # A new job can no longer reach this agent, and starts another one.
         self._listener.close()
         with suppress(OSError):
             (self._place / "socket").unlink()
@@ -199,7 +205,7 @@ class Agent:
         try:
             for line in lines:
                 self._obey(caller, json.loads(line))
-        except Exception:  # a fault with one job must not stop the work for the others
+        except Exception:  # an error of one job must not stop the work for the others
             data = b""
         if not data:
             self._hang_up(caller)
@@ -217,7 +223,7 @@ class Agent:
         if operation == "hello":
             found = Job.of(message)
             caller.job = self._jobs.setdefault(found.folder, found)
-            caller.job.environment = found.environment  # it may have renewed a token
+            caller.job.environment = found.environment  # the job may have renewed a token
             caller.job.connection = caller.connection
             caller.job.send({"op": "welcome", "agent": os.getpid()})
             kept, caller.job.kept = caller.job.kept, []
@@ -234,7 +240,7 @@ class Agent:
         elif operation == "take":
             job.end_shipment()
             job.shipment = self._route_of(message["store"]).take(job, message)
-            if job.shipment is None:  # the prepared route has ended since, because no other job needed it
+            if job.shipment is None:  # the prepared route has ended, because no other job needed it
                 job.send({"op": "yours"})
         elif operation == "flush" and job.shipment is not None:
             job.shipment.flush(message["until"])
@@ -250,7 +256,7 @@ class Agent:
             job.shipment.log_in(message["store"])
 
     def _route_of(self, store: Message) -> Route:
-        from autogen_team._ship.route import Route  # loads what a short job does not need
+        from autogen_team._ship.route import Route  # loads modules that a short job does not need
 
         self._routes = {key: route for key, route in self._routes.items() if not route.is_over}
         key = json.dumps(store, sort_keys=True)
@@ -259,7 +265,7 @@ class Agent:
         return self._routes[key]
 
     def _look(self) -> None:
-        """Find dead jobs, and start and finish the recovery of their journals."""
+        """Find dead jobs, and start recoveries, uploads and reports."""
         for job in list(self._jobs.values()):
             job.kill_if_due()
             if not job.is_alive or not job.folder.exists():
@@ -279,7 +285,7 @@ class Agent:
             self._recover(alike, environment)
 
     def _part_with(self, job: Job) -> None:
-        """Stop working for the job; if it left its journal behind, have that recovered."""
+        """Stop working for the job; if its journal still exists, queue the recovery of the journal."""
         self._jobs.pop(job.folder, None)
         if job.folder.exists() and job not in self._left:
             self._left.append(job)
@@ -293,7 +299,7 @@ class Agent:
             self._recovering.append((process, time.monotonic()))
 
     def _have_files_uploaded(self) -> None:
-        """Give each journal with larger files beside it to an uploader, which knows the store and the credentials."""
+        """Assign each journal with larger waiting files to an uploader, which has the environment of the job."""
         if any(one.has_failed() for one in self._uploaders):
             self._no_uploader_before = time.monotonic() + _BUSY
         self._uploaders = [one for one in self._uploaders if one.is_there()]
@@ -313,9 +319,9 @@ class Agent:
             uploader.give(job)
 
     def _report(self) -> None:
-        """Start the reports that are due, a few at a time, since each loads MLflow."""
+        """Start the pending reports, a few at a time, because each loads MLflow."""
         self._reporting = {run_id: one for run_id, one in self._reporting.items() if one.poll() is None}
-        for report in list(self._reports):  # of a run, the first one that waits is the first to find it free
+        for report in list(self._reports):  # in order, so the oldest report of a run starts first
             run_id, text, environment = report
             if run_id not in self._reporting and len(self._reporting) < _AT_ONCE:
                 self._reports.remove(report)
@@ -324,7 +330,7 @@ class Agent:
                     self._reporting[run_id] = process
 
     def _take_note(self, event: Event) -> None:
-        """Tell the job and its people of its silence, or of the end of that; end the job if that was asked for."""
+        """Report the silence of a job, or the end of it, to the job and its users; end the job if so configured."""
         job = self._job_of(event)
         if job is None:
             return
@@ -333,7 +339,7 @@ class Agent:
             if event.owner.kills:
                 facts = [process.facts for process in event.processes]
                 pid = next((one.job for one in facts if one.job != one.pid), event.owner.pid)
-                from autogen_team._ship.signs import Stop  # loads what masks secrets
+                from autogen_team._ship.signs import Stop  # loads the redactor
 
                 job.stop(Stop(f"silent for {lasted}", kills=True), pid, event.owner.grace)
             return
@@ -365,7 +371,7 @@ class Agent:
         self._reports.append((owner.run, report, job.environment))
 
     def _job_of(self, event: Event) -> Job | None:
-        """Return the job that has opened the run; it may have journals for several stores."""
+        """Return the job that has opened the run; a process may have journals for several stores."""
         found = [job for job in self._jobs.values() if job.pid == event.owner.pid]
         shipped = [job for job in found if job.shipment is not None and job.shipment.has_open(event.owner.run)]
         return next(iter([*shipped, *found]), None)
@@ -396,7 +402,7 @@ class _Uploader:
     process: subprocess.Popen[bytes]
     environment: dict[str, str] = field(repr=False)
     given: set[Path] = field(default_factory=set)
-    """The journals that it knows."""
+    """The journals that it uploads for."""
 
     def is_there(self) -> bool:
         """Return whether the process still runs."""
@@ -407,20 +413,20 @@ class _Uploader:
         return False
 
     def has_failed(self) -> bool:
-        """Return whether the process has ended by an exception, so that the next one would probably too."""
+        """Return whether the process ended with an exception, so that the next one would probably fail, too."""
         return (self.process.poll() or 0) > 0
 
     def works_for(self, job: Job) -> bool:
-        """Return whether it knows the journal of a job, or could upload for it."""
+        """Return whether the process has the journal of a job, or the same environment as the job."""
         return job.folder in self.given or self.environment == job.environment
 
     def give(self, job: Job) -> None:
-        """Tell it to upload what waits beside the journal of a job, from now on with the job's present environment."""
+        """Assign the journal of a job to the process, which then uses the current environment of the job."""
         is_known = job.folder in self.given and self.environment == job.environment
         if not is_known and self.process.stdin is not None:
             self.given.add(job.folder)
             self.environment = job.environment
-            with suppress(OSError):  # it has just ended, and the next look starts another one
+            with suppress(OSError):  # the process has just ended; the next check starts another one
                 order = {"folder": str(job.folder), "environment": job.environment}
                 self.process.stdin.write(agent_link.line(order))
                 self.process.stdin.flush()
@@ -428,7 +434,7 @@ class _Uploader:
 
 @dataclass(eq=False)
 class _Caller:
-    """A connection; its job is known from the first message on."""
+    """A connection; the first message names its job."""
 
     connection: socket.socket
     job: Job | None = None

@@ -1,8 +1,8 @@
-"""How a job finds the agent of its state folder, starts it, and talks to it.
+"""The connection of a job to the agent of its state folder: find the agent, start it, exchange messages.
 
-The agent is one process for all jobs of a user that share a state folder, a boot of the machine, and an installation
-of this package. Both sides send JSON objects, one a line, over a socket in the state folder. The agent knows a job
-from its first message on, whatever happens to the connection later.
+One agent serves all jobs of a user that share a state folder, a boot of the machine, and an installation of this
+package. Both sides send JSON objects, one per line, over a socket in the state folder. The agent keeps a job after its
+first message, even if the connection is lost.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ sys.path += json.loads(path)
 from autogen_team._ship import agent
 agent.main(place, json.loads(order))
 """
-"""Double-forks, because a job may wait for its children. The standard library takes precedence over modules of the job
-with the same name."""
+"""Forks once more, because a job may wait for its children. The standard library takes precedence over modules of the
+job with the same name."""
 NAME = "autogen-team-agent"
 """Shown in process lists."""
 _PATIENCE = 5.0
-"""Seconds that the agent may take to start."""
+"""Maximum seconds for the start of the agent."""
 _RETRY = 30.0
-"""Seconds after which an agent that is not there is started again."""
+"""Seconds after which a missing agent is started again."""
 _LONGEST_ADDRESS = 100
 """Maximum length in bytes of a socket's path; systems accept 108 or 104."""
 
@@ -55,7 +55,7 @@ _report = logging.getLogger("autogen_team")
 
 
 def place_of(state: Path) -> Path:
-    """Return the folder of the agent that serves this process, for this state folder."""
+    """Return the folder of the agent that serves this process and this state folder."""
     namespace = ""
     with suppress(OSError):
         namespace = str(Path("/proc/self/ns/pid").readlink())  # process ids of another container are meaningless here
@@ -112,7 +112,7 @@ def listen(place: Path) -> socket.socket:
 
 
 def line(message: Message) -> bytes:
-    """Return a message as it is sent."""
+    """Return a message in the form in which it is sent."""
     return json.dumps(message).encode() + b"\n"
 
 
@@ -120,7 +120,7 @@ _more_variables: list[Mapping[str, str]] = []
 
 
 def give(variables: Mapping[str, str]) -> Undo:
-    """Give the agent these variables too, for its work in the name of this process, until the function is called."""
+    """Also send these variables to the agent, until the returned function is called; it needs them to send alerts."""
     _more_variables.append(variables)
     return lambda: _more_variables.remove(variables)
 
@@ -129,7 +129,7 @@ class AgentLink:
     """The connection of this process to its agent."""
 
     def __init__(self, state: Path, environment: Mapping[str, str]) -> None:
-        """Find the agent of `state`. If this process dies, the agent recovers its journal with these variables too."""
+        """Take the state folder, and variables that the agent adds to the environment to recover the journal."""
         self._state = state
         self._environment = environment
         self._folder: Path | None = None
@@ -138,16 +138,17 @@ class AgentLink:
         self._sending = threading.RLock()
         self._is_said = False
         self._started = 0.0
-        """When the agent was started last, by the monotonic clock."""
+        """Time of the last start of the agent, on the monotonic clock."""
         self._told: dict[str, str] = {}
-        """The environment that the agent knows."""
+        """The environment that the agent has."""
         self.connections = 0
-        """How often this process has connected: each time, the agent may be another one."""
+        """Number of connections so far; each may be to another agent."""
 
     def watch(self, folder: Path) -> None:
         """Announce the journal in `folder` to the agent, and start the agent if it is not running.
 
-        If that fails, one report says so, and the next start here or `autogen-team recover` recovers the journal.
+        A failure is reported once. Then the next start with this state folder, or `autogen-team recover`, recovers the
+        journal.
         """
         self.dismiss()
         if os.name != "posix":
@@ -162,13 +163,13 @@ class AgentLink:
             if not self._is_said:
                 self._is_said = True
                 text = (
-                    "the agent could not be started, so this process ships its own journal: %s. If it is killed, the "
-                    "next start here or `autogen-team recover` will close its runs"
+                    "the agent could not be started, so this process ships its own journal: %s. If the process is "
+                    "killed, the next job with this state folder or `autogen-team recover` will close its runs"
                 )
                 _report.warning(text, with_kind(error))
 
     def dismiss(self) -> bool:
-        """Tell the agent that this process is done with its journal; return whether the agent was there."""
+        """Tell the agent that this process is done with its journal; return whether the agent was reachable."""
         is_there = self._folder is not None and (self._connection is not None or self._connect())
         if is_there:
             self.send({"op": "bye"})
@@ -196,7 +197,7 @@ class AgentLink:
                 connection.sendall(line(message))
 
     def messages(self, timeout: float | None) -> Iterator[Message]:
-        """Yield the received messages; wait at most `timeout` seconds for the first one, with None forever.
+        """Yield the received messages; wait for the first one, at most `timeout` seconds, or without limit if None.
 
         Raises:
             OSError: the connection is lost.
@@ -221,7 +222,7 @@ class AgentLink:
                 connection.shutdown(socket.SHUT_RD)
 
     def is_connected(self) -> bool:
-        """Return whether the agent is there; connect if it was just starting, and restart it if it has died."""
+        """Return whether the agent is connected; connect if it has just started, and restart it if it has died."""
         if self._folder is None:
             return False
         connection = self._connection
@@ -232,11 +233,11 @@ class AgentLink:
                 self.close()
                 self._watch_again()
         elif not self._connect() and time.monotonic() > self._started + _RETRY:
-            self._watch_again()  # the last start has failed, or the agent has died before it could be reached
+            self._watch_again()  # the last start failed, or the agent died before this process reached it
         return self._connection is not None
 
     def _watch_again(self) -> None:
-        folder, self._folder = self._folder, None  # which is not dismissed
+        folder, self._folder = self._folder, None  # so `watch` does not dismiss it
         if folder is not None:
             self.watch(folder)
 
@@ -256,7 +257,7 @@ class AgentLink:
         self.send({"op": "hello", **self._order(), "environment": self._told})
 
     def renew(self) -> None:
-        """Tell the agent if the environment has changed since: the job may have renewed a token."""
+        """Send the environment to the agent if it has changed; the job may have renewed a token."""
         if self._connection is not None and self._told != self._variables():
             self._introduce()
 
@@ -284,7 +285,7 @@ class AgentLink:
                 json.dumps(self._order()),
                 json.dumps(path),
             ],
-            # A reader of the job's output must not wait for the agent's.
+            # A reader of the job's output must not wait until the agent exits.
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -292,7 +293,7 @@ class AgentLink:
             start_new_session=True,
         )
         try:
-            status = process.wait(_PATIENCE)  # it has forked: the agent is not our child
+            status = process.wait(_PATIENCE)  # exits as soon as it has forked: the agent is not our child
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

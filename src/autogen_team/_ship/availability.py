@@ -1,4 +1,4 @@
-"""Availability of a store: one warning when it stops answering, one when it is back, no long waits in between."""
+"""Availability of a store: one warning when it stops answering, one when it answers again, no long waits in between."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from autogen_team._ship import server_probe
 from autogen_team.errors import TrackingUnavailableError
 
 _FRESH = 1.0
-"""Seconds for which the result of a check counts, whether the store answered or not."""
+"""Seconds for which the result of a check is valid, whether the store answered or not."""
 
 _report = logging.getLogger("autogen_team")
 
@@ -57,7 +57,7 @@ class Availability:
         return self._cut is not None
 
     def answered(self, waiting: str = "") -> None:
-        """Record that the store answered; if it was unreachable, say so, with `waiting` at the end of the message."""
+        """Record that the store answered; if it was unreachable, report that, with `waiting` at the end of the text."""
         with self._lock:
             cut, self._cut = self._cut, None
             self._answered = time.monotonic()
@@ -66,7 +66,7 @@ class Availability:
             _say("the MLflow store at %s answers again after %.0f s%s", mask_url(self.uri), seconds, waiting)
 
     def failed(self, reason: str) -> None:
-        """Record that the store did not answer, and warn if it did before."""
+        """Record that the store did not answer, and warn if it answered before."""
         self._fault = reason
         with self._lock:
             is_first = self._cut is None
@@ -74,9 +74,9 @@ class Availability:
                 self._cut = time.monotonic()
         if is_first:
             _say(
-                "the MLflow store at %s %s: %s. The job goes on; what it logs waits in the journal",
+                "the MLflow store at %s %s: %s. The job continues; its data waits in the journal",
                 mask_url(self.uri),
-                "takes nothing" if reason.startswith("it answers") else "cannot be reached",
+                "accepts no data" if reason.startswith("it answers") else "cannot be reached",
                 mask(reason).partition("\n")[0].rstrip(". "),
             )
 
@@ -84,13 +84,14 @@ class Availability:
         """Check that the store can be used now.
 
         Raises:
-            StoreUnavailableError: it does not answer within the timeout; MLflow would need four minutes to notice.
+            StoreUnavailableError: the store does not answer within the timeout; MLflow itself would retry for four
+                minutes.
 
         """
         if not self.is_remote:
             return
         now = time.monotonic()
-        # A server that answered a moment ago is up if it still accepts connections, a check at 1 % of a request's cost.
+        # If the server answered a moment ago, a connection is proof enough, at 1 % of the cost of a request.
         if (
             not self.is_cut
             and now - self._answered < _FRESH
@@ -103,7 +104,7 @@ class Availability:
         self.answered()
 
     def refuse(self) -> NoReturn:
-        """Raise an error that names the fault found last."""
+        """Raise an error with the last fault."""
         raise StoreUnavailableError(server_probe.unavailable(self.uri, self._fault))
 
     def answers(self) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 OPENED_BY = "autogen_team.opened_by"
-"""Tag that identifies a run whose id could not be recorded."""
+"""Tag that identifies a run whose id was not recorded."""
 
 
 class Unreachable(Exception):  # noqa: N818 - what happened, not whose fault it is
@@ -40,7 +40,7 @@ class Batch:
         return len(self.metrics) + len(self.params) + len(self.tags)
 
     def singles(self) -> list[Batch]:
-        """Return each item as a batch of its own."""
+        """Return each item as a separate batch."""
         return [
             *(Batch(self.run_id, metrics=[metric]) for metric in self.metrics),
             *(Batch(self.run_id, params={key: value}) for key, value in self.params.items()),
@@ -49,7 +49,7 @@ class Batch:
 
 
 class Backend(Protocol):
-    """A store that journals are shipped to. Each method sends its request once, because the caller retries.
+    """A store to which journals are shipped. Each method sends its request once, because the caller retries.
 
     Every method raises `Unreachable` if the store could not be reached, and all but `takes_others` raise `Refused` if
     the store rejects the request.
@@ -95,11 +95,11 @@ class Backend(Protocol):
     def log_traces(self, infos: Sequence[Mapping[str, Any]]) -> None:
         """Log the infos of traces that have ended, as MLflow's REST API writes them; the store may have some already.
 
-        If it refuses one, the others may not be logged.
+        If the store refuses one info, the others may not be logged.
         """
 
     def tag_trace(self, trace_id: str, key: str, value: str) -> None:
         """Set a tag of a trace."""
 
     def link_prompts(self, trace_id: str, prompts: Sequence[Mapping[str, Any]]) -> None:
-        """Link versions of prompts to a trace; each has `name` and `version`. A store that cannot is left as it is."""
+        """Link versions of prompts, each with `name` and `version`, to a trace; do nothing if the store cannot."""

@@ -1,4 +1,4 @@
-"""Turns journal entries into requests to a store; the entries of a run keep their order."""
+"""Turn journal entries into requests to a store; the entries of a run keep their order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Attach: TypeAlias = Callable[[Entry], None]
 """Uploads the file of a trace, or of an entry `artifact` that a version before 0.1.0 has written."""
 
 MAX_METRICS, MAX_PARAMS_OR_TAGS, MAX_ITEMS = 1000, 100, 1000
-"""Items that a request may hold, as in `mlflow.utils.validation`."""
+"""Maximum numbers of items in a request, as in `mlflow.utils.validation`."""
 PARENT_TAG = "mlflow.parentRunId"
 _EXTRAS = (("model_id", "model"), ("dataset_name", "dataset"), ("dataset_digest", "digest"))
 _PLAIN = len(("crc", "n", "op", "run", "t", "step", "values"))
@@ -33,7 +33,7 @@ _report = logging.getLogger("autogen_team")
 
 
 def _not_here(entry: Entry) -> None:
-    raise AssertionError(f"{entry['op']} is carried out by the recovery of a journal only")
+    raise AssertionError(f"only the recovery of a journal carries out {entry['op']}")
 
 
 class Delivery:
@@ -49,7 +49,7 @@ class Delivery:
     ) -> None:
         """Write the items that the backend refuses to a file in the folder `state`.
 
-        `report` is called with the id of a run and with the text of an error about it, which is logged by default.
+        `report` is called with the id of a run and the text of an error about it. By default, the error is logged.
         """
         self.ids: dict[str, str] = {}
         """The store's ids of runs that were started without it, by local id."""
@@ -60,9 +60,9 @@ class Delivery:
         self._state = state
         self._report = report or (lambda _run_id, text: _report.error("%s", text))
         self.refused = 0
-        """Number of items that the store has refused for good."""
+        """Number of items that the store has rejected for good."""
         self._told: set[type[Refused]] = set()
-        """Kinds of refusals that were already logged."""
+        """Kinds of refusals that were already reported."""
         self._blocked = 0
         """Number of times that the current delivery was blocked."""
 
@@ -91,7 +91,7 @@ class Delivery:
         """
         for request in _requests(found):
             if isinstance(request, Batch):
-                self._log(self._as_known_there(request))
+                self._log(self._with_store_ids(request))
             else:
                 self._do(request)
         self._blocked = 0
@@ -107,13 +107,13 @@ class Delivery:
                 self._log_parts(batch, refusal_on_the_way)
 
     def _log_parts(self, batch: Batch, refusal: Refused) -> None:
-        """Log those items of a refused batch that the store accepts, and record the others."""
+        """Log the items of a refused batch that the store accepts, and record the others."""
         singles = batch.singles()
         is_on_the_way = isinstance(refusal, RefusedOnTheWay)
-        if len(singles) == 1 or (not is_on_the_way and self._takes_nothing(batch.run_id)):
+        if len(singles) == 1 or (not is_on_the_way and self._rejects_run(batch.run_id)):
             self._note({"run": batch.run_id, "items": _plain(batch)}, refusal, len(singles))
             return
-        # Bisect the batch: one bad item among a thousand costs ten halvings, not a thousand requests.
+        # Bisect the batch: one bad item among a thousand takes ten halvings, not a thousand requests.
         middle = len(singles) // 2
         for half in (singles[:middle], singles[middle:]):
             self._log(_joined(half))
@@ -121,8 +121,8 @@ class Delivery:
     def _judged(self, blocked: Blocked, run_id: str) -> RefusedOnTheWay:
         """Return `blocked` as a refusal if other requests reach the store; otherwise raise it again.
 
-        A proxy that has lost its server blocks every request, and a user without rights is always rejected. So the
-        question is whether the store itself answers a request about the same run without any content.
+        A proxy that has lost its server blocks every request, and a user without rights is always rejected. So this
+        checks whether the store itself answers a request about the same run without any content.
         """
         self._blocked += 1
         if self._blocked < _ATTEMPTS or not self._backend.takes_others(run_id):
@@ -130,7 +130,7 @@ class Delivery:
         return RefusedOnTheWay(str(blocked))
 
     def _is_blocked(self, single: Batch) -> bool:
-        """Try a single item again, now that others are known to get through; return whether it is blocked."""
+        """Try a single item again, now that other requests reach the store; return whether it is blocked."""
         try:
             self._backend.log(single)
         except Blocked:
@@ -139,7 +139,7 @@ class Delivery:
             self._log_parts(single, refusal)
         return False
 
-    def _takes_nothing(self, run_id: str) -> bool:
+    def _rejects_run(self, run_id: str) -> bool:
         """Return whether the store rejects the run itself, for example because it was deleted."""
         try:
             self._backend.log(Batch(run_id))
@@ -187,7 +187,7 @@ class Delivery:
         """Record the rejected part of an entry; if a proxy blocked it, carry out the rest.
 
         A run is created without the tags and the name of the job, and these tags are logged afterwards. A run ends
-        without its new name. Of many traces, those that the store takes are logged.
+        without its new name. Of several traces, the ones that the store accepts are logged.
         """
         parts = trace_entries.parts(entry)
         if parts:
@@ -198,7 +198,7 @@ class Delivery:
             needed = {key: value for key, value in entry["tags"].items() if key.startswith(_OURS)}
             real = self._create(entry, needed, f"run-{entry['run'][:8]}")
             rest = {key: value for key, value in entry["tags"].items() if key not in needed}
-            self._log(self._as_known_there(Batch(real, tags=rest)))
+            self._log(self._with_store_ids(Batch(real, tags=rest)))
             return
         if isinstance(refusal, RefusedOnTheWay) and entry["op"] == "info" and entry.get("name"):
             self._note({"op": "info", "run": run_id, "name": entry["name"]}, refusal)
@@ -214,7 +214,7 @@ class Delivery:
             self.on_created(local, self.ids[local])
         return self.ids[local]
 
-    def _as_known_there(self, batch: Batch) -> Batch:
+    def _with_store_ids(self, batch: Batch) -> Batch:
         if not self.ids:
             return batch
         run_id = self.ids.get(batch.run_id, batch.run_id)
@@ -231,11 +231,11 @@ class Delivery:
         self.refused += count
         path = self._state / refused.FILE
         if fault := refused.note(self._state, {**what, "reason": reason}):
-            reason = f"{reason} (which could not be noted: {fault})"
+            reason = f"{reason} (which could not be recorded: {fault})"
         if is_first and isinstance(refusal, RefusedOnTheWay):
             text = (
                 "a proxy or firewall in front of the MLflow store blocks an item of {}, but not "
-                "others: {}. The item is set aside in {}, and everything behind it is delivered"
+                "others: {}. The item is recorded in {}, and the items after it are delivered"
             )
         else:
             text = "the MLflow store rejected an item of {}: {}; see {}"
@@ -245,7 +245,7 @@ class Delivery:
 
 
 def _requests(found: Iterable[Entry]) -> Iterator[Batch | Entry]:
-    """Gather entries into batches, one request each; any other entry of a run follows the batch before it."""
+    """Group entries into batches, one request each; any other entry of a run follows the batch before it."""
     batches: dict[str, Batch] = {}
     of_traces: list[Entry] = []
     for entry in found:
@@ -308,7 +308,7 @@ def _fits(batch: Batch, part: Batch) -> bool:
         len(batch) + len(part) <= MAX_ITEMS
         and len(batch.params) + len(part.params) <= MAX_PARAMS_OR_TAGS
         and len(batch.tags) + len(part.tags) <= MAX_PARAMS_OR_TAGS
-        and not part.params.keys() & batch.params.keys()  # with a parameter twice, the whole batch would be refused
+        and not part.params.keys() & batch.params.keys()  # the store rejects a batch with a repeated parameter
     )
 
 

@@ -1,4 +1,4 @@
-"""Snapshots waiting in a state folder for their runs: `<state>/code/<run id>` links to each."""
+"""Snapshots in a state folder that wait for their runs; `<state>/code/<run id>` is a link to one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from autogen_team._snapshot import ARTIFACTS as ARTIFACTS  # noqa: PLC0414 - for those who bring it
+from autogen_team._snapshot import ARTIFACTS as ARTIFACTS  # noqa: PLC0414 - for modules that upload it
 from autogen_team._snapshot import COMMIT_TAG, DIRTY_TAG, FACTS
 from autogen_team._snapshot.process import PART
 
@@ -23,7 +23,7 @@ def folder_of(state: Path) -> Path:
 
 
 def tags(folder: Path) -> dict[str, str]:
-    """Return the tags that a snapshot gives to its run: the commit, and whether the code differs from it."""
+    """Return the tags of a run with this snapshot: the commit, and whether the code differs from the commit."""
     git = json.loads((folder / FACTS).read_text(encoding="utf-8")).get("git", {})
     found = {COMMIT_TAG: git["commit"]} if git.get("commit") else {}
     if "is_dirty" in git:
@@ -34,7 +34,7 @@ def tags(folder: Path) -> dict[str, str]:
 def waiting_for(state: Path, run_id: str) -> Path | None:
     """Return the snapshot that waits for a run whose process has died; None if there is none.
 
-    Waits for an unfinished one: the process that makes it may outlive the job.
+    Waits for an unfinished snapshot, because the process that takes it may outlive the job.
     """
     link = folder_of(state) / run_id
     if not link.is_symlink():

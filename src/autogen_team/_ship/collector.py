@@ -1,4 +1,4 @@
-"""A collector of OpenTelemetry: where it is, and a bounded outbox of what it is to get.
+"""An OpenTelemetry collector: its address, and a bounded queue of items for it.
 
 The standard variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, `..._TRACES_ENDPOINT`, `..._LOGS_ENDPOINT`, headers, timeout,
 certificates, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`) are read by OpenTelemetry's own exporters.
@@ -27,12 +27,12 @@ from autogen_team.errors import ConfigurationError, MissingExtraError
 Signal: TypeAlias = Literal["traces", "logs"]
 
 MOST = 10_000
-"""Items that wait for the collector; beyond that, the oldest are dropped."""
+"""Maximum number of items that wait for the collector; beyond it, the oldest are dropped."""
 _BATCH = 512
 _EVERY = 1.0
-"""Seconds for which items are gathered, unless there is a batch of them."""
+"""Seconds for which items are gathered, unless a batch is full."""
 _PATIENCE = 5.0
-"""Seconds that the end of the job waits for a collector."""
+"""Maximum seconds to wait for a collector at the end of the job."""
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http"
 _HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
 _HTTP = "http/protobuf"
@@ -43,7 +43,7 @@ _report = logging.getLogger("autogen_team")
 
 
 def endpoint(signal: Signal, environment: Mapping[str, str] = os.environ) -> str | None:
-    """Return the URL to which the collector is sent a signal; None without a collector.
+    """Return the URL of the collector for a signal; None without a collector.
 
     >>> endpoint("logs", {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318/"})
     'http://collector:4318/v1/logs'
@@ -58,7 +58,7 @@ def check(signal: Signal) -> None:
 
     Raises:
         MissingExtraError: the exporter is not installed.
-        ConfigurationError: the variables ask for a protocol other than HTTP with protocol buffers.
+        ConfigurationError: the variables choose a protocol other than HTTP with protocol buffers.
 
     """
     if not _is_installed():
@@ -81,11 +81,11 @@ def _is_installed() -> bool:
 
 
 def probe(signal: Signal, timeout: float) -> str:
-    """Send an empty request to the collector, and return where it went.
+    """Send an empty request to the collector, and return its URL, masked.
 
     Raises:
         ConfigurationError: see `check`.
-        OSError: the collector cannot be reached, or answers with another status than 200.
+        OSError: the collector cannot be reached, or answers with a status other than 200.
 
     """
     check(signal)
@@ -103,27 +103,27 @@ def probe(signal: Signal, timeout: float) -> str:
 
 
 class Exporter(Protocol):
-    """What this module needs of an exporter of OpenTelemetry."""
+    """The methods of an OpenTelemetry exporter that this module uses."""
 
     def export(self, batch: Sequence[Any], /) -> Any:
-        """Send the items; the result has the `name` SUCCESS if the collector has taken them."""
+        """Send the items; the result has the `name` SUCCESS if the collector has accepted them."""
 
     def shutdown(self) -> Any:
-        """Give up waiting for the collector."""
+        """Stop waiting for the collector."""
 
 
 class Outbox:
-    """Items on their way to a collector, which may be away or silent: nothing ever waits for it but the end."""
+    """Queue of items for a collector, which may be down or silent; only `finish` waits for the collector."""
 
     def __init__(self, what: Signal, export: Exporter, convert: Callable[[Any], Any]) -> None:
-        """Send by `export` what `convert` makes of each item, on a thread of its own."""
+        """Convert each item by `convert`, and send it by `export` on a background thread."""
         self._what = what
         self._exporter = export
         self._convert = convert
         self._place = mask_url(endpoint(what) or "")
-        self._has_told = False
+        self._has_reported = False
         self.lost = 0
-        """Number of items that the collector did not take."""
+        """Number of items that did not reach the collector."""
         self._sending = 0
         self.after_fork()
         start_afresh_after_fork(self)
@@ -150,7 +150,7 @@ class Outbox:
             self._start()
 
     def finish(self) -> None:
-        """Send the rest, for a few seconds at most, and report what was lost."""
+        """Send the rest within a few seconds, and report the number of lost items."""
         deadline = time.monotonic() + grace.bounded(_PATIENCE)
         self._is_ending = True
         self._more.set()
@@ -162,8 +162,8 @@ class Outbox:
             self._is_over = True
             spawn(self._exporter.shutdown, name="autogen_team-otlp-shutdown")
         if self.lost + left:
-            text = "%d %s were not taken by the OpenTelemetry collector at %s"
-            _report.warning(text, self.lost + left, _WORDS[self._what], self._place)
+            text = "%d %s did not reach the OpenTelemetry collector at %s"
+            _report.warning(text, self.lost + left, _NOUNS[self._what], self._place)
 
     def _start(self) -> None:
         with self._lock:
@@ -174,7 +174,7 @@ class Outbox:
         from opentelemetry.context import attach, set_value
 
         attach(set_value(_SUPPRESS, True))
-        # An outbox says once what the exporters log of each failure.
+        # The exporters log each failure; an outbox reports the first one.
         with saved.quiet(_EXPORTER, below=logging.CRITICAL):
             while not self._is_over:
                 self._more.wait(_EVERY)
@@ -188,22 +188,22 @@ class Outbox:
 
     def _send(self) -> None:
         batch: list[Any] = []
-        with suppress(IndexError):  # it is empty
+        with suppress(IndexError):  # the queue is empty
             while len(batch) < _BATCH:
                 batch.append(self._items.popleft())
         self._sending = len(batch)
         try:
             result = self._exporter.export([self._convert(item) for item in batch])
-            fault = "" if getattr(result, "name", "") == "SUCCESS" else "it does not take them"
+            fault = "" if getattr(result, "name", "") == "SUCCESS" else "the export failed"
         except Exception as error:
             fault = mask(with_kind(error))
         self._sending = 0
         if fault:
             self.lost += len(batch)
-            if not self._has_told:
-                self._has_told = True
-                text = "%s cannot be sent to the OpenTelemetry collector at %s: %s; the job goes on without"
-                _report.warning(text, _WORDS[self._what], self._place, fault)
+            if not self._has_reported:
+                self._has_reported = True
+                text = "%s cannot be sent to the OpenTelemetry collector at %s: %s; the job continues without it"
+                _report.warning(text, _NOUNS[self._what], self._place, fault)
 
 
-_WORDS = {"traces": "spans", "logs": "log lines"}
+_NOUNS = {"traces": "spans", "logs": "log lines"}

@@ -1,7 +1,7 @@
 """The loop that ships journals: read entries, deliver them, acknowledge them, and wait while the store is down.
 
-A thread of the job runs it for the job's own journal until the agent has taken over, and the agent runs it for the
-journals of all jobs that log to one store.
+A thread of the job runs it for the job's own journal until the agent takes over. The agent runs it for the journals of
+all jobs that log to one store.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ GATHER = 0.25
 """Seconds between the first entry of a batch and its delivery, for a fast store."""
 _SHARE, _LONGEST_GATHER = 4.0, 4.0
 """Entries are gathered for `_SHARE` times as long as the last delivery took, at most `_LONGEST_GATHER` seconds. So a
-store that many processes deliver to gets larger batches instead of more of them. The maximum is below the 5 s of
-silence after which uvicorn closes a connection: a request that is sent at that moment is lost."""
+store that serves many processes gets larger batches instead of more batches. The maximum is below the 5 s of silence
+after which uvicorn closes a connection, because a request sent at that moment is lost."""
 _CHUNK = 128 * 2**10
-"""Bytes of a journal that are delivered and then acknowledged together; about a thousand metrics."""
+"""Bytes of a journal that are delivered and acknowledged together; about a thousand metrics."""
 _MOST = 8000
 """Maximum number of entries of all journals in one round."""
 _FIRST_PAUSE, LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while the store is unreachable; the pause doubles from the first value to the second."""
 _SPREAD = 0.5, 1.5
 """Range of the random factor of a pause. Without it, many workers that lost their server at the same moment would all
-return at the same moment, and overload the server again."""
+retry at the same moment, and overload the server again."""
 
 _report = logging.getLogger("autogen_team")
 
@@ -71,20 +71,20 @@ class Drain:
         on_failed: Callable[[str], None],
         on_taken: Callable[[], None],
     ) -> None:
-        """Ship what `sources` returns; call the other two after each attempt, with the reason if it failed."""
+        """Ship the journals of `sources`; call `on_taken` after a delivery, `on_failed` after a failure."""
         self._delivery = delivery
         self._sources = sources
         self._on_failed = on_failed
         self._on_taken = on_taken
         self._read: list[tuple[Source, int, list[Entry]]] = []
-        """The sources with entries that were read and are not delivered yet, each with the number of the last."""
+        """Sources with entries that are read but not delivered, each with the number of the last entry."""
         self._is_behind = False
         self.urgent = Wakeup()
-        """Cuts a pause short."""
+        """Ends a pause early."""
         self.delivering = threading.Lock()
         """Held during a request to the store."""
         self.gather = GATHER
-        """Seconds for which the next entries are to be gathered."""
+        """Seconds for which the next entries are gathered."""
         self.is_stopped = False
 
     def ship(self) -> None:
@@ -109,7 +109,7 @@ class Drain:
 
     def _has_entries(self) -> bool:
         sources = tuple(self._sources())
-        # Entries that another process ships by now must not be delivered again later: a tag would get an old value.
+        # Drop entries that another process ships now: a later delivery here would give a tag an old value.
         self._read = [one for one in self._read if one[0] in sources]
         if not self._read:
             count = 0
@@ -122,7 +122,7 @@ class Drain:
         return bool(self._read)
 
     def _attempt(self) -> bool:
-        self.urgent.clear()  # a flush from now on gets another attempt at once
+        self.urgent.clear()  # a flush after this line triggers another attempt at once
         read = self._read
         try:
             with self.delivering:

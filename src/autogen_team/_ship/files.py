@@ -1,4 +1,4 @@
-"""MLflow's own repositories of artifacts, and uploads to them that are no more than one file or folder."""
+"""MLflow's own artifact repositories, and uploads of single files and folders to them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from autogen_team._spool.records import Entry
 
 _with_profile: Callable[..., Any] = add_databricks_profile_info_to_artifact_uri
 _FINAL = frozenset({400, 403, 409, 413, 422})
-"""HTTP statuses of an upload that another attempt would not change; nginx answers 413 above 1 MB."""
+"""HTTP statuses after which another attempt to upload would fail, too; nginx answers 413 above 1 MB."""
 _INVALID = ErrorCode.Name(INVALID_PARAMETER_VALUE)
 _MISREAD = frozenset("#?%")
-_NOT_TO_BE_STORED = re.compile(r"#|%[0-9A-Fa-f]{2}")
-"""A server refuses the first, and decodes the second once more than it was encoded."""
+_UNSTORABLE = re.compile(r"#|%[0-9A-Fa-f]{2}")
+"""A server rejects `#`, and decodes `%` with two digits once too often."""
 _asking = threading.local()
 
 
@@ -51,13 +51,13 @@ def is_plain() -> bool:
 
 @lru_cache(maxsize=128)
 def repository_at(root: str, tracking_uri: str) -> Any:
-    """Return MLflow's own repository of the artifacts at the address `root`."""
+    """Return MLflow's own repository for the artifacts at the URI `root`."""
     with plainly():
         return get_artifact_repository(root, tracking_uri=tracking_uri)
 
 
 def root_of(store: Any, run_id: str, uri: str) -> str:
-    """Return the address of a run's artifacts in the store of `uri`; a client will do for the store."""
+    """Return the URI of a run's artifacts in the store of `uri`; `store` may be a client."""
     root: str = _with_profile(store.get_run(run_id).info.artifact_uri, uri)
     return root
 
@@ -71,10 +71,10 @@ def repository_of(client: mlflow.MlflowClient, run_id: str) -> Any:
 def send(repository: Any, path: Path, folder: str | None) -> None:
     """Upload a file to a folder of a repository, under its own name.
 
-    MLflow does not escape `#`, `?` and `%` in the addresses that it sends: `a?b.txt` would overwrite `a`.
+    MLflow does not escape `#`, `?` and `%` in the URLs of its requests: `a?b.txt` would overwrite `a`.
 
     Raises:
-        MlflowException: a server of MLflow cannot store the name, or the upload has failed.
+        MlflowException: an MLflow server cannot store a file of this name, or the upload failed.
 
     """
     log: Callable[[str, str | None], None] = repository.log_artifact
@@ -82,8 +82,8 @@ def send(repository: Any, path: Path, folder: str | None) -> None:
     if not (isinstance(repository, HttpArtifactRepository) and _MISREAD & set(name)):
         log(str(path), folder)
         return
-    if _NOT_TO_BE_STORED.search(name):
-        text = f"a server of MLflow cannot store {name!r}, because of the # or the % before two digits: rename it"
+    if _UNSTORABLE.search(name):
+        text = f"an MLflow server cannot store {name!r}, because of the # or the % before two digits: rename it"
         raise MlflowException(text, error_code=INVALID_PARAMETER_VALUE)
     with tempfile.TemporaryDirectory() as scratch:
         link = Path(scratch, _escaped(path.name))
@@ -98,7 +98,7 @@ def _escaped(name: str) -> str:
 def is_final(error: Exception, uri: str) -> bool:
     """Return whether an upload of the store `uri` would fail again in the same way."""
     status = getattr(getattr(error, "response", None), "status_code", None)
-    # MLflow has not even asked: the path is not valid, or the name of the file is not text.
+    # MLflow sent no request: the path is not valid, or the name of the file is not text.
     is_invalid = isinstance(error, MlflowException) and error.error_code == _INVALID
     return (
         status in _FINAL
@@ -109,13 +109,13 @@ def is_final(error: Exception, uri: str) -> bool:
 
 
 def bring(client: mlflow.MlflowClient, journal_folder: Path, entry: Entry) -> None:
-    """Upload the file of a trace, or the artifact of an entry that a version before 0.1.0 has written; remove the copy.
+    """Upload the file of a trace, or an artifact of an entry from a version before 0.1.0, and remove the copy.
 
-    A refused copy is moved to `refused`.
+    A rejected copy is moved to the folder `refused`.
 
     Raises:
         Unreachable: the upload failed; another attempt may succeed.
-        Refused: no attempt can succeed, for example because the file is too large or its run is gone.
+        Refused: no attempt can succeed, for example because the file is too large or its run is deleted.
 
     """
     place = journal_folder / entry["place"]

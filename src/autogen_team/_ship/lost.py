@@ -1,4 +1,4 @@
-"""RUNNING runs in a store, from all machines, and those whose job has stopped sending heartbeats."""
+"""RUNNING runs of all machines in a store, including runs whose job no longer sends heartbeats."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Running:
     sign: float | None
     """The last heartbeat; None without heartbeats, as for a run of plain MLflow."""
     latest: float
-    """The last heartbeat; without one, the newest metric or the start."""
+    """The last heartbeat; without heartbeats, the newest metric or the start."""
 
     @property
     def reason(self) -> str:
-        """Why the run is closed, if it is."""
+        """The reason to record when the run is closed."""
         at = datetime.fromtimestamp(self.latest, UTC)
         return f"{LOST} {at:%Y-%m-%dT%H:%M:%SZ}" + (f" ({self.host})" if self.host else "")
 
@@ -59,7 +59,7 @@ class Store:
         """Open the store at `uri`.
 
         Raises:
-            TrackingUnavailableError: it does not answer within `timeout` seconds.
+            TrackingUnavailableError: the store does not answer within `timeout` seconds.
             ConfigurationError: the store does not exist, and MLflow would create it.
 
         """
@@ -80,10 +80,10 @@ class Store:
 
         Raises:
             ConfigurationError: the experiment does not exist.
-            TrackingUnavailableError: the store does not answer as it should.
+            TrackingUnavailableError: the store cannot be read.
 
         """
-        with _plainly():
+        with _translated():
             names = self._experiments(experiment)
             ids = list(names)
             some = [ids[start : start + _EXPERIMENTS] for start in range(0, len(ids), _EXPERIMENTS)]
@@ -91,24 +91,24 @@ class Store:
         return sorted(found, key=lambda one: one.started, reverse=True)
 
     def now(self, of: Running) -> float:
-        """Return the time by the clock of the store, in seconds since 1970; the request needs any of its runs.
+        """Return the time by the clock of the store, in seconds since 1970; the request needs any run of the store.
 
         Raises:
-            TrackingUnavailableError: the store does not answer as it should.
+            TrackingUnavailableError: the store cannot be read.
 
         """
-        with _plainly(), suppress(Refused):
+        with _translated(), suppress(Refused):
             self._backend.look(of.run_id)
         return time.time() + self._backend.ahead
 
     def close(self, one: Running) -> bool:
-        """Close the run as KILLED, unless it has ended or had a heartbeat meanwhile; return whether it is closed now.
+        """Close the run as KILLED, unless it has ended or sent a heartbeat meanwhile; return whether it is closed now.
 
         Raises:
-            TrackingUnavailableError: the store does not answer as it should.
+            TrackingUnavailableError: the store cannot be read.
 
         """
-        with _plainly(), suppress(Refused):  # it was deleted meanwhile
+        with _translated(), suppress(Refused):  # the run was deleted meanwhile
             status, tags = self._backend.look(one.run_id)
             if status != "RUNNING" or (one.sign is not None and moment(tags.get(ALIVE_TAG, "")) != one.sign):
                 return False
@@ -145,7 +145,7 @@ class Store:
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
+def _translated() -> Iterator[None]:
     """Translate errors of the store into TrackingUnavailableError."""
     try:
         yield
@@ -157,7 +157,7 @@ def _running(run: Run, experiment: str) -> Running:
     tags = run.data.tags
     started = run.info.start_time / 1000
     sign = moment(tags.get(ALIVE_TAG, ""))
-    metrics = run.to_proto().data.metrics  # with their times, which `run.data.metrics` lacks
+    metrics = run.to_proto().data.metrics  # with times, which `run.data.metrics` lacks
     latest = max([started, *(metric.timestamp / 1000 for metric in metrics)]) if sign is None else sign
     return Running(
         run_id=run.info.run_id,

@@ -1,4 +1,4 @@
-"""MLflow's own stores as destinations, and MLflow's own way to its servers."""
+"""MLflow's own stores as backends, and requests to servers by MLflow's own client."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class Store:
             self.store.set_trace_tag(trace_id, key, value)
 
     def link_prompts(self, trace_id: str, prompts: Sequence[Mapping[str, Any]]) -> None:
-        """Link versions of prompts to a trace; a store that cannot is left as it is."""
+        """Link versions of prompts to a trace; do nothing if the store cannot."""
         named = [_prompt(one["name"], one["version"], template="") for one in prompts]
         with suppress(Refused, NotImplementedError, AttributeError):
             self._link_prompts(trace_id, named)
@@ -171,7 +171,7 @@ class Database(Store):
         if self._is_as_expected:
             try:
                 return sql_bulk.insert_metrics(self.store, batch.run_id, batch.metrics)
-            except (AttributeError, ImportError, TypeError):  # another MLflow: its own method is slower, but fits
+            except (AttributeError, ImportError, TypeError):  # another version: MLflow's method is slower, but works
                 _report.info("MLflow's tables are not as expected; using MLflow's own store for metrics", exc_info=True)
                 self._is_as_expected = False
         return False
@@ -192,17 +192,17 @@ def plain_store(uri: str, artifact_uri: str | None = None) -> Any:
     stores = mlflow_names.STORES
     if not stores.works():
         versions = stores.library.versions
-        raise ConfigurationError(f"{stores.lacking(list(stores.names))}: install one of MLflow {versions}")
+        raise ConfigurationError(f"{stores.lacking(list(stores.names))}: install MLflow {versions}")
     # A replacement is an attribute of the registry object; the registry's class is MLflow's own.
     registry = find(stores.names[0])
     return type(registry)._get_store_with_resolved_uri(registry, uri, artifact_uri)  # noqa: SLF001 - see above
 
 
 def hard_delete_of(uri: str) -> Callable[[str], object] | None:
-    """Return the function that deletes a run of this store for good, by its id; None for a server."""
+    """Return the function that permanently deletes a run of this store by its id; None for a server."""
     store = plain_store(uri)
     if hasattr(store, "engine"):
-        mlflow_names.HARD_DELETE.works()  # says so if it does not
+        mlflow_names.HARD_DELETE.works()  # reports a missing name
     found: Callable[[str], object] | None = getattr(store, "_hard_delete_run", None)  # what `mlflow gc` calls
     return found
 
@@ -232,9 +232,9 @@ def _send(
 
 
 def login_of(uri: str) -> dict[str, Any] | None:
-    """Return the plain values needed to send requests to a server as MLflow would; None if only MLflow can.
+    """Return the values needed to send requests to a server as MLflow does; None if only MLflow can send them.
 
-    MLflow signs requests itself for AWS, Databricks and plugins of the group `mlflow.request_auth_provider`.
+    MLflow itself signs requests for AWS, Databricks and plugins of the group `mlflow.request_auth_provider`.
     """
     known = plain_store(uri).get_host_creds()
     if known.aws_sigv4 or known.auth or known.use_databricks_sdk or getattr(known, "client_secret", None):
@@ -267,28 +267,28 @@ class _translated:  # noqa: N801 - reads as a phrase; a generator would cost ten
     """Translate exceptions of a store into `Refused` or `Unreachable`."""
 
     def __enter__(self) -> None:
-        self._around = sys.exc_info()[1]  # an exception that is already being handled is not our cause
+        self._around = sys.exc_info()[1]  # an exception that is already being handled is not the cause
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if not isinstance(error, Exception):
             return
-        does_not_fit = isinstance(root_of(error, self._around), _BAD_VALUES)  # the value, into the database
+        does_not_fit = isinstance(root_of(error, self._around), _BAD_VALUES)  # a value, into a column
         if does_not_fit or is_refusal(error):
             raise Refused(with_kind(error)) from error
         raise Unreachable(with_kind(error)) from error
 
 
 def is_refusal(error: Exception, *, at_server: bool = False) -> bool:
-    """Return whether MLflow itself rejected a request, and would do so again.
+    """Return whether MLflow itself rejected a request, and would reject it again.
 
     With `at_server`, only an error of the server itself counts: a proxy may answer 404 to everything.
     """
     if not isinstance(error, RestException if at_server else MlflowException):
         return False
-    return error.error_code in _REFUSALS and not _is_passing(error.__cause__)
+    return error.error_code in _REFUSALS and not _is_temporary(error.__cause__)
 
 
-def _is_passing(cause: BaseException | None) -> bool:
+def _is_temporary(cause: BaseException | None) -> bool:
     """Return whether a database failed for a temporary reason: its pool, its primary or the connection."""
     errors = sys.modules.get("sqlalchemy.exc")  # a job that logs to a server does not load SQLAlchemy
     if errors is None:

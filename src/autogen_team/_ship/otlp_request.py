@@ -1,4 +1,4 @@
-"""Spans as an OTLP request, from the form in which a journal holds them; MLflow is not loaded."""
+"""Encode the spans of a journal as an OTLP request; nothing here loads MLflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PREFIX = re.compile(r".*(?:tr-|/)")
 
 
 def encode(spans: Sequence[Mapping[str, Any]], resource: Mapping[str, Any]) -> bytes:
-    """Return the request for spans in the form that `Span.to_dict` of MLflow has, and the attributes of a resource."""
+    """Return the request for spans in the form of MLflow's `Span.to_dict`, with the attributes of a resource."""
     request = ExportTraceServiceRequest()
     group = request.resource_spans.add()
     _fill(group.resource.attributes, resource)
@@ -45,14 +45,14 @@ def _add(made: Span, span: Mapping[str, Any]) -> None:
         _fill(added.attributes, event.get("attributes") or {})
     for link in span.get("links", ()):
         trace_id, span_id = _PREFIX.sub("", link["trace_id"]), link["span_id"]
-        if _TRACE_ID.fullmatch(trace_id) and _SPAN_ID.fullmatch(span_id):  # some clients have longer ones of their own
+        if _TRACE_ID.fullmatch(trace_id) and _SPAN_ID.fullmatch(span_id):  # some clients use longer ids
             linked = made.links.add()
             linked.trace_id, linked.span_id = bytes.fromhex(trace_id), bytes.fromhex(span_id)
             _fill(linked.attributes, link.get("attributes") or {})
 
 
 def _decoded(value: Any) -> Any:
-    """Return the value of an attribute, which MLflow keeps as JSON; the server encodes it again."""
+    """Decode the value of an attribute, which MLflow keeps as JSON; the server encodes it again."""
     try:
         return orjson.loads(value)
     except (TypeError, orjson.JSONDecodeError):  # an attribute of plain OpenTelemetry

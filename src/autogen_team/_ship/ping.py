@@ -1,7 +1,7 @@
 """A dead man's switch: a service that is notified when a job starts and ends, and alerts you if it is not.
 
-The conventions are those of healthchecks.io, which other services share: a request to the URL itself means success;
-`/start` and `/fail` behind its path mean the start and the failure, and the body of a request is kept for people.
+The conventions are those of healthchecks.io, which other services share. A request to the URL itself means success;
+`/start` and `/fail` after its path mean the start and the failure. The service shows the body of a request to users.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from autogen_team._process.deadline import within
 Event = Literal["start", "success", "fail"]
 
 _VARIABLE = "AUTOGEN_TEAM_PING_OF_JOB"
-"""The variable with the URL for a process that recovers this one; workers of the job do not inherit it."""
+"""Variable with the URL for a process that recovers this one; workers of the job do not inherit it."""
 _TIMEOUT = 10.0
 """Seconds for one request."""
 _PAUSES = (0.5, 2.0)
 """Seconds before the second and the third attempt."""
 _LONGEST_BODY = 10_000
-"""Bytes of a body; healthchecks.io keeps 100 kB, others less."""
-_PASSING = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
+"""Maximum bytes of a body; healthchecks.io keeps 100 kB, other services less."""
+_TEMPORARY = frozenset({HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS})
 """Status codes after which another attempt may help."""
 
 _url_of_job: list[str] = []
@@ -39,7 +39,7 @@ class PingError(Exception):
 
 
 def address(url: str, event: Event) -> str:
-    """Return the URL that stands for an event.
+    """Return the URL for an event.
 
     >>> address("https://hc-ping.com/abc?rid=1", "start")
     'https://hc-ping.com/abc/start?rid=1'
@@ -56,10 +56,10 @@ def send(url: str, event: Event, body: str = "", *, is_wanted: Callable[[], bool
     """Notify the service, with up to three attempts of at most 10 s each; retry only while `is_wanted`.
 
     Raises:
-        PingError: it could not be notified.
+        PingError: the service could not be notified.
 
     """
-    from urllib.error import HTTPError, URLError  # they load what few jobs need
+    from urllib.error import HTTPError, URLError  # imported here, because few jobs need it
 
     reason = ""
     for pause in (0.0, *_PAUSES):
@@ -71,7 +71,7 @@ def send(url: str, event: Event, body: str = "", *, is_wanted: Callable[[], bool
         except HTTPError as error:
             error.close()
             reason = f"it answers {error.code} {error.reason}"
-            if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code not in _PASSING:
+            if error.code < HTTPStatus.INTERNAL_SERVER_ERROR and error.code not in _TEMPORARY:
                 break
         except URLError as error:
             reason = f"it cannot be reached: {error.reason}"
@@ -86,13 +86,13 @@ def _request(url: str, body: str) -> None:
     from urllib.request import Request, urlopen
 
     headers = {"User-Agent": "autogen-team", "Content-Type": "text/plain; charset=utf-8"}
-    request = Request(url, body.encode()[:_LONGEST_BODY], headers)  # noqa: S310 - the setting takes http(s) only
+    request = Request(url, body.encode()[:_LONGEST_BODY], headers)  # noqa: S310 - the setting accepts only http(s)
     with urlopen(request, timeout=_TIMEOUT) as answer:  # noqa: S310 - the same  # nosec B310
         answer.read()
 
 
 def note_job(url: str) -> Undo:
-    """Ask the process that recovers this one to report its death to `url`."""
+    """Make the process that recovers this one report its death to `url`, until the returned function is called."""
     _url_of_job.append(url)
     return lambda: _url_of_job.remove(url)
 
@@ -103,7 +103,7 @@ def for_recovery() -> dict[str, str]:
 
 
 def report_death(reason: str) -> None:
-    """Report the death of the job for whose recovery this process was started."""
+    """Report the death of the job that this process recovers."""
     if url := os.environ.get(_VARIABLE):
         with suppress(PingError):
             send(url, "fail", reason)

@@ -1,4 +1,4 @@
-"""Recovers the journals of dead processes: delivers their entries and closes their runs."""
+"""Recover the journals of dead processes: deliver their entries and close their runs."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from autogen_team._spool.records import VERSION, Entry
 PATIENCE = 900.0
 """Seconds for which the agent retries a journal whose store is down."""
 _PAUSE = 10.0
-"""Seconds between two tries."""
+"""Seconds between two attempts."""
 _DYING = 2.0
-"""Seconds that a process may take to end after its connection to the agent has."""
+"""Seconds that a process may take to exit after its connection to the agent was closed."""
 
 _SIGNS = frozenset({signs.ALIVE_TAG, signs.HOST_TAG, signs.PID_TAG})
 _OURS = "autogen_team."
-"""How the tags begin that tell of a run's state."""
+"""Prefix of the tags with the state of a run."""
 _GLANCE = 0.2
 """Polling interval in seconds for a journal that another process or thread is recovering."""
 
@@ -51,19 +51,19 @@ class Recovered:
     delivered: int = 0
     """Number of entries."""
     files: int = 0
-    """Number of uploads of files."""
+    """Number of file uploads."""
     closed: list[str] = field(default_factory=list)
     """Ids of the runs that were closed, as KILLED unless the caller gave another status."""
     refused: int = 0
     problem: str = ""
-    """Why the journal could not be recovered, or not completely; empty if it was."""
+    """Why the journal was not recovered, or not completely; empty on success."""
     by_others: bool = False
     """Whether another process or thread was faster."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """How runs ended that were never closed."""
+    """How unclosed runs ended."""
 
     reason: str
     status: run_events.Status = "KILLED"
@@ -107,13 +107,13 @@ def recover_all(
     """Recover every dead journal of this machine that belongs to the store of `uri`; with `others`, of every store.
 
     With `others`, waits for a journal that another process is recovering, and recovers it here if that fails. `hosts`
-    names machines that are gone; their journals are treated as this machine's.
+    names machines that no longer exist; their journals are treated as this machine's.
     """
     index.sweep(state)
     for found in index.find(state, hosts, held=others):
         if found.state not in ("dead", "recovering"):
             continue
-        if uris.identity(found.uri) == uris.identity(mask_url(uri)):  # and not its replacement
+        if uris.identity(found.uri) == uris.identity(mask_url(uri)):  # a journal records its URI masked
             yield found, see_to(found, uri, registry_uri, state, hosts)
         elif others and MASK in found.uri:
             problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"
@@ -123,7 +123,7 @@ def recover_all(
 
 
 def see_to(found: Found, uri: str, registry_uri: str, state: Path, hosts: Collection[str]) -> Recovered:
-    """Recover a journal, or wait until the process that is at it is done."""
+    """Recover a journal, or wait for another process that is already recovering it."""
     now: Found | None = found
     if found.state == "recovering":
         _report.warning("the journal of process %d: %s; waiting for it", found.pid, found.evidence)
@@ -143,7 +143,7 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
     def work() -> None:
         for found, result in recover_all(uri, registry_uri, state):
             if result.problem and found.folder.exists():  # otherwise there is nothing left to recover
-                _report.warning("the journal of process %d is not recovered: %s", found.pid, result.problem)
+                _report.warning("the journal of process %d was not recovered: %s", found.pid, result.problem)
             elif not result.problem and not result.by_others:
                 closed = f"; closed as KILLED: {', '.join(result.closed)}" if result.closed else ""
                 text = "recovered the journal of process %d: %d entries delivered%s"
@@ -154,10 +154,10 @@ def recover_behind(uri: str, registry_uri: str, state: Path) -> None:
 
 
 def after_death(folders: list[str], reasons: Mapping[str, str] = {}) -> None:
-    """Recover journals that processes have left behind; the environment names the stores.
+    """Recover the journals of dead processes; the environment names the stores.
 
-    `reasons` say why some of the processes were asked to end, by folder. A journal whose store is down, or that another
-    process is recovering, is retried for up to 15 minutes.
+    `reasons` has, by folder, why some of the processes were asked to end. A journal whose store is down, or that
+    another process is recovering, is retried for up to 15 minutes.
     """
     waiting = [Path(folder) for folder in folders]
     dying_until = time.monotonic() + _DYING
@@ -206,9 +206,10 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
             delivery.ids[entry["run"]] = entry["id"]
     attempts = _attempts(entries)
     over = _superseded(backend, attempts, delivery.ids)
-    left = list(_without_claims_to_life(waiting, over))
+    left = list(_without_heartbeats(waiting, over))
     delivery.insist(left)
-    if all(entry["op"] != "create" for entry in left):  # the ids of new runs are learnt by delivering them again
+    # Entries that create runs stay unacknowledged: a second attempt gets the ids of the runs by delivering them again.
+    if all(entry["op"] != "create" for entry in left):
         reader.acknowledge(found.folder, entries[-1]["n"])
     result.delivered, result.refused = found.waiting, delivery.refused
     end = int((how.at or found.last_write) * 1000)
@@ -220,7 +221,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
     for run_id, real in left_open.items():
         if run_id not in over and _close(client, backend, real, end, how, attempts.get(run_id, 1)):
             result.closed.append(real)
-    # They may take long, so the runs are closed before. The log and the code may be among them, in older versions.
+    # Uploads may take long, so the runs are closed first. In older versions, the log and the code may be among them.
     result.refused += uploads.finish(
         found.folder, uri, state, lambda run_id: files.root_of(client, delivery.ids.get(run_id, run_id), uri)
     )
@@ -232,7 +233,7 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
 
 
 def _attempts(entries: list[Entry]) -> dict[str, int]:
-    """Return which start of its job each run was in that the process has opened."""
+    """Return the attempt number of each run that the process has opened."""
     found: dict[str, int] = {}
     for entry in entries:
         for one in entry["open"] if entry["op"] == "journal" else [entry] if entry["op"] == "open" else ():
@@ -241,18 +242,18 @@ def _attempts(entries: list[Entry]) -> dict[str, int]:
 
 
 def _superseded(backend: Backend, attempts: Mapping[str, int], ids: Mapping[str, str]) -> set[str]:
-    """Return the runs of a dead process whose job has been started again meanwhile, so that they are not its own."""
+    """Return the runs of a dead process that a later start of the job has taken over."""
     found = set()
     for run_id, attempt in attempts.items():
-        with suppress(Refused):  # it was deleted, or is yet to be made
+        with suppress(Refused):  # the run was deleted, or does not exist yet
             _, tags = backend.look(ids.get(run_id, run_id))
             if run_events.attempt_of(tags) > attempt:
                 found.add(run_id)
     return found
 
 
-def _without_claims_to_life(entries: list[Entry], over: Collection[str]) -> Iterator[Entry]:
-    """Yield the entries of a dead process without its heartbeats; of runs in `over`, only what was logged."""
+def _without_heartbeats(entries: list[Entry], over: Collection[str]) -> Iterator[Entry]:
+    """Yield the entries of a dead process without heartbeats; for runs in `over`, only logged data."""
     for entry in entries:
         is_over = entry.get("run") in over
         if is_over and entry["op"] in ("info", "untag"):
@@ -281,7 +282,7 @@ def close_run(uri: str, registry_uri: str, state: Path, run_id: str, end: Cause)
 
 
 def _half_open(entries: list[Entry], client: mlflow.MlflowClient) -> Iterator[str]:
-    """Yield the ids of runs that were created but not recorded, found by the mark recorded before their creation."""
+    """Yield the ids of runs that were created but not recorded, by the mark that was recorded before their creation."""
     opening: dict[str, str] = {}
     if any(entry["op"] == "closed" for entry in entries):
         return
@@ -330,7 +331,7 @@ def _attach_log(client: mlflow.MlflowClient, run_id: str, folder: Path) -> None:
 
 
 def _attach_code(client: mlflow.MlflowClient, backend: Backend, run_id: str, state: Path, noted_as: str) -> None:
-    """Upload the run's snapshot if it is still waiting; in an outage it waits under the run's local id."""
+    """Upload the snapshot of a run if it still waits; after an outage, it waits under the local id of the run."""
     folder = code_files.waiting_for(state, noted_as)
     if folder is not None:
         client.log_artifacts(run_id, str(folder), code_files.ARTIFACTS)

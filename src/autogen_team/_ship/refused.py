@@ -1,4 +1,4 @@
-"""What a store has refused for good: noted in `refused.jsonl` of the state folder, files beside it."""
+"""Items that a store has rejected for good: recorded in `refused.jsonl` in the state folder, with files beside it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FILE = "refused.jsonl"
 
 
 def note(state: Path, what: Mapping[str, object]) -> str:
-    """Append an entry to the file; return why that was not possible, or an empty text."""
+    """Append an entry to the file; return the error, or an empty text."""
     try:
         descriptor = os.open(state / FILE, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
         try:
@@ -28,14 +28,14 @@ def note(state: Path, what: Mapping[str, object]) -> str:
 
 
 def set_aside(state: Path, name: str, content: Path) -> Path:
-    """Move files to the folder `refused`, and return their new place."""
+    """Move files to the folder `refused`, and return their new path."""
     aside = private_folder(state / "refused") / name
     content.rename(aside)
     return aside
 
 
 def note_files(state: Path, one: Waiting, reason: str) -> str:
-    """Set refused files aside, note them, and return a text for the user."""
+    """Move rejected files to `refused`, record them, and return a message for the user."""
     order = one.order
     if "status" in order:
         one.remove()

@@ -1,6 +1,6 @@
-"""What a job uses of its machine: of its container, where that has limits, and of the GPUs that it may use.
+"""Resource usage of a job: of its container, if that has limits, or of its machine, and of the GPUs that it may use.
 
-The names are those of MLflow's own system metrics, so that its pages show them. Nothing here loads MLflow.
+The names are those of MLflow's own system metrics, so that its web UI shows them. Nothing here loads MLflow.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _MEGABYTE = 1e6
 
 
 class Resources:
-    """The figures of one process, from one sample to the next."""
+    """Resource usage of one process, sampled repeatedly."""
 
     def __init__(self, pid: int, environment: Mapping[str, str]) -> None:
-        """Look at the control groups and the network of process `pid`, and at the GPUs that `environment` allows."""
+        """Measure the control groups and the network of process `pid`, and the GPUs that `environment` allows."""
         self._pid = pid
         self._memory = _memory_limit(pid)
         self._cpu = _cpu_quota(pid)
@@ -32,15 +32,15 @@ class Resources:
         self._gpus = list(_gpus(environment))
 
     def sample(self) -> dict[str, float]:
-        """Return the figures of now; of the CPU, those since the last sample."""
+        """Return the current values; the value of the CPU is the mean since the last sample."""
         return {**self._of_cpu(), **self._of_memory(), **self._of_disk(), **self._of_network(), **self._of_gpus()}
 
     def _read_clock(self) -> tuple[float, float]:
-        """Return the seconds of CPU that were used so far, and those that could have been."""
+        """Return the CPU seconds used so far, and the CPU seconds available so far."""
         if self._cpu is not None:
             return self._cpu.used(), time.monotonic() * self._cpu.cores
         times = psutil.cpu_times()
-        # Linux counts the time of guests as that of users too.
+        # Linux counts guest time as user time, too.
         total = sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0)
         return total - times.idle - getattr(times, "iowait", 0.0), total
 
@@ -82,18 +82,18 @@ class Resources:
         return found
 
 
-# Control groups of Linux, version 1 and 2 -----------------------------------------------------------------------------
+# Control groups of Linux, versions 1 and 2.
 
 
 class _Group(NamedTuple):
-    """A control group that a process is in, or one of those around it."""
+    """The control group of a process."""
 
     folder: Path
     top: Path
-    """The outermost group that can be seen from here."""
+    """The folder of the outermost visible group."""
 
     def upwards(self) -> Iterator[Path]:
-        """Yield its folder and those of the groups around it."""
+        """Yield the folders of the group and of the groups around it."""
         folder = self.folder
         while True:
             yield folder
@@ -106,18 +106,18 @@ class _Memory(NamedTuple):
     limit: int
     """Bytes."""
     used: Callable[[], int]
-    """Returns bytes, without those of files that the kernel can drop at once."""
+    """Callable that returns the used bytes, without cached files that the kernel can drop at once."""
 
 
 class _Cpu(NamedTuple):
     cores: float
-    """How many seconds of CPU it may use per second."""
+    """Allowed CPU seconds per second."""
     used: Callable[[], float]
-    """Returns the seconds of CPU used so far."""
+    """Callable that returns the CPU seconds used so far."""
 
 
 def _groups(pid: int) -> dict[str, _Group]:
-    """Return the control group of a process for each controller; that of version 2 has the name ''."""
+    """Return the control group of a process for each controller; the group of version 2 has the key ''."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text().splitlines()
         lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
@@ -132,7 +132,7 @@ def _groups(pid: int) -> dict[str, _Group]:
         (_, _, _, root, top, *_), (kind, _, options) = (part.split(" ")[:n] for part, n in _halves(line))
         for name in [""] if kind == "cgroup2" else options.split(",") if kind == "cgroup" else ():
             if name in paths and name not in found:
-                # In a container without a namespace of its own, the path begins at a root that is not to be seen.
+                # In a container without its own namespace, the path begins at a root that is not visible.
                 inner = os.path.relpath(paths[name], root)
                 folder = Path(top) if inner.startswith("..") else Path(top, inner)
                 found[name] = _Group(folder if folder.is_dir() else Path(top), Path(top))
@@ -146,7 +146,7 @@ def _halves(line: str) -> Iterator[tuple[str, int]]:
 
 
 def _memory_limit(pid: int) -> _Memory | None:
-    """Return the lowest limit of memory that counts for a process; None if only that of the machine does."""
+    """Return the lowest memory limit of a process; None if only the size of the machine's memory limits it."""
     groups = _groups(pid)
     kinds = (
         ("", "memory.max", "memory.current", "inactive_file"),
@@ -167,7 +167,7 @@ def _memory_in_use(usage: Path, stat: Path, droppable: str) -> Callable[[], int]
 
 
 def _cpu_quota(pid: int) -> _Cpu | None:
-    """Return the lowest quota of CPU that counts for a process; None if all cores are for all."""
+    """Return the lowest CPU quota of a process; None without a quota."""
     groups = _groups(pid)
     found = []
     if "" in groups:
@@ -194,23 +194,20 @@ def _seconds(path: Path, key: str | None, per_second: float) -> Callable[[], flo
 def _text(path: Path) -> str:
     try:
         return path.read_text().strip()
-    except OSError:  # there is none, or the process and its group are gone
+    except OSError:  # the file does not exist, or the process and its group have ended
         return ""
 
 
 def _number(path: Path, key: str | None = None) -> int:
-    """Return the number in a file, or behind a key of it; 0 if there is none."""
+    """Return the number in a file, or after a key in the file; 0 if there is none."""
     text = _text(path)
     if key is not None:
         text = next((line.split()[1] for line in text.splitlines() if line.split()[:1] == [key]), "")
     return int(text) if text.lstrip("-").isdigit() else 0
 
 
-# Network --------------------------------------------------------------------------------------------------------------
-
-
 def _traffic(pid: int) -> tuple[int, int]:
-    """Return how many bytes the network of a process has received and sent; (0, 0) if that cannot be known."""
+    """Return the bytes received and sent by the network of a process, or else of the machine; (0, 0) if unknown."""
     with suppress(OSError, ValueError, IndexError):
         lines = Path(f"/proc/{pid}/net/dev").read_text().splitlines()[2:]
         columns = [line.partition(":")[2].split() for line in lines]
@@ -219,11 +216,8 @@ def _traffic(pid: int) -> tuple[int, int]:
     return (counters.bytes_recv, counters.bytes_sent) if counters else (0, 0)
 
 
-# GPUs -----------------------------------------------------------------------------------------------------------------
-
-
 def _gpus(environment: Mapping[str, str]) -> Iterator[Callable[[], dict[str, float]]]:
-    """Yield what reads the figures of each NVIDIA GPU that a job may use, in the order in which the job sees them."""
+    """Yield a function that reads the usage of each NVIDIA GPU of a job, in the order in which the job sees them."""
     try:
         import pynvml
     except ImportError:
@@ -238,7 +232,7 @@ def _gpus(environment: Mapping[str, str]) -> Iterator[Callable[[], dict[str, flo
 
 
 def _visible(nvml: ModuleType, environment: Mapping[str, str]) -> Iterator[Any]:
-    """Yield a handle of each GPU that CUDA would show; as there, the first name that fits none ends the list."""
+    """Yield a handle of each GPU that is visible to CUDA; as in CUDA, the first name without a match ends the list."""
     every = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     chosen = environment.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
@@ -270,7 +264,7 @@ def _reader(nvml: ModuleType, handle: Any) -> Callable[[], dict[str, float]]:
             memory = nvml.nvmlDeviceGetMemoryInfo(handle)
             found["memory_usage_percentage"] = round(100 * memory.used / memory.total, 1)
             found["memory_usage_megabytes"] = round(memory.used / _MEGABYTE, 1)
-        with suppress(nvml.NVMLError):  # a part of a GPU (MIG) has no figure of its own
+        with suppress(nvml.NVMLError):  # a partition of a GPU (MIG) has no utilization
             found["utilization_percentage"] = nvml.nvmlDeviceGetUtilizationRates(handle).gpu
         with suppress(nvml.NVMLError):
             watts = nvml.nvmlDeviceGetPowerUsage(handle) / 1000

@@ -1,4 +1,4 @@
-"""An MLflow server as a destination, through its REST API; nothing here loads MLflow."""
+"""An MLflow server as a backend, through its REST API; nothing here loads MLflow."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from autogen_team._ship.backend import OPENED_BY, Batch, Blocked, Refused, Refus
 from autogen_team._ship.error_text import first_line, root_of
 
 PATIENCE = 30.0
-"""Seconds that a server may take to answer one request."""
+"""Maximum seconds for the answer to one request."""
 HEADERS = {"Content-Type": "application/json"}
 _FINAL = frozenset({400, 403, 404, 409, 413, 422})
-"""HTTP statuses of an MLflow server that another attempt would not change."""
+"""HTTP statuses of an MLflow server after which another attempt would fail, too."""
 _TOO_LARGE = 413
 _SKEW = 2.0
-"""Apparent difference in seconds of equal clocks: a header has whole seconds, and an answer takes time."""
+"""Maximum difference in seconds that equal clocks may show: a header has whole seconds, and an answer takes time."""
 _NOT_ABOUT_CONTENT = frozenset({401, 404, 407, 408, 425, 429})
 """HTTP statuses below 500 that are not about the content: a login is missing, or the server is down or busy."""
 _UNKNOWN = frozenset({404, 501})
 _SPANS = "/v1/traces"
-"""Where an MLflow server takes spans by OpenTelemetry's protocol, from version 3.4 on."""
+"""Path at which an MLflow server of version 3.4 or newer accepts spans by OpenTelemetry's protocol."""
 _AT_ONCE, _PORTION = 8, 16
-"""Number of requests for traces that are sent at a time, as each trace takes one, and MLflow's own client sends ten;
-number of spans in a request after which another one begins."""
+"""Number of parallel requests for traces, because each trace takes one (MLflow's own client sends ten), and number of
+spans after which a request is full."""
 _LONGEST_METADATA, _LONGEST_TRACE_TAG = 250, 4096
-"""Characters of names and of metadata of traces, and of their tags, to which MLflow's own client cuts them."""
+"""Lengths in characters to which MLflow's own client cuts the names and metadata of traces, and their tags."""
 _TITLE = re.compile(r"<title[^>]*>([^<]*)", re.IGNORECASE)
 _MARKUP = re.compile(r"<[^>]*>")
 _BUSY = ("BAD_REQUEST: QueuePool limit", "BAD_REQUEST: (psycopg2.errors.ReadOnlySqlTransaction)")
 """Errors of a server that waited longer than 30 s for a connection to its database, or whose database has lost its
-primary. MLflow reports almost every error of SQLAlchemy as a bad request. The server would take the same request
+primary. MLflow reports almost every error of SQLAlchemy as a bad request. The server would accept the same request
 later."""
 
 
@@ -49,7 +49,7 @@ class Unknown(Unreachable):
 
 
 class Answer(Protocol):
-    """The parts of the answer of `requests` that are used here."""
+    """The attributes of a `requests` response that are used here."""
 
     status_code: int
 
@@ -60,28 +60,28 @@ class Answer(Protocol):
 
     @property
     def content(self) -> bytes:
-        """The body as it came."""
+        """The body as bytes."""
         ...
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """The headers, by names in any case."""
+        """The headers, with case-insensitive names."""
         ...
 
 
 Send: TypeAlias = Callable[..., Answer]
-"""Sends a JSON body to a path of the server, or a GET request without one; once, for at most `PATIENCE` seconds.
+"""Sends one request to a path of the server, with a JSON body, or GET without a body; waits at most `PATIENCE` seconds.
 
-Other methods and headers may follow as the third and the fourth argument.
+The optional third and fourth arguments are another method and other headers.
 """
 
 
 def sender(login: Callable[[], Mapping[str, Any]]) -> Send:
     """Return a function that sends with the credentials that `login` returns; see `mlflow_backend.login_of`."""
-    import requests  # takes as long as everything else here together
+    import requests  # takes as long as all other imports here together
 
     session = requests.Session()
-    session.trust_env = False  # the environment is not that of the job, which has read its own
+    session.trust_env = False  # the environment is not the job's; the job has read its own
 
     def send(path: str, body: bytes | None, method: str | None = None, headers: Mapping[str, str] = HEADERS) -> Answer:
         known = login()
@@ -109,9 +109,9 @@ class Server:
         """Send each request with `send`, which adds address, credentials, certificates and headers."""
         self._send = send
         self._date = ""
-        """When the server last answered, by its own clock, as an HTTP header."""
+        """Time of the last answer by the server's clock, as an HTTP header."""
         self._heard = 0.0
-        """The same by the clock of this machine, in seconds since 1970."""
+        """The same time by this machine's clock, in seconds since 1970."""
 
     @property
     def ahead(self) -> float:
@@ -200,7 +200,7 @@ class Server:
             "trace_metadata": _cut(info.get("trace_metadata", {}), _LONGEST_METADATA),
             "tags": _cut(info.get("tags", {}), _LONGEST_TRACE_TAG),
         }
-        with self._only_by_newer_servers("traces of its form"):
+        with self._only_by_newer_servers("traces in this format"):
             self._exchange("/api/3.0/mlflow/traces", orjson.dumps({"trace": {"trace_info": cut}}))
 
     def tag_trace(self, trace_id: str, key: str, value: str) -> None:
@@ -209,22 +209,22 @@ class Server:
         self._exchange(f"/api/2.0/mlflow/traces/{quote(trace_id, safe='')}/tags", body, "PATCH")
 
     def link_prompts(self, trace_id: str, prompts: Sequence[Mapping[str, Any]]) -> None:
-        """Link versions of prompts to a trace; a server that cannot is left as it is."""
+        """Link versions of prompts to a trace; do nothing if the server cannot."""
         named = [{"name": one["name"], "version": str(one["version"])} for one in prompts]
         with suppress(Refused), self._only_by_newer_servers("links to prompts"):
             self._post("traces/link-prompts", trace_id=trace_id, prompt_versions=named)
 
     @contextmanager
     def _only_by_newer_servers(self, what: str) -> Iterator[None]:
-        """Take it for a refusal if the server answers, but does not know the request.
+        """Raise `Refused` if the server is up but does not know the request.
 
-        A proxy whose server is down does not know it either, so the server is asked for something else.
+        A proxy whose server is down does not know it either, so another request checks the server.
         """
         try:
             yield
         except Unknown as unknown:
             if self.takes_others(""):
-                raise Refused(f"this MLflow server does not take {what}: {unknown}") from None
+                raise Refused(f"this MLflow server does not accept {what}: {unknown}") from None
             raise
 
     def _post(self, endpoint: str, **body: Any) -> dict[str, Any]:
@@ -239,7 +239,7 @@ class Server:
         return found
 
     def _exchange(self, path: str, body: bytes | None, *more: Any) -> Answer:
-        """Send a request, and return the answer, whose status is 200."""
+        """Send a request, and return the answer with status 200."""
         around = sys.exc_info()[1]
         try:
             answer = self._send(path, body, *more)

@@ -1,4 +1,4 @@
-"""The agent's way to one store: a thread that ships the journals of all jobs that log to it."""
+"""The agent's thread for one store, which ships the journals of all jobs that log to the store."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from autogen_team._ship.backend import Backend
 
 _LONGEST_IDLE = 1.0
-"""Polling interval in seconds for idle journals; a flush cuts it short."""
+"""Maximum polling interval in seconds for idle journals; a flush ends the wait early."""
 _FOR_THE_JOB = frozenset({"create", "trace_file"})
-"""Operations of the job itself: it learns the ids of its runs, and has loaded MLflow's repositories."""
+"""Operations that the job itself ships: it needs the ids of its runs, and has loaded MLflow's repositories."""
 
 
 class Shipment:
-    """The journal of a job that the agent ships."""
+    """The journal of a job, shipped by the agent."""
 
     def __init__(self, route: Route, job: Job, order: Message, signs: Signs, system_metrics: SystemMetrics) -> None:
         """Ship as the order says; see `Route.take`."""
@@ -39,7 +39,7 @@ class Shipment:
         self.system_metrics = system_metrics
         self._order = order
         self._open: dict[str, int] = dict(order["runs"])
-        """Which start of its job each open run is in, by the run ids that the job knows."""
+        """Attempt number of each open run, by the run ids that the job knows."""
         self._job = job
         after: int = order["after"]
         self._follower = Follower(lambda: job.folder, after)
@@ -60,7 +60,7 @@ class Shipment:
 
     @property
     def is_urgent(self) -> bool:
-        """Whether the job waits for entries that have not been taken yet."""
+        """Whether the job waits for entries that the store has not accepted yet."""
         return self._wanted > self.acked
 
     def read(self, limit: int) -> list[Entry]:
@@ -89,11 +89,11 @@ class Shipment:
             self._give_back()
 
     def open_runs(self, ids: Mapping[str, str]) -> set[str]:
-        """Return the store's ids of the runs that the job has open."""
+        """Return the runs that the job has open, by their ids in the store."""
         return {ids.get(run_id, run_id) for run_id in self._open}
 
     def has_open(self, run_id: str) -> bool:
-        """Return whether the job has a run open, by the id that it knows."""
+        """Return whether the job has a run open, by the id that the job knows."""
         return run_id in self._open
 
     def runs_of_others(self, ids: Mapping[str, str]) -> set[str]:
@@ -108,7 +108,7 @@ class Shipment:
     def give_signs(self, ids: Mapping[str, str], others: Iterable[str]) -> bool:
         """Send heartbeats for the job's open runs if they are due; return whether the store answers.
 
-        Of `others`, the tags are read only.
+        Only the tags of the runs `others` are read.
         """
         return self._signs.give(self._open, ids, others)
 
@@ -128,7 +128,7 @@ class Shipment:
     def flush(self, until: int) -> None:
         """Ship the entries up to the number `until` at once."""
         self._wanted = until
-        if self.acked >= until:  # a job that was stopped may have missed it
+        if self.acked >= until:  # a suspended job may have missed the message
             self.tell({"op": "acked", "number": self.acked})
         elif self._is_given_back:
             self.tell({"op": "yours"})
@@ -136,7 +136,7 @@ class Shipment:
             self._route.hurry()
 
     def log_in(self, store: Message) -> None:
-        """Use the credentials that the job has renewed."""
+        """Use the renewed credentials of the job."""
         self._route.login = store.get("rest")
         self._route.hurry()
 
@@ -162,7 +162,7 @@ class Route:
     """A store and the journals that are shipped to it."""
 
     def __init__(self, store: Message) -> None:
-        """Start loading what the store needs; it is given by `uri`, or by `rest` for a server."""
+        """Start loading the backend of a store, which is given by `uri`, or by `rest` for a server."""
         self._store = store
         self.login: Any = store.get("rest")
         self.silent: deque[tuple[str, int]] = deque()
@@ -184,7 +184,7 @@ class Route:
         return not self._thread.is_alive() or (self._drain is not None and self._drain.is_stopped)
 
     def prepare(self, job: Job) -> None:
-        """Tell the job once its journal can be shipped."""
+        """Tell the job when its journal can be shipped."""
         with self._lock:
             if not self._is_ready:
                 self._prepared.append(job)
@@ -215,7 +215,7 @@ class Route:
         return shipment
 
     def remove(self, shipment: Shipment) -> None:
-        """Stop shipping this journal; end the thread if it was the last one."""
+        """Stop shipping this journal; end the thread if it was the last journal."""
         with self._lock:
             self._shipments = tuple(one for one in self._shipments if one is not shipment)
             self._removed.append(shipment)
@@ -224,12 +224,12 @@ class Route:
                 self._drain.stop()
 
     def learn(self, entries: list[Entry]) -> None:
-        """Remember the store's ids of runs that entries name."""
+        """Remember the ids that runs have in the store, from the entries."""
         assert self._delivery is not None
         self._delivery.ids |= {entry["run"]: entry["id"] for entry in entries if entry["op"] == "created"}
 
     def hurry(self) -> None:
-        """Cut a pause short."""
+        """End a pause early."""
         if self._drain is not None:
             self._drain.urgent.set()
 
@@ -247,7 +247,7 @@ class Route:
         while not self._drain.is_stopped:
             if not any(shipment.is_urgent for shipment in self._shipments):
                 self._drain.urgent.wait(idle)
-            # First, so that the run of a job that resumes and ends at once is reopened before it is closed.
+            # Heartbeats come first, so that a run that is resumed and ended at once is reopened before it is closed.
             is_there = self._give_signs(self._delivery.ids)
             for shipment in self._shipments:
                 shipment.system_metrics.log(self._delivery.ids, is_cut=not is_there)
@@ -272,7 +272,7 @@ class Route:
         return True
 
     def _stop(self, run_id: str, stop: Stop) -> None:
-        """Ask the processes that work for a run to end, first the one that has it open."""
+        """Ask the processes that work for a run to end, beginning with the one that has the run open."""
         assert self._delivery is not None
         ids = self._delivery.ids
         for shipment in self._shipments:
@@ -285,7 +285,7 @@ class Route:
                 shipment.tell({"op": "stopping", "reason": stop.reason})
 
     def _close_removed(self) -> None:
-        """Close the files of the journals that are not shipped any more; this thread is the one that reads them."""
+        """Close the files of journals that are no longer shipped; only this thread reads them."""
         with self._lock:
             removed, self._removed = self._removed, []
         for shipment in removed:
@@ -294,9 +294,12 @@ class Route:
     def _make_backend(self) -> Backend:
         if self.login is not None:
             return rest_backend.Server(rest_backend.sender(lambda: self.login))
-        from autogen_team._ship import mlflow_backend  # loads MLflow
+        from autogen_team._ship import lean_mlflow
 
         uri = self._store["uri"]
+        lean_mlflow.load(uri)
+        from autogen_team._ship import mlflow_backend
+
         return mlflow_backend.of(mlflow_backend.plain_store(uri), uri)
 
     def _tell_prepared(self, message: Message) -> None:

@@ -1,6 +1,6 @@
 """Check with a time limit whether a server answers, before MLflow uses it.
 
-MLflow itself retries for 4 minutes when a server refuses and for 20 when it is silent (measured, mlflow 3.17).
+MLflow itself retries for 4 minutes if a server refuses connections, and for 20 if it is silent (measured, mlflow 3.17).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
 def check(uri: str, timeout: float) -> None:
-    """Check that the server of `uri` answers within `timeout` seconds in all; a local store always does.
+    """Check that the server of `uri` answers within `timeout` seconds in total; a local store always passes.
 
     Raises:
-        TrackingUnavailableError: the server refused, was silent, or said that it cannot serve.
+        TrackingUnavailableError: the server refused the connection, was silent, or answered with a status of 5xx.
         ConfigurationError: the URI is not valid.
 
     """
@@ -53,14 +53,14 @@ def takes_connections(uri: str, timeout: float) -> bool:
     default = {"http": 80, "https": 443}.get(parts.scheme) or _DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
     connect = partial(_connect, parts.hostname or "", parts.port or default, timeout)
     try:
-        within(timeout, connect, name="autogen-team-probe")  # name resolution has no timeout of its own
+        within(timeout, connect, name="autogen-team-probe")  # name resolution has no timeout
     except OSError:
         return False
     return True
 
 
 def find_fault(uri: str, timeout: float) -> str | None:
-    """Return why the server of `uri` does not answer, in a few words; None if it does, or if the store is not a server.
+    """Return a short reason why the server of `uri` does not answer; None if it answers, or is not a server.
 
     Raises:
         ConfigurationError: the URI is not valid.
@@ -91,7 +91,7 @@ def is_server(uri: str) -> bool:
 
 
 def unavailable(uri: str, fault: str) -> str:
-    """Return a message that says that the store of `uri` cannot be used, why, and what to do."""
+    """Return a message that the store of `uri` cannot be used, with the reason and the remedy."""
     remedy = "Correct MLFLOW_TRACKING_URI (or MLFLOW_REGISTRY_URI)"
     if is_server(uri):
         remedy += ", start the server, raise AUTOGEN_TEAM_MLFLOW_CONNECT_TIMEOUT if it is only slow, or work without it"
@@ -114,7 +114,7 @@ def _ask_http(uri: str, timeout: float) -> None:
         if answer.code >= 500:
             raise OSError(f"it answers {answer.code} {answer.reason}") from None
     except urllib.error.URLError as error:
-        # It did answer. MLflow decides which certificates to trust: it looks for them in other places than Python does.
+        # The server did answer. MLflow decides which certificates to trust; it finds them in other places than Python.
         if not isinstance(error.reason, ssl.SSLCertVerificationError):
             raise OSError(str(error.reason)) from None
 
@@ -125,7 +125,7 @@ def _without_userinfo(uri: str) -> str:
 
 
 def _tls() -> ssl.SSLContext:
-    """Return a context that trusts what MLflow is told to trust."""
+    """Return a context that trusts the certificates that MLflow is configured to trust."""
     trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or None
     if trusted is not None and Path(trusted).is_dir():
         context = ssl.create_default_context(capath=trusted)

@@ -1,9 +1,9 @@
-"""The thread that gets the entries of the journal to the store, soon after they are written.
+"""The thread that delivers the entries of the journal to the store soon after they are written.
 
-At first it ships them itself. It sleeps until there is an entry, gathers more for a moment, and delivers them all. Once
-the job has lived for a while, the agent takes over, which does the same from outside the job; the thread then sleeps
-until the agent says something. If the agent ends, or is not to be had, the thread goes on by itself. After a fork the
-child has a thread and a journal of its own.
+At first it ships them itself. It sleeps until there is an entry, gathers more for a moment, and delivers all of them.
+After a while, the agent takes over and does the same from outside the job. The thread then sleeps until the agent sends
+a message. If the agent ends or is not available, the thread ships again. After a fork, the child has its own thread and
+journal.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ _LAST_PATIENCE = 1.0
 _TRIES = (0.1, 0.3, 0.0)
 """Seconds to wait after each attempt to deliver an entry that is stored nowhere else."""
 _FORK_PATIENCE = 1.0
-"""Seconds that a fork waits for the current delivery, whose locks would stay held in the child forever."""
+"""Seconds that a fork waits for the current delivery, whose locks would otherwise stay held in the child."""
 
 _GLANCE = 1.0
-"""Polling interval in seconds for handing over a job that logs nothing."""
+"""Polling interval in seconds for the handover of a job that logs nothing."""
 
 _report = logging.getLogger("autogen_team")
 _shippers: weakref.WeakSet[Shipper] = weakref.WeakSet()
@@ -69,7 +69,7 @@ class _Own:
         return entries
 
     def taken(self, number: int) -> None:
-        """Note that the store has taken every entry up to `number`."""
+        """Record that the store has accepted every entry up to `number`."""
         self._journal.ack(number)
 
     def close(self) -> None:
@@ -93,7 +93,7 @@ class Shipper:
     ) -> None:
         """Hand the journal over to `agent` after `handover_after` seconds, unless `store` returns None.
 
-        `store` returns what the agent needs to reach the store.
+        `store` returns the message that tells the agent how to reach the store.
         """
         self._journal = journal
         self._delivery = delivery
@@ -111,7 +111,7 @@ class Shipper:
         _shippers.add(self)
 
     def after_fork(self) -> None:
-        """Reset all state, the thread included, which does not survive a fork."""
+        """Reset all state, including the thread, which does not survive a fork."""
         own = getattr(self, "_own", None)
         if own is not None:
             own.close()
@@ -128,7 +128,7 @@ class Shipper:
         self._prepared = ""
         self._asked: Message | None = None
         self._asked_over = 0
-        """Over which of the connections to an agent that was asked: one that has died since does not answer."""
+        """Number of the connection over which the agent was asked; an agent that has died since does not answer."""
         self._handover_at: float | None = None
         self._thread: threading.Thread | None = None
 
@@ -148,7 +148,7 @@ class Shipper:
                     self._thread = None
 
     def flush(self, timeout: float, *, give_up_when_cut: bool = False) -> bool:
-        """Wait until the store has all entries written so far, at most `timeout` seconds; return whether it has them.
+        """Wait at most `timeout` seconds until the store has all entries written so far; return whether it has them.
 
         With `give_up_when_cut`, a failed attempt ends the wait.
         """
@@ -172,7 +172,7 @@ class Shipper:
         return self._journal.acked >= until
 
     def deliver_now(self, body: str) -> None:
-        """Deliver an entry that the journal could not store, after those that it holds; if that fails, it is lost."""
+        """Deliver an entry that the journal could not store, after its other entries; on failure, the entry is lost."""
         self.flush(_LAST_PATIENCE, give_up_when_cut=True)
         fault = ""
         for pause in _TRIES:
@@ -188,14 +188,14 @@ class Shipper:
         self.lost += 1
 
     def sample(self, order: Message) -> None:
-        """Log system metrics of a run from now on; see `system_metrics.Order`."""
+        """Start to log system metrics of a run; see `system_metrics.Order`."""
         with self._lock:
             self._system_metrics.begin(order)
             self._agent_samples({"op": "sample", "order": order})
         self.start()
 
     def sample_no_more(self, run_id: str) -> None:
-        """Log system metrics of a run no more."""
+        """Stop logging system metrics of a run."""
         with self._lock:
             self._system_metrics.end(run_id)
             self._agent_samples({"op": "sample no more", "run": run_id})
@@ -229,7 +229,7 @@ class Shipper:
             self._journal.wake()
 
     def stop(self, timeout: float) -> bool:
-        """Deliver the rest, at most for `timeout` seconds, and end the thread; return whether the store has it all."""
+        """Deliver the rest within `timeout` seconds, and end the thread; return whether the store has everything."""
         deadline = time.monotonic() + grace.bounded(timeout)
         while not (delivered := self.flush(max(0.0, deadline - time.monotonic()))) or self.has_more:
             if self._thread is None or time.monotonic() >= deadline:
@@ -252,7 +252,7 @@ class Shipper:
 
     @property
     def has_more(self) -> bool:
-        """Whether the journal has entries that the store has not taken."""
+        """Whether the journal has entries that the store has not accepted."""
         return self._journal.acked < self._journal.number
 
     def pause(self, timeout: float) -> bool:
@@ -280,7 +280,7 @@ class Shipper:
                 self._drain.urgent.wait(LONGEST_PAUSE)
 
     def _nap(self) -> float | None:
-        """Return how long to wait for the next entry, in seconds; None for as long as it takes."""
+        """Return the seconds to wait for the next entry; None for no limit."""
         if self.has_more:
             return 0.0
         has_runs = self._journal.open_runs() or self._runs_of_others()
@@ -288,7 +288,7 @@ class Shipper:
         due = [left for left in (signs, self._system_metrics.left) if left is not None]
         if not due:
             return None
-        # A job that logs nothing is handed over too: its heartbeats come from outside.
+        # A job that logs nothing is handed over, too, so that its heartbeats come from outside.
         return min(due) if self._prepared == "unable" else min(*due, _GLANCE)
 
     def _work(self) -> None:
@@ -374,7 +374,7 @@ class Shipper:
                 for message in self._agent.messages(None):
                     self._hear(message)
         except OSError:
-            self._agent.is_connected()  # starts another one
+            self._agent.is_connected()  # starts another agent
         finally:
             with self._lock:
                 self._handed_over, self._prepared = False, ""
@@ -403,7 +403,7 @@ class Shipper:
                 self._handed_over = False
 
     def _end_job(self, stop: Stop) -> None:
-        """End the job, and tell the agent why, which closes the run if the job is killed."""
+        """End the job, and tell the agent the reason, because the agent closes the run if the job is killed."""
         if self._agent.is_connected():
             self._agent.send({"op": "asked to end", "reason": stop.reason})
         stopping.end_job(stop.reason, kills=stop.kills)

@@ -1,8 +1,8 @@
-"""Heartbeats: tags of a run that say when and where its job was last alive; and the tag that asks the job to end.
+"""Heartbeats, which are tags with the time and place where a job was last alive, and the tag that asks a job to end.
 
-The shipper of the job's journal sends them: at first a thread of the job, then the agent. If they stop, any machine can
-close the run. A job that was only suspended reopens it. With each heartbeat the tags of the run are read once, in case
-a person has set `autogen_team.stop` on its page.
+The shipper of the job's journal sends the heartbeats: at first a thread of the job, then the agent. If they stop, any
+machine can close the run. A job that was only suspended reopens it. With each heartbeat, the tags of the run are read
+once, because a user may have set `autogen_team.stop` on its page.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from autogen_team._spool import journal
 from autogen_team._spool.records import Entry
 
 ALIVE_TAG = "autogen_team.alive"
-"""The tag with the time of the last heartbeat, in UTC."""
+"""Tag with the time of the last heartbeat, in UTC."""
 HOST_TAG, PID_TAG = "autogen_team.host", "autogen_team.pid"
-"""The tags with the machine and the process of the job."""
+"""Tags with the machine and the process of the job."""
 LOST = "no heartbeat since"
 """Beginning of the reason of a run that was closed for lack of heartbeats."""
 STOP_TAG = "autogen_team.stop"
@@ -72,7 +72,7 @@ class Stop:
 
     @classmethod
     def of_tag(cls, text: str) -> Stop:
-        """Return what the value of the tag asks for.
+        """Return the request in the value of the tag.
 
         >>> Stop.of_tag("diverges (ada)")
         Stop(reason='stopped from its page: diverges (ada)', kills=False)
@@ -125,7 +125,7 @@ class Signs:
     def __init__(self, backend: Backend, every: float, *, pid: int | None = None, given: float | None = None) -> None:
         """Send a heartbeat every `every` seconds, never if 0; `pid` defaults to this job's process.
 
-        `given` is when the last one was given, in seconds since 1970, if that is not now.
+        `given` is the time of the last heartbeat in seconds since 1970; the default is now.
         """
         self._backend = backend
         self.every = every
@@ -154,7 +154,7 @@ class Signs:
 
     @property
     def ahead(self) -> float:
-        """By how many seconds the clock of the store is ahead of this machine's; 0 if that is not known."""
+        """Seconds by which the clock of the store is ahead of this machine's; 0 if unknown."""
         return self._backend.ahead
 
     @property
@@ -165,9 +165,9 @@ class Signs:
     def give(self, runs: Mapping[str, int], ids: Mapping[str, str], others: Iterable[str] = ()) -> bool:
         """Send a heartbeat for these runs if one is due; return False if the store does not answer.
 
-        `runs` tells which start of its job each run is in, `ids` has the store's ids of local runs. A stopped process
-        sends none. A late heartbeat reopens runs that were closed for lack of heartbeats. Of `others`, which other
-        processes have open, the tags are read only.
+        `runs` has the attempt number of each run, and `ids` the store's ids of local runs. A suspended process sends no
+        heartbeat. A late heartbeat reopens runs that were closed for lack of heartbeats. Only the tags of the runs
+        `others` are read, because other processes have them open.
         """
         pid = identity.job() if self._pid is None else self._pid
         if not self.is_wanted or self._is_stopped(pid) or (self.left and not self._was_stopped):
@@ -199,7 +199,7 @@ class Signs:
 
     def _heed(self, run_id: str, found: Mapping[str, str]) -> None:
         if STOP_TAG in found:
-            # First, because the job may be gone in a moment, and the run must not stop at once when it is resumed.
+            # Remove the tag first: the job may end in a moment, and a resumed run must not stop at once.
             self._backend.remove_tag(run_id, STOP_TAG)
             self.on_stop(run_id, Stop.of_tag(found[STOP_TAG]))
 
@@ -230,7 +230,7 @@ class Signs:
     def _open_again(self, run_id: str, attempt: int, status: str, found: Mapping[str, str]) -> None:
         if run_events.attempt_of(found) > attempt:
             self._taken.add(run_id)
-            text = "the run %s has been taken over by attempt %s of its job on %s while process %d sent no heartbeats"
+            text = "run %s was taken over by attempt %s of its job on %s while process %d sent no heartbeats"
             _report.error(text, run_id, found[run_events.ATTEMPT_TAG], found.get(HOST_TAG), self._pid or os.getpid())
         elif status == "KILLED" and (attempt > 1 or found.get(run_events.EXCEPTION_TAG, "").startswith(LOST)):
             self._backend.update(run_id, "RUNNING", None, None)

@@ -1,4 +1,4 @@
-"""Silence of jobs, as the agent sees it: no process that works for a run has done anything for too long."""
+"""Detection of silent jobs by the agent: no process that works for a run has been active for too long."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from autogen_team._spool import journal
 
 
 class Process(NamedTuple):
-    """A living process that is watched."""
+    """A live process that is watched."""
 
     folder: Path
     facts: Facts
@@ -26,17 +26,17 @@ class Process(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What has become of a run."""
+    """A change in the silence of a run."""
 
     kind: Literal["silent", "moving", "over"]
-    """`over` is a second time of silence, after which the job is ended if that was asked for."""
+    """`over` means twice the allowed silence, after which the job is ended if that is configured."""
     owner: Facts
     processes: list[Process]
-    """All that work for the run on this machine."""
+    """All processes that work for the run on this machine."""
     lasted: float
-    """Seconds of the silence."""
+    """Duration of the silence in seconds."""
     number: int
-    """Counts the silences of the run from 1 on."""
+    """Number of this silence of the run, counted from 1."""
 
 
 @dataclass(slots=True)
@@ -44,21 +44,21 @@ class _Watch:
     """A run that is watched."""
 
     seen: float
-    """When it was seen first, or was suspended last; by the monotonic clock, as all times here."""
+    """Time when the run was first seen or last suspended, on the monotonic clock, like all times here."""
     number: int = 0
     silent_since: float | None = None
     is_over: bool = False
 
 
 class Silence:
-    """Watches the runs whose processes have folders at one place."""
+    """Watches the runs of all processes with a folder at one place."""
 
     def __init__(self, place: Path) -> None:
         self._place = watched.folder_of(place)
         self._watches: dict[str, _Watch] = {}
 
     def look(self) -> Iterator[Event]:
-        """Yield what has happened to the runs since the last look."""
+        """Yield the events of all runs since the last call."""
         now = time.monotonic()
         runs: dict[str, list[Process]] = {}
         for process in self._processes():
@@ -76,7 +76,7 @@ class Silence:
 
     def _judge(self, watch: _Watch, owner: Facts, processes: list[Process], now: float) -> Iterator[Event]:
         if any(journal.is_stopped(pid) for process in processes for pid in {process.facts.pid, process.facts.job}):
-            watch.seen = now  # it gets its time when it goes on
+            watch.seen = now  # the allowed time begins again when the process continues
             return
         moved = max(process.clock.moved for process in processes)
         since = watch.silent_since

@@ -1,11 +1,11 @@
 """Insert metrics directly into the tables of MLflow's database, many rows per statement.
 
-SQLAlchemy's inserts of many rows, and `log_batch` even more, release the interpreter lock after each row. Beside a job
-that computes in Python, each release costs up to 5 ms (`sys.getswitchinterval`) until the lock is back: 250 metrics
+SQLAlchemy's inserts of many rows release the interpreter lock after each row, and `log_batch` does so even more often.
+If the job computes in Python, it takes up to 5 ms (`sys.getswitchinterval`) to get the lock back each time: 250 metrics
 took 1.4 s to reach SQLite. A statement with many rows releases the lock once, and the database works beside the job.
 
 `mlflow_names.SQL` names the parts of MLflow's SqlAlchemyStore that are used here. They are guarded by
-`test_the_table_gets_what_log_batch_would_write` in `tests/io/tracking/test_write_behind.py`.
+`test_our_statement_writes_the_same_rows_as_log_batch` in `tests/io/tracking/test_write_behind.py`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Row: TypeAlias = tuple[str, str, float, int, int, bool]
 
 _COLUMNS = ("run_uuid", "key", "value", "timestamp", "step", "is_nan")
 _ROWS = 125
-"""Rows per statement: their values stay below the 999 that an old SQLite takes."""
+"""Rows per statement; their values stay below the 999 that an old SQLite accepts."""
 _PLACES = {"sqlite": "?", "postgresql": "%s"}
-"""The placeholder of a value, by database; the statements of these databases are the same otherwise."""
+"""Placeholder of a value, by database; otherwise the statements of these databases are the same."""
 _OVERWRITE = ", ".join(f"{column} = excluded.{column}" for column in _COLUMNS[2:])
 _AGE = ("step", "timestamp", "value")
 _NEWER = "({}) > ({})".format(
@@ -33,7 +33,7 @@ def insert_metrics(store: Any, run_id: str, metrics: Iterable[dict[str, Any]]) -
     """Write plain metrics to the tables of a database, in one transaction; return False if MLflow has to write them.
 
     Each metric has `key`, `value`, `timestamp` and `step`. Existing rows stay, and a latest value is replaced only by a
-    newer one, as MLflow does it.
+    newer one, as in MLflow.
 
     Raises:
         AttributeError: the tables or methods are not as expected.
@@ -95,5 +95,5 @@ def _statements(table: str, place: str, rows: Sequence[Row], conflict: str) -> I
 def _writing_session(store: Any) -> Any:
     try:
         return store.ManagedSessionMaker(read_only=False)
-    except TypeError:  # in older versions of MLflow every session may write
+    except TypeError:  # in older versions of MLflow, every session can write
         return store.ManagedSessionMaker()

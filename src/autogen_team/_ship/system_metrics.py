@@ -1,6 +1,6 @@
-"""System metrics of runs: sampled and logged by whatever ships the journal of the job, mostly the agent.
+"""System metrics of runs, sampled and logged by the process that ships the job's journal, usually the agent.
 
-They go to the store directly, not through the journal, which only the job writes.
+They go directly to the store, not through the journal, because only the job writes to the journal.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ from autogen_team._ship.resources import Resources
 
 PREFIX = "system/"
 _KEPT = 360
-"""Samples that wait for a store that is out of reach; an hour of them by default. Then the oldest are dropped."""
+"""Maximum number of samples that wait for an unreachable store, by default an hour's; then the oldest are dropped."""
 _VARIABLES = ("CUDA_VISIBLE_DEVICES",)
 
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be sampled for a run."""
+    """Parameters for sampling a run."""
 
     run_id: str
-    """As the job knows it."""
+    """The id that the job knows."""
     pid: int
-    """The process whose container, network and GPUs are meant."""
+    """The process whose container, network and GPUs are sampled."""
     every: float
     """Seconds between samples."""
     together: int
-    """Samples that are logged as one metric, their mean."""
+    """Number of samples whose mean is logged as one metric."""
     began: float
-    """Seconds since 1970, from which the steps are counted, so that they go on if another process takes over."""
+    """Time in seconds since 1970 from which the steps are counted, so they continue if another process takes over."""
     first_step: int
     prefix: str
-    """What the names of the metrics begin with."""
+    """Prefix of the names of the metrics."""
     environment: dict[str, str] = field(default_factory=dict)
     """The variables of the job that say which GPUs it may use."""
 
 
 def variables_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return what an order needs of an environment."""
+    """Return the variables of an environment that an order needs."""
     return {name: environment[name] for name in _VARIABLES if name in environment}
 
 
@@ -81,11 +81,11 @@ class _Sampled:
         )
 
     def log(self, backend: Backend, run_id: str) -> bool:
-        """Log what waits; return False if the store does not answer."""
+        """Log the waiting samples; return False if the store does not answer."""
         while self._waiting:
             try:
                 backend.log(Batch(run_id, metrics=self._waiting[0]))
-            except Refused:  # the run was deleted, or is still to be made
+            except Refused:  # the run was deleted, or does not exist yet
                 return True
             except Unreachable:
                 return False
@@ -106,7 +106,7 @@ class SystemMetrics:
 
     @property
     def orders(self) -> list[dict[str, Any]]:
-        """What is sampled, as messages, for another process that takes over."""
+        """The orders as messages, for another process that takes over."""
         return [asdict(one.order) for one in list(self._sampled.values())]
 
     @property
@@ -115,21 +115,21 @@ class SystemMetrics:
         return min((one.left for one in list(self._sampled.values())), default=None)
 
     def begin(self, order: Mapping[str, Any]) -> None:
-        """Sample for a run from now on."""
+        """Start to sample for a run."""
         self._sampled[order["run_id"]] = _Sampled(Order(**order))
 
     def end(self, run_id: str) -> None:
-        """Sample no more for a run."""
+        """Stop sampling for a run."""
         self._sampled.pop(run_id, None)
 
     def end_all(self) -> None:
-        """Sample no more."""
+        """Stop sampling for all runs."""
         self._sampled.clear()
 
     def log(self, ids: Mapping[str, str], *, is_cut: bool = False) -> None:
         """Take the samples that are due, and log them.
 
-        `ids` are the store's ids of local runs. Samples are kept if the store does not answer, as `is_cut` says.
+        `ids` are the store's ids of local runs. If the store does not answer (then `is_cut` is true), samples are kept.
         """
         for run_id, one in list(self._sampled.items()):
             one.take()

@@ -1,4 +1,4 @@
-"""Turns the journal entries of traces into requests: many traces go at once, and the spans of many together."""
+"""Turn the journal entries of traces into requests, which join many traces, and the spans of many traces."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _MOST = 500
 
 
 def requests(found: Iterable[Entry]) -> Iterator[Entry]:
-    """Yield the entries, those of traces joined as one of the operation `traces`, and those of spans.
+    """Yield the entries; join entries of traces into one of the operation `traces`, and join entries of spans.
 
-    The traces come first. Otherwise the store makes a trace of the spans, and fails to insert the real one before it
-    merges both.
+    The traces come first. Otherwise the store creates a trace from the spans, and fails to insert the real one before
+    it merges both.
     """
     rest: list[Entry] = []
     joined: dict[str, Entry] = {}
@@ -48,7 +48,7 @@ def requests(found: Iterable[Entry]) -> Iterator[Entry]:
 
 
 def parts(entry: Entry) -> list[Entry]:
-    """Return an entry for each trace of an entry that was joined of several; none for any other entry."""
+    """Split a joined entry into one entry per trace; return an empty list for any other entry."""
     if entry["op"] == "traces":
         return list(entry["entries"])
     if entry["op"] != "spans":
@@ -60,7 +60,7 @@ def parts(entry: Entry) -> list[Entry]:
 
 
 def portions(spans: Sequence[Mapping[str, Any]], size: int) -> list[list[Mapping[str, Any]]]:
-    """Return the spans in portions of at least that size, but for the last one; those of a trace stay together."""
+    """Return the spans in portions of at least `size`, except the last one; the spans of a trace stay together."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for span in spans:
         found.setdefault(span["trace_id"], []).append(span)
@@ -74,7 +74,7 @@ def portions(spans: Sequence[Mapping[str, Any]], size: int) -> list[list[Mapping
 
 
 def with_real_run(info: Mapping[str, Any], ids: Mapping[str, str]) -> Mapping[str, Any]:
-    """Return the info of a trace with the store's id of its run, which may have begun while the store was away."""
+    """Return the info of a trace with the store's id of its run, which may have begun while the store was down."""
     metadata = info.get("trace_metadata", {})
     real = ids.get(metadata.get(_SOURCE_RUN, ""))
     return info if real is None else {**info, "trace_metadata": {**metadata, _SOURCE_RUN: real}}

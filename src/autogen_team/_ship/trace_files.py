@@ -1,4 +1,4 @@
-"""Stores the files of traces: their attachments, and the spans where a store keeps them as a file."""
+"""Upload the files of traces: attachments, and the spans if the store keeps them as a file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _with_profile: Any = add_databricks_profile_info_to_artifact_uri
 
 
 def upload(client: mlflow.MlflowClient, path: Path, entry: Entry) -> None:
-    """Upload a file of a trace that the store has."""
+    """Upload a file of a trace that already exists in the store."""
     uri = client.tracking_uri
     info = mlflow_backend.plain_store(uri).get_trace_info(entry["trace"])
     repository: Any = get_artifact_repository(_with_profile(_artifact_uri(info), uri), tracking_uri=uri)

@@ -1,8 +1,8 @@
-"""Uploads the files that wait beside journals, several at a time, and tries again after an outage.
+"""Upload the files that wait beside journals, several at a time, and retry after an outage.
 
-The job runs it for its small files, a process of the agent's for the others (`serve`), and `recovery` for what dead
-processes have left. What waits beside one journal is uploaded by one process at a time, which holds the lock of the
-folder; only the job needs no lock for its own.
+The job uploads its small files, a process of the agent uploads the others (`serve`), and `recovery` uploads the files
+of dead processes. One process at a time uploads the files beside a journal, and holds the lock of their folder. Only
+the job needs no lock for its own files.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from autogen_team._spool import journal
 from autogen_team._spool.files import Waiting
 
 AT_ONCE = 4
-"""Files that are uploaded at the same time."""
+"""Number of files that are uploaded at the same time."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 """Seconds between attempts while uploads fail; the pause doubles from the first value to the second."""
 _SPREAD = 0.5, 1.5
 _MOST = 512
-"""Uploads that are looked at in one round."""
+"""Maximum number of uploads considered in one round."""
 _GLANCE = 0.1
 """Polling interval in seconds for files of another process."""
 _LINGER = 60.0
-"""Seconds for which the agent's uploader stays when nothing waits, so that a job need not load MLflow for each file."""
+"""Seconds that the agent's uploader stays without work, so that MLflow is not loaded again for each file."""
 _READ_TIMEOUT = 120
-"""Seconds that a server may take to store a file, as in MLflow; requests of the job itself are bounded more tightly."""
+"""Seconds that a server may take to store a file, as in MLflow; requests of the job itself have a shorter limit."""
 _TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 _PATIENCE = 30.0
 """Seconds to wait for another process that uploads the files beside a journal."""
@@ -52,41 +52,41 @@ _PATIENCE = 30.0
 
 @dataclass
 class _Task:
-    """An upload that has been started."""
+    """A started upload."""
 
     waiting: Waiting
     left: int
-    """How many of its files have been neither uploaded nor given up."""
+    """Number of its files that are neither uploaded nor given up."""
     fault: Exception | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Uploads:
-    """Uploads to one store; threads of its own do the work."""
+    """Uploads to one store, on background threads."""
 
     def __init__(self, uri: str, state: Path, on_refused: Callable[[Waiting, str], object]) -> None:
-        """Upload to the store `uri`; `on_refused` is called with files that it has refused, and a text about them."""
+        """Upload to the store `uri`; call `on_refused` with rejected files and a message about them."""
         self._uri = uri
         self._state = state
         self._on_refused = on_refused
         self._tasks: dict[Path, _Task] = {}
         self._known: dict[Path, Waiting] = {}
-        """What was looked at last."""
+        """The uploads of the last call of `start`."""
         self._queue: deque[tuple[_Task, str]] = deque()
         self._lock = threading.Lock()
         self._threads = 0
         self._not_before = 0.0
         self._pause = _FIRST_PAUSE
         self.fault = ""
-        """Why the last upload failed; empty if it did not."""
+        """Why the last upload failed; empty if it succeeded."""
         self.failures = 0
         self.refused = 0
-        """Number of uploads that the store has refused for good."""
+        """Number of uploads that the store has rejected for good."""
         self.rate = 0.0
-        """Bytes per second since the first of the uploads that are under way, or were last; 0 before the first end."""
+        """Bytes per second since the first of the current or latest uploads began; 0 until an upload has ended."""
         self._sent, self._began = 0, 0.0
         self._lacking: set[str] = set()
-        """Addresses of runs and models of which files were refused."""
+        """URIs of runs and models with rejected files."""
         self.moved = threading.Event()
         """Set whenever an upload has ended."""
 
@@ -96,20 +96,20 @@ class Uploads:
         return not self._tasks
 
     def start(self, found: Iterable[Waiting]) -> None:
-        """Start what can be started now of these uploads, which are in the order in which each process logged them.
+        """Start the uploads that can start now; the uploads of each process are in the order in which it logged them.
 
-        An upload waits for those of its process before it that concern the same file. One whose files are all replaced
-        by later uploads is left out.
+        An upload waits for earlier uploads of its process to the same file. An upload is dropped if later uploads
+        replace all its files.
         """
         if time.monotonic() < self._not_before:
             return
         known, self._known = self._known, {}
-        for one in islice(found, _MOST):  # an upload that was looked at before has its order and targets in memory
+        for one in islice(found, _MOST):  # a known upload has its order and targets in memory
             self._known[one.place] = known.get(one.place, one)
         for _, of_process in groupby(self._known.values(), lambda one: one.place.parent):
             blocked: set[str] = set()
             for one in self._without_replaced(list(of_process)):
-                with suppress(FileNotFoundError):  # it has just been uploaded
+                with suppress(FileNotFoundError):  # it was just uploaded
                     if one.place not in self._tasks and not _is_blocked(one, blocked):
                         self._begin(one)
                     blocked |= one.targets
@@ -133,7 +133,7 @@ class Uploads:
 
     def _begin(self, one: Waiting) -> None:
         names = one.files() if "status" not in one.order else [""]
-        if not names:  # all have arrived, and the process ended before it could remove the folder
+        if not names:  # all files were uploaded, but the process ended before it removed the folder
             one.remove()
             return
         if self.is_idle:
@@ -165,7 +165,7 @@ class Uploads:
             if is_last:
                 try:
                     self._end(task)
-                except Exception as error:  # it stays, and is tried again
+                except Exception as error:  # the upload stays in its folder and is retried
                     self._failed(mask(with_kind(error)))
                 finally:
                     del self._tasks[task.waiting.place]
@@ -207,26 +207,26 @@ class Uploads:
 
 
 def _is_blocked(one: Waiting, before: set[str]) -> bool:
-    """Return whether an upload has to wait for files that were logged before."""
+    """Return whether an upload must wait for files that were logged before."""
     if "status" in one.order:
         return any(address.startswith(one.order["root"]) for address in before)
     return bool(one.targets & before)
 
 
 def finish(folder: Path, uri: str, state: Path, root_of: Callable[[str], str]) -> int:
-    """Upload all that waits beside the journal of a dead process, and return how many uploads were refused.
+    """Upload all files that wait beside the journal of a dead process, and return the number of rejected uploads.
 
-    `root_of` returns the address of the artifacts of a run that was begun while its store was out of reach.
+    `root_of` returns the URI of the artifacts of a run that began while its store was unreachable.
 
     Raises:
-        Unreachable: an upload failed, and another attempt may succeed, or another process is at it.
+        Unreachable: an upload failed, but another attempt may succeed; or another process is uploading the files.
 
     """
     if not spool.waiting(folder):
         return 0
     lock = _take_lock(folder, _PATIENCE)
     if lock is None:
-        raise Unreachable("another process uploads its files")
+        raise Unreachable("another process is uploading its files")
     try:
         uploads = Uploads(uri, state, lambda _one, _text: None)
         while found := [_placed(one, root_of) for one in spool.waiting(folder)]:
@@ -240,7 +240,7 @@ def finish(folder: Path, uri: str, state: Path, root_of: Callable[[str], str]) -
 
 
 def _placed(one: Waiting, root_of: Callable[[str], str]) -> Waiting:
-    """Give an upload its address, if its run was begun while the store was out of reach."""
+    """Set the URI of an upload if its run began while the store was unreachable."""
     with suppress(FileNotFoundError):
         if "run" in one.order:
             one.order["root"] = root_of(one.order.pop("run"))
@@ -258,7 +258,7 @@ def serve(state: str) -> None:
     """Upload the larger files that wait beside journals.
 
     The environment names the store. Each line of standard input is a JSON object with the `folder` of a journal and the
-    present `environment` of its job. Ends when standard input does, or some time after the last upload.
+    current `environment` of its job. Returns when standard input ends, or some time after the last upload.
     """
     _bound_requests()
     server = _Server(os.environ["MLFLOW_TRACKING_URI"], Path(state))
@@ -284,7 +284,7 @@ class _Server:
         self._rate = 0.0
 
     def listen(self) -> None:
-        """Learn the folders, and renewed credentials, from standard input."""
+        """Read the folders and renewed credentials from standard input."""
         for line in sys.stdin.buffer:
             order = json.loads(line)
             if Path(order["folder"]) not in self._folders:
@@ -297,7 +297,7 @@ class _Server:
         self._is_over = True
 
     def run(self) -> None:
-        """Upload until nothing has waited for a while."""
+        """Upload until no file has waited for a while."""
         idle_since = time.monotonic()
         while time.monotonic() < idle_since + _LINGER and not (self._is_over and not self._locks):
             found = [one for folder in list(self._folders) for one in self._found(folder)]
@@ -308,7 +308,7 @@ class _Server:
             self._uploads.wait(_GLANCE)
 
     def _found(self, folder: Path) -> list[Waiting]:
-        """Return what waits beside a journal; hold its lock as long as something does."""
+        """Return the uploads that wait beside a journal; hold its lock as long as there are any."""
         found = [one for one in spool.waiting(folder) if not one.is_own]
         if found and folder not in self._locks:
             with suppress(OSError):
@@ -322,11 +322,11 @@ class _Server:
         return found if folder in self._locks else []
 
     def _tell(self) -> None:
-        """Tell the jobs why their files do not arrive, once, and the users of `status` how fast they do."""
+        """Tell the jobs once why their uploads fail, and record the upload rate for `status`."""
         fault, rate = self._uploads.fault, self._uploads.rate
         if fault and not self._is_failing:
             for folder in self._locks:
-                spool.note(folder, f"files cannot be uploaded: {fault}. They wait, and the agent tries again")
+                spool.note(folder, f"files cannot be uploaded: {fault}. They wait on disk, and the agent retries")
         self._is_failing = bool(fault)
         if rate != self._rate:
             self._rate = rate

@@ -32,7 +32,7 @@ def local_place(uri: str) -> Path | None:
 
 
 def absolute(uri: str) -> str:
-    """Return the URI of a SQLite file by its full path, so that it names the same file when the job changes folders."""
+    """Return the URI of a SQLite file with its absolute path, which stays valid if the job changes its folder."""
     scheme, _, path = uri.partition(":///")
     is_relative = scheme.startswith("sqlite") and path and not path.startswith((":memory:", "/", "file:"))
     return f"{scheme}:///{Path.cwd() / path}" if is_relative else uri
@@ -44,8 +44,8 @@ _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 
 def identity(uri: str) -> str:
     """Return a text that is the same for all URIs of one store, however they are written.
 
-    These make no difference: relative and absolute paths, options of a database file, a slash at the end of a URL, the
-    default port, and whether the local machine is named or given by its loopback address.
+    It ignores: relative or absolute paths, options of a database file, a slash at the end of a URL, the default port,
+    and whether the local machine is given by its name or its loopback address.
 
     >>> identity("sqlite:////data/mlflow.db?timeout=5") == identity("sqlite:////data/./mlflow.db")
     True

@@ -1,11 +1,11 @@
-"""The processes of a job as the agent watches them for silence: each has a folder with its clock and its stacks.
+"""The processes of a job that the agent watches for silence; each has a folder with its clock and its stacks.
 
-The folder lies below that of the agent, so it is for the host, the boot and the process ids that the agent knows:
+The folder is inside the agent's folder, so its process has the agent's host, boot and process ids:
 
-- `clock`: when the process was last seen to do something; see `_process.activity`.
-- `process.json`: which process it is, the run that it works for, and how long that may be silent.
-- `stacks.txt`: where `faulthandler` writes the stacks of all threads when the agent has a signal sent. It does so in C,
-  also while the interpreter is held. The signal is one that the system ignores unless a process handles it.
+- `clock`: the time of the last activity; see `_process.activity`.
+- `process.json`: the process, the run that it works for, and how long the run may be silent.
+- `stacks.txt`: the file to which `faulthandler` writes the stacks of all threads at a signal. It does so in C, even
+  while the interpreter is blocked. The system ignores this signal unless a process handles it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from autogen_team._spool import journal
 
 CLOCK, PROCESS, STACKS = "clock", "process.json", "stacks.txt"
 _REAL_TIME = 3
-"""Real-time signals that are tried where the job handles SIGURG itself, counted from the last one."""
+"""Number of real-time signals to try if the job handles SIGURG itself, counted from the last one."""
 
 _report = logging.getLogger("autogen_team")
 _signal: int | None = None
-"""The signal on which this process, or the parent that has forked it, writes its stacks."""
+"""The signal on which this process writes its stacks, or on which its parent wrote them before the fork."""
 _tells_stacks = True
 
 
@@ -45,27 +45,27 @@ class Limits:
     after: float
     """Seconds."""
     kills: bool = False
-    """Whether it is ended after a second such time."""
+    """Whether the job is ended after a second such time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What `process.json` says."""
+    """The content of `process.json`."""
 
     pid: int
     started: float | None
     job: int
-    """The process of the job, if this one only keeps its run or passes its output on."""
+    """The id of the job's process, which differs from `pid` if this process keeps the run or forwards the output."""
     who: str
-    """Its place among the processes of the job: `rank 1`, `worker node-4711`; empty for the job itself."""
+    """The role of the process in the job: `rank 1`, `worker node-4711`; empty for the job itself."""
     signal: int
-    """The signal on which it writes its stacks; 0 if it does not."""
+    """The signal on which the process writes its stacks; 0 if it writes none."""
     run: str
-    """The id of the run that it works for; empty if there is none."""
+    """The id of the run that the process works for; empty if there is none."""
     name: str
     """The name of that run."""
     owns: bool
-    """Whether it has opened the run itself, so that its limits hold for all that work for the run."""
+    """Whether the process has opened the run itself, so that its limits apply to all processes of the run."""
     after: float
     kills: bool
     grace: float
@@ -77,39 +77,39 @@ class Facts:
 
 
 def folder_of(place: Path) -> Path:
-    """Return the folder with those of the processes that the agent of this place watches."""
+    """Return the folder that contains the folder of each process watched by the agent of this place."""
     return place / "processes"
 
 
 def facts_of(folder: Path) -> Facts:
-    """Return what a folder says about its process.
+    """Return the facts about the process of a folder.
 
     Raises:
-        OSError, ValueError, TypeError: it begins or ends at this moment.
+        OSError, ValueError, TypeError: the process is just beginning or ending.
 
     """
     return Facts(**json.loads((folder / PROCESS).read_text()))
 
 
 def tell_no_stacks() -> None:
-    """Note that this process does none of the work, so its stacks are not asked for."""
+    """Exclude this process from the reports of stacks, because it does none of the job's work."""
     global _tells_stacks
     _tells_stacks = False
 
 
 def start(state: Path, limits: Limits) -> Undo:
-    """Ask the agent to watch this process until the returned function is called; report a fault."""
+    """Let the agent watch this process until the returned function is called; log a warning on failure."""
     return _watching.take(state, limits)
 
 
 def join(run_id: str, name: str) -> None:
-    """Note the run of another process that this one works for."""
+    """Record the run of another process that this process works for."""
     if _here is not None:
         _here.run_joined(run_events.Run(run_id, name, "", None, lambda *_: None), brings_log=False)
 
 
 def catches(pid: int, number: int) -> bool:
-    """Tell whether a process handles a signal; where the system does not say, only a harmless one counts as handled."""
+    """Return whether a process handles a signal; without `/proc`, only SIGURG counts as handled, which is harmless."""
     with suppress(OSError, StopIteration, ValueError, IndexError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         mask = next(line for line in lines if line.startswith("SigCgt:")).split()[1]
@@ -127,18 +127,18 @@ class _Watched(run_events.Listener):
         self._signal = number
         self._joined: dict[str, str] = {}
 
-    def run_joined(self, run: run_events.Run, *, brings_log: bool) -> None:  # noqa: ARG002 - of the base
-        """Work for the run."""
+    def run_joined(self, run: run_events.Run, *, brings_log: bool) -> None:  # noqa: ARG002 - of the base class
+        """Record that this process works for the run."""
         self._joined[run.run_id] = run.name
         self.write()
 
     def run_left(self, run: run_events.Run) -> None:
-        """Work for the run no more."""
+        """Record that this process no longer works for the run."""
         self._joined.pop(run.run_id, None)
         self.write()
 
     def write(self) -> None:
-        """Say which process this is, and what it works for."""
+        """Write `process.json`."""
         if os.getpid() != self._pid:  # a forked child has this listener from its parent
             return
         opened = {} if self._joined or identity.worker() is not None else activity.open_runs()
@@ -175,7 +175,7 @@ def _start(state: Path, limits: Limits) -> Undo:
         try:
             _begin(state, limits, undo)
         except (OSError, ValueError, RuntimeError) as error:
-            _report.warning("silence of this process is not watched: %s", with_kind(error))
+            _report.warning("this process is not watched for silence: %s", with_kind(error))
             return lambda: None
         owner, end = os.getpid(), undo.pop_all().close
     return lambda: end() if os.getpid() == owner else None
@@ -200,7 +200,7 @@ def _end() -> None:
 
 
 def _arm(path: Path, undo: ExitStack) -> int:
-    """Make a signal write the stacks to this file; return its number, or 0 if all signals are taken."""
+    """Make a signal write the stacks to this file; return its number, or 0 if no signal is free."""
     global _signal
     number = _free_signal() if _signal is None else _signal
     if number is None:

@@ -11,7 +11,7 @@ Cells = Sequence[tuple[int, str]]
 
 
 def executed() -> list[tuple[int, str]]:
-    """Return the cells that were executed in this session, as they were typed, each with its number."""
+    """Return the cells that this session has executed, as they were typed, each with its number."""
     history = getattr(_shell(), "history_manager", None)
     sources = getattr(history, "input_hist_raw", ())
     return [(number, str(source)) for number, source in enumerate(sources) if number and str(source).strip()]

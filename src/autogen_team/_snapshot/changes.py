@@ -1,7 +1,7 @@
 """Differences between a commit and the work tree, as the sections of a patch.
 
-The changes of a submodule are relative to the commit that the outer commit records, with its path in front, because
-`git clone --recurse-submodules` checks out that commit.
+The changes of a submodule are relative to the commit that the outer commit records, because `git clone
+--recurse-submodules` checks out that commit. Their paths begin with the path of the submodule.
 """
 
 from __future__ import annotations
@@ -40,33 +40,33 @@ SOURCES = frozenset(
         *(".py", ".pyi", ".pyx", ".r", ".rs", ".scala", ".sh", ".sql", ".toml", ".ts", ".yaml", ".yml"),
     )
 )
-"""Suffixes of files that take precedence if there is too much."""
+"""Suffixes of files that take precedence if the new files are too large."""
 _LARGEST_NEW = 1_000_000
 _LARGEST_CHANGED = 8_000_000
 _MOST_NEW = 4_000_000
 """Size limits in bytes: a new file, a changed file, and all new files together."""
 _MOST_NAMES = 20_000
 _SUBMODULE = "160000"
-_STORE_OF_RUNS = "a store of runs"
+_RUN_STORE = "a store of runs"
 _NOT_CODE = {
     "__pycache__": "compiled code",
-    ".ipynb_checkpoints": "a copy that Jupyter keeps",
+    ".ipynb_checkpoints": "a checkpoint of Jupyter",
     "node_modules": "installed packages",
-    "mlruns": _STORE_OF_RUNS,
-    "mlartifacts": _STORE_OF_RUNS,
+    "mlruns": _RUN_STORE,
+    "mlartifacts": _RUN_STORE,
 }
 _NOT_CODE_FILES = {
-    re.compile(r"mlflow\.db(?:-\w+)?"): _STORE_OF_RUNS,
+    re.compile(r"mlflow\.db(?:-\w+)?"): _RUN_STORE,
     re.compile(r".*\.py[co]"): "compiled code",
     re.compile(r".*\.log"): "a log",
 }
-_BY_LFS = "Git LFS keeps it"
+_BY_LFS = "Git LFS stores it"
 _NO_FILE = "000000"
 _FIELDS = {"1": 7, "u": 9}
-"""The blanks before the path in a line of `git status`, by the kind of the line."""
+"""Number of blanks before the path in a line of `git status`, by the kind of the line."""
 _DEEPEST = 5
 _AT_ONCE = 200
-"""Paths on one command line."""
+"""Maximum number of paths on one command line."""
 
 
 @dataclass(slots=True)
@@ -74,11 +74,11 @@ class Changes:
     """The differences from the commit."""
 
     commit: str | None
-    """The commit; None if there is none yet, and everything is a change."""
+    """The commit; None before the first commit, when every file is a change."""
     files: list[str] = field(default_factory=list)
     """The paths that differ, relative to the top, including those left out of the patch."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """The reason for each path that was left out of the patch."""
+    """The reason for each path that is left out of the patch."""
     inexact: list[str] = field(default_factory=list)
     """The paths whose line endings or filtered content git does not restore."""
     sections: list[Section] = field(default_factory=list)
@@ -97,7 +97,7 @@ def names(repository: Repository, excluded: Iterable[Path] = ()) -> list[str]:
 
 
 def collect(repository: Repository, excluded: Iterable[Path] = ()) -> Changes:
-    """Return what differs from the commit that is checked out.
+    """Return the differences from the commit that is checked out.
 
     Raises:
         GitError: git fails, or takes too long.
@@ -110,7 +110,7 @@ def collect(repository: Repository, excluded: Iterable[Path] = ()) -> Changes:
 
 
 class _Reason(NamedTuple):
-    """An untracked file that is left out because of its kind, and the reason."""
+    """The reason why an untracked file is left out because of its kind."""
 
     why: str
     place: str
@@ -124,7 +124,7 @@ class _Entry(NamedTuple):
 
     path: str
     mode: str
-    """Six octal digits, zeros if the file is gone."""
+    """Six octal digits; zeros if the file does not exist."""
     oid: str
     old_mode: str
     old_oid: str
@@ -154,13 +154,13 @@ class _Differences:
         return sorted([*(self.prefix + path for path in found), *inner, *unknown.left_out])
 
     def collect(self, found: Changes) -> None:
-        """Add the differences to what is found."""
+        """Add the differences to `found`."""
         added = self._add_changes(found)
         base = self._base or self._repository.empty_tree()
         staged = self._staged(base)
         found.files += [self.prefix + entry.path for entry in staged]
         self._check_exact(self._without_left_out(staged, found), found)
-        how = ["-M", "-l200"] if not self.prefix else ["--no-renames"]  # git writes names of renamed files bare
+        how = ["-M", "-l200"] if not self.prefix else ["--no-renames"]  # git writes no prefix for renames
         made = self._repository.git(
             *("diff-index", "--cached", "-p", "--binary", "--full-index", *how),
             *("--no-ext-diff", "--no-textconv", "--no-color", "--ignore-submodules=all", "--no-relative"),
@@ -179,9 +179,9 @@ class _Differences:
         return self._repository.git(*arguments, stdin=stdin)
 
     def _read_index(self) -> list[str]:
-        """Update the private index for files that git is told to ignore changes of; return the submodules."""
+        """Clear the flags in the private index that hide changes of files; return the submodules."""
         submodules: list[str] = []
-        assumed: list[bytes] = []  # the user told git to assume that these are unchanged
+        assumed: list[bytes] = []  # the user told git to assume that they are unchanged
         skipped: list[bytes] = []  # excluded by the sparse checkout, but present
         for entry in self._git("ls-files", "-v", "--stage", "-z").split(b"\0")[:-1]:
             facts, _, path = entry.partition(b"\t")
@@ -197,7 +197,7 @@ class _Differences:
         return submodules
 
     def _read_tree(self) -> tuple[dict[str, bool], list[str]]:
-        """Return the files that differ from the index, each with whether it is there, and the untracked ones."""
+        """Return the files that differ from the index, each with whether it exists, and the untracked files."""
         options = "--porcelain=v2 -z --untracked-files=all --ignore-submodules=all --no-renames --no-ahead-behind"
         changed: dict[str, bool] = {}
         untracked = []
@@ -222,7 +222,7 @@ class _Differences:
 
     def _reason(self, path: str, environments: list[str]) -> _Reason | None:
         if path.endswith("/"):
-            return _Reason("a repository of its own", path, is_code=True)
+            return _Reason("a separate repository", path, is_code=True)
         for environment in environments:
             if path.startswith(environment):
                 return _Reason("a virtual environment", environment)
@@ -233,9 +233,9 @@ class _Differences:
         whole = self._repository.top / path
         for one in self._excluded:
             if whole == one:
-                return _Reason(_STORE_OF_RUNS, path)
+                return _Reason(_RUN_STORE, path)
             if one in whole.parents:
-                return _Reason(_STORE_OF_RUNS, f"{one.relative_to(self._repository.top)}/")
+                return _Reason(_RUN_STORE, f"{one.relative_to(self._repository.top)}/")
         why = next((why for pattern, why in _NOT_CODE_FILES.items() if pattern.fullmatch(name)), None)
         return None if why is None else _Reason(why, path)
 
@@ -244,21 +244,21 @@ class _Differences:
         gone = [path for path, is_here in self._changed.items() if not is_here]
         here = [path for path, is_here in self._changed.items() if is_here]
         self._leave_out_lfs(here, found)
-        here = [path for path in here if self._is_worth_it(path, _LARGEST_CHANGED, found)]
+        here = [path for path in here if self._can_add(path, _LARGEST_CHANGED, found)]
         new = self._chosen(found)
         self._update(["--force-remove"], gone, found)
         self._update(["--add", "--remove", "--replace"], [*here, *new], found)
         return set(new)
 
     def _leave_out_lfs(self, paths: list[str], found: Changes) -> None:
-        """Leave out the files of Git LFS: a patch has only their checksums."""
+        """Leave out the files of Git LFS, because a patch has only their checksums."""
         for path, name in self._filtered(paths).items():
             if name == "lfs":
                 paths.remove(path)
                 self._leave_out(path, _BY_LFS, found, is_listed=True)
 
     def _filtered(self, paths: list[str]) -> dict[str, str]:
-        """Return the name of the filter of each of the paths that has one."""
+        """Return the name of the git filter of each path that has one."""
         if not paths:
             return {}
         given = b"".join(os.fsencode(path) + b"\0" for path in paths)
@@ -273,15 +273,15 @@ class _Differences:
             if reason is not None:
                 self._leave_out(reason.place, reason.why, found, is_listed=reason.is_code)
             elif number >= _MOST_NAMES:
-                self._leave_out(path, "there are too many untracked files", found, is_listed=True)
-            elif self._is_worth_it(path, _LARGEST_NEW, found):
+                self._leave_out(path, "too many untracked files", found, is_listed=True)
+            elif self._can_add(path, _LARGEST_NEW, found):
                 sizes[path] = self._size(path)
         paths = sorted(sizes, key=lambda path: (PurePosixPath(path).suffix.lower() not in SOURCES, sizes[path]))
         chosen, total = [], 0
         for path in paths:
             total += sizes[path]
             if total > _MOST_NEW:
-                self._leave_out(path, "there is too much untracked", found, is_listed=True)
+                self._leave_out(path, f"the untracked files exceed {_MOST_NEW} bytes", found, is_listed=True)
             else:
                 chosen.append(path)
         self._leave_out_lfs(chosen, found)
@@ -293,11 +293,11 @@ class _Differences:
         except OSError:
             return 0
 
-    def _is_worth_it(self, path: str, most: int, found: Changes) -> bool:
+    def _can_add(self, path: str, most: int, found: Changes) -> bool:
         whole = self._repository.top / path
         size = self._size(path)
         if size > most:
-            self._leave_out(path, f"{size} bytes are too much", found, is_listed=True)
+            self._leave_out(path, _too_large(size, most), found, is_listed=True)
         elif not whole.is_symlink() and whole.exists() and not os.access(whole, os.R_OK):
             self._leave_out(path, "it cannot be read", found, is_listed=True)
         else:
@@ -331,7 +331,7 @@ class _Differences:
                 return
 
     def _staged(self, base: str) -> list[_Entry]:
-        """Return what differs between the base and the private index."""
+        """Return the files that differ between the base and the private index."""
         words = self._git(
             "diff-index", "--cached", "--raw", "-z", "--no-renames", "--full-index", "--ignore-submodules=all", base
         ).split(b"\0")
@@ -352,16 +352,16 @@ class _Differences:
             if filters.get(entry.path) == "lfs":
                 self._leave_out(entry.path, _BY_LFS, found, is_listed=False)
             elif (size := sizes.get(entry.oid, 0)) > _LARGEST_CHANGED:
-                self._leave_out(entry.path, f"{size} bytes are too much", found, is_listed=False)
+                self._leave_out(entry.path, _too_large(size, _LARGEST_CHANGED), found, is_listed=False)
         out = [entry for entry in staged if self.prefix + entry.path in found.left_out]
         if out:
             self._set_entries([(entry.old_mode, entry.old_oid, entry.path) for entry in out])
         return [entry for entry in staged if entry not in out]
 
     def _check_exact(self, staged: list[_Entry], found: Changes) -> None:
-        """Store files whose line endings git would change as they are, and record those that it would still change.
+        """Store files whose line endings git would change without conversion; record files that git still changes.
 
-        A file that a filter cleans is kept as the filter leaves it, which may have taken out a secret.
+        A file with a filter is stored as the filter returns it, because the filter may have removed a secret.
         """
         wrong = self._differ([entry.path for entry in staged if entry.mode.startswith("100")])
         if not wrong:
@@ -376,7 +376,7 @@ class _Differences:
         found.inexact += [self.prefix + path for path in [*self._differ(raw), *filtered]]
 
     def _set_entries(self, entries: Iterable[tuple[str, str, str]]) -> None:
-        """Set entries of the private index to a mode and an object; the mode 0 removes one."""
+        """Set entries of the private index to a mode and an object; the mode 0 removes an entry."""
         given = b"".join(
             f"{mode.lstrip('0') or 0} {oid}\t".encode() + os.fsencode(path) + b"\0" for mode, oid, path in entries
         )
@@ -416,6 +416,10 @@ class _Differences:
                 raise
             except GitError as error:
                 found.left_out[f"{self.prefix}{path}/"] = f"git: {error}"
+
+
+def _too_large(size: int, most: int) -> str:
+    return f"{size} bytes exceed the limit of {most} bytes"
 
 
 def _is_same(one: Path, other: Path) -> bool:

@@ -1,9 +1,9 @@
-"""Runs git on a repository without modifying it.
+"""Run git on a repository without modifying it.
 
 Git gets a copy of the index and a separate folder for new objects; the objects of the repository are read as
-alternates. No hook and no file system monitor runs, nothing is fetched, and nobody is asked for a password. The filters
-that `.gitattributes` names do run, as at each `git add`: the content of a file that git-crypt protects is not visible
-without them.
+alternates. Git runs no hook and no file system monitor, fetches nothing, and asks for no password. The filters that
+`.gitattributes` names do run, as at each `git add`, because the content of a file that git-crypt protects is not
+readable without them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 _KEPT = ("GIT_CONFIG", "GIT_CEILING_DIRECTORIES", "GIT_DISCOVERY_ACROSS_FILESYSTEM", "GIT_EXEC_PATH")
-"""Git variables that affect how a repository is read; the others select one, as the variables of a hook do."""
+"""Prefixes of git variables that affect how a repository is read. The other ones select a repository, as in a hook."""
 _SET = {
     "GIT_ALLOW_PROTOCOL": "none",
     "GIT_ASKPASS": "true",
@@ -41,9 +41,9 @@ _CONFIG = {
     "core.splitIndex": "false",
     "submodule.recurse": "false",
 }
-_OF_TIME = (-signal.SIGXCPU, -signal.SIGKILL)
-"""Exit statuses of a process that the kernel killed at its CPU limit, perhaps sooner than our clock.
-Git continues without a filter that was killed, and reports it."""
+_CPU_LIMIT_STATUSES = (-signal.SIGXCPU, -signal.SIGKILL)
+"""Exit statuses of a process that the kernel killed at its CPU limit, perhaps earlier than our clock.
+Git continues without a filter that was killed, and reports the signal."""
 _LARGEST_OUTPUT = 64 * 2**20
 """Maximum bytes that git may write to one file."""
 
@@ -57,7 +57,7 @@ class GitIsMissingError(GitError):
 
 
 class BudgetError(GitError):
-    """The time of the snapshot has run out."""
+    """The snapshot has exceeded its time limit."""
 
 
 def cpu_seconds() -> float:
@@ -90,7 +90,7 @@ class Budget:
         return left
 
     def spent(self) -> BudgetError:
-        """Return the error for an exceeded CPU time."""
+        """Return the error for an exceeded CPU time limit."""
         return BudgetError(f"it would take more than {self.cpu:g} s of CPU time")
 
     def patience(self) -> float:
@@ -113,7 +113,7 @@ class Repository:
     top: Path
     """The folder of the work tree."""
     folder: str
-    """The folder where the search began, relative to `top`; empty if it is the same."""
+    """The folder where the search began, relative to `top`; empty if both are the same."""
     scratch: Path
     """Our own folder for the index and the objects."""
     budget: Budget
@@ -151,7 +151,7 @@ class Repository:
         return self.text("rev-parse", "--verify", "--quiet", "HEAD^{commit}")
 
     def empty_tree(self) -> str:
-        """Return the id of the tree without files, in the format of this repository."""
+        """Return the id of the empty tree in the hash format of this repository."""
         return os.fsdecode(self.git("hash-object", "-t", "tree", "-w", "--stdin")).strip()
 
     def is_pushed(self) -> bool:
@@ -167,7 +167,7 @@ class Repository:
 
 
 def without_user(url: str) -> str:
-    """Return the URL without a password and the user who has it; `git@host` needs no password and stays.
+    """Return the URL without its password and user; the user of an SSH URL, as in `git@host`, is kept.
 
     >>> without_user("https://ada:secret@host/a.git"), without_user("git@host:a.git")
     ('https://host/a.git', 'git@host:a.git')
@@ -186,7 +186,7 @@ def find(folder: Path, scratch: Path, budget: Budget, *, needs_index: bool = Tru
     It has a copy of the index unless `needs_index` is false; then it can only be used for commits.
 
     Raises:
-        GitError: there is one, and git cannot read it.
+        GitError: git cannot read the repository.
 
     """
     try:
@@ -207,8 +207,8 @@ def find(folder: Path, scratch: Path, budget: Budget, *, needs_index: bool = Tru
     (scratch / "objects" / "info" / "alternates").write_bytes(os.fsencode((folder / objects).resolve()) + b"\n")
     repository = Repository(Path(top), prefix.rstrip("/"), scratch, budget)
     if needs_index:
-        with suppress(FileNotFoundError):  # nothing was ever added
-            # Keeps its time: git takes a changed file for unchanged if the index seems newer.
+        with suppress(FileNotFoundError):  # no index, because nothing was ever added
+            # Keeps the time of the index: if the index seems newer, git considers a changed file unchanged.
             shutil.copy2(folder / index, repository.index)
     return repository
 
@@ -224,7 +224,7 @@ def anchors(script: str | None, folder: str) -> Iterator[Path]:
 
 
 def find_of(script: str | None, folder: str, scratch: Path, budget: Budget) -> Repository | None:
-    """Return the repository of the script or, if it is in none, of the folder.
+    """Return the repository of the script or, if there is none, of the folder.
 
     Raises:
         GitError: git is missing, or cannot read the repository.
@@ -270,8 +270,8 @@ def _run(
             raise GitIsMissingError(f"git cannot be run: {error.strerror}") from error
         except subprocess.TimeoutExpired:
             raise BudgetError(f"git {arguments[0]} would take more than {budget.wall:g} s") from None
-        if done.returncode in _OF_TIME or any(
-            f"died of signal {-status}".encode() in done.stderr for status in _OF_TIME
+        if done.returncode in _CPU_LIMIT_STATUSES or any(
+            f"died of signal {-status}".encode() in done.stderr for status in _CPU_LIMIT_STATUSES
         ):
             raise budget.spent()
         if done.returncode:

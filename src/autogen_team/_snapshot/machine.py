@@ -1,4 +1,4 @@
-"""Where a job ran: the interpreter, the machine, its GPUs, the container and the ids of the scheduler."""
+"""Facts about where a job ran: the interpreter, the machine, its GPUs, the container and the ids of the scheduler."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _IMAGE = (
     "CONTAINER_IMAGE",
 )
 _PATIENCE = 5.0
-"""Seconds that nvidia-smi may take, which is slow where the driver is not loaded."""
+"""Maximum seconds for nvidia-smi, which is slow if the driver is not loaded."""
 
 
 def python(executable: str, version: str) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def machine() -> dict[str, Any]:
 
 
 def gpus() -> dict[str, Any]:
-    """Return the GPUs of NVIDIA and their driver; empty without any."""
+    """Return the NVIDIA GPUs and their driver; empty if there are none."""
     if shutil.which("nvidia-smi") is None:
         return {}
     query = ["nvidia-smi", "--query-gpu=index,name,memory.total,uuid,driver_version", "--format=csv,noheader,nounits"]
@@ -87,7 +87,7 @@ def scheduler(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def container(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the kind of container and, where it is known, its image; empty outside of one."""
+    """Return the kind of container and, if known, its image; empty outside a container."""
     found = dict(_kinds(environment))
     image = next((environment[name] for name in _IMAGE if environment.get(name)), None)
     with suppress(OSError):

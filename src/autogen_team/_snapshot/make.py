@@ -1,4 +1,4 @@
-"""Takes a snapshot: the main function of the separate process."""
+"""Take a snapshot: the main function of the separate process."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ _CONFIG = ("core.autocrlf", "core.eol")
 
 
 def main(given: str) -> None:
-    """Take the snapshot for an order in JSON."""
+    """Take the snapshot that an order in JSON describes."""
     os.nice(_PRIORITY)
     last = int(2 * MOST_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (last, last + 1))
@@ -88,7 +88,7 @@ class _Snapshot:
     room: int = MOST_BYTES
 
     def write(self) -> None:
-        """Write the facts first and then the changes, so that a partial snapshot exists whatever happens."""
+        """Write the files of the snapshot; `run.json` comes last, because it lists what is left out."""
         order = self.order
         facts: dict[str, Any] = {
             "version": 1,
@@ -173,9 +173,9 @@ class _Snapshot:
             if patch.without_secrets(section, self.mask, self.mask_code, _is_source):
                 kept.append(section)
             else:
-                self.left_out[section.path] = "it is binary, and a secret is in it"
+                self.left_out[section.path] = "a binary file with a secret"
         kept, rest = patch.within(kept, self.room - _ROOM_FOR_PREAMBLE)
-        self.left_out |= {one.path: f"there is room for {MOST_BYTES} bytes" for one in rest}
+        self.left_out |= {one.path: f"the snapshot would exceed {MOST_BYTES} bytes" for one in rest}
         lacking = sum(not path.endswith("/") or path in found.files for path in self.left_out if path in found.files)
         text = patch.preamble(kept, lacking + len(rest), self.mask) + b"".join(one.text for one in kept)
         if text:
@@ -189,7 +189,7 @@ class _Snapshot:
         }
 
     def _locks(self, top: str | None) -> dict[str, str]:
-        """Keep the lock files beside the project, and return their checksums."""
+        """Copy the lock files of the project, and return their checksums."""
         checksums = {}
         for place in _places(next(gits.anchors(self.order.script, self.order.cwd)), top):
             for path in (place / name for name in _LOCKS):
@@ -198,7 +198,7 @@ class _Snapshot:
                     checksums[str(path)] = f"sha256:{hashlib.sha256(data).hexdigest()}"
                     text = self.mask(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
                     if len(text) > self.room:
-                        self.left_out[path.name] = f"there is room for {MOST_BYTES} bytes"
+                        self.left_out[path.name] = f"the snapshot would exceed {MOST_BYTES} bytes"
                     else:
                         self.room -= len(text)
                         self._file(path.name, text)
@@ -220,11 +220,11 @@ _CODE = frozenset(
         *(".r", ".rb", ".rs", ".scala", ".swift", ".ts"),
     )
 )
-"""Suffixes of files in which `password=password` passes a variable."""
+"""Suffixes of source code, in which `password=password` passes a variable."""
 
 
 def _places(begin: Path, top: str | None) -> Iterator[Path]:
-    """Yield the folder and those above it, up to the top of the repository."""
+    """Yield the folder and its parents, up to the top of the repository."""
     yield begin
     if top is not None and begin.resolve().is_relative_to(Path(top).resolve()):
         for place in begin.resolve().parents:
@@ -249,7 +249,7 @@ def _sweep(folder: Path) -> None:
 
 
 def masked_command(words: list[str], mask: Redactor) -> list[str]:
-    """Return a command without secrets; an option's secret may be the next word."""
+    """Return a command without secrets; the secret of an option may be the next word."""
     found, is_secret = [], False
     for word in words:
         found.append("***" if is_secret and not word.startswith("-") else mask(word))

@@ -1,6 +1,6 @@
 """The installed distributions of an interpreter, as `pip freeze --all` writes them, without pip.
 
-Metadata is read by hand: the parser of `importlib.metadata` reads the whole description of each.
+Metadata is parsed by hand, because the parser of `importlib.metadata` reads the whole description of each distribution.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from urllib.parse import unquote, urlsplit
 from autogen_team._snapshot.git import without_user
 
 Source: TypeAlias = Callable[[Path], "tuple[str | None, str | None, str]"]
-"""Returns the remote and the commit of the repository of a folder, and the folder in it."""
+"""Callable that returns the remote and the commit of a folder's repository, and the path of the folder in it."""
 
 _NAME = re.compile(r"^Name: *(.+?)\s*$", re.MULTILINE)
 _VERSION = re.compile(r"^Version: *(.+?)\s*$", re.MULTILINE)
 
 
 def freeze(path: Sequence[str], source: Source) -> tuple[list[str], dict[str, str]]:
-    """Return one line for each distribution, and the folders of those that are installed in place, by name."""
+    """Return the lines for all distributions, and the folders of editable installs by name."""
     lines: dict[str, list[str]] = {}
     editable: dict[str, str] = {}
     for distribution in importlib.metadata.distributions(path=list(path)):
@@ -33,7 +33,7 @@ def freeze(path: Sequence[str], source: Source) -> tuple[list[str], dict[str, st
         if name is None or version is None:
             continue
         key = re.sub(r"[-_.]+", "-", name[1]).lower()
-        if key in lines:  # the first on the path is the one that is imported
+        if key in lines:  # Python imports the first one on the path
             continue
         direct = _direct(distribution)
         folder = _folder(direct) if direct.get("dir_info", {}).get("editable") else None
@@ -62,13 +62,13 @@ def _folder(direct: dict[str, Any]) -> str | None:
 def _in_place(name: str, version: str, folder: str, source: Source) -> list[str]:
     remote, commit, inside = source(Path(folder))
     if remote is None or commit is None:
-        return [f"# installed in place, from no known remote ({name}=={version})", f"-e {folder}"]
+        return [f"# editable install without a known remote ({name}=={version})", f"-e {folder}"]
     where = f"&subdirectory={inside}" if inside else ""
     return [f"-e git+{_as_url(remote)}@{commit}#egg={name.replace('-', '_')}{where}"]
 
 
 def _as_url(remote: str) -> str:
-    r"""Return the remote as a URL, as pip wants it.
+    r"""Return the remote as a URL that pip accepts.
 
     >>> _as_url("git@github.com:ada/tools.git")
     'ssh://git@github.com/ada/tools.git'

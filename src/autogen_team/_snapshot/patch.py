@@ -1,7 +1,7 @@
-"""Patches as sections, one per file: limits their size and masks their secrets.
+"""Split a patch into sections, one per file, to limit their size and mask their secrets.
 
-A secret is masked line by line, so that a section keeps its form. Where only added lines are masked, `git apply` takes
-the section, and the file has the mask. It does not take a section in which a line is masked that it has to find in the
+Secrets are masked line by line, so that a section keeps its form. If only added lines are masked, `git apply` accepts
+the section, and the file gets the mask. Otherwise it rejects the section, because it cannot find the masked line in the
 file. A binary section with a secret is left out, because a mask would break it.
 """
 
@@ -36,19 +36,19 @@ class Section:
     """The changes of one file."""
 
     path: str
-    """The path after the change, relative to the top of the repository; of a deleted file, that before it."""
+    """The path after the change, relative to the top of the repository; for a deleted file, the path before it."""
     text: bytes
     is_first: bool = True
-    """Whether it takes precedence if there is too much."""
+    """Whether the section takes precedence if the patch is too large."""
     masked_lines: int = 0
     applies: bool = True
-    """Whether `git apply` accepts it, because no context line is masked."""
+    """Whether `git apply` accepts the section, because only added lines are masked."""
 
 
 def sections(patch: bytes, *, first: Callable[[str], bool] = lambda _: True) -> list[Section]:
     """Return the sections of the output of `git diff`.
 
-    The line that begins a section occurs nowhere else: each line of a hunk has a sign before it, and base85 has no
+    The first line of a section cannot occur in its content: each line of a hunk begins with a sign, and base85 has no
     blanks.
     """
     borders = [*(found.start() for found in _BEGIN.finditer(patch)), len(patch)]
@@ -61,21 +61,21 @@ def sections(patch: bytes, *, first: Callable[[str], bool] = lambda _: True) -> 
 
 
 def _quoted(section: bytes) -> bytes:
-    """Return a section with the names in its first line quoted, if `git apply` would not find where they end.
+    """Quote the names in the first line of a section if `git apply` would not find where they end.
 
-    It gives up at a blank before a slash, unless later lines have the name, which an empty file has not.
+    `git apply` fails on a blank before a slash, unless later lines repeat the name. An empty file has no such lines.
     """
     line, end, rest = section.partition(b"\n")
     names = line.removeprefix(b"diff --git ")
     middle = len(names) // 2
     old, new = names[:middle], names[middle + 1 :]
-    if b" /" not in names or old[1:] != new[1:]:  # later lines have the names of a file that is renamed
+    if b" /" not in names or old[1:] != new[1:]:  # later lines have the names of a renamed file
         return section
     return b'diff --git "%b" "%b"%b%b' % (old, new, end, rest)
 
 
 def _path(section: bytes) -> str:
-    """Return the path of a section; git writes it without a blank to end it only where both names are the same."""
+    """Return the path of a section, from its first line only if no later line has it; then both names are the same."""
     head, old, new = b"", b"", b""
     for line in section.split(b"\n"):
         if line.startswith(b"diff --git "):
@@ -96,7 +96,7 @@ def _path(section: bytes) -> str:
 
 
 def _unquoted(name: bytes) -> bytes:
-    r"""Return the original of a name that git has quoted.
+    r"""Return the original form of a name that git has quoted.
 
     >>> _unquoted(rb'"a/caf\303\251"').decode()
     'a/café'
@@ -124,7 +124,7 @@ def within(found: list[Section], most: int) -> tuple[list[Section], list[Section
 
 
 def without_secrets(section: Section, mask: Mask, mask_code: Mask, is_source: Callable[[str], bool]) -> bool:
-    """Mask the secrets of a section; return False if it is binary and has a secret, so it cannot be kept."""
+    """Mask the secrets of a section; return False for a binary section with a secret, which cannot be kept."""
     text = section.text.decode("utf-8", "surrogateescape")
     head, hunks = _split(text)
     if "GIT binary patch" in head:
@@ -172,18 +172,18 @@ class _Masking:
         self._mask = mask
         self._mask_name = mask_name
         self.count = 0
-        """How many lines are masked."""
+        """The number of masked lines."""
         self.must_be_found = False
-        """Whether a context line is masked, which `git apply` has to find in the file."""
+        """Whether `git apply` must find a masked line in the file: a context line or a removed one."""
 
     def line(self, line: str) -> str:
-        """Return a line before the first hunk without secrets."""
+        """Mask the secrets of a line before the first hunk."""
         masked = self._mask_name(line)
         self.count += masked != line
         return masked
 
     def hunk(self, lines: list[str]) -> list[str]:
-        """Return a hunk without secrets: the file before and the file after are each masked as a text."""
+        """Mask the secrets of a hunk, separately in the text before and the text after the change."""
         found = _HUNK.match(lines[0])
         assert found is not None
         place = found[0]
@@ -202,7 +202,7 @@ class _Masking:
 
 
 def masked_lines(lines: list[str], mask: Mask) -> list[str]:
-    r"""Return as many lines without secrets; a secret of many lines, such as a private key, is masked in each.
+    r"""Mask the secrets in the lines without changing their number; a multi-line secret is masked in each line.
 
     >>> masked_lines(["a", "BEGIN", "x", "END", "b"], lambda text: text.replace("BEGIN\nx\nEND", "BEGIN***"))
     ['a', '***', '***', '***', 'b']
@@ -221,12 +221,12 @@ def masked_lines(lines: list[str], mask: Mask) -> list[str]:
 def _has_secret(data: bytes, mask: Mask) -> bool:
     texts = [data.decode("latin-1")]
     if b"\0" in data:
-        texts.append(data.replace(b"\0", b"").decode("latin-1"))  # letters of two or four bytes
+        texts.append(data.replace(b"\0", b"").decode("latin-1"))  # UTF-16 or UTF-32
     return any(mask(text) != text for text in texts)
 
 
 def _binaries(section: bytes) -> Iterator[bytes]:
-    """Yield the contents in a binary section: those of the file after and before, or what one adds to the other."""
+    """Yield the contents in a binary section: the new and the old file, or the deltas between them."""
     block: list[bytes] | None = None
     for line in section.split(b"\n"):
         if line.startswith((b"literal ", b"delta ")):
@@ -241,17 +241,15 @@ def _binaries(section: bytes) -> Iterator[bytes]:
 
 
 def preamble(found: list[Section], left_out: int, mask: Mask) -> bytes:
-    """Return the comment lines at the top of an incomplete patch, which git skips; empty if it is complete."""
+    """Return the comment lines at the top of an incomplete patch, which git skips; empty for a complete patch."""
     lines = []
     masked = [one for one in found if one.masked_lines]
     if masked:
-        lines.append("secrets are masked in this patch, so that it does not give the very bytes that ran.")
-        lines += [f"  masked, with the mask in the file: {one.path!r}" for one in masked if one.applies]
-        lines += [f"  masked, and does not apply: {one.path!r}" for one in masked if not one.applies]
+        lines.append("secrets are masked in this patch, so it does not restore the exact bytes that ran.")
+        lines += [f"  masked, applies, and writes the mask: {one.path!r}" for one in masked if one.applies]
+        lines += [f"  masked, does not apply: {one.path!r}" for one in masked if not one.applies]
     if any(not one.applies for one in masked):
-        lines.append(
-            "it does not apply whole: leave out what does not, by git apply --exclude=PATH, or autogen-team reproduce."
-        )
+        lines.append("some parts do not apply: skip them by git apply --exclude=PATH, or use autogen-team reproduce.")
     if left_out:
-        lines.append(f"it does not have all changes: {FACTS} has the {left_out} that are left out, and why.")
+        lines.append(f"this patch is incomplete: {FACTS} lists the changes that are left out ({left_out}), and why.")
     return mask("".join(f"{_PREFIX}{line}\n" for line in lines)).encode("utf-8", "backslashreplace")

@@ -1,7 +1,7 @@
-"""Starts the process that takes a snapshot, and waits for it.
+"""Start the process that takes a snapshot, and wait for it.
 
-It is not a child of the job, which may wait for all its children, and it has a low priority. It gets its order
-through a pipe, because other users can read a command line.
+The process is not a child of the job, because a job may wait for all its children. It has a low priority. It gets its
+order through a pipe, because other users can read a command line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ os.write(1, b"made")
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to take a snapshot of, and where to write it."""
+    """The content of a snapshot, and where to write it."""
 
     folder: str
     """The folder to write, which does not exist yet."""
@@ -46,9 +46,9 @@ class Order:
     executable: str
     """The interpreter of the job."""
     python: str
-    """Its version."""
+    """The version of that interpreter."""
     path: list[str]
-    """Its `sys.path`."""
+    """The `sys.path` of the job."""
     excluded: list[str] = field(default_factory=list)
     """Files and folders that are not code, such as the store of the runs."""
     cells: list[tuple[int, str]] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Order:
 
 def make(order: Order) -> bool:
     """Take a snapshot in a separate process; return whether it is complete. Blocks for up to `PATIENCE` seconds."""
-    # Only this is added, at the end: a module of the job may have the name of a standard one.
+    # The folder of this package comes last: a module beside it may have the name of a standard one.
     code = _MAKE.format(place=str(Path(__file__).parents[2]))
     try:
         process = subprocess.Popen(  # noqa: S603 - our own text, in our own interpreter
@@ -79,14 +79,14 @@ def make(order: Order) -> bool:
     with process.stdout:
         with suppress(OSError), process.stdin as pipe:
             pipe.write(json.dumps(asdict(order)).encode())
-        process.wait()  # it has forked by now
-        return _hears(process.stdout.fileno()) and Path(order.folder).is_dir()
+        process.wait()  # exits as soon as it has forked
+        return _is_answered(process.stdout.fileno()) and Path(order.folder).is_dir()
 
 
-def _hears(pipe: int) -> bool:
+def _is_answered(pipe: int) -> bool:
     """Return whether the other end of the pipe sends anything in time.
 
-    Does not wait for the end of the pipe, which a process forked by the job meanwhile may hold.
+    Does not wait for the end of the pipe, which a process that the job has forked meanwhile may hold open.
     """
     deadline = time.monotonic() + PATIENCE
     while (left := deadline - time.monotonic()) > 0:

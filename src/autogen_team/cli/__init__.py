@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command that `sys.argv` names, and exit with its status."""
+    """Run the command in `sys.argv`, and exit with its status."""
     if sys.argv[1:2] == ["run"] and not {"-h", "--help"} & set(sys.argv[2:3]):
         from autogen_team.cli._supervisor import keeping
 

@@ -1,4 +1,4 @@
-"""The commands and their options only, so that `--help` and completion are fast.
+"""Declares the commands and their options only, so that `--help` and completion are fast.
 
 Each command is implemented in its own module, which is imported when the command is called.
 """
@@ -65,7 +65,7 @@ class _Target(typer.core.TyperCommand):
         return left
 
     def _python_target(self, args: list[str]) -> int | None:
-        """Return the index of `-m` or `-c` if it begins the target; click cannot parse `-mNAME` as one word."""
+        """Return the index of `-m` or `-c` if the target begins with it; click cannot parse `-mNAME` as one word."""
         with_value = {name for param in self.params if not getattr(param, "is_flag", False) for name in param.opts}
         words = iter(enumerate(args))
         for at, word in words:
@@ -144,7 +144,7 @@ def run(
         typer.Option(
             "--job",
             envvar="AUTOGEN_TEAM_RUN_JOB",
-            help="Name of the job, whose starts share one run; auto: the name that the scheduler gives it.",
+            help="Name of the job. All its starts share one run. auto: the scheduler's name for the job.",
         ),
     ] = None,
     stale: Annotated[
@@ -162,12 +162,12 @@ def run(
             "--stall-after",
             metavar="DURATION",
             parser=_durations.checked,
-            help="Alert with the stacks if nothing is logged or printed for that long: 15m.",
+            help="Send an alert with the stacks if nothing is logged or printed for this long: 15m.",
         ),
     ] = None,
     stall_kill: Annotated[
         bool | None,
-        typer.Option("--stall-kill/--no-stall-kill", help="End the job after a second such time."),
+        typer.Option("--stall-kill/--no-stall-kill", help="End the job if it is silent for twice that time."),
     ] = None,
     set_: Set = None,
 ) -> NoReturn:
@@ -232,8 +232,8 @@ def doctor(
 
     Prints versions and settings, and checks the tracking store, registry, artifacts, clocks, desktop, alert channels,
     state folder and log sink. No alert is sent. Nothing is created except a test run with a metric and a file, in your
-    experiment or, if that does not exist, in MLflow's default one. It is deleted at once; a server keeps it as a
-    deleted run.
+    experiment or, if that does not exist, in MLflow's default one. The test run is deleted at once; a server keeps it
+    as a deleted run.
 
     Exits with 1 if a check fails, 2 if a setting is invalid.
 
@@ -255,7 +255,7 @@ def notify(
 ) -> None:
     """Send an alert through each configured channel, and show which channels delivered it.
 
-    Exits with 1 if no channel delivered it, 2 if a setting is invalid.
+    Exits with 1 if no channel delivered the alert, 2 if a setting is invalid.
 
     Example: autogen-team notify "disk full" "91% of /data" --level warning
     """
@@ -386,9 +386,9 @@ def ui(
     It listens on 127.0.0.1 only, until Ctrl-C. If the store is a server, only the links are printed. The latest run is
     taken from the experiment, or from the whole store if the experiment does not exist.
 
-    Exits with 128 plus the number of the signal that ended it: 130 after Ctrl-C, 143 after SIGTERM; with 0 for a
-    server; with 1 if the store does not answer or the web UI cannot start; with 2 if a setting is invalid, the port is
-    in use or the extra `ui` is not installed.
+    Exits with 128 plus the number of the signal that ended it: 130 after Ctrl-C, 143 after SIGTERM. Exits with 0 if the
+    store is a server; with 1 if the store does not answer or the web UI cannot start; with 2 if a setting is invalid,
+    the port is in use or the extra `ui` is not installed.
 
     Example: autogen-team ui --set mlflow.mode=offline --open
     """
@@ -400,7 +400,7 @@ def ui(
 
 @app.command()
 def reproduce(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its name (takes the latest).")],
+    run: Annotated[str, typer.Argument(metavar="RUN", help="Id of a run, or its name (the latest run is taken).")],
     into: Annotated[
         str | None,
         typer.Option("--into", metavar="FOLDER", help="New folder, or a clean clone. (default: the run's name and id)"),
@@ -427,14 +427,14 @@ def reproduce(
 
 
 for _command in app.registered_commands:
-    # Typer keeps the line breaks of a docstring, which only suit the width of the source.
+    # Typer keeps the line breaks of a docstring, but they only suit the width of the source.
     _command.help = re.sub(
         r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc((_command.callback and _command.callback.__doc__) or "")
     )
 
 
 def _refuse_without(option: str, given: Mapping[str, object]) -> None:
-    """Refuse options that are valid only with another option."""
+    """Reject options that are valid only together with `option`."""
     for name, value in given.items():
         if value:
             raise typer.BadParameter(f"only valid with {option}", param_hint=name)

@@ -1,4 +1,4 @@
-"""Refuse to run code that is not committed: `autogen-team run --require-clean`."""
+"""Refuses to run code that is not committed: `autogen-team run --require-clean`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from autogen_team._snapshot import git as gits
 from autogen_team.cli import _look
 
 _PATIENCE = 120.0
-"""Seconds that git may take."""
+"""Timeout in seconds for git."""
 _SHOWN = 20
 
 

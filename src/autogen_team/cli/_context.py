@@ -1,4 +1,4 @@
-"""Build the context of a command from its options."""
+"""Builds the context of a command from its options."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def build(overrides: Mapping[str, str]) -> GlobalContext:
 
 
 def variables_of(overrides: Mapping[str, str]) -> dict[str, str]:
-    """Return the overrides as environment variables, for contexts that the target builds itself."""
+    """Return the overrides as environment variables, for contexts that the target creates itself."""
     classes = GlobalContext.service_classes()
     names = {
         f"{name}.{field}": variable for name, cls in classes.items() for field, variable in cls.variables().items()
@@ -42,7 +42,7 @@ def variables_of(overrides: Mapping[str, str]) -> dict[str, str]:
 
 
 def of_file() -> dict[str, str]:
-    """Return the settings that `.env` gives, as overrides."""
+    """Return the settings in `.env` as overrides."""
     texts = settings.of_file()
     paths = {
         variable: f"{name}.{field}"

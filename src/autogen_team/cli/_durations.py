@@ -1,4 +1,4 @@
-"""Durations on the command line: `90s`, `5m`, `2h`."""
+"""Parses durations on the command line: `90s`, `5m`, `2h`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def seconds(text: str) -> float:
 
 
 def checked(text: str) -> str:
-    """Return the text of a duration.
+    """Return the text unchanged if it is a duration.
 
     Raises:
         typer.BadParameter: the text is not a duration, or it is zero.

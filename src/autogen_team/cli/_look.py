@@ -1,4 +1,4 @@
-"""Output of all commands: ruled tables on a terminal, plain text elsewhere."""
+"""Prints the output of all commands: ruled tables on a terminal, plain text elsewhere."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 WRONG_USAGE = 2
-NOT_STARTED = 125  # as for env, nohup and timeout, when they fail themselves, not their command
+NOT_STARTED = 125  # as with env, nohup and timeout, when they fail themselves, not their command
 
 
 def console(*, stderr: bool = False) -> Console:
@@ -29,15 +29,15 @@ def console(*, stderr: bool = False) -> Console:
         """A console that leaves the handling of a closed pipe to the caller."""
 
         def on_broken_pipe(self) -> None:
-            """Raise the error that rich has caught; rich itself would exit."""
+            """Raise the error that rich caught; rich itself would exit."""
             raise  # noqa: PLE0704 - called while the error is handled
 
     stream = sys.stderr if stderr else sys.stdout
-    file = io.StringIO() if stream is None else cast("IO[str]", _Whole(stream))
+    file = io.StringIO() if stream is None else cast("IO[str]", _Unbuffered(stream))
     return _Console(file=file, highlight=False, markup=False, emoji=False)
 
 
-class _Whole:
+class _Unbuffered:
     """A stream that bypasses its buffer, so that a full disk or a closed pipe cannot change the exit status."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -60,7 +60,7 @@ class _Whole:
 
 
 def rows(rows: Sequence[tuple[str, str]]) -> None:
-    """Print labelled texts on stderr, each on one line whatever its length, so that it can be copied."""
+    """Print labelled texts on stderr, each on one line, however long, so that it can be copied."""
     from rich.text import Text
 
     target = console(stderr=True)
@@ -70,7 +70,7 @@ def rows(rows: Sequence[tuple[str, str]]) -> None:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, stderr: bool = False) -> None:
-    """Print a table: ruled on a terminal, else with one line per row, for `grep`."""
+    """Print a table: ruled on a terminal, otherwise with one line per row, for `grep`."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -111,7 +111,7 @@ def fail(message: str, status: int) -> NoReturn:
 
 
 def assignments(texts: Iterable[str], option: str) -> dict[str, str]:
-    """Split `key=value` texts; exit with a usage error that names the option if one has no key or no `=`."""
+    """Split `key=value` texts; exit with a usage error that names the option if a text has no key or no `=`."""
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
@@ -125,7 +125,7 @@ _STYLES = {"bold": "1", "bold red": "1;31", "yellow": "33"}
 
 
 def say(kind: str, message: str, style: str) -> None:
-    """Print a line on stderr that begins with its kind. Does not import rich, so a supervised job starts sooner."""
+    """Print a line on stderr that begins with its kind; without rich, so that a supervised job starts sooner."""
     stream = sys.stderr
     if stream is None:
         return
@@ -139,7 +139,7 @@ def say(kind: str, message: str, style: str) -> None:
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """Print our own warnings as one line each."""
+    """Print each of our own warnings as one line."""
     with warnings.catch_warnings():
         previous = warnings.showwarning
 
@@ -155,7 +155,7 @@ def plain_warnings() -> Iterator[None]:
 
 @contextmanager
 def plain_errors(status: int = 1) -> Iterator[None]:
-    """Print our own errors as one line each, without a traceback, and exit."""
+    """Print each of our own errors as one line, without a traceback, and exit."""
     try:
         yield
     except ConfigurationError as error:

@@ -1,4 +1,4 @@
-"""Probes of `doctor` on this machine: versions, the state folder, the log sink and the alert channels."""
+"""Probes of `doctor` for this machine: versions, state folder, log sink and alert channels."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Outcome: TypeAlias = Literal["ok", "note", "fail"]
 
 LIMIT = 5.0
-"""Seconds for each connection."""
+"""Timeout in seconds for each connection."""
 
 _LIBRARIES = ("mlflow-skinny", "sqlalchemy", "loguru", "pydantic", "pydantic-settings", "orjson", "psutil", "jeepney")
 _EXTRAS = {
@@ -48,7 +48,7 @@ class Check:
     outcome: Outcome
     found: str
     remedy: str = ""
-    """What the user can do; every failure has a remedy."""
+    """What the user can do; each failure has a remedy."""
 
 
 def versions() -> dict[str, str]:
@@ -116,7 +116,7 @@ def _waiting(folder: Path, remedy: str) -> Check:
 
 
 def _undelivered(journals: Sequence[index.Found]) -> str:
-    """Return what waits in all journals, and how long the upload of the files takes at the present rate."""
+    """Return the amount of waiting data in all journals, and the upload time of the files at the current rate."""
     from autogen_team._process.durations import duration
     from autogen_team._spool.index import in_words
 
@@ -129,8 +129,8 @@ def _undelivered(journals: Sequence[index.Found]) -> str:
 def unwritable(folder: Path) -> tuple[str, bool]:
     """Return why the folder cannot be written to, or "" if it can, and whether it exists.
 
-    If the folder does not exist, its nearest existing parent is tried. The trial file has no name where the system
-    supports such files, and is removed at once.
+    If the folder does not exist, its nearest existing parent is tried. The trial file has no name if the system
+    supports this, and is removed at once.
     """
     place = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
     try:
@@ -170,7 +170,7 @@ def _sink(service: LoggerService) -> str:
     path = Path(text).expanduser().absolute()
     if not text or text.endswith(("/", os.sep)) or path.is_dir():
         validation.destination(service)  # raises an error that says what is wrong, and creates nothing
-    with tempfile.TemporaryDirectory() as folder:  # rotation, retention and compression are tried out only here
+    with tempfile.TemporaryDirectory() as folder:  # rotation, retention and compression are tested only here
         trial = f"{folder}/{path.name}"
         try:
             file, _ = validation.destination(service.model_copy(update={"sink": trial}))
@@ -187,7 +187,7 @@ def _sink(service: LoggerService) -> str:
 
 
 def collector_probes(service: LoggerService) -> Iterator[Callable[[], Check]]:
-    """Yield one probe for each signal that goes to an OpenTelemetry collector."""
+    """Yield one probe for each OpenTelemetry signal that goes to a collector."""
     from autogen_team._ship import collector
 
     if collector.endpoint("traces"):
@@ -203,10 +203,10 @@ def _collector(signal: Literal["traces", "logs"]) -> Check:
     remedy = "check the network, OTEL_EXPORTER_OTLP_ENDPOINT, and OTEL_EXPORTER_OTLP_HEADERS"
     place = collector.endpoint(signal)
     if place is None:
-        found = "logger.otlp is on, but no collector is set"
+        found = "logger.otlp is on, but no collector is configured"
         return Check(name, "fail", found, "set OTEL_EXPORTER_OTLP_ENDPOINT, such as http://collector:4318")
     try:
-        return Check(name, "ok", f"{collector.probe(signal, LIMIT)} takes {signal}")
+        return Check(name, "ok", f"{collector.probe(signal, LIMIT)} accepts {signal}")
     except MissingExtraError as error:
         return Check(name, "fail", str(error), "pip install 'autogen-team[otel]'")
     except ConfigurationError as error:
@@ -216,7 +216,7 @@ def _collector(signal: Literal["traces", "logs"]) -> Check:
 
 
 def alert_probes(service: AlertsService) -> Iterator[Callable[[], Check]]:
-    """Yield one probe per alert channel; each may block on its own peer."""
+    """Yield one probe per alert channel; each may block on its own server."""
     if not service.enable:
         yield partial(Check, "alerts", "ok", "disabled: alerts are printed")
         return

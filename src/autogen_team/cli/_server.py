@@ -1,4 +1,4 @@
-"""MLflow's server on the loopback interface, as a child that never outlives this process."""
+"""Runs MLflow's server on the loopback interface, as a child process that never outlives this process."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def serving(port: int, variables: Mapping[str, str]) -> Iterator[Server]:
     """Run MLflow's server inside the block, with these variables as its environment, and stop it at the end.
 
     Raises:
-        TrackingUnavailableError: the server ended before it answered, or did not answer in time. The message has its
-            last lines of output.
+        TrackingUnavailableError: the server ended before it answered, or did not answer in time. The message includes
+            its last lines of output.
 
     """
     server = Server(port, variables)
@@ -73,7 +73,7 @@ def serving(port: int, variables: Mapping[str, str]) -> Iterator[Server]:
 
 
 class Server:
-    """The process of the server and the processes that it starts, as one process group."""
+    """The server's process and its child processes, as one process group."""
 
     def __init__(self, port: int, variables: Mapping[str, str]) -> None:
         self._port = port
@@ -90,9 +90,9 @@ class Server:
                 text=True,
                 errors="replace",
                 pass_fds=[theirs],
-                # The user's folder may have a `flask.py` of its own.
+                # The user's folder may contain a `flask.py`.
                 env={**variables, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"},
-                start_new_session=True,  # keys of the terminal reach only us, and one signal ends the whole group
+                start_new_session=True,  # terminal keys reach only us, and one signal ends the whole group
             )
         finally:
             os.close(theirs)
@@ -135,7 +135,7 @@ class Server:
         os.close(self._lifeline)
 
     def _answers(self) -> bool:
-        # Not urllib, which would use a proxy.
+        # urllib would use a proxy.
         connection = http.client.HTTPConnection(HOST, self._port, timeout=5)
         try:
             connection.request("GET", "/health")
@@ -157,7 +157,7 @@ class Server:
         raise TrackingUnavailableError(f"{what}. Its last output:{lines or ' none'}")
 
     def _signal(self, number: int) -> None:
-        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter for processes that have ended
+        with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter if the processes have ended
             os.killpg(self._process.pid, number)
 
 

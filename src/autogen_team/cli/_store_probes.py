@@ -1,7 +1,7 @@
-"""Probes of `doctor` on the tracking store and the registry: a few requests, and a trial run.
+"""Probes of `doctor` for the tracking store and the registry: a few requests, and a trial run.
 
-They never create a database, a table or an experiment. If one does not exist yet, its row says so. If a
-store does not answer, there is one timeout, and the probes that depend on it are skipped.
+They never create a database, a table or an experiment. If one of these does not exist yet, its row says so. If a store
+does not answer, there is only one timeout, and the probes that depend on the store are skipped.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
     from autogen_team._capture import store_trial
 
 LIMIT = 10.0
-"""Seconds for the whole trial run. Each request before it has the `connect_timeout` of the service, as in a job."""
+"""Timeout in seconds for the whole trial run. Each earlier request has the service's `connect_timeout`, as in a job."""
 SKEW = 5.0
-"""Clock difference in seconds that is tolerated: runs are sorted and compared by time."""
+"""Tolerated clock difference in seconds: runs are sorted and compared by time."""
 
 _TRACKING, _REGISTRY = "MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"
 
 
 class _UnusableError(Exception):
-    """A store that cannot be probed further: its last row, and why the other rows are skipped."""
+    """The store cannot be probed further; has its last row, and the reason why the other rows are skipped."""
 
     def __init__(self, check: Check, why: str) -> None:
         super().__init__(why)
@@ -76,7 +76,7 @@ class Probing:
         """Check that the store exists and answers.
 
         Raises:
-            _UnusableError: it does not, or a database has an unexpected schema.
+            _UnusableError: it does not exist or answer, or a database has an unexpected schema.
 
         """
         shown = mask_url(uri)
@@ -110,7 +110,7 @@ class Probing:
         """Check that the database has the schema that this MLflow expects.
 
         Raises:
-            _UnusableError: it has another schema or no tables, or it cannot be read.
+            _UnusableError: it has a different schema or no tables, or it cannot be read.
 
         """
         from autogen_team._capture import store_trial
@@ -131,7 +131,7 @@ class Probing:
             raise _UnusableError(Check(name, "fail", found, remedy), f"see {name}")
 
     def _tracking(self) -> tuple[Check, store_trial.Server | None]:
-        """Check the tracking store; return the result and, if the store is a server, what the server answered."""
+        """Check the tracking store; return the result and, if the store is a server, its answer."""
         from autogen_team._capture import store_trial
 
         shown = mask_url(self._uri)
@@ -187,7 +187,7 @@ class Probing:
         return Check("registry", "ok", f"{shown} answers")
 
     def _runs(self, client: MlflowClient) -> Iterator[Check]:
-        """Look up the experiment and create a trial run in it, or in MLflow's default one if it does not exist."""
+        """Look up the experiment and create a trial run in it, or in MLflow's default experiment if it is missing."""
         from autogen_team._capture import store_trial
 
         name = self._experiment_name
@@ -221,7 +221,7 @@ class Probing:
         left = trial.remains or "nothing of it remains"
         if trial.store:
             found = f"a run could not be written{where}: {trial.store}"
-            if is_other and "PERMISSION_DENIED" in trial.store:  # which says nothing about the job's own experiment
+            if is_other and "PERMISSION_DENIED" in trial.store:  # the job's own experiment may allow writes
                 return Check("runs", "note", found)
             remains = f"; {trial.remains}" if trial.remains else ""
             return Check("runs", "fail", found + remains, "ask for write permission, or check the store's log")
@@ -234,7 +234,7 @@ class Probing:
         if trial.artifacts is None:
             return Check("artifacts", "note", "skipped: see runs")
         if trial.artifacts:
-            remedy = "check its credentials, and install what it needs (boto3 for S3, for example)"
+            remedy = "check its credentials, and install the library that it needs (for example boto3 for S3)"
             return Check("artifacts", "fail", f"{location}: {trial.artifacts}", remedy)
         found = f"a file was written and read back at {location}"
         if trial.is_local and urlsplit(self._uri).hostname not in (None, "localhost", "127.0.0.1", "::1"):
@@ -256,7 +256,7 @@ class Probing:
         least, most = server.ahead
         middle, doubt = (least + most) / 2, (most - least) / 2
         word = "ahead of" if middle > 0 else "behind"
-        found = f"the server's is {abs(middle):.1f} s {word} this one, give or take {doubt:.1f} s"
+        found = f"the server's clock is {abs(middle):.1f} s {word} this one, give or take {doubt:.1f} s"
         if least > SKEW or most < -SKEW:
             return Check("clock", "note", found, "synchronize both with NTP (timedatectl): runs are sorted by time")
         return Check("clock", "ok", found)
@@ -267,7 +267,7 @@ def _is_database(uri: str) -> bool:
 
 
 def _is_begun(place: Path) -> bool:
-    """Return whether MLflow has created something there; it does so as soon as it opens the store."""
+    """Return whether MLflow has created files in the store; it does so as soon as it opens the store."""
     try:
         return (
             any(place.glob("*/meta.yaml")) or (place / "models").is_dir()

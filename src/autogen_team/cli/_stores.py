@@ -1,4 +1,4 @@
-"""The stores that a command reads: the ones a job with the same settings would use now."""
+"""The stores that a command reads: those that a job with the same settings would use now."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def in_use(service: MlflowService) -> tuple[str, str]:
     """Return the tracking store and the registry that a job with these settings would use now.
 
     Raises:
-        TrackingUnavailableError: one of them does not answer, and the mode does not let a job work offline.
+        TrackingUnavailableError: one of them does not answer, and the mode does not allow offline work.
         ConfigurationError: a job would work offline, but no offline run has been recorded yet.
 
     """

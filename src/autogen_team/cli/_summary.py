@@ -1,4 +1,4 @@
-"""A short table of what a run recorded, with the link or the command to view it."""
+"""Prints a short table of the data of a run, with the link or the command to view it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 _SHOWN = 5
 _PATIENCE = 5.0
-"""Seconds that reading the run back may take."""
+"""Timeout in seconds for reading the run back."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """Where the user types commands: the folder, and the store of a command without options."""
+    """The place where the user types commands: the folder, and the store of a command without options."""
 
     folder: Path
     store: str | None
@@ -43,7 +43,7 @@ class Prompt:
 
     @classmethod
     def here(cls) -> Self:
-        """Return the current folder and store; call it before anything points MLflow to another store."""
+        """Return the current folder and store; call this before MLflow is pointed to another store."""
         store = None
         with suppress(ConfigurationError):
             store = MlflowService().stores()[0]
@@ -60,9 +60,9 @@ class Summary:
 
 @contextmanager
 def printed(summary: Summary, context: GlobalContext) -> Iterator[None]:
-    """Print the summary when the block ends, also by an exception; on stderr, because stdout belongs to the target.
+    """Print the summary when the block ends, even by an exception; on stderr, because stdout belongs to the target.
 
-    A failure to print it does not change how the job ends.
+    A failure to print the summary does not change how the job ends.
     """
     try:
         yield
@@ -131,6 +131,6 @@ def command_to_look(service: MlflowService, prompt: Prompt) -> str:
         words = [shlex.quote(shown), *([] if known == program else ["-m", "autogen_team"]), "ui"]
     uri = service.stores()[0]
     if uri != prompt.store:
-        # A password does not belong on a screen.
+        # A password must not appear on the screen.
         words += ["--tracking-uri", shlex.quote(uri) if mask_url(uri) == uri else '"$MLFLOW_TRACKING_URI"']
     return " ".join(words)

@@ -1,4 +1,4 @@
-"""`autogen-team config`: the settings in force, and where each comes from."""
+"""`autogen-team config`: the current settings and their sources."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["show"]
 
 
 def show(overrides: Mapping[str, str], *, as_json: bool) -> None:
-    """Print every setting of the context that a job would have now, with these overrides."""
+    """Print all settings of the context that a job would get now, with these overrides."""
     with _look.plain_warnings(), _look.plain_errors():
         settings = _context.build(overrides).settings()
     if as_json:

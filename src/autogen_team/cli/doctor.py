@@ -57,7 +57,7 @@ def _row(check: Check) -> tuple[str, ...]:
 
 
 def _redactor(context: GlobalContext) -> Redactor:
-    """Return a redactor for the secrets of the environment and of the settings, whatever their source."""
+    """Return a redactor for the secrets in the environment and in the settings, from any source."""
     mlflow, alerts = context.mlflow_service, context.alerts_service
     secrets = [mlflow.tracking_uri, mlflow.registry_uri, *(url.get_secret_value() for url in alerts.urls)]
     return Redactor({**os.environ, **{f"setting {number}": text for number, text in enumerate(secrets)}})
@@ -86,7 +86,7 @@ def _jobs(context: GlobalContext) -> list[Callable[[], list[Check]]]:
 
 
 def _together(jobs: list[Callable[[], list[Check]]]) -> list[Check]:
-    """Run all jobs at once, because they mostly wait; return their results in order."""
+    """Run all jobs concurrently, because they mostly wait; return their results in order."""
     with ThreadPoolExecutor(len(jobs), thread_name_prefix="autogen-team-doctor") as pool:
         return [check for found in pool.map(_guarded, jobs) for check in found]
 

@@ -20,10 +20,11 @@ _FAILED = 1
 
 
 def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bool, as_json: bool) -> None:
-    """Recover every dead journal of this machine and of the hosts; if `dry_run`, only print which ones and why.
+    """Recover the journals of dead processes of this machine and of the hosts; with `dry_run`, only print them.
 
     Exits with 1 if a journal could not be recovered.
     """
+    from autogen_team._ship import lean_mlflow
     from autogen_team._spool import index
 
     with _look.plain_warnings(), _look.plain_errors():
@@ -39,6 +40,7 @@ def recover(overrides: Mapping[str, str], *, hosts: Collection[str], dry_run: bo
             _say_none()
         return
     with _look.plain_warnings(), _look.plain_errors():
+        lean_mlflow.load(service.tracking_uri)
         results = [result for _, result in service.recover(hosts)]
     if as_json:
         _look.as_json([asdict(result) for result in results])
@@ -60,14 +62,17 @@ def close_lost(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Close the runs of the store that have had no heartbeat for `limit` seconds; with `dry_run`, only print them.
+    """Close the runs of the store that had no heartbeat for `limit` seconds; with `dry_run`, only print them.
 
-    Runs that never had one are left alone, unless `takes_all`; then their newest metric or their start counts.
+    Runs that never had a heartbeat are skipped, or with `takes_all` judged by their newest metric or their start.
     """
-    from autogen_team._ship import lost, uris
+    from autogen_team._ship import lean_mlflow, uris
 
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
+        lean_mlflow.load(service.tracking_uri)
+        from autogen_team._ship import lost
+
         store = lost.Store(uris.absolute(service.tracking_uri), service.connect_timeout)
         found = [one for one in store.running(experiment) if takes_all or one.sign is not None]
         now = store.now(found[0]) if found else 0.0
@@ -80,8 +85,8 @@ def close_lost(
         rows = [(one.name, one.run_id, one.experiment, one.reason) for one in closed]
         _look.table((what, "id", "experiment", "why"), rows)
     else:
-        said = f"none of the {len(found)} RUNNING is stale" if found else "none are RUNNING"
-        _look.say("runs", said, "bold")
+        message = f"none of the {len(found)} RUNNING runs is stale" if found else "none are RUNNING"
+        _look.say("runs", message, "bold")
 
 
 def _say_none() -> None:

@@ -31,16 +31,13 @@ __all__ = ["reproduce"]
 
 _FAILED = 1
 _PATIENCE = 120.0
-"""Seconds that the store may take for the run and its artifacts."""
+"""Timeout in seconds for the store to return the run and its artifacts."""
 _ID = re.compile(r"[0-9a-f]{32}")
 _LINES_OF_GIT = 12
 
 
 def reproduce(wanted: str, overrides: Mapping[str, str], *, into: str | None, makes_venv: bool, as_json: bool) -> None:
-    """Restore the code and packages of the run, and print the command on stdout.
-
-    Exits with 1 if that is not possible.
-    """
+    """Restore the code and packages of the run, and print the command on stdout; exit with 1 if this fails."""
     with _look.plain_warnings(), _look.plain_errors(_FAILED):
         service = _context.build(overrides).mlflow_service
         stores = _stores.in_use(service)
@@ -67,10 +64,10 @@ def reproduce(wanted: str, overrides: Mapping[str, str], *, into: str | None, ma
 
 
 def _find(client: MlflowClient, wanted: str, experiment: str) -> Run:
-    """Return the run with this id, or the latest with this name: in the experiment, else in all of them.
+    """Return the run with this id, or the latest run with this name in the experiment, or else in all experiments.
 
     Raises:
-        LookupError: there is none.
+        LookupError: there is no such run.
 
     """
     if _ID.fullmatch(wanted):
@@ -103,7 +100,7 @@ class _Again:
 
     run: Run
     code: Path
-    """The folder with its snapshot."""
+    """The folder with the run's snapshot."""
     facts: Mapping[str, Any]
     folder: Path
     """The folder to create."""
@@ -144,7 +141,7 @@ class _Again:
             _run("git", "submodule", "--quiet", "update", "--init", "--recursive", at=self.folder)
 
     def _clone(self, commit: str) -> None:
-        """Clone the local repository if it has the commit, else the remote one."""
+        """Clone the local repository if it has the commit, otherwise the remote repository."""
         top, remote = self._git["top"], self._git.get("remote")
         is_here = Path(top).is_dir() and _has(Path(top), commit)
         if not is_here and remote is None:
@@ -162,7 +159,7 @@ class _Again:
         if patch.exists() and b"diff --git " in patch.read_bytes():
             files = [*kept.get("does_not_apply", [])]
             without = [f"--exclude={_as_pattern(path)}" for path in files]
-            # How git writes a file depends on .gitattributes, so that comes first.
+            # .gitattributes determines how git writes other files, so its changes are applied first.
             attributes = "*.gitattributes"
             if any(Path(path).name == ".gitattributes" for path in self._git.get("changed", [])):
                 _run("git", "apply", "--whitespace=nowarn", f"--include={attributes}", str(patch), at=self.folder)
@@ -208,11 +205,11 @@ class _Again:
         requirements = venv / PACKAGES
         requirements.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         (venv / ".gitignore").write_text("*\n")
-        # The list is complete, so nothing has to be resolved.
+        # The list is complete, so no dependencies need to be resolved.
         _run(*install, "--no-deps", "-r", str(requirements), at=self.folder)
 
     def _requirements(self, lines: Sequence[str]) -> list[str]:
-        """Return the packages as requirements for this machine; those installed in place from this code stay so."""
+        """Return the packages as requirements for this machine; editable installs of this code stay editable."""
         in_place = self.facts.get("installed_in_place", {})
         top = self._git.get("top")
         ours = {_normal(name): Path(folder) for name, folder in in_place.items()}
@@ -231,7 +228,7 @@ class _Again:
         return found
 
     def tell(self, *, as_json: bool) -> None:
-        """Print the command that ran, for the folder and the venv."""
+        """Print the command of the run, adapted to the folder and the venv."""
         words = list(self.facts["command"])
         programs = self.folder / ".venv" / "bin"
         name = "python" if Path(words[0]).name.startswith("python") else Path(words[0]).name
@@ -303,7 +300,7 @@ def _has(folder: Path, commit: str) -> bool:
 
 
 def _run(*words: str, at: Path | None = None) -> str:
-    """Return the output of a command; exit with its error message if it fails or is not installed."""
+    """Return the output of a command; exit with its error message if the command fails or is not installed."""
     try:
         done = subprocess.run(words, cwd=at, capture_output=True, text=True, errors="backslashreplace", check=False)  # noqa: S603 - its words are ours
     except FileNotFoundError:

@@ -21,10 +21,13 @@ __all__ = ["show", "show_store"]
 
 def show_store(overrides: Mapping[str, str], *, experiment: str | None, as_json: bool) -> None:
     """Print the RUNNING runs of the store, from all machines."""
-    from autogen_team._ship import lost, uris
+    from autogen_team._ship import lean_mlflow, uris
 
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
+        lean_mlflow.load(service.tracking_uri)
+        from autogen_team._ship import lost
+
         found = lost.Store(uris.absolute(service.tracking_uri), service.connect_timeout).running(experiment)
     if as_json:
         _look.as_json([asdict(one) for one in found])

@@ -40,7 +40,7 @@ def sync(
     delete: bool,
     as_json: bool,
 ) -> None:
-    """Deliver the journals of dead processes and copy the runs of local stores; if `dry_run`, only print the plan.
+    """Deliver the journals of dead processes and copy the runs of local stores; with `dry_run`, only print the plan.
 
     Exits with 1 if a journal or a run could not be delivered.
     """
@@ -48,7 +48,7 @@ def sync(
         usual = _context.build(overrides).mlflow_service
         place = None if to is None else _uri(to)
         service = usual if place is None else usual.model_copy(update={"tracking_uri": place, "registry_uri": place})
-        # A journal is delivered to the store of its process; `--to` applies only to runs that are copied.
+        # A journal is delivered to the store of its process; `--to` applies only to copied runs.
         stores = _stores(source, usual, is_elsewhere=to is not None)
         recovered = [] if source else list(_journals(usual, dry_run=dry_run))
         results: list[Outcome | Registered] = []
@@ -94,7 +94,7 @@ def _row(found: Found, result: Recovered | None) -> dict[str, object]:
 
 
 def _left(state: Path, stores: Sequence[str]) -> Iterator[dict[str, str]]:
-    """Yield what still waits on this machine, and why."""
+    """Yield the data that still waits on this machine, and the reason."""
     from autogen_team._spool import index
     from autogen_team._sync import offline_store
 
@@ -110,7 +110,7 @@ def _left(state: Path, stores: Sequence[str]) -> Iterator[dict[str, str]]:
 def _stores(source: str | None, service: MlflowService, *, is_elsewhere: bool) -> list[str]:
     """Return the URIs of the stores to copy: the source or, without a source, the stores of offline runs.
 
-    If `is_elsewhere`, all offline runs are copied, else only those that are meant for the service's store.
+    With `is_elsewhere`, all offline runs are copied, otherwise only those that are meant for the service's store.
     """
     from autogen_team._sync import offline_store
 
@@ -132,7 +132,7 @@ def _is_uri(store: str) -> bool:
 
 
 def _uri(store: str) -> str:
-    """Return the URI of a store; it may be given as the path of a folder or of a database file."""
+    """Return the URI of a store given as a URI, or as the path of a folder or a database file."""
     if _is_uri(store):
         _require_scheme(store)
         return store

@@ -43,7 +43,7 @@ _OTHER_SERVERS = (
 
 
 def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool, as_json: bool) -> None:
-    """Print the URLs of the web UI and of the latest run; unless a server has the UI, serve it until a signal."""
+    """Print the URLs of the web UI and of the latest run; if the store is not a server, serve the UI until a signal."""
     with _look.plain_warnings(), _look.plain_errors():
         service = _context.build(overrides).mlflow_service
         stores = _stores.in_use(service)
@@ -62,7 +62,7 @@ def show(overrides: Mapping[str, str], *, port: int | None, opens_browser: bool,
 
 
 def _require_pages() -> None:
-    """Raise if the installed MLflow has no web UI; the library itself does not need it."""
+    """Raise an error if the installed MLflow has no web UI, which the library itself does not need."""
     found = importlib.util.find_spec("mlflow")  # does not import it
     folders = (found.submodule_search_locations if found else None) or []
     if not any(Path(folder, "server", "js", "build", "index.html").exists() for folder in folders):
@@ -72,7 +72,7 @@ def _require_pages() -> None:
 
 
 def _variables(tracking: str, registry: str) -> dict[str, str]:
-    """Return the environment of the server. It holds the URIs, because any user can read command lines."""
+    """Return the environment of the server; it includes the URIs, because any user can read command lines."""
     from autogen_team._ship import uris
 
     variables = {name: value for name, value in os.environ.items() if name not in _OTHER_SERVERS}
@@ -82,10 +82,10 @@ def _variables(tracking: str, registry: str) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": tracking,
         "MLFLOW_REGISTRY_URI": registry,
     }
-    # Where a job without a server keeps artifacts, so that jobs can use experiments created in the web UI.
+    # The place where a job without a server keeps artifacts, so that jobs can use experiments created in the web UI.
     root = tracking if uris.is_folder(tracking) else str(Path.cwd() / "mlruns")
     variables.setdefault("MLFLOW_DEFAULT_ARTIFACT_ROOT", root)
-    # MLflow's jobs evaluate with language models. Not needed here: four more processes, 200 MB each.
+    # MLflow's own jobs, for evaluations with language models, are not needed: four more processes of 200 MB each.
     variables.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     return variables
 
@@ -99,7 +99,7 @@ def _signals_exit() -> Iterator[None]:
 
     for name in ("SIGTERM", "SIGHUP"):
         number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
             signal.signal(number, leave)
     try:
         yield
@@ -126,7 +126,7 @@ def _tell(experiment: str, stores: tuple[str, str], address: str, *, opens_brows
 
 
 def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
-    """Return the last started run of the experiment, or of all experiments if none has that name.
+    """Return the last started run of the experiment, or of all experiments if there is none with that name.
 
     Returns None, with a warning, if the store cannot be searched.
     """
@@ -135,7 +135,7 @@ def _find_last_run(experiment: str, stores: tuple[str, str]) -> Run | None:
     try:
         client = mlflow_backend.client(*stores)
         return within(_PATIENCE, partial(_last_run, experiment, client), name="autogen-team-last-run")
-    except Exception as error:  # such as a server that requires a login: it still has a web UI
+    except Exception as error:  # for example, a server that requires a login still has a web UI
         _look.say("warning", f"the last run could not be looked up: {mask(str(error))}", "yellow")
         return None
 
@@ -150,5 +150,5 @@ def _last_run(experiment: str, client: MlflowClient) -> Run | None:
 
 
 def _flush() -> None:
-    """Flush the URLs now; a pipe would keep them until the end."""
+    """Flush the URLs now; a pipe would hold them back until the end."""
     _look.console().file.flush()

@@ -9,10 +9,10 @@ from typing import Any
 
 
 def function_of(bound: Callable[..., Any], fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function, as `inspect` defines one, that calls `bound` and has the name and docstring of `fn`.
+    """Return a plain function that calls `bound` and has the name and docstring of `fn`.
 
-    `GlobalContext.bind` returns an object, because the standard library can pickle only that. Engines that require a
-    function pickle by cloudpickle, which can pickle it.
+    `GlobalContext.bind` returns an object, because the standard library cannot pickle a nested function. Engines that
+    require a function use cloudpickle, which can.
     """
     if inspect.isgeneratorfunction(fn):
 

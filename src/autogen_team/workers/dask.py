@@ -28,13 +28,12 @@ _report = logging.getLogger("autogen_team")
 def workers(
     client: Client, context: GlobalContext, *, nested: bool | str | MlflowService.RunConfig = False
 ) -> Iterator[None]:
-    """Put every worker of the client's cluster inside the context for the block, even one that joins or restarts later.
+    """Put every worker of the client's cluster inside the context for the block, even if it joins or restarts later.
 
-    Enter the block while the run for the tasks is open, and gather the results before the block ends.
-    Then each worker has delivered what was logged, and has left the context. `GlobalContext.bind` describes how a
-    worker behaves. With `nested`, each worker process has one child run. For a child per task, submit `context.bind(fn,
-    nested=True)`, inside the block or without it. The threads of a cluster without processes are inside anyway, without
-    a child.
+    Enter the block while the run for the tasks is open, and gather the results before the block ends. After the block,
+    each worker has delivered its data and left the context. `GlobalContext.bind` describes how a worker behaves. With
+    `nested`, each worker process has one child run. For a child per task, submit `context.bind(fn, nested=True)`, which
+    also works without the block. The threads of a cluster without processes are always inside, without a child.
 
     >>> from autogen_team import GlobalContext
     >>> from distributed import Client
@@ -60,7 +59,7 @@ def workers(
     finally:
         try:
             client.unregister_worker_plugin(plugin.name)  # type: ignore[no-untyped-call]  # Dask gives it no types
-        except Exception as error:  # the cluster may end before the block; then its workers have delivered
+        except Exception as error:  # the cluster may end before the block; its workers have delivered their data
             _report.warning("the workers of %r could not be stopped: %s", client, mask(str(error)))
 
 
@@ -86,11 +85,11 @@ class _Inside(WorkerPlugin):
         self._initializer = cast("Initializer", context.initializer(nested=nested))
         self._leave: Callable[[], None] | None = None
 
-    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - Dask names it
+    def setup(self, worker: Worker) -> None:  # noqa: ARG002 - Dask passes it by name
         """Start the context and open the run, in the worker's main thread, which runs the event loop."""
         self._leave = self._initializer.enter()
 
-    async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask names it
+    async def teardown(self, worker: Worker) -> None:  # noqa: ARG002 - Dask passes it by name
         """Leave the context; wait for the store in another thread, so that the event loop keeps running."""
         if self._leave is not None:
             await asyncio.to_thread(self._leave)

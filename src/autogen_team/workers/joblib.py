@@ -24,15 +24,15 @@ _NAME = "autogen_team.loky"
 def workers(
     context: GlobalContext, n_jobs: int = -1, *, nested: bool | str | MlflowService.RunConfig = False, **options: Any
 ) -> Iterator[None]:
-    """Make every `joblib.Parallel` of the block, also scikit-learn's, run in processes inside the context.
+    """Run every `joblib.Parallel` of the block, including scikit-learn's, in processes inside the context.
 
-    This is `joblib.parallel_config` with the backend loky, whose other `options` it takes. The processes log to the run
-    that is open when a Parallel begins; another run gets other processes. `GlobalContext.bind` describes how
-    they behave. With `nested`, each process has one child run. For a child per task, call `context.bind(fn,
-    nested=True)` in the tasks.
+    This is `joblib.parallel_config` with the loky backend, and accepts its other `options`. The processes log to the
+    run that is open when a Parallel begins; another run gets other processes. `GlobalContext.bind` describes how they
+    behave. With `nested`, each process has one child run. For a child per task, call `context.bind(fn, nested=True)`
+    in the tasks.
 
-    When the block ends, its processes have delivered what was logged, and have exited. Work that joblib runs in this
-    process instead, because of `n_jobs=1` or in threads, is inside anyway, without a child.
+    After the block, its processes have delivered their data and exited. Work that joblib runs in this process instead,
+    because of `n_jobs=1` or in threads, is always inside, without a child.
 
     >>> from autogen_team import GlobalContext
     >>> from joblib import Parallel, delayed
@@ -47,14 +47,14 @@ def workers(
         NotStartedError: the context is not running.
 
     """
-    context.initializer()  # to raise an error of the context here
+    context.initializer()  # raises an error of the context early
     pools: list[Any] = []
     try:
         with parallel_config(_NAME, n_jobs=n_jobs, context=context, nested=nested, pools=pools, **options):
             yield
     finally:
         for pool in pools:
-            pool.terminate()  # waits for the processes, which deliver before they exit
+            pool.terminate()  # waits for the processes, which deliver their data before they exit
 
 
 class _Backend(LokyBackend):  # type: ignore[misc]  # joblib has no types
@@ -76,7 +76,7 @@ class _Backend(LokyBackend):  # type: ignore[misc]  # joblib has no types
         self._initializer: Callable[[], None] | None = None
 
     def configure(self, *arguments: Any, **options: Any) -> int:
-        """Start or reuse the processes; another run has another initializer, and so other processes."""
+        """Start or reuse the processes; another run has another initializer, and therefore other processes."""
         run = worker_runs.shared_run(self._context.mlflow_service)
         run_id = None if run is None else run.run_id
         if self._initializer is None or run_id != self._run_id:

@@ -1,7 +1,7 @@
 """One run for all processes that a launcher such as torchrun starts with `RANK` and `WORLD_SIZE`.
 
 Rank 0 opens the run, with a tag that names the launch. The other ranks find the run in the store by that tag, or by the
-identity of the job if it has one. So nothing has to travel between the ranks, and they need no library for that.
+identity of the job if it has one. So the ranks need no communication, and no library for it.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ __all__ = ["run"]
 _LAUNCH_TAG = "autogen_team.launch"
 _PLACE_TAG = "autogen_team.launched_from"
 _LAUNCHED_TAG = "autogen_team.launched"
-"""The tag with the time when rank 0 opened the run, or opened it again, in seconds since 1970."""
+"""Tag with the time when rank 0 opened or reopened the run, in seconds since 1970."""
 _LAUNCH = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
-"""The variables that differ between launches, and are the same for all ranks of one. TORCHELASTIC_RESTART_COUNT is not
-among them: each agent of an elastic launch counts the restarts of its own workers."""
-_CLOCKS = 60.0
-"""Seconds by which the clocks of two hosts, and the starts of two ranks, may differ."""
+"""Variables that differ between launches, and are the same for all ranks of one. TORCHELASTIC_RESTART_COUNT is not
+among them, because each agent of an elastic launch counts the restarts of its own workers."""
+_TOLERANCE = 60.0
+"""Maximum difference between the clocks of two hosts, or between the starts of two ranks, in seconds."""
 _LONGEST_PAUSE = 2.0
 
 _report = logging.getLogger("autogen_team")
@@ -54,11 +54,11 @@ def run(
 ) -> Generator[mlflow.ActiveRun, None, None]:
     """Open a run for the block in rank 0, as `GlobalContext.run` does; in the other ranks, join that run.
 
-    With `nested`, the other ranks have children of it, `rank 1` and so on. A failure of any rank is alerted. A rank
-    that has joined the run itself also notes its failure there, as the tag `autogen_team.exception.rank_<rank>`. A rank
-    that does not find the run within `timeout` seconds opens its own run, and reports that. With a `job`, ranks that
-    are started again go on in the same run, and with `nested` in their own children. Without `RANK`, or with a
-    `WORLD_SIZE` of 1, this is `GlobalContext.run`.
+    With `nested`, the other ranks have child runs of it, `rank 1` and so on. A failure of any rank causes an alert. A
+    rank that has joined the run itself also records its failure there, in the tag
+    `autogen_team.exception.rank_<rank>`. A rank that does not find the run within `timeout` seconds opens its own run,
+    and reports this. With a `job`, restarted ranks continue the same run, or with `nested` their own child runs.
+    Without `RANK`, or with a `WORLD_SIZE` of 1, this is `GlobalContext.run`.
 
     >>> from autogen_team import GlobalContext
     >>> from autogen_team.workers import ranks
@@ -84,7 +84,7 @@ def run(
         return
     shared = _wait_for(service, launch, job, timeout)
     if shared is None:
-        text = "rank %d has not found the run of rank 0 within %g s, and opens one of its own"
+        text = "rank %d did not find the run of rank 0 within %g s, and opens its own run"
         _report.warning(text, rank, timeout)
         with service.run_context(config.model_copy(update={"job": None})) as active:
             yield active
@@ -106,13 +106,13 @@ def run(
 
 
 def _launch() -> str:
-    """Return an identifier of this launch, fit for a search in the store."""
+    """Return an identifier of this launch that the store can search for."""
     text = "\n".join(os.environ.get(name, "") for name in _LAUNCH)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _wait_for(service: MlflowService, launch: str, job: str | None, timeout: float) -> Shared | None:
-    since = psutil.Process().create_time() - _CLOCKS
+    since = psutil.Process().create_time() - _TOLERANCE
     deadline, pause = time.monotonic() + timeout, 0.1
     while True:
         try:
@@ -124,7 +124,7 @@ def _wait_for(service: MlflowService, launch: str, job: str | None, timeout: flo
                     service, {_LAUNCH_TAG: launch}, place_tag=_PLACE_TAG, launched=launched
                 )
         except Exception as error:
-            _report.warning("the run of rank 0 cannot be looked for: %s", error)
+            _report.warning("cannot search for the run of rank 0: %s", error)
             shared = None
         if shared is not None or time.monotonic() >= deadline:
             return shared

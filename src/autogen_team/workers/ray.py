@@ -28,11 +28,11 @@ _report = logging.getLogger("autogen_team")
 def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
     """Return the `runtime_env` for `ray.init` that puts every worker process of the job inside the context.
 
-    So plain tasks and actors are inside, in all threads. They log to the run that is open at this call, or else at
+    Plain tasks and actors are then inside, in all threads. They log to the run that is open at this call, or else at
     `ray.init`. `GlobalContext.bind` describes how a worker behaves, with one difference: a call does not wait for the
-    store, and its data is delivered later. Ray kills its workers at `ray.shutdown()`. What is left then is delivered
-    from their journals, some seconds later. A worker that cannot enter the context reports that, and works
-    anyway.
+    store, and its data is delivered later. Ray kills its workers at `ray.shutdown()`. The rest of their data is
+    delivered from their journals, some seconds later. A worker that cannot enter the context reports this, and runs its
+    tasks without it.
 
     `own` holds other entries for Ray, such as `env_vars`, `pip` or `working_dir`. The packages of the workers must
     include this one.
@@ -45,8 +45,7 @@ def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
 
     Raises:
         NotStartedError: the context is not running.
-        ConfigurationError: `own` has a `worker_process_setup_hook`, of which Ray takes only one, or another state
-            folder.
+        ConfigurationError: `own` has a `worker_process_setup_hook` (Ray accepts only one), or another state folder.
 
     """
     if own.get(_HOOK) is not None:
@@ -55,7 +54,7 @@ def runtime_env(context: GlobalContext, **own: Any) -> dict[str, Any]:
             "in the tasks, or bind each task with autogen_team.workers.ray.remote(context, fn)"
         )
     variables = dict(own.get("env_vars") or {})
-    folder = context.environment().get(STATE_DIR)  # Ray may already run, with another environment
+    folder = context.environment().get(STATE_DIR)  # Ray may already be running with another environment
     if folder is not None and variables.setdefault(STATE_DIR, folder) != folder:
         raise ConfigurationError(
             f"{STATE_DIR} is {variables[STATE_DIR]!r} in env_vars, but {folder!r} in this process: set it there, "
@@ -71,10 +70,11 @@ def remote(
     nested: bool | str | MlflowService.RunConfig = False,
     **options: Any,
 ) -> Any:
-    """Return `ray.remote(**options)(context.bind(fn, nested=nested))`, which Ray itself refuses (not a function).
+    """Return a Ray task like `ray.remote(**options)(context.bind(fn, nested=nested))`, which Ray itself rejects.
 
-    Each task is inside the context, and returns when the store has what the task has logged. With `nested`, each task
-    has its own child run, and so has each retry by Ray. No `runtime_env` is needed for that.
+    Ray rejects it because `bind` does not return a function. Each task is inside the context, and returns when the
+    store has everything that the task logged. With `nested`, each task has its own child run, and so has each retry by
+    Ray. No `runtime_env` is needed.
 
     >>> from autogen_team import GlobalContext
     >>> def fold(number):
@@ -94,7 +94,7 @@ class _Hook:
     """The callable that Ray calls in a worker before its first task; if it raises, Ray ends the worker."""
 
     __name__ = "autogen_team"
-    """Ray shows this name."""
+    """The name that Ray shows."""
 
     def __init__(self, enter: Callable[[], None]) -> None:
         self._enter = enter

@@ -21,11 +21,12 @@ def partitions(
     *,
     nested: bool | str | MlflowService.RunConfig = False,
 ) -> Callable[..., Iterator[Any]]:
-    """Return `fn` for `DataFrame.mapInPandas`, `mapInArrow` or `RDD.mapPartitions`: each partition inside the context.
+    """Wrap `fn` for `DataFrame.mapInPandas`, `mapInArrow` or `RDD.mapPartitions`: each partition inside the context.
 
     `fn` takes an iterator and returns one. A worker is inside as long as Spark reads from the iterator, and the
-    partition is done when the store has what was logged. `GlobalContext.bind` describes how a worker behaves. With
-    `nested`, each partition has one child run. The run is the one that is open at this call, whenever Spark computes.
+    partition is done when the store has everything that was logged. `GlobalContext.bind` describes how a worker
+    behaves. With `nested`, each partition has one child run. Partitions log to the run that is open at this call, even
+    if Spark computes later.
 
     >>> from autogen_team import GlobalContext
     >>> def count(rows):
@@ -44,6 +45,6 @@ def partitions(
 
     @functools.wraps(fn)
     def consume(*arguments: Any) -> Iterator[Any]:
-        yield from fn(*arguments)  # a function that only returns an iterator must stay inside as long, too
+        yield from fn(*arguments)  # so a function that returns an iterator stays inside, too
 
     return function_of(context.bind(consume, nested=nested), consume)

@@ -60,7 +60,7 @@ def web_server():
                 self.wfile.write(body)
 
             def log_message(self, *_):
-                """Print nothing."""
+                """Log nothing."""
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""`autogen-team doctor`: state, logs, channels, and what it says of all."""
+"""`autogen-team doctor`: state folder, logs, channels, and the report about them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NO_DESKTOP = {"DBUS_SESSION_BUS_ADDRESS": "unix:path=/nowhere/bus"}
 
 
 def test_a_state_folder_that_cannot_be_written_fails(tmp_path, examine):
-    """Here the folder that it would be in is a file."""
+    """A state folder whose parent is a file fails, for example."""
     path = tmp_path / "file"
     path.touch()
 
@@ -27,7 +27,7 @@ def test_a_state_folder_that_cannot_be_written_fails(tmp_path, examine):
 
 
 def test_a_state_folder_that_others_can_read_is_a_note(tmp_path, examine):
-    """With the command that closes it; it is not closed behind anybody's back."""
+    """The note has the command that closes the folder; `doctor` itself does not change its mode."""
     path = tmp_path / "state"
     path.mkdir()
     path.chmod(0o755)
@@ -40,8 +40,8 @@ def test_a_state_folder_that_others_can_read_is_a_note(tmp_path, examine):
     assert path.stat().st_mode & 0o777 == 0o755
 
 
-def test_what_waits_is_counted(free_port, run_python, examine):
-    """Of a job that has worked offline."""
+def test_undelivered_runs_are_counted(free_port, run_python, examine):
+    """Runs of an offline job are counted, with the command that copies them."""
     job = (
         "from autogen_team.io.services import MlflowService\n"
         "service = MlflowService(autolog_disable=True, mode='offline')\n"
@@ -58,8 +58,8 @@ def test_what_waits_is_counted(free_port, run_python, examine):
     assert "autogen-team sync" in checks["waiting"]["remedy"]
 
 
-def test_a_log_file_is_not_made(examine, all_files):
-    """Nor its folders, nor those of a rotated one."""
+def test_a_log_file_is_not_created(examine, all_files):
+    """Neither the log file nor its folders are created, also with rotation."""
     before = all_files()
 
     _, checks = examine("--set", "logger.sink=logs/of/job.log", "--set", "logger.rotation=100 MB")
@@ -79,7 +79,7 @@ def test_a_log_file_is_not_made(examine, all_files):
     ],
 )
 def test_a_log_that_cannot_be_written_fails(examine, setting, word):
-    """And it is said why."""
+    """The reason is given."""
     Path("a_file").touch()
 
     status, checks = examine("--set", f"logger.{setting}")
@@ -88,16 +88,16 @@ def test_a_log_that_cannot_be_written_fails(examine, setting, word):
     assert word in checks["log sink"]["found"]
 
 
-def test_a_wrong_rotation_is_told_by_the_name_of_the_log(examine):
-    """Not by that of the file on which it was tried out."""
+def test_an_invalid_rotation_is_reported_with_the_name_of_the_log(examine):
+    """The error names the log, not the temporary file of the check."""
     _, checks = examine("--set", "logger.sink=job.log", "--set", "logger.rotation=now and then")
 
     assert checks["log sink"]["outcome"] == "fail"
     assert "'job.log'" in checks["log sink"]["found"]
 
 
-def test_channels_are_reached_and_nothing_is_sent(free_port, examine):
-    """One that listens, one that does not, one of which nobody can know."""
+def test_channels_are_checked_and_nothing_is_sent(free_port, examine):
+    """A reachable channel is ok, an unreachable one fails, and an unknown one is a note."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         urls = [f"json://127.0.0.1:{listener.getsockname()[1]}/x", f"error=json://127.0.0.1:{free_port()}/x"]
 
@@ -112,16 +112,16 @@ def test_channels_are_reached_and_nothing_is_sent(free_port, examine):
     assert "not checked" in unknown["found"]
 
 
-def test_a_channel_that_there_is_none_of_fails(examine):
-    """Without its secret."""
+def test_an_unknown_channel_fails(examine):
+    """The error does not contain the secret."""
     status, checks = examine(AUTOGEN_TEAM_ALERTS_URLS="nonsense://secret-token/x")
 
     assert (status, checks["alerts"]["outcome"]) == (1, "fail")
     assert "secret-token" not in str(checks)
 
 
-def test_a_desktop_that_is_not_there_is_no_failure(examine):
-    """Nor is it one that alerts are disabled."""
+def test_a_missing_desktop_is_not_a_failure(examine):
+    """Neither a missing desktop nor disabled alerts are a failure."""
     status, checks = examine()
     assert (status, checks["desktop"]["outcome"]) == (0, "note")
     assert "alerts are printed" in checks["desktop"]["found"]
@@ -132,7 +132,7 @@ def test_a_desktop_that_is_not_there_is_no_failure(examine):
 
 
 def test_secrets_are_masked(free_port, run_python):
-    """In the table and in JSON, in settings and in what was found."""
+    """Secrets are masked in the table and in JSON, in settings and in results."""
     port = free_port()
     options = ("--set", f"alerts.urls=json://bob:hunter2-of-alerts@127.0.0.1:{port}/secret-path")
     Path(".env").write_text(f"MLFLOW_TRACKING_URI=http://bob:hunter2-of-runs@127.0.0.1:{port}\n")
@@ -147,7 +147,7 @@ def test_secrets_are_masked(free_port, run_python):
 
 
 def test_the_table_has_versions_changed_settings_and_checks(run_python):
-    """And JSON has all settings."""
+    """The table has changed settings; JSON has all of them."""
     environment = {**NO_DESKTOP, "AUTOGEN_TEAM_LOGGER_LEVEL": "DEBUG"}
 
     status, out, err = run_python(*DOCTOR, **environment)
@@ -164,16 +164,16 @@ def test_the_table_has_versions_changed_settings_and_checks(run_python):
     assert {"alerts.app_name", "logger.level"} <= {setting["name"] for setting in report["settings"]}
 
 
-def test_a_variable_that_nothing_reads_is_a_note(run_python):
-    """In the table, to be pasted with the rest."""
+def test_an_unknown_variable_is_a_note(run_python):
+    """The note is in the table, so that users can paste everything at once."""
     status, out, err = run_python(*DOCTOR, AUTOGEN_TEAM_ALERT_TIMEOUT="3", **NO_DESKTOP)
 
     assert (status, err) == (0, "")
     assert "did you mean AUTOGEN_TEAM_ALERTS_TIMEOUT?" in out
 
 
-def test_a_wrong_setting_is_one_line_and_status_2(run_python):
-    """As with every command."""
+def test_an_invalid_setting_is_one_line_and_status_2(run_python):
+    """As with every command, no traceback is printed."""
     status, out, err = run_python(*DOCTOR, AUTOGEN_TEAM_ALERTS_TIMEOUT="soon")
 
     assert (status, out) == (2, "")
@@ -181,8 +181,8 @@ def test_a_wrong_setting_is_one_line_and_status_2(run_python):
     assert len(err.splitlines()) == 1
 
 
-def test_mlflow_is_not_loaded_for_a_server_that_is_dead(free_port, run_python):
-    """Who has nothing to ask does not wait for it."""
+def test_mlflow_is_not_imported_for_a_dead_server(free_port, run_python):
+    """Without a reachable server, the time for importing MLflow is saved."""
     code = (
         "import sys; from autogen_team.cli import main\n"
         "sys.argv = ['autogen-team', 'doctor', '--json']\n"
@@ -194,8 +194,8 @@ def test_mlflow_is_not_loaded_for_a_server_that_is_dead(free_port, run_python):
     assert err.strip() == "False"
 
 
-def test_a_free_threaded_python_is_said(monkeypatch):
-    """Nothing here is tested with one."""
+def test_a_free_threaded_python_is_reported(monkeypatch):
+    """No feature is tested with a free-threaded Python."""
     monkeypatch.setattr("sysconfig.get_config_var", lambda name: 1 if name == "Py_GIL_DISABLED" else None)
 
     assert "free-threaded, not tested" in _probes.versions()["python"]

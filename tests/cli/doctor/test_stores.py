@@ -1,4 +1,4 @@
-"""`autogen-team doctor`: stores, and that nothing is left of finding out about them."""
+"""`autogen-team doctor`: checks of stores, which leave nothing behind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def outcomes(checks):
 
 
 def test_a_store_that_works_is_ok_and_nothing_is_left(experiment, examine, all_files):
-    """No run, not even a deleted one, no experiment, no file."""
+    """The checks leave no run, not even a deleted one, no experiment and no file."""
     client, experiment_id = experiment
     before = all_files()
 
@@ -41,8 +41,8 @@ def test_a_store_that_works_is_ok_and_nothing_is_left(experiment, examine, all_f
     assert names == {"Default", "autogen_team"}
 
 
-def test_an_experiment_that_is_not_there_is_not_made(store_uri, examine):
-    """The run is tried out in MLflow's own experiment."""
+def test_a_missing_experiment_is_not_created(store_uri, examine):
+    """The trial run is created in MLflow's default experiment."""
     client = mlflow.MlflowClient(store_uri)
 
     status, checks = examine("--experiment", "digits")
@@ -55,8 +55,8 @@ def test_an_experiment_that_is_not_there_is_not_made(store_uri, examine):
     assert client.search_runs(["0"], run_view_type=ViewType.ALL) == []
 
 
-def test_a_store_that_is_not_there_is_not_made(examine, all_files):
-    """Nor anything else."""
+def test_a_missing_store_is_not_created(examine, all_files):
+    """The check creates no file."""
     before = all_files()
 
     status, checks = examine()
@@ -69,7 +69,7 @@ def test_a_store_that_is_not_there_is_not_made(examine, all_files):
 
 
 def test_a_folder_is_a_store_too(examine, monkeypatch, all_files):
-    """With a word about its future; of the run nothing remains."""
+    """A note says that MLflow will drop file stores; nothing of the trial run remains."""
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     client = mlflow.MlflowClient(Path("mlruns").absolute().as_uri())
     client.create_experiment("autogen_team")
@@ -83,8 +83,8 @@ def test_a_folder_is_a_store_too(examine, monkeypatch, all_files):
     assert all_files() == before
 
 
-def test_a_server_that_works_tells_its_version(mlflow_server, examine):
-    """A deleted run with our tag is all that remains there."""
+def test_a_working_server_is_reported_with_its_version(mlflow_server, examine):
+    """A deleted run with our tag is the only trace on the server."""
     client = mlflow.MlflowClient(mlflow_server)
     experiment_id = client.create_experiment("of the doctor")
 
@@ -101,8 +101,8 @@ def test_a_server_that_works_tells_its_version(mlflow_server, examine):
     assert client.list_artifacts(run.info.run_id) == []
 
 
-def test_a_dead_server_fails_and_what_depends_on_it_is_skipped(free_port, run_python, examine):
-    """With a remedy, in the table too."""
+def test_a_dead_server_fails_and_dependent_checks_are_skipped(free_port, run_python, examine):
+    """The remedy is given, in the table too."""
     options = ("--tracking-uri", f"http://127.0.0.1:{free_port()}")
 
     status, checks = examine(*options)
@@ -122,8 +122,8 @@ def test_a_dead_server_fails_and_what_depends_on_it_is_skipped(free_port, run_py
     assert "AUTOGEN_TEAM_MLFLOW_MODE=auto" in row
 
 
-def test_a_server_that_says_nothing_is_dead(examine):
-    """And it is waited for as long as a job would wait."""
+def test_a_silent_server_is_dead(examine):
+    """`doctor` waits as long as a job would."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
 
@@ -133,8 +133,8 @@ def test_a_server_that_says_nothing_is_dead(examine):
     assert "does not answer" in checks["tracking"]["found"]
 
 
-def test_a_dead_server_is_no_failure_for_those_who_can_work_offline(free_port, examine):
-    """They are told how it goes on."""
+def test_a_dead_server_is_a_note_in_mode_auto(free_port, examine):
+    """The note says that the job works offline and how to deliver its runs."""
     uri = f"http://127.0.0.1:{free_port()}"
 
     status, checks = examine("--tracking-uri", uri, AUTOGEN_TEAM_MLFLOW_MODE="auto")
@@ -143,8 +143,8 @@ def test_a_dead_server_is_no_failure_for_those_who_can_work_offline(free_port, e
     assert "autogen-team sync" in checks["tracking"]["remedy"]
 
 
-def test_a_registry_of_its_own_is_asked_on_its_own(experiment, migrated_database, free_port, examine):
-    """Its failure is not that of the runs, nor the other way round."""
+def test_a_separate_registry_is_checked_separately(experiment, migrated_database, free_port, examine):
+    """The failure of one store is not reported for the other."""
     status, checks = examine(
         MLFLOW_REGISTRY_URI=f"sqlite:///{migrated_database}", MLFLOW_TRACKING_URI=f"http://127.0.0.1:{free_port()}"
     )
@@ -157,8 +157,8 @@ def test_a_registry_of_its_own_is_asked_on_its_own(experiment, migrated_database
 
 
 @pytest.mark.parametrize(("seconds", "outcome"), [(0, "ok"), (3600, "note"), (-3600, "note")])
-def test_a_clock_that_is_wrong_is_a_note(web_server, examine, seconds, outcome):
-    """It is told which one is ahead, by how much."""
+def test_a_wrong_clock_is_a_note(web_server, examine, seconds, outcome):
+    """The note says which clock is ahead, and by how much."""
     uri = web_server(Date=lambda: formatdate(time() + seconds, usegmt=True))
     _, checks = examine("--tracking-uri", uri)
 
@@ -168,7 +168,7 @@ def test_a_clock_that_is_wrong_is_a_note(web_server, examine, seconds, outcome):
 
 
 def test_a_server_without_a_date_and_a_store_fails_row_by_row(web_server, examine):
-    """It answers, but it is no MLflow."""
+    """Each check of a web server that is not MLflow fails separately."""
     status, checks = examine("--tracking-uri", web_server())
 
     assert status == 1
@@ -177,8 +177,8 @@ def test_a_server_without_a_date_and_a_store_fails_row_by_row(web_server, examin
     assert checks["runs"]["found"] == "skipped: see experiment"
 
 
-def test_a_server_that_wants_a_password_fails_with_where_to_put_it(web_server, examine):
-    """And is not asked anything more."""
+def test_a_server_that_requires_a_password_fails_with_the_remedy(web_server, examine):
+    """No further requests are sent."""
     status, checks = examine("--tracking-uri", web_server(version=401))
 
     assert status == 1
@@ -186,8 +186,8 @@ def test_a_server_that_wants_a_password_fails_with_where_to_put_it(web_server, e
     assert checks["runs"]["found"] == "skipped: the tracking server denies access"
 
 
-def test_a_server_that_does_not_tell_its_version_is_a_note(web_server, examine):
-    """An old one, or a proxy in between."""
+def test_a_server_without_a_version_is_a_note(web_server, examine):
+    """The server may be old, or a proxy may be in between."""
     _, checks = examine("--tracking-uri", web_server(version=404))
 
     assert checks["tracking"]["outcome"] == "note"
@@ -195,7 +195,7 @@ def test_a_server_that_does_not_tell_its_version_is_a_note(web_server, examine):
 
 
 def test_a_server_of_another_major_version_is_a_note(web_server, examine):
-    """Both versions are told."""
+    """The note has both versions."""
     _, checks = examine("--tracking-uri", web_server(text=b"2.22.0"))
 
     assert checks["tracking"]["outcome"] == "note"
@@ -203,16 +203,16 @@ def test_a_server_of_another_major_version_is_a_note(web_server, examine):
 
 
 @pytest.mark.parametrize("uri", ["http://[1:2", "sqlite:////proc/nowhere/mlflow.db"])
-def test_a_store_that_cannot_be_fails(examine, uri):
-    """An address that is none, a place where nothing can be made."""
+def test_an_invalid_store_fails(examine, uri):
+    """Invalid URIs and places where no file can be created fail."""
     status, checks = examine("--tracking-uri", uri)
 
     assert (status, checks["tracking"]["outcome"]) == (1, "fail")
     assert "MLFLOW_TRACKING_URI" in checks["tracking"]["remedy"]
 
 
-def test_a_store_that_takes_no_runs_fails(experiment, examine):
-    """It is told what it says, in one line, and nothing is left."""
+def test_a_store_that_rejects_runs_fails(experiment, examine):
+    """The store's message is reported in one line, and nothing is left."""
     client, experiment_id = experiment
     with sqlite3.connect("mlflow.db") as database:
         database.execute("CREATE TRIGGER full BEFORE INSERT ON runs BEGIN SELECT RAISE(ABORT, 'no room'); END")
@@ -227,7 +227,7 @@ def test_a_store_that_takes_no_runs_fails(experiment, examine):
 
 
 def test_a_deleted_experiment_fails(experiment, examine):
-    """With the command that restores it."""
+    """The remedy is the command that restores the experiment."""
     client, experiment_id = experiment
     client.delete_experiment(experiment_id)
 
@@ -238,8 +238,8 @@ def test_a_deleted_experiment_fails(experiment, examine):
     assert checks["runs"]["found"] == "skipped: the experiment is deleted"
 
 
-def test_artifacts_that_cannot_be_written_fail_and_the_run_is_deleted_all_the_same(store_uri, examine):
-    """The run is fine, and the two are told apart."""
+def test_artifacts_that_cannot_be_written_fail_and_the_run_is_deleted(store_uri, examine):
+    """The run is reported as ok, and its artifacts as failed."""
     client = mlflow.MlflowClient(store_uri)
     Path("a_file").touch()
     location = Path("a_file/artifacts").absolute().as_uri()
@@ -253,7 +253,7 @@ def test_artifacts_that_cannot_be_written_fail_and_the_run_is_deleted_all_the_sa
 
 
 def test_a_database_of_another_mlflow_fails_and_is_not_altered(store_uri, examine):
-    """MLflow itself would alter an old one when it opens it."""
+    """MLflow itself would migrate an old database when it opens it."""
     path = store_uri.removeprefix("sqlite:///")
     with sqlite3.connect(path) as database:
         database.execute("UPDATE alembic_version SET version_num = 'from_elsewhere'")
@@ -268,8 +268,8 @@ def test_a_database_of_another_mlflow_fails_and_is_not_altered(store_uri, examin
     assert Path(path).read_bytes() == before
 
 
-def test_what_is_no_database_fails(examine):
-    """And what depends on it is skipped."""
+def test_a_file_that_is_not_a_database_fails(examine):
+    """Checks that depend on the database are skipped."""
     Path("mlflow.db").write_text("dear diary, " * 1000)
 
     status, checks = examine()

@@ -21,7 +21,7 @@ RUN = (sys.executable, "-m", "autogen_team", "run")
 
 @pytest.fixture(autouse=True)
 def ready(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Provide a store with all tables, and disable alerts, which are printed instead."""
+    """Provide a store with all tables, and disable alerts, which are then printed."""
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_ENABLE", "false")
 
 
@@ -38,7 +38,7 @@ def script() -> Callable[..., str]:
 
 @pytest.fixture
 def supervised() -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """Return a function that supervises a job to its end, without a terminal."""
+    """Return a function that runs a job under supervision to its end, without a terminal."""
 
     def run(
         *words: str,
@@ -81,7 +81,7 @@ def the_output(the_run: Callable[[], mlflow.entities.Run], store_uri: str) -> Ca
 
 
 class Screen:
-    """A terminal with a program that runs in it."""
+    """A terminal in which a program runs."""
 
     def __init__(self, *words: str) -> None:
         self.pid, self._main = pty.fork()
@@ -90,7 +90,7 @@ class Screen:
         self.shown = b""
 
     def wait_for(self, text: str) -> None:
-        """Read until the text is shown."""
+        """Read until the text appears."""
         deadline = time.monotonic() + patience.seconds()
         while text.encode() not in self.shown:
             assert time.monotonic() < deadline, self.shown
@@ -101,7 +101,7 @@ class Screen:
         os.write(self._main, keys.encode())
 
     def finish(self) -> int:
-        """Read to the end; return the exit status."""
+        """Read to the end, and return the exit status."""
         while self._read():
             pass
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
@@ -136,5 +136,5 @@ def terminal_of() -> Iterator[Callable[..., Screen]]:
 
 @pytest.fixture
 def screen(terminal_of: Callable[..., Screen]) -> Callable[..., Screen]:
-    """Return a function that supervises a job in a terminal."""
+    """Return a function that runs a job under supervision in a terminal."""
     return lambda *words: terminal_of(*RUN, *words)

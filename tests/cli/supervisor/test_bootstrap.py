@@ -1,4 +1,4 @@
-"""What Python loads at the start of a job: it waits for a library, and puts the context in place then."""
+"""Start of a job's Python: our code waits until a library is imported, and then sets up the context."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mlflow.tracking import fluent
 from autogen_team.cli._supervisor.bootstrap import sitecustomize as bootstrap
 
 
-def test_the_libraries_are_those_that_autologging_knows():
-    """MLflow has the list inside of a function, so that only its source tells."""
+def test_the_libraries_are_those_of_autologging():
+    """MLflow defines the list inside a function, so it is read from the source."""
     source = inspect.getsource(fluent.autolog)
     named = set(re.findall(r'^        "([\w.]+)": "mlflow', source, re.MULTILINE))
 
@@ -24,7 +24,7 @@ def test_the_libraries_are_those_that_autologging_knows():
 
 
 def test_importlib_sets_the_attribute_that_the_hook_watches():
-    """Before and after the execution of a module, also of one that fails; a private name of Python's."""
+    """Python's private attribute is set before and after a module is executed, also if that fails."""
     code = (
         "import importlib.machinery as m, importlib.util, sys\n"
         "told = []\n"
@@ -46,8 +46,8 @@ def test_importlib_sets_the_attribute_that_the_hook_watches():
     )
 
 
-def test_a_job_gets_mlflow_with_a_library_that_autologging_knows(supervised, script, the_run):
-    """And not before: what it sets for NumPy counts."""
+def test_mlflow_is_imported_with_a_library_of_autologging(supervised, script, the_run):
+    """MLflow is not imported earlier, because the environment that it sets for NumPy matters."""
     body = (
         "import os, sys\n"
         "assert not {'mlflow', 'numpy', 'loguru', 'pydantic', 'autogen_team'} & set(sys.modules)\n"
@@ -65,8 +65,8 @@ def test_a_job_gets_mlflow_with_a_library_that_autologging_knows(supervised, scr
     assert the_run().data.params["fit_intercept"] == "True"
 
 
-def test_lines_of_logging_and_loguru_are_in_the_run_without_mlflow(supervised, script, the_run, store_uri):
-    """The log is put in place with the first of them."""
+def test_lines_are_in_the_run_without_importing_mlflow(supervised, script, the_run, store_uri):
+    """The run log is set up at the first import of logging or loguru."""
     import mlflow
 
     body = (
@@ -91,7 +91,7 @@ def test_lines_of_logging_and_loguru_are_in_the_run_without_mlflow(supervised, s
 
 @pytest.mark.parametrize("before", ["", "import logging; logging.warning('early')"], ids=["first", "after a record"])
 def test_a_job_that_asks_for_the_context_gets_it(supervised, script, the_run, before):
-    """Also if all it had needed so far was the log, for which MLflow is not loaded."""
+    """The context is available also if only the log was set up before, without MLflow."""
     body = (
         f"{before}\n"
         "import sys\n"

@@ -1,4 +1,4 @@
-"""A job that dies without closing its run has it closed by its supervisor, with the reason, and people are told."""
+"""The supervisor closes the run of a job that dies, with the reason, and sends an alert."""
 
 from __future__ import annotations
 
@@ -17,19 +17,27 @@ from autogen_team.cli._supervisor import ending
 from autogen_team.cli._supervisor.wire import End
 from testkit import forkserver
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 RUN = ("-m", "autogen_team", "run")
 REASON = "autogen_team.exception"
+OUT_OF_MEMORY = "SIGKILL, perhaps for lack of memory: the kernel killed a process for it while the job ran"
+
+
+def reason(run: mlflow.entities.Run) -> str:
+    """Return why a run ended, without a lack of memory that another test may have caused at the same time."""
+    return run.data.tags[REASON].removesuffix(OUT_OF_MEMORY.removeprefix("SIGKILL"))
 
 
 def left_behind() -> list[str]:
-    """Return what journals and logs wait in the state folder."""
+    """Return the journals and logs that wait in the state folder."""
     state = Path(os.environ["AUTOGEN_TEAM_STATE_DIR"])
     return [str(path) for folder in ("journals", "logs") for path in (state / folder).glob("*")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
-def test_a_signal_that_nobody_can_handle_is_the_reason(supervised, script, the_run, the_output, store_uri, number):
-    """All that was acknowledged is in the run, its log and its output too, and the alert has been sent."""
+def test_an_unhandled_signal_is_the_reason(supervised, script, the_run, the_output, store_uri, number):
+    """All acknowledged items, the log and the output are in the run, and an alert was sent."""
     path = script(
         "import mlflow, os, sys\n"
         "from loguru import logger\n"
@@ -43,7 +51,7 @@ def test_a_signal_that_nobody_can_handle_is_the_reason(supervised, script, the_r
 
     assert ended.returncode == 128 + number, ended.stderr
     run = the_run()
-    assert (run.info.status, run.data.tags[REASON]) == ("KILLED", number.name)
+    assert (run.info.status, reason(run)) == ("KILLED", number.name)
     assert len(mlflow.MlflowClient(store_uri).get_metric_history(run.info.run_id, "loss")) == 500
     assert "printed last" in the_output()
     assert "a line of log" in the_output()
@@ -53,8 +61,8 @@ def test_a_signal_that_nobody_can_handle_is_the_reason(supervised, script, the_r
     assert left_behind() == []
 
 
-def test_a_slow_reader_of_the_output_does_not_let_the_agent_be_first(script, the_run, wait_until):
-    """It knows less of the reason, and sends no alert."""
+def test_the_agent_does_not_recover_before_the_supervisor(script, the_run, wait_until):
+    """Even if output is read slowly, the supervisor, which knows the exact reason, recovers before the agent."""
     path = script(
         "import mlflow, os\nmlflow.log_metric('a', 1)\nprint('x' * 150_000, flush=True)\nos.kill(os.getpid(), 9)"
     )
@@ -64,12 +72,12 @@ def test_a_slow_reader_of_the_output_does_not_let_the_agent_be_first(script, the
         _, err = process.communicate(timeout=60)
 
     assert b"job.py was killed" in err
-    assert (the_run().info.status, the_run().data.tags[REASON]) == ("KILLED", "SIGKILL")
+    assert (the_run().info.status, reason(the_run())) == ("KILLED", "SIGKILL")
 
 
 @pytest.mark.parametrize(("status", "recorded"), [(0, "FINISHED"), (3, "FAILED")])
-def test_an_exit_past_all_handlers_is_told_by_its_status(supervised, script, the_run, status, recorded):
-    """`os._exit` closes nothing."""
+def test_a_hard_exit_is_reported_by_its_status(supervised, script, the_run, status, recorded):
+    """`os._exit` closes nothing, and its status is the reason."""
     ended = supervised(script(f"import os; os._exit({status})"))
 
     assert ended.returncode == status, ended.stderr
@@ -79,15 +87,15 @@ def test_an_exit_past_all_handlers_is_told_by_its_status(supervised, script, the
 
 
 def test_a_job_without_a_journal_is_closed_too(supervised, script, the_run):
-    """By its id."""
+    """Without a journal, the run is closed by its id."""
     ended = supervised("--set", "mlflow.durable=false", script("import os; os.kill(os.getpid(), 9)"))
 
     assert ended.returncode == 137, ended.stderr
-    assert (the_run().info.status, the_run().data.tags[REASON]) == ("KILLED", "SIGKILL")
+    assert (the_run().info.status, reason(the_run())) == ("KILLED", "SIGKILL")
 
 
 def test_runs_inside_of_the_run_are_closed_with_it(supervised, script, store_uri):
-    """Each of them was open."""
+    """All open child runs are closed."""
     path = script(
         "import mlflow, os\nmlflow.start_run(nested=True)\nmlflow.log_metric('a', 1)\nos.kill(os.getpid(), 9)"
     )
@@ -99,7 +107,7 @@ def test_runs_inside_of_the_run_are_closed_with_it(supervised, script, store_uri
 
 
 def test_the_run_ends_when_the_job_does(supervised, script, the_run):
-    """However long it had been silent before."""
+    """The end time is that of the job's death, not of its last entry."""
     supervised(script("import os, time; time.sleep(2); os.kill(os.getpid(), 9)"))
 
     info = the_run().info
@@ -107,7 +115,7 @@ def test_the_run_ends_when_the_job_does(supervised, script, the_run):
 
 
 def test_death_before_the_first_line_is_the_end_of_the_run(supervised, script, the_run, tmp_path):
-    """The run is not opened by the job."""
+    """The run exists even if the job has not opened one."""
     (tmp_path / "patch").mkdir()
     (tmp_path / "patch" / "sitecustomize.py").write_text(
         "import os, sys\nif 'job.py' in sys.orig_argv[1]: os.kill(os.getpid(), 9)\n"
@@ -117,18 +125,18 @@ def test_death_before_the_first_line_is_the_end_of_the_run(supervised, script, t
 
     assert ended.returncode == 137
     assert b"the job was killed by SIGKILL" in ended.stderr
-    assert (the_run().info.status, the_run().data.tags[REASON]) == ("KILLED", "SIGKILL")
+    assert (the_run().info.status, reason(the_run())) == ("KILLED", "SIGKILL")
 
 
-def test_alerts_that_nobody_wants_are_not_sent(supervised, script):
-    """As the job's own would not be."""
+def test_disabled_alerts_are_not_sent(supervised, script):
+    """Disabled alerts are not sent by the supervisor either."""
     ended = supervised("--alert-on", "never", script("import os; os.kill(os.getpid(), 9)"))
 
     assert (ended.returncode, ended.stdout) == (137, b"")
 
 
-def test_a_server_that_is_away_gets_the_end_later(server, supervised, script):
-    """The journal waits for it, and people are told so at once."""
+def test_a_server_that_is_down_gets_the_end_later(server, supervised, script):
+    """The journal waits for the server, and the user is informed at once."""
     path = script(
         "import mlflow, os, signal\n"
         f"os.killpg({server.pid}, signal.SIGKILL)\n"
@@ -145,7 +153,7 @@ def test_a_server_that_is_away_gets_the_end_later(server, supervised, script):
     recover = [sys.executable, "-m", "autogen_team", "recover", "--tracking-uri", server.uri]
     client = mlflow.MlflowClient(server.uri)
     deadline = time.monotonic() + 60
-    while True:  # the agent may be at it, or the command
+    while True:  # the agent or the command recovers it
         subprocess.run(recover, check=False, capture_output=True, timeout=60)
         (run,) = client.search_runs([client.get_experiment_by_name("autogen_team").experiment_id])
         if run.info.status == "KILLED" or time.monotonic() > deadline:
@@ -153,8 +161,8 @@ def test_a_server_that_is_away_gets_the_end_later(server, supervised, script):
     assert (run.info.status, run.data.metrics) == ("KILLED", {"late": 1.0})
 
 
-def test_a_supervisor_that_is_killed_takes_the_job_along(start_python, script, the_run, wait_until):
-    """Nobody could end the job any more; it closes its run itself."""
+def test_a_killed_supervisor_ends_the_job(start_python, script, the_run, wait_until):
+    """After SIGKILL of the supervisor, the job gets SIGTERM and closes its run itself."""
     path = script("import os, time; print('pid', os.getpid(), flush=True); time.sleep(600)")
     process = start_python("-m", "autogen_team", "run", path)
     pid = int(process.wait_for("pid").split()[1])
@@ -165,13 +173,13 @@ def test_a_supervisor_that_is_killed_takes_the_job_along(start_python, script, t
 
 
 def test_a_real_lack_of_memory_is_the_reason(script, the_run):
-    """The kernel's own killer, in a control group of 400 MB."""
+    """The kernel kills the job for exceeding a control group's limit of 400 MB."""
     group = Path(f"/sys/fs/cgroup/memory/autogen-team-{os.getpid()}")
     try:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(400 * 2**20))
     except OSError:
-        pytest.skip("control groups of memory cannot be made: run as root, on cgroup v1")
+        pytest.skip("memory control groups need root and cgroup v1")
     try:
         join = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -m autogen_team run job.py"
         script("held = []\nwhile True: held.append(bytearray(b'x' * 2**24))\n")
@@ -184,13 +192,9 @@ def test_a_real_lack_of_memory_is_the_reason(script, the_run):
             except OSError:
                 time.sleep(0.1)
     assert ended.returncode == 137, ended.stderr
-    assert (the_run().info.status, the_run().data.tags[REASON]) == (
-        "KILLED",
-        "SIGKILL, perhaps for lack of memory, for which the kernel has killed meanwhile",
-    )
+    assert (the_run().info.status, the_run().data.tags[REASON]) == ("KILLED", OUT_OF_MEMORY)
 
 
-OUT_OF_MEMORY = "SIGKILL, perhaps for lack of memory, for which the kernel has killed meanwhile"
 FAILURE = {"kind": "ValueError", "text": "no data", "trace": "Traceback ..."}
 ENDS = [
     (0, {}, None),
@@ -211,8 +215,8 @@ ENDS = [
 
 
 @pytest.mark.parametrize(("status", "more", "wanted"), ENDS)
-def test_the_reason_is_as_exact_as_it_can_be(status, more, wanted):
-    """The exit status counts, then what the supervisor saw, then what the job said; memory explains SIGKILL only."""
+def test_the_most_exact_reason_is_used(status, more, wanted):
+    """The exit status comes first, then the supervisor's observations, then the job's; memory explains only SIGKILL."""
     found = ending.verdict(End(1, status, 0.0, **more))
 
     assert (None if found is None else (found.status, found.reason)) == wanted

@@ -1,4 +1,4 @@
-"""`autogen-team run --job`: one run for all starts of a command, and one start at a time."""
+"""`autogen-team run --job`: one run for all starts of a command, and one active start at a time."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import mlflow
 import pytest
 
 from autogen_team._process.run_events import ATTEMPT_TAG, EXCEPTION_TAG, JOB_TAG, PREEMPTED_TAG
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 RUN = ("-m", "autogen_team", "run")
 COUNTS = """
@@ -36,7 +38,7 @@ finally:
 
 @pytest.mark.timeout(400)
 def test_starts_of_a_command_share_a_run(supervised, script, the_run, store_uri):
-    """A Python script goes on where it was, with its changed parameters, and each start has its own output."""
+    """A Python script continues its run with changed parameters, and each start has its own output."""
     path = script(COUNTS)
     first = supervised("--job", "nightly", path, "3")
     second = supervised("--job", "nightly", path, "4", "more")
@@ -61,8 +63,8 @@ def test_starts_of_a_command_share_a_run(supervised, script, the_run, store_uri)
     assert sorted("".join(re.findall(r"-attempt-\d", name)) for name in outputs) == ["", "-attempt-2", "-attempt-3"]
 
 
-def test_a_job_that_runs_already_is_refused(start_python, script, the_run, store_uri):
-    """With 125, before the command is started; the message says which process has it."""
+def test_a_running_job_is_refused(start_python, script, the_run, store_uri):
+    """The exit status is 125, the command is not started, and the message names the running process."""
     path = script(WAITS)
     first = start_python(*RUN, "--job", "nightly", path, stdin=-1)
     first.wait_for("ready")
@@ -77,8 +79,8 @@ def test_a_job_that_runs_already_is_refused(start_python, script, the_run, store
 
 
 @pytest.mark.parametrize("words", [("--job", "auto"), ("--job", "it's"), ("--job", "x", "--stale", "soon")])
-def test_what_names_no_job_is_wrong_usage(supervised, script, words):
-    """Said before the command is started."""
+def test_an_invalid_job_name_is_a_usage_error(supervised, script, words):
+    """The error is reported before the command is started."""
     ended = supervised(*words, script("print('started')"))
 
     assert (ended.returncode, ended.stdout) == (2, b""), ended.stderr
@@ -87,7 +89,7 @@ def test_what_names_no_job_is_wrong_usage(supervised, script, words):
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_job_that_its_scheduler_ends_is_preempted(start_python, script, the_run, number):
-    """Its `finally` blocks run; the alert says that it goes on, and the next start takes the tag away."""
+    """`finally` blocks run, the alert says that the job will continue, and the next start removes the tag."""
     path = script(WAITS)
     slurm = {"SLURM_JOB_ID": "4711", "AUTOGEN_TEAM_ALERTS_ENABLE": "false"}
     job = start_python(*RUN, "--job", "auto", "--name", "train", path, stdin=-1, **slurm)
@@ -101,7 +103,7 @@ def test_a_job_that_its_scheduler_ends_is_preempted(start_python, script, the_ru
     assert (run.info.status, run.data.tags[EXCEPTION_TAG]) == ("KILLED", number.name)
     assert (run.data.tags[JOB_TAG], run.data.tags[PREEMPTED_TAG]) == ("slurm-4711", "true")
     assert "train was preempted" in err
-    assert "it goes on when the job slurm-4711 is started again; this was start 1" in err
+    assert "it continues when the job slurm-4711 is started again; this was start 1" in err
     again = start_python(*RUN, "--job", "auto", path, stdin=-1, **slurm)
     again.wait_for("ready")
     assert again.finish("\n")[0] == 0
@@ -109,8 +111,8 @@ def test_a_job_that_its_scheduler_ends_is_preempted(start_python, script, the_ru
     assert the_run().data.tags[f"{ATTEMPT_TAG}.1"].startswith(f"KILLED, {number.name}, preempted, on ")
 
 
-def test_a_plain_kill_is_no_preemption(start_python, script, the_run):
-    """Without a scheduler that could have sent it."""
+def test_a_plain_kill_is_not_a_preemption(start_python, script, the_run):
+    """Without a scheduler, SIGTERM is not a preemption."""
     job = start_python(*RUN, script(WAITS), stdin=-1)
     job.wait_for("ready")
     job.send(signal.SIGTERM)
@@ -122,7 +124,7 @@ def test_a_plain_kill_is_no_preemption(start_python, script, the_run):
 
 
 def test_a_handler_of_the_job_decides_over_the_signals_of_a_scheduler(start_python, script, the_run):
-    """As submitit's does, which checkpoints and exits; a handler of the C level is left alone, too."""
+    """A handler like submitit's checkpoints and exits; handlers installed in C stay too."""
     path = script(
         "import faulthandler, os, signal, sys, mlflow\n"
         "def leave(number, frame): print('left', flush=True); sys.exit(7)\n"

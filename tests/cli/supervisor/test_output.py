@@ -1,4 +1,4 @@
-"""What a job prints and reads passes through as it is, and is kept with the log of its run."""
+"""Output and input of a job are passed on unchanged; output is stored with the run's log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUN = ("-m", "autogen_team", "run")
 
 
 def test_every_byte_arrives_as_it_is(supervised, script):
-    """Also what is no text, and megabytes of both streams at once."""
+    """Binary output and megabytes on both streams at once arrive unchanged."""
     path = script(
         "import sys, threading\n"
         "data = bytes(range(256)) * 20_000\n"
@@ -36,14 +36,14 @@ def test_every_byte_arrives_as_it_is(supervised, script):
 
 
 def test_input_passes_through(supervised, script):
-    """To its end."""
+    """Input is passed on to its end."""
     ended = supervised(script("import sys; print(len(sys.stdin.buffer.read()))"), input=b"x" * 1_000_000)
 
     assert ended.stdout == b"1000000\n", ended.stderr
 
 
 def test_both_streams_are_kept_with_the_run(supervised, script, the_output):
-    """In the order of their lines, without secrets, without colours."""
+    """Lines are stored in order, without secrets and colours."""
     path = script(
         "import sys, os\n"
         "print('\\x1b[31mred\\x1b[0m', flush=True)\n"
@@ -60,15 +60,15 @@ def test_both_streams_are_kept_with_the_run(supervised, script, the_output):
 
 
 def test_the_traceback_of_the_end_is_kept(supervised, script, the_output):
-    """The run has it when it is looked at for its cause."""
+    """The run contains the traceback that ended the job."""
     supervised(script("raise ValueError('boom')"))
 
     assert "ValueError: boom" in the_output()
 
 
 @pytest.mark.parametrize("options", [["--no-keep-output"], ["--set", "logger.run_log=false"]])
-def test_output_that_is_not_wanted_is_not_kept(supervised, script, the_run, store_uri, options):
-    """It is passed on all the same."""
+def test_output_is_not_stored_if_disabled(supervised, script, the_run, store_uri, options):
+    """Output is still passed on."""
     ended = supervised(*options, script("print('words')"))
 
     assert ended.stdout == b"words\n", ended.stderr
@@ -76,8 +76,8 @@ def test_output_that_is_not_wanted_is_not_kept(supervised, script, the_run, stor
     assert not [one.path for one in found if "output" in one.path]
 
 
-def test_a_reader_that_goes_away_is_the_job_s_business(script):
-    """It gets the broken pipe that it would get without us."""
+def test_a_reader_that_exits_breaks_the_pipe_of_the_job(script):
+    """The job gets a broken pipe, as it would without us."""
     path = script("import sys\ntry:\n    while True: print('x' * 1000)\nexcept BrokenPipeError: sys.exit(7)")
     with forkserver.popen([*RUN, path], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
         process.stdout.read(10)
@@ -85,8 +85,8 @@ def test_a_reader_that_goes_away_is_the_job_s_business(script):
         assert process.wait(60) in (7, 1, 120)
 
 
-def test_what_a_job_leaves_behind_does_not_hold_up_its_end(script, supervised):
-    """A process in the background that still has its output."""
+def test_a_background_process_does_not_delay_the_end(script, supervised):
+    """A background process still holds the job's output."""
     path = script(
         "import subprocess; child = subprocess.Popen(['sleep', '600']); print('left', child.pid, flush=True)\n"
     )
@@ -99,15 +99,15 @@ def test_what_a_job_leaves_behind_does_not_hold_up_its_end(script, supervised):
     assert time.monotonic() - begun < 60
 
 
-def test_what_a_job_leaves_behind_may_go_on_talking(supervised):
-    """It is heard for a moment, and then no more."""
+def test_a_background_process_may_continue_to_print(supervised):
+    """Its output is read for a moment, and then no longer."""
     ended = supervised("--", "sh", "-c", "(while sleep 0.1; do echo x; done) & exit 3")
 
     assert ended.returncode == 3, ended.stderr
 
 
-def test_output_that_nobody_takes_is_said(script, supervised, the_run):
-    """A full disk does not end the job, and is not kept from people."""
+def test_output_that_cannot_be_written_is_reported(script, supervised, the_run):
+    """A full disk does not end the job, and the user is informed."""
     path = script("print('words')")
     with Path("/dev/full").open("w") as full:
         ended = supervised(path, stdout=full)
@@ -117,8 +117,8 @@ def test_output_that_nobody_takes_is_said(script, supervised, the_run):
     assert the_run().info.status == "FINISHED"
 
 
-def test_a_stream_that_is_closed_is_nowhere(script):
-    """As if it were /dev/null."""
+def test_output_to_a_closed_stream_is_dropped(script):
+    """A closed stream behaves like /dev/null."""
     path = script("print('words')")
     command = f"exec {sys.executable} -m autogen_team run {path} 1>&-"
     ended = subprocess.run(["bash", "-c", command], capture_output=True, timeout=60, check=False)
@@ -128,7 +128,7 @@ def test_a_stream_that_is_closed_is_nowhere(script):
 
 
 def test_the_first_and_the_last_line_are_the_link_to_the_run(supervised, script, mlflow_server):
-    """On a server; on stderr, because stdout belongs to the job."""
+    """For a server, the link is printed on stderr, because stdout belongs to the job."""
     ended = supervised("--tracking-uri", mlflow_server, script("print('words')"))
 
     lines = ended.stderr.decode().splitlines()
@@ -139,7 +139,7 @@ def test_the_first_and_the_last_line_are_the_link_to_the_run(supervised, script,
 
 
 def test_options_can_come_from_the_environment(supervised, script, the_run):
-    """And are not those of a supervisor inside of the job."""
+    """The variables of options are not passed to the job."""
     variables = {
         "AUTOGEN_TEAM_RUN_NAME": "named",
         "AUTOGEN_TEAM_RUN_DESCRIPTION": "why",
@@ -158,7 +158,7 @@ def test_options_can_come_from_the_environment(supervised, script, the_run):
 
 
 def test_the_supervisor_is_small(start_python, script):
-    """It loads nothing of MLflow, and neither does a job that does not import it."""
+    """Neither the supervisor nor a job without MLflow imports MLflow."""
     path = script("import os; print('pids', os.getppid(), os.getpid(), flush=True); input()")
     process = start_python("-m", "autogen_team", "run", path, stdin=subprocess.PIPE, fresh=True)
     supervisor, job = process.wait_for("pids").split()[1:]
@@ -179,7 +179,7 @@ def test_the_supervisor_is_small(start_python, script):
 
 @pytest.fixture
 def transcript(tmp_path):
-    """Return a transcript that has its run."""
+    """Return a transcript of a known run."""
     made = Transcript()
     made.belongs_to("a", tmp_path, masked=True)
     yield made
@@ -187,12 +187,12 @@ def transcript(tmp_path):
 
 
 def kept(folder: Path) -> str:
-    """Return what all files of the run hold."""
+    """Return the content of all files of the run's transcript."""
     return "".join(path.read_text() for path in sorted((folder / "logs" / "a").glob("*.log")))
 
 
-def test_a_progress_bar_is_its_last_state(transcript, tmp_path):
-    """However often it was drawn, and whether or not its line has an end."""
+def test_only_the_last_state_of_a_progress_bar_is_stored(transcript, tmp_path):
+    """Only the last state is stored, with any number of updates, with or without a newline."""
     for percent in range(1000):
         transcript.add("stderr", f"\r{percent}|####|".encode())
     transcript.add("stderr", b"\nnext\n\r50%\r100%\r\n")
@@ -201,8 +201,8 @@ def test_a_progress_bar_is_its_last_state(transcript, tmp_path):
     assert kept(tmp_path) == "999|####|\nnext\n100%\n"
 
 
-def test_a_bar_that_never_ends_takes_no_memory(transcript, tmp_path):
-    """Nor does a line without an end: it is cut."""
+def test_an_endless_progress_bar_uses_little_memory(transcript, tmp_path):
+    """A line without an end is cut as well."""
     for _ in range(200):
         transcript.add("stderr", b"\r" + b"#" * 1000)
     transcript.add("stdout", b"x" * 200_000)
@@ -214,8 +214,8 @@ def test_a_bar_that_never_ends_takes_no_memory(transcript, tmp_path):
     assert text.count("#") == 1000
 
 
-def test_a_line_without_an_end_is_cut_behind_a_bar_too(transcript, tmp_path):
-    """The bar is over, and what is drawn over it is as long as it likes."""
+def test_a_line_without_an_end_is_cut_after_a_bar_too(transcript, tmp_path):
+    """Text drawn over a finished bar can be of any length."""
     for data in [b"50%\r", *[b"x" * 65_536] * 20]:
         transcript.add("stdout", data)
         assert all(len(line._text) < 140_000 for line in transcript._pending.values())
@@ -225,7 +225,7 @@ def test_a_line_without_an_end_is_cut_behind_a_bar_too(transcript, tmp_path):
 
 
 def test_characters_that_come_in_pieces_are_whole(transcript, tmp_path):
-    """A read may end in the middle of one."""
+    """A read may end inside a character."""
     for byte in "größer 🎉\n".encode():
         transcript.add("stdout", bytes([byte]))
     transcript.close()
@@ -233,16 +233,16 @@ def test_characters_that_come_in_pieces_are_whole(transcript, tmp_path):
     assert kept(tmp_path) == "größer 🎉\n"
 
 
-def test_titles_links_and_movements_are_no_text(transcript, tmp_path):
-    """They are for a terminal."""
+def test_titles_links_and_cursor_movements_are_removed(transcript, tmp_path):
+    """Escape sequences for terminals are not stored."""
     transcript.add("stdout", b"\x1b]0;title\x07\x1b]8;;http://x\x1b\\link\x1b]8;;\x1b\\ \x1b[2K\x1b[1Aup\x07\n\n")
     transcript.close()
 
     assert kept(tmp_path) == "link up\n\n"
 
 
-def test_lines_before_the_run_is_known_are_kept_too(tmp_path):
-    """They wait for it; if none comes, they are nowhere."""
+def test_lines_before_the_run_is_known_are_stored_too(tmp_path):
+    """Lines wait in memory for the run; if there is none, they are dropped."""
     waiting = Transcript()
     waiting.add("stderr", b"early\n")
     assert not (tmp_path / "logs").exists()

@@ -1,4 +1,4 @@
-"""A script behaves under supervision as it does in plain Python, up to its very last word."""
+"""A supervised script behaves as in plain Python, up to interpreter exit."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def work():
     time.sleep(0.3)
     try:
         pool.submit(print, "never")
-    except RuntimeError:  # Python takes no more of them once the main thread is done
+    except RuntimeError:  # Python accepts no more after the main thread has ended
         mlflow.log_metric("late", 1)
 pool.submit(work)
 """,
@@ -89,7 +89,7 @@ os.wait()
 @pytest.mark.slow
 @pytest.mark.parametrize("body", ENDS.values(), ids=ENDS)
 def test_what_a_script_does_after_its_last_line_is_in_its_run(supervised, script, the_run, body):
-    """The script ends, as it does in plain Python, and the run has what it has logged up to then."""
+    """The script ends as in plain Python, and the run has all that it logged until then."""
     ended = supervised("--no-system-metrics", script(MAIN + body))
 
     assert ended.returncode == 0, ended.stderr
@@ -97,8 +97,8 @@ def test_what_a_script_does_after_its_last_line_is_in_its_run(supervised, script
     assert (run.info.status, run.data.metrics) == ("FINISHED", {"late": 1.0}), ended.stderr
 
 
-def test_an_exit_handler_that_fails_is_told_and_changes_nothing(supervised, script, the_run):
-    """As Python tells it."""
+def test_a_failing_exit_handler_is_reported_and_changes_nothing(supervised, script, the_run):
+    """The error is printed as by Python."""
     ended = supervised(script("import atexit\n@atexit.register\ndef summary(): raise ValueError('no data')"))
 
     assert ended.returncode == 0
@@ -108,7 +108,7 @@ def test_an_exit_handler_that_fails_is_told_and_changes_nothing(supervised, scri
 
 
 def test_a_script_keeps_its_own_compiler_flags(supervised, script):
-    """Its annotations are objects, unless it imports from `__future__` itself."""
+    """Annotations are objects, unless the script imports `annotations` from `__future__`."""
     ended = supervised(script("def work(epochs: int): ...\nprint(work.__annotations__['epochs']('5') + 1)"))
 
     assert (ended.returncode, ended.stdout.strip()) == (0, b"6"), ended.stderr
@@ -138,7 +138,7 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["job.py"], ["-m", "job"]], ids=["script", "module"])
 def test_a_spawned_worker_can_return_an_object_of_the_script_s_class(supervised, script, words):
-    """It names the class by the module `__mp_main__`."""
+    """The worker's objects refer to the class in the module `__mp_main__`."""
     script(SPAWNED)
 
     ended = supervised("--no-system-metrics", *words)
@@ -154,7 +154,7 @@ def test_a_spawned_worker_can_return_an_object_of_the_script_s_class(supervised,
     ],
 )
 def test_a_launcher_that_ignores_sigchld_hides_no_failure(supervised, script, the_run, words, status, recorded):
-    """The kernel keeps no exit status for a process that ignores the signal, and ignoring is inherited."""
+    """The kernel keeps no exit status of children of a process that ignores SIGCHLD, and children inherit that."""
     script("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
 
     ended = supervised(*words, preexec_fn=lambda: signal.signal(signal.SIGCHLD, signal.SIG_IGN))

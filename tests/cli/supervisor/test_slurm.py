@@ -1,4 +1,4 @@
-"""A job of a real Slurm, on one machine, that is requeued: its starts share a run, and its signals count."""
+"""A requeued job of a real Slurm on one machine: its starts share a run, and its signals mean preemption."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ def slurm(tmp_path, free_port, wait_until, monkeypatch):
 
 
 @pytest.mark.timeout(600)
-def test_a_requeued_job_goes_on_in_its_run(slurm, script, the_run, store_uri, wait_until):
-    """It gets SIGTERM, ends as preempted, and its next start finds the run by the id that Slurm has kept."""
+def test_a_requeued_job_continues_its_run(slurm, script, the_run, store_uri, wait_until):
+    """The job gets SIGTERM and ends as preempted; its next start finds the run by Slurm's job id."""
     script(TRAIN)
     script(f"#!/bin/bash\nexec {sys.executable} -m autogen_team run --job auto --no-system-metrics job.py\n", "job.sh")
     number = slurm("sbatch", "--parsable", "--requeue", "--open-mode=append", "--output=out.txt", "job.sh").strip()

@@ -1,4 +1,4 @@
-"""What `autogen-team run` keeps of what it runs, and what it refuses to run."""
+"""Snapshots of `autogen-team run`, and code that it refuses to run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from testkit import repositories
 
 pytestmark = [
+    pytest.mark.usefixtures("forked_children"),
     pytest.mark.usefixtures("snapshots"),
     pytest.mark.skipif(not repositories.has_git(), reason="git is not installed"),
 ]
@@ -50,8 +51,8 @@ TARGETS = {
 
 
 @pytest.mark.parametrize("words", TARGETS.values(), ids=TARGETS)
-def test_the_commit_and_the_changes_are_known(repository, supervised, the_run, code, words):
-    """For whatever is run; with the command line as it was given."""
+def test_the_commit_and_the_changes_are_recorded(repository, supervised, the_run, code, words):
+    """They are recorded for any target, with the original command line."""
     repositories.write(repository, {"job.py": "print('changed')\n"})
     ended = supervised("--no-system-metrics", *words)
 
@@ -65,8 +66,8 @@ def test_the_commit_and_the_changes_are_known(repository, supervised, the_run, c
     assert "+print('changed')" in code("changes.patch")
 
 
-def test_what_a_job_does_to_its_code_comes_too_late(repository, supervised, code):
-    """The supervisor has the snapshot begun before MLflow is loaded, and the job begins after that."""
+def test_changes_by_the_job_are_not_in_the_snapshot(repository, supervised, code):
+    """The supervisor starts the snapshot before it imports MLflow, and the job starts later."""
     script = "import pathlib, time\ntime.sleep(2)\npathlib.Path('job.py').write_text('too late')\n"
     repositories.write(repository, {"job.py": script})
     ended = supervised("--no-system-metrics", "job.py")
@@ -77,7 +78,7 @@ def test_what_a_job_does_to_its_code_comes_too_late(repository, supervised, code
 
 
 def test_a_job_that_dies_at_once_keeps_its_code(repository, supervised, the_run, code):
-    """The supervisor brings it."""
+    """The supervisor uploads the snapshot."""
     repositories.write(repository, {"job.py": "import os\nos.kill(os.getpid(), 9)\n"})
     ended = supervised("--no-system-metrics", "job.py")
 
@@ -87,8 +88,8 @@ def test_a_job_that_dies_at_once_keeps_its_code(repository, supervised, the_run,
     assert the_run().data.tags["autogen_team.dirty"] == "true"
 
 
-def test_without_git_not_a_word_is_said(supervised, script, code):
-    """In a folder that is no repository."""
+def test_without_a_repository_nothing_is_printed(supervised, script, code):
+    """In a folder without a repository, the snapshot has no patch, and git is not mentioned."""
     ended = supervised("--no-system-metrics", "--set", "alert_on=never", script("print(1)"))
 
     assert ended.returncode == 0
@@ -97,7 +98,7 @@ def test_without_git_not_a_word_is_said(supervised, script, code):
 
 
 def test_code_that_is_not_committed_is_refused(repository, supervised):
-    """With the files, and without a run; stores of runs are no code."""
+    """The message lists the files, and no run is created; stores of runs do not count as code."""
     repositories.write(repository, {"job.py": "print('changed')\n", "new file.py": "x\n", "mlruns/1/meta.yaml": "x"})
     ended = supervised("--require-clean", "job.py")
 
@@ -111,7 +112,7 @@ def test_code_that_is_not_committed_is_refused(repository, supervised):
 
 
 def test_code_that_is_committed_is_run(repository, supervised, the_run, monkeypatch):
-    """Also by the variable."""
+    """The variable has the same effect as the option."""
     monkeypatch.setenv("AUTOGEN_TEAM_RUN_REQUIRE_CLEAN", "true")
     ended = supervised("--no-system-metrics", "job.py")
 
@@ -120,8 +121,8 @@ def test_code_that_is_committed_is_run(repository, supervised, the_run, monkeypa
 
 
 @pytest.mark.parametrize("words", [["job.py"], ["-m", "job"], ["--", "true"]])
-def test_code_in_no_repository_is_refused(supervised, script, words):
-    """Nothing tells what it is."""
+def test_code_outside_a_repository_is_refused(supervised, script, words):
+    """Without a repository, the code cannot be identified."""
     script("print(1)")
     ended = supervised("--require-clean", *words)
 
@@ -130,7 +131,7 @@ def test_code_in_no_repository_is_refused(supervised, script, words):
 
 
 def test_a_repository_without_a_commit_is_refused(supervised, script):
-    """There is nothing to differ from."""
+    """Without a commit, changes cannot be determined."""
     script("print(1)")
     repositories.make(Path.cwd())
     ended = supervised("--require-clean", "job.py")
@@ -139,7 +140,7 @@ def test_a_repository_without_a_commit_is_refused(supervised, script):
 
 
 def test_without_git_code_is_refused(repository, supervised, monkeypatch, tmp_path):
-    """Nobody can tell."""
+    """Without git, the state of the code is unknown."""
     monkeypatch.setenv("PATH", str(tmp_path))
     ended = supervised("--require-clean", "job.py")
 

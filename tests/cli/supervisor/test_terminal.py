@@ -1,4 +1,4 @@
-"""In a terminal a job has a terminal, whose keys mean what they always mean."""
+"""A job in a terminal gets a terminal, whose keys have their usual meaning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REASON = "autogen_team.exception"
 
 
 def test_a_terminal_stays_a_terminal(screen, script, the_output):
-    """All three streams, of the same size, and one that can be opened by its name."""
+    """All three streams and /dev/tty are terminals of the same size."""
     path = script(
         "import os, sys\n"
         "print([stream.isatty() for stream in (sys.stdin, sys.stdout, sys.stderr)])\n"
@@ -28,12 +28,12 @@ def test_a_terminal_stays_a_terminal(screen, script, the_output):
     assert job.finish() == 0
     assert b"[True, True, True]\r\n" in job.shown
     assert b"ANNA\r\n" in job.shown
-    assert b"name? anna\r\n" in job.shown  # the echo, once
+    assert b"name? anna\r\n" in job.shown  # echoed once
     assert "ANNA" in the_output()
 
 
-def test_a_stream_that_is_redirected_is_no_terminal(script, the_output):
-    """Each keeps what it is: `2> errors` leaves a terminal for stdout only."""
+def test_a_redirected_stream_is_not_a_terminal(script, the_output):
+    """With `2> errors`, only stdout is a terminal, for example."""
     path = script("import sys; print(sys.stdout.isatty(), sys.stderr.isatty()); print('words', file=sys.stderr)")
     command = f"{sys.executable} -m autogen_team run {path} 2> errors"
     shown = subprocess.run(
@@ -46,7 +46,7 @@ def test_a_stream_that_is_redirected_is_no_terminal(script, the_output):
 
 
 def test_ctrl_c_interrupts_the_job_once(screen, script, the_run):
-    """The key goes to the job's terminal, and to nobody else."""
+    """The key goes to the job's terminal only."""
     path = script(
         "import time\n"
         "try: print('go' + '!', flush=True); time.sleep(600)\n"
@@ -62,8 +62,8 @@ def test_ctrl_c_interrupts_the_job_once(screen, script, the_run):
 
 
 def test_ctrl_c_interrupts_a_command_too(screen, the_run):
-    """With the status that a shell would show."""
-    job = screen("--", "sh", "-c", "echo waiting; read line")  # dash is deaf to signals while it starts a program
+    """The status is the one that a shell would show."""
+    job = screen("--", "sh", "-c", "echo waiting; read line")  # dash ignores signals while it starts a program
     job.wait_for("waiting")
     job.type("\x03")
 
@@ -86,7 +86,7 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(job.pid, 0)[1]))
 
 
 def test_ctrl_z_stops_the_job_and_us(terminal_of, script, wait_until):
-    """And a shell that continues us continues the job."""
+    """Ctrl-Z stops the supervisor as well, and a shell that continues it continues the job."""
     path = script("import os\nprint('pid', os.getpid(), 'go!', flush=True)\nprint('got', input())\n")
     job = terminal_of(sys.executable, "-c", SHELL, sys.executable, "-m", "autogen_team", "run", path)
     job.wait_for("go!")
@@ -103,7 +103,7 @@ def test_ctrl_z_stops_the_job_and_us(terminal_of, script, wait_until):
 
 
 def test_the_size_follows_the_window(screen, script):
-    """Bars and tables are redrawn for it."""
+    """Bars and tables can be redrawn."""
     path = script(
         "import os, signal\n"
         "def show(*_): os.write(1, b'columns %d' % os.get_terminal_size().columns)\n"  # print() is not reentrant
@@ -122,8 +122,8 @@ def test_the_size_follows_the_window(screen, script):
 
 
 @pytest.mark.parametrize("end", ["exit 0", "kill -9 $$"])
-def test_the_terminal_is_given_back(end):
-    """Whatever the job has done to it."""
+def test_the_terminal_is_restored(end):
+    """The terminal's settings are restored, whatever the job has changed."""
     command = f"stty -g; {sys.executable} -m autogen_team run -- sh -c 'stty raw -echo; {end}'; echo; stty -g"
     shown = subprocess.run(
         ["script", "-qec", command, "/dev/null"], capture_output=True, timeout=60, stdin=subprocess.DEVNULL, check=False
@@ -135,7 +135,7 @@ def test_the_terminal_is_given_back(end):
 
 @pytest.fixture
 def shell(terminal_of):
-    """Return a shell with job control in a terminal of its own."""
+    """Return a shell with job control in a new terminal."""
     shell = terminal_of("bash", "--norc", "--noprofile", "-i")
     shell.type(f"PS1='<rea''dy>'; r='{sys.executable} -m autogen_team run --no-system-metrics'\r")
     shell.wait_for("<ready>")
@@ -144,9 +144,9 @@ def shell(terminal_of):
 
 
 @pytest.mark.parametrize("command", ["$r job.py > log 2>&1", "$r --no-keep-output job.py", "$r job.py"])
-def test_ctrl_c_reaches_what_the_job_has_started(shell, script, command):
-    """Also if the output is redirected: the key is for the whole foreground, and os.system leaves it to the command."""
-    # dash is deaf to signals while it starts a program, so it waits by itself
+def test_ctrl_c_reaches_children_of_the_job(shell, script, command):
+    """The foreground group gets the key, also with redirected output; with `os.system` only the child handles it."""
+    # dash ignores signals while it starts a program, so the built-in `read` waits here
     script("import os\nos.system('echo go\\'\\'! > /dev/tty; read line < /dev/tty')\nopen('after', 'w').close()")
     shell.type(f"{command}; echo status $?\r")
     shell.wait_for("go!")
@@ -157,8 +157,8 @@ def test_ctrl_c_reaches_what_the_job_has_started(shell, script, command):
     assert Path("after").exists()
 
 
-def test_a_job_whose_output_is_redirected_can_ask_at_the_terminal(shell, script):
-    """As ssh, sudo and getpass do."""
+def test_a_job_with_redirected_output_can_prompt_at_the_terminal(shell, script):
+    """ssh, sudo and getpass ask in this way."""
     script("import getpass; print(len(getpass.getpass('word? ')))")
     shell.type("$r job.py > log 2> errors; echo do''ne\r")
     shell.wait_for("word? ")
@@ -170,8 +170,8 @@ def test_a_job_whose_output_is_redirected_can_ask_at_the_terminal(shell, script)
 
 
 @pytest.mark.parametrize("more", ["", "> log"])
-def test_a_job_in_the_background_takes_no_key(shell, script, wait_until, more):
-    """The keys are for the shell; the job gets its own in the foreground."""
+def test_a_job_in_the_background_gets_no_key(shell, script, wait_until, more):
+    """In the background the keys go to the shell, in the foreground to the job."""
     script("open('started', 'w').close()\nprint('got', input(), flush=True)\nopen('got', 'w').close()")
     shell.type(f"$r job.py {more} 2> errors &\r")
     before = b""
@@ -184,8 +184,8 @@ def test_a_job_in_the_background_takes_no_key(shell, script, wait_until, more):
         shell.wait_for(f"typed {word}")
     assert not Path("got").exists()
 
-    if more:  # it shares our terminal: the system stops it
-        while b"Stopped" not in before + shell.shown:  # which the shell says before a prompt
+    if more:  # it shares our terminal, so the system stops it
+        while b"Stopped" not in before + shell.shown:  # the shell reports it before a prompt
             shell.shown = b""
             shell.type("\r")
             shell.wait_for("<ready>")
@@ -196,8 +196,8 @@ def test_a_job_in_the_background_takes_no_key(shell, script, wait_until, more):
     wait_until(Path("got").exists)
 
 
-def test_a_paste_that_nobody_reads_does_not_hold_up_ctrl_c(screen, script, the_run):
-    """The key is not behind the paste."""
+def test_unread_input_does_not_delay_ctrl_c(screen, script, the_run):
+    """Ctrl-C does not wait until the pasted text is read."""
     job = screen("--no-system-metrics", script("import time\nprint('go' + '!', flush=True)\ntime.sleep(600)"))
     job.wait_for("go!")
     for _ in range(40):

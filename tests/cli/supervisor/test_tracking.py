@@ -1,4 +1,4 @@
-"""What a script asks of MLflow under supervision: another store, an end of its own, runs of clients."""
+"""MLflow in a supervised script: other stores, explicit ends of runs, runs of clients."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import mlflow
 import pytest
 
 from autogen_team._sync import offline_store
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 REASON = "autogen_team.exception"
 
@@ -33,8 +35,8 @@ with mlflow.start_run(run_name="mine"):
 
 
 @pytest.mark.parametrize("first", SAME.values(), ids=SAME)
-def test_a_script_that_names_the_store_in_other_words_joins_the_run(supervised, script, the_run, first):
-    """The first line of most scripts that use MLflow."""
+def test_a_script_that_spells_the_store_differently_joins_the_run(supervised, script, the_run, first):
+    """Most scripts that use MLflow begin with `set_tracking_uri`."""
     ended = supervised("--no-system-metrics", script(BODY.format(first=first)))
 
     assert ended.returncode == 0, ended.stderr
@@ -51,7 +53,7 @@ OTHER = {
 @pytest.mark.slow
 @pytest.mark.parametrize("first", OTHER.values(), ids=OTHER)
 def test_a_script_that_uses_another_store_has_runs_of_its_own_there(supervised, script, the_run, first):
-    """With autologging, and masked; the run of the command stays where the command has it."""
+    """Runs there are autologged and masked; the command's run stays in its store."""
     body = BODY.format(first=first) + (
         "mlflow.log_param('database', 'postgresql://ada:example-secret@db/prices')\n"
         "mlflow.end_run()\n"
@@ -97,16 +99,16 @@ ENDS = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("body", "reason"), ENDS.values(), ids=ENDS)
-def test_a_failure_that_the_script_tells_of_its_run_is_kept(supervised, script, the_run, body, reason):
-    """Although its exit status is 0."""
+def test_a_failed_end_of_the_run_by_the_script_is_kept(supervised, script, the_run, body, reason):
+    """The run is FAILED although the exit status is 0."""
     ended = supervised("--no-system-metrics", script(f"import mlflow\n{body}"))
 
     assert ended.returncode == 0, ended.stderr
     assert (the_run().info.status, the_run().data.tags.get(REASON)) == ("FAILED", reason)
 
 
-def test_an_end_that_is_worse_than_what_the_script_has_told_counts(supervised, script, the_run):
-    """The run is that of the whole job."""
+def test_the_exit_status_overrides_a_normal_end_by_the_script(supervised, script, the_run):
+    """The run represents the whole job."""
     ended = supervised(script("import mlflow, sys\nwith mlflow.start_run(): pass\nmlflow.end_run()\nsys.exit(3)"))
 
     assert ended.returncode == 3
@@ -123,8 +125,8 @@ def test_an_end_that_is_worse_than_what_the_script_has_told_counts(supervised, s
         ("pass", ("RUNNING", None)),
     ],
 )
-def test_a_run_of_a_client_ends_with_a_job_that_fails(supervised, script, end, wanted):
-    """In whichever way; after a good end it is the job's own business."""
+def test_a_run_of_a_client_ends_with_a_failing_job(supervised, script, end, wanted):
+    """If the job fails in any way, the run is closed; otherwise it stays open."""
     body = f"import mlflow, os, signal, sys\nmlflow.MlflowClient().create_run('0', run_name='logger')\n{end}"
 
     supervised("--no-system-metrics", script(body))
@@ -135,8 +137,8 @@ def test_a_run_of_a_client_ends_with_a_job_that_fails(supervised, script, end, w
 
 @pytest.mark.slow
 @pytest.mark.parametrize("names", [["MLFLOW_RUN_ID"], ["MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID"]])
-def test_a_run_that_is_given_from_outside_goes_on(supervised, script, store_uri, monkeypatch, names):
-    """Also in another experiment than that of the settings."""
+def test_a_run_from_the_environment_is_continued(supervised, script, store_uri, monkeypatch, names):
+    """The run may be in another experiment than that of the settings."""
     client = mlflow.MlflowClient(store_uri)
     given = client.create_run(client.create_experiment("theirs"))
     values = {"MLFLOW_RUN_ID": given.info.run_id, "MLFLOW_EXPERIMENT_ID": given.info.experiment_id}
@@ -152,7 +154,7 @@ def test_a_run_that_is_given_from_outside_goes_on(supervised, script, store_uri,
 
 @pytest.mark.slow
 def test_a_killed_script_with_another_store_leaves_nothing_in_the_wrong_one(supervised, script, the_run, wait_until):
-    """The supervisor closes the run of the command, the agent what is in the other store."""
+    """The supervisor closes the command's run, and the agent closes the runs in the other store."""
     body = (
         "import mlflow, os, signal\n"
         "mlflow.log_metric('here', 1)\n"
@@ -171,7 +173,7 @@ def test_a_killed_script_with_another_store_leaves_nothing_in_the_wrong_one(supe
 
 @pytest.mark.parametrize("by", ["an option", ".env"])
 def test_the_state_folder_of_the_command_is_that_of_the_job(supervised, script, the_run, monkeypatch, tmp_path, by):
-    """A relative path is relative to where the command was called, wherever the job moves."""
+    """A relative path is resolved where the command was called, even if the job changes its folder."""
     options = ["--set", "mlflow.state_dir=own"] if by == "an option" else []
     if not options:
         monkeypatch.delenv("AUTOGEN_TEAM_STATE_DIR")
@@ -186,7 +188,7 @@ def test_the_state_folder_of_the_command_is_that_of_the_job(supervised, script, 
 
 
 def test_an_offline_job_that_traces_and_registers_a_model_ends(supervised, script, tmp_path, monkeypatch):
-    """Its context, its trace and its model are in the offline store of the command; it once waited for its own lock."""
+    """The offline store contains its run, trace and model; the job once waited for its own lock."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     body = (
         "import mlflow; from autogen_team import GlobalContext\n"

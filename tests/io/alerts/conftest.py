@@ -22,7 +22,7 @@ from autogen_team.io.services import AlertsService
 
 PATIENCE = 20.0  # seconds: generous, because it is only a bound on hangs
 
-# Without a service folder, so that the bus does not start a daemon of this machine.
+# No service folder, so that the bus does not start a daemon installed on this machine.
 BUS_CONFIGURATION = """\
 <busconfig>
   <type>session</type>
@@ -37,7 +37,7 @@ BUS_CONFIGURATION = """\
 
 @pytest.fixture(autouse=True)
 def isolated(monkeypatch):
-    """Keep tests off the user's desktop, and forget what earlier tests have reported."""
+    """Keep alerts of tests off the user's desktop, and forget earlier reports."""
     monkeypatch.delenv("DBUS_SESSION_BUS_ADDRESS", raising=False)
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
     monkeypatch.setattr(delivery_module, "_reported", set())
@@ -47,7 +47,7 @@ def isolated(monkeypatch):
 def run_script():
     """Return a function that runs code in a new interpreter, with variables added to the environment.
 
-    Use `covered=False` for signal handlers that wait for a thread: they sometimes deadlock on coverage's own lock.
+    Use `covered=False` for signal handlers that wait for a thread: they sometimes deadlock on a lock of coverage.
     """
 
     def run_script(code, *, timeout=60, stdout=subprocess.PIPE, covered=True, **environment):
@@ -88,7 +88,7 @@ def bus(bus_address, monkeypatch):
 
 
 class NotificationDaemon:
-    """A notification daemon that shows nothing and records all calls; mode is ok, hang or error."""
+    """A notification daemon that displays nothing and records all calls; mode is ok, hang or error."""
 
     def __init__(self, address, mode, capabilities):
         self.mode = mode
@@ -158,7 +158,7 @@ class Endpoint:
         self.mode = mode
         self.requests = []
         self.text = "ok"
-        """The body of each answer, whatever the status."""
+        """Body of each answer, for any status."""
         self._over = threading.Event()
         self._socket = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.port = self._socket.getsockname()[1]
@@ -167,7 +167,7 @@ class Endpoint:
         self._threads[0].start()
 
     def stop(self):
-        """Stop listening and end every answer."""
+        """Stop listening and end all answers."""
         self._over.set()
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -237,7 +237,7 @@ def closed_port():
 
 @pytest.fixture
 def settings():
-    """Return a function that creates a service from defaults and changes."""
+    """Return a function that creates an alerts service from defaults and overrides."""
 
     def settings(**changes):
         defaults = {
@@ -298,7 +298,7 @@ class GatedChannel:
         self.alerts.append(alert)
 
     def close(self):
-        """Count the calls."""
+        """Count the calls of this method."""
         self.closed += 1
 
 
@@ -318,7 +318,7 @@ def gated():
 
 @pytest.fixture(scope="session")
 def artifacts(pytestconfig):
-    """Return the folder for files that a test leaves for inspection."""
+    """Return the folder of files that tests leave for inspection."""
     folder = Path(pytestconfig.rootpath) / "artifacts"
     folder.mkdir(exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""The desktops of macOS and Windows, with stand-ins for their commands: what they are given, and how they may fail."""
+"""Desktops of macOS and Windows, with stand-ins for their commands: what they receive, and how they can fail."""
 
 import json
 import os
@@ -20,7 +20,7 @@ HOSTILE = "x\" with title \"y\n`$(touch owned)` & 'quotes' <toast/>"
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """Return a function that puts a Python program in the place of a system's command."""
+    """Return a function that replaces a system's command with a Python program."""
     folder = tmp_path / "bin"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -34,7 +34,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def test_macos_gets_the_texts_as_arguments(stand_in):
-    """The script is constant, and what the caller says comes after it, whatever it says."""
+    """The script is constant; title and message are arguments, so they cannot become code."""
     stand_in("darwin", "json.dump(sys.argv[1:], open('said', 'w'))")
     CommandDesktop("my job", system="darwin").deliver(Alert("-h", HOSTILE))
     said = json.loads(Path("said").read_text())
@@ -43,7 +43,7 @@ def test_macos_gets_the_texts_as_arguments(stand_in):
 
 
 def test_windows_gets_the_texts_as_variables(stand_in):
-    """The script is constant and reads the texts from its environment as text."""
+    """The script is constant and reads title and message from environment variables."""
     stand_in("win32", "json.dump([sys.argv[1:], dict(os.environ)], open('said', 'w'))")
     CommandDesktop("my job", system="win32").deliver(Alert("done", HOSTILE))
     arguments, environment = json.loads(Path("said").read_text())
@@ -54,7 +54,7 @@ def test_windows_gets_the_texts_as_variables(stand_in):
 
 @pytest.mark.parametrize("system", COMMANDS)
 def test_a_command_that_fails_is_quoted(stand_in, system):
-    """Its status and what it said are the reason."""
+    """The reason contains the command's exit status and output."""
     stand_in(system, "sys.exit('execution error:\\nnot allowed')")
     with pytest.raises(UndeliveredError, match="failed with status 1: execution error: not allowed"):
         CommandDesktop("my job", system=system).deliver(Alert("done", ""))
@@ -62,7 +62,7 @@ def test_a_command_that_fails_is_quoted(stand_in, system):
 
 @pytest.mark.parametrize("system", COMMANDS)
 def test_a_command_that_hangs_is_ended(stand_in, system):
-    """The wait for it is bounded."""
+    """The wait for the command is bounded."""
     stand_in(system, "time.sleep(60)")
     with pytest.raises(NoAnswerError, match=r"did not end within 0\.2 s"):
         CommandDesktop("my job", system=system, answer_within=0.2).deliver(Alert("done", ""))
@@ -70,7 +70,7 @@ def test_a_command_that_hangs_is_ended(stand_in, system):
 
 @pytest.mark.parametrize("system", COMMANDS)
 def test_a_command_that_is_missing_is_named(monkeypatch, tmp_path, system):
-    """A system without it says so."""
+    """If the system lacks the command, the reason names it."""
     monkeypatch.setenv("PATH", str(tmp_path))
     channel = CommandDesktop("my job", system=system)
     with pytest.raises(UndeliveredError, match=f"{COMMANDS[system]} cannot be run: No such file"):
@@ -82,7 +82,7 @@ def test_a_command_that_is_missing_is_named(monkeypatch, tmp_path, system):
     ("system", "kind"), [("darwin", CommandDesktop), ("win32", CommandDesktop), ("linux", DBusDesktop)]
 )
 def test_each_system_has_its_own_desktop(system, kind):
-    """The system decides which desktop there is, and all of them are local and take each level."""
+    """The platform decides the desktop; all desktops are local and accept each level."""
     channel = desktop("my job", None, system=system)
     assert isinstance(channel, kind)
     assert channel.is_local

@@ -1,4 +1,4 @@
-"""The line on the console is written whatever state the console is in."""
+"""The line on the console is written in any state of the console."""
 
 import io
 import os
@@ -14,32 +14,32 @@ needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="this
 
 
 def test_the_line_goes_to_stdout(capsys):
-    """A line is written with its end, to stdout only."""
+    """A line with its newline is written to stdout only."""
     write_line("[test] done: it is")
     assert capsys.readouterr() == ("[test] done: it is\n", "")
 
 
 def test_under_the_command_the_line_goes_to_stderr(capsys, monkeypatch):
-    """Stdout is what a shell takes for the output of the job."""
+    """Under `autogen-team`, stdout belongs to the output of the job."""
     monkeypatch.setenv("AUTOGEN_TEAM_SUPERVISED", "1")
     write_line("[test] done: it is")
     assert capsys.readouterr() == ("", "[test] done: it is\n")
 
 
 def test_lines_of_the_job_stay_in_order(run_script):
-    """What the job has printed before, and left in the buffer, comes out before."""
+    """Buffered output of the job is printed before the alert's line."""
     script = run_script(WRITE + "print('before', end=' '); write_line('line'); print('after')")
     assert (script.stdout, script.stderr) == ("before line\nafter\n", "")
 
 
 def test_an_ascii_console_gets_escapes(run_script):
-    """A character that the encoding lacks is written as an escape."""
+    """A character that the encoding lacks is escaped."""
     script = run_script(WRITE + "write_line('rocket \\U0001f680')", PYTHONIOENCODING="ascii")
     assert (script.stdout, script.stderr) == ("rocket \\U0001f680\n", "")
 
 
 def test_a_replaced_ascii_stream_gets_escapes(monkeypatch):
-    """The same holds for a stream that somebody put in the place of stdout."""
+    """Escaping also works for a stream that replaces stdout."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     write_line("rocket 🚀")
@@ -47,8 +47,8 @@ def test_a_replaced_ascii_stream_gets_escapes(monkeypatch):
 
 
 @needs_dev_full
-def test_a_full_stdout_costs_neither_the_line_nor_the_exit_status(run_script):
-    """The line goes to stderr, and nothing stays in the buffer to fail at exit."""
+def test_a_full_stdout_changes_neither_the_line_nor_the_exit_status(run_script):
+    """The line goes to stderr, and no buffered rest fails at exit."""
     with Path("/dev/full").open("w") as full:
         script = run_script(WRITE + "write_line('line')", stdout=full)
     assert (script.returncode, script.stderr) == (0, "line\n")
@@ -56,7 +56,7 @@ def test_a_full_stdout_costs_neither_the_line_nor_the_exit_status(run_script):
 
 @needs_dev_full
 def test_a_stdout_that_is_full_of_the_jobs_own_lines_does_not_matter(run_script):
-    """A buffer that cannot be flushed is the job's affair; the line finds its way to stderr."""
+    """If the job's buffer cannot be flushed, the line still goes to stderr."""
     code = "import os, sys\nprint('stuck')\nwrite_line('line')\nos._exit(0)"
     with Path("/dev/full").open("w") as full:
         script = run_script(WRITE + code, stdout=full)
@@ -64,7 +64,7 @@ def test_a_stdout_that_is_full_of_the_jobs_own_lines_does_not_matter(run_script)
 
 
 def test_a_closed_pipe_does_not_matter(run_script):
-    """A reader that is gone costs nothing but the way to it."""
+    """If the reader of the pipe has exited, the line goes to stderr."""
     reader, writer = os.pipe()
     os.close(reader)
     try:
@@ -82,7 +82,7 @@ def test_no_stdout_at_all_does_not_matter(run_script, state):
 
 
 def test_no_console_at_all_does_not_matter(monkeypatch):
-    """A process without any console goes on."""
+    """A process without stdout and stderr continues."""
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     write_line("line")

@@ -1,4 +1,4 @@
-"""An alert that repeats is counted, and the count is told."""
+"""Repeated alerts are counted, and the count is reported."""
 
 import time
 
@@ -10,7 +10,7 @@ from autogen_team._alerts.cooldown import Cooldown
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Return a function that lets seconds pass."""
+    """Return a function that advances the clock by seconds."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
@@ -21,7 +21,7 @@ def clock(monkeypatch):
 
 
 def test_without_a_cooldown_each_alert_passes():
-    """The default sends all."""
+    """By default, each alert is sent."""
     cooldown = Cooldown(0)
     alert = Alert("loss", "nan")
     assert [cooldown.admit(alert) for _ in range(3)] == [alert] * 3
@@ -29,7 +29,7 @@ def test_without_a_cooldown_each_alert_passes():
 
 
 def test_the_same_level_and_title_passes_once(clock):
-    """The message does not matter: it is mostly the number that changes."""
+    """The message is not compared, because repeated alerts usually differ in a number."""
     cooldown = Cooldown(60)
     assert cooldown.admit(Alert("loss", "0.1")) == Alert("loss", "0.1")
     assert cooldown.admit(Alert("loss", "0.2")) is None
@@ -37,14 +37,14 @@ def test_the_same_level_and_title_passes_once(clock):
 
 @pytest.mark.parametrize("other", [Alert("loss", "0.1", "error"), Alert("accuracy", "0.1")])
 def test_another_level_or_title_passes(clock, other):
-    """An error is not silenced by an information of the same title."""
+    """An information does not suppress an error with the same title."""
     cooldown = Cooldown(60)
     cooldown.admit(Alert("loss", "0.1"))
     assert cooldown.admit(other) == other
 
 
-def test_the_next_alert_after_the_cooldown_tells_the_count(clock):
-    """What was counted is told once."""
+def test_the_next_alert_after_the_cooldown_reports_the_count(clock):
+    """The next alert contains the number of suppressed ones, once."""
     cooldown = Cooldown(60)
     for _ in range(4):
         cooldown.admit(Alert("loss", "nan"))
@@ -54,8 +54,8 @@ def test_the_next_alert_after_the_cooldown_tells_the_count(clock):
     assert cooldown.admit(Alert("loss", "inf")) == Alert("loss", "inf")
 
 
-def test_at_the_end_each_untold_count_is_told(clock):
-    """A count is not lost with the job, and a title without one is not told again."""
+def test_at_the_end_each_pending_count_is_reported(clock):
+    """Each pending count is reported once; a title without suppressed alerts is not reported."""
     cooldown = Cooldown(60)
     for title in ("loss", "loss", "loss", "accuracy"):
         cooldown.admit(Alert(title, "low", "warning"))
@@ -64,7 +64,7 @@ def test_at_the_end_each_untold_count_is_told(clock):
 
 
 def test_a_title_for_each_epoch_does_not_fill_the_memory(clock):
-    """Titles whose cooldown is over and who have nothing to tell are forgotten; those with a count are not."""
+    """Titles with an expired cooldown and no count are forgotten; titles with a count are kept."""
     cooldown = Cooldown(60)
     for _ in range(2):
         cooldown.admit(Alert("loss", "nan"))

@@ -1,4 +1,4 @@
-"""What the desktop of Linux receives on the bus, and what it says when it receives nothing."""
+"""Notifications that the Linux desktop receives on D-Bus, and errors if it receives none."""
 
 import os
 import socket
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="D-Bus is the de
 
 @pytest.fixture
 def desktop():
-    """Return a function that makes a desktop channel, which is closed at the end of the test."""
+    """Return a function that creates a desktop channel; channels are closed after the test."""
     made = []
 
     def desktop(app_name="test", timeout=None, **options):
@@ -28,7 +28,7 @@ def desktop():
 
 
 def test_the_alert_is_seen_on_the_bus(daemon, desktop):
-    """Name of the application, title, body and icon arrive in their places."""
+    """The daemon receives the application's name, title, body and icon."""
     running = daemon()
     desktop("my job").deliver(Alert("done", "model trained"))
     assert running.calls == [
@@ -45,7 +45,7 @@ def test_the_alert_is_seen_on_the_bus(daemon, desktop):
 
 @pytest.mark.parametrize(("timeout", "expire"), [(None, -1), (0, 0), (1, 1000), (5, 5000), (10_000_000, 2**31 - 1)])
 def test_the_timeout_is_seen_on_the_bus(daemon, desktop, timeout, expire):
-    """None is the daemon's choice, 0 stays, seconds become milliseconds, and too many of them the most there are."""
+    """None means the daemon's default, 0 is kept, seconds become milliseconds, and large values are capped."""
     running = daemon()
     desktop(timeout=timeout).deliver(Alert("done", ""))
     assert running.calls[0]["expire"] == expire
@@ -61,7 +61,7 @@ def test_the_timeout_is_seen_on_the_bus(daemon, desktop, timeout, expire):
     ],
 )
 def test_the_level_is_urgency_and_icon(daemon, desktop, level, urgency, icon):
-    """An error is critical, and each level has its own icon."""
+    """An error has critical urgency, and each level has its own icon."""
     running = daemon()
     desktop().deliver(Alert("done", "", level))
     assert (running.calls[0]["hints"]["urgency"], running.calls[0]["icon"]) == (("y", urgency), icon)
@@ -75,21 +75,21 @@ def test_the_level_is_urgency_and_icon(daemon, desktop, level, urgency, icon):
     ],
 )
 def test_the_body_is_escaped_where_markup_is_read(daemon, desktop, capabilities, body):
-    """A daemon that reads markup in the body gets it escaped, and no other does; the title never is."""
+    """The body is escaped only for a daemon that parses markup; the title never is."""
     running = daemon(capabilities=capabilities)
     desktop().deliver(Alert("a < b & c", "loss < 0.1 & \"acc\" > '0.9' <b>"))
     assert (running.calls[0]["title"], running.calls[0]["body"]) == ("a < b & c", body)
 
 
 def test_an_alert_without_a_title_shows_the_application(daemon, desktop):
-    """A notification without a summary is not shown by each daemon."""
+    """The application's name becomes the title, because some daemons do not display an empty one."""
     running = daemon()
     desktop("my job").deliver(Alert("", "model trained"))
     assert running.calls[0]["title"] == "my job"
 
 
 def test_one_connection_carries_all_alerts(daemon, desktop):
-    """A thousand alerts do not make a thousand connections."""
+    """A thousand alerts share one connection."""
     running = daemon()
     channel = desktop()
     for number in range(20):
@@ -99,14 +99,14 @@ def test_one_connection_carries_all_alerts(daemon, desktop):
 
 
 def test_a_daemon_that_hangs_is_left_after_its_time(daemon, desktop):
-    """The wait is bounded by the channel, not by D-Bus, and the error says what happened."""
+    """The channel's timeout bounds the wait, and the error names the cause."""
     daemon("hang")
     with pytest.raises(NoAnswerError, match=r"did not answer within 0\.1 s"):
         desktop(answer_within=0.1).deliver(Alert("done", ""))
 
 
 def test_a_daemon_that_comes_back_gets_the_next_alert(daemon, desktop):
-    """A hang is not for ever."""
+    """After a hang, a working daemon receives the next alert."""
     running = daemon("hang")
     channel = desktop(answer_within=0.1)
     with pytest.raises(NoAnswerError):
@@ -117,34 +117,34 @@ def test_a_daemon_that_comes_back_gets_the_next_alert(daemon, desktop):
 
 
 def test_a_daemon_that_refuses_is_quoted(daemon, desktop):
-    """The error of the daemon is the reason."""
+    """The reason contains the daemon's error."""
     daemon("error")
     with pytest.raises(UndeliveredError, match=r"refused: .*ExcessNotificationGeneration: .*too many"):
         desktop().deliver(Alert("done", ""))
 
 
-def test_a_bus_without_a_daemon_is_said_to_be_one(bus, desktop):
-    """Nobody shows notifications, and that is the reason."""
+def test_a_bus_without_a_daemon_is_the_reason(bus, desktop):
+    """The reason says that no notification daemon runs."""
     with pytest.raises(UndeliveredError, match="no notification daemon on the session bus"):
         desktop().deliver(Alert("done", ""))
 
 
-def test_no_bus_is_said_to_be_none(desktop):
-    """The usual state of a server is named together with the variable."""
+def test_a_missing_bus_is_the_reason(desktop):
+    """Without a bus, as on most servers, the reason names the environment variable."""
     with pytest.raises(UndeliveredError, match="DBUS_SESSION_BUS_ADDRESS is not set"):
         desktop().deliver(Alert("done", ""))
 
 
 @pytest.mark.parametrize("address", ["unix:path=/nowhere/at/all", "tcp:host=127.0.0.1,port=1", "nonsense"])
 def test_a_bus_that_cannot_be_reached_is_an_undelivered_alert(desktop, monkeypatch, address):
-    """Whatever is in the variable, the reason is one line."""
+    """For any value of the variable, the reason is one line."""
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
     with pytest.raises(UndeliveredError, match=r"the session bus cannot be (reached|used)"):
         desktop().deliver(Alert("done", ""))
 
 
 def test_a_bus_that_never_answers_is_left_after_its_time(desktop, monkeypatch, tmp_path):
-    """A socket that accepts and says nothing does not hold the thread."""
+    """A socket that accepts and never answers does not block the thread."""
     with socket.socket(socket.AF_UNIX) as mute:
         mute.bind(str(tmp_path / "bus"))
         mute.listen()
@@ -153,8 +153,8 @@ def test_a_bus_that_never_answers_is_left_after_its_time(desktop, monkeypatch, t
             desktop(answer_within=0.1).deliver(Alert("done", ""))
 
 
-def test_a_connection_that_broke_is_made_anew(daemon, desktop):
-    """A bus that was restarted between two alerts costs neither of them."""
+def test_a_broken_connection_is_replaced(daemon, desktop):
+    """After the bus has restarted, the next alert is delivered on a new connection."""
     running = daemon()
     channel = desktop()
     channel.deliver(Alert("first", ""))
@@ -164,8 +164,8 @@ def test_a_connection_that_broke_is_made_anew(daemon, desktop):
     assert len(running.connections) == 2
 
 
-def test_a_desktop_that_nobody_holds_lets_go_of_the_bus(daemon):
-    """The service that it belongs to may never be stopped."""
+def test_an_unreferenced_desktop_closes_its_connection(daemon):
+    """A garbage-collected channel closes its connection, because its service may never be stopped."""
     daemon()
     channel = DBusDesktop("test", None)
     channel.deliver(Alert("done", ""))
@@ -176,14 +176,14 @@ def test_a_desktop_that_nobody_holds_lets_go_of_the_bus(daemon):
 
 
 def test_without_jeepney_the_reason_is_its_name(desktop, monkeypatch, bus):
-    """A system that is neither Linux nor one of the other two has no jeepney."""
+    """On other systems jeepney is not installed, and the reason names it."""
     monkeypatch.setitem(sys.modules, "jeepney.io.blocking", None)
     with pytest.raises(UndeliveredError, match="the package jeepney"):
         desktop().deliver(Alert("done", ""))
 
 
 def test_it_works_in_any_thread(daemon, desktop):
-    """A connection made in one thread serves the next."""
+    """A connection opened in one thread works in the next."""
     running = daemon()
     channel = desktop()
     for number in range(3):
@@ -194,7 +194,7 @@ def test_it_works_in_any_thread(daemon, desktop):
 
 
 def test_the_bus_of_systemd_is_found_without_the_variable(monkeypatch, tmp_path):
-    """A job from cron or ssh finds the bus of the user who is logged in."""
+    """A job from cron or ssh finds the bus of the user's login session."""
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
     with pytest.raises(UndeliveredError):
         session_bus()

@@ -1,4 +1,4 @@
-"""Never block, never lose, never raise: what the caller of notify sees while channels answer, refuse or hang."""
+"""Never block, lose or raise: what the caller of `notify` sees while channels answer, refuse or hang."""
 
 import asyncio
 import logging
@@ -17,15 +17,15 @@ PATIENCE = 20.0
 
 
 class TestTheConsole:
-    """Alerts that are disabled, or that nobody can show."""
+    """Alerts that are disabled, or that no desktop can display."""
 
     def test_a_disabled_alert_is_one_line_on_stdout(self, delivery, capfd):
-        """Exactly the line, and nothing else, on either stream."""
+        """A disabled alert prints exactly its line on stdout and nothing on stderr."""
         delivery(enable=False, app_name="train").notify("done", "model trained")
         assert capfd.readouterr() == ("[train] done: model trained\n", "")
 
     def test_a_disabled_delivery_sends_nothing(self, delivery, daemon, endpoint):
-        """Neither the desktop nor a URL hears of it."""
+        """Neither the desktop nor a URL receives a disabled alert."""
         running, server = daemon(), endpoint()
         alerts = delivery(enable=False, urls=(server.url,))
         alerts.notify("done", "model trained")
@@ -33,7 +33,7 @@ class TestTheConsole:
         assert (running.calls, server.requests) == ([], [])
 
     def test_a_delivered_alert_is_not_printed(self, delivery, daemon, capfd):
-        """The desktop has it, so the console stays empty."""
+        """An alert confirmed by the desktop is not printed."""
         running = daemon()
         delivery().notify("done", "model trained")
         assert [call["title"] for call in running.calls] == ["done"]
@@ -47,8 +47,8 @@ class TestTheConsole:
         assert capfd.readouterr().out == "[test] first: one\n[test] second: two\n"
 
     @pytest.mark.parametrize("address", [None, "unix:path=/nowhere/bus"])
-    def test_a_missing_desktop_is_no_warning(self, delivery, caplog, monkeypatch, address):
-        """A server has none: the alerts are on the console, and the reason is logged at DEBUG."""
+    def test_a_missing_desktop_causes_no_warning(self, delivery, caplog, monkeypatch, address):
+        """On a server, alerts go to the console, and the reason is logged at DEBUG."""
         if address is not None:
             monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", address)
         with caplog.at_level(logging.DEBUG, logger="autogen_team"):
@@ -58,7 +58,7 @@ class TestTheConsole:
         assert "session bus" in record.getMessage()
 
     def test_a_desktop_that_refuses_is_reported_once(self, delivery, daemon, caplog):
-        """One warning in the process says why, without a traceback."""
+        """One warning per process gives the reason, without a traceback."""
         running = daemon("error")
         for _ in range(2):
             alerts = delivery()
@@ -70,15 +70,15 @@ class TestTheConsole:
         assert running.calls
 
     def test_the_brief_form_is_for_the_console_alone(self, delivery, capfd):
-        """A channel gets the whole message."""
+        """Channels receive the whole message."""
         delivery(channels=[]).notify("train failed", "ValueError\n\nTraceback", "error", brief="ValueError")
         channel = RecordingChannel()
         delivery(channels=[channel]).notify("train failed", "ValueError\n\nTraceback", "error", brief="ValueError")
         assert capfd.readouterr().out == "[test] train failed: ValueError\n"
         assert [alert.message for alert in channel.alerts] == ["ValueError\n\nTraceback"]
 
-    def test_the_brief_form_of_an_alert_that_repeats_tells_how_often(self, delivery, capfd):
-        """As the message does."""
+    def test_the_brief_form_of_a_repeated_alert_has_the_count(self, delivery, capfd):
+        """The count is appended to the brief form, as it is to the message."""
         alerts = delivery(channels=[], cooldown=60)
         for _ in range(3):
             alerts.notify("train failed", "whole", "error", brief="short")
@@ -86,8 +86,8 @@ class TestTheConsole:
         assert capfd.readouterr().out == "[test] train failed: short\n[test] train failed: (2 more)\n"
 
     @pytest.mark.parametrize("mode", ["error", "hang"])
-    def test_a_daemon_that_does_not_confirm_means_the_line(self, delivery, daemon, capfd, impatient, mode):
-        """A refusal and a silence are printed, once for each alert."""
+    def test_an_alert_that_the_daemon_does_not_confirm_is_printed(self, delivery, daemon, capfd, impatient, mode):
+        """Alerts that the daemon refuses or does not answer are printed, once each."""
         running = daemon(mode)
         alerts = delivery(flush_timeout=0.1)
         for number in range(3):
@@ -101,7 +101,7 @@ class TestTheConsole:
         ["", None, 42, "a\0b", "\ud83d", "x" * 200_000, "\x1b[31mred", "one\ntwo", b"\xff", "-h", "🚀", object()],
     )
     def test_any_text_arrives_on_desktop_and_console(self, delivery, daemon, capfd, text):
-        """Nothing that can be passed raises, is lost, or makes a line that does not belong to the alert."""
+        """No value raises, is lost, or prints a line that could be taken for another alert."""
         running = daemon()
         delivery().notify(text, text)
         assert len(running.calls) == 1
@@ -112,13 +112,13 @@ class TestTheConsole:
 
     @pytest.mark.parametrize("level", ["fatal", "INFO", "", None, 3])
     @pytest.mark.parametrize("enable", [True, False])
-    def test_a_level_that_does_not_exist_is_refused(self, delivery, level, enable):
-        """It is a fault of the program, so it is raised, and names those that exist."""
+    def test_an_unknown_level_is_refused(self, delivery, level, enable):
+        """An unknown level is a programming error: it is raised, and the message lists the levels."""
         with pytest.raises(ConfigurationError, match="use one of info, success, warning, error"):
             delivery(enable=enable).notify("done", "", level)
 
-    def test_a_fault_of_ours_is_not_the_jobs(self, delivery, monkeypatch, capfd, caplog):
-        """Whatever breaks in here, the alert is printed and the job goes on."""
+    def test_an_internal_error_does_not_reach_the_job(self, delivery, monkeypatch, capfd, caplog):
+        """If our own code fails, the alert is printed and the job continues."""
 
         def fail(self, alert):
             raise RuntimeError("a bug")
@@ -130,10 +130,10 @@ class TestTheConsole:
 
 
 class TestWaiting:
-    """How long a caller waits, and for whom."""
+    """How long `notify` and `flush` wait, and for which channels."""
 
-    def test_a_desktop_that_hangs_costs_one_wait(self, delivery, gated, capfd):
-        """The first alert waits for a second at most, the others, while it hangs, not at all."""
+    def test_a_hanging_desktop_is_waited_for_once(self, delivery, gated, capfd):
+        """The first alert waits for a second at most; alerts during the hang do not wait."""
         desktop = gated(is_local=True)
         alerts = delivery(channels=[desktop], flush_timeout=0.001)
         started = time.monotonic()
@@ -144,11 +144,11 @@ class TestWaiting:
             alerts.notify(str(number), "")
         others = time.monotonic() - started
         assert 0.9 < first < 5
-        assert others < 5  # seconds for a thousand: waiting for each would take a thousand
+        assert others < 5  # seconds for all; waiting for each would take a thousand
         assert len(capfd.readouterr().out.splitlines()) == 1001
 
     def test_a_desktop_that_comes_back_is_used_again(self, delivery, gated, capfd, impatient, wait_until):
-        """The answer that was owed ends the hang; the alert that brought it is not waited for."""
+        """The late answer ends the hang; its alert has been printed and is not awaited again."""
         desktop = gated(is_local=True)
         alerts = delivery(channels=[desktop])
         alerts.notify("printed", "")
@@ -159,7 +159,7 @@ class TestWaiting:
         assert capfd.readouterr().out == "[test] printed: \n"
 
     def test_a_desktop_that_hangs_is_tried_with_one_alert_at_a_time(self, delivery, gated, impatient, wait_until):
-        """A hang does not pile up alerts that pop up all together when it is over."""
+        """During a hang no alerts queue up, so they do not all appear when it ends."""
         desktop = gated(is_local=True, error=NoAnswerError("no answer"))
         alerts = delivery(channels=[desktop])
         for number in range(10):
@@ -170,7 +170,7 @@ class TestWaiting:
         assert [alert.title for alert in desktop.alerts] == ["0"]
 
     def test_a_remote_channel_is_not_waited_for(self, delivery, gated, capfd):
-        """Without a desktop in the way, notify returns while the remote channel still works."""
+        """Without a desktop channel, `notify` returns while the remote channel still delivers."""
         remote = gated()
         alerts = delivery(channels=[remote])
         alerts.notify("done", "")
@@ -190,7 +190,7 @@ class TestWaiting:
         assert slow.alerts == []
 
     def test_flush_gives_up_after_its_timeout(self, delivery, gated):
-        """Flush tells whether everything is through."""
+        """`flush` returns whether all alerts were delivered in time."""
         remote = gated()
         alerts = delivery(channels=[remote])
         assert alerts.flush(0.0)
@@ -199,8 +199,8 @@ class TestWaiting:
         remote.gate.set()
         assert alerts.flush(PATIENCE)
 
-    def test_flush_waits_only_for_what_was_before_it(self, delivery, gated, wait_until):
-        """A job that goes on alerting from other threads does not keep a flush from ending."""
+    def test_flush_waits_only_for_earlier_alerts(self, delivery, gated, wait_until):
+        """Alerts from other threads after the call do not prolong a flush."""
         first, second = gated(name="first"), gated(name="second")
         first.takes = lambda level: level == "info"
         second.takes = lambda level: level == "error"
@@ -216,8 +216,8 @@ class TestWaiting:
         assert flushed == [True]
         assert not alerts.flush(0.0)
 
-    def test_flush_waits_for_all_that_was_before_it_in_whatever_order(self, delivery, gated, monkeypatch):
-        """An alert that another one has overtaken on its way in is waited for, and so is that other one."""
+    def test_flush_waits_for_all_earlier_alerts_in_any_order(self, delivery, gated, monkeypatch):
+        """`flush` also waits for an earlier alert that a later one has overtaken."""
         made, gate = threading.Event(), threading.Event()
 
         class Ticket(delivery_module._Ticket):
@@ -241,7 +241,7 @@ class TestWaiting:
         assert alerts.flush(PATIENCE)
 
     def test_ctrl_c_while_an_alert_is_handed_over_leaves_nothing_open(self, delivery, monkeypatch, capfd):
-        """The channels that have it already deliver it; the others are not waited for."""
+        """Channels that already have the alert deliver it; `flush` does not wait for the others."""
 
         def interrupt(ticket):
             raise KeyboardInterrupt
@@ -257,12 +257,12 @@ class TestWaiting:
 
 
 class TestConfirmation:
-    """One channel that confirms is enough; none means the line."""
+    """One confirming channel is enough; without any, the line is printed."""
 
     @pytest.mark.parametrize("desktop", [None, "no desktop"])
     @pytest.mark.parametrize("remote", [None, "no network"])
     def test_the_line_is_printed_only_if_no_channel_confirmed(self, delivery, capfd, desktop, remote):
-        """A missing desktop does not matter where the remote channel delivers, nor the other way round."""
+        """The line is printed only if both the desktop and the remote channel fail."""
         channels = [
             RecordingChannel("desktop", fail_with=desktop),
             RecordingChannel("remote", is_local=False, fail_with=remote),
@@ -274,7 +274,7 @@ class TestConfirmation:
         assert capfd.readouterr().out == ("[test] done: model trained\n" if lost else "")
 
     def test_the_line_comes_when_the_last_channel_gives_up(self, delivery, gated, capfd):
-        """As long as one may still confirm, nothing is printed."""
+        """While one channel can still confirm, nothing is printed."""
         remote = gated(error=UndeliveredError("no network"))
         alerts = delivery(channels=[RecordingChannel("desktop", fail_with="no desktop"), remote])
         alerts.notify("done", "model trained")
@@ -283,8 +283,8 @@ class TestConfirmation:
         assert alerts.flush(PATIENCE)
         assert capfd.readouterr().out == "[test] done: model trained\n"
 
-    def test_with_a_remote_channel_a_missing_desktop_is_no_warning(self, delivery, caplog):
-        """A headless server with a web hook is as it should be."""
+    def test_with_a_remote_channel_a_missing_desktop_causes_no_warning(self, delivery, caplog):
+        """A headless server with a web hook gets no warning."""
         channels = [RecordingChannel("desktop", fail_with="no desktop"), RecordingChannel("remote", is_local=False)]
         with caplog.at_level(logging.INFO, logger="autogen_team"):
             alerts = delivery(channels=channels)
@@ -293,7 +293,7 @@ class TestConfirmation:
         assert caplog.records == []
 
     def test_a_remote_channel_that_fails_is_reported_once(self, delivery, caplog):
-        """The reason is told once, even if the desktop had each alert."""
+        """The reason is reported once, even if the desktop confirmed each alert."""
         channels = [RecordingChannel("desktop"), RecordingChannel("remote", is_local=False, fail_with="no network")]
         alerts = delivery(channels=channels)
         for number in range(10):
@@ -305,7 +305,7 @@ class TestConfirmation:
 
     @pytest.mark.parametrize("error", [ZeroDivisionError("of all things"), SystemExit(1)], ids=repr)
     def test_an_unforeseen_error_of_a_channel_is_a_failure_like_any_other(self, delivery, gated, capfd, error):
-        """A channel may break in any way, or exit its thread: it has not confirmed, and is not waited for."""
+        """A channel that raises any error or exits its thread has not confirmed, and is not awaited."""
         remote = gated(error=error)
         remote.gate.set()
         alerts = delivery(channels=[remote])
@@ -313,8 +313,8 @@ class TestConfirmation:
         assert alerts.flush(PATIENCE)
         assert capfd.readouterr().out == "[test] done: \n"
 
-    def test_a_log_handler_that_raises_costs_no_alert(self, delivery, capfd, monkeypatch):
-        """The failure that it was told of is one all the same."""
+    def test_a_log_handler_that_raises_loses_no_alert(self, delivery, capfd, monkeypatch):
+        """The alert is printed even if reporting the failure raises."""
 
         class Broken(logging.Handler):
             def handle(self, record):
@@ -327,7 +327,7 @@ class TestConfirmation:
         assert capfd.readouterr().out == "[test] done: \n"
 
     def test_an_alert_that_no_channel_takes_is_printed(self, delivery, endpoint, capfd):
-        """A web hook for errors leaves an information to the console of a server."""
+        """On a server, an information is printed if the only web hook takes errors."""
         server = endpoint()
         alerts = delivery(urls=(f"error={server.url}",))
         alerts.notify("done", "")
@@ -337,7 +337,7 @@ class TestConfirmation:
         assert capfd.readouterr().out == "[test] done: \n"
 
     def test_desktop_and_url_both_get_the_alert(self, delivery, daemon, endpoint, capfd):
-        """What is configured is used, all of it."""
+        """All configured channels receive the alert."""
         running, server = daemon(), endpoint()
         alerts = delivery(urls=(server.url,))
         alerts.notify("done", "model trained", "warning")
@@ -346,7 +346,7 @@ class TestConfirmation:
         assert capfd.readouterr().out == ""
 
     def test_an_alert_beyond_the_queue_is_printed(self, delivery, gated, capfd, monkeypatch):
-        """A channel that is a queue behind costs no memory and no alert."""
+        """If a channel's queue is full, alerts are printed, and memory does not grow."""
         monkeypatch.setattr(delivery_module, "_CAPACITY", 2)
         remote = gated()
         alerts = delivery(channels=[remote])
@@ -364,7 +364,7 @@ class TestManyCallers:
     """Threads and event loops."""
 
     def test_alerts_of_many_threads_all_arrive(self, delivery, daemon, capfd):
-        """Each alert of eight threads is shown or printed, none twice."""
+        """Each alert of eight threads is displayed or printed, and no alert is displayed twice."""
         running = daemon()
         alerts = delivery()
 
@@ -383,7 +383,7 @@ class TestManyCallers:
         assert len(shown) == len(set(shown))
 
     def test_a_thousand_alerts_arrive(self, delivery, daemon, capfd):
-        """A flood through a healthy desktop loses none."""
+        """No alert of a burst through a healthy desktop is lost."""
         running = daemon()
         alerts = delivery()
         for number in range(1000):
@@ -393,7 +393,7 @@ class TestManyCallers:
         assert sorted({*(call["title"] for call in running.calls), *printed}) == sorted(map(str, range(1000)))
 
     def test_a_thousand_alerts_to_a_web_hook_arrive_or_are_printed(self, delivery, endpoint, capfd):
-        """A flood that the service cannot take in time is delivered in part and printed for the rest."""
+        """A burst that the service cannot take in time is partly delivered, and the rest is printed."""
         server = endpoint()
         alerts = delivery(urls=(server.url,), flush_timeout=1.0)
         for number in range(1000):
@@ -405,7 +405,7 @@ class TestManyCallers:
         assert sorted({*arrived, *printed}, key=int) == [str(number) for number in range(1000)]
 
     def test_it_works_inside_a_running_loop(self, delivery, daemon):
-        """A coroutine may notify."""
+        """A coroutine can call `notify`."""
         running = daemon()
 
         async def job():
@@ -416,27 +416,27 @@ class TestManyCallers:
 
 
 class TestConfiguration:
-    """What is refused before the job begins."""
+    """Settings that are rejected before the job begins."""
 
     @pytest.mark.parametrize("enable", [True, False])
     def test_a_malformed_url_is_refused(self, settings, enable):
-        """A typing error is found at the start, not at the first alert, and not shown."""
+        """A malformed URL is rejected at the start, not at the first alert, and not displayed."""
         with pytest.raises(ConfigurationError, match="alerts url 1") as caught:
             Delivery(settings(enable=enable, urls=("slack://" + "tok3n" * 5,)))
         assert "tok3n" not in str(caught.value)
 
     def test_a_missing_extra_is_refused(self, settings, monkeypatch):
-        """The remedy is in the message."""
+        """The message contains the remedy."""
         monkeypatch.setitem(sys.modules, "apprise", None)
         with pytest.raises(MissingExtraError, match=r"autogen-team\[alerts\]"):
             Delivery(settings(urls=("json://127.0.0.1",)))
 
     def test_settings_do_not_show_their_urls(self, settings):
-        """A URL is a secret, in a repr as well."""
+        """URLs are secrets, also in a repr."""
         assert "tok3n" not in repr(settings(urls=("slack://tok3n",)))
 
-    def test_making_a_delivery_connects_to_nothing(self, settings, daemon):
-        """The bus is first heard of with the first alert."""
+    def test_creating_a_delivery_connects_to_nothing(self, settings, daemon):
+        """The bus is first contacted by the first alert."""
         running = daemon()
         before = threading.active_count()
         Delivery(settings())

@@ -1,4 +1,4 @@
-"""A real notification daemon on a virtual screen: what a person sees, and what the daemon says that it showed."""
+"""A real notification daemon on a virtual screen: the popups, and the daemon's history."""
 
 import json
 import os
@@ -38,7 +38,7 @@ NORMAL, CRITICAL = (0x20, 0x40, 0x60), (0x90, 0, 0)
 
 @pytest.fixture
 def screen(monkeypatch):
-    """Run a virtual screen on a display number that is free."""
+    """Run a virtual screen on a free display number."""
     reader, writer = os.pipe()
     command = ["Xvfb", "-displayfd", str(writer), "-screen", "0", "1024x640x24", "-nolisten", "tcp"]
     with subprocess.Popen(command, pass_fds=[writer], stderr=subprocess.DEVNULL) as server:
@@ -51,7 +51,7 @@ def screen(monkeypatch):
 
 @pytest.fixture
 def dunst(bus, screen, tmp_path, wait_until):
-    """Run dunst on the bus; return a function that closes what it shows and reads its history, oldest first."""
+    """Run dunst on the bus; return a function that closes its popups and returns its history, oldest first."""
     (tmp_path / "dunstrc").write_text(DUNSTRC)
     with subprocess.Popen(["dunst", "-conf", tmp_path / "dunstrc"], stderr=subprocess.DEVNULL) as server:
 
@@ -79,19 +79,19 @@ def dunst(bus, screen, tmp_path, wait_until):
 
 
 def screenshot(path):
-    """Save what the screen shows."""
+    """Save an image of the screen."""
     subprocess.run(["import", "-window", "root", path], check=True, timeout=20)
     return path
 
 
 def coloured(path, colour):
-    """Return how many pixels of a picture have that colour."""
+    """Return the number of pixels of that colour in an image."""
     with Image.open(path) as image:
         return dict(map(reversed, image.convert("RGB").getcolors(maxcolors=2**24))).get(colour, 0)
 
 
 def test_a_real_daemon_shows_the_alerts(dunst, delivery, artifacts, capfd, wait_until):
-    """Names, texts, urgencies and timeouts are in the daemon's history, and the popups are on the screen."""
+    """The daemon's history has names, texts, urgencies and timeouts, and the popups are on the screen."""
     alerts = delivery(app_name="my training", timeout=30)
     alerts.notify("training finished", "loss < 0.1 & acc > 0.9\n<b>no markup of ours</b>")
     alerts.notify("training <b>failed</b> & stopped", "ValueError: bad shape 🚀", "error")
@@ -103,13 +103,13 @@ def test_a_real_daemon_shows_the_alerts(dunst, delivery, artifacts, capfd, wait_
     assert first["summary"] == "training finished"
     assert first["body"] == "loss &lt; 0.1 &amp; acc &gt; 0.9\n&lt;b&gt;no markup of ours&lt;/b&gt;"
     assert second["summary"] == "training <b>failed</b> & stopped"
-    assert coloured(artifacts / "desktop.png", CRITICAL) > 5000  # pixels: the error, and it alone, is critical
+    assert coloured(artifacts / "desktop.png", CRITICAL) > 5000  # pixels: only the error is critical
     assert (first["timeout"], third["timeout"]) == (30_000_000, 0)  # microseconds
     assert capfd.readouterr().out == ""
 
 
 def test_a_real_daemon_takes_any_text(dunst, delivery, capfd):
-    """Texts that other clients lose, refuse or crash on are in its history."""
+    """The history contains texts that make other clients fail or crash."""
     alerts = delivery()
     texts = ["", None, 42, "-h", "a\0b", "\ud83d", "x" * 200_000, "\x1b[31mred", "one\ntwo"]
     for text in texts:
@@ -119,7 +119,7 @@ def test_a_real_daemon_takes_any_text(dunst, delivery, capfd):
 
 
 def test_a_real_daemon_gets_a_thousand_alerts(dunst, delivery, capfd):
-    """A flood arrives whole: what the daemon did not confirm in time is on the console."""
+    """No alert of a burst is lost: what the daemon did not confirm in time is printed."""
     alerts = delivery(flush_timeout=20.0)
     for number in range(1000):
         alerts.notify(f"alert {number}", "")

@@ -1,4 +1,4 @@
-"""The first metric of a run that is no number is alerted."""
+"""The first metric of a run that is not finite causes an alert."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from autogen_team.testing import capture_alerts
 
 @pytest.fixture
 def alerts_of():
-    """Return a function that returns the alerts of a job that does `work`."""
+    """Return a function that returns the titles of alerts of a job that does `work`."""
 
     def run(work, **fields):
         alerts = AlertsService(**fields)
@@ -39,7 +39,7 @@ def alerts_of():
 )
 @pytest.mark.parametrize("value", [math.nan, -math.inf])
 def test_the_first_of_each_run_is_alerted(alerts_of, log, value):
-    """With its key; those after it are not."""
+    """The alert names the metric's key; later values of the run cause no alert."""
 
     def work(context):
         log(context, 0.5)
@@ -50,7 +50,7 @@ def test_the_first_of_each_run_is_alerted(alerts_of, log, value):
 
 
 def test_the_alert_names_the_step():
-    """And the run."""
+    """The alert contains the step and the run's id."""
     alerts = AlertsService(on_nan=True)
     context = GlobalContext(alerts_service=alerts, mlflow_service=MlflowService(autolog_disable=True))
     with capture_alerts(alerts) as found, context, context.run("train", log_system_metrics=False) as run:
@@ -61,6 +61,6 @@ def test_the_alert_names_the_step():
     ]
 
 
-def test_nothing_is_alerted_unless_it_is_asked_for(alerts_of):
-    """NaN is a value like others."""
+def test_nothing_is_alerted_by_default(alerts_of):
+    """By default, NaN is logged without an alert."""
     assert alerts_of(lambda _: mlflow.log_metric("loss", math.nan)) == []

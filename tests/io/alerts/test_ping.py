@@ -1,4 +1,4 @@
-"""A dead man's switch hears when the job starts, and how it ends."""
+"""A dead man's switch is notified when the job starts and when it ends."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ from autogen_team import GlobalContext
 from autogen_team.errors import ConfigurationError
 from autogen_team.io.services import AlertsService, LoggerService, MlflowService
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 
 @dataclass
 class Switch:
-    """A service on this machine, with what it has heard."""
+    """A monitoring service on this machine that records requests."""
 
     url: str
     heard: list[tuple[str, str]] = field(default_factory=list)
@@ -27,13 +29,13 @@ class Switch:
     hold: threading.Event | None = None
 
     def events(self) -> list[str]:
-        """Return the paths behind the URL that were asked for."""
+        """Return the requested paths relative to the URL."""
         return [path for path, _ in self.heard]
 
 
 @pytest.fixture
 def switch() -> Iterator[Switch]:
-    """Return a service that takes pings."""
+    """Return a service that accepts pings."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -59,7 +61,7 @@ def switch() -> Iterator[Switch]:
 
 @contextmanager
 def job(switch: Switch, **fields: object) -> Iterator[GlobalContext]:
-    """A context that pings."""
+    """Run a context that sends pings."""
     alerts = AlertsService(ping=switch.url, **fields)
     with GlobalContext(
         logger_service=LoggerService(),
@@ -71,7 +73,7 @@ def job(switch: Switch, **fields: object) -> Iterator[GlobalContext]:
 
 
 def test_a_job_that_finishes(switch):
-    """The start, and the URL itself; nothing for the run inside."""
+    """A successful job requests the start URL and the URL itself; its nested run sends nothing."""
     with job(switch) as context, context.run("train", log_system_metrics=False), context.run("fold", nested=True):
         pass
 
@@ -79,7 +81,7 @@ def test_a_job_that_finishes(switch):
 
 
 def test_a_job_that_fails(switch):
-    """The reason, without secrets."""
+    """A failed job sends the reason, with secrets masked."""
     with pytest.raises(ValueError, match="bad"), job(switch) as context, context.run("train", log_system_metrics=False):
         raise ValueError("bad shape, api_key=abcdefgh12345678")
 
@@ -105,7 +107,7 @@ with GlobalContext(alerts_service=alerts, mlflow_service=MlflowService(autolog_d
     ("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGKILL, "died without closing its run")]
 )
 def test_a_job_that_is_killed(switch, start_python, wait_until, number, reason):
-    """The agent reports a job that could not speak, though the URL was an argument."""
+    """The agent reports a killed job, even if the URL was an argument in code."""
     process = start_python("-c", JOB, switch.url, stdin=-1)
     process.wait_for("open")
     wait_until(switch.events)
@@ -118,19 +120,19 @@ def test_a_job_that_is_killed(switch, start_python, wait_until, number, reason):
 
 
 def test_a_supervised_job_that_is_killed(switch, start_python, tmp_path):
-    """The supervisor reports it, once."""
+    """The supervisor reports a killed job once."""
     path = tmp_path / "job.py"
     path.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)\n")
     process = start_python("-m", "autogen_team", "run", str(path), AUTOGEN_TEAM_ALERTS_PING=switch.url, fresh=True)
     status, _, _ = process.finish()
 
     assert status == 128 + signal.SIGKILL
-    assert [event for event in switch.events() if event != "/start"] == ["/fail"]  # it may have died before its start
+    assert [event for event in switch.events() if event != "/start"] == ["/fail"]  # it may die before its start ping
     assert "SIGKILL" in switch.heard[-1][1]
 
 
 def test_a_worker_sends_none(switch, monkeypatch):
-    """Rank 0 speaks for the job."""
+    """Only rank 0 sends pings."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with job(switch) as context, context.run("train", log_system_metrics=False):
@@ -139,19 +141,19 @@ def test_a_worker_sends_none(switch, monkeypatch):
     assert switch.heard == []
 
 
-def test_a_service_that_does_not_answer_holds_up_nothing(switch, caplog):
-    """The job goes on; that its end was not told is said once, without the URL."""
+def test_a_service_that_does_not_answer_does_not_delay_the_job(switch, caplog):
+    """The job continues; one warning, without the URL, says that its end was not reported."""
     switch.hold = threading.Event()
     with job(switch, flush_timeout=0.2) as context, context.run("train", log_system_metrics=False):
         pass
 
     (said,) = [record.getMessage() for record in caplog.records if "dead man's switch" in record.getMessage()]
-    assert "could not be notified of the job's success: it has not answered within 0.2 s" in said
+    assert "could not be notified of the job's success: it did not answer within 0.2 s" in said
     assert "7f0c" not in said
 
 
-def test_a_refusal_is_said_once(switch, caplog):
-    """A URL that the service does not know is not tried again."""
+def test_a_refusal_is_reported_once(switch, caplog):
+    """If the service does not know the URL, the ping is not retried."""
     switch.status = 404
     with job(switch) as context:
         for _ in range(2):
@@ -163,8 +165,8 @@ def test_a_refusal_is_said_once(switch, caplog):
     assert len(switch.heard) == 4
 
 
-def test_a_failure_that_passes_is_tried_again(switch):
-    """A service that is overloaded for a moment hears of the end all the same."""
+def test_a_temporary_failure_is_retried(switch):
+    """If the service is briefly overloaded, the end is retried until it arrives."""
     switch.status = 503
     recover = threading.Timer(0.3, lambda: setattr(switch, "status", 200))
     recover.start()
@@ -176,8 +178,8 @@ def test_a_failure_that_passes_is_tried_again(switch):
 
 
 @pytest.mark.parametrize("url", ["hc-ping.com/7f0c", "ftp://example.com", "https:///7f0c"])
-def test_what_is_no_url_is_refused(url):
-    """At once, and without showing it."""
+def test_an_invalid_url_is_refused(url):
+    """An invalid URL is rejected when the service is created, and is not displayed."""
     with pytest.raises(ConfigurationError, match="expected a URL with http:// or https://") as raised:
         AlertsService(ping=url)
 
@@ -185,7 +187,7 @@ def test_what_is_no_url_is_refused(url):
 
 
 def test_the_url_is_shown_nowhere(switch):
-    """Neither in the service, nor in its settings, nor in the environment of workers."""
+    """The URL is not in the service's repr, its settings or the environment of workers."""
     service = AlertsService(ping=switch.url)
 
     assert "7f0c" not in repr(service)
@@ -194,7 +196,7 @@ def test_the_url_is_shown_nowhere(switch):
 
 
 def test_a_forked_child_sends_none(switch):
-    """What it opens is not the run of the job."""
+    """A run of a forked child is not the job's run."""
     with job(switch) as context:
         child = os.fork()
         if not child:

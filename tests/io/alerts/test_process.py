@@ -8,7 +8,7 @@ import pytest
 
 PRELUDE = """
 import os, signal, sys, threading, time, warnings
-warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # newer Pythons warn of any fork beside a thread
+warnings.filterwarnings("ignore", "This process", DeprecationWarning)  # newer Pythons warn of a fork beside a thread
 from autogen_team._alerts.delivery import Delivery
 from autogen_team.io.services import AlertsService
 def make(*urls, enable=True, flush_timeout=2.0, **options):
@@ -19,18 +19,18 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system can
 
 @pytest.fixture
 def run(run_script):
-    """Return a function that runs code with a `make` for deliveries."""
+    """Return a function that runs code which creates deliveries with `make`."""
     return lambda code, *arguments, **environment: run_script(PRELUDE + code.format(*arguments), **environment)
 
 
 def test_importing_the_engine_imports_no_channel(run):
-    """Neither jeepney nor apprise nor requests is paid for before an alert needs it."""
+    """jeepney, apprise and requests are imported when the first alert needs them."""
     script = run("make(); print([name for name in ('jeepney', 'apprise', 'requests') if name in sys.modules])")
     assert (script.stdout, script.stderr) == ("[]\n", "")
 
 
 def test_a_job_that_never_stops_the_service_loses_nothing(run, endpoint):
-    """The exit of the process waits for alerts on their way."""
+    """The process waits at exit for alerts that are being delivered."""
     server = endpoint()
     script = run("alerts = make({0!r})\nfor n in range(5): alerts.notify(str(n), '')", server.url)
     assert [request["title"] for request in server.requests] == ["0", "1", "2", "3", "4"]
@@ -38,7 +38,7 @@ def test_a_job_that_never_stops_the_service_loses_nothing(run, endpoint):
 
 
 def test_an_endpoint_that_drips_does_not_keep_the_process(run, endpoint):
-    """The process exits within four seconds of its last line, with the alert on the console."""
+    """The process exits within four seconds of its last line, and the alert is printed."""
     server = endpoint("drip")
     script = run("make({0!r}).notify('done', ''); print(time.monotonic())", server.url)
     over = time.monotonic()
@@ -49,7 +49,7 @@ def test_an_endpoint_that_drips_does_not_keep_the_process(run, endpoint):
 
 
 def test_a_daemon_that_hangs_does_not_keep_the_process(run, daemon):
-    """One second for the first alert is all that a hung desktop costs."""
+    """A hanging desktop delays the process by one second, for the first alert."""
     running = daemon("hang")
     script = run("alerts = make()\nfor n in range(50): alerts.notify(str(n), '')\nprint(time.monotonic())")
     over = time.monotonic()
@@ -60,14 +60,14 @@ def test_a_daemon_that_hangs_does_not_keep_the_process(run, daemon):
 
 
 def test_a_headless_process_prints_its_alerts_and_no_more(run):
-    """Without a logging configuration a warning would be on stderr."""
+    """Nothing is printed on stderr, as a warning would be without a logging configuration."""
     script = run("alerts = make()\nfor n in range(3): alerts.notify(str(n), '')")
     assert (script.stdout, script.stderr) == ("[test] 0: \n[test] 1: \n[test] 2: \n", "")
 
 
 @needs_fork
 def test_parent_and_forked_child_both_notify(run, daemon):
-    """The child does not share the parent's connection, nor does the parent lose its own."""
+    """The child opens its own connection, and the parent keeps its own."""
     running = daemon()
     script = run("""
 alerts = make()
@@ -90,8 +90,8 @@ alerts.notify("parent", "after")
 
 
 @needs_fork
-def test_a_forked_child_does_not_deliver_what_the_parent_has_queued(run, endpoint):
-    """An alert on its way when the process forks arrives once."""
+def test_a_forked_child_does_not_deliver_the_queue_of_the_parent(run, endpoint):
+    """An alert that is queued when the process forks is delivered once."""
     server = endpoint()
     script = run(
         """
@@ -112,7 +112,7 @@ os.waitpid(pid, 0)
 
 @needs_fork
 def test_the_alerts_of_a_multiprocessing_child_arrive(run, endpoint):
-    """Such a child leaves by os._exit, and what it has queued is delivered before."""
+    """The child delivers its queue before it exits by `os._exit`."""
     server = endpoint()
     script = run(
         """
@@ -134,7 +134,7 @@ alerts.notify("parent", "")
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
 def test_a_signal_handler_may_notify_in_the_middle_of_notify(run, daemon):
-    """Handlers that interrupt notify anywhere neither deadlock nor lose an alert."""
+    """Handlers that interrupt `notify` anywhere cause no deadlock and lose no alert."""
     running = daemon()
     script = run(
         """
@@ -146,7 +146,7 @@ def handler(*_):
     global interrupts
     interrupts += 1
     alerts.notify("signal", "")
-    signal.setitimer(signal.ITIMER_REAL, 0.003)  # not before: on a busy machine handlers would fill the stack
+    signal.setitimer(signal.ITIMER_REAL, 0.003)  # not earlier: on a busy machine handlers would fill the stack
 alerts.notify("first", "")
 signal.signal(signal.SIGALRM, handler)
 signal.setitimer(signal.ITIMER_REAL, 0.003)
@@ -166,7 +166,7 @@ print("COUNT", interrupts + sent)
 
 
 def test_ctrl_c_while_waiting_prints_the_alert(run):
-    """An interrupt ends the wait at once and is not swallowed, and the alert is not lost to it."""
+    """An interrupt ends the wait at once, is raised, and the alert is printed."""
     script = run("""
 class Desktop:
     name, is_local = "desktop", True
@@ -185,7 +185,7 @@ except KeyboardInterrupt:
 
 
 def test_a_daemon_thread_may_notify_until_the_very_end(run):
-    """A thread that still speaks while the interpreter goes down neither crashes it nor keeps it."""
+    """A thread that alerts while the interpreter shuts down neither crashes nor delays it."""
     script = run("""
 alerts = make()
 ready = threading.Event()

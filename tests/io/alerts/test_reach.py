@@ -1,4 +1,4 @@
-"""Whether an alert could get through, found out without sending one."""
+"""Check whether alerts can be delivered, without sending one."""
 
 import contextlib
 import socket
@@ -15,7 +15,7 @@ from autogen_team._alerts.remote import open_channels
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch):
-    """Let no proxy of the machine stand in between."""
+    """Remove the proxy variables of the machine."""
     for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
@@ -23,7 +23,7 @@ def no_proxy(monkeypatch):
 
 @pytest.fixture
 def notification_daemon(bus):
-    """Return a function that starts a daemon which says who it is, or never answers; return what it was asked."""
+    """Return a function that starts a daemon that answers or hangs; it returns the list of requests."""
     over, threads = threading.Event(), []
 
     def start(*, hangs=False):
@@ -54,21 +54,21 @@ def notification_daemon(bus):
 
 
 def endpoint_of(url):
-    """Return where the channel of a URL connects to."""
+    """Return the endpoint that the channel of a URL connects to."""
     (channel,) = open_channels([url], "tests")
     return reach.endpoint(channel)
 
 
-def test_the_daemon_says_who_it_is_and_is_sent_nothing(notification_daemon):
-    """One question, no notification."""
+def test_the_daemon_is_identified_without_a_notification(notification_daemon):
+    """The check sends one query and no notification."""
     asked = notification_daemon()
 
     assert reach.desktop(system="linux") == "wren 1.2 (example.org)"
     assert asked == ["GetServerInformation"]
 
 
-def test_a_daemon_that_hangs_is_told_from_none(notification_daemon, monkeypatch):
-    """It is broken, where a missing one is only missing."""
+def test_a_hanging_daemon_is_distinguished_from_a_missing_one(notification_daemon, monkeypatch):
+    """A hanging daemon raises a different error from a missing one."""
     monkeypatch.setattr(reach, "_ANSWER_WITHIN", 0.2)
     notification_daemon(hangs=True)
 
@@ -77,14 +77,14 @@ def test_a_daemon_that_hangs_is_told_from_none(notification_daemon, monkeypatch)
 
 
 @pytest.mark.usefixtures("bus")
-def test_a_bus_without_a_daemon_says_so():
-    """In words."""
+def test_a_bus_without_a_daemon_is_an_error():
+    """The error says that there is no notification daemon."""
     with pytest.raises(UndeliveredError, match="no notification daemon"):
         reach.desktop(system="linux")
 
 
-def test_a_machine_without_a_bus_says_so(monkeypatch):
-    """Whether it is not set or not there."""
+def test_a_machine_without_a_bus_is_an_error(monkeypatch):
+    """The error distinguishes an unset variable from an unreachable bus."""
     with pytest.raises(UndeliveredError, match="DBUS_SESSION_BUS_ADDRESS is not set"):
         reach.desktop(system="linux")
     monkeypatch.setenv("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nowhere/bus")
@@ -93,7 +93,7 @@ def test_a_machine_without_a_bus_says_so(monkeypatch):
 
 
 def test_other_systems_have_a_command(tmp_path, monkeypatch):
-    """It is looked for, not run."""
+    """The command is looked up, not run."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UndeliveredError, match="osascript"):
         reach.desktop(system="darwin")
@@ -101,7 +101,7 @@ def test_other_systems_have_a_command(tmp_path, monkeypatch):
     command = tmp_path / "osascript"
     command.write_text("#!/bin/false\n")
     command.chmod(0o755)
-    assert reach.desktop(system="darwin") == "osascript is there"
+    assert reach.desktop(system="darwin") == "osascript is installed"
 
 
 @pytest.mark.parametrize(
@@ -121,12 +121,12 @@ def test_other_systems_have_a_command(tmp_path, monkeypatch):
     ],
 )
 def test_where_a_channel_connects_to(url, where):
-    """As far as its plugin tells; a domain of mail is no host."""
+    """The endpoint is known if the plugin has it; the domain of a mail service is not a host."""
     assert str(endpoint_of(url)) == where
 
 
-def test_behind_a_proxy_only_that_can_be_reached(monkeypatch):
-    """And it is named as what it is."""
+def test_behind_a_proxy_only_the_proxy_is_checked(monkeypatch):
+    """Behind a proxy, the proxy is checked and named."""
     monkeypatch.setenv("HTTPS_PROXY", "http://user:pass@proxy.example.org:3128")
     monkeypatch.setenv("NO_PROXY", "inside.example.org")
 
@@ -134,8 +134,8 @@ def test_behind_a_proxy_only_that_can_be_reached(monkeypatch):
     assert str(endpoint_of("jsons://inside.example.org/x")) == "inside.example.org:443"
 
 
-def test_who_listens_is_told_nothing(closed_port):
-    """A connection, and its end; who does not listen is an error."""
+def test_a_connection_check_sends_nothing(closed_port):
+    """The check connects and closes the connection; a closed port is an error."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         reach.connect(reach.Endpoint("127.0.0.1", listener.getsockname()[1]), 5.0)
         with listener.accept()[0] as connection:

@@ -1,4 +1,4 @@
-"""Remote channels against real servers: what arrives, what is tried again, and what no log may show."""
+"""Remote channels against real servers: what arrives, what is retried, and what no log may contain."""
 
 import logging
 import socket
@@ -19,7 +19,7 @@ TOKEN = "s3cr3t" * 4
 
 
 def open_one(url, **options):
-    """Return the channel of a URL, with short pauses."""
+    """Return the channel of a URL, with short pauses between attempts."""
     [channel] = open_channels([url], "my job")
     return RemoteChannel(channel.plugin, channel.name, channel.levels, **{"pauses": QUICK, **options})
 
@@ -28,7 +28,7 @@ def open_one(url, **options):
     ("level", "kind"), [("info", "info"), ("success", "success"), ("warning", "warning"), ("error", "failure")]
 )
 def test_title_message_and_level_arrive(endpoint, level, kind):
-    """A web hook gets what was said, and the level in Apprise's words."""
+    """A web hook receives title, message and Apprise's type for the level."""
     server = endpoint()
     open_one(server.url).deliver(Alert("done", "loss < 0.1 & <b>\nsecond line", level))
     [request] = server.requests
@@ -36,21 +36,21 @@ def test_title_message_and_level_arrive(endpoint, level, kind):
 
 
 def test_an_empty_message_arrives_as_its_title(endpoint):
-    """A service that refuses an empty body still gets the alert."""
+    """A service that rejects an empty body still receives the alert."""
     server = endpoint()
     open_one(server.url).deliver(Alert("done", ""))
     assert server.requests[0]["message"] == "done"
 
 
 def test_a_server_error_is_tried_again(endpoint):
-    """Two failures and a success are a delivered alert."""
+    """An alert that arrives at the third attempt is delivered."""
     server = endpoint([500, 503, 200])
     open_one(server.url).deliver(Alert("done", ""))
     assert len(server.requests) == 3
 
 
-def test_three_attempts_are_all(endpoint):
-    """A server that stays broken is given up, with its status as the reason."""
+def test_an_alert_has_three_attempts(endpoint):
+    """After three server errors the alert fails, with the status as the reason."""
     server = endpoint(500)
     with pytest.raises(UndeliveredError, match="error=500"):
         open_one(server.url).deliver(Alert("done", ""))
@@ -59,7 +59,7 @@ def test_three_attempts_are_all(endpoint):
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404])
 def test_a_refusal_is_final(endpoint, status):
-    """Asking again would not change the answer."""
+    """A refusal is not retried."""
     server = endpoint(status)
     with pytest.raises(UndeliveredError, match=f"error={status}"):
         open_one(server.url).deliver(Alert("done", ""))
@@ -67,14 +67,14 @@ def test_a_refusal_is_final(endpoint, status):
 
 
 def test_too_many_requests_are_tried_again(endpoint):
-    """A service that asks for patience gets it."""
+    """An alert is retried after 429."""
     server = endpoint([429, 200])
     open_one(server.url).deliver(Alert("done", ""))
     assert len(server.requests) == 2
 
 
 def test_a_redirect_is_refused(endpoint):
-    """The alert is neither sent elsewhere nor taken for delivered."""
+    """The alert is neither sent to another address nor counted as delivered."""
     elsewhere = endpoint()
     server = endpoint(f"http://127.0.0.1:{elsewhere.port}/")
     with pytest.raises(UndeliveredError, match="error=302"):
@@ -82,8 +82,8 @@ def test_a_redirect_is_refused(endpoint):
     assert (len(server.requests), elsewhere.requests) == (1, [])
 
 
-def test_a_redirect_is_refused_even_if_the_url_asks_for_it(endpoint):
-    """What the URL says about redirects does not matter."""
+def test_a_redirect_is_refused_even_if_the_url_allows_it(endpoint):
+    """Options about redirects in the URL have no effect."""
     elsewhere = endpoint()
     server = endpoint(f"http://127.0.0.1:{elsewhere.port}/")
     with pytest.raises(UndeliveredError, match="error=302"):
@@ -92,20 +92,20 @@ def test_a_redirect_is_refused_even_if_the_url_asks_for_it(endpoint):
 
 
 def test_a_closed_port_is_an_undelivered_alert(closed_port):
-    """Nobody there is a reason like any other."""
+    """A refused connection is the reason."""
     with pytest.raises(UndeliveredError, match=r"[Cc]onnection"):
         open_one(f"json://127.0.0.1:{closed_port}").deliver(Alert("done", ""))
 
 
 def test_a_server_that_hangs_is_left_after_its_timeout(endpoint):
-    """The read timeout of the URL bounds each attempt."""
+    """The URL's read timeout bounds each attempt."""
     server = endpoint(["hang", 200])
     open_one(server.url + "?rto=0.2").deliver(Alert("done", ""))
     assert len(server.requests) == 2
 
 
 def test_a_server_that_drips_is_left_at_the_deadline(endpoint):
-    """No timeout of a socket ends a drip; the deadline does, and the next alert does not queue up behind it."""
+    """No socket timeout ends a slow trickle of bytes; the deadline does, and the next alert is not delayed."""
     server = endpoint("drip")
     channel = open_one(server.url, deadline=0.3)
     with pytest.raises(NoAnswerError, match=r"no answer within 0\.3 s"):
@@ -116,7 +116,7 @@ def test_a_server_that_drips_is_left_at_the_deadline(endpoint):
 
 
 def test_a_channel_works_again_when_the_drip_is_over(endpoint, wait_until):
-    """What was left behind does not block the channel for ever."""
+    """A request abandoned at the deadline does not block the channel forever."""
     server = endpoint("drip")
     channel = open_one(server.url, deadline=0.3)
     with pytest.raises(NoAnswerError):
@@ -128,7 +128,7 @@ def test_a_channel_works_again_when_the_drip_is_over(endpoint, wait_until):
 
 
 def test_no_attempt_begins_after_the_deadline(endpoint):
-    """A pause that would end too late is not taken."""
+    """No attempt starts if its pause would end after the deadline."""
     server = endpoint(500)
     with pytest.raises(UndeliveredError, match="error=500"):
         open_one(server.url, deadline=5, pauses=(10, 10)).deliver(Alert("done", ""))
@@ -136,7 +136,7 @@ def test_no_attempt_begins_after_the_deadline(endpoint):
 
 
 def test_behind_an_outage_each_alert_has_one_attempt(endpoint):
-    """A long queue in front of a dead service moves on; a success brings the attempts back."""
+    """During an outage each alert has one attempt, so the queue moves on; a success restores all attempts."""
     server = endpoint([500, 500, 500, 500, 200, 500, 200])
     channel = open_one(server.url)
     for title in ("three", "one"):
@@ -150,7 +150,7 @@ def test_behind_an_outage_each_alert_has_one_attempt(endpoint):
 
 
 def test_behind_a_refusal_the_next_alert_has_all_attempts(endpoint):
-    """The service is there; it wants no such alert."""
+    """After a refusal the service is known to work, so the next alert has all attempts."""
     server = endpoint([413, 500, 200])
     channel = open_one(server.url)
     with pytest.raises(UndeliveredError, match="error=413"):
@@ -161,17 +161,17 @@ def test_behind_a_refusal_the_next_alert_has_all_attempts(endpoint):
 
 
 def test_alerts_are_not_held_back_between_each_other(endpoint):
-    """Apprise's own pause of seconds between two requests is off."""
+    """Apprise's own pause of seconds between requests is disabled."""
     [ntfy] = open_channels([f"ntfy://127.0.0.1:{endpoint().port}/topic"], "my job")
     assert ntfy.plugin.request_rate_per_sec == 0
     started = time.monotonic()
     for number in range(6):
         ntfy.deliver(Alert(str(number), ""))
-    assert time.monotonic() - started < 25  # 5.5 s between any two of them by default
+    assert time.monotonic() - started < 25  # 5.5 s between two requests by default
 
 
 def test_a_plugin_that_raises_is_an_undelivered_alert():
-    """A bug of a plugin is a reason too."""
+    """An error in a plugin is a reason for failure."""
 
     class Broken(NotifyBase):
         def notify(self, **_):
@@ -182,7 +182,7 @@ def test_a_plugin_that_raises_is_an_undelivered_alert():
 
 
 def test_a_plugin_that_exits_its_thread_does_not_end_the_channel():
-    """The next alert is sent as ever."""
+    """After SystemExit in a plugin, the next alert is sent normally."""
 
     class Exiting(NotifyBase):
         def notify(self, *, title, **_):
@@ -196,8 +196,8 @@ def test_a_plugin_that_exits_its_thread_does_not_end_the_channel():
     channel.deliver(Alert("second", ""))
 
 
-def test_a_plugin_that_says_nothing_is_an_undelivered_alert():
-    """A refusal without a word gets some."""
+def test_a_failure_without_a_message_is_an_undelivered_alert():
+    """A plugin that fails without a message gets a generic reason."""
 
     class Mute(NotifyBase):
         def notify(self, **_):
@@ -207,8 +207,8 @@ def test_a_plugin_that_says_nothing_is_an_undelivered_alert():
         RemoteChannel(Mute(), "mute", pauses=()).deliver(Alert("done", ""))
 
 
-def test_no_thread_to_be_had_costs_no_alert(endpoint, monkeypatch):
-    """Where no thread can be started, as in some Pythons while they exit, the alert is sent from the one at hand."""
+def test_without_a_new_thread_the_alert_is_still_sent(endpoint, monkeypatch):
+    """If no thread can be started, as in some Pythons at exit, the calling thread sends the alert."""
     server = endpoint()
     channel = open_one(server.url)
 
@@ -223,13 +223,13 @@ def test_no_thread_to_be_had_costs_no_alert(endpoint, monkeypatch):
 
 
 class Mailbox:
-    """Keeps mail."""
+    """An SMTP handler that keeps mail."""
 
     def __init__(self):
         self.envelopes = []
 
     async def handle_DATA(self, server, session, envelope):  # noqa: N802 - the name is aiosmtpd's
-        """Take one mail."""
+        """Keep one mail."""
         self.envelopes.append(envelope)
         return "250 OK"
 
@@ -247,13 +247,13 @@ def mail_server():
 
 
 def test_mail_arrives(mail_server):
-    """Two mails in a row arrive at a real mail server, with subject, sender's name and plain text."""
+    """A real mail server receives two mails in a row, with subject, sender's name and plain text."""
     mailbox, port = mail_server
     channel = open_one(f"mailto://127.0.0.1:{port}?from=job@example.org&to=me@example.org&smtp=127.0.0.1&mode=insecure")
     started = time.monotonic()
     channel.deliver(Alert("done\nX-Injected: yes", "loss < 0.1 & <b>"))
     channel.deliver(Alert("again", "second"))
-    assert time.monotonic() - started < 5.5  # the pause that Apprise would make between two mails
+    assert time.monotonic() - started < 5.5  # Apprise's default pause between two mails
     first, second = (envelope.content.decode() for envelope in mailbox.envelopes)
     assert mailbox.envelopes[0].rcpt_tos == ["me@example.org"]
     assert "\nX-Injected" not in first.partition("\r\n\r\n")[0].replace("\r", "")
@@ -265,7 +265,7 @@ def test_mail_arrives(mail_server):
     "url", ["", "nonsense", f"https://hooks.example.org/{TOKEN}", f"slack://{TOKEN}", f"nosuch://user:{TOKEN}@host/"]
 )
 def test_a_url_that_apprise_does_not_know_is_refused_masked(url):
-    """The error names the place of the URL and shows nothing of it but the scheme."""
+    """The error gives the URL's position in the setting and only its scheme."""
     with pytest.raises(ConfigurationError, match="alerts url 2 ") as caught:
         open_channels(["json://127.0.0.1", url], "my job")
     assert TOKEN not in str(caught.value)
@@ -273,7 +273,7 @@ def test_a_url_that_apprise_does_not_know_is_refused_masked(url):
 
 
 def test_without_the_extra_urls_are_refused(monkeypatch):
-    """The error says what to install; without URLs nothing is missing."""
+    """The error says what to install; without URLs there is no error."""
     monkeypatch.setitem(sys.modules, "apprise", None)
     assert open_channels([], "my job") == []
     with pytest.raises(MissingExtraError, match=r"pip install 'autogen-team\[alerts\]'"):
@@ -295,14 +295,14 @@ def test_without_the_extra_urls_are_refused(monkeypatch):
     ],
 )
 def test_a_channel_is_named_without_its_secrets(url, name):
-    """Scheme and host are shown where the host is one; the rest may be a key."""
+    """The name has the scheme, and the host if it is a real host; other parts may be keys."""
     [channel] = open_channels([url], "my job")
     assert channel.name == name
     assert TOKEN not in repr(channel)
 
 
-def test_two_channels_of_a_kind_can_be_told_apart():
-    """The place in the setting tells which one it is."""
+def test_two_channels_of_a_kind_have_different_names():
+    """Equal names are distinguished by the URL's position in the setting."""
     urls = ["json://127.0.0.1/a", "json://127.0.0.1/b", "json://127.0.0.2/c"]
     assert [channel.name for channel in open_channels(urls, "my job")] == [
         "json://127.0.0.1/… (url 1)",
@@ -321,19 +321,19 @@ def test_two_channels_of_a_kind_can_be_told_apart():
     ],
 )
 def test_tags_choose_the_levels_of_a_channel(prefix, levels):
-    """A URL that is tagged as in Apprise's configuration takes alerts of those levels."""
+    """A URL with tags, as in Apprise's configuration, receives alerts of those levels only."""
     [channel] = open_channels([f"{prefix}json://127.0.0.1/?x=error=json://"], "my job")
     assert {level for level in ("info", "success", "warning", "error") if channel.takes(level)} == levels
 
 
-def test_a_tag_that_is_no_level_is_refused():
-    """A misspelt level would silence the channel for ever."""
+def test_a_tag_that_is_not_a_level_is_refused():
+    """A misspelt level would silence the channel permanently."""
     with pytest.raises(ConfigurationError, match="has the tag 'errors', but tags must be levels"):
         open_channels(["errors=json://127.0.0.1"], "my job")
 
 
 def test_no_library_logs_the_secrets_of_a_delivery(endpoint, caplog):
-    """With everything at DEBUG, neither the path nor the payload of a web hook reaches a handler."""
+    """At DEBUG, neither the path nor the payload of a web hook is logged."""
     server = endpoint([500, 200])
     with caplog.at_level(logging.DEBUG):
         open_one(f"{server.url}/{TOKEN}").deliver(Alert("done", "payload"))
@@ -341,8 +341,8 @@ def test_no_library_logs_the_secrets_of_a_delivery(endpoint, caplog):
     assert [record for record in caplog.records if record.name.startswith(("apprise", "urllib3"))] == []
 
 
-def test_the_programs_own_use_of_the_libraries_logs_as_ever(endpoint, caplog):
-    """Only threads that deliver an alert are silent."""
+def test_the_job_s_own_use_of_the_libraries_is_logged(endpoint, caplog):
+    """Only threads that deliver an alert suppress these logs."""
     open_one(endpoint().url).deliver(Alert("done", ""))
     with caplog.at_level(logging.DEBUG):
         logging.getLogger("apprise").debug("hello")
@@ -350,7 +350,7 @@ def test_the_programs_own_use_of_the_libraries_logs_as_ever(endpoint, caplog):
 
 
 class Discord:
-    """A plugin of Apprise's whose service is at an address of ours."""
+    """A plugin of Apprise with our test server as its service."""
 
     def __init__(self, monkeypatch, server, query=""):
         from apprise.plugins.discord import NotifyDiscord
@@ -360,13 +360,13 @@ class Discord:
         self.server = server
 
     def contents(self):
-        """Return what it was sent."""
+        """Return the texts that it received."""
         return [request["content"] for request in self.server.requests]
 
 
 @pytest.mark.parametrize("length", [1900, 1990, 2000, 2064, 4000])
-def test_an_alert_that_is_too_long_is_cut_to_what_the_service_takes(endpoint, monkeypatch, length):
-    """Title and message together, with a word that it was cut."""
+def test_a_long_alert_is_cut_to_the_limit_of_the_service(endpoint, monkeypatch, length):
+    """Title and message are cut together, and the text says so."""
     discord = Discord(monkeypatch, endpoint())
     discord.channel.deliver(Alert("train failed", "x" * length, "error"))
     [content] = discord.contents()
@@ -375,8 +375,8 @@ def test_an_alert_that_is_too_long_is_cut_to_what_the_service_takes(endpoint, mo
     assert content.endswith(" more characters)") == (length > 1980)
 
 
-def test_a_url_that_asks_for_parts_gets_them(endpoint, monkeypatch):
-    """`overflow=split` is Apprise's own."""
+def test_a_long_alert_is_split_if_the_url_says_so(endpoint, monkeypatch):
+    """Apprise's `overflow=split` is honoured."""
     discord = Discord(monkeypatch, endpoint(), "?overflow=split")
     discord.channel.deliver(Alert("train failed", "x" * 3000, "error"))
     assert sum(content.count("x") for content in discord.contents()) == 3000
@@ -392,8 +392,8 @@ def test_a_url_that_asks_for_parts_gets_them(endpoint, monkeypatch):
         "d7sms://token@15555555555",
     ],
 )
-def test_what_is_handed_to_a_plugin_fits(monkeypatch, url):
-    """By the limits that it states itself, for services that have a title and for those that have none."""
+def test_the_text_for_a_plugin_fits_its_limits(monkeypatch, url):
+    """The text fits the plugin's stated limits, for services with and without a title."""
     channel = open_one(url)
     sent = []
     monkeypatch.setattr(channel.plugin, "send", lambda **said: sent.append(said) or True)
@@ -414,8 +414,8 @@ def test_what_is_handed_to_a_plugin_fits(monkeypatch, url):
         ("", "error=400"),
     ],
 )
-def test_a_refusal_is_told_in_the_words_of_the_service(endpoint, answer, reason):
-    """Which Apprise has at DEBUG only; its secrets are masked, and it is one line."""
+def test_the_reason_is_the_answer_of_the_service(endpoint, answer, reason):
+    """The reason is the service's answer, which Apprise logs at DEBUG only, masked and in one line."""
     server = endpoint(400)
     server.text = answer + ("" if not answer else f" password={TOKEN}")
     with pytest.raises(UndeliveredError, match="error=400") as refused:
@@ -425,8 +425,8 @@ def test_a_refusal_is_told_in_the_words_of_the_service(endpoint, answer, reason)
     assert "\n" not in str(refused.value)
 
 
-def test_the_answer_to_one_alert_is_no_reason_for_the_next(endpoint, closed_port):
-    """What a service has said is forgotten when the next attempt begins."""
+def test_the_answer_to_one_alert_is_not_the_reason_of_the_next(endpoint, closed_port):
+    """The service's answer is forgotten when the next attempt begins."""
     server = endpoint([400, 503, 503, 503])
     server.text = "too long"
     channel = open_one(server.url)

@@ -1,4 +1,4 @@
-"""The alert about the end of a run says what a person wants to know first."""
+"""The alert about the end of a run starts with what a reader needs first."""
 
 import pytest
 
@@ -18,7 +18,7 @@ def an_end(status="FAILED", reason=None, exception=None, duration=75.0):
 
 
 def deep(depth):
-    """Raise from far down."""
+    """Raise an exception below many frames."""
     if depth == 0:
         raise ValueError("bad shape")
     deep(depth - 1)
@@ -42,13 +42,13 @@ def raised_by(function, *arguments):
     ],
 )
 def test_the_title_says_how_it_ended(status, title, level):
-    """Name and ending are the title, since some desktops show nothing else."""
+    """The title has the run's name and status, because some desktops display only the title."""
     said = report.job_ended(a_run(), an_end(status), host="gpu-7", rank=0)
     assert (said[0], said[2]) == (title, level)
 
 
 def test_the_message_says_where_and_how_long():
-    """Duration, host, reason, experiment, run and link are all there."""
+    """The message has duration, host, reason, experiment, run and link."""
     _, message, *_ = report.job_ended(a_run(), an_end("KILLED", "SIGTERM"), host="gpu-7", rank=0)
     assert message.splitlines() == [
         "after 1 min 15 s on gpu-7",
@@ -59,7 +59,7 @@ def test_the_message_says_where_and_how_long():
 
 
 def test_the_console_gets_all_but_the_traceback():
-    """Which it shows already."""
+    """The traceback is left out, because the console already has it."""
     end = an_end(reason="ValueError: bad shape", exception=raised_by(deep, 3))
     _, message, _, brief = report.job_ended(a_run(), end, host="gpu-7", rank=0)
     assert brief == message.partition("\n\n")[0]
@@ -67,18 +67,18 @@ def test_the_console_gets_all_but_the_traceback():
 
 
 def test_a_rank_other_than_the_first_is_named():
-    """Somebody with eight processes is told which one it was."""
+    """The alert says which of several processes failed."""
     assert report.job_ended(a_run(), an_end(), host="gpu-7", rank=3)[0] == "train failed (rank 3)"
 
 
 def test_a_local_store_has_no_link():
-    """A run without a page has no line for it."""
+    """A run without a web page has no link."""
     _, message, *_ = report.job_ended(a_run(link=None), an_end(), host="gpu-7", rank=0)
     assert "None" not in message
 
 
-def test_the_last_lines_of_the_traceback_are_told():
-    """Ten lines at most, with the exception last."""
+def test_the_last_lines_of_the_traceback_are_included():
+    """At most the last ten lines of the traceback are included, with the exception last."""
     end = an_end(reason="ValueError: bad shape", exception=raised_by(deep, 30))
     _, message, *_ = report.job_ended(a_run(), end, host="gpu-7", rank=0)
     _, _, traceback = message.partition("\n\n")
@@ -87,14 +87,14 @@ def test_the_last_lines_of_the_traceback_are_told():
     assert traceback.splitlines()[-1] == "ValueError: bad shape"
 
 
-def test_a_short_traceback_is_told_whole():
-    """Nothing is cut that fits."""
+def test_a_short_traceback_is_complete():
+    """A short traceback is not cut."""
     _, message, *_ = report.job_ended(a_run(), an_end(exception=raised_by(deep, 0)), host="gpu-7", rank=0)
     assert "\n\nTraceback (most recent call last):\n" in message
 
 
-def test_secrets_are_masked_wherever_they_stand():
-    """A password in the name, the link, the reason or the exception is not told."""
+def test_secrets_are_masked_everywhere():
+    """A password in the name, link, reason or exception is masked."""
     secret = "hunter" * 3
     run = a_run(name=f"train password={secret}", link=f"http://user:{secret}@tracking.example/#/runs/abc")
     end = an_end(reason=f"ValueError: password={secret}", exception=ValueError(f"password={secret}"))
@@ -102,8 +102,8 @@ def test_secrets_are_masked_wherever_they_stand():
     assert secret not in title + message + brief
 
 
-def test_an_exception_that_cannot_be_shown_does_not_cost_the_alert(monkeypatch):
-    """A traceback that fails to render is named instead."""
+def test_an_exception_that_cannot_be_shown_does_not_lose_the_alert(monkeypatch):
+    """If the traceback cannot be rendered, the alert names the exception and the rendering error."""
 
     def fail(*_):
         raise RecursionError

@@ -1,4 +1,4 @@
-"""The end of an alerts service: what is on its way arrives, is printed, or is told."""
+"""The end of an alerts service: pending alerts are delivered, printed or reported."""
 
 import threading
 import time
@@ -10,10 +10,10 @@ PATIENCE = 20.0
 
 
 class TestStop:
-    """The end of the service."""
+    """`stop` of the alerts service."""
 
-    def test_stop_delivers_what_waits(self, delivery, endpoint, capfd):
-        """Alerts on their way arrive."""
+    def test_stop_delivers_pending_alerts(self, delivery, endpoint, capfd):
+        """Pending alerts are delivered."""
         server = endpoint()
         alerts = delivery(urls=(server.url,), flush_timeout=PATIENCE)
         for number in range(20):
@@ -22,8 +22,8 @@ class TestStop:
         assert [request["title"] for request in server.requests] == [str(number) for number in range(20)]
         assert capfd.readouterr().out == ""
 
-    def test_stop_prints_what_it_gives_up(self, delivery, gated, capfd):
-        """The alert under way and those behind it are printed, in order, when the time is over."""
+    def test_stop_prints_undelivered_alerts(self, delivery, gated, capfd):
+        """At the timeout, the alert in progress and the queued ones are printed in order."""
         remote = gated()
         alerts = delivery(channels=[remote], flush_timeout=0.1)
         for number in range(3):
@@ -31,8 +31,8 @@ class TestStop:
         alerts.stop()
         assert capfd.readouterr().out == "[test] 0: \n[test] 1: \n[test] 2: \n"
 
-    def test_what_stop_printed_is_not_printed_again(self, delivery, gated, capfd, wait_until):
-        """A channel that fails after stop gave up has nothing to add."""
+    def test_alerts_printed_by_stop_are_not_printed_again(self, delivery, gated, capfd, wait_until):
+        """A channel that fails after the timeout does not print again."""
         remote = gated(error=UndeliveredError("no network"))
         alerts = delivery(channels=[remote], flush_timeout=0.1)
         alerts.notify("done", "")
@@ -41,8 +41,8 @@ class TestStop:
         wait_until(lambda: not any("alerts to gated" in thread.name for thread in threading.enumerate()))
         assert capfd.readouterr().out == "[test] done: \n"
 
-    def test_what_the_desktop_showed_is_not_printed_by_stop(self, delivery, gated, capfd, caplog):
-        """A confirmed alert whose remote copy is late is reported, not printed."""
+    def test_alerts_displayed_by_the_desktop_are_not_printed_by_stop(self, delivery, gated, capfd, caplog):
+        """A late remote copy of an alert that the desktop confirmed is reported, not printed."""
         remote = gated(name="remote")
         alerts = delivery(channels=[RecordingChannel("desktop"), remote], flush_timeout=0.1)
         alerts.notify("done", "")
@@ -50,8 +50,8 @@ class TestStop:
         assert capfd.readouterr().out == ""
         assert "remote: still not delivered when the alerts service stopped" in caplog.text
 
-    def test_stop_does_not_wait_for_what_is_printed_already(self, delivery, gated, impatient):
-        """A desktop that hangs has cost its second; stop does not add its own."""
+    def test_stop_does_not_wait_for_printed_alerts(self, delivery, gated, impatient):
+        """`stop` does not wait again for a hanging desktop whose alerts are printed already."""
         alerts = delivery(channels=[gated(is_local=True)], flush_timeout=60.0)
         alerts.notify("done", "")
         started = time.monotonic()
@@ -59,7 +59,7 @@ class TestStop:
         assert time.monotonic() - started < 30
 
     def test_stop_closes_channels_that_are_idle(self, delivery, gated):
-        """Connections end with the service, except one that is in use this moment."""
+        """`stop` closes connections, except one that is in use."""
         idle, busy = gated(name="idle"), gated(name="busy")
         idle.gate.set()
         alerts = delivery(channels=[idle, busy], flush_timeout=0.1)
@@ -68,14 +68,14 @@ class TestStop:
         assert (idle.closed, busy.closed) == (1, 0)
 
     def test_a_second_stop_does_nothing(self, delivery, capfd):
-        """Stop may be called as often as one likes."""
+        """`stop` is idempotent."""
         alerts = delivery(channels=[RecordingChannel()])
         alerts.stop()
         alerts.stop()
         assert capfd.readouterr() == ("", "")
 
     def test_an_alert_during_stop_is_printed(self, delivery, gated, capfd, wait_until):
-        """While stop waits for what was before, a late alert goes to the console at once."""
+        """While `stop` waits for earlier alerts, a new one is printed at once."""
         remote = gated()
         alerts = delivery(channels=[remote], flush_timeout=PATIENCE)
         alerts.notify("before", "")
@@ -89,7 +89,7 @@ class TestStop:
         assert [alert.title for alert in remote.alerts] == ["before"]
 
     def test_an_alert_after_stop_is_printed(self, delivery, capfd):
-        """Nothing is lost by being late."""
+        """An alert after `stop` is not lost."""
         channel = RecordingChannel()
         alerts = delivery(channels=[channel])
         alerts.stop()
@@ -97,8 +97,8 @@ class TestStop:
         assert channel.alerts == []
         assert capfd.readouterr().out == "[test] late: but there\n"
 
-    def test_a_fault_in_stop_is_not_the_jobs(self, delivery, monkeypatch, caplog):
-        """Stop raises nothing, whatever breaks."""
+    def test_an_error_in_stop_does_not_reach_the_job(self, delivery, monkeypatch, caplog):
+        """`stop` never raises."""
 
         def fail(self):
             raise RuntimeError("a bug")
@@ -108,8 +108,8 @@ class TestStop:
         alerts.stop()
         assert "RuntimeError: a bug" in caplog.text
 
-    def test_the_count_of_the_cooldown_is_told_at_stop(self, delivery, capfd):
-        """What was counted is sent through the channels when the job ends."""
+    def test_the_count_of_the_cooldown_is_reported_at_stop(self, delivery, capfd):
+        """The number of suppressed alerts is sent when the job ends."""
         channel = RecordingChannel()
         alerts = delivery(channels=[channel], cooldown=3600)
         for number in range(5):
@@ -118,17 +118,17 @@ class TestStop:
         assert channel.alerts == [Alert("loss", "nan at 0", "warning"), Alert("loss", "(4 more)", "warning")]
         assert capfd.readouterr().out == ""
 
-    def test_a_service_with_nothing_left_to_do_is_forgotten(self, delivery):
-        """A job may make one for each alert, and stop none of them."""
+    def test_a_service_without_pending_counts_is_released(self, delivery):
+        """Only a service with a count to report is kept until the process exits."""
         alerts = delivery(channels=[RecordingChannel()], cooldown=3600)
         for number in range(3):
             alerts.notify(str(number), "")
             assert alerts not in delivery_module._known_at_exit
         alerts.notify("0", "again")
-        assert alerts in delivery_module._known_at_exit  # there is a count to be told
+        assert alerts in delivery_module._known_at_exit  # it has a count to report
 
     def test_the_count_is_printed_if_no_channel_takes_it(self, delivery, capfd):
-        """A count that cannot be delivered goes the way of every alert."""
+        """A count that cannot be delivered is printed like any alert."""
         alerts = delivery(channels=[RecordingChannel(fail_with="no desktop")], cooldown=3600)
         for _ in range(3):
             alerts.notify("loss", "nan")

@@ -1,4 +1,4 @@
-"""Any text becomes clean, capped and a block on the console."""
+"""Any value becomes clean text of bounded length, and one block on the console."""
 
 import pytest
 from hypothesis import given
@@ -8,10 +8,10 @@ from autogen_team._alerts.text import MESSAGE_LIMIT, clean, console_text, cut
 
 
 class Stubborn:
-    """Has no text."""
+    """A value whose `str()` raises."""
 
     def __str__(self):
-        """Refuse."""
+        """Raise an error."""
         raise RuntimeError("no")
 
 
@@ -34,24 +34,24 @@ class Stubborn:
     ],
 )
 def test_anything_becomes_text_that_can_be_shown(value, text):
-    """Numbers, None, bytes, controls, escape sequences and broken Unicode become harmless text."""
+    """Numbers, None, bytes, control characters, escape sequences and broken Unicode become harmless text."""
     assert clean(value, 200) == text
 
 
-def test_a_long_text_is_cut_and_says_so():
-    """200 kB become the limit and a count of the rest."""
+def test_a_long_text_is_cut_and_marked():
+    """A text of 200 kB is cut to the limit, followed by the number of omitted characters."""
     text = clean("x" * 200_000, MESSAGE_LIMIT)
     assert text == "x" * 4000 + "… (196000 more characters)"
 
 
 def test_a_secret_is_masked():
-    """What looks like a secret does not leave the process."""
+    """A text that looks like a secret is masked."""
     secret = "hunter" * 3
     assert secret not in clean(f"login failed: password={secret}", 200)
 
 
 def test_a_secret_of_the_environment_is_masked(monkeypatch):
-    """A value that is secret by the name of its variable is found in any sentence, also when it is set later."""
+    """The value of a variable with a secret name is masked anywhere in a text, also if it is set later."""
     value = "correct horse " * 2
     assert value in clean(f"sent {value}", 200)
     monkeypatch.setenv("SERVICE_API_KEY", value)
@@ -59,7 +59,7 @@ def test_a_secret_of_the_environment_is_masked(monkeypatch):
 
 
 def test_a_secret_across_the_limit_is_masked():
-    """A secret is found before the text is cut, so that no half of it is left."""
+    """Secrets are masked before the text is cut, so no part of one remains."""
     secret = "hunter" * 10
     assert "hunter" not in clean(f"{'x' * 180} password={secret}", 200)
 
@@ -75,13 +75,13 @@ def test_a_secret_across_the_limit_is_masked():
     ],
 )
 def test_the_console_shows_a_block(message, shown):
-    """Its first line says who speaks; the others are indented, so that none can pass for a line of its own."""
+    """The first line names the application; the others are indented, so none can be taken for another alert."""
     assert console_text("test", clean("title\nmore", 200), clean(message, 200)) == shown
 
 
 @given(st.text(max_size=400), st.integers(0, 400))
-def test_a_text_that_is_cut_fits_and_says_so(text, limit):
-    """Whatever the limit; one that is too small for the word has room for the mark."""
+def test_a_cut_text_fits_and_is_marked(text, limit):
+    """A cut text fits any limit; if the limit is too small for the count, only the ellipsis is added."""
     shown = cut(text, limit)
     assert len(shown) <= max(limit, 1)
     if len(text) > limit:
@@ -94,7 +94,7 @@ def test_a_text_that_is_cut_fits_and_says_so(text, limit):
 
 @given(st.text(alphabet=st.characters(), max_size=400), st.integers(1, 100))
 def test_any_text_can_be_encoded_and_shown_in_one_line(text, limit):
-    """Whatever the text, the result is valid UTF-8 without controls, bounded, and one block on the console."""
+    """Any result is valid UTF-8, without control characters, bounded, and one block on the console."""
     shown = clean(text, limit)
     shown.encode()
     assert "\x1b" not in shown

@@ -1,4 +1,4 @@
-"""One alert through each channel, and a row for each of them."""
+"""Send one test alert through each channel, with one outcome per channel."""
 
 import time
 
@@ -10,7 +10,7 @@ from autogen_team.errors import ConfigurationError
 
 
 def test_each_channel_has_its_outcome(settings, daemon, endpoint):
-    """Desktop and URLs are tried, in order, with their time and without their secrets."""
+    """The desktop and each URL are tried in order; outcomes have the duration and no secrets."""
     running, good, bad = daemon(), endpoint(), endpoint(403)
     outcomes = deliver_now(settings(urls=(f"{good.url}/tok3n", f"{bad.url}/tok3n")), "hello", "world", "warning")
     assert [(outcome.channel, outcome.delivered) for outcome in outcomes] == [
@@ -24,15 +24,15 @@ def test_each_channel_has_its_outcome(settings, daemon, endpoint):
     assert (running.calls[0]["title"], good.requests[0]["message"]) == ("hello", "world")
 
 
-def test_a_machine_without_any_channel_has_one_outcome_that_says_so(settings):
-    """A server without a desktop is told why."""
+def test_a_machine_without_any_channel_has_one_outcome(settings):
+    """On a server without a desktop, the outcome gives the reason."""
     [outcome] = deliver_now(settings(), "hello", "world")
     assert (outcome.channel, outcome.delivered) == ("desktop", False)
     assert "no session bus" in outcome.reason
 
 
 def test_a_channel_that_does_not_answer_is_left_at_the_deadline(settings, gated):
-    """One that hangs bounds neither the command nor the other channels."""
+    """A hanging channel delays neither the command nor the other channels."""
     hanging, quick = gated(), RecordingChannel()
     started = time.monotonic()
     outcomes = deliver_now(settings(), "hello", "world", timeout=0.2, channels=[hanging, quick])
@@ -43,15 +43,15 @@ def test_a_channel_that_does_not_answer_is_left_at_the_deadline(settings, gated)
 
 
 def test_an_unforeseen_error_is_a_reason(settings, gated):
-    """A channel that breaks has a row as well."""
+    """A channel that raises has an outcome too."""
     broken = gated(error=ZeroDivisionError("of all things"))
     broken.gate.set()
     [outcome] = deliver_now(settings(), "hello", "world", channels=[broken])
     assert (outcome.delivered, outcome.reason) == (False, "ZeroDivisionError: of all things")
 
 
-def test_a_channel_for_other_levels_is_left_out_and_says_so(settings, endpoint):
-    """Tags count here as well."""
+def test_a_channel_for_other_levels_is_skipped(settings, endpoint):
+    """Tags limit the levels of a trial as well."""
     server = endpoint()
     outcomes = deliver_now(settings(urls=(f"error={server.url}",)), "hello", "world")
     assert outcomes[1].reason == "not tagged for info"
@@ -59,7 +59,7 @@ def test_a_channel_for_other_levels_is_left_out_and_says_so(settings, endpoint):
 
 
 def test_disabled_alerts_are_printed(settings, endpoint, capfd):
-    """The console is the one channel there is then."""
+    """If alerts are disabled, the console is the only channel."""
     server = endpoint()
     [outcome] = deliver_now(settings(enable=False, urls=(server.url,)), "hello", "world")
     assert (outcome.channel, outcome.delivered, outcome.reason) == ("console", True, "")
@@ -67,7 +67,7 @@ def test_disabled_alerts_are_printed(settings, endpoint, capfd):
     assert server.requests == []
 
 
-def test_a_level_that_does_not_exist_is_refused(settings):
-    """As everywhere."""
+def test_an_unknown_level_is_refused(settings):
+    """An unknown level is rejected."""
     with pytest.raises(ConfigurationError, match="use one of"):
         deliver_now(settings(), "hello", "world", "loud")

@@ -1,4 +1,4 @@
-"""The background worker, by the checklist for any of its kind: order, stop, fork, signals, garbage, no log storm."""
+"""The background worker's checklist: order, stop, fork, signals, garbage collection, no log storm."""
 
 import gc
 import logging
@@ -16,13 +16,13 @@ import pytest
 from autogen_team._alerts import worker as module
 from autogen_team._alerts.worker import Worker
 
-PATIENCE = 20.0  # seconds: generous, a bound on hangs and not a measure
+PATIENCE = 20.0  # seconds: generous, a bound on hangs and not a measurement
 
 
 def run_script(code: str, *, covered: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run `code` in an interpreter of its own, where forks, signals and exits are nobody else's.
+    """Run `code` in a new interpreter, where forks, signals and exits affect no other test.
 
-    Signal handlers that wait for a thread deadlock on coverage's own lock, once in a while: not `covered`, then.
+    Use `covered=False` for signal handlers that wait for a thread: they sometimes deadlock on a lock of coverage.
     """
     environment = {name: value for name, value in os.environ.items() if covered or not name.startswith("COV")}
     return subprocess.run(
@@ -36,7 +36,7 @@ def run_script(code: str, *, covered: bool = True) -> subprocess.CompletedProces
 
 
 class Deliveries:
-    """Take items, once the gate is open."""
+    """A delivery that takes items while its gate is open."""
 
     def __init__(self):
         self.items = []
@@ -53,7 +53,7 @@ class Deliveries:
 
 @pytest.fixture
 def deliveries():
-    """Return a delivery that is never left behind a closed gate."""
+    """Return a delivery whose gate is opened after the test."""
     deliveries = Deliveries()
     yield deliveries
     deliveries.gate.set()
@@ -61,7 +61,7 @@ def deliveries():
 
 @pytest.fixture
 def worker(deliveries):
-    """Return a worker that delivers there."""
+    """Return a worker that uses this delivery."""
     worker = Worker(deliveries, name="test", capacity=10)
     yield worker
     deliveries.gate.set()
@@ -80,21 +80,21 @@ def threads_named(name):
 
 
 def test_no_thread_before_the_first_item():
-    """A worker without items costs no thread."""
+    """A worker without items starts no thread."""
     before = threading.active_count()
     Worker(print, name="test", capacity=1)
     assert threading.active_count() == before
 
 
 def test_items_arrive_in_order(worker, deliveries, until_idle):
-    """What one thread submits arrives in that order."""
+    """Items of one thread are delivered in order."""
     assert all(worker.submit(number) for number in range(10))
     until_idle(worker)
     assert deliveries.items == list(range(10))
 
 
 def test_the_thread_is_a_daemon_with_the_name_of_the_worker(deliveries):
-    """The thread never keeps the process alive and can be told apart in a stack dump."""
+    """The thread never keeps the process alive, and its name identifies it in a stack dump."""
     worker = Worker(deliveries, name="told apart", capacity=10)
     deliveries.gate.clear()
     worker.submit(1)
@@ -103,7 +103,7 @@ def test_the_thread_is_a_daemon_with_the_name_of_the_worker(deliveries):
 
 
 def test_a_worker_is_idle_until_it_has_something_to_do(worker, deliveries, until_idle):
-    """What waits and what is under way both count."""
+    """Queued items and the item in progress both count."""
     assert worker.is_idle
     deliveries.gate.clear()
     worker.submit(1)
@@ -115,7 +115,7 @@ def test_a_worker_is_idle_until_it_has_something_to_do(worker, deliveries, until
 
 
 def test_an_item_beyond_the_capacity_is_refused(worker, deliveries, until_idle):
-    """A full queue neither blocks nor grows: the caller is told."""
+    """A full queue neither blocks nor grows; `submit` returns False."""
     deliveries.gate.clear()
     worker.submit(0)
     assert deliveries.entered.wait(PATIENCE)
@@ -127,7 +127,7 @@ def test_an_item_beyond_the_capacity_is_refused(worker, deliveries, until_idle):
 
 
 def test_an_item_after_stop_is_refused(worker, deliveries):
-    """A stopped worker takes nothing and starts no thread."""
+    """A stopped worker accepts no items and starts no thread."""
     assert worker.stop()
     before = threading.active_count()
     assert not worker.submit(1)
@@ -135,8 +135,8 @@ def test_an_item_after_stop_is_refused(worker, deliveries):
     assert deliveries.items == []
 
 
-def test_stop_forgets_what_waits_and_tells_what_is_under_way(deliveries, wait_until):
-    """Stop does not wait; the delivery under way ends as it would, and is the last."""
+def test_stop_drops_the_queue_and_returns_whether_the_worker_was_idle(deliveries, wait_until):
+    """`stop` does not wait; it returns whether the worker was idle. A delivery in progress is completed."""
     worker = Worker(deliveries, name="stopped", capacity=10)
     deliveries.gate.clear()
     for number in range(3):
@@ -150,7 +150,7 @@ def test_stop_forgets_what_waits_and_tells_what_is_under_way(deliveries, wait_un
 
 
 def test_a_failing_delivery_is_reported_once(caplog, until_idle):
-    """A thousand failures make one line of log, and the thread lives on."""
+    """A thousand failures log one line, and the thread continues."""
     tried = []
 
     def fail(item):
@@ -166,7 +166,7 @@ def test_a_failing_delivery_is_reported_once(caplog, until_idle):
 
 
 def test_a_new_failure_after_a_success_is_reported_again(caplog, until_idle):
-    """One report stands for one outage."""
+    """Each outage is reported once."""
 
     def fail_when_odd(item):
         if item % 2:
@@ -181,7 +181,7 @@ def test_a_new_failure_after_a_success_is_reported_again(caplog, until_idle):
 
 
 def test_a_delivery_that_exits_its_thread_loses_only_its_own_item(deliveries, until_idle):
-    """SystemExit in a delivery is one more failure, not the end of the worker."""
+    """SystemExit in a delivery is a failure of one item, not the end of the worker."""
 
     def exit_first(item):
         if item == 0:
@@ -196,7 +196,7 @@ def test_a_delivery_that_exits_its_thread_loses_only_its_own_item(deliveries, un
 
 
 def test_an_idle_thread_ends_and_comes_back(deliveries, wait_until, monkeypatch):
-    """A long job does not keep a sleeping thread for two alerts a week."""
+    """A worker without items does not keep a sleeping thread."""
     monkeypatch.setattr(module, "IDLE", 0.02)
     worker = Worker(deliveries, name="comes-back", capacity=10)
     for number in range(3):
@@ -205,8 +205,8 @@ def test_an_idle_thread_ends_and_comes_back(deliveries, wait_until, monkeypatch)
     assert deliveries.items == [0, 1, 2]
 
 
-def test_items_on_the_edge_of_idleness_are_not_left_behind(deliveries, until_idle, monkeypatch):
-    """An item submitted just as the thread goes idle still finds a thread."""
+def test_items_submitted_while_the_thread_becomes_idle_are_delivered(deliveries, until_idle, monkeypatch):
+    """An item submitted just as the thread becomes idle is delivered."""
     monkeypatch.setattr(module, "IDLE", 0.0001)
     worker = Worker(deliveries, name="test", capacity=1000)
     for number in range(300):
@@ -216,8 +216,8 @@ def test_items_on_the_edge_of_idleness_are_not_left_behind(deliveries, until_idl
     assert deliveries.items == list(range(300))
 
 
-def test_a_forgotten_worker_is_collected(deliveries, until_idle, wait_until, monkeypatch):
-    """Neither the thread nor the fork hook keeps a worker alive that nobody holds."""
+def test_an_unreferenced_worker_is_collected(deliveries, until_idle, wait_until, monkeypatch):
+    """Neither the thread nor the fork hook keeps an unreferenced worker alive."""
     monkeypatch.setattr(module, "IDLE", 0.02)
     worker = Worker(deliveries, name="test", capacity=10)
     worker.submit(1)
@@ -233,7 +233,7 @@ def test_a_forgotten_worker_is_collected(deliveries, until_idle, wait_until, mon
 
 
 def test_many_threads_lose_nothing(deliveries, until_idle):
-    """Items of concurrent threads all arrive, each thread's in its order."""
+    """All items of concurrent threads are delivered, in order per thread."""
     worker = Worker(deliveries, name="test", capacity=10_000)
 
     def submit(thread):
@@ -250,8 +250,8 @@ def test_many_threads_lose_nothing(deliveries, until_idle):
         assert [number for owner, number in deliveries.items if owner == thread] == list(range(500))
 
 
-def test_no_thread_to_be_had_is_a_refusal(worker, monkeypatch):
-    """When the system gives no thread the caller is told, and the next item tries again."""
+def test_without_a_new_thread_the_item_is_refused(worker, monkeypatch):
+    """If no thread can be started, `submit` returns False, and the next item tries again."""
 
     def no_thread(self):
         raise RuntimeError("can't start new thread")
@@ -263,8 +263,8 @@ def test_no_thread_to_be_had_is_a_refusal(worker, monkeypatch):
 
 
 @pytest.mark.parametrize("has_thread", [False, True])
-def test_ctrl_c_while_the_thread_starts_costs_no_later_item(worker, deliveries, until_idle, monkeypatch, has_thread):
-    """The item is the caller's again, and the next one finds a thread."""
+def test_ctrl_c_while_the_thread_starts_loses_no_later_item(worker, deliveries, until_idle, monkeypatch, has_thread):
+    """The interrupted item is not queued, and the next item gets a thread."""
     start = threading.Thread.start
 
     def interrupt(self):
@@ -282,7 +282,7 @@ def test_ctrl_c_while_the_thread_starts_costs_no_later_item(worker, deliveries, 
 
 
 def test_a_worker_is_not_idle_while_it_takes_an_item(worker, until_idle):
-    """An item that waits no more is under way."""
+    """An item that has left the queue counts as in progress."""
     seen = []
 
     class Watched(deque):
@@ -299,11 +299,11 @@ def test_a_worker_is_not_idle_while_it_takes_an_item(worker, until_idle):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 def test_a_forked_child_delivers_its_own_and_not_the_parents():
-    """The child starts with an empty queue, a free lock and a thread of its own; the parent loses nothing."""
+    """The child starts with an empty queue, a free lock and its own thread; the parent loses nothing."""
     script = run_script("""
         import os, threading, time, warnings
         from autogen_team._alerts.worker import Worker
-        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of any fork beside a thread
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of a fork beside a thread
         gate = threading.Event()
         def deliver(item):
             if os.getpid() == parent:
@@ -318,7 +318,7 @@ def test_a_forked_child_delivers_its_own_and_not_the_parents():
         worker = Worker(deliver, name="test", capacity=10)
         worker.submit("before")
         worker.submit("queued")
-        with worker._work:                  # as if another thread were in the middle of it
+        with worker._work:                  # as if another thread held the lock
             pid = os.fork()
             if pid == 0:
                 worker.submit("after")
@@ -334,7 +334,7 @@ def test_a_forked_child_delivers_its_own_and_not_the_parents():
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
 def test_a_signal_handler_may_submit_while_its_own_thread_does():
-    """A handler that interrupts submit in the middle neither deadlocks nor loses an item."""
+    """A handler that interrupts `submit` causes no deadlock and loses no item."""
     script = run_script(
         """
         import faulthandler, signal, time
@@ -364,7 +364,7 @@ def test_a_signal_handler_may_submit_while_its_own_thread_does():
 
 
 def test_a_hanging_delivery_does_not_keep_the_process():
-    """A process whose delivery never returns exits all the same."""
+    """A process whose delivery never returns still exits."""
     script = run_script("""
         import threading
         from autogen_team._alerts.worker import Worker

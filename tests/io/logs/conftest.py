@@ -1,4 +1,4 @@
-"""Fixtures for tests of the logging engine: a pipeline that is always stopped, and a check that nothing is left."""
+"""Fixtures for tests of the logging engine: a pipeline that is always stopped, and a check for leftovers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FORMAT = (
     "<cyan>{name}</cyan>:<cyan>{function}</cyan>:<cyan>{line}</cyan> - <level>{message}</level>"
 )
 PATIENCE = 30.0
-"""Seconds to wait before a test fails."""
+"""Seconds that a test waits before it fails."""
 PLAIN = {
     "sink": "stderr",
     "level": "INFO",
@@ -39,12 +39,12 @@ PLAIN = {
     "uncaught": False,
     "run_log": False,
 }
-"""Settings of a pipeline that does little more than loguru."""
+"""Settings of a pipeline that adds little to loguru."""
 
 
 @pytest.fixture(scope="session")
 def processes_are_fresh():
-    """Start new interpreters: logging does not import MLflow, and its output names the frames of the caller."""
+    """Start new interpreters: logging does not import MLflow, and its output names the caller's frames."""
     return True
 
 
@@ -67,7 +67,7 @@ def _state():
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind():
-    """Fail a test that leaves a handler, a hook or a patch behind."""
+    """Fail a test that leaves a handler, a hook or a patch."""
     before = _state()
     yield
     assert _state() == before
@@ -75,7 +75,7 @@ def nothing_left_behind():
 
 @pytest.fixture
 def no_handlers(nothing_left_behind):
-    """Hide loguru's handlers during the test, so that the test may remove all handlers."""
+    """Hide loguru's handlers during the test, so that it can remove all handlers."""
     core = logger._core
     before = core.handlers, core.min_level
     core.handlers, core.min_level = {}, 100
@@ -100,12 +100,12 @@ def start(tmp_path):
 
 def _unique(pairs):
     names = [name for name, _ in pairs]
-    assert len(names) == len(set(names)), f"a name stands twice in {names}"
+    assert len(names) == len(set(names)), f"duplicate names in {names}"
     return dict(pairs)
 
 
 def _no_constant(text):
-    raise AssertionError(f"{text} is no JSON")
+    raise AssertionError(f"{text} is not valid JSON")
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def script(tmp_path):
 
 
 class FakeRun:
-    """A run with a folder for its artifacts, which records the files attached to it."""
+    """A run with an artifact folder that records the files attached to it."""
 
     def __init__(self, folder: Path, run_id: str, state: Path):
         self.folder = folder
@@ -162,7 +162,7 @@ class FakeRun:
         )
 
     def attach(self, path, folder):
-        """Copy the file, as a store would."""
+        """Copy the file into the artifact folder, as a store would."""
         self.threads.add(threading.current_thread())
         assert self.gate.wait(PATIENCE)
         if self.failure is not None:
@@ -175,11 +175,11 @@ class FakeRun:
 
     @property
     def log(self):
-        """The text of the logs among the run's artifacts."""
+        """The text of all logs in the run's artifacts."""
         return b"".join(path.read_bytes() for path in sorted(self.folder.glob("logs/*.log"))).decode()
 
     def end(self, status="FINISHED", reason=None, exception=None):
-        """Tell the listeners that the run ends, as tracking does."""
+        """Publish the end of the run to the subscribers, as tracking does."""
         end = run_events.End(status, reason, exception, 1.0)
         run_events.run_ending(self.job_run, end)
         run_events.run_ended(self.job_run, end)

@@ -1,4 +1,4 @@
-"""Progress bars stay whole while lines are printed above them, and are not loaded for it."""
+"""Progress bars stay intact while lines are printed above them; logging does not import their libraries."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from loguru import logger
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream whose `isatty` returns True."""
 
     def isatty(self):
         return True
 
 
 def test_a_line_is_not_glued_to_a_bar_of_tqdm(start, monkeypatch):
-    """The bar is cleared, the line printed, the bar drawn again below it."""
+    """Tqdm's bar is cleared, the line is printed, and the bar is drawn again below it."""
     tqdm = pytest.importorskip("tqdm")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     start(format="{message}", colorize=False)
@@ -33,7 +33,7 @@ def test_a_line_is_not_glued_to_a_bar_of_tqdm(start, monkeypatch):
 
 
 def test_without_a_bar_of_tqdm_nothing_is_cleared(start, monkeypatch):
-    """The module is loaded, and has no bar now."""
+    """Tqdm is imported, but has no bar now."""
     pytest.importorskip("tqdm")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     start(format="{message}", colorize=False)
@@ -42,7 +42,7 @@ def test_without_a_bar_of_tqdm_nothing_is_cleared(start, monkeypatch):
 
 
 def test_a_line_is_printed_above_a_bar_of_rich(start, monkeypatch):
-    """Rich puts itself in the place of stderr, which is looked up for each line."""
+    """Rich replaces stderr, so stderr is looked up for each line."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -54,13 +54,13 @@ def test_a_line_is_printed_above_a_bar_of_rich(start, monkeypatch):
         progress.update(task, advance=1, refresh=True)
         logger.info("a line")
         progress.update(task, advance=1, refresh=True)
-    # What the terminal shows in the end: "\r\x1b[2K" clears the present line.
+    # The terminal's final content: "\r\x1b[2K" clears the current line.
     lines = [line.rpartition("\r\x1b[2K")[2] for line in terminal.getvalue().split("\n")]
     assert "a line" in lines
     assert [line.startswith("train") for line in lines] == [False, True, False]
 
 
 def test_neither_is_loaded_by_logging(run_python, script):
-    """They cost seconds on slow disks."""
+    """Importing tqdm or rich takes seconds on slow disks."""
     body = 'logger.info("hello")\nprint([name for name in ("tqdm", "rich", "orjson", "mlflow") if name in sys.modules])'
     assert run_python(script(body, intercept=True)) == (0, "[]\n", "INFO|hello\n")

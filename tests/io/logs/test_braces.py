@@ -1,4 +1,4 @@
-"""Messages whose braces are no place for the arguments do not stop the job."""
+"""A message whose braces do not match its arguments does not stop the job."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from loguru import logger
 
 
 class Unshowable:
-    """An argument that cannot be shown."""
+    """An argument whose `str()` fails."""
 
     def __str__(self):
         raise RuntimeError("no text")
@@ -17,7 +17,7 @@ class Unshowable:
 
 @pytest.fixture
 def log(start, capsys):
-    """Return the lines of a log that begins now."""
+    """Start logging, and return a function that returns the lines so far."""
     start(format="{level}:{function}:{message}:{extra}")
 
     def lines():
@@ -27,35 +27,35 @@ def log(start, capsys):
 
 
 def test_json_with_arguments_is_logged_as_it_is(log):
-    """The most reported crash of loguru; the arguments follow the message."""
+    """The arguments are appended to the message. This is loguru's most reported crash."""
     logger.info('{"a": 1} {}', 5)
     assert log() == ['INFO:test_json_with_arguments_is_logged_as_it_is:{"a": 1} {} [5]:{}']
 
 
 def test_json_with_named_arguments_is_logged_as_it_is(log):
-    """Named arguments are bound to the line, as ever."""
+    """Named arguments are bound to the record, as in loguru."""
     logger.warning('{"a": 1}', user="ada")
     assert log()[0].endswith(""":{"a": 1}:{'user': 'ada'}""")
 
 
 @pytest.mark.parametrize("message", ["{", "}", "{} {}", "{0} {}", "{x}", "{0.nope}", "{:d}", "{!z}"])
 @pytest.mark.parametrize("method", ["trace", "debug", "info", "success", "warning", "error", "critical"])
-def test_no_message_is_an_error(start, capsys, method, message):
-    """At every level."""
+def test_no_message_raises(start, capsys, method, message):
+    """No such message raises, at any level."""
     start(level="TRACE", format="{level} {message}")
     getattr(logger, method)(message, "value")
     assert capsys.readouterr().err == f"{method.upper()} {message} ['value']\n"
 
 
 def test_a_level_by_name_or_number_is_kept(log):
-    """`log` is a method like the others."""
+    """`logger.log` handles braces like the other methods."""
     logger.log("ERROR", "{x}", 1)
     logger.log(33, "{x}", 2)
     assert [line.partition(":")[0] for line in log()] == ["ERROR", "Level 33"]
 
 
 def test_the_exception_of_the_job_is_shown_and_not_that_of_the_formatting(log):
-    """`exception` with braces."""
+    """`logger.exception` with unmatched braces shows the job's exception, not the formatting error."""
     try:
         raise ValueError("of the job")
     except ValueError:
@@ -65,20 +65,20 @@ def test_the_exception_of_the_job_is_shown_and_not_that_of_the_formatting(log):
     assert "KeyError" not in text
 
 
-def test_an_exception_outside_of_a_handler_is_none(log):
-    """There is nothing to show."""
+def test_an_exception_outside_of_a_handler_is_only_a_message(log):
+    """Outside an `except` block, `logger.exception` logs only the message."""
     logger.exception("{x}", 1)
     assert len(log()) == 1
 
 
 def test_an_argument_that_cannot_be_shown_is_named(log):
-    """Its str fails."""
+    """An argument whose `str()` fails is replaced by its type and the error."""
     logger.info("{}", Unshowable())
     assert ":{} [<Unshowable: RuntimeError when shown>]:" in log()[0]
 
 
 def test_a_message_that_cannot_be_shown_is_named(log):
-    """A message need not be a string."""
+    """A message object whose `str()` fails is replaced by its type and the error."""
     logger.info(Unshowable())
     logger.info(5, 3)
     first, second = log()
@@ -87,7 +87,7 @@ def test_a_message_that_cannot_be_shown_is_named(log):
 
 
 def test_options_are_kept(log):
-    """Depth, bound values, lazy and record arguments, markup, captured or not."""
+    """Depth, bound values, lazy and record arguments, markup and capture keep their effect."""
 
     def helper():
         logger.opt(depth=1).bind(bound=1).info("{x}", 1)
@@ -107,8 +107,8 @@ def test_options_are_kept(log):
     ]
 
 
-def test_an_error_of_a_patch_is_the_jobs(start):
-    """Only the formatting of the message is forgiven."""
+def test_an_error_of_a_patch_is_raised(start):
+    """Only errors in formatting the message are caught."""
     start()
 
     def fail(record):
@@ -122,22 +122,22 @@ def test_an_error_of_a_patch_is_the_jobs(start):
         logger.patch(fail).log("INFO", "{}", 1)
 
 
-def test_an_unknown_level_is_the_jobs_error(start):
-    """It is a fault of the program, and not of its data."""
+def test_an_unknown_level_is_raised(start):
+    """An unknown level is an error in the program, not in its data."""
     start()
     with pytest.raises(ValueError, match="does not exist"):
         logger.log("LOUD", "hello")
 
 
 def test_without_the_service_loguru_is_as_it_was(start):
-    """The methods come back on stop."""
+    """`stop` restores loguru's methods."""
     start()()
     with pytest.raises(KeyError):
         logger.info("{x}", 1)
 
 
-def test_a_method_that_somebody_has_replaced_meanwhile_stays(start):
-    """Stopping gives back only what is ours."""
+def test_a_method_that_was_replaced_meanwhile_stays(start):
+    """`stop` restores only methods that are still ours."""
     methods = type(logger)
     before = methods.info
     stop = start()
@@ -150,7 +150,7 @@ def test_a_method_that_somebody_has_replaced_meanwhile_stays(start):
 
 
 def test_the_methods_keep_their_documentation(start):
-    """`help(logger.info)` reads as before."""
+    """`help(logger.info)` shows loguru's documentation."""
     before = logger.info.__doc__
     start()
     assert (logger.info.__doc__, logger.info.__name__) == (before, "info")

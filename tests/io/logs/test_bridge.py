@@ -1,4 +1,4 @@
-"""The lines of libraries in the log of the job, and the standard library's logging as it was, afterwards."""
+"""Lines of libraries appear in the job's log; `stop` restores the standard library's logging."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMAT = "{level}|{name}|{function}|{message}"
 
 @pytest.fixture
 def library(request):
-    """Return a logger of the standard library's that no other test knows."""
+    """Return a standard logger that no other test uses."""
     made = logging.getLogger(f"library.{request.node.name}")
     yield made
     made.handlers.clear()
@@ -32,16 +32,16 @@ def library(request):
     made.setLevel(logging.NOTSET)
 
 
-def test_a_library_speaks_in_the_log_under_its_own_name(start, capsys, library):
-    """Name, function, level and arguments."""
+def test_a_library_is_logged_under_its_own_name(start, capsys, library):
+    """The line has the library's logger name, function, level and arguments."""
     start(intercept=True, format=FORMAT)
     library.warning("found %d of %s", 3, "five")
-    name = "test_a_library_speaks_in_the_log_under_its_own_name"
+    name = "test_a_library_is_logged_under_its_own_name"
     assert capsys.readouterr().err == f"WARNING|library.{name}|{name}|found 3 of five\n"
 
 
 def test_place_and_exception_are_the_librarys(start, tmp_path, strict, library):
-    """As if it had used loguru."""
+    """Place and exception are the library's, as if it used loguru."""
     start(sink=str(tmp_path / "job.log"), serialize=True, intercept=True)
     try:
         raise ValueError("wrong")
@@ -55,7 +55,7 @@ def test_place_and_exception_are_the_librarys(start, tmp_path, strict, library):
 
 
 def test_levels_of_a_librarys_own_are_kept(start, capsys, library):
-    """By number and by name."""
+    """Custom levels are kept, by number and by name."""
     logging.addLevelName(25, "NOTICE")
     start(intercept=True, format="{level}|{level.no}|{message}")
     library.setLevel(1)
@@ -66,15 +66,15 @@ def test_levels_of_a_librarys_own_are_kept(start, capsys, library):
 
 
 def test_no_level_is_lowered(start, library):
-    """What a library does not emit is not emitted for us, and costs what it did."""
+    """The levels of loggers do not change, so disabled lines still cost little."""
     before = logging.getLogger().level, library.getEffectiveLevel()
     start(intercept=True, level="TRACE")
     assert (logging.getLogger().level, library.getEffectiveLevel()) == before
     assert not library.isEnabledFor(logging.DEBUG)
 
 
-def test_arguments_that_do_not_fit_cost_no_line(run_python, script):
-    """The standard library would print a traceback instead."""
+def test_arguments_that_do_not_match_lose_no_line(run_python, script):
+    """The standard library would print a traceback for such arguments."""
     body = 'import logging\nlogging.getLogger("x").warning("%d of %d", "one")'
     status, _, err = run_python(script(body, intercept=True))
     assert (status, err) == (
@@ -83,15 +83,15 @@ def test_arguments_that_do_not_fit_cost_no_line(run_python, script):
     )
 
 
-def test_braces_of_a_library_are_its_own(start, capsys, library):
-    """They are no fields of loguru."""
+def test_braces_of_a_library_are_not_formatted(start, capsys, library):
+    """Braces in a library's message are not loguru fields."""
     start(intercept=True)
     library.warning('{"json": 1} {} {x}')
     assert capsys.readouterr().err == 'WARNING|{"json": 1} {} {x}\n'
 
 
 def print_on_stderr(library):
-    """Let the library print on stderr by a handler of its own, as mlflow, alembic and transformers do."""
+    """Add a console handler of the library's own, as mlflow, alembic and transformers do."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("own %(message)s"))
     library.addHandler(handler)
@@ -100,8 +100,8 @@ def print_on_stderr(library):
     return handler
 
 
-def test_a_librarys_own_console_is_taken_in(start, capsys, library):
-    """Its lines are in the log, and nowhere else; its handler stays in its place."""
+def test_a_librarys_own_console_is_intercepted(start, capsys, library):
+    """Lines that the library printed itself are in the log only; its handler stays installed."""
     own_console = print_on_stderr(library)
     stop = start(intercept=True)
     library.info("once")
@@ -115,7 +115,7 @@ def test_a_librarys_own_console_is_taken_in(start, capsys, library):
 
 
 def test_it_does_not_matter_which_comes_first(start, capsys, request):
-    """A library that sets up its handler after the start is taken in as well."""
+    """A console handler added after the start is intercepted too."""
     start(intercept=True)
     late = logging.getLogger(f"late.{request.node.name}")
     late.addHandler(logging.StreamHandler(sys.stderr))
@@ -126,7 +126,7 @@ def test_it_does_not_matter_which_comes_first(start, capsys, request):
 
 
 def test_a_librarys_own_level_and_filter_hold(start, capsys, library):
-    """What its handler would not print is not in the log."""
+    """Lines that the library's handler would drop are not in the log."""
     own_console = print_on_stderr(library)
     own_console.setLevel(logging.ERROR)
     own_console.addFilter(lambda record: "not" not in record.getMessage())
@@ -137,8 +137,8 @@ def test_a_librarys_own_level_and_filter_hold(start, capsys, library):
     assert capsys.readouterr().err == "ERROR|this\n"
 
 
-def test_other_handlers_of_a_library_go_on(start, capsys, library, tmp_path):
-    """A library's own file gets its lines, in its own format."""
+def test_other_handlers_of_a_library_continue(start, capsys, library, tmp_path):
+    """A library's own file still gets its lines, in the library's format."""
     print_on_stderr(library)
     file = logging.FileHandler(tmp_path / "library.log")
     library.addHandler(file)
@@ -149,8 +149,8 @@ def test_other_handlers_of_a_library_go_on(start, capsys, library, tmp_path):
     assert capsys.readouterr().err == "WARNING|both\n"
 
 
-def test_a_library_that_keeps_its_lines_from_the_console_keeps_them(start, capsys, library):
-    """No console handler and no propagation: it wants to be silent."""
+def test_a_silent_library_stays_silent(start, capsys, library):
+    """A library without console handler and propagation stays silent."""
     library.addHandler(logging.StreamHandler(io.StringIO()))
     library.propagate = False
     start(intercept=True)
@@ -159,7 +159,7 @@ def test_a_library_that_keeps_its_lines_from_the_console_keeps_them(start, capsy
 
 
 def test_a_stream_that_is_the_console_by_number_is_the_console(start, library, tmp_path):
-    """Under pytest and notebooks sys.stderr is something else by the time of the start."""
+    """A stream on descriptor 2 counts as the console, because pytest and notebooks replace `sys.stderr`."""
     start(sink=str(tmp_path / "job.log"), intercept=True)
     with open(2, "w", closefd=False) as stream:
         library.addHandler(logging.StreamHandler(stream))
@@ -168,8 +168,8 @@ def test_a_stream_that_is_the_console_by_number_is_the_console(start, library, t
     assert (tmp_path / "job.log").read_text() == "ERROR|in the log\n"
 
 
-def test_mlflow_is_taken_in_whenever_it_is_imported(run_python, script):
-    """It prints by a handler of its own on loggers that do not propagate, set up when it is imported."""
+def test_mlflow_is_intercepted_whenever_it_is_imported(run_python, script):
+    """MLflow's loggers do not propagate; they print by a handler that is added when MLflow is imported."""
     body = """
 import logging
 import mlflow
@@ -192,8 +192,8 @@ logging.getLogger("mlflow.tracking").info("own again")
         assert own.endswith("INFO mlflow.tracking: own again")
 
 
-def test_logging_that_is_configured_anew_is_still_taken_in(start, capsys, library):
-    """`dictConfig` removes the handlers of the root logger."""
+def test_logging_that_is_configured_again_is_still_intercepted(start, capsys, library):
+    """Interception survives `dictConfig`, which removes the handlers of the root logger."""
     root = logging.getLogger()
     before = list(root.handlers)
     start(intercept=True)
@@ -204,13 +204,13 @@ def test_logging_that_is_configured_anew_is_still_taken_in(start, capsys, librar
 
 
 def test_basic_config_does_not_double_the_lines(run_python, script):
-    """A library that calls it finds the root logger configured."""
+    """`basicConfig` finds a configured root logger and adds no handler."""
     body = 'import logging\nlogging.basicConfig(level="INFO")\nlogging.getLogger("x").warning("once")'
     assert run_python(script(body, intercept=True)) == (0, "", "WARNING|once\n")
 
 
-def test_handlers_of_the_job_on_the_root_logger_go_on(start, capsys, library):
-    """Ours is one more."""
+def test_handlers_of_the_job_on_the_root_logger_continue(start, capsys, library):
+    """Handlers on the root logger get the lines as well."""
     stream = io.StringIO()
     mine = logging.StreamHandler(stream)
     logging.getLogger().addHandler(mine)
@@ -223,14 +223,14 @@ def test_handlers_of_the_job_on_the_root_logger_go_on(start, capsys, library):
 
 
 def test_caplog_sees_the_records_of_libraries_once(start, caplog, library):
-    """Pytest's own handler is not disturbed."""
+    """Pytest's own handler still gets each record once."""
     start(intercept=True)
     library.warning("seen")
     assert caplog.messages == ["seen"]
 
 
-def test_what_somebody_has_put_around_ours_stays(start, monkeypatch, library, capsys):
-    """Another tool patches the same method; stopping does not take its patch away, and ours is out of force."""
+def test_a_patch_around_ours_stays(start, monkeypatch, library, capsys):
+    """`stop` keeps another tool's patch around our method and disables our part."""
     stop = start(intercept=True)
     ours = logging.Logger.filter
 
@@ -250,7 +250,7 @@ def test_what_somebody_has_put_around_ours_stays(start, monkeypatch, library, ca
 
 
 def test_loguru_forwarded_to_the_standard_library_does_not_come_back(start, capsys):
-    """A handler that propagates, as loguru's documentation has it."""
+    """A forwarding handler, as in loguru's documentation, causes no loop."""
 
     class Propagate(logging.Handler):
         def emit(self, record):
@@ -267,7 +267,7 @@ def test_loguru_forwarded_to_the_standard_library_does_not_come_back(start, caps
 
 
 class Intercept(logging.Handler):
-    """The one from loguru's documentation."""
+    """The handler in loguru's documentation."""
 
     def emit(self, record):
         frame, depth = inspect.currentframe(), 0
@@ -278,7 +278,7 @@ class Intercept(logging.Handler):
 
 
 class InterceptByCount(logging.Handler):
-    """The one from an earlier documentation."""
+    """The handler in an earlier version of loguru's documentation."""
 
     def emit(self, record):
         logger.opt(depth=6).log(record.levelname, "{} [{}]", record.getMessage(), record.name)
@@ -302,7 +302,7 @@ def on_root(request):
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("kind", [Intercept, InterceptByCount])
 def test_an_interceptor_of_the_jobs_own_logs_each_record_once(start, capsys, library, on_root, kind, when):
-    """It names the caller, and the record is left to it, in our log and in the job's own handlers."""
+    """A job's handler that forwards records to loguru replaces ours; each record names its caller."""
     lines = []
     mine = logger.add(lines.append, format="{function}: {message}")
     try:
@@ -319,8 +319,8 @@ def test_an_interceptor_of_the_jobs_own_logs_each_record_once(start, capsys, lib
     assert capsys.readouterr().err == line
 
 
-def test_a_handler_that_logs_something_else_leaves_the_record_to_us(start, capsys, library, on_root):
-    """Only a line with the text of the record stands for it."""
+def test_a_handler_that_logs_something_else_does_not_replace_the_record(start, capsys, library, on_root):
+    """A record is considered forwarded only if a line with its text is logged."""
 
     class Counting(logging.Handler):
         def emit(self, record):
@@ -332,8 +332,8 @@ def test_a_handler_that_logs_something_else_leaves_the_record_to_us(start, capsy
     assert capsys.readouterr().err == "INFO|records so far: 1\nWARNING|disk is full\n"
 
 
-def test_a_handler_that_logs_by_logging_first_is_heard_as_well(start, capsys, library, on_root):
-    """A record within the passing of another; each is logged once."""
+def test_a_record_logged_inside_a_handler_is_logged_once(start, capsys, library, on_root):
+    """A record logged while a handler processes another one is logged once."""
 
     class Talking(Intercept):
         def emit(self, record):
@@ -347,8 +347,8 @@ def test_a_handler_that_logs_by_logging_first_is_heard_as_well(start, capsys, li
     assert capsys.readouterr().err == "WARNING|inner\nWARNING|outer\n"
 
 
-def test_a_handler_that_is_interrupted_does_not_take_later_records_for_its_own(start, capsys, library, on_root):
-    """Ctrl-C leaves a record in the midst of its handlers."""
+def test_an_interrupted_handler_does_not_claim_later_records(start, capsys, library, on_root):
+    """After Ctrl-C in a handler, later records with the same text are still logged."""
 
     class Interrupted(logging.Handler):
         def emit(self, record):
@@ -366,8 +366,8 @@ def test_a_handler_that_is_interrupted_does_not_take_later_records_for_its_own(s
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_libraries_are_heard_after_an_interrupt_in_the_midst_of_formatting(start, capsys, library, error):
-    """Ctrl-C, and a signal handler that exits."""
+def test_libraries_are_logged_after_an_interrupt_during_formatting(start, capsys, library, error):
+    """After Ctrl-C or SystemExit in formatting, libraries are still logged."""
 
     class Slow:
         def __str__(self):
@@ -383,13 +383,13 @@ def test_libraries_are_heard_after_an_interrupt_in_the_midst_of_formatting(start
 
 
 class Console:
-    """What a handler may print by, as rich's does."""
+    """An object with a stream, like the console of rich."""
 
     file = property(lambda _: sys.stdout)
 
 
 class Wrapped(logging.Handler):
-    """A console handler that is not a StreamHandler: `rich.logging.RichHandler`, absl's."""
+    """A console handler that is not a StreamHandler, like those of rich and absl."""
 
     def __init__(self, held):
         super().__init__()
@@ -400,8 +400,8 @@ class Wrapped(logging.Handler):
 
 
 @pytest.mark.parametrize("held", [Console(), logging.StreamHandler(sys.stdout), Wrapped(Console())])
-def test_a_console_handler_of_any_kind_is_kept_back(start, capsys, library, on_root, held):
-    """It is known by what it holds; the line is there once, in our format, and masked."""
+def test_a_console_handler_of_any_kind_is_suppressed(start, capsys, library, on_root, held):
+    """Console handlers are recognized by the stream they hold; the line appears once, in our format, masked."""
     if isinstance(held, logging.StreamHandler):
         held.setStream(sys.stdout)
     on_root(Wrapped(held))
@@ -410,8 +410,8 @@ def test_a_console_handler_of_any_kind_is_kept_back(start, capsys, library, on_r
     assert capsys.readouterr() == ("", "WARNING|password=***\n")
 
 
-def test_rich_is_kept_back(run_python, script):
-    """The handler of rich itself."""
+def test_rich_is_suppressed(run_python, script):
+    """Rich's own handler is suppressed."""
     body = """
 import logging
 from rich.logging import RichHandler
@@ -422,16 +422,16 @@ logging.getLogger("library").warning("once")
 
 
 @pytest.mark.parametrize("held", [io.StringIO(), None, 3, object(), logging.NullHandler()])
-def test_a_handler_of_another_kind_goes_on(start, capsys, library, on_root, held):
-    """It does not print on the console, as far as can be seen."""
+def test_a_handler_of_another_kind_continues(start, capsys, library, on_root, held):
+    """A handler that does not visibly print on the console continues."""
     on_root(Wrapped(held))
     start(intercept=True)
     library.warning("both")
     assert capsys.readouterr() == ("printed both\n", "WARNING|both\n")
 
 
-def test_a_console_handler_on_the_way_to_the_root_is_kept_back(start, capsys, library):
-    """A library may have one, and propagate all the same."""
+def test_a_console_handler_on_the_way_to_the_root_is_suppressed(start, capsys, library):
+    """A library may have a console handler and propagate as well."""
     library.addHandler(logging.StreamHandler(sys.stderr))
     start(intercept=True)
     library.getChild("part").warning("once")
@@ -439,7 +439,7 @@ def test_a_console_handler_on_the_way_to_the_root_is_kept_back(start, capsys, li
 
 
 def test_two_console_handlers_of_a_library_are_one_line(start, capsys, library):
-    """Each of them would have printed it."""
+    """A library with two console handlers logs one line."""
     print_on_stderr(library)
     library.addHandler(logging.StreamHandler(sys.stdout))
     start(intercept=True)
@@ -448,8 +448,8 @@ def test_two_console_handlers_of_a_library_are_one_line(start, capsys, library):
     assert capsys.readouterr() == ("", "WARNING|once\nWARNING|twice\n")
 
 
-def test_lines_that_a_sink_hands_back_reach_the_jobs_own_handlers_once(start, capsys, library, on_root):
-    """By loguru's PropagateHandler, and by a handler that is a sink itself, such as that of pytest's `caplog`."""
+def test_lines_that_a_sink_forwards_reach_the_job_s_handlers_once(start, capsys, library, on_root):
+    """Neither loguru's PropagateHandler nor a handler used as a sink, as by `caplog`, doubles lines."""
 
     class Propagate(logging.Handler):
         def emit(self, record):
@@ -473,7 +473,7 @@ def test_lines_that_a_sink_hands_back_reach_the_jobs_own_handlers_once(start, ca
 
 @pytest.mark.parametrize("way", ["queue", "asyncio", "directly"])
 def test_a_sink_that_logs_by_logging_is_called_once_for_a_line(start, library, way):
-    """Though what its library says would be a line again; the job's own handlers of `logging` get it."""
+    """A line that a library logs inside the sink goes to the job's `logging` handlers, not to the sink again."""
     library.setLevel("INFO")
     stream = io.StringIO()
     library.addHandler(logging.StreamHandler(stream))
@@ -501,8 +501,8 @@ def test_a_sink_that_logs_by_logging_is_called_once_for_a_line(start, library, w
     assert stream.getvalue() == "HTTP Request: POST /hook\n"
 
 
-def test_a_coroutine_sink_that_fails_is_not_told_of_its_failure(run_python, script):
-    """With `catch=False` asyncio reports it, which would be a line for the same sink."""
+def test_the_failure_of_a_coroutine_sink_is_not_sent_to_it(run_python, script):
+    """With `catch=False`, asyncio reports the failure, which must not be sent to the failed sink."""
     body = """
 import asyncio
 calls = []
@@ -526,8 +526,8 @@ print(len(calls))
     assert "no network" in err
 
 
-def test_a_warning_of_a_sink_is_shown_where_nothing_else_would_show_it(run_python, script):
-    """By the standard library's last resort, as without us."""
+def test_a_warning_of_a_sink_is_shown_by_the_last_resort(run_python, script):
+    """Without another handler, the standard library's last resort prints it, as without us."""
     body = """
 import logging
 logger.add(lambda _: logging.getLogger("library").warning("retrying"))
@@ -537,7 +537,7 @@ logger.info("line")
 
 
 def test_fields_of_the_caller_are_fields_of_the_line(start, tmp_path, strict, library, capsys):
-    """`extra=`, a LoggerAdapter, a filter that adds an attribute; what is private to a library is left out."""
+    """`extra=`, a LoggerAdapter and a filter can add fields; private attributes of a library are left out."""
 
     def add(record):
         record.tenant, record._private = "t1", object()
@@ -560,8 +560,8 @@ def test_fields_of_the_caller_are_fields_of_the_line(start, tmp_path, strict, li
     assert capsys.readouterr().err == "done 503 \nagain  r1\n"
 
 
-def test_a_record_that_a_queue_brings_is_that_of_its_process(start, tmp_path, strict):
-    """Time, process, thread and traceback are those of the worker that has logged it."""
+def test_a_record_from_a_queue_keeps_its_process(start, tmp_path, strict):
+    """A record from a QueueListener keeps the time, process, thread and traceback of its worker."""
     theirs = logging.makeLogRecord(
         {
             "name": "worker",
@@ -590,17 +590,17 @@ def test_a_record_that_a_queue_brings_is_that_of_its_process(start, tmp_path, st
 
 
 def test_warnings_are_lines(start, capsys):
-    """With category and place; one that is meant for a file goes there."""
+    """A warning has its category and place; a warning with an explicit file goes there."""
     start(intercept=True, format="{level}|{name}|{module}|{message}")
     warnings.showwarning("careful", UserWarning, __file__, 1)
     assert capsys.readouterr().err == "WARNING|py.warnings|test_bridge|UserWarning: careful\n"
-    with pytest.warns(UserWarning, match="to a file"):  # pytest's own, which was there before
+    with pytest.warns(UserWarning, match="to a file"):  # pytest's handler, which was there before
         warnings.showwarning("to a file", UserWarning, __file__, 1, io.StringIO())
     assert capsys.readouterr().err == ""
 
 
 def test_warnings_of_a_script_are_lines_and_then_are_not(run_python, script):
-    """In a process without pytest's own treatment of warnings."""
+    """Warnings are logged until `stop`, in a process without pytest's handling of warnings."""
     body = 'import warnings\nwarnings.warn("one")\nstop()\nwarnings.warn("two")'
     status, _, err = run_python(script(body, intercept=True))
     first, second, _ = err.splitlines()
@@ -609,7 +609,7 @@ def test_warnings_of_a_script_are_lines_and_then_are_not(run_python, script):
 
 
 def test_a_replaced_showwarning_stays(start):
-    """Stopping gives back only what is ours; ours, if somebody keeps it, passes on to the one before."""
+    """`stop` keeps a replaced `showwarning`, and ours, if still called, calls the original."""
     seen = []
     before = warnings.showwarning
     warnings.showwarning = lambda *args: seen.append(args)
@@ -626,7 +626,7 @@ def test_a_replaced_showwarning_stays(start):
 
 
 def test_without_interception_libraries_are_left_alone(start, capsys, library):
-    """By its field."""
+    """With `intercept=False`, libraries are left alone."""
     before = logging.Logger.filter, warnings.showwarning
     start(intercept=False)
     with contextlib.suppress(KeyError):
@@ -635,8 +635,8 @@ def test_without_interception_libraries_are_left_alone(start, capsys, library):
     assert "WARNING|" not in capsys.readouterr().err
 
 
-def test_a_library_that_logs_while_a_line_is_made_does_not_loop(start, capsys, library):
-    """As a source of facts may, that asks a server."""
+def test_a_library_that_logs_while_a_line_is_built_does_not_loop(start, capsys, library):
+    """A source of run facts may query a server, whose library logs."""
     from autogen_team._process import run_events
 
     def facts():
@@ -652,8 +652,8 @@ def test_a_library_that_logs_while_a_line_is_made_does_not_loop(start, capsys, l
     assert capsys.readouterr().err == "asking\nline\n"
 
 
-def test_filters_of_the_bridge_hold(library):
-    """Somebody may add one to every handler of the root logger."""
+def test_filters_of_the_bridge_are_applied(library):
+    """A filter added to the bridge is applied."""
     made = bridge.Bridge()
     made.addFilter(lambda _: False)
     lines = []
@@ -665,8 +665,8 @@ def test_filters_of_the_bridge_hold(library):
         logger.remove(mine)
 
 
-def test_a_warning_is_shown_though_all_handlers_are_gone(run_python, script):
-    """As at the exit of the interpreter, where loguru has closed them; by the standard library's last resort."""
+def test_a_warning_is_printed_without_any_handlers(run_python, script):
+    """At exit, loguru has closed its handlers, so the standard library's last resort prints the warning."""
     body = """
 import atexit, logging
 for handler in list(logger._core.handlers):
@@ -677,8 +677,8 @@ logging.getLogger("late").info("not shown")
     assert run_python(script(body, intercept=True)) == (0, "", "shown\n")
 
 
-def test_a_sink_that_raises_is_no_library_s_business(start, capsys):
-    """With `catch=False` it raises to who logs by loguru; what a library had to say is on stderr."""
+def test_a_sink_that_raises_does_not_raise_in_a_library(start, capsys):
+    """With `catch=False`, a failing sink does not raise in the library; its line goes to stderr."""
     start(sink="/dev/full", catch=False, intercept=True)
     logging.getLogger("some.library").warning("connection lost")
 

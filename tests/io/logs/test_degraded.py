@@ -1,4 +1,4 @@
-"""A job whose loguru lacks one of the private names in use: it runs, and one warning says what is lost."""
+"""A job whose loguru lacks a private name still runs, and one warning says what is lost."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ logger.remove()
 
 @pytest.mark.parametrize("name", [name for name, _ in _PARTS])
 def test_this_loguru_has_the_name(name):
-    """Each name in the list is there."""
+    """Each listed name exists in the installed loguru."""
     missing = object()
 
     assert find(name, missing) is not missing
 
 
-def test_each_name_belongs_to_one_promise():
-    """No name is listed twice, so that a missing one costs one warning."""
+def test_each_name_belongs_to_one_feature():
+    """No name is listed twice, so a missing one causes one warning."""
     names = [name for name, _ in _PARTS]
 
     assert len(set(names)) == len(names)
 
 
 def test_the_version_in_the_warning_is_this_one():
-    """The list says with which loguru the names are known to be there."""
+    """The list states the loguru version with which the names were verified."""
     assert loguru.__version__.startswith(f"{loguru_names.LOGURU.versions}.")
 
 
 @pytest.mark.parametrize("name", [name for name, _ in _PARTS])
 def test_a_job_logs_without_the_name(run_python, name):
-    """A job whose loguru has renamed something has all its lines in the file, and one warning says what is lost."""
+    """If loguru has renamed a name, the file has all lines, and one warning says what is lost."""
     status, out, err = run_python("-c", _JOB.replace("NAME", repr(name)))
     log = Path("job.log").read_text()
 
@@ -71,8 +71,8 @@ def test_a_job_logs_without_the_name(run_python, name):
     assert "fourth" in log
 
 
-def test_parts_of_a_record_can_be_pickled_without_loguru_s_own(monkeypatch):
-    """What stands in for a part of a record looks like it, and can be pickled."""
+def test_parts_of_a_record_can_be_pickled_without_loguru_s_classes(monkeypatch):
+    """Our substitutes for parts of a record have the same attributes and can be pickled."""
     from autogen_team._logs import loguru_internals
 
     monkeypatch.setattr(loguru_names.RECORDS, "_works", False)

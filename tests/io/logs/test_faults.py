@@ -1,4 +1,4 @@
-"""Full disks, closed pipes, deleted files, signals: the job goes on, is told once, and the log resumes by itself."""
+"""Full disks, closed pipes, deleted files, signals: the job continues, one warning is logged, and the log recovers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from autogen_team._logs import file, pipeline
 
 
 def test_a_full_disk_is_reported_once_and_counted(start, tmp_path, capsys):
-    """200 lines into a file that takes none; then it takes some again, and says what is missing."""
+    """200 failing lines cause one warning; when there is space again, the file states their number."""
     path = tmp_path / "job.log"
     path.symlink_to("/dev/full")
     start(sink=str(path), intercept=True, format="{message}")
@@ -35,8 +35,8 @@ def test_a_full_disk_is_reported_once_and_counted(start, tmp_path, capsys):
     assert second.startswith("200 lines of log could not be written here: OSError: [Errno 28]")
 
 
-def test_without_the_bridge_the_report_takes_the_standard_way(run_python, script):
-    """Through the standard library's logger `autogen_team`."""
+def test_without_the_bridge_the_report_goes_to_standard_logging(run_python, script):
+    """Without interception, the report goes through the standard logger `autogen_team`."""
     body = 'logger.info("one")\nlogger.info("two")\nstop()'
     status, _, err = run_python(script(body, sink="/dev/full"))
     first, second = err.splitlines()
@@ -45,8 +45,8 @@ def test_without_the_bridge_the_report_takes_the_standard_way(run_python, script
     assert "2 lines of log could not be written here" in second
 
 
-def test_a_disk_that_fills_in_the_midst_of_a_line_tears_one_line(run_python, script, tmp_path):
-    """Its rest is lost with it; the next begins on a line of its own. The limit on files is the disk here."""
+def test_a_disk_that_fills_during_a_line_tears_one_line(run_python, script, tmp_path):
+    """The rest of that line is lost, and the next starts on a new line. A file size limit stands in for the disk."""
     path = tmp_path / "job.log"
     body = """
 import resource, signal
@@ -68,13 +68,13 @@ stop()
 
 
 def test_a_tmpfs_that_is_full_and_then_is_not(start, tmp_path, capsys):
-    """The real thing, where it may be mounted."""
+    """A real full file system, where mounting is permitted."""
     folder = tmp_path / "tmpfs"
     folder.mkdir()
     mount = shutil.which("mount")
     command = [str(mount), "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
     if mount is None or subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("mounting is not permitted here")
+        pytest.skip("mounting is not permitted")
     try:
         (folder / "ballast").write_bytes(b"x" * 40_000)
         stop = start(sink=str(folder / "job.log"), intercept=True, format="{message}")
@@ -91,8 +91,8 @@ def test_a_tmpfs_that_is_full_and_then_is_not(start, tmp_path, capsys):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_fault_is_raised_to_the_job_if_it_asks_for_it(start):
-    """`catch=False`, as loguru has it; stopping raises nothing all the same."""
+def test_a_fault_is_raised_to_the_job_on_request(start):
+    """`catch=False` raises, as in loguru; `stop` still raises nothing."""
     stop = start(sink="/dev/full", catch=False)
     with pytest.raises(OSError, match="No space left"):
         logger.info("hello")
@@ -101,7 +101,7 @@ def test_a_fault_is_raised_to_the_job_if_it_asks_for_it(start):
 
 @pytest.mark.parametrize("sink", ["stdout", "stderr"])
 def test_a_pipe_that_nobody_reads_does_not_stop_the_job(script, sink):
-    """As in `job | head -1`: it ends with its own status, and says it once."""
+    """As in `job | head -1`: the job ends with its own status and reports the broken pipe once."""
     body = """
 for number in range(2000):
     logger.info("line {}", number)
@@ -127,7 +127,7 @@ raise SystemExit(7)
 
 
 def test_what_the_job_prints_itself_is_not_touched(script):
-    """A pipe that is closed fails for the job's own `print` as it would without us."""
+    """The job's own `print` fails on the closed pipe as it would without us."""
     body = """
 import errno
 for number in range(2000):
@@ -147,8 +147,8 @@ os._exit(0)
     assert err.endswith("as ever\n")
 
 
-def test_a_deleted_file_is_made_anew(start, tmp_path):
-    """At the next line."""
+def test_a_deleted_file_is_created_again(start, tmp_path):
+    """The next line creates the file again."""
     path = tmp_path / "logs" / "job.log"
     start(sink=str(path), format="{message}")
     logger.info("one")
@@ -159,8 +159,8 @@ def test_a_deleted_file_is_made_anew(start, tmp_path):
     assert path.read_text() == "three\n"
 
 
-def test_a_file_that_is_moved_away_is_begun_anew(start, tmp_path):
-    """As logrotate does it; what was written is where it was moved to."""
+def test_a_moved_file_is_created_again(start, tmp_path):
+    """As with logrotate: earlier lines are in the moved file."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}")
     logger.info("one")
@@ -169,8 +169,8 @@ def test_a_file_that_is_moved_away_is_begun_anew(start, tmp_path):
     assert ((tmp_path / "job.log.1").read_text(), path.read_text()) == ("one\n", "two\n")
 
 
-def test_a_file_that_another_has_replaced_is_found(start, tmp_path, wait_until):
-    """As logrotate does it with `create`, within a second."""
+def test_a_replaced_file_is_noticed(start, tmp_path, wait_until):
+    """As with logrotate's `create`: the new file is used within a second."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}")
     logger.info("one")
@@ -180,7 +180,7 @@ def test_a_file_that_another_has_replaced_is_found(start, tmp_path, wait_until):
 
 
 def test_a_burst_into_a_deleted_file_is_written_again(start, tmp_path):
-    """In a burst the file is not looked for at every line; no line is lost for that."""
+    """During a burst the file is not checked at every line, but no line is lost."""
     path = tmp_path / "job.log"
     stop = start(sink=str(path), format="{message}")
     for number in range(2000):
@@ -196,7 +196,7 @@ def test_a_burst_into_a_deleted_file_is_written_again(start, tmp_path):
 
 
 def test_a_burst_that_ends_with_a_deletion_is_written_again(tmp_path):
-    """When the file is closed, at the latest."""
+    """Lines written after the deletion are written again when the file is closed, at the latest."""
     path = tmp_path / "job.log"
     it = file.File(str(path))
     it._trusted_until = float("inf")
@@ -207,8 +207,8 @@ def test_a_burst_that_ends_with_a_deletion_is_written_again(tmp_path):
     assert path.read_text() == "one\ntwo\n"
 
 
-def test_a_file_that_becomes_unwritable_goes_on_where_it_is(start, tmp_path, monkeypatch):
-    """Moved away, and no new one can be made: the lines follow it."""
+def test_a_moved_file_that_cannot_be_replaced_is_still_written(start, tmp_path, monkeypatch):
+    """If the file was moved and no new one can be created, the lines go to the moved file."""
     path = tmp_path / "logs" / "job.log"
     start(sink=str(path), format="{message}")
     logger.info("one")
@@ -219,8 +219,8 @@ def test_a_file_that_becomes_unwritable_goes_on_where_it_is(start, tmp_path, mon
     assert (tmp_path / "job.log.1").read_text() == "one\ntwo\n"
 
 
-def test_a_deleted_file_that_cannot_be_made_anew_is_a_fault(start, tmp_path, capsys):
-    """Counted, and over when it can."""
+def test_a_deleted_file_that_cannot_be_created_again_is_a_fault(start, tmp_path, capsys):
+    """The lost line is counted, and the log continues when the file can be created."""
     folder = tmp_path / "logs"
     start(sink=str(folder / "job.log"), format="{message}", intercept=True)
     shutil.rmtree(folder)
@@ -232,8 +232,8 @@ def test_a_deleted_file_that_cannot_be_made_anew_is_a_fault(start, tmp_path, cap
     assert capsys.readouterr().err.count("\n") == 1
 
 
-def test_a_process_that_closes_all_files_logs_on(start, tmp_path):
-    """As what makes a daemon does; numbers that belong to others by now are not closed."""
+def test_a_process_that_closes_all_descriptors_continues_to_log(start, tmp_path):
+    """Daemons close all descriptors; descriptors that were reused since are not closed."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}")
     logger.info("one")
@@ -251,8 +251,8 @@ def test_a_process_that_closes_all_files_logs_on(start, tmp_path):
     assert path.read_text() == "one\ntwo\n"
 
 
-def test_numbers_that_were_closed_are_not_used(tmp_path):
-    """Not even if nobody has taken them."""
+def test_closed_descriptors_are_not_used(tmp_path):
+    """Descriptors that were closed, and not reused, are not used."""
     it = file.File(str(tmp_path / "job.log"))
     os.close(it._fd)
     os.close(it._folder)
@@ -261,8 +261,8 @@ def test_numbers_that_were_closed_are_not_used(tmp_path):
     assert (tmp_path / "job.log").read_text() == "two\n"
 
 
-def test_a_closed_stream_is_a_fault_and_no_flood(start, monkeypatch, capsys):
-    """Its owner has closed it; the next stream is used when there is one."""
+def test_a_closed_stream_is_reported_once(start, monkeypatch, capsys):
+    """A closed stdout causes one warning, and a new stdout is used."""
     stream = io.StringIO()
     start(sink="stdout", intercept=True, format="{message}")
     with contextlib.redirect_stdout(stream):
@@ -278,7 +278,7 @@ def test_a_closed_stream_is_a_fault_and_no_flood(start, monkeypatch, capsys):
 
 
 def test_a_stream_that_cannot_show_a_character_escapes_it(start, monkeypatch):
-    """As with LANG=C."""
+    """As with LANG=C, characters are escaped."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     start(sink="stdout", format="{message}")
@@ -287,7 +287,7 @@ def test_a_stream_that_cannot_show_a_character_escapes_it(start, monkeypatch):
 
 
 def test_a_stream_needs_no_more_than_write(start, monkeypatch):
-    """Some that stand in for stderr have neither flush nor isatty."""
+    """Some replacements of stderr have neither `flush` nor `isatty`."""
 
     class Minimal:
         def __init__(self):
@@ -300,8 +300,8 @@ def test_a_stream_needs_no_more_than_write(start, monkeypatch):
     assert stream.lines == ["hello\n"]
 
 
-def test_a_stream_that_logs_what_is_written_does_not_log_for_ever(start, monkeypatch, capfd):
-    """The recipe of loguru's documentation for `print`; the line goes to the stream behind it."""
+def test_a_stream_that_logs_its_input_causes_no_loop(start, monkeypatch, capfd):
+    """With loguru's recipe for redirecting `print`, the line goes to the original stream."""
 
     class ToLogger:
         def write(self, text):
@@ -319,7 +319,7 @@ def test_a_stream_that_logs_what_is_written_does_not_log_for_ever(start, monkeyp
 
 
 def test_a_signal_handler_may_log(script, run_python, tmp_path):
-    """300 signals while the job logs: each line of both is there, and nothing is raised in the handler."""
+    """300 signals while the job logs: all lines of job and handler are complete, and the handler never raises."""
     path = tmp_path / "job.log"
     body = """
 import signal, threading
@@ -365,8 +365,8 @@ print(number, count)
     assert [line for line in expected if seen[line] != 1] == []
 
 
-def test_a_line_in_the_midst_of_a_write_to_a_stream_comes_after_it(start, monkeypatch):
-    """Python refuses to write to a stream that is being written to."""
+def test_a_line_during_a_write_to_a_stream_comes_after_it(start, monkeypatch):
+    """A line logged inside a write to the stream is written after it, because Python forbids reentrant writes."""
 
     class Refusing(io.StringIO):
         interrupted = False
@@ -387,8 +387,8 @@ def test_a_line_in_the_midst_of_a_write_to_a_stream_comes_after_it(start, monkey
     assert stream.getvalue() == "first\nsecond\n"
 
 
-def test_a_stream_that_is_gone_is_a_fault_like_any_other(start, monkeypatch):
-    """Of a window that was closed, say: it raises the kind of error that a write within a write does."""
+def test_a_deleted_stream_is_reported_like_any_other_fault(start, monkeypatch):
+    """A deleted console window raises RuntimeError, as a reentrant write does."""
 
     class Gone(io.StringIO):
         is_there = False
@@ -411,7 +411,7 @@ def test_a_stream_that_is_gone_is_a_fault_like_any_other(start, monkeypatch):
 
 
 def test_threads_write_whole_lines(start, tmp_path):
-    """All of them, each once."""
+    """Each thread's lines are complete, each once."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}")
 
@@ -430,7 +430,7 @@ def test_threads_write_whole_lines(start, tmp_path):
 
 
 def test_a_line_after_the_stop_is_dropped(start, tmp_path):
-    """By a thread that was on its way."""
+    """A thread may be about to write when `stop` is called."""
     path = tmp_path / "job.log"
     stop = start(sink=str(path), format="{message}")
     sink = pipeline._started[-1].sink
@@ -441,7 +441,7 @@ def test_a_line_after_the_stop_is_dropped(start, tmp_path):
 
 
 def test_stop_raises_nothing(start, monkeypatch, caplog):
-    """Whatever fails in it is reported."""
+    """Errors in `stop` are reported."""
     stop = start()
 
     def fail():

@@ -1,4 +1,4 @@
-"""JSON lines: one flat and strictly valid object for every record, whatever its values are."""
+"""JSON lines: one flat, strictly valid object per record, for any values."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Unshowable:
 
 
 class Odd:
-    """An object whose repr UTF-8 cannot hold."""
+    """An object whose repr cannot be encoded in UTF-8."""
 
     def __repr__(self):
         return "odd \ud800"
@@ -37,19 +37,19 @@ class Odd:
 
 @dataclass
 class Point:
-    """A dataclass, which orjson would take apart."""
+    """A dataclass, which orjson would serialize as an object."""
 
     x: int = 1
 
 
 class Stage(StrEnum):
-    """Text that has a class."""
+    """A subclass of str."""
 
     TRAIN = "train"
 
 
 def circle():
-    """Return a list that holds itself."""
+    """Return a list that contains itself."""
     found = []
     found.append(found)
     return found
@@ -72,7 +72,7 @@ def log(start, tmp_path, strict):
 
 
 def test_a_line_has_the_documented_fields(log):
-    """These, in this order, and nothing else."""
+    """A line has exactly these fields, in this order."""
     line = log("epoch 1")
     fields = "time level message logger module function line process thread exception"
     assert list(line) == fields.split() == [name for name in line if name in jsonl.RESERVED]
@@ -88,7 +88,7 @@ def test_the_documentation_names_every_field():
 
 
 def test_the_time_is_iso_8601_in_utc(log):
-    """It is the moment of the call, with microseconds and a Z."""
+    """The time is that of the call, with microseconds and a Z."""
     before = datetime.now(UTC)
     text = log()["time"]
     assert text.endswith("Z")
@@ -98,7 +98,7 @@ def test_the_time_is_iso_8601_in_utc(log):
 
 @pytest.mark.parametrize("offset", [0, 5.5, -8])
 def test_the_time_is_right_in_any_zone_and_second(offset):
-    """The text of the second is remembered, but never for another second."""
+    """The cached text of a second is never used for another second."""
     lines = jsonl.JsonLines(None)
     zone = timezone(timedelta(hours=offset))
     for moment in (0.999999, 1.0, 1.5, 86_401.5, 1.5, 0.25):
@@ -107,22 +107,22 @@ def test_the_time_is_right_in_any_zone_and_second(offset):
 
 
 def test_bound_values_are_fields(log):
-    """Of the line itself, and not of an object inside."""
+    """Bound values are fields of the line, not of a nested object."""
     line = log("{user}", user="ada", step=3, loss=0.5, done=True, none=None, tags=["a", 1], nested={"k": {"j": 1}})
     assert (line["user"], line["step"], line["loss"], line["done"], line["none"]) == ("ada", 3, 0.5, True, None)
     assert (line["tags"], line["nested"]) == (["a", 1], {"k": {"j": 1}})
 
 
 def test_keyword_arguments_are_fields(start, tmp_path, strict):
-    """As with loguru's own extra."""
+    """Keyword arguments are fields, as in loguru's `extra`."""
     start(sink=str(tmp_path / "job.log"), serialize=True)
     logger.info("hello {user}", user="ada")
     line = strict((tmp_path / "job.log").read_text())
     assert (line["message"], line["user"]) == ("hello ada", "ada")
 
 
-def test_a_bound_value_cannot_replace_a_field_of_ours(log):
-    """It is kept beside it."""
+def test_a_bound_value_cannot_replace_our_fields(log):
+    """A value with the name of one of our fields is stored under another name."""
     line = log(level="high", extra_level="higher", time=1)
     assert (line["level"], line["extra_level"], line["extra_extra_level"]) == ("INFO", "higher", "high")
     assert line["extra_time"] == 1
@@ -152,28 +152,28 @@ def test_a_bound_value_cannot_replace_a_field_of_ours(log):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_what_json_does_not_have_is_shown_as_well_as_can_be(log, value, shown):
-    """NaN and infinities become null, anything else its repr."""
+def test_a_value_that_json_lacks_becomes_null_or_its_repr(log, value, shown):
+    """NaN and infinities become null, other values their repr."""
     assert log(value=value)["value"] == shown
 
 
-def test_a_value_in_a_circle_is_cut(log):
-    """A structure that holds itself is shown to some depth."""
+def test_a_recursive_value_is_cut(log):
+    """A structure that contains itself is cut at some depth."""
     line = log(value=circle(), other="fine")
     assert isinstance(line["value"], list)
     assert line["other"] == "fine"
 
 
 def test_numbers_of_numpy_are_numbers(log):
-    """A loss is one, whichever library has computed it."""
+    """NumPy scalars are written as numbers."""
     numpy = pytest.importorskip("numpy")
     line = log(double=numpy.float64(0.5), single=numpy.float32(0.5), count=numpy.int64(3), nan=numpy.float64("nan"))
     assert (line["double"], line["single"], line["count"], line["nan"]) == (0.5, 0.5, 3, None)
     assert log(array=numpy.zeros(3))["array"] == "array([0., 0., 0.])"
 
 
-def test_a_value_that_json_does_not_have_changes_no_other(log):
-    """A field has one type in all lines, whatever is beside it."""
+def test_a_value_that_json_lacks_changes_no_other_value(log):
+    """A field has the same type in all lines, for any other values in the line."""
     numpy = pytest.importorskip("numpy")
     fields = {"count": numpy.int64(3), "when": datetime(2026, 1, 1, tzinfo=UTC)}
 
@@ -183,8 +183,8 @@ def test_a_value_that_json_does_not_have_changes_no_other(log):
     assert beside["scores"] == {"0": 0.5}
 
 
-def test_a_value_that_changes_meanwhile_is_no_error(log):
-    """A dictionary that grows while it is looked at."""
+def test_a_value_that_changes_meanwhile_is_not_an_error(log):
+    """A dictionary may change while it is serialized."""
 
     class Growing(dict):
         def items(self):
@@ -220,7 +220,7 @@ values = st.recursive(
     redact=st.booleans(),
 )
 def test_every_record_is_one_strictly_valid_line(strict, message, extra, redact):
-    """For any message and any bound values; no value is dropped."""
+    """For any message and any bound values, the line is valid, and no value is dropped."""
     record = loguru_internals.make_record("INFO", message, name="name")
     record["extra"] = extra
     line = jsonl.JsonLines(Redactor({"API_TOKEN": SECRET}) if redact else None)(record, {"run_id": "1"}, "")
@@ -233,7 +233,7 @@ def test_every_record_is_one_strictly_valid_line(strict, message, extra, redact)
 
 
 def test_an_exception_is_text_with_its_traceback(start, tmp_path, strict):
-    """In one field, without colours and without an end of line."""
+    """The traceback is one field, without colours and without a final newline."""
     start(sink=str(tmp_path / "job.log"), serialize=True)
     try:
         raise ValueError("bad shape")
@@ -246,7 +246,7 @@ def test_an_exception_is_text_with_its_traceback(start, tmp_path, strict):
 
 
 def test_each_thread_has_its_name(start, tmp_path, strict):
-    """The process is told by its number, the thread by its name."""
+    """The process is identified by its id, the thread by its name."""
     start(sink=str(tmp_path / "job.log"), serialize=True)
     thread = threading.Thread(target=logger.info, args=("hello",), name="loader")
     thread.start()
@@ -255,7 +255,7 @@ def test_each_thread_has_its_name(start, tmp_path, strict):
 
 
 def test_a_line_on_the_console_is_the_same(start, capsys, strict):
-    """`serialize` works for every sink; raw messages are lines, too."""
+    """`serialize` works for every sink; raw messages are lines too."""
     start(sink="stdout", serialize=True)
     logger.info("one\nline")
     logger.opt(raw=True).info("raw")
@@ -265,7 +265,7 @@ def test_a_line_on_the_console_is_the_same(start, capsys, strict):
 
 
 def test_the_run_and_the_span_are_fields(log):
-    """Each line carries what it belongs to, unless the job has bound another value."""
+    """Each line has its run and span, unless the job has bound another value."""
     facts = {"run_id": "1", "run_name": "train", "experiment": "digits", "trace_id": "tr-1", "span_id": "2"}
     restore = run_events.set_source(lambda: facts)
     try:
@@ -277,8 +277,8 @@ def test_the_run_and_the_span_are_fields(log):
     assert "run_id" not in log()
 
 
-def test_a_source_of_facts_that_fails_costs_no_line(log):
-    """Then the line goes without."""
+def test_a_source_of_facts_that_fails_loses_no_line(log):
+    """If a source of facts fails, the line has no facts."""
 
     def fail():
         raise RuntimeError("no facts")
@@ -291,7 +291,7 @@ def test_a_source_of_facts_that_fails_costs_no_line(log):
 
 
 def test_the_rank_is_a_field(start, tmp_path, strict, monkeypatch):
-    """Under torchrun, also beside the run's own facts."""
+    """The rank is a field under torchrun, also inside a run."""
     monkeypatch.setenv("RANK", "2")
     start(sink=str(tmp_path / "job.log"), serialize=True)
     restore = run_events.set_source(lambda: {"run_id": "1"})

@@ -1,4 +1,4 @@
-"""Many processes, one file: no line is lost and none is torn, forked or spawned, rotated or packed."""
+"""Many processes write one file: no line is lost or torn with forks, spawns, rotation and compression."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ stop()
 
 
 def run_forked(lines=LINES):
-    """Flood from forked workers, which inherit the sink."""
+    """Log many lines from forked workers, which inherit the sink."""
     children = []
     for worker in range(PROCESSES):
         child = os.fork()
@@ -43,7 +43,7 @@ def run_forked(lines=LINES):
 
 @pytest.fixture
 def run_spawned(start_python, script):
-    """Return a function that floods from processes that start logging each on its own."""
+    """Return a function that logs many lines from processes that each start logging."""
 
     def run(lines=LINES, **fields):
         path = script(FLOOD.format(lines=lines), format="{message}", catch=False, **fields)
@@ -54,7 +54,7 @@ def run_spawned(start_python, script):
 
 
 def check(folder, lines=LINES):
-    """Make sure that every line of every worker is there once, whole; return the files."""
+    """Check that every line of every worker is complete and present once; return the files."""
     files = sorted(folder.glob("job*"))
     text = ""
     for file in files:
@@ -88,19 +88,19 @@ def test_eight_processes_lose_and_tear_no_line(start, run_spawned, tmp_path, way
 
 
 def test_packing_at_the_end_loses_no_line(run_spawned, tmp_path):
-    """Without rotation loguru packs the file when it is closed, while others still write to it."""
+    """Without rotation, the file is compressed when it is closed, while other processes still write."""
     run_spawned(lines=300, sink=str(tmp_path / "job.log"), compression="gz")
     assert {file.suffix for file in check(tmp_path, lines=300)} == {".gz"}
 
 
 def test_rotation_by_time_loses_no_line(run_spawned, tmp_path):
-    """Every process has its own clock, and one rotates."""
+    """Every process has its own clock, and one of them rotates."""
     run_spawned(sink=str(tmp_path / "job.log"), rotation="1 second")
     check(tmp_path)
 
 
 def test_rotation_by_time_happens_once(start, tmp_path, wait_until):
-    """A file whose time has come is set aside, and the next is not."""
+    """The old file is renamed when its time is over, and the new file is not."""
     path = tmp_path / "job.log"
     start(sink=str(path), rotation="1 second", format="{message}")
     began = time.monotonic()
@@ -113,7 +113,7 @@ def test_rotation_by_time_happens_once(start, tmp_path, wait_until):
 @pytest.mark.parametrize("retention", [0, 1, "2"])
 @pytest.mark.parametrize("name", ["job.log", "job-{time:YYYY-MM-DD_HH-mm-ss-SSSSSS}.log"])
 def test_retention_keeps_as_many_files_as_loguru_does(start, tmp_path, name, retention, compression):
-    """Old ones; the present one is not counted, and stays."""
+    """Old files count; the current one does not and stays."""
     options = {"rotation": 50, "format": "{message}", "compression": compression}
     for folder in ("ours", "theirs"):
         (tmp_path / folder).mkdir()
@@ -131,7 +131,7 @@ def test_retention_keeps_as_many_files_as_loguru_does(start, tmp_path, name, ret
 
 
 def test_a_line_longer_than_the_limit_is_written(start, tmp_path):
-    """And no empty file is set aside for it."""
+    """No empty file is rotated first."""
     start(sink=str(tmp_path / "job.log"), rotation=10, format="{message}")
     for number in range(3):
         logger.info("much longer than ten bytes {}", number)
@@ -140,7 +140,7 @@ def test_a_line_longer_than_the_limit_is_written(start, tmp_path):
 
 
 def test_a_path_with_the_time_gets_a_new_name_for_each_file(start, tmp_path):
-    """In loguru's words; the old one keeps its name."""
+    """With a time in the path, as in loguru, each rotation opens a new path and keeps the old one."""
     start(sink=str(tmp_path / "job-{time:YYYY-MM-DD_HH-mm-ss-SSSSSS}.log"), rotation=10, format="{message}")
     for number in range(3):
         logger.info("much longer than ten bytes {}", number)
@@ -148,14 +148,14 @@ def test_a_path_with_the_time_gets_a_new_name_for_each_file(start, tmp_path):
 
 
 def test_a_path_with_the_time_needs_no_rotation(start, tmp_path):
-    """One file for each start."""
+    """Each start writes one file."""
     start(sink=str(tmp_path / "job-{time:YYYY}.log"), format="{message}")
     logger.info("hello")
     assert [file.read_text() for file in tmp_path.glob("job-2*.log")] == ["hello\n"]
 
 
-def test_a_full_file_that_cannot_be_packed_or_removed_costs_no_line(start, tmp_path, monkeypatch, capsys):
-    """It is reported."""
+def test_a_full_file_that_cannot_be_packed_or_removed_loses_no_line(start, tmp_path, monkeypatch, capsys):
+    """The failure is reported."""
 
     def refuse(*_):
         raise PermissionError("refused")
@@ -173,8 +173,8 @@ def test_a_full_file_that_cannot_be_packed_or_removed_costs_no_line(start, tmp_p
     assert "cannot remove old log files" in err
 
 
-def test_old_files_that_another_process_has_removed_are_no_fault(start, tmp_path, monkeypatch, capsys):
-    """Two processes that clean up at once."""
+def test_old_files_that_another_process_has_removed_are_ignored(start, tmp_path, monkeypatch, capsys):
+    """Two processes may clean up at the same time."""
 
     def vanish(*_):
         raise FileNotFoundError("gone")
@@ -189,8 +189,8 @@ def test_old_files_that_another_process_has_removed_are_no_fault(start, tmp_path
     assert capsys.readouterr().err == ""
 
 
-def test_rotation_goes_on_after_the_file_was_deleted(start, tmp_path):
-    """Seen at the next line."""
+def test_rotation_continues_after_the_file_was_deleted(start, tmp_path):
+    """The deletion is noticed at the next line."""
     path = tmp_path / "job.log"
     start(sink=str(path), rotation="1 MB", format="{message}")
     logger.info("one")
@@ -199,8 +199,8 @@ def test_rotation_goes_on_after_the_file_was_deleted(start, tmp_path):
     assert path.read_text() == "two\n"
 
 
-def test_a_signal_handler_that_logs_meets_no_lock(start, tmp_path):
-    """Ours is held while a line is written."""
+def test_a_signal_handler_that_logs_does_not_deadlock(start, tmp_path):
+    """Our lock is held while a line is written, and a handler does not wait for it."""
     path = tmp_path / "job.log"
     start(sink=str(path), rotation="1 MB", format="{message}")
     file = pipeline._started[-1].sink._destination
@@ -217,8 +217,8 @@ def test_a_signal_handler_that_logs_meets_no_lock(start, tmp_path):
 
 
 @pytest.mark.parametrize("options", [{}, {"rotation": "1 MB"}], ids=["plain", "rotation"])
-def test_a_fork_in_the_midst_of_a_line_of_another_thread_leaves_no_lock_behind(start, tmp_path, options):
-    """The child has no such thread, and logs on."""
+def test_a_fork_during_a_line_of_another_thread_does_not_deadlock(start, tmp_path, options):
+    """The child has no such thread, and still logs."""
     path = tmp_path / "job.log"
     start(sink=str(path), format="{message}", **options)
     sink = pipeline._started[-1].sink
@@ -239,7 +239,7 @@ def test_a_fork_in_the_midst_of_a_line_of_another_thread_leaves_no_lock_behind(s
         del sink._destination.append
         logger.info("child")
         os._exit(0)
-    if options:  # then the child waits for its turn with the file
+    if options:  # the child waits for its turn to write the file
         go_on.set()
     assert os.waitpid(child, 0)[1] == 0
     go_on.set()

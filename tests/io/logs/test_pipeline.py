@@ -1,4 +1,4 @@
-"""Sinks, levels, formats and colours; what is refused; several at once; and the process as it was, afterwards."""
+"""Sinks, levels, formats and colours; rejected settings; several services; the process after `stop`."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from autogen_team.errors import ConfigurationError
 
 
 class Terminal(io.StringIO):
-    """A stream that says that it is a terminal."""
+    """A stream whose `isatty` returns True."""
 
     def isatty(self):
         return True
 
 
 def test_a_line_shows_time_level_source_and_message(start, capsys):
-    """What the user story asks for: timestamp, level and source."""
+    """The user story asks for timestamp, level and source."""
     start(format="{time:YYYY-MM-DD HH:mm:ss.SSS} | {level: <8} | {name}:{function}:{line} - {message}")
     logger.info("epoch {}", 1)
     line = capsys.readouterr().err
@@ -36,7 +36,7 @@ def test_a_line_shows_time_level_source_and_message(start, capsys):
     ("sink", "stream"), [("stderr", "err"), ("STDERR", "err"), ("Stdout", "out"), ("stdout", "out")]
 )
 def test_streams_are_named_in_any_case(start, capsys, sink, stream):
-    """No file called STDERR is made."""
+    """No file named STDERR is created."""
     start(sink=sink)
     logger.info("here")
     captured = capsys.readouterr()
@@ -45,22 +45,22 @@ def test_streams_are_named_in_any_case(start, capsys, sink, stream):
 
 
 def test_a_stream_is_looked_up_for_each_line(start):
-    """A redirection that begins after the start sees the lines."""
+    """A redirection that begins after the start receives the lines."""
     start()
     with contextlib.redirect_stderr(io.StringIO()) as redirected:
         logger.info("inside")
     assert redirected.getvalue() == "INFO|inside\n"
 
 
-def test_a_process_without_stderr_logs_into_the_void(start, monkeypatch):
-    """As under pythonw, where sys.stderr is None."""
+def test_a_process_without_stderr_logs_nothing(start, monkeypatch):
+    """Under pythonw, sys.stderr is None."""
     start()
     monkeypatch.setattr(sys, "stderr", None)
     logger.info("nobody sees it")
 
 
 def test_a_file_gets_its_folders_and_whole_lines(start, tmp_path):
-    """Folders are made, and the line is on disk when the call returns."""
+    """Folders are created, and the line is on disk when the call returns."""
     path = tmp_path / "a" / "b" / "job.log"
     start(sink=str(path))
     logger.info("first")
@@ -68,7 +68,7 @@ def test_a_file_gets_its_folders_and_whole_lines(start, tmp_path):
 
 
 def test_the_tilde_is_the_home_folder(start, tmp_path, monkeypatch):
-    """No folder called ~ is made."""
+    """No folder named ~ is created."""
     monkeypatch.setenv("HOME", str(tmp_path))
     start(sink="~/logs/job.log")
     logger.info("at home")
@@ -87,7 +87,7 @@ def test_a_file_is_continued(start, tmp_path):
 
 
 @pytest.mark.parametrize("level", ["warning", "WARNING", " Warning ", "30"])
-def test_levels_are_known_in_any_case_and_by_number(start, capsys, level):
+def test_levels_are_accepted_in_any_case_and_by_number(start, capsys, level):
     """Lines below the level are not shown."""
     start(level=level)
     logger.info("no")
@@ -119,15 +119,15 @@ def test_levels_are_known_in_any_case_and_by_number(start, capsys, level):
     ],
     ids=str,
 )
-def test_what_cannot_be_used_is_refused_by_name(start, fields, words):
-    """The error names the value and the remedy, and nothing has changed (the fixture checks that)."""
+def test_an_invalid_setting_is_refused_by_name(start, fields, words):
+    """The error names the value and the remedy; nothing else has changed, as a fixture checks."""
     with pytest.raises(ConfigurationError) as caught:
         start(**fields)
     assert [word for word in words if word not in str(caught.value)] == []
 
 
 def test_a_refused_start_keeps_the_one_before(start, capsys):
-    """The earlier sink goes on."""
+    """The earlier sink continues."""
     start()
     with pytest.raises(ConfigurationError):
         start(level="loud")
@@ -136,14 +136,14 @@ def test_a_refused_start_keeps_the_one_before(start, capsys):
 
 
 def test_a_file_on_a_file_is_refused(start, tmp_path):
-    """A folder that is a file cannot hold the log."""
+    """A file cannot be the folder of the log."""
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match="cannot be written"):
         start(sink=str(tmp_path / "file" / "job.log"))
 
 
-def test_handlers_of_others_go_on(start, capsys):
-    """A handler that the job has added gets every line, before, during and after."""
+def test_handlers_of_the_job_continue(start, capsys):
+    """A handler of the job gets every line before, during and after the service."""
     lines = []
     mine = logger.add(lines.append, format="{message}")
     try:
@@ -157,8 +157,8 @@ def test_handlers_of_others_go_on(start, capsys):
     assert lines == ["before\n", "during\n", "after\n"]
 
 
-def test_the_default_handler_is_set_aside_and_given_back(run_python, script):
-    """No line is printed twice, and after the stop loguru prints as it did before."""
+def test_the_default_handler_is_silenced_and_restored(run_python, script):
+    """No line is printed twice, and after `stop` loguru's default handler prints again."""
     code = 'logger.info("during")\nlogger.debug("below")\nstop()\nlogger.debug("after")'
     status, _, err = run_python(script(code))
     assert status == 0
@@ -168,7 +168,7 @@ def test_the_default_handler_is_set_aside_and_given_back(run_python, script):
 
 
 def test_a_script_may_remove_the_default_handler(run_python, script):
-    """`logger.remove(0)` stands at the beginning of many scripts."""
+    """Many scripts begin with `logger.remove(0)`."""
     status, _, err = run_python(script('logger.remove(0)\nlogger.info("on")\nstop()\nlogger.info("off")'))
     assert (status, err) == (0, "INFO|on\n")
 
@@ -177,7 +177,7 @@ REMOVED = "the job removed loguru's handlers (logger.remove()): "
 
 
 def test_a_script_that_removes_all_handlers_has_the_console_to_itself(run_python, script):
-    """`logger.remove()` stands at the beginning of many scripts; the job is told what that means, once."""
+    """Many scripts begin with `logger.remove()`; one warning says what is lost on the console."""
     body = """
 for _ in range(2):
     logger.remove()
@@ -189,8 +189,8 @@ stop()
     assert run_python(script(body)) == (0, "", told + "mine on\n")
 
 
-def test_a_file_gets_its_lines_though_a_script_removes_all_handlers(run_python, script, tmp_path):
-    """The settings ask for it, and the script does not know of it; `configure` removes handlers as well."""
+def test_a_file_gets_its_lines_after_a_script_removes_all_handlers(run_python, script, tmp_path):
+    """The settings ask for the file; neither `remove` nor `configure` removes its handler."""
     path = tmp_path / "job.log"
     body = """
 logger.remove()
@@ -205,8 +205,8 @@ logger.info("after")
     assert path.read_text() == "INFO|one\nINFO|two\n"
 
 
-def test_the_log_of_a_run_goes_on_though_a_script_removes_all_handlers(no_handlers, start, open_run):
-    """Also where the console is the job's now."""
+def test_the_log_of_a_run_continues_after_a_script_removes_all_handlers(no_handlers, start, open_run):
+    """The run's log continues even if the console now belongs to the job."""
     start(run_log=True)
     run = open_run()
     logger.remove()
@@ -215,16 +215,16 @@ def test_the_log_of_a_run_goes_on_though_a_script_removes_all_handlers(no_handle
     assert run.log == "INFO|kept\n"
 
 
-def test_a_handler_that_is_removed_by_its_number_is_gone(start, capsys):
-    """A script that knows the number means our handler."""
+def test_a_handler_can_be_removed_by_its_number(start, capsys):
+    """A script that passes the number of our handler removes it."""
     start()
     logger.remove(max(logger._core.handlers))
     logger.info("gone")
     assert capsys.readouterr().err == ""
 
 
-def test_libraries_warn_on_a_console_that_has_no_handler_left(run_python, script):
-    """As without any configuration of logging."""
+def test_libraries_warn_on_a_console_without_handlers(run_python, script):
+    """Without a console handler, warnings are printed as without any logging configuration."""
     body = """
 import logging
 logger.remove()
@@ -253,7 +253,7 @@ def test_stop_closes_the_file(start, tmp_path):
 
 
 def test_two_destinations_both_get_the_lines(start, capsys, tmp_path):
-    """A script's own context inside of another."""
+    """A context inside another one has its own destination."""
     start(sink=str(tmp_path / "job.log"))
     start(sink="stderr")
     logger.info("both")
@@ -261,7 +261,7 @@ def test_two_destinations_both_get_the_lines(start, capsys, tmp_path):
 
 
 def test_one_destination_belongs_to_the_latest_start(start, capsys):
-    """No line is doubled, and the earlier one gets the destination back."""
+    """With two starts on one destination, no line is doubled, and after `stop` the earlier one continues."""
     start(format="outer {message}")
     stop = start(format="inner {message}")
     logger.info("1")
@@ -271,7 +271,7 @@ def test_one_destination_belongs_to_the_latest_start(start, capsys):
 
 
 def test_the_earlier_of_two_may_stop_first(start, capsys):
-    """The order of the stops does not matter."""
+    """The order of stops does not matter."""
     first = start(format="outer {message}")
     start(format="inner {message}")
     first()
@@ -279,8 +279,8 @@ def test_the_earlier_of_two_may_stop_first(start, capsys):
     assert capsys.readouterr().err == "inner 1\n"
 
 
-def test_a_file_is_one_destination_by_any_name(start, tmp_path, monkeypatch):
-    """A relative path and a link name the same file."""
+def test_a_file_is_one_destination_under_any_name(start, tmp_path, monkeypatch):
+    """A relative path and a link to the same file are one destination."""
     monkeypatch.chdir(tmp_path)
     start(sink="job.log")
     (tmp_path / "link.log").symlink_to("job.log")
@@ -290,7 +290,7 @@ def test_a_file_is_one_destination_by_any_name(start, tmp_path, monkeypatch):
 
 
 def test_there_is_colour_on_a_terminal(start, monkeypatch):
-    """The level has its colour."""
+    """On a terminal the level is coloured."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     start(format="<green>{line}</green> <level>{message}</level>")
@@ -311,7 +311,7 @@ def test_there_is_colour_on_a_terminal(start, monkeypatch):
     ids=str,
 )
 def test_colour_is_for_terminals_unless_asked(start, capsys, monkeypatch, tmp_path, fields, variables, is_coloured):
-    """FORCE_COLOR and NO_COLOR are obeyed; a file and JSON never have colours."""
+    """FORCE_COLOR and NO_COLOR are respected; files and JSON never have colours."""
     monkeypatch.chdir(tmp_path)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -327,7 +327,7 @@ def test_colour_is_for_terminals_unless_asked(start, capsys, monkeypatch, tmp_pa
 
 
 def test_no_color_wins_on_a_terminal(start, monkeypatch):
-    """The terminal gets plain text if the user says so."""
+    """A terminal gets plain text if the user asks for it."""
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("NO_COLOR", "1")
@@ -337,7 +337,7 @@ def test_no_color_wins_on_a_terminal(start, monkeypatch):
 
 
 def test_a_redirected_terminal_gets_no_colour(start, monkeypatch):
-    """Whether there is colour is decided anew for each stream."""
+    """Colour is decided again for each stream."""
     monkeypatch.setattr(sys, "stderr", Terminal())
     start(format="<green>{message}</green>")
     with contextlib.redirect_stderr(io.StringIO()) as redirected:
@@ -361,8 +361,8 @@ def test_other_ranks_only_warn_on_the_console(start, capsys, monkeypatch, rank, 
 
 
 @pytest.mark.parametrize(("rank", "size"), [("captain", "7"), ("1", "1")])
-def test_a_process_that_is_no_rank_of_many_speaks_on_the_console(start, capsys, monkeypatch, rank, size):
-    """As it sends alerts and opens runs like any other."""
+def test_a_process_that_is_not_one_of_many_ranks_logs_on_the_console(start, capsys, monkeypatch, rank, size):
+    """RANK without several ranks does not silence the console."""
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", size)
     start(format="{message}{extra[rank]}")
@@ -371,7 +371,7 @@ def test_a_process_that_is_no_rank_of_many_speaks_on_the_console(start, capsys, 
 
 
 def test_other_ranks_log_everything_to_files(start, monkeypatch, tmp_path):
-    """Only the console is spared."""
+    """Only the console is restricted."""
     monkeypatch.setenv("RANK", "3")
     start(sink=str(tmp_path / "job.log"), format="{extra[rank]} {message}")
     logger.info("all")
@@ -379,7 +379,7 @@ def test_other_ranks_log_everything_to_files(start, monkeypatch, tmp_path):
 
 
 def test_a_raw_message_is_written_as_it_is(start, capsys):
-    """`opt(raw=True)` has neither format nor newline."""
+    """`opt(raw=True)` adds neither format nor newline."""
     start()
     logger.opt(raw=True).info("50 %\r")
     logger.opt(raw=True).opt(depth=0).info("line")
@@ -387,7 +387,7 @@ def test_a_raw_message_is_written_as_it_is(start, capsys):
 
 
 def test_values_of_variables_are_shown_only_if_asked(start, capsys):
-    """`diagnose` keeps loguru's meaning; off, nothing of the data is shown."""
+    """`diagnose` has loguru's meaning; without it, no values are shown."""
     for diagnose in (False, True):
         stop = start(diagnose=diagnose)
         try:
@@ -400,7 +400,7 @@ def test_values_of_variables_are_shown_only_if_asked(start, capsys):
 
 
 def test_a_caught_exception_is_logged_by_the_decorator(start, capsys):
-    """`logger.catch` works as ever."""
+    """`logger.catch` logs as in loguru."""
     start()
 
     @logger.catch

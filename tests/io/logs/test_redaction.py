@@ -1,4 +1,4 @@
-"""Secrets are masked in the finished line, wherever in it they stand, on every way that a line can take."""
+"""Secrets are masked anywhere in the finished line, for every kind of line."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ PASSWORD = "hunter2" + "hunter2"
 
 @pytest.fixture(autouse=True)
 def secret_in_the_environment(monkeypatch):
-    """Let a variable hold a secret."""
+    """Set a variable with a secret value."""
     monkeypatch.setenv("DEPLOY_TOKEN", KNOWN)
 
 
 def fail():
-    """Raise with a secret in the text, and another on the line of code itself."""
+    """Raise an error with one secret in its text and another in the source line."""
     raise ValueError(f"login as {KNOWN} failed")  # password=hunter2hunter2
 
 
 @pytest.mark.parametrize("fields", [{}, {"serialize": True}], ids=["text", "json"])
 @pytest.mark.parametrize("sink", ["stderr", "job.log"])
 def test_no_secret_reaches_the_line(start, capsys, tmp_path, monkeypatch, fields, sink):
-    """Messages, arguments, bound values, exceptions, source lines."""
+    """Messages, arguments, bound values, exceptions and source lines are masked."""
     monkeypatch.chdir(tmp_path)
     start(sink=sink, format="{message} {extra}", **fields)
     logger.info("token {} and {}", SHAPED, KNOWN)
@@ -50,7 +50,7 @@ def test_no_secret_reaches_the_line(start, capsys, tmp_path, monkeypatch, fields
 
 
 def test_no_secret_reaches_a_terminal(start, monkeypatch):
-    """With colours, too."""
+    """Lines with colours are masked too."""
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -68,7 +68,7 @@ def test_no_secret_reaches_a_terminal(start, monkeypatch):
 @pytest.mark.parametrize("name", ["message", "extra[it]", "thread.name"])
 @pytest.mark.parametrize("before", ["", "{time} | {level: <8} | {name}:{function}:{line} - "])
 def test_the_format_may_name_a_secret(start, capsys, monkeypatch, before, name):
-    """What is around a field belongs to it, wherever in the line the field is."""
+    """Text of the format around a field, such as `password=`, marks the field as secret."""
     monkeypatch.setattr(threading.current_thread(), "name", PASSWORD)
     start(format=before + "password={" + name + "} {level} {exception}")
     try:
@@ -79,8 +79,8 @@ def test_the_format_may_name_a_secret(start, capsys, monkeypatch, before, name):
     assert [secret for secret in (KNOWN, PASSWORD) if secret in text] == []
 
 
-def test_a_line_that_is_shown_in_spite_of_its_format_is_masked(start, capsys):
-    """Its error may quote a secret."""
+def test_a_line_whose_format_fails_is_masked(start, capsys):
+    """If the format fails, the error in the line is masked, because it may quote a secret."""
 
     class Failing:
         def __format__(self, spec):
@@ -92,8 +92,8 @@ def test_a_line_that_is_shown_in_spite_of_its_format_is_masked(start, capsys):
     assert KNOWN not in text
 
 
-def test_what_is_no_secret_stays(start, capsys):
-    """The words of language models above all."""
+def test_harmless_text_stays(start, capsys):
+    """Typical vocabulary of language models stays, for example."""
     start(format="{message}")
     for message in ("tokens=512", "max_tokens: 4096", "tokenizer=bert", "token_count=3", "special_tokens=['a']"):
         logger.info(message)
@@ -102,7 +102,7 @@ def test_what_is_no_secret_stays(start, capsys):
 
 
 def test_redaction_may_be_off(start, capsys):
-    """By its field."""
+    """`redact=False` disables masking."""
     start(format="{message}", redact=False)
     logger.info("token {}", KNOWN)
     assert KNOWN in capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_redaction_may_be_off(start, capsys):
     ids=str,
 )
 def test_masked_json_is_strictly_valid(strict, extra):
-    """Also where the secret was no string."""
+    """The line stays valid also if the secret was not a string."""
     record = loguru_internals.make_record("INFO", "message", name="name")
     record["extra"] = extra
     lines = jsonl.JsonLines(Redactor({"API_TOKEN": KNOWN, "PIN_PASSWORD": "12345678901234"}))
@@ -137,14 +137,14 @@ def test_masked_json_is_strictly_valid(strict, extra):
 
 
 def test_the_name_of_a_run_is_masked(strict):
-    """It is text that somebody has given."""
+    """A run's name is free text."""
     record = loguru_internals.make_record("INFO", "message", name="name")
     line = jsonl.JsonLines(Redactor({"API_TOKEN": KNOWN}))(record, {"run_name": f"with {KNOWN}"}, "")
     assert strict(line)["run_name"] == "with ***"
 
 
 def test_no_secret_reaches_the_log_of_a_run(start, open_run):
-    """Neither lines nor the words about the end."""
+    """Neither the lines nor the final status contain a secret."""
     start(run_log=True, level="ERROR")
     run = open_run()
     logger.error("token {}", KNOWN)

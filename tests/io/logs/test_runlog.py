@@ -1,4 +1,4 @@
-"""The log of a run: on disk at once, in the run soon after and at its end, and never in the job's way."""
+"""The log of a run: on disk at once, uploaded soon and at the end of the run, without blocking the job."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from autogen_team.io.services import MlflowService
 
 @pytest.fixture
 def folder(tmp_path):
-    """Return the folder of the logs of runs."""
+    """Return the folder of run logs."""
     return tmp_path / "state" / "logs"
 
 
 def name_of(pid=None):
-    """Return what the log of a process is called."""
+    """Return the file name of the log of a process."""
     return f"{socket.gethostname()}-{pid or os.getpid()}.log"
 
 
 def test_the_lines_of_a_run_are_in_its_artifacts(start, open_run, wait_until):
-    """Those from its start to its end, and no others; live."""
+    """The artifacts have the lines between the run's start and end, already while it runs."""
     start(run_log=True)
     logger.info("before")
     run = open_run()
@@ -43,7 +43,7 @@ def test_the_lines_of_a_run_are_in_its_artifacts(start, open_run, wait_until):
 
 
 def test_a_line_is_on_disk_at_once(start, open_run, folder):
-    """For you only, so that a killed process leaves its log behind."""
+    """A killed process leaves its log, in a file that only the user can read."""
     start(run_log=True)
     run = open_run()
     logger.info("acknowledged")
@@ -53,8 +53,8 @@ def test_a_line_is_on_disk_at_once(start, open_run, folder):
     run.end()
 
 
-def test_a_line_that_comes_while_the_run_ends_is_no_fault(start, open_run, caplog):
-    """Its thread has found the run open, which it is no more."""
+def test_a_line_while_the_run_ends_is_dropped_silently(start, open_run, caplog):
+    """A thread may have found the run open just before it ended."""
     start(run_log=True)
     run = open_run()
     logger.info("hello")
@@ -65,8 +65,8 @@ def test_a_line_that_comes_while_the_run_ends_is_no_fault(start, open_run, caplo
     assert (run.log, caplog.text) == ("INFO|hello\n", "")
 
 
-def test_what_has_arrived_is_removed_from_the_disk(start, open_run, folder):
-    """The state folder does not grow."""
+def test_an_uploaded_log_is_removed_from_the_disk(start, open_run, folder):
+    """Uploaded files are removed, so the state folder does not grow."""
     start(run_log=True)
     run = open_run()
     logger.info("hello")
@@ -75,15 +75,15 @@ def test_what_has_arrived_is_removed_from_the_disk(start, open_run, folder):
 
 
 def test_a_run_without_a_line_has_no_log(start, open_run):
-    """Nor a file, nor a folder."""
+    """A run without lines has neither a file nor a folder."""
     start(run_log=True)
     run = open_run()
     run.end()
     assert run.brought == []
 
 
-def test_nothing_is_brought_by_the_job_itself(start, open_run):
-    """A store that hangs would hang the job."""
+def test_the_job_itself_uploads_nothing(start, open_run):
+    """Uploads run on another thread, because a hanging store would block the job."""
     start(run_log=True)
     run = open_run()
     logger.info("hello")
@@ -92,8 +92,8 @@ def test_nothing_is_brought_by_the_job_itself(start, open_run):
     assert threading.current_thread() not in run.threads
 
 
-def test_it_may_be_off(start, open_run, folder):
-    """By its field."""
+def test_the_run_log_can_be_disabled(start, open_run, folder):
+    """`run_log=False` disables it."""
     start(run_log=False)
     run = open_run()
     logger.info("hello")
@@ -102,7 +102,7 @@ def test_it_may_be_off(start, open_run, folder):
 
 
 def test_the_log_of_a_failed_run_says_why(start, open_run):
-    """With the traceback, which nobody else logs before the run is closed."""
+    """The traceback is included; elsewhere the exception is logged only after the run is closed."""
     start(run_log=True)
     run = open_run()
     try:
@@ -114,7 +114,7 @@ def test_the_log_of_a_failed_run_says_why(start, open_run):
 
 
 def test_the_log_of_a_run_has_the_format_of_the_sink(start, open_run, strict, monkeypatch):
-    """JSON, or text without colours."""
+    """The log of a run is JSON, or text without colours."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     start(run_log=True, serialize=True)
     run = open_run("1")
@@ -133,7 +133,7 @@ def test_the_log_of_a_run_has_the_format_of_the_sink(start, open_run, strict, mo
 
 
 def test_lines_that_the_console_of_a_rank_does_not_show_are_in_the_log(start, open_run, capsys, monkeypatch):
-    """Only the console is spared."""
+    """Only the console of a rank is restricted."""
     monkeypatch.setenv("RANK", "1")
     start(run_log=True)
     run = open_run()
@@ -144,7 +144,7 @@ def test_lines_that_the_console_of_a_rank_does_not_show_are_in_the_log(start, op
 
 
 def test_the_latest_start_writes_the_log_of_the_run(start, open_run, tmp_path):
-    """Once, by two services that run at once; after its stop the other goes on."""
+    """With two services only the latest writes the run's log; after its stop the other one continues."""
     start(run_log=True, format="outer {message}")
     stop = start(run_log=True, format="inner {message}", sink=str(tmp_path / "job.log"))
     run = open_run()
@@ -157,8 +157,8 @@ def test_the_latest_start_writes_the_log_of_the_run(start, open_run, tmp_path):
 
 @pytest.mark.parametrize("fields", [{"level": "ERROR", "run_log": True}, {"run_log": False}], ids=["less", "nothing"])
 @pytest.mark.parametrize("is_elsewhere", [False, True])
-def test_another_service_takes_nothing_from_the_log_of_the_run(start, open_run, tmp_path, fields, is_elsewhere):
-    """A file of errors beside it, or one that is to have the console to itself."""
+def test_another_service_does_not_take_lines_from_the_log_of_the_run(start, open_run, tmp_path, fields, is_elsewhere):
+    """A second service with a higher level or with `run_log=False` takes no lines from the run's log."""
     start(run_log=True, format="outer {message}")
     run = open_run()
     logger.info("1")
@@ -171,8 +171,8 @@ def test_another_service_takes_nothing_from_the_log_of_the_run(start, open_run, 
     assert run.log == "outer 1\nouter 2\nouter 3\n"
 
 
-def test_a_stop_in_the_midst_of_a_run_brings_what_there_is(start, open_run):
-    """The service may end before the run does."""
+def test_a_stop_during_a_run_uploads_the_lines_so_far(start, open_run):
+    """The service may stop before the run ends; the lines so far are uploaded."""
     stop = start(run_log=True)
     run = open_run()
     logger.info("hello")
@@ -183,14 +183,14 @@ def test_a_stop_in_the_midst_of_a_run_brings_what_there_is(start, open_run):
 
 
 def in_thread(function):
-    """Run a function in a thread of its own."""
+    """Run a function in a new thread."""
     thread = threading.Thread(target=function)
     thread.start()
     thread.join()
 
 
-def test_threads_without_a_run_speak_in_that_of_the_job(start, open_run):
-    """Data loaders, for example."""
+def test_threads_without_a_run_log_to_the_run_of_the_job(start, open_run):
+    """Threads of data loaders log to the job's run, for example."""
     start(run_log=True)
     run = open_run()
     in_thread(lambda: logger.info("from a thread"))
@@ -198,8 +198,8 @@ def test_threads_without_a_run_speak_in_that_of_the_job(start, open_run):
     assert run.log == "INFO|from a thread\n"
 
 
-def test_a_nested_run_speaks_in_its_parent_too(start, open_run):
-    """The log of a run is that of all that happens in it."""
+def test_a_nested_run_logs_to_its_parent_too(start, open_run):
+    """The log of a run includes the lines of nested runs."""
     start(run_log=True)
     outer = open_run("outer")
     inner = open_run("inner")
@@ -211,7 +211,7 @@ def test_a_nested_run_speaks_in_its_parent_too(start, open_run):
 
 
 def test_runs_of_sibling_threads_do_not_mix(start, open_run):
-    """Each has its own lines; the run of the main thread has them all."""
+    """Each thread's run has its own lines; the run of the main thread has all."""
     start(run_log=True)
     parent = open_run("parent")
     siblings = {}
@@ -235,7 +235,7 @@ def test_runs_of_sibling_threads_do_not_mix(start, open_run):
 
 
 def test_a_store_that_hangs_delays_the_end_for_a_bounded_time(start, open_run, folder, monkeypatch, capsys):
-    """The log stays on disk, and the job is told where."""
+    """The log stays on disk, and a warning says where."""
     monkeypatch.setattr(runlog, "PATIENCE", 0.2)
     start(run_log=True, intercept=True)
     run = open_run()
@@ -249,7 +249,7 @@ def test_a_store_that_hangs_delays_the_end_for_a_bounded_time(start, open_run, f
 
 
 def test_a_store_that_fails_is_reported_once_and_tried_again(start, open_run, wait_until, capsys, monkeypatch, folder):
-    """Until it works; the job does not notice."""
+    """Uploads are retried until one succeeds; the job is not affected."""
     monkeypatch.setattr(upload, "pause", lambda _: 0.01)
     start(run_log=True, intercept=True, level="WARNING")
     run = open_run()
@@ -273,7 +273,7 @@ def test_a_store_that_fails_is_reported_once_and_tried_again(start, open_run, wa
 
 
 def test_a_log_that_does_not_arrive_stays_on_disk(start, open_run, folder, capsys):
-    """Until somebody brings it."""
+    """A file that could not be uploaded stays on disk."""
     start(run_log=True, intercept=True)
     run = open_run()
     run.failure = OSError("gone")
@@ -284,7 +284,7 @@ def test_a_log_that_does_not_arrive_stays_on_disk(start, open_run, folder, capsy
 
 
 def test_a_state_folder_that_cannot_be_written_is_reported_once(start, open_run, tmp_path, capsys):
-    """The job and its other sinks go on; so does the log when the folder can be written."""
+    """The job and its other sinks continue; the run log continues when the folder is writable."""
     (tmp_path / "state").write_text("a file in the way")
     start(run_log=True, intercept=True, format="{message}")
     run = open_run()
@@ -299,8 +299,8 @@ def test_a_state_folder_that_cannot_be_written_is_reported_once(start, open_run,
     assert run.log.startswith("line 3\n3 lines of log could not be written here: ")
 
 
-def test_a_forked_worker_has_a_file_of_its_own(start, open_run):
-    """Which the parent brings to the run."""
+def test_a_forked_worker_has_its_own_file(start, open_run):
+    """The parent uploads the worker's file."""
     start(run_log=True)
     run = open_run()
     logger.info("parent")
@@ -316,8 +316,8 @@ def test_a_forked_worker_has_a_file_of_its_own(start, open_run):
     assert (run.folder / "logs" / name_of()).read_text() == "INFO|parent\nINFO|parent again\n"
 
 
-def test_a_forked_worker_that_ends_the_run_leaves_the_bringing_to_its_parent(start, open_run):
-    """Its context ends as well when it returns from what it was forked in."""
+def test_a_forked_worker_that_ends_the_run_leaves_the_upload_to_its_parent(start, open_run):
+    """Returning from the forked block also ends the child's context; only the parent uploads."""
     start(run_log=True)
     run = open_run()
     child = os.fork()
@@ -330,7 +330,7 @@ def test_a_forked_worker_that_ends_the_run_leaves_the_bringing_to_its_parent(sta
 
 
 def test_a_killed_process_leaves_every_line_on_disk(start_python, script, tmp_path):
-    """SIGKILL, in the midst of a flood."""
+    """A process killed by SIGKILL while it logs a lot loses no line."""
     body = """
 folder = run_events.log_folder(Path(os.environ["AUTOGEN_TEAM_STATE_DIR"]), "0123")
 run = run_events.Run("0123", "train", "digits", None, lambda path, folder: None, log_folder=folder)
@@ -357,7 +357,7 @@ def tracking(store_uri):
 
 
 def test_a_real_run_has_its_log(start, tracking):
-    """With MLflow: in the artifacts when the run is closed; what the line belongs to is in the line."""
+    """With MLflow, the log is an artifact when the run is closed, and each line has its run id."""
     start(run_log=True, format="{message} {extra[run_name]} {extra[experiment]} {extra[run_id]}")
     with tracking.run_context(MlflowService.RunConfig(name="train")) as run:
         run_id = run.info.run_id
@@ -376,7 +376,7 @@ def test_a_real_run_has_its_log(start, tracking):
 
 
 def test_a_span_is_in_the_line(start, tracking, capsys):
-    """Its trace and its own id, only while it is active."""
+    """A line has the trace and span ids only while the span is active."""
     start(format="[{extra[trace_id]}|{extra[span_id]}]")
     with mlflow.start_span("ask") as span:
         logger.info("inside")

@@ -1,4 +1,4 @@
-"""What we rely on in loguru without its promise: one test for each touch, to fail on the loguru that changes it."""
+"""Contract tests of loguru's undocumented parts in use: one test per use, to fail on a loguru that changes it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ KEYS = ["elapsed", "exception", "extra", "file", "function", "level", "line", "m
 KEYS += ["process", "thread", "time"]
 
 
-def test_handlers_have_a_level_and_the_core_knows_the_least():
-    """`_core.handlers`, `_levelno`, `levelno`, `min_level`, `lock`."""
+def test_handlers_have_a_level_and_the_core_has_the_lowest():
+    """Contract of `_core.handlers`, `_levelno`, `levelno`, `min_level` and `lock`."""
     core = logger._core
     handler = logger.add(lambda _: None, level=33)
     try:
@@ -34,13 +34,13 @@ def test_handlers_have_a_level_and_the_core_knows_the_least():
         logger.remove(handler)
 
 
-def test_loguru_knows_whether_it_has_added_a_handler_of_its_own():
-    """`_defaults.LOGURU_AUTOINIT`; that handler has the number 0."""
+def test_loguru_records_whether_it_has_added_its_own_handler():
+    """Contract of `_defaults.LOGURU_AUTOINIT`, which decides whether handler 0 is loguru's own."""
     assert isinstance(loguru._defaults.LOGURU_AUTOINIT, bool)
 
 
-def test_the_default_handler_is_silenced_and_given_back(run_python):
-    """It stays in its place, its level is out of reach, and the least level is that of the others."""
+def test_the_default_handler_is_silenced_and_restored(run_python):
+    """The handler stays installed with an unreachable level, and `min_level` is that of the others."""
     code = """
 from loguru import logger
 from autogen_team._logs import loguru_internals
@@ -57,8 +57,8 @@ logger.debug("heard")
     assert err.endswith("heard\n")
 
 
-def test_without_a_default_handler_nothing_is_set_aside(run_python):
-    """LOGURU_AUTOINIT=0: then the number 0 is the first handler of the job."""
+def test_without_a_default_handler_nothing_is_silenced(run_python):
+    """With LOGURU_AUTOINIT=0, handler 0 is the job's first handler."""
     code = """
 import sys
 from loguru import logger
@@ -72,7 +72,7 @@ logger.info("mine")
 
 
 def test_a_handler_notes_that_a_thread_is_in_its_sink():
-    """`_lock_acquired.acquired`, without which a nested message would be refused."""
+    """Contract of `_lock_acquired.acquired`, without which a nested message would be refused."""
     seen = []
 
     class Sink:
@@ -89,8 +89,8 @@ def test_a_handler_notes_that_a_thread_is_in_its_sink():
     assert not loguru_internals.is_inside_a_sink()
 
 
-def test_the_filter_is_called_before_the_lock_and_may_end_it_there():
-    """The way of nearly every line of ours."""
+def test_the_filter_is_called_before_the_lock_and_may_drop_the_record():
+    """Nearly all of our lines are handled in the filter, before the lock."""
     seen = []
     handler = logger.add(
         lambda _: seen.append("sink"), filter=lambda _: seen.append(loguru_internals.is_inside_a_sink())
@@ -103,7 +103,7 @@ def test_the_filter_is_called_before_the_lock_and_may_end_it_there():
 
 
 def test_a_sink_is_handed_the_message_and_the_traceback_apart():
-    """The format, a newline, the traceback; a raw message has no format."""
+    """A sink gets the format, a newline and the traceback; a raw message has no format."""
     lines = []
     handler = logger.add(lines.append, format="END", colorize=False, diagnose=False)
     try:
@@ -120,8 +120,8 @@ def test_a_sink_is_handed_the_message_and_the_traceback_apart():
     assert lines[2].record["message"] == "failed"
 
 
-def test_raw_records_are_marked_while_that_is_in_force():
-    """`Logger.opt` and patches."""
+def test_raw_records_are_marked_until_stop():
+    """Contract of `Logger.opt` and patches: raw records are marked until `stop`."""
     records = []
     handler = logger.add(lambda it: records.append(it.record))
     stop = loguru_internals.mark_raw()
@@ -137,7 +137,7 @@ def test_raw_records_are_marked_while_that_is_in_force():
 
 
 def test_markup_becomes_escape_sequences_or_nothing():
-    """`Colorizer.prepare_format`, `strip`, `colorize`, `ansify`."""
+    """Contract of `Colorizer.prepare_format`, `strip`, `colorize` and `ansify`."""
     assert loguru_internals.without_markup("<red>{message}</red> {{}}") == "{message} {{}}"
     assert loguru_internals.with_colours("<level>{message}</level>", "<red><bold>") == "\x1b[31m\x1b[1m{message}\x1b[0m"
     assert loguru_internals.level_colour("INFO") == "<bold>"
@@ -147,7 +147,7 @@ def test_markup_becomes_escape_sequences_or_nothing():
 
 
 def test_a_made_record_is_like_one_of_logurus():
-    """The same keys, the same types, the same colours of formatting."""
+    """A record built by us has the same keys, types and colour handling."""
     records = []
     handler = logger.add(lambda it: records.append(it.record))
     try:
@@ -162,8 +162,8 @@ def test_a_made_record_is_like_one_of_logurus():
     assert abs(ours["time"] - datetime.now(UTC)).total_seconds() < 60
 
 
-def test_the_words_of_rotation_mean_what_loguru_says(tmp_path):
-    """A size, an interval and a time of day."""
+def test_rotation_is_parsed_as_by_loguru(tmp_path):
+    """Rotation accepts a size, an interval and a time of day, as in loguru."""
     path = tmp_path / "job.log"
     path.write_text("x")
     now = loguru_internals.make_record("INFO", "", name="")["time"]
@@ -179,8 +179,8 @@ def test_the_words_of_rotation_mean_what_loguru_says(tmp_path):
         loguru_internals.rules(str(path), "often", None, None)
 
 
-def test_the_words_of_retention_and_compression_mean_what_loguru_says(tmp_path):
-    """A number of files to keep; a way to pack."""
+def test_retention_and_compression_are_parsed_as_by_loguru(tmp_path):
+    """Retention accepts a number of files, compression a format, as in loguru."""
     path = tmp_path / "job.log"
     rules = loguru_internals.rules(str(path), None, 1, "gz")
     old = tmp_path / "job.2026.log"
@@ -194,7 +194,7 @@ def test_the_words_of_retention_and_compression_mean_what_loguru_says(tmp_path):
 
 
 def test_a_full_file_gets_a_name_with_its_time(tmp_path):
-    """Which no file has yet."""
+    """The new name contains the time and is not taken by another file."""
     path = tmp_path / "job.log"
     path.write_text("x")
     first = loguru_internals.set_aside_name(str(path))
@@ -205,22 +205,22 @@ def test_a_full_file_gets_a_name_with_its_time(tmp_path):
 
 
 def test_a_path_may_hold_the_time(tmp_path):
-    """And no other braces."""
+    """A path may contain `{time}` and no other braces."""
     assert loguru_internals.path_now(str(tmp_path / "{time:YYYY}.log")).startswith(str(tmp_path / "2"))
     with pytest.raises(KeyError):
         loguru_internals.path_now("{bad}.log")
 
 
 def test_the_methods_call_log_with_the_level_and_the_options():
-    """`_log(level, from_decorator, options, message, args, kwargs)`, and nine options."""
+    """Contract of `_log(level, from_decorator, options, message, args, kwargs)` with nine options."""
     parameters = list(inspect.signature(type(logger)._log).parameters)
     assert parameters == ["self", "level", "from_decorator", "options", "message", "args", "kwargs"]
     raw = logger.opt(exception=True, depth=2, record=True, lazy=True, colors=True, raw=True, capture=False)
     assert raw._options == (True, 2, True, True, True, True, False, [], {})
 
 
-def test_the_methods_are_the_ones_that_loguru_has():
-    """Ours do the same, so theirs must go on doing just that."""
+def test_the_methods_are_those_of_loguru():
+    """Our methods copy the source of loguru's, which must not change."""
     source = inspect.getsource(type(logger).info)
     assert '__self._log("INFO", False, __self._options, __message, args, kwargs)' in source
     assert "options = (True,) + __self._options[1:]" in inspect.getsource(type(logger).exception)
@@ -229,15 +229,15 @@ def test_the_methods_are_the_ones_that_loguru_has():
     )
 
 
-def test_the_lines_that_format_the_message_are_known():
-    """By these words `braces` tells a fault of the message from any other."""
+def test_the_source_lines_that_format_the_message_are_as_expected():
+    """`braces` recognizes formatting errors by these source lines."""
     source = inspect.getsource(type(logger)._log)
     for words in ("message.format(*args, **kwargs)", '"message": str(message),', "Colorizer.prepare_message("):
         assert source.count(words) == 1
 
 
 def test_a_logger_travels_without_its_handlers():
-    """`Logger(core, *options)`, `_options`; what was bound comes along, and it logs to whatever is there."""
+    """Contract of `Logger(core, *options)` and `_options`: bound values travel, and the handlers are the target's."""
     lines = []
     handler = logger.add(lines.append, format="{extra[fold]} {message}")
     give_back = loguru_internals.let_travel()
@@ -251,8 +251,8 @@ def test_a_logger_travels_without_its_handlers():
     assert not {"__reduce__", "__deepcopy__"} & set(vars(type(logger)))
 
 
-def test_a_deep_copy_is_independent_and_has_no_handler_of_ours(no_handlers):
-    """`_core`, `Core.__getstate__`; handlers of the job are copied, two references to one logger stay one."""
+def test_a_deep_copy_is_independent_and_without_our_handlers(no_handlers):
+    """Contract of `_core` and `Core.__getstate__`: the job's handlers are copied, and shared references stay shared."""
     lines, of_copy, of_ours = [], [], []
     logger.add(lines.append, format="{extra[fold]} {message}", level="INFO")
     loguru_internals.adopt(logger.add(of_ours.append, format="{message}", level="DEBUG"))
@@ -296,15 +296,15 @@ if __name__ == "__main__":
 """
 
 
-def test_a_logger_that_is_handed_to_a_spawned_process_keeps_the_handlers_that_can_go_there(run_python, tmp_path):
-    """Those with `enqueue=True`, as loguru's documentation has it: their lines come back to the parent."""
+def test_a_logger_sent_to_a_spawned_process_keeps_the_handlers_that_can_be_pickled(run_python, tmp_path):
+    """As in loguru's documentation, lines of handlers with `enqueue=True` come back to the parent."""
     path = tmp_path / "job.py"
     path.write_text(SPAWN)
     assert run_python(str(path), "queued") == (0, "child\nend 0\n", "")
 
 
-def test_a_handler_that_cannot_be_sent_to_a_spawned_process_stays_at_home(run_python, tmp_path):
-    """Loguru alone refuses to start the process; here the child has loguru's own handler."""
+def test_a_handler_that_cannot_be_pickled_stays_in_the_parent(run_python, tmp_path):
+    """Loguru alone cannot start the process; with us, the child has loguru's default handler."""
     path = tmp_path / "job.py"
     path.write_text(SPAWN)
     status, out, err = run_python(str(path))
@@ -313,7 +313,7 @@ def test_a_handler_that_cannot_be_sent_to_a_spawned_process_stays_at_home(run_py
 
 
 def test_a_handler_is_pickled_without_its_sink_if_it_has_a_queue():
-    """`Handler.__getstate__`."""
+    """Contract of `Handler.__getstate__`."""
     number = logger.add(lambda _: None, enqueue=True)
     try:
         handler = logger._core.handlers[number]
@@ -323,8 +323,8 @@ def test_a_handler_is_pickled_without_its_sink_if_it_has_a_queue():
         logger.remove(number)
 
 
-def test_the_sinks_of_logging_and_of_asyncio_are_known():
-    """`StandardSink._handler`, `AsyncSink._tasks`, `Handler._sink`, `Handler._thread`."""
+def test_the_sinks_of_logging_and_of_asyncio_are_recognized():
+    """Contract of `StandardSink._handler`, `AsyncSink._tasks`, `Handler._sink` and `Handler._thread`."""
 
     async def sink(_):
         inside.append(loguru_internals.is_inside_a_sink())
@@ -351,7 +351,7 @@ def test_the_sinks_of_logging_and_of_asyncio_are_known():
 
 
 def test_the_failure_of_a_coroutine_sink_names_the_module_of_the_sinks():
-    """`check_exception` is in its traceback, with `catch=False`."""
+    """With `catch=False`, `check_exception` is in the traceback."""
     found = []
 
     async def fail(_):
@@ -373,13 +373,13 @@ def test_the_failure_of_a_coroutine_sink_names_the_module_of_the_sinks():
     assert not loguru_internals.comes_from_a_sink((ValueError, ValueError(), None))
 
 
-def test_all_handlers_but_those_of_ours_are_removed(no_handlers):
-    """`Logger.remove(handler_id=None)` of the process's own logger, which is what `configure` calls, too."""
+def test_all_handlers_but_ours_are_removed(no_handlers):
+    """Contract of `Logger.remove(handler_id=None)` of the process's logger, which `configure` also calls."""
     lines, calls = [], []
     undo = loguru_internals.keep_on_removal(lambda: calls.append(list(logger._core.handlers)))
     try:
         logger.remove()
-        assert calls == []  # nothing of ours was there
+        assert calls == []  # no handler of ours was installed
         logger.add(lines.append)
         ours = logger.add(lines.append, format="{message}", level="INFO")
         loguru_internals.adopt(ours)
@@ -399,7 +399,7 @@ def test_all_handlers_but_those_of_ours_are_removed(no_handlers):
 
 
 def test_parts_of_a_record_are_made_as_loguru_makes_them():
-    """`RecordThread`, `RecordProcess`, and a time that loguru can format."""
+    """Contract of `RecordThread`, `RecordProcess`, and a time that loguru can format."""
     made = loguru_internals.make_record("INFO", "hello", name="me")
     assert (loguru_internals.record_thread(1, "one").id, loguru_internals.record_process(2, "two").name) == (1, "two")
     time = loguru_internals.record_time(1e9, made["time"])
@@ -409,7 +409,7 @@ def test_parts_of_a_record_are_made_as_loguru_makes_them():
 
 @pytest.mark.parametrize("thread", [None, 1])
 def test_a_record_of_logging_is_logged_as_loguru_would(no_handlers, monkeypatch, thread):
-    """All that `Logger._log` does apart from looking for the caller, so that we must not miss what a loguru adds."""
+    """Our call repeats `Logger._log` except looking up the caller, so changes in loguru must be noticed."""
     records = []
     logger.add(lambda it: records.append(it.record), level="DEBUG")
     source = logging.LogRecord("lib.part", 25, "/lib/part.py", 7, "hello", None, None, "work")
@@ -434,12 +434,12 @@ def test_a_record_of_logging_is_logged_as_loguru_would(no_handlers, monkeypatch,
 
 
 def vars_of(part):
-    """Return the attributes of a part of a record, to compare it with another one."""
+    """Return the attributes of a part of a record, for comparison."""
     return {name: getattr(part, name) for name in type(part).__slots__} if hasattr(type(part), "__slots__") else part
 
 
 def test_a_handler_takes_a_record_with_the_number_of_its_level():
-    """`Handler.emit(record, level_id, from_decorator, is_raw, colored_message)`, called so by `Logger._log`."""
+    """Contract of `Handler.emit(record, level_id, from_decorator, is_raw, colored_message)` as `_log` calls it."""
     number = logger.add(lambda _: None)
     try:
         parameters = list(inspect.signature(logger._core.handlers[number].emit).parameters)
@@ -452,7 +452,7 @@ def test_a_handler_takes_a_record_with_the_number_of_its_level():
 
 
 def test_a_name_that_loguru_has_disabled_is_silent(no_handlers):
-    """`Core.activation_list`: names with their dot, the longest first."""
+    """Contract of `Core.activation_list`: names end with a dot, the longest first."""
     lines = []
     logger.add(lines.append, format="{name}")
     logger.disable("lib")
@@ -466,7 +466,7 @@ def test_a_name_that_loguru_has_disabled_is_silent(no_handlers):
 
 
 def test_the_representation_of_a_logger_shows_its_handlers(run_python):
-    """It formats levels as integers, that of the handler that is set aside included."""
+    """Loguru formats levels as integers, also that of the silenced default handler."""
     code = """
 from loguru import logger
 from autogen_team._logs import loguru_internals

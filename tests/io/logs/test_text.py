@@ -1,4 +1,4 @@
-"""Lines of text: formats, times, what is missing, and what data cannot do to them."""
+"""Lines of text: formats, times, missing values, and protection against data."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from autogen_team._process import run_events
     ],
 )
 def test_a_line_looks_as_loguru_makes_it(template):
-    """Compared with loguru's own handler, for the same record."""
+    """A line equals that of loguru's own handler for the same record."""
     lines, records = [], []
     handler = logger.add(lambda it: (lines.append(str(it)), records.append(it.record)), format=template, colorize=False)
     try:
@@ -41,7 +41,7 @@ def test_a_line_looks_as_loguru_makes_it(template):
 
 @given(st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))])))
 def test_the_common_time_is_shown_as_loguru_does(moment):
-    """For any moment, in any order: the second that is remembered is never another's."""
+    """For any times in any order, the cached text of a second is never used for another second."""
     record = loguru_internals.make_record("INFO", "", name="")
     time = type(record["time"]).combine(moment.date(), moment.timetz())
     shown = test_the_common_time_is_shown_as_loguru_does.shown
@@ -52,15 +52,15 @@ test_the_common_time_is_shown_as_loguru_does.shown = text.CommonTime()
 
 
 def test_a_bound_value_that_is_missing_is_empty(start, capsys):
-    """Whatever the format does with it."""
+    """The format may access attributes, items and specifications of a missing value."""
     start(format="[{extra[run_id]}|{extra[loss]:.3f}|{extra[a][b].c!s:>3}] {message}")
     logger.info("hello")
     logger.bind(run_id="1", loss=0.5).info("bound")
     assert capsys.readouterr().err == "[||   ] hello\n[1|0.500|   ] bound\n"
 
 
-def test_the_run_is_in_the_line_if_the_format_asks(start, capsys):
-    """Empty outside a run."""
+def test_the_run_is_in_the_line_if_the_format_contains_it(start, capsys):
+    """Outside a run the field is empty."""
     start(format="{extra[run_id]}|{message}")
     logger.info("outside")
     restore = run_events.set_source(lambda: {"run_id": "1"})
@@ -72,8 +72,8 @@ def test_the_run_is_in_the_line_if_the_format_asks(start, capsys):
     assert capsys.readouterr().err == "|outside\n1|inside\nmine|bound\n"
 
 
-def test_facts_do_not_reach_the_handlers_of_others(start):
-    """What loguru's record holds stays as the job has made it."""
+def test_facts_do_not_reach_the_handlers_of_the_job(start):
+    """Loguru's record stays as the job made it."""
     start(format="{extra[run_id]}|{message}")
     records = []
     mine = logger.add(lambda it: records.append(it.record), level="INFO")
@@ -87,15 +87,15 @@ def test_facts_do_not_reach_the_handlers_of_others(start):
 
 
 def test_data_cannot_forge_a_line(start, capsys):
-    """What follows a line break in the data is indented, so only real lines begin at the margin."""
+    """Text after a line break in the data is indented, so only real lines begin at the margin."""
     start(format="{level} {message}")
     logger.bind(user="x").info("user {}", "bob\nERROR forged\r\nERROR again")
     logger.info("next")
     assert capsys.readouterr().err == "INFO user bob\n    ERROR forged\\r\n    ERROR again\nINFO next\n"
 
 
-def test_data_cannot_paint_the_terminal(start, monkeypatch):
-    """Not even where colours are on: only those of the format reach it."""
+def test_data_cannot_colour_the_terminal(start, monkeypatch):
+    """Only the format's colours reach the terminal, even if colours are enabled."""
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -111,7 +111,7 @@ def test_data_cannot_paint_the_terminal(start, monkeypatch):
 
 
 def test_a_traceback_keeps_its_colours_on_a_terminal(start, monkeypatch):
-    """Loguru's colours of code are for people."""
+    """Loguru's coloured source code is kept."""
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -123,8 +123,8 @@ def test_a_traceback_keeps_its_colours_on_a_terminal(start, monkeypatch):
     assert "\x1b[31m\x1b[1mValueError\x1b[0m" in terminal.getvalue()
 
 
-def test_a_message_may_have_markup_of_its_own(start, monkeypatch):
-    """`opt(colors=True)`; after it the colours around it go on, and elsewhere it is plain."""
+def test_a_message_can_have_its_own_markup(start, monkeypatch):
+    """After markup with `opt(colors=True)` the surrounding colours resume; without colours, markup is removed."""
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -136,8 +136,8 @@ def test_a_message_may_have_markup_of_its_own(start, monkeypatch):
     assert terminal.getvalue() == "\x1b[32ma \x1b[31mb\x1b[0m\x1b[32m c\\x07\x1b[0m!\na b c!\n"
 
 
-def test_a_level_keeps_the_colour_that_it_is_given(start, monkeypatch):
-    """Levels may be changed and added at any time."""
+def test_a_level_keeps_its_colour(start, monkeypatch):
+    """Levels can be changed and added at any time."""
     terminal = io.StringIO()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -156,7 +156,7 @@ def test_a_level_keeps_the_colour_that_it_is_given(start, monkeypatch):
 
 
 def test_a_traceback_is_readable_and_indented(start, capsys):
-    """It cannot be taken for lines of the log."""
+    """A traceback cannot be mistaken for lines of the log."""
     start(format="{level} {message}")
     try:
         raise ValueError("bad\nshape")
@@ -169,14 +169,14 @@ def test_a_traceback_is_readable_and_indented(start, capsys):
 
 
 def test_a_lone_surrogate_is_written_escaped(start, tmp_path):
-    """UTF-8 cannot hold it, and a line is not lost for it."""
+    """UTF-8 cannot encode it, and the line is not lost."""
     start(sink=str(tmp_path / "job.log"), format="{message}")
     logger.info("lone \ud800")
     assert (tmp_path / "job.log").read_text() == "lone \\ud800\n"
 
 
 def test_common_characters_stay_as_they_are(start, tmp_path):
-    """Tabs, accents, emoji with joiners, non-breaking spaces."""
+    """Tabs, accents, emoji with joiners and non-breaking spaces stay."""
     message = "tab\there é 日本 👩\u200d💻 a\xa0b"
     start(sink=str(tmp_path / "job.log"), format="{message}")
     logger.info(message)
@@ -193,8 +193,8 @@ class Failing:
 
 
 @pytest.mark.parametrize("colour", ["0", "1"])
-def test_a_value_that_fails_in_the_format_costs_no_line(start, capsys, monkeypatch, colour):
-    """The line says so, and holds the message and the traceback."""
+def test_a_value_that_fails_in_the_format_loses_no_line(start, capsys, monkeypatch, colour):
+    """The line states the error, and contains the message and the traceback."""
     if colour == "1":
         monkeypatch.setenv("FORCE_COLOR", "1")
     start(format="{extra[it]} {message}")
@@ -209,7 +209,7 @@ def test_a_value_that_fails_in_the_format_costs_no_line(start, capsys, monkeypat
 
 
 def test_a_record_that_a_patch_has_broken_is_still_a_line(start, capsys):
-    """Loguru hands records to patches of the job, which may do anything."""
+    """Patches of the job may change a record in any way."""
     start(format="{module} {message}")
     logger.patch(lambda record: record.pop("module")).info("kept")
     assert "kept" in capsys.readouterr().err
@@ -217,7 +217,7 @@ def test_a_record_that_a_patch_has_broken_is_still_a_line(start, capsys):
 
 @given(st.text(st.characters(codec=None)))
 def test_safe_text_has_no_control_characters_and_no_line_at_the_margin(data):
-    """For any text."""
+    """Any text becomes indented lines without control characters."""
     safe = text.make_safe(data)
     first, *rest = safe.split("\n")
     assert all(not line or line.startswith("    ") for line in rest)

@@ -1,4 +1,4 @@
-"""What nobody catches is in the log; the hooks that were there are called and come back."""
+"""Uncaught exceptions are in the log; earlier hooks are called and restored."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Owner:
 
 
 def run_thread(target, name="loader"):
-    """Run a thread to its end."""
+    """Run a thread until it ends."""
     thread = threading.Thread(target=target, name=name)
     thread.start()
     thread.join()
 
 
 def raise_value_error():
-    """Fail."""
+    """Raise ValueError."""
     raise ValueError("in a thread")
 
 
 @pytest.fixture
 def quiet():
-    """Put hooks of the job's own in place, and return what they are called with."""
+    """Install hooks of the job, and return the list of their calls."""
     before = sys.excepthook, threading.excepthook, sys.unraisablehook
     seen = []
     sys.excepthook = lambda *args: seen.append(args[0])
@@ -41,7 +41,7 @@ def quiet():
 
 
 def test_an_uncaught_exception_is_in_the_log(run_python, script, tmp_path):
-    """With its traceback; the process ends as ever."""
+    """The log has the traceback, and the process ends with its usual status."""
     code = script('raise ValueError("wrong")', sink=str(tmp_path / "job.log"), uncaught=True)
     status, _, err = run_python(code)
     text = (tmp_path / "job.log").read_text()
@@ -52,7 +52,7 @@ def test_an_uncaught_exception_is_in_the_log(run_python, script, tmp_path):
 
 
 def test_on_stderr_the_traceback_is_shown_once(run_python, script):
-    """And masked, which the interpreter's own hook would not do."""
+    """The traceback is masked, which the interpreter's own hook would not do."""
     secret = "correct-" + "horse-battery"
     body = f"raise ValueError({secret!r})"
     status, _, err = run_python(script(body, uncaught=True, redact=True), DEPLOY_TOKEN=secret)
@@ -61,8 +61,8 @@ def test_on_stderr_the_traceback_is_shown_once(run_python, script):
     assert secret not in err
 
 
-def test_ctrl_c_is_no_failure(run_python, script, tmp_path):
-    """Nor is the end by `sys.exit`."""
+def test_ctrl_c_is_not_a_failure(run_python, script, tmp_path):
+    """Neither Ctrl-C nor `sys.exit` is logged."""
     for body, expected in (("raise KeyboardInterrupt", -2), ("raise SystemExit(3)", 3)):
         path = tmp_path / f"{expected}.log"
         status, _, _ = run_python(script(body, sink=str(path), uncaught=True))
@@ -70,7 +70,7 @@ def test_ctrl_c_is_no_failure(run_python, script, tmp_path):
 
 
 def test_a_failing_thread_is_in_the_log(quiet, start, capsys):
-    """By its name; the hook before ours is called."""
+    """The line has the thread's name, and the earlier hook is called."""
     start(uncaught=True)
     run_thread(raise_value_error)
     err = capsys.readouterr().err
@@ -79,8 +79,8 @@ def test_a_failing_thread_is_in_the_log(quiet, start, capsys):
     assert quiet == [ValueError]
 
 
-def test_a_thread_that_exits_is_not(quiet, start, capsys):
-    """`sys.exit` in a thread ends it in silence."""
+def test_a_thread_that_exits_is_not_logged(quiet, start, capsys):
+    """`sys.exit` ends a thread silently."""
     start(uncaught=True)
     run_thread(lambda: sys.exit(1))
     assert capsys.readouterr().err == ""
@@ -88,8 +88,8 @@ def test_a_thread_that_exits_is_not(quiet, start, capsys):
 
 
 def test_a_failing_finalizer_is_in_the_log(quiet, start, capsys):
-    """Which can raise to nobody."""
-    gc.collect()  # what tests before have left may have finalizers that fail, too
+    """An exception in a finalizer cannot be raised to a caller."""
+    gc.collect()  # objects of earlier tests may have failing finalizers
     start(uncaught=True)
     owner = Owner()
     del owner
@@ -102,7 +102,7 @@ def test_a_failing_finalizer_is_in_the_log(quiet, start, capsys):
 
 
 def test_an_exception_in_the_main_thread_calls_the_hook_before_ours(quiet, start, capsys):
-    """Whatever it is."""
+    """The earlier hook is called for any exception."""
     start(uncaught=True)
     for error in (ValueError("wrong"), KeyboardInterrupt()):
         sys.excepthook(type(error), error, None)
@@ -110,8 +110,8 @@ def test_an_exception_in_the_main_thread_calls_the_hook_before_ours(quiet, start
     assert quiet == [ValueError, KeyboardInterrupt]
 
 
-def test_hooks_that_somebody_has_put_before_ours_stay(quiet, start):
-    """Stopping gives back only what is ours, and ours, if somebody keeps it, only passes on."""
+def test_hooks_installed_after_ours_stay(quiet, start):
+    """`stop` restores only hooks that are still ours; ours, if still called, call the earlier ones."""
     stop = start(uncaught=True)
     ours = sys.excepthook, threading.excepthook, sys.unraisablehook
     theirs = [lambda *_: None for _ in ours]
@@ -125,7 +125,7 @@ def test_hooks_that_somebody_has_put_before_ours_stay(quiet, start):
 
 
 def test_hooks_are_not_doubled(quiet, start, capsys):
-    """By two services that run at once."""
+    """With two services, each logs an exception once, and the earlier hook is called once."""
     start(uncaught=True)
     start(uncaught=True, sink="stdout")
     run_thread(raise_value_error)
@@ -136,7 +136,7 @@ def test_hooks_are_not_doubled(quiet, start, capsys):
 
 @pytest.mark.parametrize("intercept", [True, False])
 def test_a_failing_task_is_in_the_log_once(run_python, script, intercept):
-    """Of which nobody has asked the result; with interception of libraries and without."""
+    """The failure of a task that is never awaited is logged once, with and without interception of libraries."""
     body = """
 import asyncio, gc
 async def fail():
@@ -154,7 +154,7 @@ asyncio.run(job())
 
 
 def test_a_sink_that_raises_does_not_hide_the_exception(run_python, script):
-    """With catch=False; the hook before ours has its turn."""
+    """With `catch=False`, the earlier hook is still called."""
     body = 'sys.stderr.close()\nsys.stderr = open(2, "w", closefd=False)\nraise ValueError("wrong")'
     status, _, err = run_python(script(body, uncaught=True, catch=False, sink="/dev/full"))
     assert status == 1
@@ -162,7 +162,7 @@ def test_a_sink_that_raises_does_not_hide_the_exception(run_python, script):
 
 
 def test_an_object_without_a_name_is_named(quiet, start, capsys):
-    """Whose repr fails, in a hook that must not."""
+    """If the object's repr fails, the hook does not."""
 
     class Unshowable:
         def __repr__(self):
@@ -176,15 +176,15 @@ def test_an_object_without_a_name_is_named(quiet, start, capsys):
     assert "ERROR|exception ignored in: a Unshowable" in capsys.readouterr().err
 
 
-def test_a_traceback_is_shown_though_all_handlers_are_gone(run_python, script):
-    """A script that has removed them still says why it ends."""
+def test_a_traceback_is_printed_without_any_handlers(run_python, script):
+    """A script that has removed all handlers still prints its traceback."""
     status, _, err = run_python(script('logger.remove()\nraise ValueError("wrong")', uncaught=True))
     assert status == 1
     assert err.count("ValueError: wrong") == 1
 
 
 def test_asyncio_is_forwarded_once_by_two_services(start, capsys):
-    """One that takes in all libraries, and one that does not, in any order."""
+    """Two services log asyncio's errors once, if only one intercepts libraries, in any order."""
     for order in ([True, False], [False, True]):
         stops = [start(uncaught=True, intercept=intercept) for intercept in order]
         logging.getLogger("asyncio").error("Task exception was never retrieved")

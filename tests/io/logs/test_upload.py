@@ -1,4 +1,4 @@
-"""Bringing a growing folder to a run: often at first, cheaply always, completely at the end."""
+"""Upload a growing folder to a run: often at first, at little cost, completely at the end."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ class Writer:
 
     @property
     def path(self):
-        """The present file."""
+        """The path of the current file."""
         return self.folder / f"{self.stem}_{self.number:04d}.log"
 
     def begin_segment(self):
-        """Begin the next one."""
+        """Begin the next file."""
         self.number += 1
 
     def write(self, size):
-        """Append so many bytes."""
+        """Append that many bytes."""
         with self.path.open("ab") as file:
             file.write(b"x" * size)
 
@@ -43,7 +43,7 @@ def writer(tmp_path):
 
 @pytest.fixture
 def bring(writer):
-    """Return an upload that is driven by hand, and what it has brought."""
+    """Return an upload that the test drives step by step; it records uploaded files."""
     brought = {}
     total = []
 
@@ -58,7 +58,7 @@ def bring(writer):
 
 
 def test_the_pause_grows_from_a_second_to_half_a_minute():
-    """Metaflow's curve."""
+    """The pause follows Metaflow's curve."""
     pauses = [upload.pause(age) for age in range(0, 4000, 10)]
     assert pauses == sorted(pauses)
     assert pauses[0] < 1.01
@@ -67,16 +67,16 @@ def test_the_pause_grows_from_a_second_to_half_a_minute():
     assert upload.pause(10**9) == 31
 
 
-def test_a_short_log_is_brought_whenever_it_has_grown(bring, writer):
-    """And not when it has not."""
+def test_a_short_log_is_uploaded_whenever_it_has_grown(bring, writer):
+    """A short log is uploaded only if it has grown."""
     for size in (10, 20, 20, 25):
         writer.write(size - sum(it.stat().st_size for it in writer.folder.glob("*")))
         bring._look(final=False)
     assert bring.total == [10, 20, 25]
 
 
-def test_a_gigabyte_of_log_is_not_brought_twice(bring, writer, monkeypatch):
-    """Scaled down a thousandfold: whatever the pace of the log, the way is less than twice its length."""
+def test_a_gigabyte_of_log_is_not_uploaded_twice(bring, writer, monkeypatch):
+    """Scaled down by a thousand: at any growth rate, less than twice the length of the log is uploaded."""
     monkeypatch.setattr(upload, "SLACK", 8 * 2**10)
     monkeypatch.setattr(upload, "WORTH", 64)
     for pace in (10, 300, 5_000, 100, 40_000):
@@ -91,8 +91,8 @@ def test_a_gigabyte_of_log_is_not_brought_twice(bring, writer, monkeypatch):
     assert writer.number < 500
 
 
-def test_files_of_other_processes_are_brought_when_they_have_doubled(bring, writer):
-    """And completely at the end."""
+def test_files_of_other_processes_are_uploaded_when_they_have_doubled(bring, writer):
+    """At the end they are uploaded completely."""
     other = writer.folder / "host-2.log"
     for size in (10, 15, 20, 39):
         other.write_bytes(b"x" * size)
@@ -102,8 +102,8 @@ def test_files_of_other_processes_are_brought_when_they_have_doubled(bring, writ
     assert bring.brought == {"host-2.log": 39}
 
 
-def test_closed_files_are_brought_once(bring, writer):
-    """The writer will not touch them again."""
+def test_closed_files_are_uploaded_once(bring, writer):
+    """The writer does not change them again."""
     writer.write(100)
     writer.begin_segment()
     writer.write(10)
@@ -113,7 +113,7 @@ def test_closed_files_are_brought_once(bring, writer):
 
 
 def test_without_threads_the_log_stays_on_disk(bring, writer, monkeypatch):
-    """At the end of the interpreter none can be started."""
+    """At the interpreter's exit no thread can be started."""
 
     def refuse(_):
         raise RuntimeError("can't start new thread")
@@ -126,7 +126,7 @@ def test_without_threads_the_log_stays_on_disk(bring, writer, monkeypatch):
 
 
 def test_files_that_have_grown_meanwhile_are_not_removed(bring, writer):
-    """A worker that outlives the run still writes to its own."""
+    """A worker that outlives the run still writes its file."""
     writer.write(10)
     bring._look(final=True)
     writer.write(1)
@@ -135,7 +135,7 @@ def test_files_that_have_grown_meanwhile_are_not_removed(bring, writer):
 
 
 def test_a_long_log_is_written_in_segments(tmp_path, monkeypatch):
-    """So that each is brought once; their names sort in order."""
+    """Each segment is uploaded once; the names of segments sort in order."""
     monkeypatch.setattr(runlog, "SEGMENT", 100)
 
     def attach(path, folder):

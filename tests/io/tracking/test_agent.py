@@ -1,4 +1,4 @@
-"""The agent: one process that ships the journals of all jobs of a state folder, from outside of them."""
+"""The agent: one process that ships the journals of all jobs of a state folder."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from autogen_team._spool import index
 pytestmark = pytest.mark.usefixtures("fresh_agents")
 
 KILLS = int(os.environ.get("KILLS", "5"))
-"""Rounds of kills; `make test-kills` makes 200."""
+"""Rounds of kills; `make test-kills` runs 200."""
 SMALL = 45
-"""Megabytes that an agent for a server may keep resident."""
+"""Memory limit in megabytes of an agent that ships to a server."""
 
 AT_ONCE = """
 from autogen_team._capture import write_behind
@@ -59,7 +59,7 @@ with GlobalContext(**services) as context, context.run("job", log_system_metrics
 
 @pytest.fixture
 def start_job(start_python, store_uri):
-    """Return a function that starts a job that hands its journal over at once, and returns it and the id of its run."""
+    """Return a function that starts a job that hands over to the agent at once; it returns process and run id."""
 
     def start(body: str = "pass", **environment: str):
         process = start_python("-c", AT_ONCE + JOB.replace("BODY", body), **environment)
@@ -84,13 +84,13 @@ def agents(tmp_path):
 
 
 def steps(uri: str, run_id: str) -> list[int]:
-    """Return the steps of the metric of the job, as the store has them."""
+    """Return the steps of the job's metric in the store."""
     return sorted(metric.step for metric in mlflow.MlflowClient(uri).get_metric_history(run_id, "loss"))
 
 
 @pytest.mark.parametrize("store", ["store_uri", "postgres_uri", "mlflow_server"])
-def test_the_agent_ships_what_a_job_logs(start_python, request, store):
-    """From where the job's own thread has come to; the job ends with everything in the store."""
+def test_the_agent_ships_the_journal_of_a_job(start_python, request, store):
+    """The agent continues where the job's thread stopped; when the job ends, all its items are in the store."""
     uri = request.getfixturevalue(store)
     job = start_python(
         "-c", AT_ONCE + JOB.replace("BODY", "if is_shipped and n % 100 == 0: break"), MLFLOW_TRACKING_URI=uri
@@ -107,7 +107,7 @@ def test_the_agent_ships_what_a_job_logs(start_python, request, store):
 
 
 def test_jobs_share_an_agent(start_job, agents):
-    """Which is gone when the last of them has ended."""
+    """One agent ships for two jobs at once."""
     first, _ = start_job()
     first.wait_for("shipped by the agent")
     second, _ = start_job()
@@ -117,7 +117,7 @@ def test_jobs_share_an_agent(start_job, agents):
 
 
 def test_a_small_agent_ships_to_a_server(start_python, mlflow_server, agents):
-    """It loads no MLflow for that."""
+    """An agent that ships to a server does not import MLflow."""
     job = start_python("-c", AT_ONCE + JOB.replace("BODY", "pass"), MLFLOW_TRACKING_URI=mlflow_server)
     job.wait_for("shipped by the agent")
     (agent,) = agents()
@@ -126,7 +126,7 @@ def test_a_small_agent_ships_to_a_server(start_python, mlflow_server, agents):
 
 
 def test_an_agent_that_is_killed_is_started_again(start_job, agents, store_uri, wait_until):
-    """The job ships until the next one is ready; nothing is lost."""
+    """The job ships until the next agent is ready, and nothing is lost."""
     job, run_id = start_job("if len(sys.argv) > 9: break")
     job.wait_for("shipped by the agent")
     (agent,) = agents()
@@ -144,7 +144,7 @@ def test_an_agent_that_is_killed_is_started_again(start_job, agents, store_uri, 
 
 
 def test_an_agent_that_is_killed_while_it_prepares_is_replaced(start_job, agents, wait_until):
-    """The next one is asked again, else the job would wait for an answer for ever."""
+    """A new agent is requested, because the job would otherwise wait for an answer forever."""
     job, _ = start_job("if len(sys.argv) > 9: break")
     wait_until(agents)
     for agent in agents():
@@ -154,7 +154,7 @@ def test_an_agent_that_is_killed_while_it_prepares_is_replaced(start_job, agents
 
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_kills_at_any_moment_lose_nothing(start_job, agents, store_uri, state_is_empty, seed, run_python, wait_until):
-    """Of the agent, of the job, or of both; what neither has shipped, `recover` does."""
+    """The agent, the job or both are killed; `recover` ships the rest."""
     run_id, acknowledged = _kill_at_any_moment(random.Random(seed), start_job, agents)
     run_python("-m", "autogen_team", "recover")
     wait_until(state_is_empty)
@@ -173,7 +173,7 @@ def test_kills_at_any_moment_lose_nothing(start_job, agents, store_uri, state_is
 
 @pytest.fixture
 def state_is_empty(tmp_path):
-    """Return a function that tells whether no journal is left."""
+    """Return a function that returns whether no journal is left."""
     return lambda: index.find(tmp_path / "state") == []
 
 
@@ -184,7 +184,7 @@ def run_log(client: mlflow.MlflowClient, run_id: str) -> str:
 
 
 def _kill_at_any_moment(dice: random.Random, start_job, agents) -> tuple[str, int]:
-    """Return the id of the run, and the number of the last step that the job has acknowledged."""
+    """Kill some of the processes at random moments; return the run's id and the last acknowledged step."""
     job, run_id = start_job()
     if dice.random() < 0.7:
         job.wait_for("shipped by the agent")
@@ -201,8 +201,8 @@ def _kill_at_any_moment(dice: random.Random, start_job, agents) -> tuple[str, in
     return run_id, int(re.findall(r"acknowledged (\d+)\n", last + out)[-1])
 
 
-def test_a_job_that_closes_what_it_has_inherited_is_shipped_on(start_job, agents, store_uri, wait_until):
-    """A daemon closes all its descriptors, the connection to the agent too; its death is noticed all the same."""
+def test_a_job_that_closes_its_descriptors_is_still_shipped(start_job, agents, store_uri, wait_until):
+    """A daemon closes all descriptors, including the connection to the agent; its death is still noticed."""
     job, run_id = start_job("if n == 50: os.closerange(3, 256)")
     for _ in range(20):
         job.wait_for("acknowledged")
@@ -214,8 +214,8 @@ def test_a_job_that_closes_what_it_has_inherited_is_shipped_on(start_job, agents
     assert found == list(range(len(found)))
 
 
-def test_artifacts_do_not_take_the_journal_from_the_agent(start_python, make_server, store_uri):
-    """Files of an outage wait beside the journal, and arrive with it."""
+def test_artifacts_do_not_keep_the_agent_from_shipping(start_python, make_server, store_uri):
+    """Files logged in an outage wait beside the journal, and are uploaded later."""
     server = make_server(store_uri)
     body = (
         "if n == 100: print('go', flush=True)\n"
@@ -238,8 +238,8 @@ def test_artifacts_do_not_take_the_journal_from_the_agent(start_python, make_ser
     assert found == list(range(len(found)))
 
 
-def test_what_a_job_leaves_is_delivered_once_its_server_is_back(start_python, make_server, store_uri, wait_until):
-    """The agent outlives the job, and tries again; nobody has to do anything."""
+def test_the_rest_of_a_job_is_delivered_once_its_server_is_back(start_python, make_server, store_uri, wait_until):
+    """The agent outlives the job and retries, so the user need not do anything."""
     server = make_server(store_uri)
     job = start_python(
         "-c",
@@ -260,7 +260,7 @@ def test_what_a_job_leaves_is_delivered_once_its_server_is_back(start_python, ma
 
 
 class _Echo(http.server.BaseHTTPRequestHandler):
-    """Keeps the headers of each request."""
+    """A request handler that records the headers of each request."""
 
     def do_POST(self) -> None:
         """Answer as MLflow does."""
@@ -272,12 +272,12 @@ class _Echo(http.server.BaseHTTPRequestHandler):
         self.wfile.write(b"{}")
 
     def log_message(self, *_: object) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 @pytest.fixture
 def echo():
-    """Return a server that keeps the headers of the requests that it gets, in `heard`."""
+    """Return a server that records the headers of requests in `heard`."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Echo) as server:
         server.heard = []
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -296,7 +296,7 @@ def echo():
     ids=lambda given: "-".join(given) or "none",
 )
 def test_the_agent_sends_the_headers_that_mlflow_sends(echo, monkeypatch, environment):
-    """They are worked out in the job, from MLflow's own settings."""
+    """The job computes the headers from MLflow's own settings."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     uri = f"http://127.0.0.1:{echo.server_port}"
@@ -312,7 +312,7 @@ def test_the_agent_sends_the_headers_that_mlflow_sends(echo, monkeypatch, enviro
 
 
 def test_a_socket_can_have_a_long_path(tmp_path):
-    """Longer than the 108 bytes that the system takes for the address of a socket."""
+    """The path may exceed the 108 bytes that the system allows for a socket's address."""
     place = tmp_path / ("x" * 120)
     place.mkdir()
     with agent_link.listen(place), agent_link.connect(place):
@@ -320,7 +320,7 @@ def test_a_socket_can_have_a_long_path(tmp_path):
 
 
 def test_a_job_without_an_agent_ships_by_itself(start_python, store_uri):
-    """Where no process can be started, say."""
+    """If no process can be started, for example, the job's thread ships."""
     job = start_python(
         "-c",
         AT_ONCE
@@ -338,7 +338,7 @@ def test_a_job_without_an_agent_ships_by_itself(start_python, store_uri):
 
 
 def test_the_state_folder_holds_no_secret(start_python, mlflow_server, tmp_path):
-    """Credentials are told over the socket, and are never on disk."""
+    """Credentials are sent over the socket and never written to disk."""
     job = start_python(
         "-c",
         AT_ONCE + JOB.replace("BODY", "pass"),

@@ -1,4 +1,4 @@
-"""Artifacts that do not hold up the job: they wait as copies, can be read at once, and arrive from outside."""
+"""Artifacts do not block the job: they wait as copies, can be read at once, and are uploaded from outside."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ from autogen_team._capture import artifacts, lifecycle, write_behind
 from autogen_team._spool import files as spool
 from autogen_team._spool import index
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 KILLS = int(os.environ.get("KILLS", "5"))
-"""Rounds of kills; `make test-kills` makes 200."""
+"""Rounds of kills; `make test-kills` runs 200."""
 JOB = """
 import os, sys, mlflow
 from autogen_team import GlobalContext
@@ -53,13 +55,13 @@ LOG_LARGE = """
 
 @pytest.fixture
 def held(proxy):
-    """Return a proxy that takes no artifacts until its status is 200."""
+    """Return a proxy that rejects artifacts until its status is 200."""
     proxy.status, proxy.concerning = 503, "PUT "
     return proxy
 
 
 def arrived(uri: str, run_id: str, path: str | None = None) -> list[str]:
-    """Return the paths of all files of a run that its server has."""
+    """Return the paths of all files of a run on the server."""
     found = []
     for one in mlflow.MlflowClient(uri).list_artifacts(run_id, path):
         found += arrived(uri, run_id, one.path) if one.is_dir else [one.path]
@@ -67,12 +69,12 @@ def arrived(uri: str, run_id: str, path: str | None = None) -> list[str]:
 
 
 def content(uri: str, run_id: str, path: str) -> bytes:
-    """Return a file as its server has it."""
+    """Return the content of a file on the server."""
     return Path(mlflow.MlflowClient(uri).download_artifacts(run_id, path)).read_bytes()
 
 
-def test_every_way_to_log_a_file_waits_for_nothing(held, mlflow_server, start_session, tmp_path):
-    """Files, folders, texts, configurations, figures, images and tables are there at once, and arrive later."""
+def test_no_way_to_log_a_file_waits_for_the_upload(held, mlflow_server, start_session, tmp_path):
+    """Files, folders, texts, dicts, figures, images and tables can be read at once, and arrive later."""
     started = start_session(held.uri)
     (tmp_path / "folder" / "inner").mkdir(parents=True)
     (tmp_path / "folder" / "inner" / "file.bin").write_bytes(b"\0" * 1000)
@@ -107,7 +109,7 @@ def test_every_way_to_log_a_file_waits_for_nothing(held, mlflow_server, start_se
 
 
 def arrived_plainly(uri: str, run) -> list[str]:
-    """Return the names at the top of a run's artifacts, past everything that stands in."""
+    """Return the names at the top of a run's artifacts from MLflow's own repository."""
     from autogen_team._ship import files
 
     with files.plainly():
@@ -115,7 +117,7 @@ def arrived_plainly(uri: str, run) -> list[str]:
 
 
 def test_a_file_may_be_overwritten_once_it_is_logged(held, mlflow_server, start_session):
-    """Each call logs what the file holds at the time; the last version stays."""
+    """Each call logs the file's content at that time, and the last version wins."""
     started = start_session(held.uri)
     with lifecycle.open_run(name="train") as run:
         for step in range(3):
@@ -135,8 +137,8 @@ def test_a_file_may_be_overwritten_once_it_is_logged(held, mlflow_server, start_
     }
 
 
-def test_what_waits_can_be_read_like_what_has_arrived(held, start_session, tmp_path):
-    """Listings and downloads see both, by the run, by its address, and in parts of it."""
+def test_waiting_files_can_be_read_like_uploaded_ones(held, start_session, tmp_path):
+    """Listings and downloads contain waiting and uploaded files, by the run, by its URI, and in subfolders."""
     start_session(held.uri)
     with lifecycle.open_run(name="train") as run:
         held.status = 200
@@ -162,7 +164,7 @@ def test_what_waits_can_be_read_like_what_has_arrived(held, start_session, tmp_p
 
 @pytest.mark.parametrize("path", ["../outside", "/absolute"])
 def test_a_path_that_mlflow_does_not_accept_is_an_error_at_the_call(held, start_session, path):
-    """As it is without us."""
+    """The path is rejected at the call, as by plain MLflow."""
     start_session(held.uri)
     Path("file.txt").write_text("text")
     with lifecycle.open_run(name="train"), pytest.raises(MlflowException, match="Invalid artifact path"):
@@ -170,14 +172,14 @@ def test_a_path_that_mlflow_does_not_accept_is_an_error_at_the_call(held, start_
 
 
 def test_a_file_that_does_not_exist_is_an_error_at_the_call(held, start_session):
-    """As it is without us."""
+    """A missing file raises at the call, as in plain MLflow."""
     start_session(held.uri)
     with lifecycle.open_run(name="train"), pytest.raises(FileNotFoundError, match="missing"):
         mlflow.log_artifact("missing.txt")
 
 
 def test_a_name_that_is_not_text_is_an_error_at_the_call(proxy, mlflow_server, start_session):
-    """As it is without us: it cannot be sent. Others of the same call are not logged either."""
+    """As in plain MLflow, such a name cannot be sent, and no file of the folder is logged."""
     started = start_session(proxy.uri)
     Path("folder").mkdir()
     Path("folder", os.fsdecode(b"\xff.txt")).write_text("text")
@@ -192,7 +194,7 @@ def test_a_name_that_is_not_text_is_an_error_at_the_call(proxy, mlflow_server, s
 
 
 def test_names_arrive_as_they_are(proxy, mlflow_server, start_session, tmp_path, caplog):
-    """MLflow stores `50% off?.txt` and `a#b.txt` under other names, and its server can keep the first of them only."""
+    """MLflow stores `50% off?.txt` and `a#b.txt` under other names, and its server can store only the first."""
     started = start_session(proxy.uri)
     Path("50% off?.txt").write_text("question")
     Path("a#b.txt").write_text("hash")
@@ -210,7 +212,7 @@ def test_names_arrive_as_they_are(proxy, mlflow_server, start_session, tmp_path,
 
 
 def test_larger_files_are_uploaded_from_outside(start_python, proxy, mlflow_server, wait_until):
-    """Even while the job is stopped; an uploader that is killed is started again."""
+    """Files are uploaded even while the job is stopped; a killed uploader is restarted."""
     proxy.status, proxy.concerning = 503, "large.bin"
     job = start_python("-c", JOB.replace("BODY", LOG_LARGE), stdin=subprocess.PIPE, MLFLOW_TRACKING_URI=proxy.uri)
     run_id = job.wait_for("run ").split()[1]
@@ -235,7 +237,7 @@ def test_larger_files_are_uploaded_from_outside(start_python, proxy, mlflow_serv
 
 
 def test_the_uploader_uses_a_token_that_the_job_has_renewed(start_python, proxy, mlflow_server, wait_until):
-    """The old one is refused; the job changes its environment, and the waiting file arrives."""
+    """The server rejects the old token; after the job has changed its environment, the file is uploaded."""
     proxy.token = "new"
     body = """
     with open("large.bin", "wb") as file:
@@ -266,11 +268,11 @@ def holder_of(path: Path) -> int:
         words = line.split()
         if words[1] == "POSIX" and words[5].endswith(f":{number}"):
             return int(words[4])
-    raise AssertionError("the lock is free")
+    raise AssertionError("no process holds the lock")
 
 
 def test_every_byte_arrives_after_a_kill(start_python, held, mlflow_server, wait_until):
-    """The files of a job that is killed are uploaded without it, after its run is closed."""
+    """The files of a killed job are uploaded after its run is closed."""
     job = start_python("-c", JOB.replace("BODY", LOG_LARGE), stdin=subprocess.PIPE, MLFLOW_TRACKING_URI=held.uri)
     run_id = job.wait_for("run ").split()[1]
     job.wait_for("logged")
@@ -289,7 +291,7 @@ def test_every_byte_arrives_after_a_kill(start_python, held, mlflow_server, wait
 
 
 def test_files_do_not_hold_up_metrics(held, mlflow_server, start_session, wait_until):
-    """Metrics arrive, and runs end, while files wait."""
+    """Metrics arrive and runs end while files wait."""
     start_session(held.uri)
     with lifecycle.open_run(name="train") as run:
         mlflow.log_text("text", "waits.txt")
@@ -303,7 +305,7 @@ def test_files_do_not_hold_up_metrics(held, mlflow_server, start_session, wait_u
 
 
 def test_past_the_limit_files_wait_for_space(held, mlflow_server, start_session, caplog, wait_until):
-    """A call waits until earlier files have arrived, and says so once; metrics do not wait."""
+    """The call waits until earlier files are uploaded, and logs one warning; metrics do not wait."""
     started = start_session(held.uri, spool_limit="3000 B")
     Path("file.bin").write_bytes(b"1" * 2000)
     with lifecycle.open_run(name="train") as run:
@@ -327,7 +329,7 @@ def test_past_the_limit_files_wait_for_space(held, mlflow_server, start_session,
 
 
 def test_a_file_above_the_limit_waits_for_the_others_only(proxy, mlflow_server, start_session):
-    """Alone, it is taken."""
+    """A file larger than the limit is accepted if no other file waits."""
     started = start_session(proxy.uri, spool_limit=10)
     with lifecycle.open_run(name="train") as run:
         mlflow.log_text("more than ten bytes", "a.txt")
@@ -339,7 +341,7 @@ def test_a_file_above_the_limit_waits_for_the_others_only(proxy, mlflow_server, 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")
 def test_on_a_full_disk_a_file_is_uploaded_at_once(proxy, mlflow_server, start_session, tmp_path):
-    """As MLflow does it; nothing is lost, and nothing is left of the copy."""
+    """The file is uploaded as in plain MLflow; nothing is lost, and no partial copy is left."""
     folder = tmp_path / "small"
     folder.mkdir()
     mount, umount = shutil.which("mount"), shutil.which("umount")
@@ -347,7 +349,7 @@ def test_on_a_full_disk_a_file_is_uploaded_at_once(proxy, mlflow_server, start_s
         not mount
         or subprocess.run([mount, "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], check=False).returncode
     ):
-        pytest.skip("no file system can be mounted here")
+        pytest.skip("mounting is not permitted")
     try:
         started = start_session(proxy.uri, state_dir=str(folder / "state"))
         Path("large.bin").write_bytes(b"1" * 6 * 2**20)
@@ -363,7 +365,7 @@ def test_on_a_full_disk_a_file_is_uploaded_at_once(proxy, mlflow_server, start_s
 
 
 def test_a_model_is_ready_once_its_files_have_arrived(held, mlflow_server, start_session, tmp_path):
-    """Until then only its own process sees it so; a registered version waits for the files."""
+    """Until then the model is ready only for its own process, and registering a version waits."""
     started = start_session(held.uri)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "MLmodel").write_text("flavors: {}")
@@ -400,7 +402,7 @@ def store_of(uri: str):
 
 
 def test_a_model_whose_files_are_refused_is_not_ready(held, mlflow_server, start_session, tmp_path):
-    """Its status says that the upload has failed."""
+    """The model's status is FAILED."""
     started = start_session(held.uri)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "MLmodel").write_text("flavors: {}")
@@ -417,7 +419,7 @@ def test_a_model_whose_files_are_refused_is_not_ready(held, mlflow_server, start
 
 
 def test_artifacts_in_a_folder_of_this_machine_are_left_alone(start_session, store_uri):
-    """There, a copy is the upload."""
+    """For a local artifact folder, MLflow's copy is the upload."""
     start_session(store_uri)
     with lifecycle.open_run(name="train") as run:
         mlflow.log_text("text", "a.txt")
@@ -428,14 +430,14 @@ def test_artifacts_in_a_folder_of_this_machine_are_left_alone(start_session, sto
 
 
 def test_an_address_with_a_login_is_left_alone(start_session, store_uri):
-    """It would be written to disk."""
+    """A login in the artifact URI would be written to disk."""
     start_session(store_uri)
 
     assert type(get_artifact_repository("ftp://ada:secret@127.0.0.1/files")) is not artifacts.Repository
 
 
-def test_repositories_are_given_back(start_session, mlflow_server):
-    """After the stop, MLflow's own are registered, and a stand-in that a job still holds passes calls on."""
+def test_repositories_are_restored(start_session, mlflow_server):
+    """`stop` registers MLflow's repositories again; a repository of ours that a job still holds delegates to them."""
     before = dict(get_registered_artifact_repositories())
     started = start_session(mlflow_server)
     with lifecycle.open_run(name="train") as run:
@@ -454,8 +456,8 @@ def test_repositories_are_given_back(start_session, mlflow_server):
     assert Path(held.download_artifacts("file.txt")).read_text() == "text"
 
 
-def test_deleting_artifacts_deletes_what_waits(proxy, mlflow_server, start_session):
-    """It arrives first, so that it does not come back."""
+def test_deleting_artifacts_deletes_waiting_files(proxy, mlflow_server, start_session):
+    """A waiting file is uploaded before the deletion, so that it does not reappear."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="train") as run:
         mlflow.log_text("text", "folder/gone.txt")
@@ -468,7 +470,7 @@ def test_deleting_artifacts_deletes_what_waits(proxy, mlflow_server, start_sessi
 
 
 def test_links_to_folders_are_not_followed(held, mlflow_server, start_session, tmp_path):
-    """As in MLflow, whose walk of a folder does not end in a circle."""
+    """As in MLflow, a circle of links does not lead to an endless walk."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "circle").symlink_to(tmp_path / "folder")
     (tmp_path / "folder" / "file.txt").write_text("text")
@@ -482,8 +484,8 @@ def test_links_to_folders_are_not_followed(held, mlflow_server, start_session, t
     assert arrived(mlflow_server, run.info.run_id) == ["file.txt", "link.txt"]
 
 
-def test_a_child_of_a_fork_logs_files_of_its_own(start_python, mlflow_server):
-    """Parent and child number their files independently; each delivers its own."""
+def test_a_forked_child_logs_its_own_files(start_python, mlflow_server):
+    """Parent and child number their files independently, and each delivers its own."""
     body = """
     mlflow.log_text("parent", "parent.txt")
     pid = os.fork()
@@ -503,7 +505,7 @@ def test_a_child_of_a_fork_logs_files_of_its_own(start_python, mlflow_server):
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """Return the address of a bucket of a real S3 API on this machine."""
+    """Return the URI of a bucket of a real S3 API on this machine."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "bench")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "bench")
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
@@ -518,7 +520,7 @@ def bucket(monkeypatch):
 
 @pytest.mark.parametrize("size", [1000, 2_100_000])
 def test_files_go_straight_to_s3(start_python, store_uri, bucket, wait_until, size):
-    """Where the run's address says so, from the job and from the agent's uploader; a kill loses nothing."""
+    """If the run's artifacts are in S3, the job and the agent's uploader write there directly; a kill loses nothing."""
     body = f"""
     with open("file.bin", "wb") as file:
         file.write(b"s" * {size})
@@ -553,7 +555,7 @@ LOG_MANY = """
 
 @pytest.mark.parametrize("seed", range(KILLS))
 def test_kills_at_any_moment_lose_no_file(start_python, server, wait_until, run_python, seed):
-    """Of the job, of the uploader or of both, while the server is there, away or silent."""
+    """The job, the uploader or both are killed while the server is up, down or silent."""
     dice = random.Random(seed)
     job = start_python("-c", JOB.replace("BODY", LOG_MANY), MLFLOW_TRACKING_URI=server.uri)
     run_id = job.wait_for("run ").split()[1]
@@ -568,7 +570,7 @@ def test_kills_at_any_moment_lose_no_file(start_python, server, wait_until, run_
     folder = Path(os.environ["AUTOGEN_TEAM_STATE_DIR"])
     if victims != "job":
         for journal in (folder / "journals").iterdir():
-            with suppress(AssertionError, FileNotFoundError, ProcessLookupError):  # none is at work at the moment
+            with suppress(AssertionError, FileNotFoundError, ProcessLookupError):  # no uploader is running now
                 os.kill(holder_of(spool.folder_of(journal) / "lock"), signal.SIGKILL)
     if victims == "uploader":
         last = _acknowledged(job, dice)
@@ -588,7 +590,7 @@ def test_kills_at_any_moment_lose_no_file(start_python, server, wait_until, run_
 
 
 def _acknowledged(job, dice: random.Random) -> int:
-    """Wait for some files, and return the number of the last."""
+    """Wait for some files, and return the number of the last one."""
     for _ in range(dice.randrange(1, 12)):
         last = job.wait_for("acknowledged")
     return int(last.split()[1])

@@ -1,4 +1,4 @@
-"""One run for all starts of a job: what is kept, what goes on, and how earlier starts have ended."""
+"""One run for all attempts of a job: what is kept, what continues, and how earlier attempts ended."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ CUT_OFF = """
 
 @pytest.fixture(autouse=True)
 def without_autologging(monkeypatch):
-    """Start jobs faster."""
+    """Disable autologging, so that jobs start faster."""
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_AUTOLOG_DISABLE", "true")
 
 
 @pytest.fixture
 def start_job(start_python, tmp_path):
-    """Return a function that starts a job with a state folder of its own; returns its process and what it tells."""
+    """Return a function that starts a job with its own state folder; it returns the process and the job's report."""
     number = 0
 
     def start(uri: str, body: str = LOGS_THREE, *, before: str = "", **environment: str):
@@ -90,8 +90,8 @@ def _steps(uri: str, run_id: str, key: str = "loss") -> list[int]:
 
 
 @STORES
-def test_a_job_that_was_killed_goes_on_in_its_run(start_job, request, store, tmp_path):
-    """Though the machine has taken its agent and its state folder with it."""
+def test_a_job_that_was_killed_continues_its_run(start_job, request, store, tmp_path):
+    """The run continues although the agent and the state folder are lost with the machine."""
     uri = request.getfixturevalue(store)
     first, told = start_job(uri, before=UNWATCHED)
     assert told == {"run": told["run"], "attempt": 1, "last": None}
@@ -114,7 +114,7 @@ def test_a_job_that_was_killed_goes_on_in_its_run(start_job, request, store, tmp
 
 
 def test_a_changed_parameter_keeps_its_first_value(start_job, store_uri):
-    """The new one is a tag of the attempt, with one warning; what a later attempt logs first is a parameter."""
+    """The new value is a tag of the attempt, with a warning; a name that a later attempt logs first is a parameter."""
     first, told = start_job(store_uri)
     first.wait_for("logged")
     first.send(signal.SIGTERM)
@@ -140,8 +140,8 @@ def test_a_changed_parameter_keeps_its_first_value(start_job, store_uri):
     assert re.fullmatch(rf"KILLED, SIGTERM, on .*, {TIME}", run.data.tags[f"{ATTEMPT_TAG}.1"])
 
 
-def test_a_run_that_has_finished_is_finished(start_job, store_uri):
-    """The next start of the job is a new run."""
+def test_a_finished_run_is_not_continued(start_job, store_uri):
+    """After a finished run, the next start of the job opens a new run."""
     runs = []
     for _ in range(2):
         process, told = start_job(store_uri, NOTHING)
@@ -152,8 +152,8 @@ def test_a_run_that_has_finished_is_finished(start_job, store_uri):
     assert len(set(runs)) == 2
 
 
-def test_a_job_that_failed_goes_on(start_job, store_uri):
-    """Its scheduler decides what is started again; the reason moves to the tag of the attempt."""
+def test_a_job_that_failed_continues_its_run(start_job, store_uri):
+    """The scheduler decides to start it again; the reason moves to a tag of the attempt."""
     first, told = start_job(store_uri, FAILS)
     assert first.finish()[0] == 1
     second, again = start_job(store_uri, NOTHING)
@@ -167,7 +167,7 @@ def test_a_job_that_failed_goes_on(start_job, store_uri):
 
 
 def test_each_attempt_has_its_own_log(start_job, store_uri):
-    """Beside each other, told apart by more than host and process, which containers may give to all attempts."""
+    """The names contain the attempt, because host and process id may be equal in all containers."""
     first, told = start_job(store_uri, FAILS)
     first.finish()
     second, _ = start_job(store_uri, NOTHING)
@@ -178,8 +178,8 @@ def test_each_attempt_has_its_own_log(start_job, store_uri):
     assert names == {f"logs/{host}-{first.popen.pid}.log", f"logs/{host}-{second.popen.pid}-attempt-2.log"}
 
 
-def test_what_an_earlier_attempt_has_left_is_delivered_first(start_job, store_uri, tmp_path):
-    """Before the job reads its last step."""
+def test_entries_of_an_earlier_attempt_are_delivered_first(start_job, store_uri, tmp_path):
+    """Undelivered entries arrive before the job reads its last step."""
     state = {"AUTOGEN_TEAM_STATE_DIR": str(tmp_path / "shared")}
     first, told = start_job(store_uri, CUT_OFF, before=UNWATCHED, **state)
     first.wait_for("logged")
@@ -194,8 +194,8 @@ def test_what_an_earlier_attempt_has_left_is_delivered_first(start_job, store_ur
     assert _steps(store_uri, told["run"]) == [0, 1, 2, 3, 4, 5]
 
 
-def test_a_journal_that_is_found_later_changes_only_what_was_logged(start_job, run_python, store_uri, tmp_path):
-    """Not the run's status, its owner or its attempt, which are those of the start that has it now."""
+def test_a_journal_that_is_recovered_later_adds_only_logged_items(start_job, run_python, store_uri, tmp_path):
+    """Recovery adds the logged items, and does not change the status, owner or attempt of the present start."""
     first, told = start_job(store_uri, CUT_OFF, before=UNWATCHED)
     first.wait_for("logged")
     first.send(signal.SIGKILL)
@@ -218,8 +218,8 @@ def test_a_journal_that_is_found_later_changes_only_what_was_logged(start_job, r
 
 
 @pytest.mark.parametrize(("replay", "values"), [("keep", [0, 0, 1, 1, 2, 2, 3]), ("skip", [0, 1, 2, 3])])
-def test_steps_that_were_there_are_kept_or_skipped(start_job, store_uri, replay, values):
-    """For a job whose checkpoint is older than what it has logged; by any way to log."""
+def test_repeated_steps_are_kept_or_skipped(start_job, store_uri, replay, values):
+    """If the checkpoint is older than the last logged step, steps repeat; every way to log is covered."""
     first, told = start_job(store_uri, before=UNWATCHED)
     first.wait_for("logged")
     first.send(signal.SIGKILL)
@@ -239,8 +239,8 @@ def test_steps_that_were_there_are_kept_or_skipped(start_job, store_uri, replay,
     assert _steps(store_uri, told["run"], "new") == [0, 1, 2]
 
 
-def test_system_metrics_go_on(context, store_uri):
-    """Instead of starting at step 0 again."""
+def test_system_metrics_continue(context, store_uri):
+    """System metrics continue after the last step."""
     with context.run("train", job="nightly", log_system_metrics=False) as run:
         mlflow.log_metric("system/system_memory_usage_percentage", 1.0, step=41)
         mlflow.log_metric("loss", 1.0, step=7)
@@ -252,7 +252,7 @@ def test_system_metrics_go_on(context, store_uri):
 
 
 def test_the_variable_names_the_first_run_only(context, monkeypatch, store_uri):
-    """As MLFLOW_RUN_ID does; neither a child nor the next run."""
+    """As with MLFLOW_RUN_ID, neither a child nor the next run uses the variable."""
     monkeypatch.setattr(attempts, "_is_named", False)
     monkeypatch.setenv(attempts.VARIABLE, "nightly")
     with context.run("train") as run, context.run("child", nested=True) as child:
@@ -266,7 +266,7 @@ def test_the_variable_names_the_first_run_only(context, monkeypatch, store_uri):
 
 
 def test_a_child_may_be_a_job(context, store_uri):
-    """Of its parent: under another one, the same name is another job."""
+    """The name of a child job is unique per parent."""
     client, runs = mlflow.MlflowClient(store_uri), []
     for _ in range(2):
         with context.run("study", job="study", log_system_metrics=False) as parent:
@@ -279,8 +279,8 @@ def test_a_child_may_be_a_job(context, store_uri):
     assert (runs[0] == runs[1], runs[1] == runs[2], runs[2] == runs[3]) == (True, False, True)
 
 
-def test_auto_is_what_the_scheduler_calls_the_job(context, monkeypatch, store_uri):
-    """Without a scheduler it is an error that says where a name was looked for."""
+def test_auto_is_the_scheduler_s_id_of_the_job(context, monkeypatch, store_uri):
+    """Without a scheduler, the error lists the variables that were searched."""
     with (
         pytest.raises(ConfigurationError, match=r"SLURM_JOB_ID, .*JOB_NAME, none is set"),
         context.run("a", job="auto"),
@@ -295,13 +295,13 @@ def test_auto_is_what_the_scheduler_calls_the_job(context, monkeypatch, store_ur
 
 @pytest.mark.parametrize("job", ["", " ", "it's", 'a"b', "a\nb", "x" * 201, "caf\u00e9"])
 def test_a_name_that_cannot_be_searched_for_is_refused(context, job):
-    """Before anything is made."""
+    """The name is rejected before anything is created."""
     with pytest.raises(ConfigurationError, match="cannot name a job"), context.run("train", job=job):
         pass
 
 
 def test_a_run_that_joins_another_is_not_a_job(context, caplog):
-    """The name belongs to the process that has opened that one, and a warning says so."""
+    """The name belongs to the process that opened the host run; a warning says so."""
     with context.run("outer", host=True) as outer, context.run("train", job="nightly") as run:
         assert run.info.run_id == outer.info.run_id
 
@@ -309,7 +309,7 @@ def test_a_run_that_joins_another_is_not_a_job(context, caplog):
 
 
 def test_without_an_identity_a_run_has_no_attempts(context, store_uri):
-    """And nothing of it among its parameters and tags."""
+    """The run has no parameters or tags about attempts."""
     with context.run("train", log_system_metrics=False) as run:
         assert context.attempt == 1
 
@@ -318,8 +318,8 @@ def test_without_an_identity_a_run_has_no_attempts(context, store_uri):
     assert found.params == {}
 
 
-def test_resuming_costs_two_requests_more_than_a_fresh_start(start_python, proxy, tmp_path):
-    """All of a start are counted, also those that the job does not wait for."""
+def test_resuming_takes_two_requests_more_than_a_fresh_start(start_python, proxy, tmp_path):
+    """All requests of a start are counted, including those in the background."""
     code = """
 import sys, mlflow
 from autogen_team import GlobalContext
@@ -364,7 +364,7 @@ with GlobalContext() as context:
 
 @pytest.mark.timeout(400)
 def test_five_kills_make_one_run(start_job, store_uri, tmp_path):
-    """At random steps, each state folder lost: every metric that the store had acknowledged is there, once."""
+    """A job is killed at random steps and its state folder is lost; each acknowledged metric is in the store once."""
     body = """
         first = (told["last"] if told["last"] is not None else -1) + 1
         for step in range(first, first + int(os.environ["STEPS"])):

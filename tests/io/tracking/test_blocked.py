@@ -34,9 +34,7 @@ def answer_to_the_word(proxy, status: int) -> None:
 
 
 @pytest.mark.parametrize("status", [413, 403, 400, 406, 200])
-def test_one_item_that_is_blocked_holds_up_nothing_behind_it(
-    proxy, mlflow_server, start_session, caplog, tmp_path, status
-):
+def test_one_blocked_item_does_not_delay_later_items(proxy, mlflow_server, start_session, caplog, tmp_path, status):
     """A blocked item is set aside with its reason, and all later items and runs arrive."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="first") as first:
@@ -83,11 +81,11 @@ def test_a_proxy_that_blocks_everything_refuses_nothing(proxy, mlflow_server, st
     assert mlflow.MlflowClient(mlflow_server).get_run(run.info.run_id).data.metrics == {"a": 1.0, "b": 2.0}
     assert put_aside(tmp_path / "state") == []
     (warning, _) = [record.message for record in caplog.records if "the MLflow store at" in record.message]
-    assert f"takes nothing: it answers {status} the proxy is sorry. The job goes on" in warning
+    assert f"accepts no data: it answers {status} the proxy is sorry. The job continues" in warning
 
 
-def test_what_a_dead_process_left_is_delivered_past_the_item(proxy, mlflow_server, start_session, tmp_path):
-    """Recovery finds the blocked item in one attempt, refuses it, and delivers the rest of the journal."""
+def test_recovery_delivers_entries_around_the_blocked_item(proxy, mlflow_server, start_session, tmp_path):
+    """Recovery finds the blocked item in one attempt, sets it aside, and delivers the rest of the journal."""
     started = start_session(proxy.uri, flush_timeout=0.001)
     with lifecycle.open_run(name="train") as run:
         assert write_behind.of(proxy.uri).store.flush()
@@ -104,7 +102,7 @@ def test_what_a_dead_process_left_is_delivered_past_the_item(proxy, mlflow_serve
     assert (stored.info.status, stored.data.params, stored.data.metrics) == ("FINISHED", {"depth": "3"}, {"loss": 1.0})
 
 
-def test_a_run_is_made_and_ended_without_what_is_blocked_of_it(proxy, mlflow_server, start_session, tmp_path):
+def test_a_run_is_created_and_ended_without_its_blocked_parts(proxy, mlflow_server, start_session, tmp_path):
     """A run begun in an outage is created and ended without its blocked tag and blocked name."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="outer"):

@@ -1,4 +1,4 @@
-"""The trial run of `doctor`, and what it leaves when the store hangs."""
+"""The trial run of `doctor`, and the run that it leaves when the store hangs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class HangingClient(mlflow.MlflowClient):
         super().log_artifact(*arguments, **fields)
 
 
-def test_a_trial_that_hangs_says_what_is_left_and_cleans_up_when_it_can(store_uri, experiment, monkeypatch):
+def test_a_trial_that_hangs_names_its_run_and_deletes_it_later(store_uri, experiment, monkeypatch):
     """A trial whose upload hangs names the run that it leaves, and deletes the run once the upload ends."""
     monkeypatch.setattr(store_trial, "_GRACE", 0.1)
     client = HangingClient(store_uri)
@@ -52,7 +52,7 @@ def test_a_trial_that_hangs_says_what_is_left_and_cleans_up_when_it_can(store_ur
     assert not Path("artifacts").exists()
 
 
-def test_what_was_set_before_is_given_back(monkeypatch):
+def test_variables_are_restored(monkeypatch):
     """`in_brief` restores variables that were set, and removes those that were not."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "77")
 

@@ -1,4 +1,4 @@
-"""One owner: of the starts of a job that want its run, one gets it, and a living owner keeps it."""
+"""One owner: of several starts of a job, one owns its run, and a living owner keeps it."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def context(store_uri):
 
 @pytest.fixture
 def plain(store_uri):
-    """Return MLflow's own store, which adds nothing to what is written."""
+    """Return MLflow's own store, without our additions."""
     return mlflow_backend.plain_store(store_uri)
 
 
 @pytest.fixture
 def left(context, plain):
-    """Return a function that makes a run that says RUNNING and was claimed elsewhere; returns its id."""
+    """Return a function that creates a RUNNING run claimed on another machine, and returns its id."""
 
     def make(*, age: float, sign: float | None = None, **fields: object) -> str:
         now = time.time()
@@ -88,16 +88,16 @@ def _open(context, **fields):
 
 
 @pytest.mark.parametrize("sign", [None, 400.0])
-def test_a_dead_owner_is_followed(context, left, sign):
-    """One of another machine that has sent no heartbeat for five minutes, neither by its claim nor since."""
+def test_a_dead_owner_is_replaced(context, left, sign):
+    """An owner on another machine is dead if neither its claim nor a heartbeat is younger than five minutes."""
     run_id = left(age=400, sign=sign)
 
     assert _open(context) == run_id
 
 
 @pytest.mark.parametrize(("age", "sign"), [(100, None), (4000, 100)])
-def test_a_living_owner_is_not(context, left, age, sign):
-    """The error says which process that is, where, and when it was last seen."""
+def test_a_living_owner_is_not_replaced(context, left, age, sign):
+    """The error names the owner's process and host, and the time of its last heartbeat."""
     run_id = left(age=age, sign=sign)
     with pytest.raises(JobRunningError) as refused:
         _open(context)
@@ -106,8 +106,8 @@ def test_a_living_owner_is_not(context, left, age, sign):
     assert re.fullmatch(text, str(refused.value))[1] == run_id
 
 
-def test_the_patience_is_the_users(context, left):
-    """In seconds."""
+def test_the_user_sets_the_limit(context, left):
+    """`stale` is in seconds."""
     run_id = left(age=4000)
     with pytest.raises(JobRunningError):
         _open(context, stale=8000)
@@ -115,8 +115,8 @@ def test_the_patience_is_the_users(context, left):
     assert _open(context, stale=2000) == run_id
 
 
-def test_three_signs_of_life_may_be_missing(left, context, store_uri):
-    """However impatient the user is."""
+def test_an_owner_may_miss_three_heartbeats(left, context, store_uri):
+    """An owner is alive for three heartbeat intervals, even if `stale` is shorter."""
     left(age=4000)
     context.stop()
     service = MlflowService(tracking_uri=store_uri, autolog_disable=True, heartbeat=3000)
@@ -124,8 +124,8 @@ def test_three_signs_of_life_may_be_missing(left, context, store_uri):
         _open(patient, stale=60)
 
 
-def test_a_scheduler_that_counts_is_believed(context, left, monkeypatch):
-    """It does not start a job again before the one before has ended."""
+def test_the_restart_count_of_a_scheduler_is_trusted(context, left, monkeypatch):
+    """The scheduler's restart count proves that the previous start has ended."""
     run_id = left(age=10, sign=5, starts=1)
     monkeypatch.setenv("SLURM_JOB_ID", "1")
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
@@ -136,8 +136,8 @@ def test_a_scheduler_that_counts_is_believed(context, left, monkeypatch):
     assert _open(context) == run_id
 
 
-def test_a_claim_without_a_run_that_goes_on_counts(context, left, plain):
-    """A process that has claimed a run which had ended has not opened it yet."""
+def test_a_claim_of_an_ended_run_counts(context, left, plain):
+    """A process that has claimed an ended run may not have opened it yet."""
     run_id = left(age=4000)
     plain.update_run_info(run_id, RunStatus.FAILED, 1000, None)
     other = dataclasses.replace(Claim.here(2, 1000), host="node8", machine="elsewhere")
@@ -150,8 +150,8 @@ def test_a_claim_without_a_run_that_goes_on_counts(context, left, plain):
     assert latest_claim(plain.get_run(run_id).data.params).attempt == 3
 
 
-def test_on_this_machine_the_process_tells(start_python, context, store_uri, wait_until):
-    """A living one is refused at once, a dead one is followed at once, however fresh its heartbeat is."""
+def test_on_this_machine_the_process_is_checked(start_python, context, store_uri, wait_until):
+    """The process itself is checked: a living owner is refused and a dead one replaced at once."""
     process = start_python("-c", CLAIMANT, stdin=-1, MLFLOW_TRACKING_URI=store_uri)
     process.wait_for("ready")
     process.popen.stdin.write("nightly ends\n")
@@ -167,7 +167,7 @@ def test_on_this_machine_the_process_tells(start_python, context, store_uri, wai
 
 
 def test_a_claim_is_read_as_it_was_written():
-    """And a text that is no claim is none."""
+    """Other texts are not parsed as a claim."""
     claim = Claim.here(3, 17)
     read = latest_claim({f"{CLAIM}2": "x", f"{CLAIM}3": str(claim), "lr": "1"})
 
@@ -184,7 +184,7 @@ def _runs(uri):
 
 
 class _Pairs:
-    """Two processes that want the same jobs at the same moments."""
+    """Two processes that claim the same jobs at the same moments."""
 
     def __init__(self, start_python, uri: str, tmp_path) -> None:
         self.uri = uri
@@ -198,7 +198,7 @@ class _Pairs:
             process.wait_for("ready")
 
     def meet(self, job: str, ending: str) -> str:
-        """Let both claim the job; return the run of the one that got it."""
+        """Let both processes claim the job; return the run of the one that got it."""
         self.say(f"{job} {ending}")
         answers = [process.popen.stdout.readline() for process in self.both]
         owners = [answer.split() for answer in answers if answer.startswith("owner of")]
@@ -207,7 +207,7 @@ class _Pairs:
         return owners[0][2]
 
     def end(self) -> None:
-        """Let the owner end its run."""
+        """Tell the owner to end its run."""
         self.say("")
         for process in self.both:
             process.wait_for("done")
@@ -235,13 +235,13 @@ def _meet(start_python, uri, tmp_path, count: int) -> None:
 
 
 MEETINGS = int(os.environ.get("MEETINGS", "4"))
-"""Jobs that two processes start at once, and then start again; `make test-claims` takes 25, which are 50 pairs."""
+"""Number of jobs that two processes start at once, twice each; `make test-claims` runs 25, which are 50 pairs."""
 STORES = pytest.mark.parametrize("store", ["store_uri", "mlflow_server", "postgres_uri"])
 
 
 @pytest.mark.timeout(120 + 20 * MEETINGS)
 @STORES
-def test_of_two_that_meet_one_is_the_owner(start_python, request, store, tmp_path, monkeypatch):
-    """Never both, and never none: when the job begins, and when it is started again."""
+def test_one_of_two_claimants_is_the_owner(start_python, request, store, tmp_path, monkeypatch):
+    """Exactly one of two processes becomes the owner, at the first start and at a restart."""
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_AUTOLOG_DISABLE", "true")
     _meet(start_python, request.getfixturevalue(store), tmp_path, MEETINGS)

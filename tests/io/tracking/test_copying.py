@@ -1,4 +1,4 @@
-"""A copy has everything that its run has, for every kind of store, also if it was continued."""
+"""A copy is complete for every kind of store, also if it was interrupted and continued."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_a_copy_has_everything_that_the_run_has(source, target, mlflow_server, r
     assert outcome.counts == copying.Counts(metrics=1506, params=150, tags=63, datasets=2, artifacts=7, models=1)
 
 
-def test_a_folder_is_a_source_as_good_as_any(folder_source, target, monkeypatch, make_run):
-    """Runs in a file store can be copied, although MLflow refuses its own file store by now."""
+def test_a_folder_can_be_a_source(folder_source, target, monkeypatch, make_run):
+    """Runs of a file store are copied, although recent MLflow refuses file stores."""
     make_run(folder_source, fill=everything)
     before = contents(folder_source)
     before["train"]["metrics"]["auc"] = [("auc", 5, 0.9, 7)]  # a file store reads steps of dataset metrics as 0
@@ -142,7 +142,7 @@ def test_a_folder_is_a_source_as_good_as_any(folder_source, target, monkeypatch,
     assert "MLFLOW_ALLOW_FILE_STORE" not in os.environ
 
 
-def test_a_folder_is_a_target_as_good_as_any(source, tmp_path, monkeypatch, make_run):
+def test_a_folder_can_be_a_target(source, tmp_path, monkeypatch, make_run):
     """A file store is created as a target; a second copy finds everything unchanged."""
     make_run(source, fill=everything)
     make_run(source, "other")
@@ -153,11 +153,11 @@ def test_a_folder_is_a_target_as_good_as_any(source, tmp_path, monkeypatch, make
     assert [set(happened(each).values()) for each in outcomes] == [{"copied"}, {"unchanged"}]
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     before = contents(source)
-    before["train"]["metrics"]["auc"] = [("auc", 5, 0.9, 0)]  # as above: it is written as 7 and read as 0
+    before["train"]["metrics"]["auc"] = [("auc", 5, 0.9, 0)]  # as above: 7 is written, and read as 0
     assert contents(target) == before
 
 
-def test_artifacts_that_are_kept_elsewhere_are_fetched(make_database, target, mlflow_server, make_run):
+def test_remote_artifacts_are_copied(make_database, target, mlflow_server, make_run):
     """Artifacts of a local database are copied from a remote artifact store."""
     source = make_database("source")
     place = f"{mlflow_server}/api/2.0/mlflow-artifacts/artifacts/elsewhere"
@@ -170,7 +170,7 @@ def test_artifacts_that_are_kept_elsewhere_are_fetched(make_database, target, ml
     assert contents(target) == contents(source)
 
 
-def test_a_store_that_was_carried_elsewhere_has_its_artifacts_with_it(source, target, tmp_path, make_run):
+def test_artifacts_beside_a_moved_store_are_found(source, target, tmp_path, make_run):
     """Artifacts are found beside a database that was moved, although it still names the old folder."""
     make_run(source, fill=everything)
     before = contents(source)
@@ -183,7 +183,7 @@ def test_a_store_that_was_carried_elsewhere_has_its_artifacts_with_it(source, ta
     assert contents(target) == before
 
 
-def test_a_model_may_be_used_by_a_run_that_comes_first(source, target, make_run):
+def test_a_model_may_be_used_by_a_run_that_is_copied_first(source, target, make_run):
     """A parent that evaluates the model of its child uses the copied model, although the child is copied later."""
     client = client_of(source)
     parent = make_run(source, "parent", end=None)
@@ -208,7 +208,7 @@ def test_a_model_may_be_used_by_a_run_that_comes_first(source, target, make_run)
     }
 
 
-def test_a_model_that_is_gone_is_named(source, target, make_run):
+def test_a_deleted_model_is_named(source, target, make_run):
     """A run is copied without a deleted model that it is linked to, and the reason names the model."""
     run_id = make_run(source, fill=everything)
     (output,) = client_of(source).get_run(run_id).outputs.model_outputs
@@ -237,7 +237,7 @@ def test_the_copy_of_a_copy_is_marked_by_its_own_source(source, target, make_dat
     assert contents(third) == contents(source)
 
 
-def test_a_dry_run_writes_nothing_and_tells_what_would_be_copied(source, target, make_run):
+def test_a_dry_run_writes_nothing_and_reports_what_would_be_copied(source, target, make_run):
     """A dry run reports what would be copied, and does not change the target."""
     make_experiment(source, "new")
     make_run(source, "train", experiment="new", fill=everything)
@@ -300,7 +300,7 @@ for outcome in copying.copy(sys.argv[1], sys.argv[2], progress=progress):
         "MlflowClient.set_tag",
     ],
 )
-def test_a_copy_that_was_killed_goes_on_where_it_was(source, target, start_python, moment, make_run):
+def test_a_copy_that_was_killed_is_continued(source, target, start_python, moment, make_run):
     """A copy that was killed is continued, with nothing missing and nothing twice."""
     make_run(source, "train", fill=everything)
     make_run(source, "later", fill=write({"z.txt": "z"}))
@@ -349,7 +349,7 @@ def test_a_copy_is_running_until_it_is_complete(source, target, make_run):
     assert runs_of(target)["train"].info.status == "FINISHED"
 
 
-def test_a_run_that_was_resumed_since_is_brought_up_to_date(source, target, make_run):
+def test_a_resumed_run_is_updated(source, target, make_run):
     """A resumed run is copied again: new points, tags, names, and files that changed without growing."""
     run_id = make_run(source, fill=everything)
     client = client_of(source)
@@ -413,8 +413,8 @@ def _tag_of_a_model(client, run_id):
     ids=lambda add: add.__name__,
 )
 @pytest.mark.parametrize("kind", ["database", "folder"])
-def test_what_is_added_to_a_run_that_has_ended_is_brought(request, target, monkeypatch, make_run, add, kind):
-    """The next copy brings what was added to an ended run, and the one after that finds it unchanged."""
+def test_additions_to_an_ended_run_are_copied(request, target, monkeypatch, make_run, add, kind):
+    """Additions to an ended run are copied the next time, and after that the run is unchanged."""
     uri = request.getfixturevalue("source" if kind == "database" else "folder_source")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     run_id = make_run(uri, fill=everything)
@@ -428,12 +428,12 @@ def test_what_is_added_to_a_run_that_has_ended_is_brought(request, target, monke
     assert (second.happened, again.happened) == ("continued", "unchanged")
     assert first.target_id == second.target_id == again.target_id
     here, there = contents(uri)["train"], contents(target)["train"]
-    if kind == "folder":  # a file store keeps models and their metrics in another way
+    if kind == "folder":  # a file store keeps models and their metrics differently
         here, there = ({part: one[part] for part in ("params", "tags", "datasets", "files")} for one in (here, there))
     assert there == here
 
 
-def test_a_copy_of_an_older_version_is_looked_at_once(source, target, make_run):
+def test_a_copy_by_an_older_version_is_compared_once(source, target, make_run):
     """A copy without a digest of its source's content is compared once, and unchanged after that."""
     make_run(source, fill=everything)
     (first,) = copy(source, target)

@@ -1,4 +1,4 @@
-"""Which runs are copied, and which of them are deleted in the source."""
+"""Which runs are copied, and which are deleted in the source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_nested_runs_stay_nested(source, target, make_run):
     assert parents == {"outer": None, "inner": ids["outer"], "innermost": ids["inner"]}
 
 
-def test_a_run_whose_parent_is_gone_comes_without(source, target, make_run):
+def test_a_run_with_a_deleted_parent_is_copied_without_it(source, target, make_run):
     """A run whose parent was deleted is copied without a parent, and the outcome says so."""
     parent = make_run(source, "parent")
     make_run(source, "child", parent=parent)
@@ -49,7 +49,7 @@ def test_a_run_whose_parent_is_gone_comes_without(source, target, make_run):
     assert "mlflow.parentRunId" not in runs_of(target)["child"].data.tags
 
 
-def test_a_run_whose_parent_never_was_comes_without(source, target, make_run):
+def test_a_run_with_an_unknown_parent_is_copied_without_it(source, target, make_run):
     """A run whose parent tag names a run that never existed is copied without a parent."""
     make_run(source, parent="f" * 32)
 
@@ -95,7 +95,7 @@ def test_a_run_without_an_end_has_none_in_the_copy(source, target, make_run):
     assert runs_of(target)["train"].info.end_time is None
 
 
-def test_a_dry_run_sees_what_is_in_the_way(source, target, make_run):
+def test_a_dry_run_skips_what_a_copy_would_skip(source, target, make_run):
     """A dry run skips a child whose parent has not ended, as a real copy would."""
     ended, running = make_run(source, "ended"), make_run(source, "running", end=None)
     make_run(source, "one", parent=ended)
@@ -107,7 +107,7 @@ def test_a_dry_run_sees_what_is_in_the_way(source, target, make_run):
 
 
 def test_a_store_behind_another_address_is_not_copied_onto_itself(source, make_database, make_run):
-    """A target that has the very run, such as a server on the same database, gets no copy of it."""
+    """A target that already contains the source run, such as a server on the same database, gets no copy of it."""
     make_run(source)
     twin = make_database("twin")
     shutil.copy(source.removeprefix("sqlite:///"), twin.removeprefix("sqlite:///"))

@@ -29,7 +29,7 @@ from testkit.copies import client_of, copy, happened, make_experiment, write
         ("text", "is not an MLflow store"),
     ],
 )
-def test_a_source_that_is_no_store_is_refused(target, uri, fault):
+def test_a_source_that_is_not_a_store_is_refused(target, uri, fault):
     """A source that is not an MLflow store is refused and stays unchanged; MLflow would turn it into a store."""
     Path("folder").mkdir()
     Path("folder", "file").touch()
@@ -55,7 +55,7 @@ def test_a_source_that_mlflow_cannot_open_is_refused_with_the_remedy(migrated_da
         copy("sqlite:///newer.db", target)
 
 
-def test_somebody_else_s_database_is_no_target(source):
+def test_a_database_of_another_application_is_refused_as_a_target(source):
     """A database without MLflow's tables is refused as a target; MLflow would create fifty tables in it."""
     with contextlib.closing(copying.sqlite3.connect("other.db")) as database:
         database.execute("CREATE TABLE mine (id INTEGER)")
@@ -79,7 +79,7 @@ def test_a_store_is_not_copied_onto_itself(store_uri, one, other):
         copy(one, other.format(Path.cwd()))
 
 
-def test_a_dry_run_does_not_make_the_target(source, tmp_path, make_run):
+def test_a_dry_run_does_not_create_the_target(source, tmp_path, make_run):
     """A dry run does not create the database of the target."""
     make_run(source)
 
@@ -89,8 +89,8 @@ def test_a_dry_run_does_not_make_the_target(source, tmp_path, make_run):
     assert not (tmp_path / "new.db").exists()
 
 
-def test_a_target_that_is_not_there_is_made(source, tmp_path, make_run):
-    """A target database that does not exist is created, as MLflow itself does."""
+def test_a_missing_target_is_created(source, tmp_path, make_run):
+    """A missing target database is created, as MLflow does."""
     make_run(source)
 
     outcomes = copy(source, f"sqlite:///{tmp_path}/new.db")
@@ -99,7 +99,7 @@ def test_a_target_that_is_not_there_is_made(source, tmp_path, make_run):
     assert happened(copy(source, f"sqlite:///{tmp_path}/new.db")) == {"train": "unchanged"}
 
 
-def test_what_the_target_refuses_is_named_without_secrets(source, target, make_run):
+def test_refused_items_are_named_without_secrets(source, target, make_run):
     """A refused parameter or run is named without secrets, and does not keep the rest from being copied."""
 
     def fill(client, run_id):
@@ -159,9 +159,7 @@ with socket.create_server(address(sys.argv[1])) as server:
 """
 
 
-def test_a_target_that_is_suddenly_gone_ends_the_copying(
-    source, mlflow_server, free_port, start_python, monkeypatch, make_run
-):
+def test_losing_the_target_ends_the_copying(source, mlflow_server, free_port, start_python, monkeypatch, make_run):
     """A copy ends with an error if the target is lost, without failing runs; the next copy continues it."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     make_experiment(source, "gone")
@@ -184,7 +182,7 @@ def test_a_target_that_is_suddenly_gone_ends_the_copying(
     assert happened(copy(source, mlflow_server)) == {"one": "continued", "two": "copied"}
 
 
-def test_progress_is_told_by_run_and_part(source, target, make_run):
+def test_progress_is_reported_by_run_and_part(source, target, make_run):
     """Progress is reported per run and per part of a run."""
     make_run(source, "one", fill=write({"a.txt": "a"}))
     make_run(source, "two")
@@ -196,7 +194,7 @@ def test_progress_is_told_by_run_and_part(source, target, make_run):
     assert copying.Progress(0, 2, "one", "a.txt") in told
 
 
-def test_nothing_of_the_process_is_changed(source, mlflow_server, capsys, make_run):
+def test_the_state_of_the_process_is_not_changed(source, mlflow_server, capsys, make_run):
     """Copying changes neither MLflow's store nor the environment, and prints nothing to stdout."""
     make_experiment(source, "quiet")
     make_run(source, experiment="quiet")

@@ -1,4 +1,4 @@
-"""Artifacts and logged models are copied one by one, and each that does not arrive is named."""
+"""Artifacts and logged models are copied one by one, and each that fails is named."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_file_that_arrives_under_another_name_is_named(source, mlflow_server, 
     assert (outcome.happened, outcome.reason) == ("failed", "artifact  a.txt: it was sent and did not arrive")
 
 
-def test_what_an_upload_left_behind_is_no_artifact(source, target, make_run):
+def test_temporary_files_of_uploads_are_not_copied(source, target, make_run):
     """Temporary files of interrupted uploads are not copied."""
     run_id = make_run(source, fill=write({"a.txt": "a"}))
     Path(client_of(source).get_run(run_id).info.artifact_uri, ".artifact.uploading.x").touch()
@@ -99,7 +99,7 @@ def test_a_model_can_be_loaded_from_where_it_was_copied_to(source, mlflow_server
     assert output.model_id in about.artifact_path
 
 
-def test_a_model_of_no_run_comes_with_the_run_that_uses_it(source, target, make_run):
+def test_a_model_without_a_run_is_copied_with_the_run_that_uses_it(source, target, make_run):
     """A model that no run has created is copied with the run that uses it."""
 
     def fill(client, run_id):
@@ -167,7 +167,7 @@ def test_more_than_a_page_of_anything_is_copied(source, target, make_run):
     assert outcome.counts.models == 101
 
 
-def test_what_is_sent_at_once_stays_below_what_a_server_takes():
+def test_batches_stay_below_the_limits_of_a_server():
     """Batches have at most 100 tags and less than a million bytes."""
     short = [RunTag(f"t{number}", "v") for number in range(250)]
     long = [RunTag(f"t{number}", "é" * 8000) for number in range(30)]

@@ -87,7 +87,7 @@ def test_a_registered_model_is_copied_whole(source, target, mlflow_server, kind)
 
 
 def test_a_name_that_the_target_has_is_matched(source, target):
-    """Versions are added behind those of the target, once; what the target has set stays, and the outcome says so."""
+    """Versions are added after those of the target, once; values set on the target stay, and the outcome says so."""
     make_experiment(target, "theirs")
     theirs = train(target, run_name="theirs", experiment="theirs")
     client_of(target).set_registered_model_alias("fraud", "champion", theirs.version)
@@ -147,7 +147,7 @@ def test_what_a_user_of_the_target_changes_stays_changed(source, target):
 
 
 def test_a_version_of_files_of_a_run_is_copied(source, mlflow_server, make_run):
-    """A version that was made of artifacts of a run, as older MLflow did, is made of those of the copy."""
+    """A version created from a run's artifacts, as by older MLflow, is created from the copy's artifacts."""
     experiment = name = "of files"
     make_experiment(source, experiment)
     run_id = make_run(source, experiment=experiment, fill=write({"model/MLmodel": "flavors: {}"}))
@@ -168,7 +168,7 @@ def test_a_version_of_files_of_a_run_is_copied(source, mlflow_server, make_run):
 
 
 def test_versions_that_cannot_be_copied_are_named(source, target, make_run):
-    """Versions of a run that has not ended, of files elsewhere and of a deleted model are named with the reason."""
+    """Versions of an unfinished run, of external files or of a deleted model are named with the reason."""
     running = make_run(source, "running", end=None, fill=write({"model/MLmodel": "flavors: {}"}))
     fine = make_run(source, "fine", fill=write({"model/MLmodel": "flavors: {}"}))
     client = client_of(source)
@@ -208,7 +208,7 @@ def test_a_run_is_deleted_once_its_versions_have_arrived(source, target):
 
 
 def test_versions_that_came_from_the_target_are_not_added_again(source, target):
-    """A copy that goes back to where it came from adds nothing there."""
+    """A copy back to the original store adds nothing there."""
     train(source)
     copy(source, target)
 
@@ -218,8 +218,8 @@ def test_versions_that_came_from_the_target_are_not_added_again(source, target):
     assert list(versions_of(source)) == [1]
 
 
-def test_a_model_of_no_run_is_copied_with_its_version(source, target):
-    """A registered version of a logged model that no run has created is copied with its files."""
+def test_a_model_without_a_run_is_copied_with_its_version(source, target):
+    """A registered version of a logged model without a run is copied with its files."""
     with current(source):
         mlflow.set_experiment(EXPERIMENT)
         model = mlflow.create_external_model(name="outside")
@@ -263,7 +263,7 @@ list(copying.copy(sys.argv[1], sys.argv[2]))
     ],
 )
 def test_a_copy_that_was_killed_is_completed(source, target, start_python, moment):
-    """A copy that got SIGKILL goes on: each trace, span, version and alias is there once."""
+    """After SIGKILL the copy is continued, with each trace, span, version and alias once."""
     version = train(source)
     client_of(source).set_registered_model_alias("fraud", "champion", version.version)
     with current(source), mlflow.start_run(run_id=version.run_id), mlflow.start_span("ask"), mlflow.start_span("model"):
@@ -310,7 +310,7 @@ def test_prompts_are_copied(source, target, mlflow_server, kind):
 
 
 def test_a_prompt_and_a_model_of_one_name_are_kept_apart(source, target):
-    """If the target has a model of the name of a prompt, the prompt is not copied, and the remedy is named."""
+    """If the target has a model with the name of a prompt, the prompt is not copied, and the remedy is named."""
     with current(source):
         mlflow.genai.register_prompt("ask", "Answer {{question}}")
     client_of(target).create_registered_model("ask")
@@ -322,8 +322,8 @@ def test_a_prompt_and_a_model_of_one_name_are_kept_apart(source, target):
     assert client_of(target).search_model_versions() == []
 
 
-def test_a_registry_of_its_own_gets_the_versions(source, target, make_database):
-    """If registered models are in another store than runs, their versions name the runs and models of the target."""
+def test_a_separate_registry_gets_the_versions(source, target, make_database):
+    """If registered models are in a separate store, their versions refer to runs and models of the target."""
     registry = make_database("registry")
     train(source)
 
@@ -338,7 +338,7 @@ def test_a_registry_of_its_own_gets_the_versions(source, target, make_database):
 
 
 def test_links_to_prompts_name_the_versions_of_the_target(source, target):
-    """A run and a trace that used version 1 of a prompt name version 2, if that is what it is on the target."""
+    """A run and a trace that used version 1 of a prompt refer to version 2, if that is its number on the target."""
     with current(target):
         mlflow.genai.register_prompt("ask", "Theirs {{question}}")
     with current(source):
@@ -360,7 +360,7 @@ def test_links_to_prompts_name_the_versions_of_the_target(source, target):
 
 
 def test_evaluation_datasets_are_named(source, target):
-    """They are not copied, and the outcome says so."""
+    """Evaluation datasets are not copied, and the outcome says so."""
     experiment_id = client_of(source).get_experiment_by_name(EXPERIMENT).experiment_id
     client_of(source).create_dataset("golden", [experiment_id])
 

@@ -17,7 +17,7 @@ _RATING = AssessmentSource("HUMAN", "ada@example.com")
 
 
 def record(uri, *, run_name=None, experiment=EXPERIMENT, question="2 + 2?"):
-    """Record a trace of two spans with everything a trace can have, in a new run if it has a name; return its id."""
+    """Record a trace of two spans with all possible content, in a new run if a name is given; return its id."""
     with current(uri), contextlib.ExitStack() as stack:
         mlflow.set_experiment(experiment)
         if run_name:
@@ -45,7 +45,7 @@ def infos_of(uri, experiment=EXPERIMENT):
 
 
 def about(uri, trace_id):
-    """Return what a trace has, without what differs between stores."""
+    """Return the content of a trace, without values that differ between stores."""
     with current(uri):
         trace = mlflow.get_trace(trace_id)
     info = trace.info
@@ -84,7 +84,7 @@ def test_a_trace_is_copied_whole(source, target, mlflow_server, kind):
 
 
 def test_a_trace_outside_of_runs_comes_with_its_experiment(source, target):
-    """A trace that was recorded without a run has a row of its own, and is copied once."""
+    """A trace recorded without a run has its own outcome, and is copied once."""
     trace_id = record(source)
 
     (outcome,) = copy(source, target, dry_run=True)
@@ -98,7 +98,7 @@ def test_a_trace_outside_of_runs_comes_with_its_experiment(source, target):
 
 
 def test_what_was_added_to_traces_after_their_copy_arrives(source, target):
-    """A trace, a tag and an assessment that were added to an ended run are copied, and nothing is there twice."""
+    """A trace, a tag and an assessment added to an ended run are copied, each once."""
     first = record(source, run_name="train")
     (copied,) = copy(source, target)
     run_id = copied.source_id
@@ -119,7 +119,7 @@ def test_what_was_added_to_traces_after_their_copy_arrives(source, target):
 
 
 def test_a_trace_that_is_linked_to_another_run_is_linked_there(source, target):
-    """A trace that a run of another experiment evaluates is copied once, and belongs to both copies."""
+    """A trace that a run of another experiment evaluates is copied once, and linked to both copies."""
     trace_id = record(source, run_name="serve")
     with current(source):
         with mlflow.start_run(run_name="evaluate") as run:
@@ -166,7 +166,7 @@ def test_a_run_with_traces_is_deleted_once_they_have_arrived(source, target):
 
 
 def test_traces_that_came_from_the_target_are_left_alone(source, target):
-    """A copy of a copy that goes back to where it came from changes nothing there."""
+    """A copy back to the original store changes nothing there."""
     trace_id = record(source)
     copy(source, target)
     before = infos_of(source)
@@ -178,8 +178,8 @@ def test_traces_that_came_from_the_target_are_left_alone(source, target):
     assert infos_of(source) == before
 
 
-def test_attachments_of_a_trace_come_with_it(source, target):
-    """An image in the inputs of a span is kept as a file of the trace, and is copied."""
+def test_attachments_of_a_trace_are_copied(source, target):
+    """An image in the inputs of a span is a file of the trace, and is copied."""
     attachment = pytest.importorskip("mlflow.tracing.attachments").Attachment
     with current(source):
         mlflow.set_experiment(EXPERIMENT)
@@ -192,12 +192,12 @@ def test_attachments_of_a_trace_come_with_it(source, target):
     assert (outcome.happened, outcome.reason) == ("copied", None)
     info = infos_of(target)[span.trace_id]
     place = Path(info.tags["mlflow.artifactLocation"].removeprefix("file://"))
-    files = [path for path in place.rglob("*") if path.is_file() and path.name != "traces.json"]  # MLflow's, at times
+    files = [path for path in place.rglob("*") if path.is_file() and path.name != "traces.json"]  # MLflow may add it
     assert [path.read_bytes() for path in files] == [b"image"]
 
 
 def test_traces_of_a_folder_are_copied_to_a_database(tmp_path, target, monkeypatch):
-    """A file store keeps spans in files; they are in the database afterwards."""
+    """Spans from a file store's files are stored in the database."""
     folder = str(tmp_path / "mlruns")
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
@@ -216,7 +216,7 @@ def test_traces_of_a_folder_are_copied_to_a_database(tmp_path, target, monkeypat
 
 
 def test_traces_are_not_copied_to_a_folder(source, tmp_path):
-    """The outcome of the run says so, and the run is not deleted in the source."""
+    """The outcome of the run says that traces are not copied, and the run is not deleted in the source."""
     record(source, run_name="train")
 
     (outcome,) = copy(source, str(tmp_path / "mlruns"), delete=True)

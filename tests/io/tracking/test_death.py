@@ -24,7 +24,7 @@ from autogen_team._spool import index, journal
 
 KILLS = 50
 SOON = 120.0
-"""Seconds within which the agent has to be done here; on an idle machine it is less than five."""
+"""Time limit of the agent in seconds; on an idle machine it needs less than five."""
 
 JOB = """
 import os, signal, sys, time, mlflow
@@ -62,7 +62,7 @@ def start_job(start_python, store_uri, monkeypatch):
 
 
 def are_recovered(state: Path) -> bool:
-    """Return whether no journal is left; an empty folder of a journal that was never begun does not count."""
+    """Return whether no journal is left; the empty folder of an unused journal does not count."""
     return index.find(state) == []
 
 
@@ -98,7 +98,7 @@ def last_acknowledged(process, at_least: int) -> int:
 @pytest.mark.parametrize(
     "body", ["os._exit(0)", "os.abort()", "signal.raise_signal(signal.SIGKILL)", "import ctypes; ctypes.string_at(0)"]
 )
-def test_every_sudden_end_is_one(start_job, store_uri, state, wait_until, body):
+def test_every_sudden_end_is_recorded(start_job, store_uri, state, wait_until, body):
     """A job that ends by a hard exit, an abort, SIGKILL or a native crash is closed as KILLED, with all its metrics."""
     process, run_id = start_job(f"if n == 30: {body}")
     process.finish()
@@ -113,7 +113,7 @@ MEMORY_GROUPS = Path("/sys/fs/cgroup/memory")
 
 
 @pytest.mark.skipif(not os.access(MEMORY_GROUPS / "tasks", os.W_OK), reason="memory cannot be limited on this machine")
-def test_the_kernel_s_out_of_memory_killer_is_one_too(start_job, store_uri, state, wait_until):
+def test_a_kill_by_the_kernel_for_lack_of_memory_is_recorded(start_job, store_uri, state, wait_until):
     """A job that the kernel kills for lack of memory is closed as KILLED."""
     group = MEMORY_GROUPS / f"autogen-team-{os.getpid()}"
     process, run_id = start_job(
@@ -133,12 +133,12 @@ def test_the_kernel_s_out_of_memory_killer_is_one_too(start_job, store_uri, stat
     assert mlflow.MlflowClient(store_uri).get_run(run_id).info.status == "KILLED"
 
 
-def test_a_job_whose_parent_does_not_ask_is_dead_all_the_same(start_job, state, wait_until):
+def test_a_zombie_is_recovered_as_dead(start_job, state, wait_until):
     """A job that is a zombie, because its parent has not waited for it, is recovered as dead."""
     process, _ = start_job("if n == 30: os.kill(os.getpid(), 9)", fresh=True)  # a fork server would wait for it
 
     wait_until(lambda: are_recovered(state), timeout=SOON)
-    assert process.popen.returncode is None  # its parent has not waited for it so far
+    assert process.popen.returncode is None  # its parent has not waited for it yet
 
 
 def test_a_forked_child_that_lives_on_does_not_hide_the_death(start_job, store_uri, state, wait_until):
@@ -157,7 +157,7 @@ def test_a_forked_child_that_lives_on_does_not_hide_the_death(start_job, store_u
         os.kill(child, signal.SIGKILL)
 
 
-def test_a_job_that_ends_in_good_order_leaves_no_agent(run_python, store_uri, state, fresh_agents):
+def test_a_job_that_ends_normally_leaves_no_agent(run_python, store_uri, state, fresh_agents):
     """The agent ends after its last job has closed its run and its service."""
     code = (
         "from autogen_team.io.services import MlflowService\n"
@@ -179,12 +179,12 @@ def test_a_job_that_ends_in_good_order_leaves_no_agent(run_python, store_uri, st
 
 
 UNWATCHED = "from autogen_team._ship import agent_link; agent_link.AgentLink.watch = lambda *_: None\n"
-"""The job dies with the agent, as when the whole machine does."""
+"""The job dies together with the agent, as with the machine."""
 
 
 @pytest.fixture
 def kill_unwatched(start_python, store_uri, monkeypatch):
-    """Return a function that kills a job that has no agent, and returns its process and the id of its run."""
+    """Return a function that kills a job without an agent, and returns its process and its run's id."""
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_AUTOLOG_DISABLE", "true")
 
     def kill():
@@ -198,7 +198,7 @@ def kill_unwatched(start_python, store_uri, monkeypatch):
     return kill
 
 
-def test_recover_tells_before_it_does(kill_unwatched, store_uri, state, run_python):
+def test_a_dry_run_of_recover_changes_nothing(kill_unwatched, store_uri, state, run_python):
     """`recover --dry-run` names the run, the process and the evidence; `recover` then closes the run once."""
     process, run_id = kill_unwatched()
 
@@ -219,7 +219,7 @@ def test_recover_tells_before_it_does(kill_unwatched, store_uri, state, run_pyth
     assert are_recovered(state)
 
 
-def test_the_end_of_a_recovered_run_is_its_last_word(kill_unwatched, store_uri, run_python, wait_until):
+def test_the_end_of_a_recovered_run_is_its_last_entry(kill_unwatched, store_uri, run_python, wait_until):
     """The end time of a recovered run is that of its last entry, not that of the recovery."""
     _, run_id = kill_unwatched()
     died = time.time()
@@ -230,7 +230,7 @@ def test_the_end_of_a_recovered_run_is_its_last_word(kill_unwatched, store_uri, 
 
 
 def test_a_living_process_is_never_touched(start_job, store_uri, state, run_python):
-    """Recovery refuses the journal of a living process, whose run goes on."""
+    """Recovery refuses the journal of a living process, whose run continues."""
     process, run_id = start_job()
     process.wait_for("acknowledged 50")
 
@@ -244,7 +244,7 @@ def test_a_living_process_is_never_touched(start_job, store_uri, state, run_pyth
     assert mlflow.MlflowClient(store_uri).get_run(run_id).data.tags[run_events.EXCEPTION_TAG] == "SIGTERM"
 
 
-def test_who_looks_for_the_dead_does_not_read_the_living(start_job, state, monkeypatch):
+def test_a_search_for_the_dead_does_not_read_living_journals(start_job, state, monkeypatch):
     """A search for the dead does not read living journals: 200 workers would do that 40,000 times."""
     process, _ = start_job()
     process.wait_for("acknowledged 50")
@@ -257,7 +257,7 @@ def test_who_looks_for_the_dead_does_not_read_the_living(start_job, state, monke
     process.popen.wait(SOON)
 
 
-def test_two_who_recover_the_same_journal_do_not_trip(kill_unwatched, store_uri, state):
+def test_two_processes_can_recover_the_same_journal(kill_unwatched, store_uri, state):
     """Recovery reports a journal that another process has removed in the meantime."""
     kill_unwatched()
     (found,) = index.find(state)
@@ -283,9 +283,7 @@ def take_over(start_python):
     return take
 
 
-def test_what_somebody_recovers_is_neither_alive_nor_done(
-    kill_unwatched, take_over, store_uri, state, run_python, start_python
-):
+def test_recover_waits_for_another_recovery(kill_unwatched, take_over, store_uri, state, run_python, start_python):
     """`recover` waits while another process recovers a journal, and takes over when that process ends early."""
     kill_unwatched()
     (found,) = index.find(state)
@@ -304,7 +302,7 @@ def test_what_somebody_recovers_is_neither_alive_nor_done(
     assert are_recovered(state)
 
 
-def test_what_somebody_else_has_recovered_meanwhile_is_no_failure(kill_unwatched, take_over, store_uri, state):
+def test_a_journal_that_the_agent_has_recovered_is_no_problem(kill_unwatched, take_over, store_uri, state):
     """A journal that the agent has recovered in the meantime is not reported as a problem."""
     kill_unwatched()
     (found,) = index.find(state)
@@ -317,7 +315,7 @@ def test_what_somebody_else_has_recovered_meanwhile_is_no_failure(kill_unwatched
     assert (result.by_others, result.problem) == (True, "")
 
 
-def test_the_agent_stays_while_somebody_else_recovers(kill_unwatched, take_over, store_uri, state, monkeypatch):
+def test_the_agent_waits_for_another_recovery(kill_unwatched, take_over, store_uri, state, monkeypatch):
     """The agent waits while another process recovers the journal, and recovers it when that process gives up."""
     kill_unwatched()
     (found,) = index.find(state)
@@ -326,7 +324,7 @@ def test_the_agent_stays_while_somebody_else_recovers(kill_unwatched, take_over,
     monkeypatch.setattr(recovery, "_PAUSE", 0.05)
     agent = threading.Thread(target=recovery.after_death, args=[[str(found.folder)]])
     agent.start()
-    agent.join(3.0)  # longer than an agent waits for a process that is just dying
+    agent.join(3.0)  # longer than an agent waits for a dying process
     assert agent.is_alive()
 
     other.finish("")
@@ -334,7 +332,7 @@ def test_the_agent_stays_while_somebody_else_recovers(kill_unwatched, take_over,
     assert are_recovered(state)
 
 
-def test_a_journal_that_was_never_begun_is_removed(start_job, state):
+def test_a_journal_without_entries_is_removed(start_job, state):
     """`sweep` removes an old journal without entries, but not a new one or that of a living process."""
     process, _ = start_job()
     process.wait_for("acknowledged 50")
@@ -354,7 +352,7 @@ def test_a_journal_that_was_never_begun_is_removed(start_job, state):
     process.popen.wait(SOON)
 
 
-def test_what_a_stop_has_left_is_delivered_though_its_process_lives(server, start_session, tmp_path):
+def test_the_rest_of_a_stopped_service_is_delivered_while_its_process_lives(server, start_session, tmp_path):
     """A journal left by a stopped service is dead and can be recovered, although its process lives."""
     started = start_session(server.uri, flush_timeout=0.2)
     with lifecycle.open_run(name="train") as run:
@@ -371,7 +369,7 @@ def test_what_a_stop_has_left_is_delivered_though_its_process_lives(server, star
 
 
 @pytest.mark.parametrize("gone", ["deleted", "for good"])
-def test_a_run_that_is_gone_does_not_keep_its_journal(kill_unwatched, store_uri, state, gone):
+def test_the_journal_of_a_deleted_run_is_removed(kill_unwatched, store_uri, state, gone):
     """The journal of a deleted run is removed by recovery."""
     _, run_id = kill_unwatched()
     client = mlflow.MlflowClient(store_uri)
@@ -394,7 +392,7 @@ def test_the_next_start_recovers(kill_unwatched, start_job, store_uri, wait_unti
     started.finish()
 
 
-def test_a_run_that_was_being_made_is_found_by_its_mark(start_python, store_uri, run_python):
+def test_a_run_that_was_being_created_is_found_by_its_tag(start_python, store_uri, run_python):
     """A run is closed although its process died after creating it and before the journal noted its id."""
     code = UNWATCHED + (
         "import os; from autogen_team._spool.journal import Journal\n"
@@ -424,7 +422,7 @@ def job(writer):
                     mlflow.log_param(f"p{n}", n)
                 os.write(writer, f"{run.info.run_id} {n}\\n".encode())
 
-# Modules are loaded once and the job is forked, because fifty imports of MLflow would take longer than all the rest.
+# Modules are loaded once and the job is forked, because fifty imports of MLflow would take longest.
 for line in sys.stdin:
     reader, writer = os.pipe()
     child = os.fork()

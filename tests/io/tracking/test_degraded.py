@@ -1,4 +1,4 @@
-"""A job whose MLflow lacks one of the private names in use: it runs, and one warning says what is lost."""
+"""A job whose MLflow lacks a private name still runs, and one warning says what is lost."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ with GlobalContext() as context, context.run("train"):
 
 
 def _attribute(name: str) -> str:
-    """Return the last part of the name; what has the same there is renamed together."""
+    """Return the last part of the name; names with equal last parts are renamed together."""
     return re.split(r"[.:]", name)[-1]
 
 
@@ -53,21 +53,21 @@ def _with_later_mlflow(job: str, name: str) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", [name for name, _ in _PARTS])
 def test_this_mlflow_has_the_name(name):
-    """Each name in the list is there."""
+    """Each listed name exists in the installed MLflow."""
     missing = object()
 
     assert find(name, missing) is not missing
 
 
-def test_each_name_belongs_to_one_promise():
-    """No name is listed twice, so that a missing one costs one warning."""
+def test_each_name_belongs_to_one_feature():
+    """No name is listed twice, so a missing one causes one warning."""
     names = [name for name, _ in _PARTS]
 
     assert len(set(names)) == len(names)
 
 
 def test_the_versions_in_the_warning_include_this_one():
-    """The list says up to which version of MLflow the names are known to be there."""
+    """The list states the MLflow versions with which the names were verified."""
     oldest, newest = (tuple(map(int, one.split("."))) for one in mlflow_names.MLFLOW.versions.split(" to "))
     here = tuple(map(int, mlflow.__version__.split(".")[:2]))
 
@@ -76,7 +76,7 @@ def test_the_versions_in_the_warning_include_this_one():
 
 @pytest.mark.parametrize("name", _IN_JOBS)
 def test_a_job_runs_without_the_name(run_python, store_uri, name):
-    """A job whose MLflow has renamed something ends as usual, its run is whole, and one warning says what is lost."""
+    """If MLflow has renamed a name, the job ends normally, its run is complete, and one warning says what is lost."""
     status, _, err = run_python(*_with_later_mlflow(_JOB, name), MLFLOW_TRACKING_URI=store_uri)
 
     assert status == 0, err
@@ -107,7 +107,7 @@ with GlobalContext() as context, context.run("host", host=True):
 
 @pytest.mark.parametrize("name", mlflow_names.ACTIVE_RUNS.names)
 def test_a_run_that_fails_is_recorded_without_the_stack_of_runs(run_python, store_uri, name):
-    """The run of a job that raises is FAILED with the reason; runs that the job opens join it or are its children."""
+    """If the job raises, its run is FAILED with the reason; its own runs join it or are its children."""
     status, _, err = run_python(*_with_later_mlflow(_FAILING, name), MLFLOW_TRACKING_URI=store_uri)
 
     assert status == 1, err
@@ -127,7 +127,7 @@ def test_a_store_that_cannot_be_looked_up_is_named_by_commands(run_python, store
 
     assert status == 1
     assert "ConfigurationError: MLflow" in err
-    assert "install one of MLflow 3.10 to 3.17" in err
+    assert "install MLflow 3.10 to 3.17" in err
 
 
 def test_runs_are_copied_without_the_registry(run_python, store_uri):

@@ -13,7 +13,7 @@ from autogen_team._ship.batches import Delivery, _requests
 
 
 def test_the_limits_are_those_of_mlflow():
-    """They are written down here too, because what ships to a server does not load MLflow."""
+    """The limits are duplicated in our code, because shipping to a server does not load MLflow."""
     assert validation.MAX_METRICS_PER_BATCH == batches.MAX_METRICS
     assert validation.MAX_PARAMS_TAGS_PER_BATCH == batches.MAX_PARAMS_OR_TAGS
     assert validation.MAX_ENTITIES_PER_BATCH == batches.MAX_ITEMS
@@ -44,7 +44,7 @@ def test_requests_keep_to_the_limits_of_the_server():
 
 
 class Picky:
-    """A backend that refuses bad tags and every batch of a run that is gone, and counts its requests."""
+    """A backend that refuses bad tags and all batches of deleted runs, and counts requests."""
 
     def __init__(self, bad=(), gone=(), away_after=10**9):
         self.bad, self.gone, self.away_after = bad, gone, away_after
@@ -52,7 +52,7 @@ class Picky:
         self.taken = {}
 
     def log(self, batch):
-        """Take the batch, or raise as MLflow's store does."""
+        """Accept the batch, or raise as MLflow's store does."""
         self.requests += 1
         with mlflow_backend._translated():
             if self.requests > self.away_after:
@@ -65,7 +65,7 @@ class Picky:
 TAGS = [{"op": "tags", "run": "a", "values": {f"t{n}": "x"}} for n in range(100)]
 
 
-def test_one_bad_item_costs_the_others_nothing(tmp_path):
+def test_one_bad_item_does_not_affect_the_others(tmp_path):
     """One bad tag among 100 is refused, and the other 99 are delivered in fewer than 30 requests."""
     picky = Picky(bad=["t42"])
     delivery = Delivery(picky, tmp_path)
@@ -76,7 +76,7 @@ def test_one_bad_item_costs_the_others_nothing(tmp_path):
     assert picky.requests < 30
 
 
-def test_a_store_that_goes_away_meanwhile_has_refused_nothing(tmp_path):
+def test_an_outage_is_not_a_refusal(tmp_path):
     """An outage while a bad item is being isolated does not count as a refusal."""
     delivery = Delivery(Picky(bad=["t42"], away_after=4), tmp_path)
 
@@ -86,7 +86,7 @@ def test_a_store_that_goes_away_meanwhile_has_refused_nothing(tmp_path):
     assert delivery.refused == 0
 
 
-def test_a_run_that_is_gone_is_not_asked_for_item_by_item(tmp_path):
+def test_items_of_a_deleted_run_are_refused_together(tmp_path):
     """All items of a deleted run are refused in two requests."""
     picky = Picky(gone=["a"])
     delivery = Delivery(picky, tmp_path)
@@ -99,7 +99,7 @@ def test_a_run_that_is_gone_is_not_asked_for_item_by_item(tmp_path):
 
 
 @pytest.mark.parametrize("database", ["store_uri", "postgres_uri", "mlflow_server"])
-def test_an_empty_batch_asks_for_the_run(request, database):
+def test_an_empty_batch_checks_the_run(request, database):
     """In each kind of store, an empty batch is accepted if the run exists, and refused if it is deleted."""
     uri = request.getfixturevalue(database)
     client = mlflow.MlflowClient(uri)

@@ -16,18 +16,18 @@ class Source:
         self.number = self.acked = 0
 
     def read(self, _limit: int) -> list[dict]:
-        """Return the next entries."""
+        """Return all remaining entries."""
         found, self._left = self._left, []
         self.number = found[-1]["n"] if found else self.number
         return found
 
     def taken(self, number: int) -> None:
-        """Note what the store has."""
+        """Acknowledge entries up to this number."""
         self.acked = number
 
 
 class Delivery:
-    """A store that is away for some attempts, each of which ends with a call of `after`."""
+    """A store that is unreachable for some attempts, each of which ends by calling `after`."""
 
     def __init__(self, attempts: int, after) -> None:
         self.delivered: list[str] = []
@@ -35,7 +35,7 @@ class Delivery:
         self._after = after
 
     def deliver(self, entries: list[dict]) -> None:
-        """Take the entries, or raise."""
+        """Accept the entries, or raise."""
         if self._attempts:
             self._attempts -= 1
             self._after()
@@ -44,7 +44,7 @@ class Delivery:
 
 
 def drain_of(delivery: Delivery, sources: list[Source]) -> Drain:
-    """Return a drain whose pauses are over at once."""
+    """Return a drain without pauses."""
 
     def hurry(_reason: str) -> None:
         drain.urgent.set()
@@ -53,8 +53,8 @@ def drain_of(delivery: Delivery, sources: list[Source]) -> Drain:
     return drain
 
 
-def test_what_was_read_is_delivered_when_the_store_is_back():
-    """In order, once, and acknowledged."""
+def test_entries_are_delivered_when_the_store_is_back():
+    """Entries are delivered in order, once, and acknowledged."""
     source = Source("a", "b")
     delivery = Delivery(3, lambda: None)
 
@@ -63,8 +63,8 @@ def test_what_was_read_is_delivered_when_the_store_is_back():
     assert (delivery.delivered, source.acked) == (["a", "b"], 2)
 
 
-def test_what_was_read_from_a_journal_that_another_ships_now_is_dropped():
-    """It would arrive after what the other has shipped, and a tag would get an old value."""
+def test_entries_of_a_journal_that_another_process_ships_are_dropped():
+    """Late delivery could overwrite a tag with an older value than the other process has shipped."""
     given_back, kept = Source("old"), Source("b")
     sources = [given_back, kept]
     delivery = Delivery(1, lambda: sources.remove(given_back))

@@ -38,14 +38,14 @@ def test_each_end_has_its_status_and_reason(error, expected):
 
 
 def test_a_reason_is_bounded():
-    """A message of a megabyte does not become a tag of a megabyte."""
+    """A message of a megabyte is cut before it becomes a tag."""
     _, reason = signals.verdict(ValueError("x" * 1_000_000))
 
     assert len(reason) == 500
 
 
 def test_an_exception_that_cannot_be_shown_is_still_a_failure():
-    """A broken `__str__` does not hide the failure it came with."""
+    """An exception whose `__str__` fails is still recorded."""
 
     class Broken(Exception):
         def __str__(self):
@@ -62,7 +62,7 @@ def test_sigterm_becomes_an_exception():
     assert raised.value.code == 128 + signal.SIGTERM
 
 
-def test_handlers_are_given_back():
+def test_handlers_are_restored():
     """After the run, the handlers of SIGTERM and SIGHUP are those from before it."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
 
@@ -72,7 +72,7 @@ def test_handlers_are_given_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == before
 
 
-def test_signals_raise_until_the_last_one_has_left():
+def test_signals_raise_until_the_last_service_has_stopped():
     """Signals raise until the last service has stopped, also if services stop in the order of their start."""
     before = signal.getsignal(signal.SIGTERM)
     first, second = ExitStack(), ExitStack()
@@ -96,7 +96,7 @@ def handler_of_the_job():
 
 
 def test_the_handler_of_the_job_decides(handler_of_the_job):
-    """A job that handles SIGTERM itself goes on if its handler returns."""
+    """If a job's own SIGTERM handler returns, the job continues."""
     with signals.signals_raise():
         signal.raise_signal(signal.SIGTERM)
 
@@ -129,7 +129,7 @@ def test_an_exit_by_a_handler_installed_meanwhile_is_a_kill(handler_of_the_job):
         signal.signal(signal.SIGTERM, handle)
         signal.raise_signal(signal.SIGTERM)
 
-    signal.signal(signal.SIGTERM, handle)  # as it is while the run is closed
+    signal.signal(signal.SIGTERM, handle)  # as while the run is closed
     assert signals.verdict(raised.value) == ("KILLED", "SIGTERM")
     assert signals.verdict(SystemExit(15)) == ("FAILED", "exit status 15")
 
@@ -161,7 +161,7 @@ def test_a_signal_waits_while_signals_are_held(signum, kind):
 
 
 def test_a_signal_that_waited_is_dropped_if_the_job_leaves_anyway():
-    """A held signal is not raised if the job leaves by an exception of its own."""
+    """A held signal is not raised if the job leaves by its own exception."""
     with signals.signals_raise():
         signals.hold()
         signal.raise_signal(signal.SIGTERM)
@@ -170,7 +170,7 @@ def test_a_signal_that_waited_is_dropped_if_the_job_leaves_anyway():
         assert signals.fatal_signal() is signal.SIGTERM
 
 
-def test_other_threads_hold_nothing():
+def test_other_threads_do_not_hold_signals():
     """A thread that closes its run does not keep the main thread from being ended."""
     held, done = threading.Event(), threading.Event()
 
@@ -204,7 +204,7 @@ def test_threads_leave_handlers_alone():
     assert seen == [signal.getsignal(signal.SIGTERM)]
 
 
-def test_what_a_handler_has_dealt_with_ends_nothing(handler_of_the_job):
+def test_a_handled_signal_does_not_end_the_job(handler_of_the_job):
     """A signal that a handler of the job has dealt with is not fatal; an exit after a SIGHUP is a normal end."""
     before = signal.signal(signal.SIGHUP, lambda *_: None)
     try:
@@ -233,7 +233,7 @@ def test_a_handler_that_raises_ends_the_process():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_child_that_is_forked_while_signals_are_held_heeds_them():
+def test_a_child_forked_while_signals_are_held_receives_them():
     """A child that is forked while signals are held does not hold them itself."""
     signals.hold()
     child = os.fork()

@@ -1,4 +1,4 @@
-"""`grace`: all that happens after SIGTERM takes no longer together, however many things wait for a silent server."""
+"""`grace` limits all waits after SIGTERM together, however many of them wait for a silent server."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import pytest
 
 from autogen_team._process import grace
 from autogen_team._spool import index
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 JOB = """
 import sys, mlflow
@@ -38,11 +40,11 @@ print("logged", flush=True)
 while True: time.sleep(1)
 """
 MOST = 25.0
-"""Seconds; with a server that is silent an end took 52 s."""
+"""Limit in seconds; with a silent server an end once took 52 s."""
 
 
 def end_beside_a_silent_server(process, server) -> tuple[str, float]:
-    """Freeze the server, end the process by SIGTERM; return the id of its run, and how many seconds the end took."""
+    """Freeze the server and end the process by SIGTERM; return its run's id and the duration in seconds."""
     run_id = process.wait_for("run ").split()[1]
     server.send(signal.SIGSTOP)
     try:
@@ -60,7 +62,7 @@ def end_beside_a_silent_server(process, server) -> tuple[str, float]:
 
 @pytest.fixture
 def is_closed(server):
-    """Return a function that tells whether a run has all its metrics and its end."""
+    """Return a function that returns whether a run is closed with all its metrics."""
 
     def look(run_id: str) -> bool:
         client = server.client()
@@ -72,7 +74,7 @@ def is_closed(server):
 
 
 def test_a_job_leaves_in_time(server, start_python, wait_until, is_closed, tmp_path):
-    """Its `finally` runs, its journal is whole, and the agent delivers it when the server answers again."""
+    """`finally` blocks run, the journal is complete, and the agent delivers it when the server answers again."""
     process = start_python("-c", JOB, stdin=-1, MLFLOW_TRACKING_URI=server.uri, AUTOGEN_TEAM_GRACE="4")
     run_id, took = end_beside_a_silent_server(process, server)
 
@@ -85,7 +87,7 @@ def test_a_job_leaves_in_time(server, start_python, wait_until, is_closed, tmp_p
 
 
 def test_a_supervised_job_leaves_in_time(server, start_python, wait_until, is_closed, tmp_path):
-    """The job and the keeper of its run share the time."""
+    """The job and the process that keeps its run share the limit."""
     path = tmp_path / "job.py"
     path.write_text(SCRIPT)
     environment = {"MLFLOW_TRACKING_URI": server.uri, "AUTOGEN_TEAM_GRACE": "6"}
@@ -98,7 +100,7 @@ def test_a_supervised_job_leaves_in_time(server, start_python, wait_until, is_cl
 
 
 def test_each_wait_leaves_time_for_the_next():
-    """And nothing is bounded before a signal has come."""
+    """Each wait gets half of the remaining time, and before a signal waits are not limited."""
     assert grace.bounded(30.0) == 30.0
     undo = grace.allow(8.0)
     try:
@@ -113,14 +115,14 @@ def test_each_wait_leaves_time_for_the_next():
 
 
 def test_without_a_limit_a_signal_bounds_nothing():
-    """As before."""
+    """Without `grace`, a signal limits no wait."""
     grace.begin()
 
     assert grace.bounded(30.0) == 30.0
 
 
 def test_the_time_counts_from_the_signal():
-    """Also in a process that hears of it later."""
+    """A process that learns of the signal later has less time left."""
     undo = grace.allow(8.0)
     try:
         grace.begin(time.monotonic() - 100)

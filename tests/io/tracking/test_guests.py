@@ -1,4 +1,4 @@
-"""Runs that another process or program has opened: joined here, or worked for, with child runs inside them."""
+"""Runs opened by another process or program: joined here, or worked for, with child runs inside them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
 
 @pytest.fixture
 def host(mlflow_as_it_was, store_uri):
-    """Return a run that others may join."""
+    """Return a run that can be joined."""
     mlflow.set_tracking_uri(store_uri)
     with mlflow.start_run(run_name="host") as run:
         restore = active_runs.let_join(run)
@@ -84,7 +84,7 @@ def elsewhere(host, tmp_path, migrated_database):
 
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize("fields", [{}, {"nested": True}], ids=["plain", "nested"])
-def test_a_run_in_another_store_is_one_of_its_own(host, fields):
+def test_a_run_in_another_store_does_not_join_the_host(host, fields):
     """A run in another store neither joins the host nor is its child; runs inside it are its own children."""
     with mlflow.start_run(experiment_id="0", **fields) as run:
         mlflow.log_param("inside", 1)
@@ -100,7 +100,7 @@ def test_a_run_in_another_store_is_one_of_its_own(host, fields):
 
 
 @pytest.mark.usefixtures("elsewhere")
-def test_in_another_store_the_host_is_out_of_sight(host, monkeypatch):
+def test_the_host_is_not_active_in_another_store(host, monkeypatch):
     """While MLflow points to another store, the host is neither logged to nor ended."""
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "0")
     assert mlflow.active_run() is None
@@ -117,7 +117,7 @@ def test_in_another_store_the_host_is_out_of_sight(host, monkeypatch):
     assert active_runs.given_end(host.info.run_id) is None
 
 
-def test_back_in_its_store_the_host_is_joined(host):
+def test_the_host_is_joined_by_any_spelling_of_its_store(host):
     """The host is joined also if its store is named by another spelling of its URI."""
     home = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(home.replace("/mlflow.db", "/./mlflow.db"))
@@ -133,7 +133,7 @@ def test_back_in_its_store_the_host_is_joined(host):
     ("status", "reason"),
     [("FAILED", "the job has ended its run as FAILED"), ("KILLED", "the job has ended its run as KILLED")],
 )
-def test_a_failure_that_the_job_tells_of_its_run_is_noted(host, status, reason):
+def test_a_failed_end_of_the_joined_run_is_recorded(host, status, reason):
     """A failed end of the joined run is returned once, with a reason, for closing the host."""
     mlflow.start_run()
     mlflow.end_run(status)
@@ -149,7 +149,7 @@ def test_an_exception_that_the_job_handles_is_the_reason(host):
     assert active_runs.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
 
 
-def test_the_reason_of_an_explicit_end_is_what_is_handled(host):
+def test_the_reason_of_an_explicit_end_is_the_handled_exception(host):
     """The reason of `end_run("FAILED")` in an `except` block is the exception that is being handled."""
     try:
         raise ValueError("no data")
@@ -159,7 +159,7 @@ def test_the_reason_of_an_explicit_end_is_what_is_handled(host):
     assert active_runs.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
 
 
-def test_a_good_end_says_nothing(host):
+def test_a_normal_end_is_not_recorded(host):
     """A normal end of the joined run leaves the end of the host to the job, and an invalid status is refused."""
     with pytest.raises(SystemExit), mlflow.start_run():
         raise SystemExit(0)
@@ -170,7 +170,7 @@ def test_a_good_end_says_nothing(host):
     assert active_runs.given_end(host.info.run_id) is None
 
 
-def test_who_asks_for_a_nested_run_gets_one(host):
+def test_a_nested_run_is_a_child_of_the_host(host):
     """`start_run(nested=True)` opens a child of the host instead of joining it."""
     with mlflow.start_run(nested=True) as child:
         pass
@@ -178,7 +178,7 @@ def test_who_asks_for_a_nested_run_gets_one(host):
     assert child.info.run_id != host.info.run_id
 
 
-def test_without_a_host_runs_are_runs_again(host):
+def test_without_a_host_runs_are_opened_normally(host):
     """Undoing `let_join` restores `mlflow.start_run`."""
     restore = active_runs.let_join(host)
     replaced = mlflow.start_run
@@ -208,7 +208,7 @@ def test_a_run_that_is_open_elsewhere_can_be_worked_for(joined):
     assert (stored.info.status, stored.data.params) == ("RUNNING", {"fold": "1"})
 
 
-def test_runs_inside_of_it_are_children(joined):
+def test_runs_inside_of_a_run_worked_for_are_its_children(joined):
     """Runs inside a run that is open elsewhere are its children; leaving returns those that are still open."""
     with mlflow.start_run(run_name="child") as child:
         assert not active_runs.has_own_run_around(child)
@@ -223,7 +223,7 @@ def test_runs_inside_of_it_are_children(joined):
     mlflow.MlflowClient().set_terminated(left.info.run_id)
 
 
-def test_autologging_waits_for_a_run_of_its_own(joined):
+def test_autologging_is_disabled_while_working_for_a_run(joined):
     """Autologging is disabled while a process works for a run, except inside runs that it opens itself."""
     is_disabled = autologging_utils.autologging_is_disabled
     mlflow.sklearn.autolog(silent=True)
@@ -234,7 +234,7 @@ def test_autologging_waits_for_a_run_of_its_own(joined):
     assert autologging_utils.get_autologging_config("sklearn", "disable", True) is False
 
 
-def test_without_such_a_run_mlflow_is_as_it_was(store_uri):
+def test_mlflow_is_restored_after_the_last_run_worked_for(store_uri):
     """MLflow's functions are restored when the last run that was worked for is left."""
     mlflow.set_tracking_uri(store_uri)
     before = mlflow.start_run, mlflow.end_run, autologging_utils.get_autologging_config
@@ -249,14 +249,14 @@ def test_without_such_a_run_mlflow_is_as_it_was(store_uri):
 
 
 def _names_it(host, old):
-    """Ask for runs by their ids, and for a child of another, as a program that knows nothing of the run around."""
+    """Start runs by their ids and a child of another run, as a program that does not know the host run."""
     with mlflow.start_run(run_id=host.info.run_id) as same:
         mlflow.log_param("same", 1)
     with mlflow.start_run(parent_run_id=host.info.run_id) as child:
         pass
     with mlflow.start_run(parent_run_id=old) as grandchild:
         assert mlflow.active_run() is grandchild
-    with mlflow.start_run(old) as resumed:  # by its place, as MLflow allows
+    with mlflow.start_run(old) as resumed:  # by position, as MLflow allows
         mlflow.log_param("resumed", 1)
 
     assert mlflow.active_run().info.run_id == host.info.run_id
@@ -268,13 +268,13 @@ def _names_it(host, old):
     assert (mlflow.get_run(old).info.status, mlflow.get_run(old).data.params) == ("FINISHED", {"resumed": "1"})
 
 
-def test_runs_that_are_named_inside_of_a_host_are_those(host):
-    """Inside a host, `start_run` with a run id or a parent id opens exactly that run, or a child of that parent."""
+def test_a_run_id_is_respected_inside_of_a_host(host):
+    """Inside a host, `start_run` with a run id or parent id opens exactly that run, or a child of that parent."""
     _names_it(host, mlflow.MlflowClient().create_run("0").info.run_id)
 
 
-def test_runs_that_are_named_inside_of_a_joined_run_are_those(joined):
-    """In a process that works for a run, `start_run` with a run id or a parent id does as it is told."""
+def test_a_run_id_is_respected_inside_of_a_run_worked_for(joined):
+    """In a process that works for a run, `start_run` respects a given run id or parent id."""
     undo = run_stacks.isolate()
     try:
         _names_it(joined, mlflow.MlflowClient().create_run("0").info.run_id)
@@ -282,8 +282,8 @@ def test_runs_that_are_named_inside_of_a_joined_run_are_those(joined):
         undo()
 
 
-def test_what_stands_in_for_a_function_of_mlflow_s_is_pickled_by_its_name(mlflow_as_it_was):
-    """A stand-in for a function of MLflow's is pickled by name; joblib and Dask send closures with it."""
+def test_a_replacement_of_a_function_of_mlflow_is_pickled_by_name(mlflow_as_it_was):
+    """A replacement of an MLflow function is pickled by name; joblib and Dask send closures with it."""
     plain = mlflow.active_run
     with mlflow.start_run() as host:
         restore = active_runs.let_join(host)

@@ -1,4 +1,4 @@
-"""What a journal reveals about itself and about the process that wrote it."""
+"""State of a journal and of the process that wrote it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from autogen_team._ship import recovery
 from autogen_team._spool import index, journal, reader, records
 
 
-def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monkeypatch):
-    """A journal in a newer format than this version knows is reported, and is neither recovered nor removed."""
+def test_a_journal_of_a_newer_format_is_reported_and_kept(tmp_path, store_uri, monkeypatch):
+    """A journal in a newer format is reported, and neither recovered nor removed."""
     newer_version = records.VERSION + 1
     monkeypatch.setattr(records, "VERSION", newer_version)
     monkeypatch.setattr(journal, "started_at", lambda _: 1.0)
     written = journal.Journal(tmp_path / "state", uri=store_uri)
     written.append('"op":"open","who":"nobody knows"}')
     folder = written.folder
-    written.after_fork()  # lets go of the lock, as the death of the process would
+    written.after_fork()  # releases the lock, as the death of the process would
     monkeypatch.undo()
 
     (found,) = index.find(tmp_path / "state")
@@ -34,7 +34,7 @@ def test_a_journal_of_a_newer_format_is_told_and_left(tmp_path, store_uri, monke
 
 
 @pytest.mark.parametrize("body", ['"op":"journal"}', '"op":"journal","version":1,"host":"x","pid":"7"}'])
-def test_a_beginning_that_says_nothing_is_none(tmp_path, body):
+def test_a_journal_without_a_header_is_ignored(tmp_path, body):
     """A journal without a complete header is ignored."""
     folder = journal.folder_of(tmp_path) / "x-7-0"
     folder.mkdir(parents=True)
@@ -54,7 +54,7 @@ def test_a_beginning_that_says_nothing_is_none(tmp_path, body):
     ],
     ids=["another boot", "another machine", "a container of this machine", "another process"],
 )
-def test_what_a_journal_says_of_its_process(tmp_path, changed, state_of_it, evidence, monkeypatch):
+def test_the_state_of_the_process_of_a_journal(tmp_path, changed, state_of_it, evidence, monkeypatch):
     """The state of a journal's process depends on boot id, host and start time, not on the process id alone."""
     facts = {"boot": journal.boot_id(), "host": socket.gethostname(), "started": 7.0, **changed}
     monkeypatch.setattr(journal, "boot_id", lambda: facts["boot"])
@@ -63,7 +63,7 @@ def test_what_a_journal_says_of_its_process(tmp_path, changed, state_of_it, evid
     written = journal.Journal(tmp_path / "state", uri="x")
     written.append('"op":"params","run":"r","values":{}}')
     folder = written.folder
-    written.after_fork()  # lets go of the lock, as the death of the process would
+    written.after_fork()  # releases the lock, as the death of the process would
     monkeypatch.undo()
 
     found = index.look(folder)
@@ -72,8 +72,8 @@ def test_what_a_journal_says_of_its_process(tmp_path, changed, state_of_it, evid
     assert index.look(folder, ["elsewhere.example"]).state == "dead"
 
 
-def test_a_process_never_takes_itself_for_dead(tmp_path):
-    """A process that looks at its own journal is alive, and does not lose the lock by looking."""
+def test_a_process_considers_itself_alive(tmp_path):
+    """A process that inspects its own journal is alive, and keeps its lock."""
     written = journal.Journal(tmp_path / "state", uri="x")
     written.append('"op":"params","run":"r","values":{}}')
 
@@ -84,7 +84,7 @@ def test_a_process_never_takes_itself_for_dead(tmp_path):
     written.close()
 
 
-def test_where_there_are_no_locks_nobody_holds_one(tmp_path, monkeypatch):
+def test_without_file_locks_a_journal_can_be_taken_over(tmp_path, monkeypatch):
     """On a file system without locks, such as Lustre without `-o flock`, a journal can still be taken over."""
     (tmp_path / "lock").touch()
 

@@ -16,7 +16,7 @@ PATIENCE = 60
 pytestmark = pytest.mark.usefixtures("mlflow_as_it_was")
 
 
-def test_tasks_do_not_see_each_other_s_runs(isolated):
+def test_tasks_do_not_share_runs(isolated):
     """Concurrent tasks log to their own runs only, and all their runs end."""
 
     async def work(number):
@@ -63,7 +63,7 @@ def test_runs_of_sibling_tasks_are_children_of_the_run_that_they_were_created_in
     assert {status(run) for run in (outer, *inner)} == {"FINISHED"}
 
 
-def test_a_task_inherits_what_was_open_when_it_was_created(isolated):
+def test_a_task_inherits_runs_that_were_open_when_it_was_created(isolated):
     """A task does not inherit a run that its creator opens after creating the task."""
 
     async def work():
@@ -97,7 +97,7 @@ def test_a_task_of_sync_code_inherits_its_run(isolated):
     assert parent(inner) == outer.info.run_id
 
 
-def test_a_run_that_has_ended_is_gone_from_the_tasks_that_inherited_it(isolated):
+def test_an_ended_run_is_not_active_in_tasks_that_inherited_it(isolated):
     """A task that outlives its inherited run has no active run, and may open a new outermost one."""
 
     async def main():
@@ -133,7 +133,7 @@ def test_a_run_that_a_child_ends_has_ended_for_its_parent_too(isolated):
     assert status(asyncio.run(main())) == "KILLED"
 
 
-def test_a_task_is_itself_in_any_context(isolated):
+def test_a_task_keeps_its_runs_in_any_context(isolated):
     """Code that a task runs in another context sees and changes the runs of the task."""
 
     async def main():
@@ -219,7 +219,7 @@ def test_a_run_that_a_task_leaves_open_is_seen_by_the_tasks_after_it(isolated):
     assert [status(run) for run in (outer, inner)] == ["FINISHED"] * 2
 
 
-def test_a_task_without_a_run_gets_what_another_has_left_open(isolated):
+def test_a_task_without_a_run_uses_one_that_another_task_has_left_open(isolated):
     """A run opened inside `asyncio.wait_for`, a task in Python 3.11, is active in the awaiting task afterwards."""
 
     async def setup():
@@ -272,7 +272,7 @@ def test_traces_belong_to_the_run_of_their_task(isolated):
     assert sources == [run_id for run_id, _ in found]
 
 
-def test_a_run_is_forgotten_by_everybody(isolated):
+def test_a_forgotten_run_is_active_nowhere(isolated):
     """`forget` drops a run and those that its owner has open inside it, but not runs of child tasks."""
 
     async def child(ready, done):
@@ -298,7 +298,7 @@ def test_a_run_is_forgotten_by_everybody(isolated):
     asyncio.run(main())
 
 
-def test_what_the_leaving_task_has_open_inside_is_forgotten_too(isolated):
+def test_runs_inside_a_forgotten_run_are_forgotten_too(isolated):
     """`forget` in a child task also drops the runs that this task has open inside the run."""
 
     async def leave(outer):

@@ -60,7 +60,7 @@ def test_tasks_with_children_of_one_run_share_that_run(isolated):
     assert metrics(asyncio.run(main())) == {"threaded": 1}
 
 
-def test_the_run_of_a_waiting_main_thread_counts_less_than_those_of_its_tasks(isolated):
+def test_a_task_s_run_has_precedence_over_that_of_the_waiting_main_thread(isolated):
     """While the main thread waits for tasks, a thread logs to the run of the task, not of the main thread."""
 
     async def main():
@@ -98,7 +98,7 @@ def test_a_run_with_a_parent_elsewhere_does_not_count_as_independent(isolated, h
     assert metrics(job) == {"main": 1}
 
 
-def test_among_independent_runs_the_main_thread_s_is_the_job_s(isolated, helper):
+def test_the_main_thread_s_run_is_the_job_s_run(isolated, helper):
     """Among independent runs of several threads, the main thread's is the job's run."""
     helper(mlflow.start_run)
 
@@ -108,7 +108,7 @@ def test_among_independent_runs_the_main_thread_s_is_the_job_s(isolated, helper)
     assert metrics(main) == {"threaded": 1}
 
 
-def test_what_could_belong_to_several_runs_gets_its_own(isolated, helper, other_helper, caplog):
+def test_ambiguous_logging_opens_a_new_run(isolated, helper, other_helper, caplog):
     """Logging that could belong to several runs opens a new run, as in plain MLflow, with one warning."""
     runs = [helper(mlflow.start_run), other_helper(mlflow.start_run)]
 
@@ -218,7 +218,7 @@ def test_a_run_that_cannot_be_opened_changes_nothing(isolated):
     assert seen == run_id
 
 
-def test_the_job_s_run_is_known_everywhere(isolated):
+def test_the_job_s_run_is_available_everywhere(isolated):
     """`job_run` returns the caller's innermost run, or else the run of the main thread."""
     assert run_stacks.job_run() is None
     with mlflow.start_run() as run:
@@ -251,7 +251,7 @@ def test_a_run_that_another_thread_has_left_open_is_forgotten(is_isolated, helpe
     undo()
 
 
-def test_a_run_of_a_thread_that_is_gone_is_still_known(isolated):
+def test_a_run_of_an_ended_thread_is_still_listed(isolated):
     """A run that an ended thread has left open is still listed, until it is forgotten."""
     run = in_thread(mlflow.start_run)
 
@@ -261,7 +261,7 @@ def test_a_run_of_a_thread_that_is_gone_is_still_known(isolated):
 
 
 def test_a_forked_child_has_no_run(store_uri, run_python):
-    """A forked child has MLflow's own state and no run; it may isolate again, and the parent's run goes on."""
+    """A forked child has MLflow's own state and no run; it can isolate again, and the parent's run continues."""
     code = f"""if True:
         import os, sys, mlflow
         from mlflow.tracking import fluent

@@ -1,4 +1,4 @@
-"""Ending isolation restores what it has replaced, with all open runs, and keeps nothing else."""
+"""Ending isolation restores the replaced objects, with all open runs, and frees everything else."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def replaced():
     ]
 
 
-def test_all_that_was_replaced_is_given_back():
-    """`undo` restores the very objects, also in modules that had imported them by value."""
+def test_all_replaced_objects_are_restored():
+    """`undo` restores the same objects, also in modules that imported them by value."""
     before = replaced()
     undo = run_stacks.isolate()
     during = replaced()
@@ -49,7 +49,7 @@ def test_all_that_was_replaced_is_given_back():
     assert replaced() == before
 
 
-def test_what_was_imported_meanwhile_is_as_good_as_mlflow_s_own(helper):
+def test_a_function_imported_meanwhile_works_like_mlflow_s_own(helper):
     """A replaced function that was imported by value works like MLflow's own after the end of isolation."""
     undo = run_stacks.isolate()
     log, start = fluent._get_or_start_run, mlflow.start_run
@@ -134,7 +134,7 @@ def test_a_run_that_is_being_opened_when_isolation_ends_is_not_lost(helper, monk
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_two_services_may_leave_in_any_order(order):
+def test_two_services_can_stop_in_any_order(order):
     """Two services may end isolation in any order; the last one restores what the first one found."""
     before = replaced()
     undo = [run_stacks.isolate(), run_stacks.isolate()]
@@ -169,7 +169,7 @@ def stacks():
     return [one for one in gc.get_objects() if type(one) is run_stacks._Stack]
 
 
-def test_nothing_is_kept_of_tasks_and_threads_that_are_gone(isolated):
+def test_ended_tasks_and_threads_leave_nothing_behind(isolated):
     """Ended tasks and threads leave no stacks behind, because a job may have millions of them."""
 
     async def work():
@@ -186,7 +186,7 @@ def test_nothing_is_kept_of_tasks_and_threads_that_are_gone(isolated):
         assert len(stacks()) == before
 
 
-def test_nothing_is_kept_after_the_end():
+def test_runs_are_freed_after_the_end():
     """After the end of isolation, a run is freed when its last user drops it."""
     undo = run_stacks.isolate()
     with mlflow.start_run() as run:
@@ -230,7 +230,7 @@ def test_mlflow_changes_its_list_of_open_runs_by_append_and_pop_only():
     assert fluent._active_run_stack.get() is spy
 
 
-def test_mlflow_s_names_are_what_they_are_taken_for():
+def test_mlflow_s_names_are_as_expected():
     """The functions and the class of MLflow that isolation replaces have the expected methods and arguments."""
     assert type(fluent._active_run_stack).__name__ == "ThreadLocalVariable"
     public = {name for name in vars(type(fluent._active_run_stack)) if not name.startswith("_")}

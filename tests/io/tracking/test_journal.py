@@ -1,4 +1,4 @@
-"""Entries that were written are in the journal, whatever happens to the process, the disk or the files afterwards."""
+"""Written entries are in the journal, whatever happens to the process, the disk or the files later."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 from autogen_team._spool import journal, reader, records
 from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.wakeup import Wakeup
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 URI = "sqlite:////somewhere/mlflow.db"
 RUN = "0123456789abcdef0123456789abcdef"
@@ -52,7 +54,7 @@ def test_an_entry_is_on_disk_when_append_returns(written):
     assert steps(reader.read(written.folder)) == [1]
 
 
-def test_each_line_is_json_that_proves_itself(written):
+def test_each_line_is_json_with_a_checksum(written):
     """Each line of a segment is JSON with its own CRC-32, so that any JSON parser can read and check it."""
     written.append(metric(1))
 
@@ -61,7 +63,7 @@ def test_each_line_is_json_that_proves_itself(written):
         assert int(entry["crc"], 16) == crc32(line[len('{"crc":"01234567",') :])
 
 
-def test_a_segment_begins_with_who_writes_what(written):
+def test_a_segment_begins_with_a_header(written):
     """A segment begins with a header: format version, process, boot id, start time and store."""
     written.append(metric(1))
 
@@ -80,7 +82,7 @@ def test_folder_and_files_are_for_their_owner_only(written):
     assert {path.stat().st_mode & 0o777 for path in written.folder.iterdir()} == {0o600}
 
 
-def test_nothing_is_made_before_the_first_entry(tmp_path, written):
+def test_nothing_is_created_before_the_first_entry(tmp_path, written):
     """A journal creates no folder before its first entry."""
     assert not (tmp_path / "state").exists()
 
@@ -108,7 +110,7 @@ def test_an_entry_longer_than_a_segment_is_whole(written, monkeypatch):
     assert steps(found) == [1]
 
 
-def test_segments_go_once_all_in_them_is_acknowledged(written, monkeypatch):
+def test_segments_are_removed_once_all_entries_are_acknowledged(written, monkeypatch):
     """A segment is removed once all its entries are acknowledged, and not before."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
     numbers = [written.append(metric(number)) for number in range(100)]
@@ -120,7 +122,7 @@ def test_segments_go_once_all_in_them_is_acknowledged(written, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 60, b'{"acked":100}\n', "torn", "higher"])
-def test_a_damaged_acknowledgement_is_none(written, damage):
+def test_a_damaged_acknowledgement_is_ignored(written, damage):
     """A damaged acknowledgement counts as none, so that all entries are delivered again."""
     written.ack(written.append(metric(1)))
     path = written.folder / "acked"
@@ -146,7 +148,7 @@ def test_a_new_segment_still_knows_which_runs_are_open(written, monkeypatch):
     assert header["opening"] == [{"mark": "mark", "experiment": "7"}]
 
 
-def test_a_journal_without_rest_is_removed(written):
+def test_a_journal_without_undelivered_entries_is_removed(written):
     """Closing a journal whose entries are all acknowledged removes its folder."""
     written.ack(written.append(metric(1)))
     folder = written.folder
@@ -155,7 +157,7 @@ def test_a_journal_without_rest_is_removed(written):
     assert not folder.exists()
 
 
-def test_a_journal_with_a_rest_stays(written):
+def test_a_journal_with_undelivered_entries_stays(written):
     """Closing a journal with undelivered entries keeps its folder and cuts the unused end of its segment."""
     written.append(metric(1))
 
@@ -181,7 +183,7 @@ def test_threads_write_whole_lines_in_one_order(written, monkeypatch):
     assert [entry["n"] for entry in found] == list(range(1, len(found) + 1))
 
 
-def test_a_signal_handler_may_write_in_the_midst_of_a_write(written):
+def test_a_signal_handler_can_write_during_a_write(written):
     """A signal handler may append while it interrupts an append; no entry is lost or mixed."""
     numbers = count(1_000_000)
     before = signal.signal(signal.SIGALRM, lambda *_: written.append(metric(next(numbers))))
@@ -199,7 +201,7 @@ def test_a_signal_handler_may_write_in_the_midst_of_a_write(written):
     assert sorted(step for step in found if step >= 1_000_000) == list(range(1_000_000, next(numbers)))
 
 
-def test_a_forked_child_has_a_journal_of_its_own(written):
+def test_a_forked_child_has_its_own_journal(written):
     """A forked child writes to a journal in another folder than its parent's."""
     written.append(metric(1))
     receiving, writer = os.pipe()
@@ -218,7 +220,7 @@ def test_a_forked_child_has_a_journal_of_its_own(written):
     assert steps(reader.read(written.folder)) == [1]
 
 
-def test_what_a_killed_process_wrote_is_there(tmp_path, start_python):
+def test_entries_of_a_killed_process_are_in_its_journal(tmp_path, start_python):
     """All entries that a process acknowledged before SIGKILL are in its journal."""
     code = (
         "import itertools, sys; from pathlib import Path\n"
@@ -240,7 +242,7 @@ def test_what_a_killed_process_wrote_is_there(tmp_path, start_python):
     assert len(found) > acknowledged
 
 
-def test_a_full_disk_is_an_error_not_a_death(written, monkeypatch):
+def test_a_full_disk_raises_an_error(written, monkeypatch):
     """A full disk raises `JournalError`, because the space of a segment is allocated before it is mapped."""
     calls = []
 
@@ -257,7 +259,7 @@ def test_a_full_disk_is_an_error_not_a_death(written, monkeypatch):
     assert len(calls) == 1  # the second append came too soon to try the disk again
 
 
-def test_writing_goes_on_when_there_is_space_again(written, monkeypatch):
+def test_writing_continues_when_there_is_space_again(written, monkeypatch):
     """A journal that failed on a full disk is written again once there is space."""
     monkeypatch.setattr(journal, "_RETRY", 0.0)
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -299,7 +301,7 @@ def test_a_short_write_is_a_full_disk(written, monkeypatch):
         written.append(metric(1))
 
 
-def test_a_beginning_that_fails_leaves_nothing_behind(written, monkeypatch):
+def test_a_segment_that_cannot_be_created_leaves_nothing_behind(written, monkeypatch):
     """A segment that cannot be begun leaves neither descriptors nor files behind."""
     monkeypatch.setattr(journal, "_RETRY", 0.0)
     before = len(list(Path("/dev/fd").iterdir()))
@@ -337,7 +339,7 @@ def test_two_threads_do_not_recover_the_same_journal(tmp_path, run_python):
     journal.give_back(folder, journal.take_over(folder))
 
 
-def test_a_signal_handler_may_wake_in_the_midst_of_a_wakeup():
+def test_a_signal_handler_can_set_a_wakeup_during_a_call():
     """A signal handler may set a `Wakeup` whose call it interrupts; a `threading.Event` would deadlock."""
     wakeup = Wakeup()
     calls = count()
@@ -360,7 +362,7 @@ def test_a_signal_handler_may_wake_in_the_midst_of_a_wakeup():
     assert 0.01 <= time.monotonic() - began < 60.0
 
 
-def test_the_lock_tells_the_living_from_the_dead(tmp_path, written, run_python):
+def test_the_lock_shows_that_the_writer_lives(tmp_path, written, run_python):
     """Another process cannot take the lock of a journal while its writer lives."""
     written.append(metric(1))
     code = (
@@ -389,7 +391,7 @@ def test_a_follower_reads_while_the_writer_writes(written, monkeypatch):
 
 
 def test_a_follower_is_behind_only_if_there_is_more(written):
-    """The space that is reserved behind the last entry is not taken for entries, which would be shipped at once."""
+    """Space reserved after the last entry does not count as entries, which would be shipped at once."""
     written.append(metric(1))
     follower = reader.Follower(lambda: written.folder)
     assert steps(follower.read(10_000)) == [1]
@@ -401,8 +403,8 @@ def test_a_follower_is_behind_only_if_there_is_more(written):
     assert follower.is_behind
 
 
-def test_a_line_that_is_no_entry_holds_up_nothing(written):
-    """A follower counts a malformed line as read, and delivers the entries behind it."""
+def test_a_malformed_line_is_skipped(written):
+    """A follower skips a malformed line, and delivers the entries after it."""
     written.append(metric(1))
     written.append('"op":"metrics","step":True}')
     written.append(metric(3))
@@ -423,7 +425,7 @@ def test_a_follower_reads_on_when_the_folder_is_cleaned_up(written):
     assert steps(follower.read(10_000)) == [2]
 
 
-def test_nothing_is_written_once_it_is_closed(written):
+def test_a_closed_journal_accepts_no_entry(written):
     """Appending to a closed journal raises `JournalError`."""
     written.append(metric(1))
     written.close()
@@ -455,13 +457,13 @@ def test_any_key_reads_back_as_the_very_same(key):
 
 
 @given(st.binary(max_size=200))
-def test_foreign_bytes_are_no_entry(data):
+def test_foreign_bytes_are_not_an_entry(data):
     """Arbitrary bytes are never parsed as an entry."""
     assert records.parse(data) is None
 
 
 @given(st.data())
-def test_a_changed_line_is_no_entry(data):
+def test_a_changed_line_is_not_an_entry(data):
     """A line with one flipped bit is not parsed as an entry."""
     line = bytearray(records.line(17, metric(17))[:-1])
     place = data.draw(st.integers(0, len(line) - 1))
@@ -479,7 +481,7 @@ def test_a_changed_line_is_no_entry(data):
     copies=st.integers(0, 2),
     foreign=st.binary(max_size=80),
 )
-def test_what_is_whole_is_read_once_and_in_order(lengths, torn, order, copies, foreign):
+def test_whole_entries_are_read_once_and_in_order(lengths, torn, order, copies, foreign):
     """Whole entries are read once and in order, despite torn, renamed and copied segments and foreign lines."""
     numbers = count(1)
     segments = [[next(numbers) for _ in range(length)] for length in lengths]

@@ -1,4 +1,4 @@
-"""Runs that a job has opened itself, by fluent functions or a client, and that are open when it ends."""
+"""Runs that the job opened by fluent functions or a client, and that are open when the job ends."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ ENDS = {
 
 @pytest.mark.parametrize(("error", "wanted"), ENDS.values(), ids=ENDS)
 @pytest.mark.parametrize("open_one", [mlflow.start_run, client_run], ids=["start_run", "create_run"])
-def test_what_a_dying_job_leaves_open_is_closed_with_the_reason(context, open_one, error, wanted):
+def test_runs_of_a_failing_job_are_closed_with_the_reason(context, open_one, error, wanted):
     """A run that is open when the job ends by an exception is closed with its status and reason."""
     with pytest.raises(type(error)), context:
         run = open_one()
@@ -69,7 +69,7 @@ def test_a_run_of_a_client_outlives_a_job_that_ends_well(context, error):
     mlflow.MlflowClient(context.mlflow_service.tracking_uri).set_terminated(run.info.run_id)
 
 
-def test_a_run_that_has_ended_stays_as_it_has_ended(context):
+def test_an_ended_run_keeps_its_status(context):
     """An ended run keeps its status when the job fails, also if another process has ended it."""
     other = mlflow.MlflowClient(context.mlflow_service.tracking_uri)
     with pytest.raises(ValueError, match="no data"), context:
@@ -84,7 +84,7 @@ def test_a_run_that_has_ended_stays_as_it_has_ended(context):
     assert end_of(context, ended)[1] is end_of(context, handed_on)[1] is None
 
 
-def test_an_inner_context_closes_what_was_opened_inside_of_it(context):
+def test_an_inner_context_closes_runs_opened_inside_it(context):
     """An inner context that fails closes the runs opened inside it, and leaves others to the outer context."""
     with context:
         outside = client_run()
@@ -132,7 +132,7 @@ def test_without_a_journal_open_runs_are_closed_as_well(context):
 
 
 @pytest.mark.parametrize("way", ["SIGTERM", "sys.exit(2)"])
-def test_a_process_that_ends_closes_them(start_python, store_uri, way):
+def test_a_process_that_ends_closes_its_open_runs(start_python, store_uri, way):
     """A process that ends by SIGTERM or an exit status closes its open runs in every store."""
     code = (
         "import mlflow, os, signal, sys; from autogen_team import GlobalContext\n"

@@ -18,7 +18,7 @@ from autogen_team._capture.redacting_store import RedactingStore
 from autogen_team._capture.store import DurableStore
 
 NEWEST = Version("3.17")
-"""The MLflow that the manifest was written for."""
+"""MLflow version that the manifest was written for."""
 STORES = {
     "tracking": (
         manifest.TRACKING,
@@ -40,7 +40,7 @@ STORES = {
     ),
 }
 OLDER = frozenset({"get_metric_history_bulk"})
-"""Methods that an older MLflow has, and the newest may not have any more."""
+"""Methods of older MLflow versions that the newest may lack."""
 
 
 def methods(classes) -> set[str]:
@@ -57,17 +57,17 @@ def test_the_manifest_names_every_method_of_mlflow(kind):
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_the_manifest_names_no_method_that_mlflow_does_not_have(kind):
+def test_the_manifest_names_only_methods_of_mlflow(kind):
     """The manifest names no method that the newest MLflow lacks."""
     rules, classes = STORES[kind]
     named = {name for name in rules if not name.startswith("_")} - OLDER - {"get_host_creds"}
 
     if Version(mlflow.__version__) < NEWEST:
-        pytest.skip("for the newest MLflow")
+        pytest.skip("only for the newest MLflow")
     assert sorted(named - methods(classes)) == []
 
 
-def test_what_the_manifest_says_is_journalled_is_written_by_a_method_of_ours():
+def test_each_journalled_method_is_implemented():
     """`DurableStore` defines every journalled method, and every logging method is journalled."""
     journalled = {name for name, rule in manifest.TRACKING.items() if rule.treatment == "journalled"}
 
@@ -99,7 +99,7 @@ class NewStore:
         return "done"
 
 
-def test_a_method_that_no_manifest_names_is_called_without_secrets_and_said_once(caplog):
+def test_a_method_missing_in_the_manifest_gets_masked_arguments(caplog):
     """A method that the manifest lacks gets masked arguments, with one warning for all its calls."""
     caplog.set_level(logging.WARNING, "autogen_team")
     plain = NewStore()

@@ -1,4 +1,4 @@
-"""Masking of traces: by the name of a value, and by its text."""
+"""Masking of traces, by names of values and by text."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_no_secret_survives_in_an_attribute(value, name):
 
 
 @given(with_a_secret(), st.integers(1, 400))
-def test_no_half_of_a_secret_survives_in_what_was_cut(value, length):
+def test_no_part_of_a_secret_survives_in_a_cut_text(value, length):
     """A secret is masked in a preview, wherever MLflow has cut the text."""
     text = json.dumps(value)
     masked = MASKER.excerpt(text if len(text) <= length else text[:length] + "...")
@@ -113,7 +113,7 @@ def test_no_half_of_a_secret_survives_in_what_was_cut(value, length):
 
 
 @given(PLAIN)
-def test_what_is_no_secret_is_the_very_object_that_came(value):
+def test_a_value_without_secrets_is_the_same_object(value):
     """A value without secrets is returned as the same object."""
     assert MASKER.value(value) is value
 
@@ -127,7 +127,7 @@ def test_an_attribute_without_secrets_stays_bit_for_bit(value, name):
 
 
 @given(PLAIN_NAMES)
-def test_names_that_only_sound_like_secrets_hide_nothing(name):
+def test_names_that_only_resemble_secrets_are_not_masked(name):
     """Names that only resemble secrets, such as `max_tokens` and `primary_key`, are not masked."""
     assert not hides(name)
 
@@ -142,12 +142,12 @@ def test_names_that_only_sound_like_secrets_hide_nothing(name):
         {"headers": {"Content-Type": "application/json", "Idempotency-Key": "a1"}},
     ],
 )
-def test_what_stands_under_such_a_name_and_is_no_secret_stays(value):
+def test_harmless_values_under_secret_names_stay(value):
     """Tokens of an answer, numbers, empty values and schemas of tools stay unmasked under secret names."""
     assert MASKER.value(value) is value
 
 
-def test_the_rest_of_what_holds_a_secret_stays():
+def test_the_rest_of_a_value_with_a_secret_stays():
     """Only the secret is replaced; the order and the numbers around it stay the same."""
     before = {"n": 1.0, "args": '{"api_key": "' + SECRET + '", "é": 3}', "max_tokens": 5}
 
@@ -177,7 +177,7 @@ def test_attributes_of_opentelemetry_need_not_be_json():
     assert MASKER.attribute("ports", (1, 2)) == (1, 2)
 
 
-def test_what_cannot_be_read_to_its_end_is_an_error():
+def test_an_attribute_that_is_nested_too_deeply_is_an_error():
     """An attribute that is nested too deeply raises an error, so that the caller withholds it."""
     with pytest.raises(RecursionError):
         MASKER.attribute("mlflow.spanInputs", "[" * 100_000 + "]" * 100_000)
@@ -212,7 +212,7 @@ def test_all_parts_of_a_span_are_masked():
     }
 
 
-def test_the_end_of_a_text_that_was_cut_may_be_half_a_secret():
+def test_the_beginning_of_a_secret_is_masked_at_the_end_of_a_cut_text():
     """The end of a cut text is masked if it begins a secret, and kept otherwise."""
     assert MASKER.excerpt("use correct-ho...") == "use ***..."
     assert MASKER.excerpt("use sk-abc1...") == "use ***..."

@@ -25,7 +25,7 @@ def open_run(name="train", **fields):
     return lifecycle.open_run(name=name, **fields)
 
 
-def test_tasks_with_a_run_each_do_not_write_into_each_other_s(started):
+def test_concurrent_tasks_log_to_their_own_runs(started):
     """Concurrent tasks log only to their own runs, which are children of the job's run."""
 
     async def work(number: int) -> str:
@@ -89,11 +89,11 @@ def test_what_threads_log_goes_to_the_job_s_run(started):
     assert [found.info.run_id for found in started.search_runs(["1"])] == [run.info.run_id]
 
 
-def test_runs_nest_when_asked_to(started):
+def test_runs_nest_only_on_request(started):
     """A second run is refused unless it is opened with `nested=True`."""
     with open_run("outer") as outer:
         with pytest.raises(Exception, match="already active"), open_run("inner"):
-            pytest.fail("must not be entered")
+            pytest.fail("the block must not run")
         with open_run("inner", nested=True) as inner:
             pass
 
@@ -109,7 +109,7 @@ def test_a_run_can_be_the_child_of_another_process_s(started):
     assert started.get_run(run.info.run_id).data.tags[MLFLOW_PARENT_RUN_ID] == parent.info.run_id
 
 
-def test_a_run_can_be_gone_on_with(started):
+def test_a_failed_run_can_be_resumed(started):
     """A run that failed can be resumed by its id, keeps its metrics, and is closed with a new status."""
     with pytest.raises(ValueError, match="x"), open_run("first") as first:
         mlflow.log_metric("loss", 1.0, step=0)
@@ -125,7 +125,7 @@ def test_a_run_can_be_gone_on_with(started):
     assert len(started.get_metric_history(first.info.run_id, "loss")) == 2
 
 
-def test_the_failure_of_a_worker_is_noted_in_the_run_that_it_works_for(started, tmp_path):
+def test_the_failure_of_a_worker_is_recorded_in_the_run_that_it_works_for(started, tmp_path):
     """The failure of a worker is noted in the run it works for, not in a run that it left open inside."""
     run = started.create_run("0", run_name="job")
     info = run.info

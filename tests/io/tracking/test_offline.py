@@ -43,7 +43,7 @@ def test_a_job_works_without_its_server(dead_server, mode, tmp_path, caplog):
     assert ("cannot be used" in caplog.text) == (mode == "auto")
 
 
-def test_every_call_of_mlflow_s_shows_offline_runs_at_once(dead_server):
+def test_all_functions_of_mlflow_find_offline_runs_at_once(dead_server):
     """MLflow's functions find offline runs during the job, and the service's client finds them after it."""
     service = MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True)
     with service:
@@ -55,14 +55,14 @@ def test_every_call_of_mlflow_s_shows_offline_runs_at_once(dead_server):
     assert service.link("1", run.info.run_id) is None
 
 
-def test_what_waits_for_the_server_is_not_delivered_to_the_store_that_stands_in(dead_server, tmp_path, monkeypatch):
-    """The run of a killed job is in the server's store only: the offline store would refuse all that waits for it."""
+def test_entries_for_the_server_are_not_delivered_to_the_offline_store(dead_server, tmp_path, monkeypatch):
+    """The run of a killed job is in the server's store only, because the offline store would reject its entries."""
     with monkeypatch.context() as patch:
         patch.setattr(journal, "started_at", lambda _: 1.0)
         killed = journal.Journal(tmp_path / "state", uri=dead_server)
         killed.append('"op":"params","run":"of-the-server","values":{"lr":"0.1"}}')
     folder = killed.folder
-    killed.after_fork()  # lets go of the lock, as the death of the process would
+    killed.after_fork()  # releases the lock, as the death of the process would
     assert index.look(folder).state == "dead"
 
     service = MlflowService(tracking_uri=dead_server, mode="auto", connect_timeout=1, autolog_disable=True)
@@ -92,7 +92,7 @@ def test_online_is_the_default_and_an_error(dead_server, tmp_path):
     assert not (tmp_path / "state" / "offline").exists()
 
 
-def test_offline_asks_nobody(monkeypatch, dead_server):
+def test_offline_does_not_probe_the_server(monkeypatch, dead_server):
     """`offline` does not probe the server."""
     from autogen_team._ship import server_probe
 
@@ -113,7 +113,7 @@ def test_runs_for_different_servers_are_kept_apart(dead_server, tmp_path):
 
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_a_service_inside_an_offline_job_uses_its_store(dead_server, tmp_path, mode):
-    """A service that is created inside an offline job takes the store from the environment; it has no other place."""
+    """A service created inside an offline job uses the offline store, which it finds in the environment."""
     with MlflowService(tracking_uri=dead_server, mode="offline", autolog_disable=True):
         inner = MlflowService(mode=mode, autolog_disable=True, experiment_name="inner")
         run = train(inner)

@@ -1,4 +1,4 @@
-"""OpenTelemetry: traces and log lines in a collector, a real receiver that parses the protocol's own messages."""
+"""OpenTelemetry: traces and log lines are sent to a collector, a real receiver that parses the protocol."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ SOON = 60.0
 
 
 class Receiver:
-    """A collector: it keeps the spans and the log lines that it is sent."""
+    """A collector that keeps received spans and log lines."""
 
     def __init__(self) -> None:
         self.spans: list = []
@@ -54,14 +54,14 @@ class Receiver:
                 self.end_headers()
 
             def log_message(self, *_: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.uri = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def take(self, path: str, body: bytes) -> None:
-        """Keep what a request holds."""
+        """Keep the content of a request."""
         if path == "/v1/traces":
             request = ExportTraceServiceRequest.FromString(body)
             groups = request.resource_spans
@@ -74,7 +74,7 @@ class Receiver:
         self.resources += [values(group.resource.attributes) for group in groups]
 
     def close(self) -> None:
-        """End it."""
+        """Stop the collector."""
         self._server.shutdown()
         self._server.server_close()
 
@@ -86,7 +86,7 @@ def values(attributes) -> dict:
 
 @pytest.fixture
 def receiver(monkeypatch) -> Iterator[Receiver]:
-    """Return a collector that the standard variables name."""
+    """Return a collector, named by the standard variables."""
     found = Receiver()
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", found.uri)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", f"x-api-key={KEY}")
@@ -100,7 +100,7 @@ def receiver(monkeypatch) -> Iterator[Receiver]:
 
 @pytest.fixture
 def silent(monkeypatch) -> Iterator[None]:
-    """Name a collector that accepts connections and never answers."""
+    """Set the standard variables to a collector that accepts connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{listener.getsockname()[1]}")
         yield
@@ -116,7 +116,7 @@ def trace() -> str:
 
 @pytest.mark.parametrize("durable", [True, False])
 def test_traces_are_in_mlflow_and_in_the_collector(start_session, store_uri, receiver, durable):
-    """With a collector, each span is in the store and there, once, masked in both, with the job's resource."""
+    """With a collector, each span is stored in both places, once, masked, with the job's resource."""
     started = start_session(store_uri, durable=durable)
     trace_id = trace()
     started.stop()
@@ -183,7 +183,7 @@ def test_headers_for_the_collector_are_secrets(receiver, monkeypatch):
 
 
 @pytest.mark.parametrize("is_away", [True, False])
-def test_a_collector_that_does_not_answer_costs_the_job_nothing(
+def test_a_collector_that_does_not_answer_does_not_delay_the_job(
     start_session, store_uri, silent, is_away, monkeypatch, free_port, tmp_path, caplog
 ):
     """Without an answer, traces are stored, lines are written, and the end waits for seconds only."""
@@ -200,7 +200,7 @@ def test_a_collector_that_does_not_answer_costs_the_job_nothing(
 
     assert time.monotonic() - begun < SOON / 2
     assert "a line" in (tmp_path / "log.txt").read_text()
-    assert re.search(r"\d log lines were not taken by the OpenTelemetry collector", caplog.text)
+    assert re.search(r"\d log lines did not reach the OpenTelemetry collector", caplog.text)
     mlflow.set_tracking_uri(store_uri)
     assert len(mlflow.MlflowClient(store_uri).get_trace(trace_id).data.spans) == 2
 
@@ -275,7 +275,7 @@ def test_doctor_probes_the_collector(receiver, monkeypatch):
     assert (check.outcome, "401" in check.found) == ("fail", True)
 
 
-def test_nothing_of_opentelemetry_s_exporter_is_loaded_without_a_collector():
+def test_the_exporter_is_not_loaded_without_a_collector():
     """A job without a collector does not load the exporter."""
     code = (
         "import sys; from autogen_team.io.services import LoggerService\n"

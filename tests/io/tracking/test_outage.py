@@ -24,7 +24,7 @@ from autogen_team._spool import index, journal, reader
 from autogen_team.errors import TrackingUnavailableError
 
 SLOW = 0.2
-"""Seconds; a call that waits for the server takes longer. Microseconds are measured in `benchmarks/`."""
+"""Limit in seconds; a call that waits for the server takes longer. Microseconds are measured in `benchmarks/`."""
 
 
 def hardly_wait(calls: int, log) -> bool:
@@ -59,7 +59,7 @@ def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, t
         assert hardly_wait(300, lambda n: mlflow.log_metric("loss", 100 + n, step=100 + n))
         assert hardly_wait(50, lambda n: mlflow.log_param(f"p{n}", n))
         assert hardly_wait(50, lambda n: mlflow.set_tag("latest", n))
-        wait_until(lambda: warnings_of(caplog))  # entries are gathered for up to 4 s before the next request
+        wait_until(lambda: warnings_of(caplog))  # entries are collected for up to 4 s per request
         server.start()
         for step in range(400, 500):
             mlflow.log_metric("loss", step, step=step)
@@ -71,7 +71,7 @@ def test_a_server_that_is_killed_and_comes_back(server, start_session, caplog, t
     assert stored.data.tags["latest"] == "49"
     assert stored.info.status == "FINISHED"
     cut, back = warnings_of(caplog)
-    assert "cannot be reached: [Errno 111] Connection refused. The job goes on" in cut
+    assert "cannot be reached: [Errno 111] Connection refused. The job continues" in cut
     assert "answers again after" in back
     assert list((tmp_path / "state" / "journals").iterdir()) == []
 
@@ -92,7 +92,7 @@ def test_a_server_on_postgresql_that_is_killed_and_comes_back(postgres_server, s
     assert postgres_server.client().get_run(run.info.run_id).info.status == "FINISHED"
 
 
-def test_a_server_that_is_stopped_and_goes_on(server, start_session):
+def test_a_server_that_is_suspended_and_continues(server, start_session):
     """While a server hangs, calls do not wait for it, and a read waits for less than 30 s."""
     started = start_session(server.uri, connect_timeout=5.0)
     with lifecycle.open_run(name="train") as run:
@@ -148,7 +148,7 @@ def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
                 raise ValueError("x")
         server.start()
         mlflow.log_metric("loss", 0.25)
-        # The ids from before mean the same runs for the rest of the process.
+        # The local ids stay valid for the rest of the process.
         assert mlflow.get_run(outer.info.run_id).data.metrics == {"loss": 0.5}
         mlflow.MlflowClient().log_metric(outer.info.run_id, "later", 1.0)
         mlflow.MlflowClient().log_text(inner.info.run_id, "later", "later.txt")
@@ -174,7 +174,7 @@ def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
     assert f"is {stored['outer'].info.run_id} there: {server.uri}/#/" in caplog.text
 
 
-def test_a_full_disk_does_not_hide_what_a_run_is_called_now(server, start_session, caplog, monkeypatch):
+def test_a_full_disk_does_not_hide_the_new_id_of_a_run(server, start_session, caplog, monkeypatch):
     """The new id of a run begun in an outage is logged, although the journal's disk is full."""
     started = start_session(server.uri)
     with lifecycle.open_run(name="first"):
@@ -222,7 +222,7 @@ def test_runs_begun_without_the_server_survive_the_job(server, start_python, tmp
     assert history(server.client(), run.info.run_id) == list(range(100))
 
 
-def test_what_needs_the_server_says_soon_that_it_is_gone(server, start_session):
+def test_a_read_without_the_server_fails_soon(server, start_session):
     """A read that needs the server fails within 30 s, with an error that is MLflow's and ours."""
     start_session(server.uri, flush_timeout=0.5)
     with lifecycle.open_run(name="train"):
@@ -247,7 +247,7 @@ def test_a_changed_parameter_is_refused_without_the_server(server, start_session
     assert raised.value.error_code == "INVALID_PARAMETER_VALUE"
 
 
-def test_a_proxy_that_knows_no_such_page_refuses_nothing(proxy, mlflow_server, start_session, tmp_path):
+def test_a_404_of_a_proxy_is_an_outage(proxy, mlflow_server, start_session, tmp_path):
     """A 404 of a proxy counts as an outage; only MLflow itself can refuse an item."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="train") as run:
@@ -262,9 +262,7 @@ def test_a_proxy_that_knows_no_such_page_refuses_nothing(proxy, mlflow_server, s
     assert not (tmp_path / "state" / "refused.jsonl").exists()
 
 
-def test_a_server_without_a_free_connection_to_its_database_refuses_nothing(
-    proxy, mlflow_server, start_session, tmp_path
-):
+def test_an_exhausted_database_pool_is_an_outage(proxy, mlflow_server, start_session, tmp_path):
     """A server whose database pool is exhausted refuses nothing, although it answers `BAD_REQUEST`."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="train") as run:
@@ -281,8 +279,8 @@ def test_a_server_without_a_free_connection_to_its_database_refuses_nothing(
     assert not (tmp_path / "state" / "refused.jsonl").exists()
 
 
-def test_sqlalchemy_still_says_it_in_these_words():
-    """SQLAlchemy words an exhausted pool as expected, which tells a busy server from a refusal."""
+def test_sqlalchemy_s_message_about_an_exhausted_pool_is_as_expected():
+    """SQLAlchemy still words an exhausted pool as expected, which distinguishes a busy server from a refusal."""
     engine = sqlalchemy.create_engine(
         "sqlite://", poolclass=sqlalchemy.pool.QueuePool, pool_size=1, max_overflow=0, pool_timeout=0.01
     )
@@ -303,7 +301,7 @@ def test_sqlalchemy_still_says_it_in_these_words():
     ],
     ids=["empty pool", "lost primary", "lost connection", "bad value", "MLflow itself"],
 )
-def test_what_a_database_will_take_later_is_not_refused(cause, kind):
+def test_a_transient_error_of_a_database_is_not_a_refusal(cause, kind):
     """A transient error of the database counts as an outage, and a bad value as refused."""
     with pytest.raises(kind), mlflow_backend._translated():
         raise mlflow.MlflowException("no", error_code=BAD_REQUEST) from cause
@@ -351,14 +349,14 @@ def test_a_thread_that_could_not_be_started_is_started_later(store_uri, start_se
         mlflow.log_metric("loss", 1.0)
         began = time.monotonic()
         assert not write_behind.of(store_uri).flush(20.0)
-        assert time.monotonic() - began < 18.0  # it did not wait for its 20 s
+        assert time.monotonic() - began < 18.0  # it did not wait for 20 s
     mlflow.end_run()
     started.stop()
 
     assert mlflow.MlflowClient(store_uri).get_run(run.info.run_id).data.metrics == {"loss": 1.0}
 
 
-def test_a_worker_waits_for_a_server_that_has_no_time(proxy, mlflow_server, start_session, wait_until, tmp_path):
+def test_a_worker_waits_for_a_busy_server(proxy, mlflow_server, start_session, wait_until, tmp_path):
     """A worker that ends retries while the server answers 429, and leaves no journal behind."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="train") as run:
@@ -395,7 +393,7 @@ def test_a_server_that_answers_with_errors(proxy, mlflow_server, start_session, 
     assert len(warnings_of(caplog)) == 2
 
 
-def test_a_server_that_is_slow_delays_nobody(proxy, mlflow_server, start_session):
+def test_a_slow_server_does_not_delay_calls(proxy, mlflow_server, start_session):
     """A server that takes half a second per request does not delay calls of the job."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="train") as run:
@@ -407,7 +405,7 @@ def test_a_server_that_is_slow_delays_nobody(proxy, mlflow_server, start_session
     assert history(mlflow.MlflowClient(mlflow_server), run.info.run_id) == list(range(500))
 
 
-def test_what_the_server_refuses_is_noted_and_holds_up_nothing(mlflow_server, start_session, caplog, tmp_path):
+def test_a_refused_item_is_noted_and_does_not_delay_others(mlflow_server, start_session, caplog, tmp_path):
     """A parameter that another process has set is refused and noted, and all other items arrive."""
     started = start_session(mlflow_server)
     with lifecycle.open_run(name="train") as run:

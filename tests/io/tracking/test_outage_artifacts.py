@@ -47,7 +47,7 @@ def test_artifacts_wait_beside_the_journal(server, start_session):
 
 
 def test_images_wait_like_other_artifacts(server, start_session):
-    """Images logged in an outage arrive, although MLflow uploads them on a thread of its own."""
+    """Images logged in an outage arrive, although MLflow uploads them on its own thread."""
     started = start_session(server.uri)
     pixels = np.zeros((8, 8, 3), dtype=np.uint8)
     with lifecycle.open_run(name="train") as run:
@@ -70,7 +70,7 @@ def test_images_wait_like_other_artifacts(server, start_session):
 
 
 @pytest.mark.parametrize("status", [413, 422])
-def test_an_artifact_that_is_refused_holds_up_nothing(proxy, mlflow_server, start_session, tmp_path, status):
+def test_a_refused_artifact_does_not_delay_others(proxy, mlflow_server, start_session, tmp_path, status):
     """A refused artifact is set aside in a private folder, and everything behind it arrives."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="train") as run:
@@ -91,8 +91,8 @@ def test_an_artifact_that_is_refused_holds_up_nothing(proxy, mlflow_server, star
     assert aside.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_an_artifact_of_a_run_that_is_gone_holds_up_nothing(proxy, mlflow_server, start_session):
-    """An artifact of a purged run does not hold up the delivery of other items."""
+def test_an_artifact_of_a_purged_run_does_not_delay_others(proxy, mlflow_server, start_session):
+    """An artifact of a purged run does not delay the delivery of other items."""
     started = start_session(proxy.uri)
     with lifecycle.open_run(name="other") as other:
         pass

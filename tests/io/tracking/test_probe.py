@@ -1,4 +1,4 @@
-"""Probes tell in time whether a server answers."""
+"""Probes report within a time limit whether a server answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SOON = 30.0
 
 @pytest.fixture
 def listener():
-    """Return a function that starts a server that answers with the same bytes, and may then drip one byte at a time."""
+    """Return a function that starts a server that sends given bytes, and then optionally one byte at a time."""
     sockets = []
 
     def listen(answer: bytes, *, drip: bool = False) -> str:
@@ -50,19 +50,19 @@ def listener():
         opened.close()
 
 
-def test_a_server_that_answers_is_there(mlflow_server):
+def test_a_server_that_answers_passes(mlflow_server):
     """A real MLflow server passes the probe."""
     server_probe.check(mlflow_server, timeout=SOON)
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "./mlruns", "file:///tmp/mlruns", "databricks"])
-def test_what_is_not_a_server_is_not_asked(uri):
+def test_other_uris_are_not_probed(uri):
     """Local stores and other services are not probed."""
     server_probe.check(uri, timeout=0.001)
 
 
 @pytest.mark.parametrize("scheme", ["http", "postgresql+psycopg2", "mysql"])
-def test_a_refusal_is_told_at_once(scheme, free_port):
+def test_a_refused_connection_is_reported_at_once(scheme, free_port):
     """A refused connection to a server or a database is reported at once."""
     with pytest.raises(TrackingUnavailableError, match="refused"):
         server_probe.check(f"{scheme}://127.0.0.1:{free_port()}/x", timeout=SOON)
@@ -91,14 +91,14 @@ def test_a_drip_ends_with_the_timeout(listener):
 
 
 @pytest.mark.parametrize("status", ["200 OK", "401 Unauthorized", "404 Not Found"])
-def test_any_answer_but_a_5xx_will_do(listener, status):
+def test_any_answer_but_a_5xx_passes(listener, status):
     """Answers other than 5xx pass the probe, because a proxy may want a password only for `/health`."""
     address = listener(f"HTTP/1.1 {status}\r\nContent-Length: 0\r\n\r\n".encode())
 
     server_probe.check(f"http://{address}", timeout=SOON)
 
 
-def test_a_5xx_is_said(listener):
+def test_a_5xx_fails(listener):
     """A 5xx answer fails the probe, and the error names the status."""
     address = listener(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
 
@@ -120,7 +120,7 @@ def test_the_message_masks_the_password_and_says_what_to_do(free_port):
     assert "AUTOGEN_TEAM_MLFLOW_CONNECT_TIMEOUT" in message
 
 
-def test_what_is_not_http_at_all_is_said(listener):
+def test_a_server_that_does_not_speak_http_fails(listener):
     """A server that does not speak HTTP fails the probe with our own error."""
     address = listener(b"\x00\x01\x02 nonsense")
 
@@ -137,7 +137,7 @@ def test_tls_settings_of_mlflow_are_honoured(monkeypatch):
     assert not server_probe._tls().check_hostname
 
 
-def test_a_missing_certificate_is_said(monkeypatch, free_port):
+def test_a_missing_certificate_fails(monkeypatch, free_port):
     """A certificate path that does not exist fails the probe with our own error."""
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", "nowhere.pem")
 
@@ -145,7 +145,7 @@ def test_a_missing_certificate_is_said(monkeypatch, free_port):
         server_probe.check(f"https://127.0.0.1:{free_port()}", timeout=SOON)
 
 
-def test_a_folder_of_certificates_will_do(monkeypatch, mlflow_server, tmp_path):
+def test_a_folder_of_certificates_is_accepted(monkeypatch, mlflow_server, tmp_path):
     """A folder of certificates is accepted as the certificate path, as in requests and MLflow."""
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(tmp_path))
 
@@ -154,7 +154,7 @@ def test_a_folder_of_certificates_will_do(monkeypatch, mlflow_server, tmp_path):
 
 
 @pytest.mark.parametrize("uri", ["http://[::1", "postgresql://bob:pa[hunter2@h/db", "postgresql://h:abc/db"])
-def test_what_is_no_address_is_a_fault_of_configuration(uri):
+def test_a_malformed_uri_is_a_configuration_error(uri):
     """A malformed URI raises a `ConfigurationError` without the password."""
     with pytest.raises(ConfigurationError, match="is not a valid URL") as raised:
         server_probe.check(uri, timeout=SOON)
@@ -162,7 +162,7 @@ def test_what_is_no_address_is_a_fault_of_configuration(uri):
     assert "hunter2" not in str(raised.value)
 
 
-def test_a_certificate_is_mlflow_s_to_judge(monkeypatch):
+def test_an_untrusted_certificate_passes(monkeypatch):
     """A certificate that Python rejects passes the probe, because MLflow looks for trusted ones elsewhere."""
 
     def refuse(*_, **__):

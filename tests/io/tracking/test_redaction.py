@@ -1,4 +1,4 @@
-"""Secrets stay out of MLflow's stores, by whichever call they come."""
+"""No secret is stored by MLflow, whichever call sends it."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from mlflow.entities import (
 from autogen_team._capture import redact_entities, traces
 
 URL = "postgresql://bob:example-hunter2@db/runs"
-"""A secret by its shape."""
+"""A secret recognized by its format."""
 NAMED = {"api_key": "example-anything", "depth": "3"}
-"""A secret by its name."""
+"""A secret recognized by its name."""
 SECRETS = (b"example-hunter2", b"example-anything")
 
 
@@ -154,8 +154,8 @@ DOORS = (
 
 
 @pytest.mark.parametrize("durable", [True, False], ids=["journal", "no journal"])
-def test_no_secret_comes_into_a_store_by_any_door(start_session, store_uri, tmp_path, durable):
-    """No call stores a secret, recognized by shape or by name, and other values are stored unchanged."""
+def test_no_call_stores_a_secret(start_session, store_uri, tmp_path, durable):
+    """No call stores a secret, recognized by format or by name, and other values are stored unchanged."""
     started = start_session(store_uri, durable=durable)
     client = mlflow.MlflowClient()
     with mlflow.start_run() as run:
@@ -172,8 +172,8 @@ def test_no_secret_comes_into_a_store_by_any_door(start_session, store_uri, tmp_
 
 
 @pytest.mark.parametrize("durable", [True, False], ids=["journal", "no journal"])
-def test_a_server_gets_no_secret_by_any_door(start_session, server, durable):
-    """No call brings a secret into the database of a server."""
+def test_no_call_sends_a_secret_to_a_server(start_session, server, durable):
+    """No call sends a secret to the database of a server."""
     started = start_session(server.uri, durable=durable)
     client = mlflow.MlflowClient()
     with mlflow.start_run() as run:
@@ -193,8 +193,8 @@ def test_the_name_of_the_service_s_own_experiment_is_redacted(start_session, sto
     assert sorted(names) == ["Default", "at postgresql://bob:***@db/runs"]
 
 
-def test_a_registry_of_its_own_gets_no_secret(start_session, store_uri, make_database):
-    """A separate registry gets no secret while a service runs, and is unmasked after its stop."""
+def test_a_separate_registry_gets_no_secret(start_session, store_uri, make_database):
+    """A separate registry gets no secrets while a service runs; after `stop` it is not masked."""
     other = make_database("registry")
     started = start_session(store_uri)
     for_later = mlflow.MlflowClient(store_uri, other)
@@ -206,8 +206,8 @@ def test_a_registry_of_its_own_gets_no_secret(start_session, store_uri, make_dat
     assert for_later.get_registered_model("m").description == URL
 
 
-def test_assessments_that_come_with_a_trace_hold_no_secret():
-    """Assessments that are stored together with their trace are masked, without changing the caller's."""
+def test_assessments_stored_with_a_trace_are_masked():
+    """Assessments stored with their trace are masked, and the caller's objects stay unchanged."""
     given = Feedback(name="good", value={"password": "example-anything"}, rationale=URL)
     place = TraceLocation.from_experiment_id("0")
     (stored,) = traces._masked_info(TraceInfo("tr-1", place, 0, TraceState.OK, assessments=[given])).assessments
@@ -224,8 +224,8 @@ def test_assessments_that_come_with_a_trace_hold_no_secret():
         *(("mlflow.user", "bob"), ("depth", "3")),
     ],
 )
-def test_what_says_only_whether_there_is_a_secret_is_kept(name, value):
-    """Counts, switches, folders and MLflow's own tags are kept under names that resemble secrets."""
+def test_harmless_values_under_names_that_resemble_secrets_are_kept(name, value):
+    """Counts, flags, folders and MLflow's own tags are kept under names that resemble secrets."""
     assert redact_entities.under(name, value) == value
 
 
@@ -242,13 +242,13 @@ def test_what_says_only_whether_there_is_a_secret_is_kept(name, value):
         [DatasetInput(Dataset("n", "d", "t", '{"url": "s3://bucket/rows"}'), [InputTag("context", "train")])],
     ],
 )
-def test_what_holds_no_secret_is_the_very_object_that_came(value):
+def test_a_value_without_secrets_is_the_same_object(value):
     """A value without secrets is returned as the same object."""
     assert redact_entities.value(value) is value
 
 
-def test_what_a_caller_gives_is_not_changed():
-    """An entity with a secret is copied, so that the caller's object stays unchanged."""
+def test_objects_of_the_caller_are_not_changed():
+    """An entity with a secret is copied, so the caller's object stays unchanged."""
     given = DatasetInput(Dataset("n", "d", "t", URL), [InputTag("password", "example-anything")])
     redacted = redact_entities.value([given])[0]
 

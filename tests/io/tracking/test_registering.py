@@ -1,4 +1,4 @@
-"""`MlflowService.register`: a model gets the name of the service once its files have arrived."""
+"""`MlflowService.register`: a model is registered under the service's name once its files have arrived."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from autogen_team.io.services import MlflowService
 
 @pytest.fixture
 def make_service(tmp_path):
-    """Return a function that makes a service with a registry name of the test."""
+    """Return a function that creates a service with a registry name for the test."""
 
     def make(uri, **fields) -> MlflowService:
         names = {"experiment_name": tmp_path.name, "registry_name": tmp_path.name}
@@ -29,7 +29,7 @@ def run_of(service: MlflowService):
 
 @pytest.mark.parametrize("kind", ["database", "server", "not durable"])
 def test_a_model_is_registered_under_the_name_of_the_service(make_service, store_uri, mlflow_server, kind):
-    """The version is returned with its number, alias and tags, and knows its run; the next one is number 2."""
+    """`register` returns the version with its number, alias, tags and run; the next version is number 2."""
     service = make_service(mlflow_server if kind == "server" else store_uri, durable=kind != "not durable")
     with service, run_of(service) as run:
         model = mlflow.create_external_model(name="model")
@@ -44,7 +44,7 @@ def test_a_model_is_registered_under_the_name_of_the_service(make_service, store
 
 
 def test_secrets_in_tags_of_a_version_are_masked(make_service, store_uri):
-    """As in everything that is sent to MLflow."""
+    """Tags of a version are masked like all text sent to MLflow."""
     service = make_service(store_uri)
     with service, run_of(service):
         model = mlflow.create_external_model(name="model")
@@ -64,7 +64,7 @@ def test_a_service_that_does_not_run_registers_nothing(make_service, store_uri):
     "model_uri", ["", "model", "models:/", "runs:/", "runs:/abc", "/nowhere", None, "file:/nowhere"]
 )
 def test_a_uri_that_names_no_model_is_an_error(make_service, store_uri, model_uri):
-    """The error names the value and what to give instead, and nothing is registered."""
+    """The error names the value and what to pass instead, and nothing is registered."""
     service = make_service(store_uri)
     with service, pytest.raises(ConfigurationError, match="does not name a model: give the model_uri") as error:
         service.register(model_uri)
@@ -75,7 +75,7 @@ def test_a_uri_that_names_no_model_is_an_error(make_service, store_uri, model_ur
 
 @pytest.mark.parametrize("alias", ["", "latest", "V2", "a b", "x" * 256, 3])
 def test_an_alias_that_mlflow_refuses_is_an_error_before_anything_is_registered(make_service, store_uri, alias):
-    """The error names the value; otherwise there would be a version without its alias."""
+    """The error names the value; otherwise a version without its alias would exist."""
     service = make_service(store_uri)
     with service, run_of(service):
         model = mlflow.create_external_model(name="model")
@@ -86,14 +86,14 @@ def test_an_alias_that_mlflow_refuses_is_an_error_before_anything_is_registered(
 
 
 def test_a_model_that_does_not_exist_is_an_error_of_mlflow(make_service, store_uri):
-    """MLflow's own exception passes through."""
+    """MLflow's exception is raised unchanged."""
     service = make_service(store_uri)
     with service, pytest.raises(mlflow.MlflowException, match="m-0a1b"):
         service.register("models:/m-0a1b")
 
 
 def test_a_model_is_registered_once_its_files_have_arrived(make_service, server):
-    """While files wait for their server, registering is an error; afterwards the version has them."""
+    """While files wait for the server, `register` raises; later the version has the files."""
     service = make_service(server.uri, connect_timeout=20.0)
     with service, run_of(service) as run:
         server.kill()
@@ -111,7 +111,7 @@ def test_a_model_is_registered_once_its_files_have_arrived(make_service, server)
 
 
 def test_a_model_of_a_run_begun_in_an_outage_is_registered(make_service, server):
-    """The id that the run has in the job names the run that the server has created since."""
+    """The local id of the run refers to the run that the server has created since."""
     service = make_service(server.uri, connect_timeout=20.0)
     with service:
         server.kill()

@@ -1,4 +1,4 @@
-"""Runs record how they ended, whatever ends them."""
+"""Runs record how they ended."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from autogen_team._capture import lifecycle, session
 from autogen_team._process import Undo, run_events
 from autogen_team.io.services import MlflowService
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 SCRIPT = """
 import signal, sys, time
@@ -65,7 +67,7 @@ def test_a_run_has_its_name_description_and_tags_as_text(started):
     ],
     ids=repr,
 )
-def test_a_run_tells_how_it_ended(started, error, status, reason):
+def test_a_run_records_how_it_ended(started, error, status, reason):
     """A run has the status and reason of the exception that ended it, and the exception passes unchanged."""
     with pytest.raises(type(error)) as raised, open_run() as run:
         raise error
@@ -91,12 +93,12 @@ def test_a_run_that_the_job_opened_before_stays_open(started):
     """A second run without `nested` is refused, as by plain MLflow, and the first stays open."""
     with mlflow.start_run() as mine:
         with pytest.raises(Exception, match="already active"), open_run():
-            pytest.fail("must not be entered")
+            pytest.fail("the block must not run")
 
         assert mlflow.active_run().info.run_id == mine.info.run_id
 
 
-def test_a_run_that_the_job_ended_itself_stays_as_it_ended(started):
+def test_a_run_that_the_job_ended_itself_keeps_its_status(started):
     """A run that the job has ended itself keeps the status that the job gave."""
     with open_run() as run:
         mlflow.end_run("FAILED")
@@ -126,7 +128,7 @@ class Listener:
         self._hear("ended", end.reason, mlflow.get_run(run.run_id).info.status)
 
 
-def test_listeners_hear_of_start_and_end(started, caplog):
+def test_listeners_are_called_at_start_and_end(started, caplog):
     """Listeners are called at start, ending and end; one that fails harms neither the job nor others."""
     failing, listener = Listener(fails=True), Listener()
     undo = [run_events.subscribe(failing), run_events.subscribe(listener)]
@@ -161,7 +163,7 @@ def test_a_listener_can_attach_a_file(started, tmp_path):
     assert [found.path for found in started.list_artifacts(run.info.run_id, "logs")] == ["logs/job.log"]
 
 
-def test_a_store_that_is_gone_does_not_mask_the_exception(started, monkeypatch, caplog):
+def test_a_lost_store_does_not_replace_the_exception(started, monkeypatch, caplog):
     """If the end of a run cannot be recorded, the job's own exception passes, and one error is logged."""
 
     def gone(*_):
@@ -178,7 +180,7 @@ def test_a_store_that_is_gone_does_not_mask_the_exception(started, monkeypatch, 
     ] == [(logging.ERROR, "autogen_team")]
 
 
-def test_a_line_knows_its_run(started):
+def test_facts_name_the_run(started):
     """`facts` returns the id, name and experiment of the run inside it, and nothing outside."""
     assert run_events.facts() == {}
 
@@ -188,14 +190,14 @@ def test_a_line_knows_its_run(started):
     assert run_events.facts() == {}
 
 
-def test_a_line_knows_a_run_that_plain_mlflow_opened(started):
+def test_facts_name_a_run_of_plain_mlflow(started):
     """`facts` returns the run that plain `mlflow.start_run` has opened."""
     with mlflow.start_run(run_name="plain") as run:
         assert run_events.facts()["run_id"] == run.info.run_id
         assert run_events.facts()["run_name"] == "plain"
 
 
-def test_a_line_of_another_thread_knows_the_job_s_run(started):
+def test_facts_in_another_thread_name_the_job_s_run(started):
     """`facts` returns the job's run in a thread without a run of its own."""
     heard = []
     with open_run() as run:
@@ -206,7 +208,7 @@ def test_a_line_of_another_thread_knows_the_job_s_run(started):
     assert heard == [run.info.run_id]
 
 
-def test_a_line_inside_a_span_knows_its_trace(started):
+def test_facts_inside_a_span_name_its_trace(started):
     """`facts` returns the ids of trace and span inside a span."""
     with mlflow.start_span("call") as span:
         found = run_events.facts()
@@ -227,7 +229,7 @@ def test_a_host_lets_the_job_s_own_run_join(started):
 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda signum: signum.name)
-def test_a_process_that_is_sent_a_signal_closes_its_run_as_killed(store_uri, start_python, signum):
+def test_a_process_that_gets_a_signal_closes_its_run_as_killed(store_uri, start_python, signum):
     """A process that ends by a signal closes its run as KILLED, with the signal as its reason."""
     process = start_python("-c", SCRIPT.format(body="time.sleep(600)"))
     process.wait_for("run ")
@@ -243,7 +245,7 @@ def test_a_process_that_is_sent_a_signal_closes_its_run_as_killed(store_uri, sta
     ("body", "code", "status"),
     [("sys.exit(0)", 0, "FINISHED"), ("sys.exit(3)", 3, "FAILED"), ("raise ValueError('bad')", 1, "FAILED")],
 )
-def test_a_process_that_exits_tells_its_run_how(store_uri, run_python, body, code, status):
+def test_a_process_that_exits_records_its_exit_status(store_uri, run_python, body, code, status):
     """The exit status of a process stays the job's own, and determines the status of its run."""
     exit_status, _, err = run_python("-c", SCRIPT.format(body=body))
 
@@ -268,7 +270,7 @@ def test_a_run_on_a_server_is_closed_like_any_other(mlflow_server):
     assert listener.heard[-1] == ("ended", "ValueError: x", "FAILED")
 
 
-def test_nothing_of_mlflow_s_goes_to_stdout(mlflow_server, capsys):
+def test_mlflow_prints_nothing_to_stdout(mlflow_server, capsys):
     """MLflow's two lines per run on a server do not go to stdout, which belongs to the job."""
     stop = start(mlflow_server, "served")
     with open_run():
@@ -278,7 +280,7 @@ def test_nothing_of_mlflow_s_goes_to_stdout(mlflow_server, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_store_that_is_silent_is_given_up(started, monkeypatch, caplog):
+def test_a_silent_store_is_given_up(started, monkeypatch, caplog):
     """Closing a run in a store that does not answer is given up after a time limit, with a report."""
     silent = threading.Event()
     monkeypatch.setattr(mlflow.MlflowClient, "set_terminated", lambda *_: silent.wait())
@@ -387,7 +389,7 @@ def test_secrets_in_tags_and_descriptions_are_masked(started):
 
 
 @pytest.mark.parametrize(("signum", "kind"), [(signal.SIGTERM, SystemExit), (signal.SIGINT, KeyboardInterrupt)])
-def test_a_signal_that_comes_while_a_run_cannot_be_opened_is_heeded(started, monkeypatch, signum, kind):
+def test_a_signal_during_a_failed_opening_of_a_run_takes_effect(started, monkeypatch, signum, kind):
     """A signal during a failed opening of a run ends the job."""
 
     def fail(**_):
@@ -399,7 +401,7 @@ def test_a_signal_that_comes_while_a_run_cannot_be_opened_is_heeded(started, mon
         pass
 
 
-def test_services_that_stop_in_any_order_leave_each_other_the_facts(started):
+def test_services_can_stop_in_any_order_and_keep_the_facts(started):
     """`facts` returns the run of a remaining service, whichever services have stopped before."""
     stop_second = start(mlflow.get_tracking_uri(), "tests")
     stop_third = start(mlflow.get_tracking_uri(), "tests")
@@ -410,7 +412,7 @@ def test_services_that_stop_in_any_order_leave_each_other_the_facts(started):
     assert run_events.facts() == {}
 
 
-def test_the_page_of_a_run_on_a_server_is_a_line_of_log(mlflow_server, caplog, capsys):
+def test_the_url_of_a_run_on_a_server_is_logged(mlflow_server, caplog, capsys):
     """The URL of a run on a server is logged, not printed to stdout."""
     caplog.set_level(logging.INFO, logger="autogen_team")
     stop = start(mlflow_server, "served")
@@ -423,7 +425,7 @@ def test_the_page_of_a_run_on_a_server_is_a_line_of_log(mlflow_server, caplog, c
     assert capsys.readouterr().out == ""
 
 
-def test_a_signal_that_the_job_has_dealt_with_closes_no_run(store_uri, start_session):
+def test_a_handled_signal_closes_no_run(store_uri, start_session):
     """A signal that the job has handled does not close runs when a worker in a thread ends."""
     start_session(store_uri)
     before = signal.signal(signal.SIGHUP, lambda *_: None)

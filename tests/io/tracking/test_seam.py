@@ -1,4 +1,4 @@
-"""The contract with MLflow's undocumented parts: if an update moves them, these tests show which."""
+"""Contract tests of MLflow's undocumented parts in use: if an update changes one, the failing test names it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from autogen_team._ship import mlflow_backend
 
 @pytest.fixture(autouse=True)
 def mlflow_as_it_was():
-    """Restore MLflow's state after the test, by the very functions under test."""
+    """Restore MLflow's state after the test with the functions under test."""
     undo = [mlflow_internals.keep_autolog(), mlflow_internals.keep_uris()]
     yield
     while mlflow.active_run() is not None:
@@ -32,7 +32,7 @@ def mlflow_as_it_was():
         restore()
 
 
-def test_uris_and_experiment_are_given_back(store_uri):
+def test_uris_and_experiment_are_restored(store_uri):
     """Restoring removes URIs and experiment from MLflow and from the environment."""
     before = dict(os.environ), mlflow.is_tracking_uri_set(), registry._registry_uri, fluent._active_experiment_id
 
@@ -47,8 +47,8 @@ def test_uris_and_experiment_are_given_back(store_uri):
     assert after == before
 
 
-def test_uris_that_the_job_had_set_are_given_back(store_uri):
-    """Restoring brings back the tracking URI that the job had set, not MLflow's default."""
+def test_uris_that_the_job_had_set_are_restored(store_uri):
+    """Restoring sets the tracking URI that the job had set, not MLflow's default."""
     mlflow.set_tracking_uri("sqlite:///mine.db")
 
     restore = mlflow_internals.keep_uris()
@@ -88,7 +88,7 @@ def test_autologging_that_the_job_had_switched_on_is_on_again():
     assert import_hooks._post_import_hooks["xgboost"]
 
 
-def test_open_runs_of_the_thread_are_known(store_uri):
+def test_open_runs_of_the_thread_are_listed(store_uri):
     """`open_run_ids` returns all open runs of the thread, innermost last."""
     mlflow.set_tracking_uri(store_uri)
 
@@ -110,7 +110,7 @@ def test_the_sampling_of_a_run_can_be_stopped(store_uri):
     assert monitor._shutdown_event.is_set()
 
 
-def test_who_leaves_first_hands_down_what_it_found(store_uri):
+def test_services_can_stop_in_the_order_of_their_start(store_uri):
     """Services that stop in the order of their start restore the state from before all of them."""
     first = mlflow_internals.keep_uris()
     mlflow.set_tracking_uri("sqlite:///first.db")
@@ -148,7 +148,7 @@ def test_a_run_can_be_deleted_for_good(store_uri):
         client.get_run(run_id)
 
 
-def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
+def test_mlflow_uses_a_replaced_store(store_uri):
     """Existing and new clients use the stand-in for a store, and MLflow's own store after undo."""
     client = mlflow.MlflowClient(store_uri)
     plain = mlflow_backend.plain_store(store_uri)
@@ -165,7 +165,7 @@ def test_mlflow_looks_for_its_store_where_we_stand_in(store_uri):
     assert client._tracking_client.store is plain
 
 
-def test_mlflow_looks_for_its_model_registries_where_we_stand_in(store_uri):
+def test_mlflow_uses_a_replaced_registry(store_uri):
     """Clients use the latest stand-in for a registry, then the earlier one, then MLflow's own."""
     client = mlflow.MlflowClient(store_uri, f"{store_uri}?registry")._get_registry_client()
     plain, method = client.store, registry.ModelRegistryStoreRegistry._get_store_with_resolved_uri
@@ -184,7 +184,7 @@ def test_mlflow_looks_for_its_model_registries_where_we_stand_in(store_uri):
     assert registry.ModelRegistryStoreRegistry._get_store_with_resolved_uri is method
 
 
-def test_mlflow_can_say_what_a_run_will_be(store_uri):
+def test_the_info_of_a_run_can_be_copied_with_changes(store_uri):
     """`changed` returns a copy of a run's info in which only the values that are not None differ."""
     info = mlflow.MlflowClient(store_uri).create_run("0", run_name="before").info
     changed = mlflow_internals.changed(info, RunStatus.FAILED, 7, None)
@@ -209,7 +209,7 @@ def test_the_end_of_the_process_comes_after_the_end_of_its_run(run_python):
     assert (status, out) == (0, "closed None\n"), err
 
 
-def test_mlflow_s_rules_are_where_we_ask_for_them():
+def test_the_checks_of_mlflow_are_as_expected():
     """Each check of MLflow's raises MLflow's own exception for an invalid value."""
     for check, bad in (
         (mlflow_internals.check_metric, ("a(b", 1.0, 0, 0)),
@@ -225,7 +225,7 @@ def test_mlflow_s_rules_are_where_we_ask_for_them():
     assert mlflow_internals.operations().wait() is None
 
 
-def test_what_a_trace_passes_can_be_tapped(store_uri):
+def test_taps_are_called_for_traces(store_uri):
     """Taps are called for the spans, the trace and its tags, and MLflow's client is restored by undo."""
     mlflow.set_tracking_uri(store_uri)
     names = ("start_trace", "log_spans", "set_trace_tag", "_upload_trace_data", "link_prompt_versions_to_trace")
@@ -243,13 +243,13 @@ def test_what_a_trace_passes_can_be_tapped(store_uri):
     mlflow.set_trace_tag(span.trace_id, "stage", "final")
     undo()
 
-    # MLflow also uploads a trace that is stored before its spans: both are sent at the same time.
+    # MLflow also uploads traces that are stored before their spans: both are sent at the same time.
     assert set(passed) >= {("start_trace", store_uri), ("log_spans", store_uri), ("set_trace_tag", store_uri)}
     assert [getattr(TracingClient, name) for name in names] == before
     assert mlflow.MlflowClient().get_trace(span.trace_id).info.tags["stage"] == "final"
 
 
-def test_traces_that_are_to_be_stored_are_waited_for(store_uri, monkeypatch):
+def test_wait_for_traces_waits_for_asynchronous_traces(store_uri, monkeypatch):
     """After `wait_for_traces`, all asynchronous traces are in the store."""
     monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_TRACE_LOGGING", "true")
     mlflow.set_tracking_uri(store_uri)
@@ -261,7 +261,7 @@ def test_traces_that_are_to_be_stored_are_waited_for(store_uri, monkeypatch):
     assert len(mlflow.MlflowClient().search_traces(locations=["0"])) == 5
 
 
-def test_a_span_can_be_made_of_what_it_says_of_itself(store_uri):
+def test_a_span_can_be_rebuilt_from_its_dictionary(store_uri):
     """`span_of` rebuilds a span from its dictionary, and takes its resource from the original span."""
     mlflow.set_tracking_uri(store_uri)
     with pytest.raises(ValueError), mlflow.start_span("ask") as span:
@@ -276,7 +276,7 @@ def test_a_span_can_be_made_of_what_it_says_of_itself(store_uri):
     assert getattr(found, "_attachments", None) is getattr(span, "_attachments", None)
 
 
-def test_a_trace_that_counts_as_stored_is_not_uploaded(store_uri):
+def test_a_trace_marked_as_stored_is_not_uploaded(store_uri):
     """MLflow does not upload a trace that `as_stored` has tagged."""
     mlflow.set_tracking_uri(store_uri)
     uploads = []
@@ -313,7 +313,7 @@ def test_processors_of_spans_outlive_a_change_of_the_tracking_uri(store_uri):
     mlflow.tracing.reset()
 
 
-def test_runs_are_made_in_the_experiment_that_is_provided(store_uri):
+def test_runs_are_created_in_the_provided_experiment(store_uri):
     """Runs are created in the provided experiment until the job chooses another one or it is undone."""
     mlflow.set_tracking_uri(store_uri)
     experiment_id = mlflow.create_experiment("other")
@@ -333,8 +333,8 @@ def test_runs_are_made_in_the_experiment_that_is_provided(store_uri):
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_a_database_is_asked_as_often_as_before_by_whichever_user_leaves_last(order):
-    """Two services that start at once may end in any order."""
+def test_the_retries_of_databases_are_restored_in_any_order(order):
+    """Two services that run at once can stop in any order, and the retries are restored."""
     before = utils.MAX_RETRY_COUNT
     undo = [mlflow_internals.ask_databases_once() for _ in order]
     undo[order[0]]()
@@ -344,8 +344,8 @@ def test_a_database_is_asked_as_often_as_before_by_whichever_user_leaves_last(or
     assert utils.MAX_RETRY_COUNT == before > 0
 
 
-def test_spark_is_asked_for_a_registry_only_if_it_is_imported(store_uri, monkeypatch):
-    """MLflow's own function tries to import pyspark each time; what it answers with a session counts as before."""
+def test_spark_determines_the_registry_only_if_it_is_imported(store_uri, monkeypatch):
+    """MLflow's own function tries to import pyspark each time; a Spark session still determines the registry."""
     monkeypatch.setattr(registry, "_get_registry_uri_from_spark_session", lambda: "databricks-uc")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     plain = registry._resolve_registry_uri
@@ -366,7 +366,7 @@ def test_spark_is_asked_for_a_registry_only_if_it_is_imported(store_uri, monkeyp
     assert registry._resolve_registry_uri is plain
 
 
-def test_mlflow_is_pointed_to_stores_until_the_variable_says_otherwise(store_uri, monkeypatch):
+def test_mlflow_is_pointed_to_stores_until_the_variable_changes(store_uri, monkeypatch):
     """`point_at` sets both stores; a changed variable wins, unless `for_good`."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///before.db")
     restore = mlflow_internals.keep_uris()
@@ -406,7 +406,7 @@ def test_a_store_without_a_stand_in_gets_one_when_it_is_used(store_uri):
     leave_home()
 
 
-def test_the_environment_is_given_back_whoever_leaves_first(monkeypatch):
+def test_the_environment_is_restored_in_any_order(monkeypatch):
     """Variables are restored to their first values when services leave in the order of their start."""
     before = {name: value for name, value in os.environ.items() if name.startswith("AUTOGEN_TEAM_")}
     monkeypatch.setenv("AUTOGEN_TEAM_FIRST", "before")

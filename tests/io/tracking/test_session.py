@@ -1,4 +1,4 @@
-"""Starting MLflow in many processes of a job at once."""
+"""MLflow starts in many processes of a job at once."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_many_processes_start_on_one_fresh_database(start_python):
     assert len(client.search_runs([client.get_experiment_by_name("race").experiment_id])) == PROCESSES
 
 
-def test_a_folder_for_locks_that_cannot_be_made_is_no_obstacle(tmp_path, caplog):
+def test_without_a_folder_for_locks_a_service_starts(tmp_path, caplog):
     """If the folder of locks cannot be created, `in_turn` warns and continues without a lock."""
     (tmp_path / "file").write_text("")
 
@@ -43,7 +43,7 @@ def test_a_folder_for_locks_that_cannot_be_made_is_no_obstacle(tmp_path, caplog)
     assert "AUTOGEN_TEAM_STATE_DIR" in caplog.text
 
 
-def test_a_file_system_without_locks_is_no_obstacle(tmp_path, caplog, monkeypatch):
+def test_on_a_file_system_without_locks_a_service_starts(tmp_path, caplog, monkeypatch):
     """On a file system without locks, such as Lustre without `-o flock`, `in_turn` warns and continues."""
 
     def flock(*_):
@@ -56,7 +56,7 @@ def test_a_file_system_without_locks_is_no_obstacle(tmp_path, caplog, monkeypatc
     assert "does not support locks" in caplog.text
 
 
-def test_a_database_has_one_turn_whatever_its_options(tmp_path):
+def test_a_database_has_one_lock_whatever_its_options(tmp_path):
     """Different URIs of one database share one lock."""
     for uri in ("sqlite:///mlflow.db", "sqlite:///mlflow.db?timeout=5", f"sqlite:///{Path.cwd()}/mlflow.db"):
         with db_init_lock.in_turn(uri, tmp_path / "state"):
@@ -65,7 +65,7 @@ def test_a_database_has_one_turn_whatever_its_options(tmp_path):
     assert len(list((tmp_path / "state" / "locks").iterdir())) == 1
 
 
-def test_a_turn_inside_a_turn_does_not_wait_for_itself(tmp_path, monkeypatch):
+def test_a_lock_can_be_entered_again_inside_itself(tmp_path, monkeypatch):
     """A block for a database can be entered again inside itself; otherwise this test would hang."""
     monkeypatch.setattr(db_init_lock, "PATIENCE", float("inf"))
 
@@ -73,7 +73,7 @@ def test_a_turn_inside_a_turn_does_not_wait_for_itself(tmp_path, monkeypatch):
         pass
 
 
-def test_a_thread_waits_for_the_turn_of_another_one(tmp_path):
+def test_threads_take_turns(tmp_path):
     """Two threads of one process take turns, as two processes do."""
     entered = threading.Event()
 
@@ -90,7 +90,7 @@ def test_a_thread_waits_for_the_turn_of_another_one(tmp_path):
 
 
 def test_a_second_service_starts_on_another_database(store_uri, tmp_path, monkeypatch):
-    """Both services have their experiment; the second one would wait for its own lock otherwise, and hang."""
+    """Both services have their experiment; a service that waited for its own lock would hang."""
     monkeypatch.setattr(db_init_lock, "PATIENCE", float("inf"))
     other = f"sqlite:///{tmp_path}/other.db"
 
@@ -108,7 +108,7 @@ def test_the_state_folder_is_for_its_owner_only(tmp_path):
         assert (tmp_path / "state" / "locks").stat().st_mode & 0o777 == 0o700
 
 
-def test_whoever_looks_for_the_experiment_sets_nothing(store_uri, monkeypatch):
+def test_looking_up_the_experiment_sets_nothing(store_uri, monkeypatch):
     """Looking up the experiment sets no active experiment, so that a late answer changes nothing."""
     monkeypatch.setattr(mlflow.tracking.fluent, "_active_experiment_id", None)
     mlflow.set_tracking_uri(store_uri)

@@ -1,4 +1,4 @@
-"""Signs of life of runs, and the runs of jobs that give none any more."""
+"""Heartbeats of runs, and runs whose heartbeat has stopped."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from autogen_team._process.run_events import EXCEPTION_TAG
 from autogen_team._ship import agent_link, lost, rest_backend
 from autogen_team._ship.signs import ALIVE_TAG, HOST_TAG, LOST, PID_TAG, moment
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 JOB = """
 import os, sys, mlflow
 from autogen_team import GlobalContext
@@ -35,7 +37,7 @@ STORES = pytest.mark.parametrize("store", ["store_uri", "mlflow_server"])
 
 @pytest.fixture
 def start_job(start_python):
-    """Return a function that starts a job that logs nothing, and returns it and the id of its run."""
+    """Return a function that starts a job that logs nothing; it returns process and run id."""
 
     def start(uri: str, **environment: str):
         process = start_python("-c", JOB, stdin=-1, MLFLOW_TRACKING_URI=uri, **environment)
@@ -52,7 +54,7 @@ def tags_of():
 
 @pytest.fixture
 def command(run_python):
-    """Return a function that runs a command with `--json`, and returns what it prints."""
+    """Return a function that runs a command with `--json` and returns the parsed output."""
 
     def run(*words: str):
         status, out, err = run_python("-m", "autogen_team", *words, "--json")
@@ -64,8 +66,8 @@ def command(run_python):
 
 @STORES
 @pytest.mark.parametrize("handover", ["0", "1000"], ids=["agent", "thread"])
-def test_a_job_that_logs_nothing_gives_signs(start_job, request, tags_of, wait_until, store, handover):
-    """From outside, or by its thread where there is no agent; with its host and process."""
+def test_a_job_that_logs_nothing_sends_heartbeats(start_job, request, tags_of, wait_until, store, handover):
+    """The agent, or the job's thread if there is none, sends heartbeats with the job's host and process id."""
     uri = request.getfixturevalue(store)
     job, run_id = start_job(uri, HANDOVER=handover)
     first = tags_of(uri, run_id)
@@ -79,8 +81,8 @@ def test_a_job_that_logs_nothing_gives_signs(start_job, request, tags_of, wait_u
     assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FINISHED"
 
 
-def test_a_supervised_job_is_the_one_that_is_signed(start_python, tags_of, wait_until, store_uri, tmp_path):
-    """Not the process that keeps its run."""
+def test_heartbeats_of_a_supervised_job_name_the_job(start_python, tags_of, wait_until, store_uri, tmp_path):
+    """The tags have the process id of the job, not of the process that keeps its run."""
     path = tmp_path / "job.py"
     path.write_text("import os, sys\nprint('pid', os.getpid(), flush=True)\nsys.stdin.readline()\n")
     environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_MLFLOW_HEARTBEAT": "0.5"}
@@ -96,8 +98,8 @@ def test_a_supervised_job_is_the_one_that_is_signed(start_python, tags_of, wait_
     assert job.finish("\n")[0] == 0
 
 
-def test_no_signs_are_given_for_0(start_job, tags_of, store_uri):
-    """Neither at the start nor later."""
+def test_an_interval_of_0_disables_heartbeats(start_job, tags_of, store_uri):
+    """No heartbeat tags are set, neither at the start nor later."""
     job, run_id = start_job(store_uri, EVERY="0")
     job.finish("\n")
 
@@ -106,7 +108,7 @@ def test_no_signs_are_given_for_0(start_job, tags_of, store_uri):
 
 @STORES
 def test_a_job_that_was_only_frozen_opens_its_run_again(start_job, request, tags_of, wait_until, command, store):
-    """Another machine has closed it meanwhile; the reason goes, and the job ends as it would have."""
+    """Another machine has closed the run meanwhile; the reason is removed, and the job ends normally."""
     uri = request.getfixturevalue(store)
     job, run_id = start_job(uri)
     wait_until(lambda: _agent_gives(uri, run_id, tags_of))
@@ -140,15 +142,15 @@ def _closed(command, uri: str, run_id: str, limit: str) -> list[dict]:
     return [one for one in found if one["run_id"] == run_id]
 
 
-def test_a_machine_that_is_lost(start_job, store_uri, wait_until, command, agents_of_state, tmp_path):
-    """Its run is listed and closed from another one; a run of plain MLflow is left alone unless it is asked for."""
+def test_the_run_of_a_lost_machine_is_closed(start_job, store_uri, wait_until, command, agents_of_state, tmp_path):
+    """Another machine lists and closes its run; runs of plain MLflow are closed only with `--all`."""
     job, run_id = start_job(store_uri)
     wait_until(agents_of_state)
     client = mlflow.MlflowClient(store_uri)
     plain = client.create_run("0", start_time=int((time.time() - 7200) * 1000))
     busy = client.create_run("0", start_time=int((time.time() - 7200) * 1000))
     client.log_metric(busy.info.run_id, "loss", 0.5)
-    job.send(signal.SIGSTOP)  # so that it does not start another agent
+    job.send(signal.SIGSTOP)  # so that it starts no other agent
     for agent in agents_of_state():
         agent.kill()
     job.send(signal.SIGKILL)
@@ -190,8 +192,8 @@ def agents_of_state(tmp_path, fresh_agents):
     return find
 
 
-def test_all_that_are_lost_are_closed_and_none_that_live(store_uri, command):
-    """Of 200 that live, 20 of which are late, and 20 that are dead; in one experiment, or in all."""
+def test_all_lost_runs_are_closed_and_no_live_ones(store_uri, command):
+    """Of 200 live and 20 dead runs only the dead are closed, in one experiment or in all."""
     client = mlflow.MlflowClient(store_uri)
     other = client.create_experiment("other")
     ages = itertools.chain(itertools.repeat(1, 180), itertools.repeat(240, 20), itertools.repeat(400, 20))
@@ -207,8 +209,8 @@ def test_all_that_are_lost_are_closed_and_none_that_live(store_uri, command):
     assert len(command("status", "--store", "--tracking-uri", store_uri)) == 200
 
 
-def test_a_run_that_gives_a_sign_meanwhile_stays_open(store_uri):
-    """It is looked at once more before it is closed."""
+def test_a_run_with_a_new_heartbeat_stays_open(store_uri):
+    """The heartbeat is read again before the run is closed."""
     client = mlflow.MlflowClient(store_uri)
     run = client.create_run("0", tags={ALIVE_TAG: "2026-01-01T00:00:00Z"})
     store = lost.Store(store_uri, 5.0)
@@ -230,7 +232,7 @@ class Answer:
 
 
 def test_the_clock_of_the_server_counts():
-    """A machine whose clock is behind gives signs in the time of the server."""
+    """A machine whose clock is behind sends heartbeats in the server's time."""
     server = rest_backend.Server(lambda _path, _body: Answer())
     assert server.ahead == 0.0
     assert server.look("a") == ("RUNNING", {})
@@ -251,8 +253,8 @@ def test_the_clock_of_the_server_counts():
     ],
     ids=lambda given: " ".join(given) if isinstance(given, list) else "",
 )
-def test_options_that_do_not_fit(run_python, store_uri, words, said):
-    """They name what is wrong, and nothing is made."""
+def test_invalid_options_are_refused(run_python, store_uri, words, said):
+    """The error says what is wrong, and nothing is created."""
     status, _, err = run_python("-m", "autogen_team", *words, MLFLOW_TRACKING_URI=store_uri)
 
     assert status == 2

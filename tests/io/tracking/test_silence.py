@@ -27,7 +27,10 @@ from autogen_team._spool import journal
 from autogen_team.errors import ConfigurationError
 from autogen_team.io.services import AlertsService, MlflowService
 
-pytestmark = pytest.mark.timeout(400)  # the process that reports loads MLflow anew
+pytestmark = [
+    pytest.mark.usefixtures("forked_children"),
+    pytest.mark.timeout(400),  # the reporting process imports MLflow again
+]
 
 JOB = """
 import ctypes, os, signal, sys, threading, time, mlflow
@@ -39,7 +42,7 @@ if "NO_AGENT" in os.environ:
     from autogen_team._ship import agent_link
     agent_link._AGENT = "import sys; sys.exit(1)"
 service = MlflowService(autolog_disable=True, heartbeat=0.5)
-alerts = AlertsService(urls=sys.argv[1])  # a secret, which no environment has
+alerts = AlertsService(urls=sys.argv[1])  # a secret that is not in the environment
 
 def wait_for_a_lock():
     lock = threading.Lock()
@@ -72,17 +75,17 @@ with GlobalContext(mlflow_service=service, alerts_service=alerts, alert_on="neve
 
 @pytest.fixture
 def receiver():
-    """Return a server for alerts, with those that have come in `alerts`, and its Apprise URL as `url`."""
+    """Return an alert server with received alerts in `alerts` and its Apprise URL in `url`."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            """Take an alert."""
+            """Accept an alert."""
             self.server.alerts.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
             self.send_response(200)
             self.end_headers()
 
         def log_message(self, *_: object) -> None:
-            """Say nothing."""
+            """Log nothing."""
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.alerts = []
@@ -94,7 +97,7 @@ def receiver():
 
 @pytest.fixture
 def start_job(start_python, store_uri, receiver):
-    """Return a function that starts a job that waits as it says, and returns it and the id of its run."""
+    """Return a function that starts a job that hangs in the given way; it returns process and run id."""
 
     def start(how: str, **environment: str):
         job = start_python("-c", JOB, receiver.url, how, stdin=-1, MLFLOW_TRACKING_URI=store_uri, **environment)
@@ -105,13 +108,13 @@ def start_job(start_python, store_uri, receiver):
 
 @pytest.fixture
 def stacks_of(store_uri, wait_until):
-    """Return a function that waits for stacks with this text among the artifacts of a run, and returns them."""
+    """Return a function that waits for stacks with this text among a run's artifacts, and returns them."""
 
     def read(run_id: str, text: str) -> str:
         client = mlflow.MlflowClient(store_uri)
         found: dict[str, str] = {}
 
-        def is_there() -> bool:  # on a busy machine a job may have been silent before
+        def is_there() -> bool:  # on a busy machine a job may be silent earlier
             for one in client.list_artifacts(run_id, "stalls"):
                 if one.path not in found:
                     found[one.path] = Path(client.download_artifacts(run_id, one.path)).read_text()
@@ -125,7 +128,7 @@ def stacks_of(store_uri, wait_until):
 
 @pytest.mark.parametrize("how", ["wait_for_a_lock", "hold_the_interpreter"])
 def test_a_job_that_hangs_is_alerted(start_job, receiver, stacks_of, wait_until, how):
-    """With the stacks of all threads, and once more when it moves again."""
+    """The alert has the stacks of all threads; another alert says that the job moves again."""
 
     def alerts(title: str, text: str) -> list[dict[str, str]]:
         return [one for one in receiver.alerts if one["title"] == title and text in one["message"]]
@@ -167,8 +170,8 @@ def test_a_job_without_an_agent_watches_itself(start_job, receiver, stacks_of, w
     assert [one for one in receiver.alerts if "in wait_for_a_lock" in one["message"]]
 
 
-def test_what_is_said_of_the_silence_does_not_end_it(start_job, stacks_of, receiver):
-    """The job has it in its log, and is still silent."""
+def test_the_warning_about_a_silence_does_not_end_it(start_job, stacks_of, receiver):
+    """The warning in the job's own log does not count as activity."""
     job, run_id = start_job("sleep")
     said = ""
     while "nothing was logged or printed for" not in said:
@@ -181,8 +184,8 @@ def test_what_is_said_of_the_silence_does_not_end_it(start_job, stacks_of, recei
     assert {one["title"] for one in receiver.alerts} <= {"train: silent"}
 
 
-def test_a_job_that_stays_silent_is_ended_if_that_is_asked_for(start_job, store_uri, wait_until):
-    """Even if its interpreter is held; the run tells why."""
+def test_a_silent_job_is_killed_on_request(start_job, store_uri, wait_until):
+    """The job is killed even if it holds the interpreter lock, and the run records the reason."""
     job, run_id = start_job("hold_the_interpreter", KILLS="1", AUTOGEN_TEAM_GRACE="1")
 
     assert job.popen.wait(300) == -signal.SIGKILL
@@ -223,7 +226,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_stacks_of_workers_are_in_the_same_alert(start_python, store_uri, receiver, wait_until, method):
-    """Each process with its name, and where it waits; workers need not have logged anything."""
+    """The alert has each process's name and stacks; workers need not have logged anything."""
     Path("pool.py").write_text(POOL)
     environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_ALERTS_URLS": receiver.url}
     job = start_python("pool.py", method, **environment)
@@ -281,7 +284,7 @@ def test_the_ranks_of_other_machines_are_in_the_same_alert(start_python, store_u
 
 @pytest.mark.parametrize("script", ["print('ready', flush=True)", "import mlflow; mlflow.log_metric('a', 1)"])
 def test_a_supervised_job_is_watched(start_python, store_uri, receiver, wait_until, script):
-    """Its output counts, and so does what it logs; a script without any of our libraries tells no stacks."""
+    """Output and logged items count as activity; without our libraries in the script there are no stacks."""
     Path("job.py").write_text(
         f"import sys\n{script}\nsys.stdin.readline()\nprint('on', flush=True)\nsys.stdin.readline()\n"
     )
@@ -299,11 +302,11 @@ def test_a_supervised_job_is_watched(start_python, store_uri, receiver, wait_unt
 
     assert status == 0, err
     titles = [one["title"] for one in receiver.alerts]
-    assert titles == (["job.py: silent", "job.py: moves again"] * len(titles))[: len(titles)]  # as it has happened
+    assert titles == (["job.py: silent", "job.py: moves again"] * len(titles))[: len(titles)]  # as it happened
 
 
 class Watched:
-    """Processes that are watched, and a clock that only the test sets."""
+    """Watched processes, with a clock set by the test."""
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch) -> None:
         self.now = time.monotonic()
@@ -335,18 +338,18 @@ class Watched:
         return folder
 
     def set(self, folder: Path, moved: float, quiet_until: float = 0.0) -> None:
-        """Set the clock of a process."""
+        """Set the times of a process's last activity and announced pause."""
         (folder / watched.CLOCK).write_bytes(activity._FORM.pack(moved, quiet_until))
 
     def after(self, seconds: float) -> list[Event]:
-        """Let that time pass, and look."""
+        """Advance the clock, and return the events."""
         self.now += seconds
         return list(self.silence.look())
 
 
 @pytest.fixture
 def at(tmp_path, monkeypatch) -> Watched:
-    """Return processes that are watched."""
+    """Return watched processes."""
     return Watched(tmp_path / "agent", monkeypatch)
 
 
@@ -362,20 +365,20 @@ def sleeper():
 
 
 def kinds(events: list[Event]) -> list[tuple[str, int, float]]:
-    """Return what is said of the events."""
+    """Return the kind, number and duration of each event."""
     return [(one.kind, one.number, round(one.lasted, 3)) for one in events]
 
 
-def test_pauses_below_the_limit_are_no_silence(at, sleeper):
-    """Of 0.8 of it, a hundred times."""
+def test_pauses_below_the_limit_are_not_a_silence(at, sleeper):
+    """Pauses of 0.8 of the limit, a hundred times, cause no alert."""
     folder = at.add(sleeper.pid)
     for _ in range(100):
         assert at.after(8.0) == []
         at.set(folder, at.now)
 
 
-def test_each_silence_is_told_once_and_so_is_its_end(at, sleeper):
-    """With how long it lasted; a second such time counts apart."""
+def test_each_silence_and_its_end_are_reported_once(at, sleeper):
+    """Both alerts have the duration; the next silence is counted separately."""
     folder = at.add(sleeper.pid)
     assert at.after(9.0) == []
     assert kinds(at.after(2.0)) == [("silent", 1, 11.0)]
@@ -387,8 +390,8 @@ def test_each_silence_is_told_once_and_so_is_its_end(at, sleeper):
     assert kinds(at.after(11.0)) == [("silent", 2, 11.0)]
 
 
-def test_a_quiet_part_that_was_announced_is_no_silence(at, sleeper):
-    """Until it is over."""
+def test_an_announced_pause_is_not_a_silence(at, sleeper):
+    """An announced pause is not reported before its end."""
     folder = at.add(sleeper.pid)
     at.set(folder, at.now, at.now + 40.0)
     assert at.after(39.0) == []
@@ -396,7 +399,7 @@ def test_a_quiet_part_that_was_announced_is_no_silence(at, sleeper):
 
 
 def test_one_process_that_moves_is_enough(at, sleeper):
-    """A rank logs for all of them."""
+    """One rank's activity counts for all processes."""
     at.add(sleeper.pid)
     folder = at.add(identity.job(), owns=False)
     at.now += 9.0
@@ -407,7 +410,7 @@ def test_one_process_that_moves_is_enough(at, sleeper):
 
 
 def test_a_job_that_is_suspended_is_not_silent(at, sleeper, wait_until):
-    """When it goes on, it gets its whole time again."""
+    """After it continues, the job has the whole limit again."""
     at.add(sleeper.pid)
     assert at.after(9.0) == []
     sleeper.send_signal(signal.SIGSTOP)
@@ -419,8 +422,8 @@ def test_a_job_that_is_suspended_is_not_silent(at, sleeper, wait_until):
     assert kinds(at.after(2.0)) == [("silent", 1, 11.0)]
 
 
-def test_a_process_that_is_gone_is_forgotten(at, sleeper):
-    """With its folder."""
+def test_an_ended_process_is_forgotten(at, sleeper):
+    """The process's folder is removed as well."""
     folder = at.add(sleeper.pid)
     sleeper.kill()
     sleeper.wait()
@@ -430,7 +433,7 @@ def test_a_process_that_is_gone_is_forgotten(at, sleeper):
 
 
 def test_a_process_without_a_handler_gets_no_signal(sleeper, tmp_path):
-    """Most signals would kill it."""
+    """Most signals would kill a process without a handler."""
     (tmp_path / "stacks.txt").touch()
 
     assert stall_report._told_by(sleeper.pid, signal.SIGUSR1, tmp_path / "stacks.txt") == ""
@@ -439,7 +442,7 @@ def test_a_process_without_a_handler_gets_no_signal(sleeper, tmp_path):
 
 @pytest.fixture
 def watch(tmp_path):
-    """Return a function that watches this process, and returns its folder."""
+    """Return a function that watches this process and returns its folder."""
     ends = []
 
     def start() -> Path:
@@ -452,8 +455,8 @@ def watch(tmp_path):
         end()
 
 
-def test_the_signal_is_one_that_is_ignored_by_default(watch):
-    """It is given back, and the folder goes."""
+def test_the_signal_is_ignored_by_default(watch):
+    """At the end our handler and the folder are removed."""
     undo_before = watched.catches(identity.job(), signal.SIGURG)
     folder = watch()
 
@@ -462,7 +465,7 @@ def test_the_signal_is_one_that_is_ignored_by_default(watch):
 
 
 def test_a_handler_of_the_job_is_not_replaced(watch, tmp_path):
-    """Neither one of `signal` nor one of `faulthandler`: another signal is taken."""
+    """If `signal` or `faulthandler` has a handler of the job, another signal is used."""
     with (tmp_path / "own").open("w") as file:
         faulthandler.register(signal.SIGURG, file=file)
         try:
@@ -474,14 +477,14 @@ def test_a_handler_of_the_job_is_not_replaced(watch, tmp_path):
 
 
 def moved(folder: Path) -> float:
-    """Return when this process was seen to do something."""
+    """Return the time of this process's last activity."""
     clock = activity.read(folder / watched.CLOCK)
     assert clock is not None
     return clock.moved
 
 
-def test_what_counts_as_a_sign_that_the_job_moves(store_uri, tmp_path):
-    """Metrics, parameters, lines and `progress`; not samples of the machine."""
+def test_activity_of_the_job_is_recorded(store_uri, tmp_path):
+    """Metrics, parameters, log lines and `progress` count; samples of system metrics do not."""
     service = MlflowService(tracking_uri=store_uri, autolog_disable=True)
     context = GlobalContext(mlflow_service=service, stall_after="15m", alerts_service=AlertsService(enable=False))
     with context, context.run("train", log_system_metrics=False) as run:
@@ -510,11 +513,11 @@ def test_what_counts_as_a_sign_that_the_job_moves(store_uri, tmp_path):
 
 
 def test_durations_of_settings(monkeypatch):
-    """A number of seconds, or a text with its unit; anything else names the variable."""
+    """A setting is a number of seconds or a text with a unit; the error for other values names the variable."""
     assert GlobalContext(stall_after=90).stall_after == 90.0
     monkeypatch.setenv("AUTOGEN_TEAM_STALL_AFTER", "15m")
     assert GlobalContext().stall_after == 900.0
-    monkeypatch.setenv("AUTOGEN_TEAM_STALL_AFTER", "900.0")  # as a worker gets it
+    monkeypatch.setenv("AUTOGEN_TEAM_STALL_AFTER", "900.0")  # as passed to a worker
     assert GlobalContext().stall_after == 900.0
     monkeypatch.setenv("AUTOGEN_TEAM_STALL_AFTER", "soon")
     with pytest.raises(ConfigurationError, match=r"AUTOGEN_TEAM_STALL_AFTER is 'soon'.*write 90s, 5m, 2h or 1d"):
@@ -522,7 +525,7 @@ def test_durations_of_settings(monkeypatch):
 
 
 def test_progress_takes_durations_only():
-    """And does nothing where nothing is watched."""
+    """In a process that is not watched, `progress` only checks its argument."""
     context = GlobalContext()
     context.progress(expect_within=2400)
     with pytest.raises(ConfigurationError, match="expect_within: 'soon' is not a duration"):
@@ -530,7 +533,7 @@ def test_progress_takes_durations_only():
 
 
 def test_the_option_takes_durations_only(run_python):
-    """A mistake is an error before anything is started."""
+    """The error is raised before anything is started."""
     status, _, err = run_python("-m", "autogen_team", "run", "--stall-after", "5", "--", "true")
 
     assert status == 2

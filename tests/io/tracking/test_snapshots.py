@@ -1,4 +1,4 @@
-"""What was run is kept with the run of a job, once, and the job does not wait for it."""
+"""A snapshot of the code is stored with the job's run, once, and the job does not wait for it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from autogen_team._snapshot import process
 from testkit import repositories
 
 pytestmark = [
+    pytest.mark.usefixtures("forked_children"),
     pytest.mark.usefixtures("snapshots"),
     pytest.mark.skipif(not repositories.has_git(), reason="git is not installed"),
 ]
@@ -31,7 +32,7 @@ from autogen_team import GlobalContext
 
 @pytest.fixture
 def folder(store_uri: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the working folder as a repository with a change; the store is in it."""
+    """Return the working folder, a repository with a change that contains the store."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
     monkeypatch.setenv("AUTOGEN_TEAM_ALERTS_ENABLE", "false")
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_AUTOLOG_DISABLE", "true")
@@ -61,7 +62,7 @@ def read(store_uri: str, run_id: str, name: str) -> str:
 
 
 def test_a_run_has_its_code(folder, store_uri, tmp_path):
-    """The patch, the packages and the facts; the commit and whether it is dirty are tags. Nothing is left on disk."""
+    """The run has patch, packages and facts as files, and the commit and its state as tags; nothing stays on disk."""
     with GlobalContext() as context, context.run("train") as run:
         pass
 
@@ -74,8 +75,8 @@ def test_a_run_has_its_code(folder, store_uri, tmp_path):
     assert list((tmp_path / "state/code").iterdir()) == []
 
 
-def test_it_can_be_switched_off(folder, store_uri, tmp_path, monkeypatch):
-    """Then no process is started."""
+def test_snapshots_can_be_disabled(folder, store_uri, tmp_path, monkeypatch):
+    """Without a snapshot no process is started."""
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_SNAPSHOT", "false")
     monkeypatch.setattr(process, "make", lambda _: pytest.fail("a process was started"))
     with GlobalContext() as context, context.run("train") as run:
@@ -86,8 +87,8 @@ def test_it_can_be_switched_off(folder, store_uri, tmp_path, monkeypatch):
     assert not (tmp_path / "state/code").exists()
 
 
-def test_only_the_run_of_the_job_has_it(folder, store_uri):
-    """Children share the code of the job; a second run of the job has the same snapshot."""
+def test_only_runs_of_the_job_have_a_snapshot(folder, store_uri):
+    """Child runs have none; a second run of the job gets the same snapshot."""
     made = []
     with pytest.MonkeyPatch.context() as patch:
         make = process.make
@@ -103,8 +104,8 @@ def test_only_the_run_of_the_job_has_it(folder, store_uri):
     assert len(made) == 1
 
 
-def test_workers_have_none(folder, store_uri, start_python):
-    """Neither their children nor the job's run get another one from them."""
+def test_workers_take_no_snapshot(folder, store_uri, start_python):
+    """Workers add a snapshot neither to their child runs nor to the job's run."""
     job = (
         "import multiprocessing\nfrom concurrent.futures import ProcessPoolExecutor\n"
         "def fold(number):\n    mlflow.log_metric('a', number)\n"
@@ -123,8 +124,8 @@ def test_workers_have_none(folder, store_uri, start_python):
     assert sorted(found) == [("fold", False), ("fold", False), ("train", True)]
 
 
-def test_ranks_but_the_first_have_none(folder, store_uri, monkeypatch):
-    """Even one that has not found the others."""
+def test_only_rank_0_takes_a_snapshot(folder, store_uri, monkeypatch):
+    """A rank other than 0 takes none, even if it has not found the others."""
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
     with GlobalContext() as context, context.run("train") as run:
@@ -133,8 +134,8 @@ def test_ranks_but_the_first_have_none(folder, store_uri, monkeypatch):
     assert artifacts(store_uri, run.info.run_id) == []
 
 
-def test_a_script_is_known_by_its_folder(folder, store_uri, start_python, tmp_path):
-    """Not by that in which it was started."""
+def test_the_repository_is_that_of_the_script(folder, store_uri, start_python, tmp_path):
+    """The repository is that of the script's folder, not of the working folder."""
     there = repositories.make(tmp_path / "there", {"job.py": JOB + "with GlobalContext() as c, c.run('there'): pass\n"})
     status, _, err = start_python(str(there / "job.py")).finish()
 
@@ -147,7 +148,7 @@ def test_a_script_is_known_by_its_folder(folder, store_uri, start_python, tmp_pa
 
 
 def test_a_killed_job_keeps_its_code(folder, store_uri, start_python, wait_until, monkeypatch):
-    """Even one that dies before its snapshot is made: the agent waits for that, because it outlives the job."""
+    """If the job dies before its snapshot is taken, the agent, which outlives the job, waits for the snapshot."""
     Path("job.py").write_text(
         JOB + "with GlobalContext() as c, c.run('victim', log_system_metrics=False):\n"
         "    mlflow.log_metric('a', 1)\n    print('open', flush=True)\n    time.sleep(600)\n"
@@ -167,7 +168,7 @@ def test_a_killed_job_keeps_its_code(folder, store_uri, start_python, wait_until
 
 
 def test_a_job_that_ends_waits_a_bounded_time(folder, store_uri, monkeypatch, caplog):
-    """And the run is FINISHED without the code, which is said."""
+    """At the time limit the run is FINISHED without the snapshot, and a warning says so."""
     monkeypatch.setattr(engine, "PATIENCE", 0.2)
     monkeypatch.setattr(process, "make", lambda _: time.sleep(5.0) or False)
     begun = time.monotonic()
@@ -181,7 +182,7 @@ def test_a_job_that_ends_waits_a_bounded_time(folder, store_uri, monkeypatch, ca
 
 
 def test_a_child_that_is_forked_does_not_wait(folder, store_uri):
-    """Its parent brings the code."""
+    """The parent uploads the snapshot."""
     with GlobalContext() as context, context.run("train") as run:
         pid = os.fork()
         if pid == 0:
@@ -192,7 +193,7 @@ def test_a_child_that_is_forked_does_not_wait(folder, store_uri):
 
 
 def test_a_job_may_wait_for_all_its_children(folder, store_uri):
-    """The snapshot is none of them."""
+    """The snapshot process is not a child of the job."""
     before = set(psutil.Process().children())
     with GlobalContext() as context, context.run("train") as run:
         deadline = time.monotonic() + 60.0
@@ -201,8 +202,8 @@ def test_a_job_may_wait_for_all_its_children(folder, store_uri):
         assert set(psutil.Process().children()) <= before
 
 
-def test_it_arrives_at_a_server(folder, server, monkeypatch):
-    """Through the server, as other artifacts do."""
+def test_a_snapshot_is_uploaded_to_a_server(folder, server, monkeypatch):
+    """The server receives it like other artifacts."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     with GlobalContext() as context, context.run("train") as run:
         pass
@@ -210,8 +211,8 @@ def test_it_arrives_at_a_server(folder, server, monkeypatch):
     assert artifacts(server.uri, run.info.run_id) == FILES
 
 
-def test_what_the_job_has_hidden_is_not_in_it(folder, store_uri):
-    """A secret that a vault has handed out before the run."""
+def test_a_secret_of_the_job_is_not_in_the_snapshot(folder, store_uri):
+    """A secret added before the run, for example from a vault, is masked."""
     repositories.write(folder, {"train.py": "key = 'correct-horse'\n"})
     with GlobalContext() as context:
         context.redact("correct-horse")

@@ -1,4 +1,4 @@
-"""The tag `autogen_team.stop`, set on the page of a run, ends its job."""
+"""The tag `autogen_team.stop`, set in a run's web page, ends its job."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from autogen_team._capture.signals import Terminated, verdict
 from autogen_team._process.run_events import EXCEPTION_TAG
 from autogen_team._ship.backend import Batch
 from autogen_team._ship.signs import ALIVE_TAG, STOP_REQUESTED_TAG, STOP_TAG, RunsOfOthers, Signs, Stop
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 START = """
 import os, signal, sys, time, mlflow
@@ -48,7 +50,7 @@ SHIPPED_BY = pytest.mark.parametrize("handover", ["0", "1000"], ids=["agent", "t
 
 @pytest.fixture
 def start_job(start_python):
-    """Return a function that starts a job with this body, and returns it and the id of its run."""
+    """Return a function that starts a job with this body; it returns process and run id."""
 
     def start(uri: str, body: str = SLEEP, **environment: str):
         code = JOB.replace("BODY", body)
@@ -60,7 +62,7 @@ def start_job(start_python):
 
 @pytest.fixture
 def is_signed(wait_until):
-    """Return a function that waits until a run gets another sign of life."""
+    """Return a function that waits for a run's next heartbeat."""
 
     def wait(uri: str, run_id: str) -> None:
         client = mlflow.MlflowClient(uri)
@@ -71,7 +73,7 @@ def is_signed(wait_until):
 
 
 def status_of(uri: str, run_id: str) -> tuple[str, str | None]:
-    """Return the status of a run and its reason."""
+    """Return the status and the reason of a run."""
     run = mlflow.MlflowClient(uri).get_run(run_id)
     assert STOP_TAG not in run.data.tags
     return run.info.status, run.data.tags.get(EXCEPTION_TAG)
@@ -79,8 +81,8 @@ def status_of(uri: str, run_id: str) -> tuple[str, str | None]:
 
 @STORES
 @SHIPPED_BY
-def test_the_job_ends_as_by_sigterm(start_job, request, store, handover):
-    """Its `finally` runs, the run is KILLED with the text of the tag, and the tag is gone."""
+def test_the_tag_ends_the_job_like_sigterm(start_job, request, store, handover):
+    """`finally` blocks run, the run is KILLED with the tag's text as reason, and the tag is removed."""
     uri = request.getfixturevalue(store)
     job, run_id = start_job(uri, HANDOVER=handover)
     mlflow.MlflowClient(uri).set_tag(run_id, STOP_TAG, "diverges (ada)")
@@ -89,11 +91,11 @@ def test_the_job_ends_as_by_sigterm(start_job, request, store, handover):
     assert status == 128 + signal.SIGTERM, err
     assert "finally" in out
     assert status_of(uri, run_id) == ("KILLED", ASKED)
-    assert f"the job gets SIGTERM: {ASKED}" in err
+    assert f"sending SIGTERM to the job: {ASKED}" in err
 
 
 def test_secrets_of_the_text_are_masked():
-    """As everywhere; whitespace is told as a space, and a tag without a text has no reason of its own."""
+    """Secrets are masked, whitespace becomes one space, and an empty tag gets a default reason."""
     assert "hunter2" not in Stop.of_tag("password=hunter2hunter2").reason
     assert Stop.of_tag("diverges\n (ada)") == Stop(ASKED)
     assert Stop.of_tag(" ") == Stop("stopped from its page")
@@ -102,7 +104,7 @@ def test_secrets_of_the_text_are_masked():
 
 @SHIPPED_BY
 def test_a_handler_of_the_job_decides(start_job, store_uri, handover):
-    """The job goes on, which is said once, and ends as it likes."""
+    """The job may continue, which is logged once, and end in any way."""
     body = (
         "signal.signal(signal.SIGTERM, lambda *_: print('heard', flush=True))\n"
         "            print('ready', flush=True)\n"
@@ -126,8 +128,8 @@ def test_a_handler_of_the_job_decides(start_job, store_uri, handover):
 
 
 @SHIPPED_BY
-def test_now_kills_a_job_that_goes_on(start_job, store_uri, wait_until, handover):
-    """After its grace; the agent closes the run with the reason."""
+def test_now_kills_a_job_that_continues(start_job, store_uri, wait_until, handover):
+    """The job is killed after its grace period; the agent closes the run with the reason."""
     body = (
         f"signal.signal(signal.SIGTERM, lambda *_: None)\n            print('ready', flush=True)\n            {SLEEP}"
     )
@@ -141,7 +143,7 @@ def test_now_kills_a_job_that_goes_on(start_job, store_uri, wait_until, handover
 
 
 def test_now_kills_a_job_whose_interpreter_is_held(start_job, store_uri, wait_until):
-    """By the agent, from outside of it, once it ships what the job logs."""
+    """The agent kills the job from outside, once it has taken over shipping."""
     body = (
         "(one,) = write_behind._working.values()\n"
         "            while not one.shipper._handed_over: time.sleep(0.05)\n"
@@ -157,7 +159,7 @@ def test_now_kills_a_job_whose_interpreter_is_held(start_job, store_uri, wait_un
 
 
 def test_a_run_that_is_resumed_does_not_stop_at_once(start_job, store_uri, is_signed):
-    """An old tag, from a job that was killed before it could obey, is removed."""
+    """An old tag of a killed job is removed when the run is resumed."""
     client = mlflow.MlflowClient(store_uri)
     old = client.create_run(client.create_experiment("autogen_team"), tags={STOP_TAG: "diverges (ada)"}).info.run_id
     client.set_terminated(old, "KILLED")
@@ -174,8 +176,8 @@ def test_a_run_that_is_resumed_does_not_stop_at_once(start_job, store_uri, is_si
     [["job.py"], ["--", "bash", "-c", "trap 'echo finally; exit 3' TERM; echo ready; while true; do sleep 0.1; done"]],
     ids=["python", "command"],
 )
-def test_a_supervised_job(start_python, store_uri, wait_until, tmp_path, target):
-    """Its supervisor gets the signal and passes it on; the keeper tells the reason."""
+def test_a_supervised_job_is_stopped(start_python, store_uri, wait_until, tmp_path, target):
+    """The supervisor receives the signal and forwards it; the keeper records the reason."""
     (tmp_path / "work" / "job.py").write_text(
         "import time, mlflow\ntry:\n    print('ready', flush=True)\n    time.sleep(600)\n"
         "finally:\n    print('finally', flush=True)\n"
@@ -352,7 +354,7 @@ with GlobalContext(mlflow_service=service) as context, context.run("train", log_
 
 
 def test_a_child_run_of_another_process_ends_alone(start_python, store_uri, tmp_path):
-    """The job goes on."""
+    """The job continues."""
     path = tmp_path / "work" / "child.py"
     path.write_text(CHILD)
     job = start_python(str(path), stdin=-1, MLFLOW_TRACKING_URI=store_uri)
@@ -367,19 +369,19 @@ def test_a_child_run_of_another_process_ends_alone(start_python, store_uri, tmp_
 
 
 class OneRun:
-    """A store with one run."""
+    """A store with a single run."""
 
     def __init__(self, status: str, tags: dict[str, str]) -> None:
         self.status, self.tags, self.asked = status, tags, 0
         self.ahead = 0.0
 
     def look(self, _run_id: str) -> tuple[str, dict[str, str]]:
-        """Return status and tags."""
+        """Return the status and tags."""
         self.asked += 1
         return self.status, dict(self.tags)
 
     def log(self, batch: Batch) -> None:
-        """Take the tags."""
+        """Store the tags."""
         self.tags |= batch.tags
 
     def remove_tag(self, _run_id: str, key: str) -> None:
@@ -389,7 +391,7 @@ class OneRun:
 
 @pytest.fixture
 def stops_of():
-    """Return a function that gives signs some times, and returns the stops that were found."""
+    """Return a function that sends some heartbeats, and returns the stops that were found."""
 
     def give(store: OneRun, runs: list[str], others: list[str], times: int) -> list[tuple[str, Stop]]:
         found: list[tuple[str, Stop]] = []
@@ -414,8 +416,8 @@ def stops_of():
         ("FINISHED", {}, None),
     ],
 )
-def test_a_rank_on_another_machine_hears_of_it_once(stops_of, status, tags, reason):
-    """From the tag, or from the end of the run, whose opener has removed the tag."""
+def test_a_rank_on_another_machine_stops_once(stops_of, status, tags, reason):
+    """The stop is read from the tag, or from the ended run if its opener has removed the tag."""
     store = OneRun(status, tags)
     found = stops_of(store, [], ["a"], 3)
 
@@ -423,8 +425,8 @@ def test_a_rank_on_another_machine_hears_of_it_once(stops_of, status, tags, reas
     assert store.tags == tags
 
 
-def test_the_tag_is_removed_by_the_one_that_has_the_run_open(stops_of):
-    """One read for each sign; a tag that is set again counts again."""
+def test_the_process_that_has_the_run_open_removes_the_tag(stops_of):
+    """Each heartbeat reads the run once; a tag that is set again is a new stop."""
     store = OneRun("RUNNING", {STOP_TAG: "diverges (ada)"})
 
     assert stops_of(store, ["a"], [], 3) == [("a", Stop(ASKED))]
@@ -435,8 +437,8 @@ def test_the_tag_is_removed_by_the_one_that_has_the_run_open(stops_of):
     assert stops_of(store, ["a"], [], 1) == [("a", Stop("stopped from its page: now", kills=True))]
 
 
-def test_runs_that_a_worker_opens_itself_are_not_those_of_others():
-    """However many they are."""
+def test_runs_that_a_worker_opens_are_not_followed():
+    """Runs that a worker opens do not count, however many there are."""
     runs = RunsOfOthers(["job"])
     runs.follow([{"op": "open", "run": "child"}, {"op": "metrics", "run": "child"}, {"op": "journal"}])
 

@@ -13,6 +13,8 @@ import pytest
 from autogen_team._capture import run_stacks, write_behind
 from autogen_team._ship import uris
 
+pytestmark = pytest.mark.usefixtures("forked_children")
+
 SECRET = "postgresql://ada:example-secret@db/prices"
 
 
@@ -24,7 +26,7 @@ def home(make_database):
 
 @pytest.fixture
 def other(make_database):
-    """Return another store."""
+    """Return another store than `home`."""
     return make_database("other")
 
 
@@ -56,7 +58,7 @@ def log_a_run():
         ("postgresql://ada@db/prices", "postgresql+psycopg2://ada@DB:5432/prices"),
     ],
 )
-def test_a_store_is_the_same_in_other_words(one, other):
+def test_spellings_of_one_store_have_the_same_identity(one, other):
     """URIs that differ in paths, options, loopback names, default ports or drivers have the same identity."""
     assert uris.identity(one) == uris.identity(other)
 
@@ -72,7 +74,7 @@ def test_a_store_is_the_same_in_other_words(one, other):
         ("http://a:no-number", "http://a"),
     ],
 )
-def test_another_store_is_another_one(one, other):
+def test_other_stores_have_other_identities(one, other):
     """URIs of different databases, ports, paths, schemes or users have different identities."""
     assert uris.identity(one) != uris.identity(other)
 
@@ -85,7 +87,7 @@ def test_a_path_and_its_absolute_form_are_one_store():
     assert uris.identity("mlruns") == uris.identity(Path("mlruns").absolute().as_uri())
 
 
-def test_a_store_in_other_words_has_the_same_journal(start_session, home):
+def test_another_spelling_of_a_store_uses_the_same_journal(start_session, home):
     """A store under another spelling of its URI uses the same journal, and is masked."""
     start_session(home)
     words = home.replace("/mlflow.db", "/../home/mlflow.db?timeout=5")
@@ -100,7 +102,7 @@ def test_a_store_in_other_words_has_the_same_journal(start_session, home):
     assert "example-secret" not in str(run.to_dictionary())
 
 
-def test_a_server_in_other_words_has_the_same_journal(start_session, mlflow_server):
+def test_another_spelling_of_a_server_uses_the_same_journal(start_session, mlflow_server):
     """A server under another loopback name and with a final slash uses the same journal."""
     start_session(mlflow_server)
     words = mlflow_server.replace("127.0.0.1", "localhost") + "/"
@@ -114,7 +116,7 @@ def test_a_server_in_other_words_has_the_same_journal(start_session, mlflow_serv
 
 @pytest.mark.parametrize("durable", [True, False])
 @pytest.mark.parametrize("way", ["by a call", "by the variable"])
-def test_another_store_gets_what_the_first_one_has(start_session, home, other, monkeypatch, durable, way):
+def test_another_store_has_the_features_of_the_first_one(start_session, home, other, monkeypatch, durable, way):
     """Runs in another store are in the job's experiment, masked, and go through a journal if durable."""
     session = start_session(home, durable=durable)
     if way == "by a call":
@@ -207,7 +209,7 @@ NAMED = "mlflow_service=__import__('autogen_team').io.services.MlflowService(exp
 
 @pytest.fixture
 def given(store_uri):
-    """Return a run that another program has created in an experiment of its own."""
+    """Return a run that another program has created in its own experiment."""
     client = mlflow.MlflowClient(store_uri)
     return client.create_run(client.create_experiment("theirs"), run_name="theirs")
 
@@ -224,7 +226,7 @@ def given(store_uri):
     ],
     ids=["experiment", "name before id", "argument before id", "both", "run", "run before argument"],
 )
-def test_a_run_and_an_experiment_that_are_given_from_outside_are_used(
+def test_a_run_and_an_experiment_from_the_environment_are_used(
     run_python, store_uri, given, arguments, environment, wanted
 ):
     """The first run resumes `MLFLOW_RUN_ID`; experiments from the environment are used for others."""
@@ -245,7 +247,7 @@ def test_a_run_and_an_experiment_that_are_given_from_outside_are_used(
     assert found["train"][1].info.status == "FINISHED"
 
 
-def test_an_experiment_of_another_store_is_not_meant(start_session, home, other, monkeypatch):
+def test_an_experiment_of_another_store_is_ignored(start_session, home, other, monkeypatch):
     """`MLFLOW_EXPERIMENT_ID` is ignored if the environment names another store than the job's."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", other)
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", "7")
@@ -267,7 +269,7 @@ def test_a_context_inside_of_a_given_experiment_uses_it_too(start_session, store
     assert mlflow.get_run(run_id).info.experiment_id == given.info.experiment_id
 
 
-def test_a_job_that_works_offline_does_not_ask_the_server_that_it_names(start_session, tmp_path, free_port):
+def test_an_offline_job_does_not_contact_the_server_that_it_sets(start_session, tmp_path, free_port):
     """Offline, runs stay in the offline store, although the job points MLflow to the server."""
     server = f"http://127.0.0.1:{free_port()}"
     session = start_session(server, mode="offline")
@@ -279,7 +281,7 @@ def test_a_job_that_works_offline_does_not_ask_the_server_that_it_names(start_se
     assert [experiment for experiment, _ in runs_of(session.tracking_uri)] == ["tests"]
 
 
-def test_an_experiment_that_does_not_exist_is_told(run_python, store_uri):
+def test_an_unknown_experiment_is_an_error(run_python, store_uri):
     """An unknown `MLFLOW_EXPERIMENT_ID` raises an error that names the variable and the id."""
     status, _, err = run_python("-c", EXPERIMENTS.format(arguments=""), MLFLOW_EXPERIMENT_ID="7")
 

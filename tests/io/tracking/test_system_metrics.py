@@ -1,4 +1,4 @@
-"""System metrics: those of the job's container and of its own GPUs, sampled outside of the job."""
+"""System metrics of the job's container and GPUs, sampled outside the job."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from autogen_team._ship import resources
 from autogen_team.io.services import MlflowService
+
+pytestmark = pytest.mark.usefixtures("forked_children")
 
 GROUPS = Path("/sys/fs/cgroup")
 EVERY = 0.2
@@ -51,8 +53,8 @@ def sampled(uri: str, run_id: str) -> dict[str, list[int]]:
 
 
 @pytest.mark.parametrize("store", ["store_uri", "mlflow_server"])
-def test_the_agent_samples_under_the_names_of_mlflow(start_python, request, wait_until, store):
-    """Once it has taken over, the job's thread does not; the steps go on with the time."""
+def test_the_agent_samples_with_the_names_of_mlflow(start_python, request, wait_until, store):
+    """After the agent has taken over, it samples instead of the job's thread; steps follow the time."""
     uri = request.getfixturevalue(store)
     shipped = "(one,) = write_behind._working.values(); print('by the agent:', one.shipper._handed_over)"
     code = f"{AT_ONCE}{JOB.replace('DURABLE', 'True')}".replace("    print([", f"    {shipped}; print([")
@@ -71,11 +73,11 @@ def test_the_agent_samples_under_the_names_of_mlflow(start_python, request, wait
         steps = [one.step for one in history]
         assert steps == sorted(set(steps))
         intervals = (history[-1].timestamp - history[0].timestamp) / (1000 * EVERY)
-        assert abs(steps[-1] - steps[0] - intervals) <= 2, "the first step is at least 0, and each number is rounded"
+        assert abs(steps[-1] - steps[0] - intervals) <= 2, "steps must follow the time, within rounding"
 
 
-def test_samples_go_on_after_an_agent_was_killed(start_python, store_uri, wait_until, fresh_agents, tmp_path):
-    """The job's own thread takes them until there is another agent."""
+def test_sampling_continues_after_an_agent_was_killed(start_python, store_uri, wait_until, fresh_agents, tmp_path):
+    """The job's thread samples until there is another agent."""
     job = start_python("-c", JOB.replace("DURABLE", "True"), stdin=subprocess.PIPE, **OFTEN)
     run_id = job.wait_for("run ").split()[1]
 
@@ -96,8 +98,8 @@ def test_samples_go_on_after_an_agent_was_killed(start_python, store_uri, wait_u
         assert steps == sorted(set(steps))
 
 
-def test_a_run_that_is_resumed_goes_on_counting(store_uri, monkeypatch, wait_until):
-    """Its system metrics have no step twice."""
+def test_a_resumed_run_continues_the_steps(store_uri, monkeypatch, wait_until):
+    """No system metric has a step twice."""
     monkeypatch.setenv(*next(iter(OFTEN.items())))
     with MlflowService(tracking_uri=store_uri, autolog_disable=True) as service:
         with service.run_context(service.RunConfig(name="x", log_system_metrics=True)) as run:
@@ -112,7 +114,7 @@ def test_a_run_that_is_resumed_goes_on_counting(store_uri, monkeypatch, wait_unt
 
 
 def test_without_a_journal_a_thread_of_mlflow_logs_the_same(start_python, store_uri, wait_until):
-    """The figures are ours there too."""
+    """MLflow's thread logs our values too."""
     job = start_python("-c", JOB.replace("DURABLE", "False"), stdin=subprocess.PIPE, **OFTEN)
     run_id = job.wait_for("run ").split()[1]
     wait_until(lambda: sampled(store_uri, run_id))
@@ -123,13 +125,13 @@ def test_without_a_journal_a_thread_of_mlflow_logs_the_same(start_python, store_
 
 @pytest.fixture
 def group():
-    """Return a function that makes a control group of version 1 with these settings, and returns its folder."""
+    """Return a function that creates a version 1 control group with these settings, and returns its folder."""
     made = []
 
     def make(controller: str, **settings: object) -> Path:
         folder = GROUPS / controller / f"autogen-team-{os.getpid()}"
         if not os.access(GROUPS / controller / "tasks", os.W_OK):
-            pytest.skip("control groups cannot be made on this machine")
+            pytest.skip("control groups cannot be created here")
         folder.mkdir()
         made.append(folder)
         for name, value in settings.items():
@@ -143,7 +145,7 @@ def group():
 
 @pytest.fixture
 def busy():
-    """Return a function that starts a process that holds memory and computes, in some groups."""
+    """Return a function that starts a process in control groups; it holds memory and computes."""
     started = []
 
     def start(*folders: Path) -> psutil.Process:
@@ -167,8 +169,8 @@ def busy():
         process.communicate()
 
 
-def test_memory_is_that_of_the_control_group(group, busy):
-    """In percent of its limit; what a group around it allows counts too, if it is less."""
+def test_memory_is_measured_against_the_control_group(group, busy):
+    """Memory is given in percent of the group's limit, or of an outer group's if that is smaller."""
     outer = group("memory", limit_in_bytes=400_000_000)
     inner = outer / "inner"
     inner.mkdir()
@@ -186,13 +188,13 @@ def test_memory_is_that_of_the_control_group(group, busy):
 
 
 def test_cpu_is_measured_against_the_quota(group, busy):
-    """Of a process that may use a fifth of a core; on a busy machine it may get less."""
+    """The quota is a fifth of a core; on a busy machine the process may get less."""
     cpu = group("cpu", cfs_quota_us=20_000)
     accounting = group("cpuacct")
     process = busy(cpu, accounting)
     used, began = int((accounting / "cpuacct.usage").read_text()), time.monotonic()
     own = resources.Resources(process.pid, {})
-    while int((accounting / "cpuacct.usage").read_text()) < used + 200_000_000:  # a second of a fifth of a core
+    while int((accounting / "cpuacct.usage").read_text()) < used + 200_000_000:  # a second at a fifth of a core
         time.sleep(0.05)
     figure = own.sample()["cpu_utilization_percentage"]
     used = int((accounting / "cpuacct.usage").read_text()) - used
@@ -202,7 +204,7 @@ def test_cpu_is_measured_against_the_quota(group, busy):
 
 @pytest.fixture
 def version_2(tmp_path, monkeypatch):
-    """Return a function that writes the files of a control group of version 2, inside of another."""
+    """Return a function that writes the files of a version 2 control group and of its outer group."""
     top = tmp_path / "cgroup"
     folder = top / "pod" / "container"
     folder.mkdir(parents=True)
@@ -217,8 +219,8 @@ def version_2(tmp_path, monkeypatch):
     return write
 
 
-def test_a_control_group_of_version_2(version_2):
-    """Its limits are in other files; `max` is none."""
+def test_limits_of_a_control_group_of_version_2_are_read(version_2):
+    """Limits of version 2 are read from its files; `max` means none."""
     folder = version_2(
         {
             "memory.max": "max\n",
@@ -245,12 +247,12 @@ def test_a_control_group_of_version_2(version_2):
 
     assert figures["system_memory_usage_megabytes"] == 50
     assert figures["system_memory_usage_percentage"] == 25
-    # A quarter of a second of CPU, of half a core.
+    # A quarter of a second of CPU at half a core.
     assert 100 * 0.25 / 0.5 / longest - 0.1 <= figures["cpu_utilization_percentage"] <= 100 * 0.25 / 0.5 / least + 0.1
 
 
-def test_a_process_without_limits_has_the_figures_of_the_machine(monkeypatch):
-    """As MLflow's own."""
+def test_a_process_without_limits_has_the_values_of_the_machine(monkeypatch):
+    """The values are those of the machine, as in MLflow."""
     monkeypatch.setattr(resources, "_groups", lambda _: {})
     figures = resources.Resources(os.getpid(), {}).sample()
     host = psutil.virtual_memory()
@@ -261,7 +263,7 @@ def test_a_process_without_limits_has_the_figures_of_the_machine(monkeypatch):
 
 @pytest.fixture
 def gpus(monkeypatch):
-    """Provide NVIDIA's library with four GPUs, and a part of one."""
+    """Provide NVIDIA's library with four GPUs and a MIG instance."""
     uuids = ["GPU-aaa1", "GPU-aaa2", "GPU-bbb3", "GPU-ccc4"]
 
     class NVMLError(Exception):
@@ -308,7 +310,7 @@ def gpus(monkeypatch):
     ],
 )
 def test_the_gpus_are_those_that_the_job_may_use(gpus, chosen, seen):
-    """In the order of CUDA_VISIBLE_DEVICES, numbered from 0; a name that fits none or two ends the list, as in CUDA."""
+    """GPUs are numbered from 0 in the order of CUDA_VISIBLE_DEVICES; an unknown or ambiguous name ends the list."""
     environment = {} if chosen is None else {"CUDA_VISIBLE_DEVICES": chosen}
     figures = resources.Resources(os.getpid(), environment).sample()
 
@@ -316,8 +318,8 @@ def test_the_gpus_are_those_that_the_job_may_use(gpus, chosen, seen):
     assert [megabytes / 1000 for megabytes in used] == seen
 
 
-def test_a_part_of_a_gpu_has_the_figures_that_there_are(gpus):
-    """Its memory, but neither load nor power; a whole one has all, under MLflow's names."""
+def test_a_mig_instance_has_the_available_values(gpus):
+    """A MIG instance has memory, but neither load nor power; a whole GPU has all, under MLflow's names."""
     figures = resources.Resources(os.getpid(), {"CUDA_VISIBLE_DEVICES": "MIG-ddd5,0"}).sample()
 
     of_gpus = {key: value for key, value in figures.items() if key.startswith("gpu")}

@@ -1,4 +1,4 @@
-"""Traces on their way to a store: secrets are masked, and a dead store does not delay the process."""
+"""Traces sent to a store: secrets are masked, and a dead store does not delay the process."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ def test_processors_of_the_job_work_and_stay(start_session, store_uri):
     assert span.inputs["extra_headers"]["Authorization"] == "***"
 
 
-def test_what_cannot_be_masked_is_withheld(start_session, store_uri, tmp_path, monkeypatch, caplog):
+def test_content_that_cannot_be_masked_is_withheld(start_session, store_uri, tmp_path, monkeypatch, caplog):
     """If masking fails, the content of a trace is withheld, its times and run are stored, and one warning says so."""
     session = start_session(store_uri)
 
@@ -197,7 +197,7 @@ def test_what_cannot_be_masked_is_withheld(start_session, store_uri, tmp_path, m
     ]
 
 
-def test_a_span_that_cannot_even_be_read_is_left_out(start_session, store_uri, monkeypatch):
+def test_a_span_that_cannot_be_read_is_left_out(start_session, store_uri, monkeypatch):
     """A span that can be neither masked nor stripped is left out of its trace."""
     session = start_session(store_uri)
 
@@ -263,15 +263,15 @@ def test_content_can_be_left_out(start_session, store_uri, tmp_path):
 @pytest.mark.parametrize(
     ("given", "meant"), [(True, "secrets"), (False, "off"), ("true", "secrets"), ("0", "off"), ("Content", "content")]
 )
-def test_the_setting_takes_what_it_took_as_a_bool(given, meant, monkeypatch):
-    """`mask_traces` takes its three words, and what a bool takes, as an argument and as a variable."""
+def test_the_setting_also_accepts_booleans(given, meant, monkeypatch):
+    """`mask_traces` accepts its three words and booleans, as an argument and as a variable."""
     assert MlflowService(mask_traces=given).mask_traces == meant
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_MASK_TRACES", str(given))
     assert MlflowService().mask_traces == meant
 
 
 def test_a_bad_value_of_the_setting_is_named(monkeypatch):
-    """A value that is none of them is an error that names it and the variable."""
+    """The error names the invalid value and the variable."""
     monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_MASK_TRACES", "some")
     with pytest.raises(ConfigurationError, match=r"(?s)AUTOGEN_TEAM_MLFLOW_MASK_TRACES.*'secrets'") as caught:
         MlflowService()
@@ -279,7 +279,7 @@ def test_a_bad_value_of_the_setting_is_named(monkeypatch):
 
 
 def test_sums_of_tokens_and_cost_become_metrics_of_the_run(start_session, store_uri):
-    """At its end, a run gets the sums of its traces, in which a span with the sum of its children counts once."""
+    """At its end a run gets the sums of its traces; a span that repeats the sum of its children counts once."""
     session = start_session(store_uri)
     with mlflow.start_run() as run:
         for _ in range(2):
@@ -308,7 +308,7 @@ def test_sums_of_tokens_and_cost_become_metrics_of_the_run(start_session, store_
     assert client.get_run(other.info.run_id).data.metrics == {"loss": 1}
 
 
-def test_the_last_one_to_leave_ends_it(start_session, store_uri, tmp_path):
+def test_masking_ends_with_the_last_service(start_session, store_uri, tmp_path):
     """Masking lasts until the last service that asks for it stops; then MLflow's client is restored."""
     before = TracingClient.start_trace, TracingClient.log_spans
     first = start_session(store_uri)
@@ -325,7 +325,7 @@ def test_the_last_one_to_leave_ends_it(start_session, store_uri, tmp_path):
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_a_server_that_is_silent_does_not_hold_the_stop_up(start_session, server, durable, caplog):
+def test_a_silent_server_does_not_delay_the_stop(start_session, server, durable, caplog):
     """A hung server delays `stop` by less than 20 s; without a journal, lost traces are counted in one message."""
     session = start_session(server.uri, durable=durable, flush_timeout=2.0)
     trace()
@@ -345,7 +345,7 @@ def test_a_server_that_is_silent_does_not_hold_the_stop_up(start_session, server
     assert not [one for one in threading.enumerate() if one.name == "autogen-team-traces"]
 
 
-def test_a_process_whose_server_is_gone_ends_in_time(start_python, server, tmp_path):
+def test_a_process_with_a_hung_server_ends_in_time(start_python, server, tmp_path):
     """A process that has traced to a hung server ends within 30 s."""
     code = (
         "import sys, mlflow\n"
@@ -369,7 +369,7 @@ def test_a_process_whose_server_is_gone_ends_in_time(start_python, server, tmp_p
     assert time.monotonic() - begun < 30
 
 
-def test_after_a_stop_that_gave_up_tracing_goes_on(start_session, server, store_uri):
+def test_after_a_stop_that_gave_up_tracing_continues(start_session, server, store_uri):
     """After a stop that gave up on traces, plain MLflow stores new traces."""
     session = start_session(server.uri, durable=False, flush_timeout=0.5)
     server.send(signal.SIGSTOP)
@@ -384,7 +384,7 @@ def test_after_a_stop_that_gave_up_tracing_goes_on(start_session, server, store_
     assert stored(store_uri, span.trace_id).data.spans[0].name == "later"
 
 
-def test_what_the_store_refuses_is_refused_and_counted(start_session, mlflow_server, caplog):
+def test_a_refused_trace_raises_and_is_counted(start_session, mlflow_server, caplog):
     """Without a journal, a trace that the store refuses raises MLflow's exception, and is counted as lost."""
     session = start_session(mlflow_server, durable=False)
     trace_id = trace()
@@ -398,7 +398,7 @@ def test_what_the_store_refuses_is_refused_and_counted(start_session, mlflow_ser
     assert f"1 traces are lost: the MLflow store at {mlflow_server} did not take them" in caplog.messages
 
 
-def test_at_the_end_of_the_interpreter_the_store_is_asked_directly(start_session, mlflow_server, monkeypatch):
+def test_at_interpreter_exit_traces_are_stored_directly(start_session, mlflow_server, monkeypatch):
     """If no thread can be started, as at interpreter shutdown, traces are stored directly."""
     session = start_session(mlflow_server, durable=False)
     trace_id = trace()

@@ -1,4 +1,4 @@
-"""Traces in the journal: outages, kills, reads, and what the stores take."""
+"""Traces in the journal: outages, kills, reads, and the requests of the stores."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from autogen_team._sync import offline_store
 from autogen_team.io.services import MlflowService
 
 SOON = 120.0
-"""Seconds within which the agent has to be done."""
+"""Time limit of the agent in seconds."""
 SPANS = 3
 
 JOB = """
@@ -75,7 +75,7 @@ def stored(client: mlflow.MlflowClient, experiment: str = "tests") -> list[mlflo
 
 @pytest.mark.parametrize("server_is", ["there", "away", "silent"])
 def test_a_killed_job_loses_no_trace_that_has_ended(server, start_python, server_is, tmp_path, wait_until):
-    """All traces that had ended before SIGKILL arrive once and whole, whatever the server was doing."""
+    """All traces that had ended before SIGKILL arrive once and whole, in any state of the server."""
     process = start_python("-c", JOB, stdin=-1, MLFLOW_TRACKING_URI=server.uri)
     process.wait_for("ready")
     if server_is == "away":
@@ -102,7 +102,7 @@ def test_a_killed_job_loses_no_trace_that_has_ended(server, start_python, server
 
 
 def test_an_outage_loses_no_trace_and_keeps_its_run(server, start_session):
-    """Traces of a run that began in an outage arrive under the run as the store knows it, with tags set meanwhile."""
+    """Traces of a run begun in an outage arrive under the run's id in the store, with tags set meanwhile."""
     started = start_session(server.uri)
     first = trace("before")
     server.kill()
@@ -126,8 +126,8 @@ def test_an_outage_loses_no_trace_and_keeps_its_run(server, start_session):
 
 
 @pytest.mark.parametrize("kind", ["database", "server"])
-def test_a_store_gets_what_plain_mlflow_sends(start_session, store_uri, mlflow_server, kind):
-    """A trace that went through the journal equals one that MLflow sends itself, apart from ids and times."""
+def test_a_store_gets_the_same_as_from_plain_mlflow(start_session, store_uri, mlflow_server, kind):
+    """A trace sent through the journal equals one sent by plain MLflow, except ids and times."""
     uri = store_uri if kind == "database" else mlflow_server
 
     def send() -> dict:
@@ -154,7 +154,7 @@ def test_a_store_gets_what_plain_mlflow_sends(start_session, store_uri, mlflow_s
 
 
 def comparable(found: mlflow.entities.Trace) -> dict:
-    """Return what a trace holds that does not differ from trace to trace."""
+    """Return the content of a trace, without values that differ between traces."""
     info = found.info
     metadata = {key: value for key, value in info.trace_metadata.items() if "git" not in key and key != "mlflow.user"}
     tags = {key: value for key, value in info.tags.items() if key != "mlflow.artifactLocation"}
@@ -199,7 +199,7 @@ def test_a_read_sees_the_traces_that_have_ended(start_session, mlflow_server):
     started.stop()
 
 
-def test_a_tag_of_a_trace_that_nobody_has_is_refused_at_the_call(start_session, store_uri):
+def test_a_tag_of_an_unknown_trace_is_refused_at_the_call(start_session, store_uri):
     """A tag of an unknown trace raises MLflow's own error."""
     started = start_session(store_uri)
     with pytest.raises(MlflowException, match="tr-unknown"):
@@ -208,7 +208,7 @@ def test_a_tag_of_a_trace_that_nobody_has_is_refused_at_the_call(start_session, 
 
 
 def test_links_to_prompts_go_through_the_journal_too(start_session, server):
-    """A trace that used a prompt is linked to it, although the server was away when the trace ended."""
+    """A trace is linked to its prompt, although the server was down when the trace ended."""
     started = start_session(server.uri)
     mlflow.genai.register_prompt("greeting", "Hello {{name}}")
     server.kill()
@@ -224,15 +224,15 @@ def test_links_to_prompts_go_through_the_journal_too(start_session, server):
 
 
 def mlflow_internals_of_prompts(trace_id: str, prompt: object) -> None:
-    """Note that a trace has used a prompt, as `mlflow.genai.load_prompt` does inside of a span."""
+    """Record that a trace has used a prompt, as `mlflow.genai.load_prompt` does inside a span."""
     from mlflow.tracing.trace_manager import InMemoryTraceManager
 
     InMemoryTraceManager.get_instance().register_prompt(trace_id, prompt)
 
 
 @pytest.mark.parametrize("kind", ["database", "server"])
-def test_attachments_arrive_with_their_trace(start_session, store_uri, server, kind, wait_until):
-    """An image in the inputs of a span is stored beside its trace, also if the server was away."""
+def test_attachments_are_stored_with_their_trace(start_session, store_uri, server, kind, wait_until):
+    """An image in the inputs of a span is stored with its trace, also after an outage."""
     uri = store_uri if kind == "database" else server.uri
     started = start_session(uri)
     trace()
@@ -251,7 +251,7 @@ def test_attachments_arrive_with_their_trace(start_session, store_uri, server, k
     assert [one.file_size for one in files] == [3000]
 
 
-def test_what_a_span_of_opentelemetry_holds_is_written(start_session, store_uri):
+def test_values_of_an_opentelemetry_span_are_written(start_session, store_uri):
     """Values that JSON lacks do not keep a span from being stored."""
     started = start_session(store_uri)
     with mlflow_internals.provider.provider.get_or_init_tracer("other").start_as_current_span("call") as span:
@@ -277,7 +277,7 @@ def test_offline_jobs_keep_their_traces(free_port, tmp_path):
     assert len(found.data.spans) == SPANS
 
 
-def test_what_the_store_refuses_is_set_aside(start_session, mlflow_server, tmp_path, caplog):
+def test_a_refused_trace_is_set_aside(start_session, mlflow_server, tmp_path, caplog):
     """A trace for an experiment that does not exist goes to `refused.jsonl`, and the next one is stored."""
     started = start_session(mlflow_server, experiment_name="refusals")
     client = mlflow.tracing.client.TracingClient(mlflow_server)
@@ -288,7 +288,7 @@ def test_what_the_store_refuses_is_set_aside(start_session, mlflow_server, tmp_p
     with caplog.at_level(logging.ERROR):
         started.stop()
 
-    # a delivery that is repeated, because the server was busy, is noted again
+    # a repeated delivery, because the server was busy, is noted again
     refused = [json.loads(line) for line in (tmp_path / "state" / "refused.jsonl").read_text().splitlines()]
     assert {(one["op"], one["info"]["trace_id"]) for one in refused} == {("trace", info.trace_id)}
     assert "987654321" in refused[0]["reason"]
@@ -307,7 +307,7 @@ def backends(database: str, server: str) -> list:
 
 
 def entries_of(start_session, uri: str) -> list[dict]:
-    """Return the entries that a trace is written as."""
+    """Return the journal entries of a trace."""
     started = start_session(uri)
     one = write_behind.of(uri)
     one.shipper.pause(60.0)
@@ -322,7 +322,7 @@ def entries_of(start_session, uri: str) -> list[dict]:
 
 
 def test_a_repeated_delivery_changes_nothing(start_session, store_uri, mlflow_server, make_database):
-    """Both backends take the same trace twice, before and after its spans, and store it once."""
+    """Both backends accept a trace twice, before and after its spans, and store it once."""
     found = entries_of(start_session, store_uri)
     (info,) = (entry["info"] for entry in found if entry["op"] == "trace")
     spans = [span for entry in found if entry["op"] == "spans" for span in entry["spans"]]
@@ -344,8 +344,8 @@ def test_a_repeated_delivery_changes_nothing(start_session, store_uri, mlflow_se
         assert one.info.tags["service.name"] == "agent"
 
 
-def test_a_server_that_takes_no_spans_refuses_them(monkeypatch, mlflow_server):
-    """A server that answers, but does not know the path, refuses spans for good; a dead one does not."""
+def test_a_server_without_spans_refuses_them(monkeypatch, mlflow_server):
+    """A server that answers 404 refuses spans permanently; a dead server does not."""
     _, backend = backends("sqlite:///unused.db", mlflow_server)
     monkeypatch.setattr(rest_backend, "_SPANS", "/no-such-path")
     span = {
@@ -356,7 +356,7 @@ def test_a_server_that_takes_no_spans_refuses_them(monkeypatch, mlflow_server):
         "status": {"code": "STATUS_CODE_OK"},
         "attributes": {},
     }
-    with pytest.raises(Refused, match="does not take spans"):
+    with pytest.raises(Refused, match="does not accept spans"):
         backend.log_spans("0", [span], None)
     monkeypatch.setattr(backend, "takes_others", lambda _: False)
     with pytest.raises(Unreachable):
@@ -364,7 +364,7 @@ def test_a_server_that_takes_no_spans_refuses_them(monkeypatch, mlflow_server):
 
 
 def test_the_agent_delivers_traces(server, start_python, wait_until):
-    """Traces of a job that lives on are delivered by the agent, which has not loaded MLflow."""
+    """Traces of a running job are delivered by the agent, which has not loaded MLflow."""
     process = start_python(
         "-c", JOB.replace("range(40, 10**9)", "[]") + "sys.stdin.readline()\n", stdin=-1, MLFLOW_TRACKING_URI=server.uri
     )
@@ -379,7 +379,7 @@ def test_the_agent_delivers_traces(server, start_python, wait_until):
 
 
 def test_a_store_of_files_gets_the_spans_as_a_file(start_session, tmp_path):
-    """A file store, which takes no spans, has those of each trace as a file that MLflow reads."""
+    """A file store, which accepts no spans, has the spans of each trace as a file that MLflow reads."""
     uri = (tmp_path / "store").as_uri()
     with pytest.warns(UserWarning, match="is a folder"):
         started = start_session(uri)

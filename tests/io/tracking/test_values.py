@@ -1,4 +1,4 @@
-"""A bad value is refused at the call, as by plain MLflow, and nothing else is lost."""
+"""An invalid value is refused at the call, as by plain MLflow, and nothing else is lost."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_bad_key_is_refused_as_plain_mlflow_refuses_it(store_uri, start_sessio
 
 
 @pytest.mark.parametrize("fields", [{"step": 2**63}, {"step": -(2**64)}, {"timestamp": 2**63}, {"timestamp": -5}])
-def test_a_number_that_no_database_has_room_for_is_refused(store_uri, start_session, fields):
+def test_a_number_that_no_database_can_store_is_refused(store_uri, start_session, fields):
     """A step or time that no database can store is refused at the call; later metrics are stored."""
     started = start_session(store_uri)
     with lifecycle.open_run(name="train") as run:
@@ -114,11 +114,11 @@ ODD = {
     ),
     "end": lambda run: mlflow.MlflowClient().set_terminated(run, end_time=NAN),
 }
-"""Values that neither a database nor a server has room for: some numbers, and a file name that is not valid UTF-8."""
+"""Values that no database or server can store: some numbers, and a file name that is not valid UTF-8."""
 
 
 @pytest.mark.parametrize("store", ["store_uri", "mlflow_server"])
-def test_an_odd_value_is_refused_by_an_exception_of_mlflow_s(request, start_session, store):
+def test_a_value_that_no_store_can_hold_raises_mlflow_s_exception(request, start_session, store):
     """Values that no store can hold raise MLflow's exception at the call; later items are stored."""
     uri = request.getfixturevalue(store)
     started = start_session(uri)
@@ -133,7 +133,7 @@ def test_an_odd_value_is_refused_by_an_exception_of_mlflow_s(request, start_sess
     assert (stored.info.status, stored.data.metrics, stored.data.params) == ("FINISHED", {"after": 1.0}, {})
 
 
-def test_what_is_logged_asynchronously_is_refused_by_wait(store_uri, start_session, caplog):
+def test_refusals_of_asynchronous_calls_are_raised_by_wait(store_uri, start_session, caplog):
     """Asynchronous calls raise their refusals in `wait`, as in plain MLflow, with one warning."""
     started = start_session(store_uri)
     client = mlflow.MlflowClient()
@@ -158,7 +158,7 @@ def test_what_is_logged_asynchronously_is_refused_by_wait(store_uri, start_sessi
     assert "Changing param values is not allowed" in warning
 
 
-def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
+def test_a_boolean_step_is_stored_as_a_number(store_uri, start_session):
     """A step of True is stored as 1."""
     start_session(store_uri)
     with lifecycle.open_run(name="train") as run:
@@ -168,7 +168,7 @@ def test_a_step_that_is_a_truth_value_is_a_number(store_uri, start_session):
     assert found.step == 1
 
 
-def test_a_time_that_is_no_plain_number_is_a_number(store_uri, start_session):
+def test_a_time_of_another_number_type_is_stored_as_an_integer(store_uri, start_session):
     """A time given as a boolean, a numpy integer or a fraction is stored as an integer."""
     start_session(store_uri)
     with lifecycle.open_run(name="train") as run:
@@ -180,7 +180,7 @@ def test_a_time_that_is_no_plain_number_is_a_number(store_uri, start_session):
     assert [metric.timestamp for metric in found] == [1, 5, 7]
 
 
-def test_what_a_database_refuses_later_is_set_aside(store_uri, start_session, tmp_path):
+def test_an_item_that_the_database_refuses_later_is_set_aside(store_uri, start_session, tmp_path):
     """An item that the database refuses later is noted with its reason, and everything else arrives."""
     started = start_session(store_uri)
     with lifecycle.open_run(name="train") as run:

@@ -1,4 +1,4 @@
-"""Writing behind the job's back stores what plain MLflow stores, with the same errors at the same calls."""
+"""Delivery in the background stores the same as plain MLflow, with the same errors at the same calls."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def start_plain(uri: str, experiment: str) -> None:
 
 
 def log_all_sorts() -> str:
-    """Log in every way that MLflow offers, and return the id of the run."""
+    """Log by every function that MLflow offers, and return the run's id."""
     client = mlflow.MlflowClient()
     with mlflow.start_run(run_name="all sorts", tags={"first": "1"}, description="about") as run:
         run_id = run.info.run_id
@@ -56,12 +56,12 @@ def log_all_sorts() -> str:
         mlflow.log_metrics({"a": 1.0, "b/c d": 2}, step=4, timestamp=2000)
         for step, value in enumerate([1.0, math.nan, math.inf, -math.inf, 1e-320, -0.0]):
             mlflow.log_metric("odd", value, step=step, timestamp=3000 + step)
-        mlflow.log_metric("a", 0.5, step=2, timestamp=5000)  # an older step: the latest stays
+        mlflow.log_metric("a", 0.5, step=2, timestamp=5000)  # an older step does not replace the latest
         mlflow.log_metric("async", 1, synchronous=False, timestamp=6000)
         client.log_metric(run_id, "by client", np.float32(0.5), timestamp=7000, step=1)
         mlflow.log_param("p", {"any": "thing"})
         mlflow.log_params({f"q{number}": number for number in range(250)})
-        mlflow.log_param("p", {"any": "thing"})  # the same again is fine
+        mlflow.log_param("p", {"any": "thing"})  # logging the same value again is accepted
         mlflow.log_param("long", "x" * 7000)
         mlflow.set_tag("t", 1)
         mlflow.set_tags({f"u{number}": number for number in range(150)})
@@ -80,7 +80,7 @@ def log_all_sorts() -> str:
 
 
 def content(run_id: str) -> dict[str, object]:
-    """Return all that the store has of a run, without what differs for each run."""
+    """Return the stored content of a run, without values that differ between runs."""
     client = mlflow.MlflowClient()
     run = client.get_run(run_id)
     different = {"mlflow.user", "mlflow.source.name", "autogen_team.opened_by", *signs.tags(0)}
@@ -97,7 +97,7 @@ def content(run_id: str) -> dict[str, object]:
     }
 
 
-def test_what_arrives_is_what_plain_mlflow_logs(any_uri, start_session):
+def test_the_store_has_the_same_as_with_plain_mlflow(any_uri, start_session):
     """Every kind of item arrives as plain MLflow stores it, with history, order and latest value."""
     start_plain(any_uri, "tests")
     plain = content(log_all_sorts())
@@ -109,7 +109,7 @@ def test_what_arrives_is_what_plain_mlflow_logs(any_uri, start_session):
     assert content(durable_id) == plain
 
 
-def test_a_read_sees_what_was_written_before(any_uri, start_session):
+def test_a_read_returns_earlier_writes(any_uri, start_session):
     """A read in the same process sees everything that was logged before it."""
     start_session(any_uri)
     with lifecycle.open_run(name="train") as run:
@@ -118,13 +118,13 @@ def test_a_read_sees_what_was_written_before(any_uri, start_session):
         assert mlflow.get_run(run_id).data.metrics == {"loss": 0.5}
         mlflow.log_metric("loss", 0.25, step=1)
         assert len(mlflow.MlflowClient().get_metric_history(run_id, "loss")) == 2
-        mlflow.log_param("of", run_id)  # other tests have runs in this store, too
+        mlflow.log_param("of", run_id)  # other tests have runs in this store too
         (found,) = mlflow.search_runs(filter_string=f"params.of = '{run_id}'", output_format="list")
         assert found.info.run_id == run_id
     assert mlflow.get_run(run_id).info.status == "FINISHED"
 
 
-def test_what_is_logged_arrives_by_itself(any_uri, start_session, wait_until):
+def test_logged_items_arrive_without_a_flush(any_uri, start_session, wait_until):
     """A metric arrives in the store without a flush or a read."""
     started = start_session(any_uri)
     with lifecycle.open_run(name="train") as run:
@@ -147,7 +147,7 @@ def test_traces_belong_to_the_run(any_uri, start_session):
     assert found.info.trace_id == span.trace_id
 
 
-def test_the_uri_stays_and_the_store_seems_the_same(store_uri, mlflow_server, start_session):
+def test_the_uri_and_the_class_of_the_store_stay_the_same(store_uri, mlflow_server, start_session):
     """MLflow's tracking URI and the class of its store look like those of plain MLflow."""
     start_session(store_uri)
     assert mlflow.get_tracking_uri() == store_uri
@@ -158,7 +158,7 @@ def test_the_uri_stays_and_the_store_seems_the_same(store_uri, mlflow_server, st
     assert _get_store().get_host_creds().host == mlflow_server
 
 
-def test_stop_gives_mlflow_its_store_back(store_uri, start_session):
+def test_stop_restores_the_store_of_mlflow(store_uri, start_session):
     """`stop` restores MLflow's own store object, and leaves nothing in its registry."""
     before = _get_store(store_uri)
     started = start_session(store_uri)
@@ -170,18 +170,18 @@ def test_stop_gives_mlflow_its_store_back(store_uri, start_session):
 
 
 class _Searches:
-    """Notes the modules that are searched for; finds none."""
+    """A finder that records the names of modules and finds none."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
 
     def find_spec(self, name: str, *_: object) -> None:
-        """Note the name."""
+        """Record the name."""
         self.names.append(name)
 
 
 def test_logging_does_not_search_for_modules(store_uri, start_session, monkeypatch):
-    """A search for a module that does not exist costs a hundred times as much as all else that a call does."""
+    """Searching for a missing module takes a hundred times as long as the rest of a call."""
     start_session(store_uri)
     searches = _Searches()
     with mlflow.start_run():
@@ -256,7 +256,7 @@ def test_secrets_in_the_name_of_a_run_are_masked(store_uri, start_session):
     assert not any("hunter2" in each for each in found)
 
 
-def test_the_fast_lane_writes_what_mlflow_writes(any_uri, start_session):
+def test_log_metrics_writes_the_same_as_mlflow(any_uri, start_session):
     """`log_metrics` logs to the active run, and converts whole numbers and arrays of one element."""
     started = start_session(any_uri)
     with lifecycle.open_run(name="train") as run:
@@ -269,7 +269,7 @@ def test_the_fast_lane_writes_what_mlflow_writes(any_uri, start_session):
     assert mlflow.get_run(run.info.run_id).data.metrics["array"] == 4.0
 
 
-def test_the_fast_lane_needs_a_run(store_uri):
+def test_log_metrics_needs_a_run(store_uri):
     """`log_metrics` raises an error if the service is not running or no run is open."""
     service = MlflowService(tracking_uri=store_uri, autolog_disable=True)
     with pytest.raises(NotStartedError, match="is not running"):
@@ -309,7 +309,7 @@ def test_secrets_are_masked_without_a_journal_too(any_uri):
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_a_journal_is_used_whoever_starts_first(store_uri, first):
+def test_a_journal_is_used_in_any_order_of_starts(store_uri, first):
     """A journal is used if one of two services has one, in whichever order they start."""
     services = [
         MlflowService(tracking_uri=store_uri, autolog_disable=True, durable=each) for each in (first, not first)
@@ -330,7 +330,7 @@ def test_without_a_journal_everything_waits_for_the_store(store_uri, tmp_path):
         assert not (tmp_path / "state" / "journals").exists()
 
 
-def test_a_state_folder_that_cannot_be_written_is_no_obstacle(store_uri, start_session, tmp_path, caplog):
+def test_without_a_writable_state_folder_items_go_to_the_store(store_uri, start_session, tmp_path, caplog):
     """If the folder of journals cannot be written, items go straight to the store, with one report."""
     (tmp_path / "state").mkdir()
     (tmp_path / "state" / "journals").write_text("a file where a folder should be")
@@ -347,7 +347,7 @@ def test_a_state_folder_that_cannot_be_written_is_no_obstacle(store_uri, start_s
     assert len([record for record in caplog.records if "the journal cannot be written" in record.message]) == 1
 
 
-def test_a_disk_that_is_full_for_a_while_is_no_obstacle(store_uri, start_session, caplog, monkeypatch):
+def test_while_the_disk_is_full_entries_bypass_the_journal(store_uri, start_session, caplog, monkeypatch):
     """While the disk is full, entries bypass the journal; the start and the end of that are reported once each."""
     monkeypatch.setattr(journal, "SEGMENT", 4096)
     monkeypatch.setattr(journal, "_RETRY", 0.0)
@@ -374,7 +374,7 @@ def test_a_disk_that_is_full_for_a_while_is_no_obstacle(store_uri, start_session
     assert "the journal is writable again" in said[1]
 
 
-def test_a_run_that_was_begun_in_an_outage_is_later_like_any_other(store_uri, start_session):
+def test_a_run_begun_in_an_outage_is_later_like_any_other(store_uri, start_session):
     """A stored run that still has the tag of an outage is read and written like any other run."""
     client = mlflow.MlflowClient(store_uri)
     run_id = client.create_run("0", tags={LOCAL_ID: "0" * 32}).info.run_id
@@ -399,12 +399,12 @@ def test_runs_that_are_only_read_are_not_remembered(store_uri, start_session):
     started.stop()
 
 
-def test_a_store_that_is_being_copied_has_nothing_yet():
+def test_an_uninitialized_store_has_no_attributes():
     """An uninitialized `DurableStore`, as in `copy`, has no attributes and does not recurse."""
     assert not hasattr(DurableStore.__new__(DurableStore), "uri")
 
 
-def test_a_folder_that_is_gone_keeps_no_agent(store_uri, start_session, tmp_path, monkeypatch):
+def test_the_agent_ends_although_the_journal_was_deleted(store_uri, start_session, tmp_path, monkeypatch):
     """The agent is told of the end of a job although the journal's folder was deleted."""
     dismissed, dismiss = [], agent_link.AgentLink.dismiss
     monkeypatch.setattr(agent_link.AgentLink, "dismiss", lambda self: (dismissed.append(1), dismiss(self)))
@@ -420,7 +420,7 @@ def test_a_folder_that_is_gone_keeps_no_agent(store_uri, start_session, tmp_path
 
 
 @pytest.mark.parametrize("database", ["store_uri", "postgres_uri"])
-def test_the_table_gets_what_log_batch_would_write(request, database):
+def test_our_statement_writes_the_same_rows_as_log_batch(request, database):
     """Our own statement leaves the same rows as `log_batch`, also for metrics that are already stored."""
     store = mlflow_backend.plain_store(request.getfixturevalue(database))
     metrics = [
@@ -428,7 +428,7 @@ def test_the_table_gets_what_log_batch_would_write(request, database):
         for number, value in enumerate([1.0, math.nan, math.inf, -1.5, 0.0, math.nan] * 20)
     ]
     ids = [store.create_run("0", "me", 0, [], None).info.run_id for _ in range(2)]
-    again = [metric for metric in metrics if not math.isnan(metric["value"])]  # at which MLflow 3.10 fails itself
+    again = [metric for metric in metrics if not math.isnan(metric["value"])]  # where MLflow 3.10 fails itself
     for some in (metrics, again):
         assert sql_bulk.insert_metrics(store, ids[0], some)
         store.log_batch(ids[1], [Metric(**metric) for metric in some], [], [])
@@ -444,7 +444,7 @@ def test_the_table_gets_what_log_batch_would_write(request, database):
         assert rows(table, ids[0])
 
 
-def test_another_mlflow_is_written_in_its_own_way(store_uri, start_session, monkeypatch):
+def test_unexpected_tables_are_written_by_mlflow_s_own_methods(store_uri, start_session, monkeypatch):
     """If MLflow's tables or methods are not as expected, metrics arrive by MLflow's own methods."""
 
     def changed(*_):

@@ -30,7 +30,7 @@ def test_a_process_that_never_stops_its_service_delivers_at_its_exit(store_uri, 
     assert list((tmp_path / "state" / "journals").iterdir()) == []
 
 
-def test_a_forked_child_logs_through_a_journal_of_its_own(store_uri, start_session, tmp_path, wait_until):
+def test_a_forked_child_logs_through_its_own_journal(store_uri, start_session, tmp_path, wait_until):
     """A forked child logs to its parent's run by its own journal, which is delivered even after a hard exit."""
     started = start_session(store_uri)
     with lifecycle.open_run(name="train") as run:
@@ -79,7 +79,7 @@ def test_many_threads_log_at_once(store_uri, start_session):
         assert [one.value for one in history] == list(range(500))
 
 
-def test_what_threads_log_while_the_service_stops_is_not_lost(store_uri, start_session, wait_until):
+def test_items_that_threads_log_while_the_service_stops_are_not_lost(store_uri, start_session, wait_until):
     """Values logged by a thread during and after `stop` arrive once."""
     started = start_session(store_uri)
     with lifecycle.open_run(name="train") as run:
@@ -117,7 +117,7 @@ def test_a_worker_of_multiprocessing_delivers_before_it_leaves(store_uri, start_
     started.stop()
 
 
-def test_a_job_may_wait_for_all_its_children(store_uri, run_python):
+def test_the_agent_is_not_a_child_of_the_job(store_uri, run_python):
     """The agent is not a child of the job, so `os.wait` of the job finds no children."""
     code = (
         "import mlflow, os; from autogen_team.io.services import MlflowService\n"
@@ -129,7 +129,7 @@ def test_a_job_may_wait_for_all_its_children(store_uri, run_python):
     assert run_python("-c", code)[1] == "none\n"
 
 
-def test_autologging_goes_through_the_journal_and_keeps_its_model(store_uri, run_python):
+def test_autologging_uses_the_journal_and_keeps_its_model(store_uri, run_python):
     """An autologged fit arrives with its parameters, metrics, dataset and model."""
     code = (
         "import mlflow; from autogen_team.io.services import MlflowService\n"

@@ -1,1 +1,1 @@
-"""Helpers that several test modules share and that are not fixtures."""
+"""Helper functions that several test modules share; fixtures are in the `conftest.py` files."""

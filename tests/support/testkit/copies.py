@@ -32,7 +32,7 @@ def current(uri):
 
 
 def make_experiment(uri, name=EXPERIMENT, **tags):
-    """Make an experiment whose artifacts lie beside the database, and return its id."""
+    """Create an experiment whose artifacts are stored beside the database, and return its id."""
     place = Path(uri.partition(":///")[2]).parent / "artifacts" / name
     return client_of(uri).create_experiment(name, str(place), tags)
 

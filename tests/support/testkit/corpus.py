@@ -1,7 +1,7 @@
-"""Secrets and harmless texts, the places in which they occur, and the encodings in which they are written.
+"""Secrets and harmless texts, the contexts in which they occur, and the encodings in which they are written.
 
-These are not complete lines: tests combine the parts, in both directions. Strings that look like keys are concatenated,
-so that no scanner takes this file for a leak.
+Tests combine these parts, in both directions. Strings that look like keys are concatenated, so that secret scanners do
+not report this file.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus
 LETTERS = (string.ascii_letters + string.digits) * 2
 HEX = "0123456789abcdef" * 5
 PASSWORDS = ("Sesame-open-9", 'ab"Sesame-open', "cd\\Sesame-open", "it's-\"Sesame-open", "p&ss(Sesame)w,rd")
-"""Passwords as people choose them; the part `Sesame` must not be visible."""
+"""Typical passwords; the part `Sesame` must never be visible."""
 KEYS = {
     "aws": "AKIA" + "A1B2C3D4E5F6G7H8",
     "google": "AIza" + LETTERS[:35],
@@ -63,7 +63,7 @@ NAMED = (
     ('password="""{}"""', "plain"),
     ("{{'password': {}}}", "bytes"),
 )
-"""Texts in which a password follows a name, and how it is written there."""
+"""Texts in which a password follows a name, with the notation of the password."""
 ENCODINGS = {
     "as it is": lambda text: text,
     "repr": lambda text: repr({"out": text}),
@@ -118,7 +118,7 @@ HARMLESS = (
     "10 pass, 2 fail; pass: 10, bypass=3",
     "train.py --tokenizer bert --key-points 3",
 )
-"""Texts that ML jobs log all the time, without a secret."""
+"""Texts without a secret that ML jobs often log."""
 
 
 def written(password: str, how: str) -> str:

@@ -1,4 +1,4 @@
-"""`python` and `autogen-team` for shell scripts: ask a fork server for the process, and end as that process does."""
+"""`python` and `autogen-team` for shell scripts: request a process from a fork server and exit with its status."""
 
 import json
 import os

@@ -12,10 +12,13 @@ any of these start a fresh interpreter, and with `FRESH_PROCESSES=1` the whole s
 
 from __future__ import annotations
 
+import _posixsubprocess
 import atexit
+import ctypes
 import fcntl
 import gc
 import importlib
+import importlib.abc
 import io
 import itertools
 import json
@@ -27,19 +30,27 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 from testkit import known_state
 
 FOLDER = "FORK_SERVERS"
-"""The variable that names the folder of the sockets."""
+"""Environment variable with the folder of the sockets."""
 FRESH_AGENTS = "FRESH_AGENTS"
-"""The variable that asks for agents that are not forked, for tests of an agent's start, memory and command line."""
+"""Environment variable that disables forking of agents, for tests of an agent's start, memory and command line."""
+FORKED_CHILDREN = "FORKED_CHILDREN"
+"""Environment variable that enables forking of a process's workers and of its supervised job; see `_Nursery`."""
+_SUPERVISED = "AUTOGEN_TEAM_JOB_SOCKET"
+_PATH_OF_JOB = "AUTOGEN_TEAM_JOB_PYTHONPATH"
 _AGENTS = {f"autogen-team-agent{work}" for work in ("", "-recovery", "-report", "-upload")}
 PRELOADED = {
     "job": (
@@ -64,7 +75,7 @@ PRELOADED = {
     ),
     "server": ("mlflow.cli", "uvicorn.main", "mlflow.server.fastapi_app", "mlflow.store.tracking.sqlalchemy_store"),
 }
-"""The modules that each fork server imports before it forks; it imports them at the first request."""
+"""Modules that each fork server imports at the first request, before it forks."""
 _SERVE = (
     "import sys; sys.path.append({support!r}); from testkit.forkserver import serve; serve({kind!r}, {descriptor})()"
 )
@@ -75,7 +86,7 @@ _LONGEST_REQUEST = 2**18
 
 @contextmanager
 def running() -> Iterator[None]:
-    """Run the fork servers for this process and those that inherit its environment; do nothing if they cannot run."""
+    """Run the fork servers for this process and those that inherit its environment; do nothing if unsupported."""
     if not hasattr(os, "pidfd_open") or os.environ.get("FRESH_PROCESSES") or FOLDER in os.environ:
         yield
         return
@@ -101,7 +112,7 @@ def _start(kind: str, folder: str, alive: int) -> subprocess.Popen[bytes]:
         code = _SERVE.format(support=_SUPPORT, kind=kind, descriptor=listener.fileno())
         return subprocess.Popen(
             [sys.executable, "-c", code],
-            stdin=alive,  # its end shows that pytest is gone
+            stdin=alive,  # end of file means that pytest has exited
             pass_fds=[listener.fileno()],
             env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true", "_MLFLOW_SGI_NAME": "uvicorn"},
         )
@@ -125,7 +136,7 @@ def _can_fork(environment: Mapping[str, str]) -> bool:
 
 
 class _Forked(subprocess.Popen):  # type: ignore[type-arg]
-    """A `subprocess.Popen` whose process is started and awaited by a fork server of the kind; plain if that is None."""
+    """A `subprocess.Popen` whose process a fork server starts and awaits; a plain one if `kind` is None."""
 
     _connection: socket.socket | None = None
 
@@ -134,7 +145,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
         super().__init__(args, **options)
 
     def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest) -> None:
-        # Popen's own hook for starting the process, called after it has created the pipes.
+        # Popen's own hook that starts the process; Popen calls it after creating the pipes.
         if self._kind is None:
             super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
             return
@@ -144,7 +155,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
             "arguments": [*itertools.dropwhile({"-I", "-S"}.__contains__, args[1:])],
             "folder": os.fspath(cwd or Path.cwd()),
             "environment": dict(os.environ if env is None else env),
-            # A recovery is of the agent's session, which the fork server is not in.
+            # A recovery belongs to the agent's session, and the fork server does not.
             "group": None if start_new_session or not _AGENTS.isdisjoint(args) else os.getpgrp(),
             "inherited": list(pass_fds),
             "ignored": [number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN],
@@ -163,7 +174,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
             return super()._try_wait(wait_flags)
         if wait_flags & os.WNOHANG and not select.select([self._connection], [], [], 0)[0]:
             return 0, 0
-        status = int(self._connection.recv(64) or signal.SIGKILL)  # if a signal interrupts this, it is called again
+        status = int(self._connection.recv(64) or signal.SIGKILL)  # if a signal interrupts this call, Popen repeats it
         self._connection.close()
         return self.pid, status
 
@@ -178,7 +189,7 @@ class _Forked(subprocess.Popen):  # type: ignore[type-arg]
 
 
 def shell_commands(folder: Path) -> None:
-    """Write `python` and `autogen-team` for the PATH of a shell; their processes are forked if a fork server runs."""
+    """Write `python` and `autogen-team` for the PATH of a shell; fork their processes if a fork server runs."""
     for name in ("python", "autogen-team"):
         if FOLDER in os.environ:
             source = Path(__file__).with_name("forked_python.py").read_text()
@@ -189,7 +200,7 @@ def shell_commands(folder: Path) -> None:
 
 
 class ForkingPopen(_Forked):
-    """Replaces `subprocess.Popen` in the process of the tests: the agents that it starts are forked."""
+    """Replacement of `subprocess.Popen` in the test process: agents that it starts are forked."""
 
     def __init__(self, args: Any, *more: Any, **options: Any) -> None:
         is_python = not more and isinstance(args, list) and args[0] == sys.executable
@@ -200,15 +211,48 @@ class ForkingPopen(_Forked):
             _plain_init(self, args, *more, **options)
 
     def _is_forked(self, args: list[str], options: Mapping[str, Any]) -> bool:
-        # Most of what an agent costs is the import of MLflow, and each test has an agent of its own.
+        # Most of an agent's cost is importing MLflow, and each test has its own agent.
         return not _AGENTS.isdisjoint(args) and FRESH_AGENTS not in (options.get("env") or os.environ)
 
 
 class _Popen(ForkingPopen):
-    """Replaces `subprocess.Popen` in a forked process: a Python that it starts by `-c` or `-m` is forked as well.
+    """Replacement of `subprocess.Popen` in a forked process: `python -c` and `python -m` are forked as well.
 
-    It is not forked if the caller could notice: by its session, or by a `preexec_fn` between fork and exec.
+    A process is not forked if the caller could notice it: by its session, or by a `preexec_fn` between fork and exec.
+    The job of a supervisor is forked by the nursery, unless it has a terminal of its own.
     """
+
+    def __init__(self, args: Any, *more: Any, **options: Any) -> None:
+        self._is_job = (
+            _nursery is not None
+            and isinstance(args, list)
+            and args[0] == sys.executable
+            and (not args[1].startswith("-") or args[1] in {"-c", "-m"})
+            and _SUPERVISED in (options.get("env") or ())
+            and options["env"].get(_PATH_OF_JOB) == os.environ.get("PYTHONPATH")
+            and not options["start_new_session"]
+        )
+        super().__init__(args, *more, **options)
+
+    def _execute_child(self, args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest) -> None:
+        if not self._is_job:
+            super()._execute_child(args, executable, preexec_fn, close_fds, pass_fds, cwd, env, *rest)
+            return
+        assert _nursery is not None
+        _startupinfo, _flags, _shell, *pipes, _signals, _gid, _gids, _uid, _umask, _new_session, _group = rest
+        p2cread, _, _, c2pwrite, _, errwrite = pipes
+        streams = [own if given == -1 else given for own, given in enumerate((p2cread, c2pwrite, errwrite))]
+        inherited = _inherited()
+        self.pid = _nursery.child(
+            args[1:],
+            [*streams, *inherited],
+            environment=dict(env),
+            group=os.getpgrp(),
+            inherited=inherited,
+            ignored=[number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN],
+        )
+        self._close_pipe_fds(*pipes)
+        self._child_created = True
 
     def _is_forked(self, args: list[str], options: Mapping[str, Any]) -> bool:
         stays = options.get("start_new_session") or os.getsid(0) == _session
@@ -216,17 +260,153 @@ class _Popen(ForkingPopen):
         return is_ours or super()._is_forked(args, options)
 
 
+def _inherited() -> list[int]:
+    """Return the descriptors, but for the standard streams, that a new program would inherit."""
+    found = []
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the folder's own
+            if int(entry.name) > 2 and os.get_inheritable(int(entry.name)):
+                found.append(int(entry.name))
+    return found
+
+
+class _Nursery:
+    """A child of a forked process that was forked before that process began, and forks its children from that state.
+
+    They are the workers that `multiprocessing` spawns, its fork server, the workers of loky, and the job of a
+    supervisor. A new interpreter would import MLflow anew for each of them. They are true children: the nursery lets a
+    process fork them that exits, and their parent adopts orphans meanwhile.
+    """
+
+    def __init__(self, connection: socket.socket, streams: Sequence[int]) -> None:
+        """Fork the nursery, which closes the connection and the streams of the job."""
+        self.main: Callable[[], None] | None = None
+        """The main program of this process, if it is a worker."""
+        self._plain = _posixsubprocess.fork_exec
+        self._lock = threading.Lock()
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        job = os.getpid()
+        if os.fork() == 0:
+            _libc.prctl(_DIE_WITH_PARENT, signal.SIGKILL, 0, 0, 0)
+            ours.close()
+            for descriptor in (connection.detach(), *streams):
+                os.close(descriptor)
+            while self.main is None:
+                if os.getppid() != job:
+                    os._exit(0)
+                self._fork(theirs)
+            return
+        theirs.close()
+        # A number that no job expects for its own.
+        self._socket = socket.socket(fileno=fcntl.fcntl(ours.fileno(), fcntl.F_DUPFD_CLOEXEC, 300))
+        ours.close()
+
+    def _fork(self, theirs: socket.socket) -> None:
+        """Fork a worker for the next request; in the worker, set its main program."""
+        message, streams, _, _ = socket.recv_fds(theirs, _LONGEST_REQUEST, 16)
+        if not message:
+            os._exit(0)
+        between = os.fork()
+        if between == 0:
+            between, worker = os.getpid(), os.fork()
+            if worker:
+                theirs.send(str(worker).encode())
+                os._exit(0)
+            theirs.close()
+            while os.getppid() == between:
+                time.sleep(0.001)
+            self.main = _become(json.loads(message), streams)
+            return
+        for stream in streams:
+            os.close(stream)
+        os.waitpid(between, 0)
+        theirs.send(b"adopted")
+
+    def adopt(self) -> None:
+        """From now on, fork these children of this process instead of starting an interpreter."""
+        global _nursery
+        _nursery = self
+        _posixsubprocess.fork_exec = self._fork_exec
+
+    def child(self, arguments: Sequence[str], streams: Sequence[int], **request: Any) -> int:
+        """Fork a child with three standard streams, followed by the inherited descriptors; return its id."""
+        request = {"arguments": arguments, "folder": os.fspath(Path.cwd()), **request}
+        with self._lock:
+            _libc.prctl(_ADOPT_ORPHANS, 1, 0, 0, 0)
+            try:
+                socket.send_fds(self._socket, [json.dumps(request).encode()], streams)
+                pid = int(self._socket.recv(64))
+                self._socket.recv(64)
+            finally:
+                _libc.prctl(_ADOPT_ORPHANS, 0, 0, 0, 0)
+        return pid
+
+    def _fork_exec(self, args: Sequence[str | bytes], *rest: Any) -> int:
+        words = [os.fsdecode(word) for word in args[1:]]
+        is_worker = words[0] in {"-c", "-m"} and _WORKERS.intersection(words[1].split()[:2])
+        if not is_worker or os.getsid(0) != _session:
+            return self._plain(args, *rest)
+        _, _, inherited, _, variables, *_ = rest
+        given = None if variables is None else dict(os.fsdecode(pair).split("=", 1) for pair in variables)
+        return self.child(
+            words,
+            [0, 1, 2, *inherited],
+            environment=given or dict(os.environ),
+            group=os.getpgrp(),
+            inherited=list(inherited),
+            ignored=[],
+        )
+
+
+class _Loaded(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Makes the import of MLflow look like the first one, although the module is loaded already."""
+
+    def __init__(self) -> None:
+        self._modules = {name: sys.modules.pop(name) for name in [*sys.modules] if name.split(".")[0] == "mlflow"}
+        sys.meta_path.insert(0, self)
+
+    def find_spec(self, name: str, _path: object = None, _target: object = None) -> ModuleSpec | None:
+        """Find MLflow, whose import brings all its modules back."""
+        return spec_from_file_location(name, self._modules[name].__file__, loader=self) if name == "mlflow" else None
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        """Return the module that is loaded."""
+        return self._modules[spec.name]
+
+    def exec_module(self, _module: types.ModuleType) -> None:
+        """Execute nothing."""
+        sys.meta_path.remove(self)
+        sys.modules.update(self._modules)
+
+
+def _begin_job() -> None:
+    """Do what a new interpreter does in a supervised job before the job's own code."""
+    _Loaded()
+    sys.path.insert(0, os.environ["PYTHONPATH"].split(os.pathsep)[0])
+    try:
+        import sitecustomize  # noqa: F401
+    except ImportError as error:
+        if error.name != "sitecustomize":
+            raise
+
+
+_nursery: _Nursery | None = None
+_WORKERS = {"multiprocessing.spawn", "multiprocessing.forkserver", "joblib.externals.loky.backend.popen_loky_posix"}
+"""The main modules of workers."""
+_DIE_WITH_PARENT, _ADOPT_ORPHANS = 1, 36
+"""Options of `prctl`: PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER."""
+_libc = ctypes.CDLL(None)
 _status: int | None = None
 """The exit status of this process, once its main program has ended."""
 _replaced: list[Any] = []
-"""Streams of the fork server; kept, because freeing one would close its descriptor."""
+"""Streams of the fork server; kept alive, because freeing one would close its descriptor."""
 _session = 0
 """The session of the fork server."""
 _plain_init = subprocess.Popen.__init__
 
 
 def serve(kind: str, descriptor: int) -> Callable[[], None]:
-    """Fork a process for each request until pytest has ended; in a forked process, return its main program."""
+    """Fork a process for each request until pytest exits; in a forked process, return its main program."""
     known_state.reset_signals()
     atexit.register(_exit_now)  # registered first, so called last
     listener = socket.socket(fileno=descriptor)
@@ -238,7 +418,7 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
         for ready, _ in poll.poll():
             if ready == 0:
                 os._exit(0)
-            if ready in children:  # the child has ended
+            if ready in children:  # the child has exited
                 pid, connection = children.pop(ready)
                 poll.unregister(ready)
                 os.close(ready)
@@ -248,7 +428,7 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
             _preload(kind)
             accepted = listener.accept()[0]
             connection = socket.socket(fileno=fcntl.fcntl(accepted.fileno(), fcntl.F_DUPFD_CLOEXEC, 100))
-            accepted.close()  # a forked process may need its number
+            accepted.close()  # a forked process may need its descriptor number
             message, streams, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, 16)
             pid = os.fork()
             if pid == 0:
@@ -256,8 +436,14 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
                 for pidfd, (_, other) in children.items():
                     os.close(pidfd)
                     other.close()
-                main = _become(json.loads(message), streams)
-                connection.send(str(os.getpid()).encode())  # from now on it looks like a new process
+                wanted = json.loads(message)
+                nursery = _Nursery(connection, streams) if FORKED_CHILDREN in wanted["environment"] else None
+                if nursery is not None and nursery.main is not None:
+                    return nursery.main
+                main = _become(wanted, streams)
+                if nursery is not None:
+                    nursery.adopt()
+                connection.send(str(os.getpid()).encode())  # the caller now sees a new process
                 connection.close()
                 return main
             for stream in streams:
@@ -275,7 +461,7 @@ def _preload(kind: str) -> None:
                 importlib.import_module(name)
         sys.modules["sqlalchemy.orm"].configure_mappers()
         gc.collect()
-        gc.freeze()  # else the first collection in a forked process copies all that memory
+        gc.freeze()  # otherwise the first collection in a forked process copies all that memory
 
 
 def _become(request: Mapping[str, Any], streams: Sequence[int]) -> Callable[[], None]:
@@ -298,6 +484,7 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> Callable[[], 
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.environ.pop(FORKED_CHILDREN, None)
     sys.stdout.reconfigure(line_buffering=os.isatty(1))
     if os.environ.get("PYTHONUNBUFFERED"):
         for number, name in ((1, "stdout"), (2, "stderr")):
@@ -307,8 +494,11 @@ def _become(request: Mapping[str, Any], streams: Sequence[int]) -> Callable[[], 
             setattr(sys, name, made)
             setattr(sys, f"__{name}__", made)
             _replaced.append(stream)
-    sys.path.remove(_SUPPORT)
+    if _SUPPORT in sys.path:
+        sys.path.remove(_SUPPORT)
     sys.orig_argv[1:] = request["arguments"]
+    if _SUPERVISED in os.environ:
+        _begin_job()
     main = types.ModuleType("__main__")
     for name in {"__main__", "__mp_main__"} & set(sys.modules):
         sys.modules[name] = main
@@ -334,7 +524,7 @@ def _execute(source: str | bytes, name: str, main: types.ModuleType) -> None:
 
 
 def _reporting(execute: Callable[[], object]) -> Callable[[], None]:
-    """Return a function that executes and reports an exception as the interpreter does, without our own frames."""
+    """Return a function that executes and reports an exception as the interpreter does, without our frames."""
     ours = {__file__, runpy.__file__, "<frozen runpy>"}
 
     def run() -> None:
@@ -348,6 +538,7 @@ def _reporting(execute: Callable[[], object]) -> Callable[[], None]:
             traceback = error.__traceback__
             while traceback is not None and traceback.tb_frame.f_code.co_filename in ours:
                 traceback = traceback.tb_next
+            sys.last_type, sys.last_value, sys.last_traceback = type(error), error, traceback  # as the interpreter does
             sys.excepthook(type(error), error.with_traceback(traceback), traceback)
         else:
             _status = 0

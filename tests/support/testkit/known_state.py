@@ -1,4 +1,4 @@
-"""Bring the process of the tests into a known state, whatever environment, terminal or shell has started it."""
+"""Bring the test process into a known state, independent of the environment, terminal or shell that started it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 
 TEST = "TEST_THAT_STARTED_THIS"
-"""The variable that holds the id of a test; all processes that the test starts inherit it."""
+"""Environment variable with the id of a test; all processes that the test starts inherit it."""
 _SESSION = "TESTS_THAT_STARTED_THIS"
 _KEPT = {
     "UPDATE_GOLDEN",
@@ -38,9 +38,9 @@ _SET = {
     "LANG": "C.UTF-8",
     "TERM": "xterm-256color",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "3600",  # or a job has them that takes over 10 s on a busy machine
+    "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "3600",  # otherwise jobs of over 10 s on a busy machine log them
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_worker_niceness": "0",  # Ray sets 15 for its workers, which a busy machine hardly ever runs
+    "RAY_worker_niceness": "0",  # Ray gives its workers a niceness of 15, and a busy machine hardly ever runs those
 }
 _MLFLOW_GLOBALS = (
     ("mlflow.tracking.fluent", "_active_experiment_id"),
@@ -51,7 +51,7 @@ _DEFAULT = ("SIGHUP", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGCHLD", "SI
 
 
 def enter() -> None:
-    """Remove the variables that a test could depend on, for this process and all that it starts."""
+    """Remove the variables that a test could depend on, for this process and its children."""
     for name in set(os.environ) - _KEPT:
         if not name.startswith(_KEPT_PREFIXES):
             del os.environ[name]
@@ -60,7 +60,7 @@ def enter() -> None:
 
 
 def reset_signals() -> None:
-    """Restore the default handling of signals, some of which a shell, nohup or a scheduler ignores or blocks."""
+    """Restore the default handling of signals; a shell, nohup or a scheduler may ignore or block some of them."""
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for name in _DEFAULT:
@@ -68,7 +68,7 @@ def reset_signals() -> None:
 
 
 def forget_stores() -> None:
-    """Take back what a test has told MLflow and us for the whole process: variables, and MLflow's global values."""
+    """Remove our variables and MLflow's, and reset MLflow's global values, which a test may have set."""
     for name in list(os.environ):
         if name.startswith(("AUTOGEN_TEAM_", "MLFLOW_")) and name not in _SET:
             del os.environ[name]

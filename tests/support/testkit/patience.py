@@ -1,4 +1,4 @@
-"""How long a test waits for others: nearly as long as it may take itself, so that it can report what it waits for."""
+"""Wait limits: nearly the time limit of the test, so that a test can still report what it waits for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _seconds = 100.0
 
 
 def suit(item: pytest.Item) -> None:
-    """Take the time limit of this test as the measure from now on."""
+    """Derive the wait limit from the time limit of this test."""
     global _seconds
     marker = item.get_closest_marker("timeout")
     limit = float(marker.args[0] if marker and marker.args else item.config.getini("timeout") or 0)

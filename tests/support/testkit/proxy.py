@@ -10,7 +10,7 @@ import requests
 
 
 class Proxy:
-    """An HTTP proxy of a server that can answer late, or with an error of its own."""
+    """An HTTP proxy in front of a server; it can delay answers or return errors of its own."""
 
     def __init__(self, target: str, port: int) -> None:
         self.uri = f"http://127.0.0.1:{port}"
@@ -18,13 +18,13 @@ class Proxy:
         self.answer = b"<html>the proxy is sorry</html>"
         self.delay = 0.0
         self.concerning = ""
-        """Text in the methods and paths that get the error, such as `PUT /api`; empty for all."""
+        """Text in the method and path of requests that get the error, such as `PUT /api`; empty for all requests."""
         self.mentioning = b""
-        """Bytes in the bodies that get the error; empty for all bodies."""
+        """Bytes in the bodies of requests that get the error; empty for all bodies."""
         self.token = ""
-        """What a request with content must bring as its login; empty if it needs none."""
+        """Token that the `Authorization` header of a PUT request must contain; empty if none is needed."""
         self.refused = 0
-        """Number of requests that the server has not seen."""
+        """Number of requests that the proxy did not forward."""
         proxy = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -57,7 +57,7 @@ class Proxy:
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def blocks(self, request: str, body: bytes) -> bool:
-        """Return whether the proxy answers such a request itself."""
+        """Return whether the proxy answers this request itself."""
         is_on = self.status != 200 or self.mentioning
         return bool(is_on) and self.concerning in request and self.mentioning in body
 

@@ -1,7 +1,7 @@
 """Rename a private name of a library in this process, as a later version of the library may do.
 
-The name is replaced wherever the library has it: in its modules, classes and objects, and in the code of its functions.
-So the library works as before, and only code that uses the old name from outside finds it missing.
+The name is replaced everywhere in the library: in its modules, classes and objects, and in the code of its functions.
+So the library works as before, and only code outside the library that uses the old name fails.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ _MODULES = (
     "mlflow.tracing.processor.mlflow_v3",
     "mlflow.store.db.utils",
 )
-"""What a job loads by and by; a module that is loaded later would ask for the old name."""
+"""Modules that a job loads later; they are imported first, because a later import would use the old name."""
 _PACKAGES = {"mlflow": ("mlflow",), "opentelemetry": ("mlflow", "opentelemetry"), "loguru": ("loguru",)}
 
 
 def rename(name: str) -> None:
-    """Rename what is written as `module:attribute` or `module:class.attribute`; import the library first."""
+    """Rename `module:attribute` or `module:class.attribute`; import the library first."""
     module, _, path = name.partition(":")
     packages = _PACKAGES[module.partition(".")[0]]
     for one in _MODULES if "mlflow" in packages else ():
@@ -31,9 +31,9 @@ def rename(name: str) -> None:
     importlib.import_module(module)
     old = path.rpartition(".")[2]
     new = f"{old}_of_later"
-    # The stores have methods of the same names as MLflow's client of traces.
+    # The stores have methods with the same names as MLflow's tracing client.
     apart = ("mlflow.store", "mlflow.tracing.client") if ":TracingClient." in name and old[0] != "_" else ("-",)
-    gc.unfreeze()  # the fork server hides what it has imported
+    gc.unfreeze()  # the fork server has frozen, and so hidden, what it imported
     for found in gc.get_objects():
         if isinstance(found, FunctionType):
             if _belongs(found.__globals__.get("__name__"), packages, apart):

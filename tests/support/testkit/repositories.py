@@ -1,4 +1,4 @@
-"""Real git repositories for tests, apart from the settings of whoever runs them."""
+"""Real git repositories for tests, independent of the user's git settings."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PLAIN = {
 
 
 def git(folder: Path, *arguments: str, **environment: str) -> str:
-    """Return what git prints, without the line end; fail if git does."""
+    """Return the output of a git command, without the final newline; fail if git fails."""
     words = ["git", "-c", "protocol.file.allow=always", *arguments]
     done = subprocess.run(
         words, cwd=folder, env={**os.environ, **PLAIN, **environment}, capture_output=True, check=False
@@ -32,7 +32,7 @@ def git(folder: Path, *arguments: str, **environment: str) -> str:
 
 
 def make(folder: Path, files: dict[str, str | bytes] | None = None) -> Path:
-    """Make a repository with one commit of these files; None makes one without a commit."""
+    """Create a repository with one commit of these files; with None, create one without a commit."""
     folder.mkdir(parents=True, exist_ok=True)
     git(folder, "init", "--quiet", "--initial-branch=main")
     if files is not None:
@@ -43,7 +43,7 @@ def make(folder: Path, files: dict[str, str | bytes] | None = None) -> Path:
 
 
 def write(folder: Path, files: dict[str, str | bytes]) -> None:
-    """Write files, and make their folders."""
+    """Write files, and create their folders."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def _state(path: Path) -> tuple[str, bytes]:
 
 
 def snapshot(folder: Path, scratch: Path) -> tuple[changes.Changes, bytes]:
-    """Return what differs from the commit, and the patch."""
+    """Return the changes since the commit, and the patch."""
     with _environment():
         repository = gits.find(folder, scratch, gits.Budget(600.0, 600.0))
         assert repository is not None
@@ -75,7 +75,7 @@ def snapshot(folder: Path, scratch: Path) -> tuple[changes.Changes, bytes]:
 
 
 def reproduce(folder: Path, commit: str | None, patch: bytes, into: Path, *options: str) -> Path:
-    """Clone the repository at the commit, and apply the patch, by plain git."""
+    """Clone the repository at the commit, and apply the patch with plain git."""
     if commit is None:
         into.mkdir()
         git(into, "init", "--quiet")
@@ -91,7 +91,7 @@ def reproduce(folder: Path, commit: str | None, patch: bytes, into: Path, *optio
 
 
 def untouched(folder: Path) -> dict[str, bytes | None]:
-    """Return all files of a repository, those of git too, to compare them later."""
+    """Return the contents of all files of a repository, including those of git, for a later comparison."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
         for path in folder.rglob("*")

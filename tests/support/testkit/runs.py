@@ -26,7 +26,7 @@ def parent(run):
 
 
 def active_id():
-    """Return the id of the innermost run that the caller sees; None if it sees none."""
+    """Return the id of the innermost run that is active for the caller; None if there is none."""
     run = mlflow.active_run()
     return run and run.info.run_id
 

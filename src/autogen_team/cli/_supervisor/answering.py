@@ -1,4 +1,4 @@
-"""The supervisor's socket: the job asks for its run there, and reports how it ends."""
+"""The supervisor's socket, where the job asks for its run and reports how it ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Answers:
 
     def __init__(self, keeper: Keeper) -> None:
         self.said: dict[str, Any] = {}
-        """What the job reported about its end."""
+        """The job's report about its end."""
         self._keeper = keeper
         self.folder = tempfile.mkdtemp(prefix="autogen-team-")
         self.address = f"{self.folder}/job"
@@ -28,7 +28,7 @@ class Answers:
         self._listener.listen()
 
     def start(self) -> None:
-        """Start answering; earlier requests have been waiting."""
+        """Start to answer; earlier requests have been waiting."""
         threading.Thread(target=self._listen, name="autogen_team-answers", daemon=True).start()
 
     def close(self) -> None:

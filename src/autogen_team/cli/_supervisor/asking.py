@@ -1,6 +1,6 @@
 """The job's requests to its supervisor: one line of JSON each way, each over a new connection.
 
-So the job holds no descriptor open, and processes that it forks or starts are not involved.
+So the job keeps no descriptor open, and its child processes do not inherit any.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def ask_for_run(address: str) -> dict[str, Any]:
 
 
 def hide(address: str, secrets: Iterable[str]) -> None:
-    """Have these values masked in the kept output; return once that is in effect."""
+    """Ask the supervisor to mask these values in the kept output; return once they are masked."""
     ask(address, hide=sorted(secrets))
 
 
 def tell_end(address: str, error: BaseException | None, **more: Any) -> None:
-    """Report what the exit status does not say: the job's exception, and the status that it gave its runs."""
+    """Report what the exit status does not say: the job's exception, and the status that the job gave its runs."""
     ask(address, end={"failure": None if error is None else _failure(error), **more})
 
 
@@ -46,6 +46,6 @@ def _failure(error: BaseException) -> dict[str, str]:
         text = "its message cannot be shown"
     try:
         trace = "".join(traceback.format_exception(error))
-    except Exception as fault:  # a __str__ that fails or an unreadable source file
+    except Exception as fault:  # a failing __str__ or an unreadable source file
         trace = f"{type(error).__name__} (its traceback could not be made: {type(fault).__name__})\n"
     return {"kind": type(error).__name__, "text": text, "trace": trace}

@@ -18,13 +18,13 @@ _ASKS_TO_END = {signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU}
 
 
 def asks_to_end() -> set[signal.Signals]:
-    """Return the signals after which any failure is an end by the signal; after SIGINT a job may go on."""
+    """Return the signals after which any failure counts as an end by the signal; after SIGINT a job may continue."""
     announced = schedulers.ANNOUNCED if schedulers.find() is not None else ()
     return _ASKS_TO_END | {signal.Signals[name] for name in announced}
 
 
 def kills_for_memory() -> int:
-    """Return how many processes the kernel has killed so far for lack of memory; 0 if it does not count them."""
+    """Return the number of processes that the kernel has killed for lack of memory; 0 if it does not count them."""
     with suppress(OSError, ValueError, StopIteration), Path("/proc/vmstat").open() as counters:
         return int(next(line for line in counters if line.startswith("oom_kill ")).split()[1])
     return 0
@@ -57,5 +57,5 @@ def _verdict(end: End) -> JobEnded | None:
 def _name(end: End) -> str:
     name = signals.signal_name(-end.status)
     if end.lacked_memory and -end.status == signal.SIGKILL:
-        return f"{name}, perhaps for lack of memory, for which the kernel has killed meanwhile"
+        return f"{name}, perhaps for lack of memory: the kernel killed a process for it while the job ran"
     return name

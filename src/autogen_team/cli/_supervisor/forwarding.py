@@ -1,4 +1,4 @@
-"""Signals that the supervisor forwards to the job, and terminal keys that reach the job without it."""
+"""Signals that the supervisor forwards to the job, and terminal keys that reach the job directly."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ KEYS = {signal.SIGINT, signal.SIGQUIT}
 
 
 def passed_on(*, stops: bool) -> set[int]:
-    """Return the signals to wait for and forward: all possible ones except ignored ones, as under nohup.
+    """Return the signals to wait for and forward: all that can be forwarded, except ignored ones, as under nohup.
 
-    With `stops`, the key that stops a job is among them.
+    With `stops`, the signal of the key that stops a job is included.
     """
     numbers = set(signal.valid_signals()) - _OWN - _OF_TERMINAL - {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGTRAP}
     numbers |= {signal.SIGTSTP} if stops else set()
@@ -24,11 +24,11 @@ def passed_on(*, stops: bool) -> set[int]:
 
 
 def wait(numbers: Collection[int]) -> tuple[int, bool]:
-    """Wait for one of these blocked signals; return it, and whether the system sent it, as it does for a key."""
+    """Wait for one of these blocked signals; return it, and whether the system sent it, for example for a key."""
     if hasattr(signal, "sigwaitinfo"):
         info = signal.sigwaitinfo(numbers)
         return info.si_signo, info.si_code > 0
-    number = signal.sigwait(numbers)  # macOS does not tell: in the foreground it was a key
+    number = signal.sigwait(numbers)  # macOS does not say: in the foreground we assume a key
     return number, number in KEYS and is_in_foreground(0)
 
 
@@ -42,7 +42,7 @@ def is_in_foreground(descriptor: int) -> bool:
 
 @contextmanager
 def stopped(groups: Collection[int]) -> Iterator[None]:
-    """Stop process groups inside the block, in which this process stops too, and continue them at its end."""
+    """Stop process groups, and continue them at the end of the block, inside which this process stops too."""
     _signal_groups(groups, signal.SIGSTOP)
     try:
         yield

@@ -1,4 +1,4 @@
-"""The global context inside the job, set up piece by piece when the job needs it."""
+"""The global context inside the job; each part starts when the job needs it."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 class Inside:
-    """The context of the job, inside the run that the keeper has opened."""
+    """The context of the job, inside the run that the keeper opened."""
 
     def __init__(self, address: str) -> None:
-        """Wait until the run is open, and build the context with the settings of the command.
+        """Wait until the run is open, and create the context with the settings of the command.
 
         Raises:
-            ConnectionError: the supervisor is gone, or has no run.
+            ConnectionError: the supervisor has ended, or has no run.
 
         """
         answer = asking.ask_for_run(address)
@@ -47,7 +47,7 @@ class Inside:
         more = {"mlflow.mode": "offline"} if joining.is_offline else {}
         with _look.plain_warnings():
             self._context = _context.build({**joining.overrides, **more})
-        if self._context.grace is not None:  # the keeper needs its part of it
+        if self._context.grace is not None:  # the keeper needs the other half
             self._context = self._context.model_copy(update={"grace": self._context.grace / 2})
         self._undo.callback(values.listen(partial(asking.hide, address)))
         on_demand.start_when_asked(self.start_tracking)
@@ -79,7 +79,7 @@ class Inside:
             attempt=run["attempt"],
             log_folder=folder,
         )
-        run_events.run_joined(joined, brings_log=False)  # the keeper uploads it
+        run_events.run_joined(joined, brings_log=False)  # the keeper uploads the log
         self._undo.callback(run_events.run_left, joined)
 
     def start_tracking(self) -> None:
@@ -97,7 +97,7 @@ class Inside:
         self._tracking_uri = service.stores()[0]
         self._undo.callback(self._context.stop)
         self._undo.callback(active_runs.let_join(shared_runs.opened_elsewhere(shared, **self._opened)))
-        atexit.register(self._note)  # MLflow, which has registered before, ends its runs next
+        atexit.register(self._note)  # MLflow registered earlier, so it ends its runs after this call
 
     def _note(self) -> None:
         """Record the state of the job's runs at its exit."""
@@ -114,6 +114,6 @@ class Inside:
         }
 
     def finish(self, error: BaseException | None) -> None:
-        """Report to the supervisor how the job ends, and deliver what it logged."""
+        """Deliver the data that the job logged, and report to the supervisor how the job ends."""
         self._undo.close()
         asking.tell_end(self._address, error, **self._told)

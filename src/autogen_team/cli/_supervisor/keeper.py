@@ -1,7 +1,7 @@
 """The process that keeps the run of a supervised job: it opens the run while the job starts, and closes it.
 
-It loads MLflow, so that neither the job nor the supervisor has to. It outlives both: if the supervisor is killed, it
-ends the job and closes the run.
+The keeper loads MLflow, so that the job and the supervisor do not have to. It outlives both: if the supervisor is
+killed, the keeper ends the job and closes the run.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from autogen_team._process.folders import state_folder
 from autogen_team._redact import mask, mask_url, values
 from autogen_team._services import worker_runs
 from autogen_team._services.state import STATE_DIR
-from autogen_team._ship import server_probe, uris, watched
+from autogen_team._ship import lean_mlflow, server_probe, uris, watched
 from autogen_team._snapshot import process
 from autogen_team._spool import index, journal
 from autogen_team.cli import _context, _look, _summary
@@ -43,24 +43,24 @@ if TYPE_CHECKING:
     from autogen_team._spool.index import Found
 
 _PATIENCE = 60.0
-"""Seconds to deliver what the job left behind; if the server is down for longer, the agent takes over."""
+"""Timeout in seconds to deliver the job's remaining data; if the server is down for longer, the agent takes over."""
 _GRACE = 10.0
-"""Seconds between SIGTERM and SIGKILL for a job whose supervisor has been killed."""
+"""Seconds between SIGTERM and SIGKILL for a job whose supervisor was killed."""
 _GLANCE = 0.1
 """Polling interval in seconds."""
 _CRASHES = set(signal.valid_signals()) - {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
 
 def main() -> None:
-    """Keep the run of the order that the supervisor sends; the first argument is the descriptor of the socket to it."""
+    """Keep the run of the supervisor's order; the first argument is the descriptor of the socket to the supervisor."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     heard = wire.lines(connection)
     said = next(heard, None)
-    if said is None:  # the command line is wrong
+    if said is None:  # the command line is invalid
         return
-    os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"  # what MLflow tells of itself is for the job
+    os.environ["MLFLOW_LOGGING_LEVEL"] = "WARNING"  # MLflow's information belongs in the job's log, not here
     logging.getLogger("mlflow").setLevel(logging.WARNING)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # each try again, of which the last tells all
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns at each retry; the final error says it all
     warnings.resetwarnings()  # the filters of the environment are for the job
     warnings.simplefilter("ignore")
     warnings.simplefilter("default", AutogenTeamWarning)
@@ -69,7 +69,7 @@ def main() -> None:
 
 
 def _send(connection: socket.socket, **what: Any) -> None:
-    with suppress(OSError):  # the supervisor is gone
+    with suppress(OSError):  # the supervisor has ended
         connection.sendall(wire.line(what))
 
 
@@ -81,20 +81,20 @@ class Keeper:
     ) -> None:
         self._order = order
         self._needs_run = needs_run
-        """Whether the job is started only when its run is open."""
+        """Whether the job starts only when its run is open."""
         self._heard = heard
         self._say = say
         self._job: tuple[int, bool] | None = None
-        """The process of the job, and whether it leads a session of its own."""
+        """The process of the job, and whether it leads its own session."""
         self._begun: float | None = None
-        """When the job was started, in seconds since 1970."""
+        """Start time of the job, in seconds since 1970."""
         self._folder = ""
-        """The folder of the socket at which the job asks its supervisor."""
+        """The folder of the socket between the job and its supervisor."""
         self._left: list[tuple[Found, int | None]] = []
-        """The journals that the job has left, each with its lock; the lock is None if another process holds it."""
+        """The journals that the job left behind, each with its lock; the lock is None if another process holds it."""
 
     def keep(self) -> None:
-        """Keep the run; exit with a status if the settings are wrong, or the run cannot be opened."""
+        """Keep the run; exit with a status if the settings are invalid or the run cannot be opened."""
         os.environ[streams.SUPERVISED] = "1"
         stopping.pass_to(os.getppid())
         watched.tell_no_stacks()
@@ -113,8 +113,8 @@ class Keeper:
             if order.job is not None:
                 from autogen_team._capture import attempts
 
-                attempts.named(order.job)  # refuses a name, or a job that no scheduler has named
-            context.logger_service.start()  # refuses a sink or a level
+                attempts.named(order.job)  # raises if the name is invalid, or `auto` finds none
+            context.logger_service.start()  # raises if the sink or the level is invalid
             self._probe(context)
         prompt = _summary.Prompt.here()
         summary = _summary.Summary(prompt)
@@ -136,9 +136,10 @@ class Keeper:
         with ExitStack() as undo:
             undo.callback(stop)
             with _look.plain_errors(_look.NOT_STARTED):
+                lean_mlflow.load(service.tracking_uri)
                 context.start()
             if not self._needs_run and not self._hear_job(next(self._heard, {})):
-                return  # the supervisor is gone, and has started nothing
+                return  # the supervisor ended without starting a job
             from autogen_team._capture import lifecycle
 
             try:
@@ -153,11 +154,11 @@ class Keeper:
                 failure = end
             except Exception as error:
                 failure = error
-                if summary.run_id is None:  # else the run has been closed with this error
+                if summary.run_id is None:  # otherwise the run was closed with this error
                     _look.fail(f"the run cannot be opened: {mask(str(error))}", _look.NOT_STARTED)
 
     def _probe(self, context: GlobalContext) -> None:
-        """Refuse a server that does not answer before the job is started."""
+        """Raise an error if the server does not answer, before the job starts."""
         service = context.mlflow_service
         if service.mode == "online":
             server_probe.check_all(
@@ -169,7 +170,7 @@ class Keeper:
 
         service, logger = context.mlflow_service, context.logger_service
         shared = worker_runs.shared_run(service)
-        while shared is None:  # the store is out of reach, and has no place for the run yet
+        while shared is None:  # the store cannot be reached, and the run has no place in it yet
             time.sleep(_GLANCE)
             shared = worker_runs.shared_run(service)
         is_offline = service.stores()[0] != uris.absolute(service.tracking_uri)
@@ -194,7 +195,7 @@ class Keeper:
         )
 
     def _wait(self, context: GlobalContext, run_id: str) -> None:
-        """Wait for the end of the job, and raise it unless the job has finished well."""
+        """Wait for the end of the job, and raise a `JobEnded` unless the job succeeded."""
         end = self._hear_end(context)
         from autogen_team._capture import lifecycle
 
@@ -205,14 +206,14 @@ class Keeper:
         try:
             within(_PATIENCE, partial(self._deliver, context, end), name="autogen-team-left-by-job")
         except Exception as error:
-            hint = "if autogen-team status lists its journal, autogen-team recover closes it"
+            hint = "if autogen-team status lists its journal, autogen-team recover closes the run"
             _look.say("error", f"the run could not be closed yet: {mask(str(error))}; {hint}", "bold red")
         if failure is not None:
             _close_left(end, failure)
             raise failure
 
     def _hear_job(self, said: Mapping[str, Any]) -> bool:
-        """Take the facts about the job from a message; return whether it has any."""
+        """Store the facts about the job from a message; return whether the message has any."""
         match said:
             case {"job": int(pid), "at": float(at), "leads": bool(leads), "folder": str(folder)}:
                 self._job = pid, leads
@@ -237,7 +238,7 @@ class Keeper:
         return self._outlive()
 
     def _outlive(self) -> End:
-        """End the job after its supervisor was killed, because the user's signals no longer reach it."""
+        """End the job after its supervisor was killed, because the user's signals no longer reach the job."""
         if self._job is None:
             return End(0, -signal.SIGKILL, time.time())
         pid, leads = self._job
@@ -273,7 +274,7 @@ class Keeper:
 def _take_over(context: GlobalContext, pid: int) -> list[tuple[Found, int | None]]:
     """Lock the journals that the job left behind, so that the agent, which knows less, does not recover them.
 
-    Journals for other stores than that of the run are left to the agent, which has their URI with its password.
+    Journals for stores other than that of the run are left to the agent, which has their URIs with passwords.
     """
     store = uris.identity(mask_url(context.mlflow_service.stores()[0]))
     state = state_folder(context.mlflow_service.state_dir)
@@ -288,7 +289,7 @@ def _is_alive(pid: int, started: float | None) -> bool:
 
 
 def _close_left(end: End, failure: run_events.JobEnded) -> None:
-    """Close the runs that the job left open, including those of clients; leave them alone after a normal end."""
+    """Close the runs that the job left open, including those of clients; call this only after a failure."""
     from autogen_team._capture import lifecycle
 
     how = run_events.End(failure.status, failure.reason, failure, 0.0)
@@ -297,7 +298,7 @@ def _close_left(end: End, failure: run_events.JobEnded) -> None:
 
 
 def _variables(context: GlobalContext, order: Order) -> dict[str, str]:
-    """Return the options of the command line as variables that mean the same in any folder, and the store."""
+    """Return the options of the command line and the store as variables that are valid in any folder."""
     service = context.mlflow_service
     found = _context.variables_of(order.overrides)
     found["MLFLOW_TRACKING_URI"] = service.tracking_uri
@@ -309,7 +310,7 @@ def _variables(context: GlobalContext, order: Order) -> dict[str, str]:
 
 
 def _settings(context: GlobalContext, order: Order) -> dict[str, str]:
-    """Return the settings that the job would not find in its environment, or not in another folder."""
+    """Return the settings that the job would miss in its environment, or in another folder."""
     found = {**_context.of_file(), **order.overrides}
     found["logger.sink"] = worker_runs.for_worker(context.logger_service).sink
     folder = context.mlflow_service.state_dir

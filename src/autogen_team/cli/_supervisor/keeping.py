@@ -1,4 +1,4 @@
-"""The supervisor's side of the keeper, which starts before the command line is parsed, as both take time to load."""
+"""The supervisor's side of the keeper, which starts before the command line is parsed, because both take time."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _started: Keeper | None = None
 
 
 def start() -> None:
-    """Start a keeper for the command that is about to be read."""
+    """Start a keeper for the command line that will be parsed next."""
     global _started
     if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-        # Some launchers ignore SIGCHLD, and their children inherit that. The kernel then keeps no exit status for us.
+        # Some launchers ignore SIGCHLD, and their children inherit this. The kernel then keeps no exit status for us.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    for number in (0, 1, 2):  # our own descriptors would get the numbers of closed ones
+    for number in (0, 1, 2):  # otherwise our own descriptors would get the numbers of closed ones
         if not _is_open(number):
             os.open(os.devnull, os.O_RDWR)
     _started = Keeper()
@@ -60,30 +60,30 @@ class Keeper:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=2,  # standard output is for the output of the job
+                stdout=2,  # standard output belongs to the job
                 pass_fds=[theirs.fileno()],
                 env=environment,
-                start_new_session=True,  # it outlives a signal to our process group
+                start_new_session=True,  # the keeper survives a signal to our process group
             )
         self._socket = ours
         self._heard = wire.lines(ours)
         self._has_begun = False
         self._run: OpenRun | None = None
         self._is_known = threading.Event()
-        """Set once the run is open, or will never be."""
+        """Set once the run is open, or cannot be opened."""
         self.on_run: Callable[[OpenRun], None] = lambda _: None
         self.on_failure: Callable[[], None] = lambda: None
         atexit.register(self._abandon)
 
     def say(self, **what: Any) -> None:
         """Send the keeper a message."""
-        with suppress(OSError):  # it is gone, as its exit status will show
+        with suppress(OSError):  # the keeper has ended, as its exit status will show
             self._socket.sendall(wire.line(what))
 
     def begin(self, order: Order, *, needs_run: bool) -> Ready:
-        """Ask for the run, and return once the settings are known to be valid; exit with its status if they are not.
+        """Ask for the run, and return once the settings are valid; exit with the keeper's status if they are not.
 
-        With `needs_run` the job is started only once its run is open.
+        With `needs_run` the job starts only once its run is open.
         """
         self._has_begun = True
         self.say(order=asdict(order), needs_run=needs_run)
@@ -99,7 +99,7 @@ class Keeper:
         return self._run
 
     def listen(self) -> None:
-        """Wait for the run on a thread of its own."""
+        """Wait for the run on a separate thread."""
         threading.Thread(target=self._listen, name="autogen_team-keeper", daemon=True).start()
 
     def wait_for_run(self) -> OpenRun | None:
@@ -116,7 +116,7 @@ class Keeper:
         if self._run is None:
             return self._status(status)
         if status:
-            hint = "the agent closes the run, or else autogen-team recover does"
+            hint = "the agent closes the run; if it does not, run autogen-team recover"
             _look.say("error", f"the keeper of the run was killed ({status}): {hint}", "bold red")
         return 0
 
@@ -134,7 +134,7 @@ class Keeper:
         return self._status(self._process.wait())
 
     def _abandon(self) -> None:
-        """End the keeper if it had nothing to do because the command line is invalid."""
+        """End the keeper if it was never used because the command line is invalid."""
         self._leave()
         if not self._has_begun:
             self._process.kill()
@@ -150,7 +150,7 @@ class Keeper:
 
 
 def _path() -> list[str]:
-    """Return our `sys.path` without the script's folder or the working folder, which have modules of the job."""
+    """Return our `sys.path` without the script's folder or the working folder, which contain modules of the job."""
     own = [] if sys.flags.safe_path else sys.path[:1]
     root = str(Path(__file__).parents[3])
     return [root, *(entry or str(Path.cwd()) for entry in sys.path[len(own) :] if entry != root)]

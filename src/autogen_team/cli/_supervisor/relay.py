@@ -1,4 +1,4 @@
-"""Copy bytes from one descriptor to another unchanged, and pass them to a function."""
+"""Copies bytes from one descriptor to another unchanged, and passes them to a function."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from contextlib import suppress
 
 _SIZE = 2**16
 _GRACE = 0.5
-"""Seconds for which the output of processes that outlive the job is still read."""
+"""Seconds for which output is still read from processes that outlive the job."""
 _REST = 2**20
-"""Bytes that the job may have left in the pipe, ahead of the output of those processes: the largest pipe of Linux."""
+"""Number of bytes that the job may have left in the pipe before the output of those processes: Linux's largest pipe."""
 
 
 class Relay:
     """A thread that reads from one descriptor and writes to another, until the input ends.
 
-    When the reader of the output is gone, the thread stops reading too. The writer then gets a broken pipe, as it would
-    without us.
+    When the reader of the output has ended, the thread stops reading too. The writer then gets a broken pipe, as it
+    would without us.
     """
 
     def __init__(self, name: str, source: int, target: int, show: Callable[[bytes], None]) -> None:
@@ -31,7 +31,7 @@ class Relay:
         self._until: float | None = None
         self._rest = 0
         self.fault = ""
-        """How many bytes were lost, and why; empty if none."""
+        """A message about lost bytes and the reason; empty if none were lost."""
         self._lost = 0
         self._over, self._no_more = os.pipe()
         self._thread = threading.Thread(target=self._run, name=f"autogen_team-{name}", daemon=True)
@@ -41,12 +41,12 @@ class Relay:
         """Return whether everything written so far has been copied."""
         try:
             waiting = bool(select.select([self._source], [], [], 0)[0])
-        except (OSError, ValueError):  # the source is closed, so nothing more can come
+        except (OSError, ValueError):  # the source is closed, so no more data can arrive
             return True
         return (not waiting and self._is_idle) or not self._thread.is_alive()
 
     def finish(self) -> None:
-        """Copy the rest of the input and wait for it; the writer has ended, but its children may still write."""
+        """Copy the rest of the input; call this when the writer has ended, although its children may still write."""
         os.close(self._no_more)
         self._thread.join()
 
@@ -65,7 +65,7 @@ class Relay:
         self._is_idle = True
         ready = select.select([self._source, self._over], [], [])[0]
         if self._over in ready:
-            # The writer has ended, so all its output is here. The output of its children is read for a limited time.
+            # The writer has ended, so all its output has arrived. Its children's output is read for a limited time.
             now = time.monotonic()
             self._until = now + _GRACE if self._until is None else self._until
             left = max(0.0, self._until - now)
@@ -88,7 +88,7 @@ class Relay:
                 select.select([], [self._target], [])
             except BrokenPipeError:
                 return False
-            except OSError as error:  # a full disk: the job goes on
+            except OSError as error:  # a full disk: the job continues
                 self._lost += len(view)
                 self.fault = f"{self._lost} bytes could not be written: {error.strerror}"
                 return True
@@ -99,6 +99,6 @@ def wait_for(relays: Sequence[Relay], timeout: float) -> None:
     """Wait until all relays have caught up, at most `timeout` seconds, because the reader of our output may be slow."""
     deadline = time.monotonic() + timeout
     quiet = 0
-    while quiet < 2 and time.monotonic() < deadline:  # bytes take a moment from one side of a terminal to the other
+    while quiet < 2 and time.monotonic() < deadline:  # bytes need a moment to get through a terminal
         quiet = quiet + 1 if all(relay.has_caught_up() for relay in relays) else 0
         time.sleep(0.005)

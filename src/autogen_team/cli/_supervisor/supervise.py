@@ -1,6 +1,6 @@
 """The supervising process: starts the job as its user would, forwards its output and our signals, and waits.
 
-It loads neither MLflow nor pydantic. The keeper, a separate process, opens and closes the run.
+It does not load MLflow or pydantic. The keeper, a separate process, opens and closes the run.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def supervise(order: Order) -> NoReturn:
     """Execute the order, and exit as the job did: with its status, or 128 plus the signal that ended it."""
     words = target.command_line(order)
     needs_run = order.is_command or not target.takes_bootstrap() or "MLFLOW_RUN_ID" in os.environ
-    needs_run |= order.job is not None  # which another process may have
+    needs_run |= order.job is not None  # another process may have this job's run
     keeper = keeping.started()
     ready = keeper.begin(order, needs_run=needs_run)
     run = keeper.run() if needs_run else None
     try:
         job = _Job(order, words, ready, keeper, run)
-    except OSError as error:  # such as a script without a shebang line
+    except OSError as error:  # for example, a script without a shebang line
         _look.say("error", f"{words[0]!r} cannot be executed: {error.strerror}", "bold red")
         keeper.close(End(0, target.NOT_EXECUTABLE, time.time()))
         raise SystemExit(target.NOT_EXECUTABLE) from None
@@ -52,14 +52,14 @@ def supervise(order: Order) -> NoReturn:
     if refused:
         raise SystemExit(refused)
     if job.was_interrupted and status in (128 + signal.SIGINT, -signal.SIGINT):
-        # As the key would do without us: a shell script that runs us ends too, and so does the reader of our output.
+        # Like the key without us: a shell script that runs us ends too, and so does the reader of our output.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.killpg(os.getpgrp(), signal.SIGINT)
     raise SystemExit(status if status >= 0 else 128 - status)
 
 
 class _Job:
-    """The process of the job, with everything that connects us to it."""
+    """The process of the job, with all connections between it and us."""
 
     def __init__(self, order: Order, words: list[str], ready: Ready, keeper: Keeper, run: OpenRun | None) -> None:
         self._name = target.name(order)
@@ -81,7 +81,7 @@ class _Job:
         if ready.shown is not None:
             _look.say("run", f"recording {self._name}; to view it: {ready.shown}", "bold")
         self._leads = self._terminal is not None
-        """Whether the job leads its own session, in which keys of our terminal do not reach it directly."""
+        """Whether the job leads its own session, where keys of our terminal do not reach it directly."""
         self._signals = forwarding.passed_on(stops=self._leads) | {signal.SIGCHLD}
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         self._answers = Answers(keeper)
@@ -92,7 +92,7 @@ class _Job:
         self.pid = self._process.pid
         keeper.say(job=self.pid, at=time.time(), leads=self._leads, folder=self._answers.folder)
         if order.is_kept:
-            # Loaded while the job starts: what secrets look like takes a tenth of a second to compile.
+            # Loaded while the job starts: compiling the patterns of secrets takes a tenth of a second.
             from autogen_team._redact import values
             from autogen_team.cli._supervisor.transcript import Transcript
 
@@ -131,7 +131,7 @@ class _Job:
                 stdin=streams.get("stdin"),
                 stdout=streams.get("stdout"),
                 stderr=streams.get("stderr"),
-                close_fds=False,  # what the shell has opened is for the job; our own are closed by the system
+                close_fds=False,  # descriptors opened by the shell are for the job; the system closes our own
                 env=environment,
                 start_new_session=self._terminal is not None,
                 preexec_fn=self._become_job,  # noqa: PLW1509 - no threads yet
@@ -161,9 +161,9 @@ class _Job:
         with self._terminal.feed() if self._terminal else nullcontext():
             status = self._wait_for_end()
             self._ended_at = time.time()
-            # Before the rest of the output, which a slow reader may delay: the agent does not wait for that.
+            # Sent before the rest of the output, which a slow reader may delay: the agent does not wait for that.
             self._keeper.say(gone=self.pid)
-            for number in self._signals:  # from now on, signals are meant for us
+            for number in self._signals:  # signals are now meant for us
                 signal.signal(number, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
             for one in self._relays:
@@ -173,7 +173,7 @@ class _Job:
         return status
 
     def end(self, status: int) -> End:
-        """Return how the job has ended; all of its output is in the transcript then."""
+        """Complete the transcript, and return how the job ended."""
         self._watch_no_more()
         if self._keeper.wait_for_run() and self._transcript is not None:
             self._transcript.close()
@@ -198,7 +198,7 @@ class _Job:
                     self._terminal.take()
             elif number == signal.SIGTSTP:
                 self._stop()
-            elif self._leads or not is_from_system:  # else the system has sent it to the job too
+            elif self._leads or not is_from_system:  # otherwise the system sent the signal to the job too
                 self._send(number)
 
     def _send(self, number: int) -> None:
@@ -207,7 +207,7 @@ class _Job:
                 self._keeper.say(asked=time.monotonic())
             self._signal = number
         if number == signal.SIGINT and self._leads and self._is_command:
-            os.killpg(self.pid, number)  # as a terminal would send it
+            os.killpg(self.pid, number)  # as a terminal does
         else:
             self._process.send_signal(number)
 
@@ -216,7 +216,7 @@ class _Job:
         assert self._terminal is not None
         with forwarding.stopped({self.pid} | self._terminal.groups()):
             self._terminal.give_back()
-            # The system ignores it if no shell can continue us.
+            # The system ignores the signal if no shell can continue us.
             signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTSTP])
             os.kill(os.getpid(), signal.SIGTSTP)
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTSTP])
@@ -235,7 +235,7 @@ class _Job:
             self._transcript.discard()
 
     def _watch(self, run: OpenRun, stall_after: float) -> Undo:
-        """Tell the agent of output, as the job itself tells it of what it logs."""
+        """Report output to the agent as progress, as the job itself does for logged data."""
         from autogen_team._process import identity
         from autogen_team._ship import watched
 
@@ -254,7 +254,7 @@ class _Job:
 
 
 def _environment(ready: Ready, run: OpenRun | None, words: list[str]) -> dict[str, str]:
-    """Return the environment of the job `words`; a supervisor inside it opens its own run."""
+    """Return the environment of the job `words`, in which a nested supervisor opens its own run."""
     found = {
         name: value
         for name, value in os.environ.items()
@@ -262,7 +262,7 @@ def _environment(ready: Ready, run: OpenRun | None, words: list[str]) -> dict[st
     }
     found |= {**ready.environment, SUPERVISED: "1"}
     if run is not None:
-        # `mlflow run` refuses an experiment by its id and by its name, wherever the two come from.
+        # `mlflow run` refuses an experiment that is given both by id and by name, even in variables.
         found.pop(_EXPERIMENT_NAME, None)
         names_one = any(word.startswith("--experiment-") for word in words)
         found |= {name: value for name, value in run.variables.items() if name != _EXPERIMENT_ID or not names_one}

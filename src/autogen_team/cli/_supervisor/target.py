@@ -42,7 +42,7 @@ def command_line(order: Order) -> list[str]:
 
 
 def name(order: Order) -> str:
-    """Return the name of the target, by default that of its run."""
+    """Return the name of the target, which is the default name of its run."""
     first = order.command[0]
     if order.is_command or not first.startswith("-"):
         return Path(first).name or first
@@ -50,7 +50,7 @@ def name(order: Order) -> str:
 
 
 def arguments(order: Order) -> list[str]:
-    """Return the `sys.argv` of the target, as far as it is known before it runs."""
+    """Return the `sys.argv` of the target, as far as it is known before the target runs."""
     first, *rest = order.command
     if order.is_command or not first.startswith("-"):
         return [first, *rest]
@@ -60,12 +60,12 @@ def arguments(order: Order) -> list[str]:
 
 
 def module(command: Sequence[str]) -> str:
-    """Return the name of the module that `-m` names, in the same word or in the next."""
+    """Return the name of the module after `-m`, in the same word or in the next."""
     return command[0][2:] or command[1]
 
 
 def interpreter_flags() -> list[str]:
-    """Return the flags with which this interpreter was started, such as `-O`, `-u` or `-X dev`."""
+    """Return the flags of this interpreter, such as `-O`, `-u` or `-X dev`."""
     flags: list[str] = []
     words = iter(sys.orig_argv[1:])
     for word in words:
@@ -88,7 +88,7 @@ def script(order: Order) -> str | None:
     if order.is_command or first == "-" or first.startswith("-c"):
         return None
     if not first.startswith("-m"):
-        return os.path.abspath(first)  # noqa: PTH100 - the name may be a link, and stays one
+        return os.path.abspath(first)  # noqa: PTH100 - a link must not be resolved
     found = _find_package(module(order.command))
     return None if found is None or found.origin is None else found.origin
 
@@ -100,7 +100,7 @@ def _check_script(first: str) -> None:
 
 
 def _check_module(name: str) -> None:
-    """Refuse a module whose outermost package does not exist; importing it is left to the job."""
+    """Reject a module whose outermost package does not exist; only the job imports it."""
     if _find_package(name) is None:
         _look.fail(f"no module named {name!r}", _look.WRONG_USAGE)
 

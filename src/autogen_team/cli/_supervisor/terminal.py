@@ -1,7 +1,7 @@
 """A pseudo-terminal for the job, because a job whose output is kept cannot write to our terminal.
 
-While we are in the foreground, our terminal passes each key on unchanged, even Ctrl-C. So the job's terminal decides
-what a key means. It has the size of ours. In the background no key is read, and a job that reads waits for one.
+While we are in the foreground, our terminal passes on each key unchanged, even Ctrl-C. So the job's terminal decides
+what a key means. It has the size of our terminal. In the background no key is read, and a job that reads has to wait.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _STDIN = 0
 _GLANCE = 0.2
 """Seconds between two checks whether we are in the foreground again."""
 _WAITING = 2**16
-"""Bytes of keys that may wait for a job that does not read; a terminal drops further ones, too."""
+"""Number of bytes of keys that may wait for a job that does not read; further keys are dropped, as by a terminal."""
 
 
 class Terminal:
-    """A pseudo-terminal with the attributes and size of the terminal at `model`, a descriptor of ours."""
+    """A pseudo-terminal with the attributes and size of the terminal at our descriptor `model`."""
 
     def __init__(self, model: int) -> None:
         self._model = model
@@ -44,18 +44,18 @@ class Terminal:
         self._resize()
 
     def become_controlling(self) -> None:
-        """Make it the controlling terminal of the calling process's session; called in the child."""
+        """Make this the controlling terminal of the calling process's session; called in the child."""
         fcntl.ioctl(self.child, termios.TIOCSCTTY, 0)
 
     def groups(self) -> set[int]:
-        """Return the process group that is in its foreground."""
+        """Return the process group in the foreground of this terminal, or an empty set."""
         with suppress(OSError):
             return {os.tcgetpgrp(self.main)}
         return set()
 
     @contextmanager
     def feed(self) -> Iterator[None]:
-        """Pass keys on to the job inside the block."""
+        """Pass on keys to the job inside the block."""
         try:
             self.take()
             if self.is_fed:
@@ -65,9 +65,9 @@ class Terminal:
             self.give_back()
 
     def take(self) -> None:
-        """Follow a change of our terminal: of its size, or of whether we are in its foreground.
+        """Adapt to a change of our terminal's size, or of whether we are in its foreground.
 
-        In the foreground, our terminal is put into raw mode, so that keys come unchanged.
+        In the foreground, our terminal is put into raw mode, so that keys arrive unchanged.
         """
         self._resize()
         if self._attributes is not None and is_in_foreground(_STDIN):
@@ -76,7 +76,7 @@ class Terminal:
                 self._translates(True)
 
     def give_back(self) -> None:
-        """Restore the attributes of our terminal, while we are in the foreground."""
+        """Restore the attributes of our terminal, if we are in the foreground."""
         if self._attributes is not None and is_in_foreground(_STDIN):
             with suppress(termios.error):
                 termios.tcsetattr(_STDIN, termios.TCSADRAIN, self._attributes)
@@ -87,7 +87,7 @@ class Terminal:
             fcntl.ioctl(self.main, termios.TIOCSWINSZ, fcntl.ioctl(self._model, termios.TIOCGWINSZ, b"\0" * 8))
 
     def _translates(self, wanted: bool) -> None:
-        """Turn line feeds into CR LF there, or not, because our terminal does that while it is not raw."""
+        """Set whether the job's terminal converts LF to CR LF; our terminal does so while it is not raw."""
         attributes = termios.tcgetattr(self.main)
         attributes[1] = attributes[1] | termios.OPOST if wanted else attributes[1] & ~termios.OPOST
         termios.tcsetattr(self.main, termios.TCSANOW, attributes)
@@ -111,19 +111,19 @@ class Terminal:
                 waiting = self._heeded(waiting, keys)[:_WAITING]
 
     def _heeded(self, waiting: bytes, keys: bytes) -> bytes:
-        """Act on the keys that must not wait behind others, and return the keys that wait now."""
+        """Act on the keys that must not wait behind others, and return the keys that still wait."""
         if self._key(termios.VINTR) in keys:
             self.was_interrupted = True
         for name, number in ((termios.VINTR, signal.SIGINT), (termios.VQUIT, signal.SIGQUIT)):
             _, key, after = keys.rpartition(self._key(name))
             if key and (waiting or self._drops_unread()):
-                # The job does not read, so the key would wait behind what was typed before, which a terminal drops.
+                # The job does not read, so the key would wait behind earlier keys, which a terminal drops.
                 waiting, keys = b"", after
                 for group in self.groups():
                     os.killpg(group, number)
         key = self._key(termios.VSUSP)
         if key in keys:
-            # The other processes of our pipeline too, as by the key; the supervisor stops the job.
+            # Stops the other processes of our pipeline too, as the key does; the supervisor stops the job.
             os.killpg(os.getpgrp(), signal.SIGTSTP)
             keys = keys.replace(key, b"")
         return waiting + keys
@@ -140,7 +140,7 @@ class Terminal:
         return unread > 0
 
     def _key(self, name: int) -> bytes:
-        """Return the key that stops or interrupts a job, or bytes that no key sends if the job has disabled it."""
+        """Return the key for `name`, or bytes that no key sends if the job has disabled it."""
         attributes = termios.tcgetattr(self.main)
         key: bytes = attributes[6][name]
         return key if attributes[3] & termios.ISIG and key != b"\0" else b"\xff\xff"

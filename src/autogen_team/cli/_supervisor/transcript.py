@@ -13,11 +13,11 @@ from autogen_team._process.folders import private_folder
 from autogen_team._redact import Redactor
 
 _SEGMENT = 16 * 2**20
-"""Bytes after which a new file begins, so that a long transcript is never attached to the run as a whole again."""
+"""Size in bytes at which a new file starts, so that a long transcript is never uploaded as a whole again."""
 _WAITING = 1000
-"""Lines that are kept until the run is known; there are few, because the job begins inside its run."""
+"""Number of lines that are kept until the run is known; there are few, because the run opens while the job starts."""
 _LONGEST = 64 * 2**10
-"""Characters after which an unfinished line is written as it is."""
+"""Number of characters after which an unfinished line is written as it is."""
 _CONTROLS = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, movements
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
@@ -27,7 +27,7 @@ _CONTROLS = re.compile(
 
 
 class Transcript:
-    """Lines of output that are kept until their run is known, and written to a file of that run from then on.
+    """Lines of output, which are kept until their run is known, and then written to a file of that run.
 
     An error here does not affect the output itself.
     """
@@ -58,9 +58,9 @@ class Transcript:
                 self._write([rest for line in self._pending.values() if (rest := line.take_rest())])
 
     def belongs_to(self, run_id: str, state: Path, *, masked: bool, attempt: int = 1) -> None:
-        """Write to the folder of this run from now on, first the lines that were kept.
+        """Write the kept lines, and all further ones, to the folder of this run.
 
-        From the second `attempt` of a job on, the names of the files say which it is.
+        From the second `attempt` of a job on, the file names include its number.
         """
         with self._lock:
             self._folder = run_events.log_folder(state, run_id)
@@ -97,7 +97,7 @@ class Transcript:
                 )
                 self._descriptor = os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
             os.write(self._descriptor, data)
-        except OSError:  # such as a full disk: the job matters more than its transcript
+        except OSError:  # for example, a full disk: the job matters more than its transcript
             return
         self._size += len(data)
         if self._size >= _SEGMENT:
@@ -119,7 +119,7 @@ class _Line:
         self._text = ""
 
     def complete(self, data: bytes) -> list[str]:
-        """Add bytes, and return the lines that are complete now."""
+        """Add bytes, and return the lines that are now complete."""
         *whole, rest = (self._text + self._decode(data)).split("\n")
         if len(rest) > _LONGEST:
             _, bar, now = rest.rstrip("\r").rpartition("\r")
@@ -138,7 +138,7 @@ class _Line:
 
 
 def _as_shown(line: str) -> str | None:
-    r"""Return the final state of a line, without the text that was overwritten; None if only overwritten blanks remain.
+    r"""Return the final state of a line, without overwritten text; None if only overwritten blanks remain.
 
     >>> _as_shown("10%|#   |\r100%|####|\x1b[0m\r")
     '100%|####|'

@@ -1,1 +1,1 @@
-"""The folder that the supervisor puts first on the PYTHONPATH of a job."""
+"""The folder that the supervisor puts first on the job's PYTHONPATH."""

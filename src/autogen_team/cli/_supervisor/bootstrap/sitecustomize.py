@@ -1,12 +1,12 @@
 """Loaded by Python at startup in the process of a supervised job, before the job's own code.
 
 It removes its traces from the path and the environment, runs the `sitecustomize` that Python would have run, and waits.
-`inside` sets up the context when the job imports a library that needs it. Until then, it loads only modules that every
-Python has loaded at this point.
+`inside` sets up the context when the job imports a library that needs it. Before that, this module loads only modules
+that every Python has loaded at this point.
 
-An import hook must not leave frames in the traceback of an import that fails. So it does not wrap the loader. It
-replaces the class of the module's spec, whose attribute `_initializing` importlib sets before and after it executes a
-module.
+The import hook must not leave frames in the traceback of a failing import. So it does not wrap the loader. It replaces
+the class of the module's spec, because importlib sets the spec's attribute `_initializing` before and after it executes
+a module.
 """
 
 import _thread
@@ -28,11 +28,11 @@ else:
 ADDRESS = "AUTOGEN_TEAM_JOB_SOCKET"
 """The variable with the path of the supervisor's socket."""
 PATH = "AUTOGEN_TEAM_JOB_PYTHONPATH"
-"""The variable with the PYTHONPATH of the job; not set if the job has none."""
+"""The variable with the PYTHONPATH of the job; not set if the job has no PYTHONPATH."""
 LIBRARIES = frozenset(
     {
         "mlflow",
-        # those that `mlflow.autolog` knows
+        # libraries supported by `mlflow.autolog`
         "agno",
         "anthropic",
         "autogen",
@@ -67,7 +67,7 @@ LIBRARIES = frozenset(
         "xgboost",
     }
 )
-"""Modules whose import brings MLflow into the job."""
+"""Modules whose import sets up MLflow in the job."""
 _OURS, _CONTEXT = "autogen_team", "autogen_team.context"
 
 
@@ -90,13 +90,13 @@ class _Spec(_ModuleSpec):
 
 
 class _Job:
-    """A finder in `sys.meta_path` that finds nothing itself but watches imports, and holds the context later."""
+    """A finder in `sys.meta_path` that watches imports but finds no modules itself, and later holds the context."""
 
     def __init__(self, address: str) -> None:
         self._address = address
         self._pid = os.getpid()
         self._depth: dict[int, int] = {}
-        """How many watched modules each thread is executing."""
+        """Number of watched modules that each thread is executing."""
         self._wanted: list[str] = []
         self._is_busy = False
         self._inside: Inside | None = None
@@ -104,13 +104,13 @@ class _Job:
         sys.meta_path.insert(0, self)
         if "logging" in sys.modules:
             self._watch_logging(sys.modules["logging"])
-        atexit.register(self._finish)  # registered first, so called last
+        atexit.register(self._finish)  # registered first, so it is called last
         os.register_at_fork(after_in_child=self._leave)
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> _ModuleSpec | None:
-        """Return the spec that the other finders find, with the hook in it if the module is watched."""
+        """Return the spec from the other finders, with our hook in it, if the module is watched."""
         if name in LIBRARIES or name in ("loguru", "logging") or name.partition(".")[0] == _OURS:
             for finder in sys.meta_path:
                 spec = None if finder is self else finder.find_spec(name, path, target)
@@ -126,7 +126,7 @@ class _Job:
         self._depth[thread] = self._depth.get(thread, 0) + 1
 
     def ended(self, name: str, module: "ModuleType | None") -> None:
-        """Note the end of the execution; set up what the module needs unless a half-loaded one imports it."""
+        """Note the end of the execution; set up what the module needs, unless a half-loaded module imports it."""
         thread = _thread.get_ident()
         self._depth[thread] -= 1
         is_for_tracking = name in LIBRARIES or (name == _CONTEXT and not self._is_busy)  # busy: we import it ourselves
@@ -142,7 +142,7 @@ class _Job:
                 self._start()
 
     def _start(self) -> None:
-        """Set up what was requested; requests of other threads meanwhile are handled by the first thread."""
+        """Set up the requested parts; the first thread also handles the requests of other threads."""
         if self._is_busy or os.getpid() != self._pid:
             return
         self._is_busy = True
@@ -162,7 +162,7 @@ class _Job:
             self._is_busy = False
 
     def _watch_logging(self, logging: "Any") -> None:
-        """Set up the log before the first record is handled and before handlers are configured."""
+        """Start logging before the first record is handled, and before handlers are configured."""
         handle, configure = logging.Logger.callHandlers, logging.basicConfig
 
         def give_back() -> None:
@@ -187,7 +187,7 @@ class _Job:
         logging.Logger.callHandlers, logging.basicConfig = callHandlers, basicConfig
 
     def _leave(self) -> None:
-        """Do nothing more in a process that the job has forked."""
+        """Stop watching in a process that the job has forked."""
         if self in sys.meta_path:
             sys.meta_path.remove(self)
         if self._give_back_logging is not None:
@@ -209,9 +209,9 @@ class _Job:
             else:
                 self._inside.finish(error)
         except Exception as fault:
-            _say(f"the end of the job could not be told: {type(fault).__name__}: {fault}")
+            _say(f"the end of the job could not be reported: {type(fault).__name__}: {fault}")
         if isinstance(error, KeyboardInterrupt):
-            # Python ends itself by SIGINT unless text has been executed since, which modules do while they are loaded.
+            # Python ends itself by SIGINT, unless `exec` or `eval` ran since the interrupt, as when modules are loaded.
             try:
                 exec("raise KeyboardInterrupt")  # noqa: S102  # nosec B102
             except KeyboardInterrupt:
@@ -219,17 +219,17 @@ class _Job:
 
 
 def _say(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)  # noqa: T201 - nothing of ours is loaded that could
+    print(f"warning: {text}", file=sys.stderr)  # noqa: T201 - no other module of ours is loaded
 
 
 _job: _Job
-"""Set in a job."""
+"""Set only in a job."""
 
 
 def _begin() -> None:
-    """Restore the path and the environment of the job, wait, and run the `sitecustomize` that was meant."""
+    """Restore the path and the environment of the job, watch imports, and run the job's own `sitecustomize`."""
     global _job
-    folder = os.path.dirname(__file__)  # noqa: PTH120 - pathlib need not be loaded yet
+    folder = os.path.dirname(__file__)  # noqa: PTH120 - avoids loading pathlib
     sys.path[:] = [entry for entry in sys.path if entry != folder]
     sys.path_importer_cache.pop(folder, None)
     del os.environ["PYTHONPATH"]
@@ -237,8 +237,8 @@ def _begin() -> None:
         os.environ["PYTHONPATH"] = os.environ.pop(PATH)
     _job = _Job(os.environ.pop(ADDRESS))
     del sys.modules["sitecustomize"]
-    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401 - Python expects the error that there is none
+    import sitecustomize  # type: ignore[import-not-found]  # noqa: F401 - Python expects an ImportError if there is none
 
 
-if ADDRESS in os.environ:  # not in a test, which imports this module for its names
+if ADDRESS in os.environ:  # not if the supervisor or a test imports this module for its names
     _begin()

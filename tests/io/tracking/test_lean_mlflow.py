@@ -1,0 +1,70 @@
+"""MLflow in our own processes, without the data libraries that a job may need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LOAD = """
+import sys
+from autogen_team._ship import lean_mlflow
+lean_mlflow.load({uri!r})
+import mlflow
+print(*(name for name in ("numpy", "pandas", "scipy") if name in sys.modules))
+"""
+
+
+def test_the_libraries_are_not_imported(run_python, store_uri):
+    """A store works without them, and they can be imported afterwards."""
+    work = """
+client = mlflow.MlflowClient()
+run = client.create_run("0")
+client.log_metric(run.info.run_id, "loss", 0.5)
+print(client.get_run(run.info.run_id).data.metrics)
+import pandas
+print(pandas.DataFrame({"a": [1]}).shape)
+"""
+    status, out, err = run_python("-c", LOAD.format(uri=store_uri) + work, fresh=True)
+
+    assert status == 0, err
+    assert out.splitlines() == ["", "{'loss': 0.5}", "(1, 1)"]
+
+
+def test_a_plugin_of_mlflow_gets_them(run_python, tmp_path):
+    """MLflow imports its plugins, which may need any library."""
+    plugin = tmp_path / "plugins" / "plugin-1.dist-info"
+    plugin.mkdir(parents=True)
+    (plugin / "METADATA").write_text("Metadata-Version: 2.1\nName: plugin\nVersion: 1\n")
+    (plugin / "entry_points.txt").write_text("[mlflow.request_header_provider]\nx = plugin:Headers\n")
+    (plugin.parent / "plugin.py").write_text(
+        "import pandas\nfrom mlflow.tracking.request_header.abstract_request_header_provider import *\n"
+        "class Headers(RequestHeaderProvider):\n"
+        "    def in_context(self): return True\n"
+        "    def request_headers(self): return {'X-Frame': pandas.__name__}\n"
+    )
+    ask = (
+        "from mlflow.tracking.request_header.registry import resolve_request_headers as ask\nprint(ask()['X-Frame'])\n"
+    )
+
+    status, out, err = run_python("-c", LOAD.format(uri="") + ask, fresh=True, PYTHONPATH=str(plugin.parent))
+
+    assert status == 0, err
+    assert out.splitlines() == ["numpy pandas scipy", "pandas"]
+
+
+def test_a_library_that_mlflow_needs_is_imported(run_python):
+    """If an import fails without one of the libraries, MLflow is imported as usual."""
+    needs = "from autogen_team._ship import lean_mlflow\nlean_mlflow._LIBRARIES += ('requests',)\n"
+
+    status, out, err = run_python("-c", needs + LOAD.format(uri="") + "print(mlflow.__name__)", fresh=True)
+
+    assert status == 0, err
+    assert out.splitlines()[-1] == "mlflow"
+
+
+def test_every_process_of_ours_is_lean():
+    """No process of ours imports MLflow before `load` was called."""
+    source = Path(__file__).parents[3] / "src" / "autogen_team" / "_ship" / "agent.py"
+    programs = source.read_text().split('"""\nimport sys\n')[1:]
+
+    assert len(programs) == 3
+    assert all("lean_mlflow.load()" in program.split('"""')[0] for program in programs)
