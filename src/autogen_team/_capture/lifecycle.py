@@ -24,7 +24,7 @@ from autogen_team._process.forking import ForkSafeLock
 from autogen_team._process.saved import SavedValue
 from autogen_team._redact import mask
 from autogen_team._ship import ui_url
-from autogen_team._ship.signs import STOP_TAG
+from autogen_team._ship.signs import STOP_REQUESTED_TAG, STOP_TAG
 
 PATIENCE = 15.0
 """Seconds that recording the end of a run may take."""
@@ -150,8 +150,9 @@ def _forget_stop(run_id: str, claimed: Run | None) -> None:
     client = mlflow.MlflowClient()
     with suppress(mlflow.MlflowException):  # opening the run reports its fault
         found = claimed or client.get_run(run_id)
-        if STOP_TAG in found.data.tags and (claimed is not None or found.info.status != "RUNNING"):
-            client.delete_tag(run_id, STOP_TAG)
+        if claimed is not None or found.info.status != "RUNNING":
+            for tag in {STOP_TAG, STOP_REQUESTED_TAG} & found.data.tags.keys():
+                client.delete_tag(run_id, tag)
 
 
 @contextmanager

@@ -129,6 +129,9 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
     active, leave = active_runs.hold_open(_as_run(shared))
     failure: BaseException | None = None
     began = time.monotonic()
+    working = write_behind.of(mlflow.get_tracking_uri())
+    if working is not None:
+        working.shipper.join(shared.run_id)
     try:
         yield active
     except BaseException as error:
@@ -136,6 +139,8 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
         raise
     finally:
         lifecycle.close_what_is_left()  # if a signal has ended the process
+        if working is not None:
+            working.shipper.leave(shared.run_id)
         if failure is not None and failure_tag is not None:
             _tell(shared, failure, failure_tag, time.monotonic() - began)
         left = leave()

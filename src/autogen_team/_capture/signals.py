@@ -54,9 +54,16 @@ def signal_name(number: int) -> str:
 class Terminated(SystemExit):
     """A signal asked the process to end; exits with 128 plus its number."""
 
-    def __init__(self, signum: int) -> None:
+    def __init__(self, signum: int, reason: str | None = None) -> None:
         super().__init__(128 + signum)
+        self._number = signum
         self.signal = signal_name(signum)
+        self.reason = _reason_of(self.signal) if reason is None else reason
+        """Why the process was asked to end."""
+
+    def __reduce__(self) -> tuple[type[Terminated], tuple[int, str]]:
+        """Keep number and reason: a pool sends the exception of a worker to the job, which may not know the reason."""
+        return type(self), (self._number, self.reason)
 
 
 def fatal_signal() -> signal.Signals | None:
@@ -138,12 +145,14 @@ def _handler(previous: object, owner: int) -> Handler:
             except BaseException:
                 _fatal = signum
                 grace.begin()
+                stopping.begin()
                 raise
             if signum is not signal.SIGTERM:  # by convention, SIGHUP makes a job reload its configuration
                 _received = None
             return
         _fatal = signum
         grace.begin()
+        stopping.begin()
         if _held:
             _deferred = Terminated(signum)
         else:
@@ -212,7 +221,7 @@ def verdict(error: BaseException | None) -> tuple[Status, str | None]:
     if isinstance(error, JobEnded):
         return error.status, None if error.reason is None else mask(error.reason)[:_LONGEST_REASON]
     if isinstance(error, Terminated):
-        return "KILLED", _reason_of(error.signal)
+        return "KILLED", error.reason
     if isinstance(error, KeyboardInterrupt):
         return "KILLED", "SIGINT"
     if type(error).__name__ in _CANCELLED:

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING
 from autogen_team._process import durations
 from autogen_team._ship import agent_link
 from autogen_team._ship.agent_link import Message
-from autogen_team._ship.silence import Event, Silence
+from autogen_team._ship.silence import Event, Process, Silence
+from autogen_team._ship.watched import Facts
 from autogen_team._spool import files, journal
 
 if TYPE_CHECKING:
@@ -243,6 +244,8 @@ class Agent:
                 job.send({"op": "yours"})
         elif operation == "flush" and job.shipment is not None:
             job.shipment.flush(message["until"])
+        elif operation == "joined" and job.shipment is not None:
+            job.shipment.joined = frozenset(message["runs"])
         elif operation == "asked to end":
             job.reason = message["reason"]
         elif operation == "sample" and job.shipment is not None:
@@ -270,6 +273,9 @@ class Agent:
         self._have_files_uploaded()
         for event in self._silence.look():
             self._take_note(event)
+        for route in self._routes.values():
+            while route.silent:
+                self._keep_stacks(*route.silent.popleft())
         self._report()
         self._recovering = [one for one in self._recovering if one[0].poll() is None]
         while self._left and sum(time.monotonic() < begun + _BUSY for _, begun in self._recovering) < _AT_ONCE:
@@ -340,16 +346,29 @@ class Agent:
         if event.kind == "silent":
             text = f"nothing was logged or printed for {lasted}; the stacks of all threads go to stalls/ of the run"
             job.tell({"op": "silence", "text": text})
+        self._have_reported(event.kind, event.owner, event.lasted, event.number, event.processes, job)
+
+    def _keep_stacks(self, run_id: str, number: int) -> None:
+        """Keep the stacks of the ranks here for the agent of rank 0, which alerts about them all."""
+        processes = self._silence.processes_of(run_id)
+        pids = {process.facts.pid for process in processes}
+        job = next((job for job in self._jobs.values() if job.pid in pids), None)
+        if job is not None:
+            self._have_reported("elsewhere", processes[0].facts, 0.0, number, processes, job)
+
+    def _have_reported(
+        self, kind: str, owner: Facts, lasted: float, number: int, processes: list[Process], job: Job
+    ) -> None:
         report = _REPORT.format(
             path=sys.path,
-            kind=event.kind,
-            owner=asdict(event.owner),
-            lasted=event.lasted,
-            number=event.number,
-            folders=[str(process.folder) for process in event.processes],
+            kind=kind,
+            owner=asdict(owner),
+            lasted=lasted,
+            number=number,
+            folders=[str(process.folder) for process in processes],
             state=str(self._state),
         )
-        self._reports.append((event.owner.run, report, job.environment))
+        self._reports.append((owner.run, report, job.environment))
 
     def _job_of(self, event: Event) -> Job | None:
         """Return the job that has opened the run; a process may have journals for several stores."""

@@ -49,7 +49,7 @@ def _import(uri: str) -> None:
     is_enabled = gc.isenabled()
     gc.disable()  # a collection finds nothing in modules, and takes a seventh of the time
     try:
-        import mlflow  # noqa: F401
+        import mlflow
 
         if uri.startswith(_DATABASES):
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,8 @@ class Shipment:
         self.number = self.acked = after
         """The numbers of the last entry that was read, and of the last that the store has taken."""
         self._others = RunsOfOthers(order["others"])
+        self.joined = frozenset[str](order["joined"])
+        """The runs of others that the job, if it is a worker, has joined at the moment."""
         self.runs: set[str] = set(order["others"])
         """The runs that the job logs to."""
 
@@ -94,8 +97,13 @@ class Shipment:
         return run_id in self._open
 
     def runs_of_others(self, ids: Mapping[str, str]) -> set[str]:
-        """Return the store's ids of the runs that the job, if it is a worker, logs to and another process has open."""
-        return {ids.get(run_id, run_id) for run_id in self._others.ids} if self._order["is_worker"] else set()
+        """Return the store's ids of the runs of other processes that the job, if it is a worker, works for."""
+        others = self._others.ids | self.joined
+        return {ids.get(run_id, run_id) for run_id in others} if self._order["is_worker"] else set()
+
+    def is_kept(self, run_id: str, ids: Mapping[str, str]) -> bool:
+        """Return whether another process keeps this run for the job, by the id of the store, and passes signals on."""
+        return not self._order["is_worker"] and run_id in {ids.get(one, one) for one in self._others.ids}
 
     def give_signs(self, ids: Mapping[str, str], others: Iterable[str]) -> bool:
         """Send heartbeats for the job's open runs if they are due; return whether the store answers.
@@ -157,6 +165,8 @@ class Route:
         """Start loading the backend of a store, which is given by `uri`, or by `rest` for a server."""
         self._store = store
         self.login: Any = store.get("rest")
+        self.silent: deque[tuple[str, int]] = deque()
+        """Runs that the agent of another machine has found silent, each with the number of that silence."""
         self._lock = threading.Lock()
         self._prepared: list[Job] = []
         self._is_ready = False
@@ -185,9 +195,9 @@ class Route:
         """Start to ship a journal as the job ordered; return None if that is not possible now.
 
         The order says `after` which entry to begin; the `ids` that local runs have in the store; the `runs` that are
-        open, and those of `others` that a worker (`is_worker`) logs to; the `pid` of the process for heartbeats, their
-        interval (`heartbeat`, seconds), and when the last one was `given`; what is `sampled` for which run; and after
-        how many seconds the process is killed if it is told to end at once (`grace`).
+        open, and those of `others` that a worker (`is_worker`) logs to or has `joined`; the `pid` of the process for
+        heartbeats, their interval (`heartbeat`, seconds), and when the last one was `given`; what is `sampled` for
+        which run; and after how many seconds the process is killed if it is told to end at once (`grace`).
         """
         with self._lock:
             if not self._is_ready or self._delivery is None or self._backend is None:
@@ -195,6 +205,7 @@ class Route:
             self._delivery.ids |= order["ids"]
             signs = Signs(self._backend, order["heartbeat"], pid=order["pid"], given=order["given"])
             signs.on_stop = self._stop
+            signs.on_silence = lambda run_id, number: self.silent.append((run_id, number))
             system_metrics = SystemMetrics(self._backend)
             for one in order["sampled"]:
                 system_metrics.begin(one)
@@ -270,6 +281,8 @@ class Route:
         for shipment in self._shipments:
             if run_id in shipment.runs_of_others(ids):
                 shipment.stop(stop)
+            elif shipment.is_kept(run_id, ids):
+                shipment.tell({"op": "stopping", "reason": stop.reason})
 
     def _close_removed(self) -> None:
         """Close the files of journals that are no longer shipped; only this thread reads them."""

@@ -26,7 +26,7 @@ from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import LONGEST_PAUSE, Drain
 from autogen_team._ship.signs import RunsOfOthers, Signs, Stop
 from autogen_team._ship.system_metrics import SystemMetrics
-from autogen_team._spool.journal import Journal
+from autogen_team._spool.journal import Journal, JournalError
 from autogen_team._spool.reader import Follower
 from autogen_team._spool.records import Entry
 
@@ -118,6 +118,7 @@ class Shipper:
         self._others = RunsOfOthers()
         self._begin()
         self._system_metrics.end_all()  # the runs are the parent's
+        self.signs.given = time.time()  # else all workers that are forked later would ask the store at once
         self._lock = threading.RLock()
         self._progress = threading.Condition(self._lock)
         self._wanted = 0
@@ -199,6 +200,28 @@ class Shipper:
             self._system_metrics.end(run_id)
             self._agent_samples({"op": "sample no more", "run": run_id})
 
+    def join(self, run_id: str) -> None:
+        """Note that this process works for a run that another one has open; a stop of the run ends this process too.
+
+        Nothing happens unless this process is a worker.
+        """
+        if identity.worker() is not None and self.signs.is_wanted:
+            with self._lock:
+                self._others.join(run_id)
+                self._tell_joined()
+            self.start()
+            self._journal.wake()
+
+    def leave(self, run_id: str) -> None:
+        """Undo `join`."""
+        with self._lock:
+            self._others.leave(run_id)
+            self._tell_joined()
+
+    def _tell_joined(self) -> None:
+        if self._handed_over:
+            self._agent.send({"op": "joined", "runs": sorted(self._others.joined)})
+
     def _agent_samples(self, message: Message) -> None:
         if self._handed_over:
             self._agent.send(message)
@@ -272,7 +295,12 @@ class Shipper:
         while not self._stopping:
             if self.signs.is_wanted and not self.signs.left and not self._availability.is_cut:
                 with self._drain.delivering:
-                    self.signs.give(self._journal.open_attempts(), self._delivery.ids, self._runs_of_others())
+                    answers = self.signs.give(self._journal.open_attempts(), self._delivery.ids, self._runs_of_others())
+                if answers and self._journal.folder is None and self._others.joined:
+                    # A worker that has logged nothing for so long gets a journal, so that the agent takes over: it
+                    # reads the tags of a run once for all processes of this machine.
+                    with suppress(JournalError):
+                        self._journal.begin()
             if self._system_metrics.left == 0:
                 with self._drain.delivering:
                     self._system_metrics.log(self._delivery.ids, is_cut=self._availability.is_cut)
@@ -328,7 +356,8 @@ class Shipper:
                     "after": self._journal.acked,
                     "ids": self._delivery.ids,
                     "runs": self._journal.open_attempts(),
-                    "others": self._runs_of_others(),
+                    "others": sorted(self._others.logged),
+                    "joined": sorted(self._others.joined),
                     "is_worker": identity.worker() is not None,
                     "pid": identity.job(),
                     "grace": stopping.seconds_to_kill(),
@@ -368,6 +397,8 @@ class Shipper:
                     _report.warning("%s", text)
             case {"op": "stop", "reason": str(reason), "kills": bool(kills)}:
                 stopping.end_job(reason, kills=kills)
+            case {"op": "stopping", "reason": str(reason)}:
+                stopping.expect(reason)
             case {"op": "yours"}:
                 self._handed_over = False
 

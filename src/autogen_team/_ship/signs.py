@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ LOST = "no heartbeat since"
 """Beginning of the reason of a run that was closed for lack of heartbeats."""
 STOP_TAG = "autogen_team.stop"
 """The tag that asks the job of a run to end; its value is the reason, or `now`."""
+STOP_REQUESTED_TAG = "autogen_team.stop_requested"
+"""The tag that tells workers of a stop, once the process that has the run open has removed the first tag."""
+SILENT_TAG = "autogen_team.silent"
+"""The tag that asks the agents of other machines for the stacks of their ranks; its value counts the silences."""
 STOPPED = "stopped from its page"
 """Beginning of the reason of a run that was ended by this tag."""
 _LONGEST_REASON = 300
@@ -77,11 +82,12 @@ class Stop:
 
 
 class RunsOfOthers:
-    """The runs that a worker logs to and that another process has open, as its journal shows."""
+    """The runs that a worker works for and that another process has open."""
 
     def __init__(self, runs: Iterable[str] = ()) -> None:
         self._logged = set(runs)
         self._opened: set[str] = set()
+        self._joined: Counter[str] = Counter()
 
     def follow(self, entries: Iterable[Entry]) -> None:
         """Learn from entries of the journal, in their order."""
@@ -89,10 +95,28 @@ class RunsOfOthers:
             if "run" in entry:
                 (self._opened if entry["op"] == "open" else self._logged).add(entry["run"])
 
+    def join(self, run_id: str) -> None:
+        """Add a run that the worker joins, even if it logs nothing to it; it may join it several times."""
+        self._joined[run_id] += 1
+
+    def leave(self, run_id: str) -> None:
+        """Undo one `join`; ignore a run that was not joined, as in a forked child."""
+        self._joined = +self._joined - Counter([run_id])
+
+    @property
+    def joined(self) -> set[str]:
+        """The runs that the worker has joined and not left."""
+        return set(self._joined)
+
+    @property
+    def logged(self) -> set[str]:
+        """The runs that the worker has logged to, as its journal shows."""
+        return self._logged - self._opened
+
     @property
     def ids(self) -> set[str]:
         """The ids, as the worker knows them."""
-        return self._logged - self._opened
+        return self.logged | self.joined
 
 
 class Signs:
@@ -112,11 +136,16 @@ class Signs:
         self._taken: set[str] = set()
         """Runs that a later start of their job has taken over."""
         self._looked_at: set[str] = set()
-        """Resumed runs that are known to be open; the recovery of the earlier start may have closed them meanwhile."""
-        self._told: set[str] = set()
-        """Runs of others whose stop was told already."""
+        """Resumed runs that are known to be open: what recovered the start before may have closed them meanwhile."""
+        self._told: dict[str, str] = {}
+        """Reasons of the stops of runs of others that were told already."""
+        self._over: set[str] = set()
+        """Runs of others that have ended with a stop."""
         self.on_stop: Callable[[str, Stop], None] = lambda _run_id, _stop: None
-        """Called with the store's id of a run, and the request in its tag."""
+        """Called with the store's id of a run, and what its tag asks for."""
+        self._silent: dict[str, str] = {}
+        self.on_silence: Callable[[str, int], None] = lambda _run_id, _number: None
+        """Called with the store's id of a run that another machine has found silent, and the number of the silence."""
 
     @property
     def is_wanted(self) -> bool:
@@ -154,7 +183,8 @@ class Signs:
                     self._open_again(run_id, attempt, status, found)
                 if run_id in self._taken:
                     continue
-                self._backend.log(Batch(run_id, tags=sign))
+                requested = {STOP_REQUESTED_TAG: mask(found[STOP_TAG])} if STOP_TAG in found else {}
+                self._backend.log(Batch(run_id, tags=sign | requested))
                 self._heed(run_id, found)
             except Refused:  # the run was deleted
                 continue
@@ -174,19 +204,27 @@ class Signs:
             self.on_stop(run_id, Stop.of_tag(found[STOP_TAG]))
 
     def _heed_others(self, runs: Iterable[str]) -> bool:
-        """Heed runs that are open elsewhere, where the tag is removed: the reason of their end counts too."""
-        for run_id in set(runs) - self._told:
+        """Heed runs that are open elsewhere, where the tag is replaced; the reason of their end counts too."""
+        for run_id in set(runs) - self._over:
             try:
                 status, found = self._backend.look(run_id)
             except Refused:
                 continue
             except Unreachable:
                 return False
+            number = found.get(SILENT_TAG, "")
+            if number != self._silent.setdefault(run_id, "") and number.isdecimal():
+                self.on_silence(run_id, int(number))
+            self._silent[run_id] = number
+            requested = found.get(STOP_TAG, found.get(STOP_REQUESTED_TAG)) if status == "RUNNING" else None
             reason = found.get(run_events.EXCEPTION_TAG, "") if status == "KILLED" else ""
-            if STOP_TAG in found or reason.startswith(STOPPED):
-                self._told.add(run_id)
-                stop = Stop.of_tag(found[STOP_TAG]) if STOP_TAG in found else Stop(reason)
-                self.on_stop(run_id, stop)
+            if requested is not None or reason.startswith(STOPPED):
+                stop = Stop(reason) if requested is None else Stop.of_tag(requested)
+                if requested is None:
+                    self._over.add(run_id)
+                if self._told.get(run_id) != stop.reason:
+                    self._told[run_id] = stop.reason
+                    self.on_stop(run_id, stop)
         return True
 
     def _open_again(self, run_id: str, attempt: int, status: str, found: Mapping[str, str]) -> None:

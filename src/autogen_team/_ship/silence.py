@@ -70,6 +70,10 @@ class Silence:
             if owner is not None:
                 yield from self._judge(self._watches.setdefault(run_id, _Watch(now)), owner, processes, now)
 
+    def processes_of(self, run_id: str) -> list[Process]:
+        """Return the living processes here that work for a run."""
+        return [process for process in self._processes() if process.facts.run == run_id]
+
     def _judge(self, watch: _Watch, owner: Facts, processes: list[Process], now: float) -> Iterator[Event]:
         if any(journal.is_stopped(pid) for process in processes for pid in {process.facts.pid, process.facts.job}):
             watch.seen = now  # the allowed time begins again when the process continues

@@ -71,7 +71,9 @@ class Facts:
     grace: float
     """Seconds between SIGTERM and SIGKILL."""
     folder: str
-    """The working folder of the process, where its `.env` is."""
+    """Its working folder, where its `.env` is."""
+    world: int = 0
+    """The number of ranks of the job; 0 without ranks."""
 
 
 def folder_of(place: Path) -> Path:
@@ -156,6 +158,7 @@ class _Watched(run_events.Listener):
             kills=self._limits.kills,
             grace=stopping.seconds_to_kill(),
             folder=str(Path.cwd()),
+            world=0 if rank is None else int(os.environ["WORLD_SIZE"]),
         )
         with suppress(OSError):
             new = self._folder / f"{PROCESS}.new"

@@ -38,6 +38,9 @@ from autogen_team import GlobalContext
 from autogen_team._capture import write_behind
 from autogen_team.io.services import AlertsService, MlflowService
 write_behind._HANDOVER_TO_DATABASE = 0.0
+if "NO_AGENT" in os.environ:
+    from autogen_team._ship import agent_link
+    agent_link._AGENT = "import sys; sys.exit(1)"
 service = MlflowService(autolog_disable=True, heartbeat=0.5)
 alerts = AlertsService(urls=sys.argv[1])  # a secret that is not in the environment
 
@@ -150,6 +153,23 @@ def test_a_job_that_hangs_is_alerted(start_job, receiver, stacks_of, wait_until,
     assert alerts("train: moves again", run_id)[0]["type"] == "success"
 
 
+def test_a_job_without_an_agent_watches_itself(start_job, receiver, stacks_of, wait_until):
+    """With the same alerts, stacks and words."""
+    job, run_id = start_job("wait_for_a_lock", NO_AGENT="1")
+    assert "Current thread" in stacks_of(run_id, "in wait_for_a_lock")
+    job.popen.stdin.write("\n")
+    job.popen.stdin.flush()
+    job.wait_for("goes on")
+    wait_until(lambda: [one for one in receiver.alerts if one["title"] == "train: moves again"])
+    Path("done").touch()
+    status, _, err = job.finish()
+
+    assert status == 0, err
+    assert "the agent could not be started" in err
+    assert "nothing was logged or printed for" in err
+    assert [one for one in receiver.alerts if "in wait_for_a_lock" in one["message"]]
+
+
 def test_the_warning_about_a_silence_does_not_end_it(start_job, stacks_of, receiver):
     """The warning in the job's own log does not count as activity."""
     job, run_id = start_job("sleep")
@@ -222,6 +242,44 @@ def test_the_stacks_of_workers_are_in_the_same_alert(start_python, store_uri, re
     (name,) = re.findall(r"stalls/\S+", message)
     stacks = Path(mlflow.MlflowClient(store_uri).download_artifacts(run_id, name)).read_text()
     assert stacks.count("in hang_in_worker") == 2
+
+
+RANK = """
+import os, sys, time, mlflow
+from autogen_team import GlobalContext
+from autogen_team._capture import write_behind
+from autogen_team.io.services import MlflowService
+from autogen_team.workers import ranks
+write_behind._HANDOVER_TO_DATABASE = 0.0
+service = MlflowService(autolog_disable=True, heartbeat=0.5)
+
+def wait_in_rank_0():
+    time.sleep(600)
+
+def wait_in_rank_1():
+    time.sleep(600)
+
+with GlobalContext(mlflow_service=service, alert_on="never", stall_after=3) as context:
+    with ranks.run(context, "train", log_system_metrics=False) as run:
+        print("run", run.info.run_id, flush=True)
+        globals()[f"wait_in_rank_{os.environ['RANK']}"]()
+"""
+
+
+def test_the_ranks_of_other_machines_are_in_the_same_alert(start_python, store_uri, receiver, wait_until, tmp_path):
+    """Each with its machine, here one with a state folder and an agent of its own; none of them has logged anything."""
+    address = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    environment = {**address, "MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_ALERTS_URLS": receiver.url}
+    first = start_python("-c", RANK, RANK="0", **environment)
+    run_id = first.wait_for("run ").split()[1]
+    second = start_python("-c", RANK, RANK="1", AUTOGEN_TEAM_STATE_DIR=str(tmp_path / "away"), **environment)
+    assert second.wait_for("run ").split()[1] == run_id
+    told = re.compile(r"rank 0, process \d+: .* in wait_in_rank_0", re.DOTALL), re.compile(r"in wait_in_rank_1")
+    wait_until(lambda: [one for one in receiver.alerts if all(words.search(one["message"]) for words in told)])
+
+    assert {one["title"] for one in receiver.alerts} == {"train: silent"}
+    assert f"rank 1, process {second.popen.pid} on " in receiver.alerts[-1]["message"]
+    assert "autogen_team.silent" not in mlflow.MlflowClient(store_uri).get_run(run_id).data.tags
 
 
 @pytest.mark.parametrize("script", ["print('ready', flush=True)", "import mlflow; mlflow.log_metric('a', 1)"])

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import pickle
 import signal
 import time
 
 import mlflow
+import psutil
 import pytest
 
+from autogen_team._capture.signals import Terminated, verdict
 from autogen_team._process.run_events import EXCEPTION_TAG
 from autogen_team._ship.backend import Batch
-from autogen_team._ship.signs import ALIVE_TAG, STOP_TAG, RunsOfOthers, Signs, Stop
+from autogen_team._ship.signs import ALIVE_TAG, STOP_REQUESTED_TAG, STOP_TAG, RunsOfOthers, Signs, Stop
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 
@@ -193,6 +196,38 @@ def test_a_supervised_job_is_stopped(start_python, store_uri, wait_until, tmp_pa
     assert status_of(store_uri, run_id) == ("KILLED", ASKED)
 
 
+SUPERVISED_POOL = """
+import mlflow, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from autogen_team._capture import write_behind
+write_behind._HANDOVER_TO_DATABASE = 0.0
+
+if __name__ == "__main__":
+    mlflow.log_metric("loss", 1.0)
+    (one,) = write_behind._working.values()
+    while not one.shipper._handed_over:
+        mlflow.log_metric("loss", 1.0)
+        time.sleep(0.05)
+    with ProcessPoolExecutor(1, get_context("fork")) as pool:
+        print("ready", mlflow.active_run().info.run_id, flush=True)
+        list(pool.map(time.sleep, [600]))
+"""
+
+
+def test_the_pool_of_a_supervised_job_ends_with_it(start_python, store_uri, tmp_path):
+    """The job hears from the agent that the SIGTERM of its supervisor is for good."""
+    (tmp_path / "work" / "job.py").write_text(SUPERVISED_POOL)
+    environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_MLFLOW_HEARTBEAT": "0.5", "AUTOGEN_TEAM_GRACE": "4"}
+    job = start_python("-m", "autogen_team", "run", "job.py", fresh=True, **environment)
+    run_id = job.wait_for("ready").split()[1]
+    mlflow.MlflowClient(store_uri).set_tag(run_id, STOP_TAG, "diverges (ada)")
+    status, _, err = job.finish()
+
+    assert status == 128 + signal.SIGTERM, err
+    assert status_of(store_uri, run_id) == ("KILLED", ASKED)
+
+
 POOL = (
     START
     + """
@@ -200,7 +235,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 def work(number):
-    mlflow.log_metric("worked", number, step=number)
+    if "quiet" not in sys.argv:
+        mlflow.log_metric("worked", number, step=number)
     print("works", flush=True)
     try:
         time.sleep(600)
@@ -211,17 +247,17 @@ if __name__ == "__main__":
     with GlobalContext(mlflow_service=service) as context, context.run("train", log_system_metrics=False) as run:
         print("run", run.info.run_id, flush=True)
         with ProcessPoolExecutor(2, get_context(sys.argv[1])) as pool:
-            list(pool.map(context.bind(work), range(2)))
+            list(pool.map(work if "plain" in sys.argv else context.bind(work), range(2)))
 """
 )
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_the_workers_of_the_job_end_with_it(start_python, store_uri, tmp_path, method):
-    """Workers log to the same run, and would delay the end of their pool."""
+    """They work for the same run, even if they log nothing, and would hold up the end of their pool."""
     path = tmp_path / "work" / "pool.py"
     path.write_text(POOL)
-    job = start_python(str(path), method, MLFLOW_TRACKING_URI=store_uri)
+    job = start_python(str(path), method, *(["quiet"] if method == "fork" else []), MLFLOW_TRACKING_URI=store_uri)
     run_id = job.wait_for("run ").split()[1]
     for _ in range(2):
         job.wait_for("works")
@@ -230,6 +266,73 @@ def test_the_workers_of_the_job_end_with_it(start_python, store_uri, tmp_path, m
 
     assert status == 128 + signal.SIGTERM, err
     assert out.count("worker finally") == 2
+    assert status_of(store_uri, run_id) == ("KILLED", ASKED)
+
+
+@pytest.mark.parametrize("method", ["fork", "os.fork"])
+def test_children_without_the_context_end_with_the_job(start_python, store_uri, tmp_path, wait_until, method):
+    """They die by SIGTERM: those of a pool would hold up its end, and a forked one would outlive the job."""
+    path = tmp_path / "work" / "pool.py"
+    path.write_text(POOL if method == "fork" else FORKED)
+    job = start_python(str(path), method, "plain", "quiet", MLFLOW_TRACKING_URI=store_uri, AUTOGEN_TEAM_GRACE="2")
+    run_id = job.wait_for("run ").split()[1]
+    child = job.wait_for("works").split()
+    mlflow.MlflowClient(store_uri).set_tag(run_id, STOP_TAG, "diverges (ada)")
+    status, _, err = job.finish()
+
+    assert status == 128 + signal.SIGTERM, err
+    assert status_of(store_uri, run_id) == ("KILLED", ASKED)
+    if method == "os.fork":
+        wait_until(lambda: not psutil.pid_exists(int(child[1])))
+
+
+FORKED = (
+    START
+    + """
+with GlobalContext(mlflow_service=service) as context, context.run("train", log_system_metrics=False) as run:
+    print("run", run.info.run_id, flush=True)
+    if not os.fork():
+        os.setsid()  # so that nothing else ends it
+        print("works", os.getpid(), flush=True)
+        os.close(1)
+        os.close(2)
+        time.sleep(600)
+    time.sleep(600)
+"""
+)
+
+
+RANK = (
+    START
+    + """
+from autogen_team.workers import ranks
+with GlobalContext(mlflow_service=service) as context, ranks.run(context, "train", log_system_metrics=False) as run:
+    print("run", run.info.run_id, flush=True)
+    try:
+        time.sleep(600)
+    finally:
+        print("finally", flush=True)
+        if os.environ["RANK"] == "0":  # for a collective, in which the other ranks are missed
+            sys.stdin.readline()
+"""
+)
+
+
+def test_a_rank_that_logs_nothing_ends_while_rank_0_waits(start_python, store_uri, tmp_path):
+    """Also on another machine, where the agent of rank 0 cannot tell it, and after rank 0 has taken the tag."""
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    launched = {"WORLD_SIZE": "2", **address, "MLFLOW_TRACKING_URI": store_uri}
+    first = start_python("-c", RANK, stdin=-1, RANK="0", **launched)
+    run_id = first.wait_for("run ").split()[1]
+    second = start_python("-c", RANK, RANK="1", **launched, AUTOGEN_TEAM_STATE_DIR=str(tmp_path / "away"))
+    assert second.wait_for("run ").split()[1] == run_id
+    mlflow.MlflowClient(store_uri).set_tag(run_id, STOP_TAG, "diverges (ada)")
+    first.wait_for("finally")
+    status, out, err = second.finish()
+
+    assert status == 128 + signal.SIGTERM, err
+    assert "finally" in out
+    assert first.finish("\n")[0] == 128 + signal.SIGTERM
     assert status_of(store_uri, run_id) == ("KILLED", ASKED)
 
 
@@ -306,6 +409,8 @@ def stops_of():
     ("status", "tags", "reason"),
     [
         ("RUNNING", {STOP_TAG: "diverges (ada)"}, ASKED),
+        ("RUNNING", {STOP_REQUESTED_TAG: "diverges (ada)"}, ASKED),
+        ("FINISHED", {STOP_REQUESTED_TAG: "diverges (ada)"}, None),
         ("KILLED", {EXCEPTION_TAG: ASKED}, ASKED),
         ("KILLED", {EXCEPTION_TAG: "SIGTERM"}, None),
         ("FINISHED", {}, None),
@@ -327,6 +432,7 @@ def test_the_process_that_has_the_run_open_removes_the_tag(stops_of):
     assert stops_of(store, ["a"], [], 3) == [("a", Stop(ASKED))]
     assert store.asked == 3
     assert STOP_TAG not in store.tags
+    assert store.tags[STOP_REQUESTED_TAG] == "diverges (ada)"
     store.tags[STOP_TAG] = "now"
     assert stops_of(store, ["a"], [], 1) == [("a", Stop("stopped from its page: now", kills=True))]
 
@@ -337,3 +443,24 @@ def test_runs_that_a_worker_opens_are_not_followed():
     runs.follow([{"op": "open", "run": "child"}, {"op": "metrics", "run": "child"}, {"op": "journal"}])
 
     assert runs.ids == {"job"}
+
+
+def test_a_run_that_a_worker_has_joined_counts_until_it_is_left():
+    """Once for each call that works for it; a forked child may leave what it has not joined."""
+    runs = RunsOfOthers(["logged"])
+    runs.join("job")
+    runs.join("job")
+    runs.leave("job")
+    runs.leave("other")
+
+    assert (runs.ids, runs.joined) == ({"logged", "job"}, {"job"})
+    runs.leave("job")
+    assert runs.ids == {"logged"}
+
+
+def test_the_exception_of_a_stopped_worker_keeps_status_and_reason():
+    """A pool pickles it for the job, which may not know the reason yet."""
+    error = pickle.loads(pickle.dumps(Terminated(signal.SIGTERM, ASKED)))
+
+    assert error.code == 128 + signal.SIGTERM
+    assert verdict(error) == ("KILLED", ASKED)
