@@ -65,7 +65,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     warnings.simplefilter("default", AutogenTeamWarning)
     send = partial(_send, connection)
-    Keeper(Order(**said["order"]), heard, send, needs_run=said["needs_run"]).keep()
+    supervisor = int(sys.argv[2].rpartition("-")[2])
+    Keeper(Order(**said["order"]), heard, send, supervisor, needs_run=said["needs_run"]).keep()
 
 
 def _send(connection: socket.socket, **what: Any) -> None:
@@ -77,9 +78,17 @@ class Keeper:
     """Opens the run of a job, waits for the end of the job, and closes it."""
 
     def __init__(
-        self, order: Order, heard: Iterator[dict[str, Any]], say: Callable[..., None], *, needs_run: bool
+        self,
+        order: Order,
+        heard: Iterator[dict[str, Any]],
+        say: Callable[..., None],
+        supervisor: int,
+        *,
+        needs_run: bool,
     ) -> None:
         self._order = order
+        self._supervisor = supervisor
+        """The process to which a request to end the job is passed on."""
         self._needs_run = needs_run
         """Whether the job starts only when its run is open."""
         self._heard = heard
@@ -96,7 +105,7 @@ class Keeper:
     def keep(self) -> None:
         """Keep the run; exit with a status if the settings are invalid or the run cannot be opened."""
         os.environ[streams.SUPERVISED] = "1"
-        stopping.pass_to(os.getppid())
+        stopping.pass_to(self._supervisor)
         watched.tell_no_stacks()
         order = self._order
         sys.argv = [_text(word) for word in target.arguments(order)]
