@@ -102,7 +102,7 @@ at the margin
     typed: dict[str, type] = {}
     exec("class Typed(Env): more: int = 1", {"Env": Env}, typed)
 
-    assert here["mlflow_experiment_name"] == "Something else."
+    assert here["mlflow_experiment_name"] == "Another description."
     assert here["mlflow_registry_uri"] == descriptions(Env)["mlflow_registry_uri"]
     assert "more" not in here
     assert descriptions(typed["Typed"]) == descriptions(AtTheMargin) == descriptions(Env)

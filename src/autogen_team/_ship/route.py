@@ -281,8 +281,14 @@ class Route:
         for shipment in self._shipments:
             if run_id in shipment.runs_of_others(ids):
                 shipment.stop(stop)
-            elif shipment.is_kept(run_id, ids):
-                shipment.tell({"op": "stopping", "reason": stop.reason})
+        self.tell_kept(run_id, stop.reason)
+
+    def tell_kept(self, run_id: str, reason: str) -> None:
+        """Tell the jobs whose run a keeper has open why the keeper's SIGTERM is about to come."""
+        if self._delivery is not None:
+            for shipment in self._shipments:
+                if shipment.is_kept(run_id, self._delivery.ids):
+                    shipment.tell({"op": "stopping", "reason": reason})
 
     def _close_removed(self) -> None:
         """Close the files of journals that are no longer shipped; only this thread reads them."""

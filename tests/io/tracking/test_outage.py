@@ -171,7 +171,7 @@ def test_runs_can_be_begun_without_the_server(server, start_session, caplog):
     assert stored["inner"].data.params == {"depth": "3"}
     assert artifacts_of(server, stored["outer"]) == {"notes.txt": "text"}
     assert artifacts_of(server, stored["inner"]) == {"later.txt": "later"}
-    assert f"is {stored['outer'].info.run_id} there: {server.uri}/#/" in caplog.text
+    assert f"has the id {stored['outer'].info.run_id} there: {server.uri}/#/" in caplog.text
 
 
 def test_a_full_disk_does_not_hide_the_new_id_of_a_run(server, start_session, caplog, monkeypatch):
@@ -191,7 +191,7 @@ def test_a_full_disk_does_not_hide_the_new_id_of_a_run(server, start_session, ca
 
     (stored,) = [run for run in server.client().search_runs([late.info.experiment_id]) if run.info.run_name == "late"]
     assert stored.data.metrics == {"loss": 0.5}
-    assert f"is {stored.info.run_id} there" in caplog.text
+    assert f"has the id {stored.info.run_id} there" in caplog.text
     assert "JournalError" not in caplog.text
 
 

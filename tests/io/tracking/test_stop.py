@@ -216,7 +216,7 @@ if __name__ == "__main__":
 
 
 def test_the_pool_of_a_supervised_job_ends_with_it(start_python, store_uri, tmp_path):
-    """The job hears from the agent that the SIGTERM of its supervisor is for good."""
+    """The job learns from the agent that it must end, whether the agent or the keeper has read the tag."""
     (tmp_path / "work" / "job.py").write_text(SUPERVISED_POOL)
     environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_MLFLOW_HEARTBEAT": "0.5", "AUTOGEN_TEAM_GRACE": "4"}
     job = start_python("-m", "autogen_team", "run", "job.py", fresh=True, **environment)
