@@ -76,7 +76,16 @@ def test_the_run_of_the_example_says_what_it_was(page, visit, demo, keep_picture
     expect(page.get_by_role("link", name="cross_validation_accuracy")).to_be_visible()
     expect(page.locator(MODEL).first).to_contain_text("autogen_team")
     _wait_for_all(page)
-    keep_picture("run-finished", height=880)
+    keep_picture("run-finished", height=820)
+
+
+def test_metrics_are_charts(page, demo):
+    """A metric that was logged at each step is a line with each step, a single value is a bar."""
+    page.get_by_role("tab", name="Model metrics").click()
+
+    expect(page.get_by_text("cross_validation_accuracy").first).to_be_visible()
+    expect(page.locator(".scatterlayer .point")).to_have_count(6)
+    expect(page.locator(".barlayer .point").first).to_be_visible()
 
 
 def test_system_metrics_are_charts(page, demo):

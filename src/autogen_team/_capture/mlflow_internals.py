@@ -258,7 +258,7 @@ _starting = threading.local()
 def stand_in(uri: str, store: Any, artifacts: Any = None, *, yields: bool = False) -> Undo:
     """Use `store` in place of MLflow's store of `uri`, and `artifacts` for uploads to it.
 
-    A stand-in that `yields` is used only while there is no other.
+    A stand-in that `yields` is used only while the store has no other stand-in.
     """
     if not mlflow_names.STORES.works():
         return lambda: None
@@ -325,7 +325,7 @@ def stand_in_for_others(start: Callable[[str], object]) -> Undo:
 
 @contextmanager
 def starting_stand_in() -> Iterator[None]:
-    """Start no stand-ins for this thread inside the block: it gets MLflow's stores where there is no stand-in yet."""
+    """Give this thread MLflow's own stores inside the block, unless a store already has a stand-in."""
     before, _starting.now = getattr(_starting, "now", False), True
     try:
         yield

@@ -160,6 +160,7 @@ class Taps:
             sent = [one.as_span() for one in masked]
             return self.direct.send(sent, client, send, location, sent)
         if not journal.takes_spans:
+            # As MLflow's own store of this kind does; its exporter then uploads the spans as a file.
             raise NotImplementedError("this store keeps the spans of a trace as a file")
         resource = mlflow_internals.resource_of(spans[0]) if spans else None
         journal.log_spans(location, [one.data for one in masked], resource)

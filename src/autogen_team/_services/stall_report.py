@@ -125,7 +125,7 @@ def _elsewhere(facts: Facts, number: int, uri: str, missing: int) -> list[str]:
         client.delete_tag(facts.run, SILENT_TAG)
     except Exception as error:
         lines.append(f"the ranks of other machines cannot be asked: {mask(with_kind(error))}")
-    return [*lines, f"{missing} ranks have not told where they wait"] if missing > 0 else lines
+    return [*lines, f"{missing} ranks did not report where they wait"] if missing > 0 else lines
 
 
 def _text(found: list[tuple[str, str]]) -> str:

@@ -125,6 +125,17 @@ def test_a_small_agent_ships_to_a_server(start_python, mlflow_server, agents):
     assert agent.memory_info().rss < SMALL * 2**20
 
 
+def test_the_agent_of_a_database_loads_no_data_libraries(start_job, agents):
+    """It loads MLflow and SQLAlchemy, but not what only jobs need."""
+    job, _ = start_job()
+    job.wait_for("shipped by the agent")
+    (agent,) = agents()
+    loaded = {part for mapped in agent.memory_maps() for part in Path(mapped.path).parts}
+
+    assert "sqlalchemy" in loaded
+    assert not {"numpy", "pandas", "pyarrow", "scipy"} & loaded
+
+
 def test_an_agent_that_is_killed_is_started_again(start_job, agents, store_uri, wait_until):
     """The job ships until the next agent is ready, and nothing is lost."""
     job, run_id = start_job("if len(sys.argv) > 9: break")
