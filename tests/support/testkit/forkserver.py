@@ -454,7 +454,7 @@ def serve(kind: str, descriptor: int) -> Callable[[], None]:
 
 
 def _preload(kind: str) -> None:
-    if not gc.get_freeze_count():
+    if "mlflow" not in sys.modules:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             for name in PRELOADED[kind]:
