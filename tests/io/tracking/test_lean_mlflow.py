@@ -57,3 +57,31 @@ def test_a_library_that_mlflow_needs_is_imported(run_python):
 
     assert status == 0, err
     assert out.splitlines()[-1] == "mlflow"
+
+
+def test_what_serves_language_models_is_imported_when_it_is_used(run_python, store_uri):
+    """MLflow's packages for language models are executed only when one of their names is read."""
+    ask = """
+print("fastapi" in sys.modules, "mlflow.genai.evaluation" in sys.modules)
+print(mlflow.genai.evaluate.__name__, "mlflow.genai.evaluation" in sys.modules)
+from mlflow.genai.scorers import Scorer
+print(Scorer.__name__, hasattr(mlflow.genai, "nothing"))
+"""
+    status, out, err = run_python("-c", LOAD.format(uri=store_uri) + ask, fresh=True)
+
+    assert status == 0, err
+    assert out.splitlines()[-3:] == ["False False", "evaluate True", "Scorer False"]
+
+
+def test_no_run_makes_mlflow_import_ipython(run_python, store_uri, tmp_path):
+    """MLflow asks IPython for each run whether it was started in a notebook."""
+    ask = """
+mlflow.set_experiment("lean")
+with mlflow.start_run():
+    pass
+print([name for name in sys.modules if name.startswith("IPython.")])
+"""
+    status, out, err = run_python("-c", LOAD.format(uri=store_uri) + ask, fresh=True, MLFLOW_TRACKING_URI=store_uri)
+
+    assert status == 0, err
+    assert out.splitlines()[-1] == "[]"

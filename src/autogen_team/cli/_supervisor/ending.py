@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from autogen_team._capture import signals
 from autogen_team._process import schedulers, stopping
 from autogen_team._process.run_events import JobEnded
 
@@ -38,6 +37,8 @@ def verdict(end: End) -> JobEnded | None:
 
 
 def _verdict(end: End) -> JobEnded | None:
+    from autogen_team._capture import signals  # loads the patterns of secrets, for which the job would have to wait
+
     if end.status < 0:
         return JobEnded("KILLED", _name(end))
     if end.status == 0:
@@ -55,6 +56,8 @@ def _verdict(end: End) -> JobEnded | None:
 
 
 def _name(end: End) -> str:
+    from autogen_team._capture import signals
+
     name = signals.signal_name(-end.status)
     if end.lacked_memory and -end.status == signal.SIGKILL:
         return f"{name}, perhaps for lack of memory: the kernel killed a process for it while the job ran"
