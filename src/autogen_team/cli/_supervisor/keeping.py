@@ -22,8 +22,11 @@ from autogen_team.cli._supervisor.wire import End, OpenRun, Order, Ready
 _KEEPER = """\
 import sys
 sys.path[:] = {path!r}
+from autogen_team._process import exits
+done = exits.skip_teardown()
 from autogen_team.cli._supervisor.keeper import main
 main()
+done()
 """
 _started: Keeper | None = None
 

@@ -1,6 +1,6 @@
 """The supervising process: starts the job as its user would, forwards its output and our signals, and waits.
 
-It does not load MLflow or pydantic. The keeper, a separate process, opens and closes the run.
+It does not load MLflow. The keeper, a separate process, opens and closes the run.
 """
 
 from __future__ import annotations
