@@ -28,7 +28,7 @@ from typing import Any
 from autogen_team._redact import assignments, values
 from autogen_team._redact.assignments import MASK
 from autogen_team._redact.names import is_secret_name, is_secret_variable
-from autogen_team._redact.shapes import PRIVATE_KEY, SHAPES, behind_boundary, may_have_shape
+from autogen_team._redact.shapes import PRIVATE_KEY, SHAPES, behind_boundary, may_have_shape, pattern_of
 from autogen_team.errors import ConfigurationError
 
 __all__ = [
@@ -273,9 +273,12 @@ def _small(text: str, lower: str) -> str:
 
 
 def _without_shapes(text: str, allowed: Allowed | None) -> str:
-    for letters, pattern in SHAPES.items():
+    by: str | Callable[[re.Match[str]], str] = (
+        MASK if allowed is None else lambda found: found[0] if allowed(found[0]) else MASK
+    )
+    for letters in SHAPES:
         if letters in text:
-            text = pattern.sub(MASK if allowed is None else lambda found: found[0] if allowed(found[0]) else MASK, text)
+            text = pattern_of(letters).sub(by, text)
     return text
 
 

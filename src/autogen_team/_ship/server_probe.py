@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from autogen_team._process.deadline import within
 from autogen_team._redact import mask, mask_url
 from autogen_team.errors import ConfigurationError, TrackingUnavailableError
+
+if TYPE_CHECKING:
+    import ssl
 
 _DEFAULT_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -105,6 +106,10 @@ def _connect(host: str, port: int, timeout: float) -> None:
 
 def _ask_http(uri: str, timeout: float) -> None:
     """Request `/health`, and accept any answer but a 5xx: a proxy may require a password for it."""
+    import ssl
+    import urllib.error
+    import urllib.request
+
     request = urllib.request.Request(f"{_without_userinfo(uri).rstrip('/')}/health")  # noqa: S310 - http(s) only, see `check`
     opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=_tls()))
     try:
@@ -126,6 +131,8 @@ def _without_userinfo(uri: str) -> str:
 
 def _tls() -> ssl.SSLContext:
     """Return a context that trusts the certificates that MLflow is configured to trust."""
+    import ssl
+
     trusted = os.environ.get("MLFLOW_TRACKING_SERVER_CERT_PATH") or None
     if trusted is not None and Path(trusted).is_dir():
         context = ssl.create_default_context(capath=trusted)

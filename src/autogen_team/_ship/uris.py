@@ -7,7 +7,6 @@ import os
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 
 def is_folder(uri: str) -> bool:
@@ -25,6 +24,8 @@ def local_place(uri: str) -> Path | None:
     (None, None)
     """
     if is_folder(uri):
+        from urllib.request import url2pathname  # loads the modules of HTTP and e-mail
+
         return Path(url2pathname(urlsplit(uri).path) if uri.startswith("file:") else uri).absolute()
     scheme, _, rest = uri.partition(":///")
     path = rest.partition("?")[0].removeprefix("file:")
