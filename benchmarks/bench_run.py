@@ -27,8 +27,16 @@ RUN = [str(Path(sys.executable).with_name("autogen-team")), "run"]
 EMPTY = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, flush=True)"
 SLEEP = f"import time; time.sleep(3); {EMPTY}"
 SKLEARN = f"import sklearn; {EMPTY}"
-MLFLOW = f"import mlflow\nwith mlflow.start_run():\n    {EMPTY.replace('; ', chr(10) + '    ')}"
-WANDB = f"import wandb\nwith wandb.init(mode='offline'):\n    {EMPTY.replace('; ', chr(10) + '    ')}"
+
+
+def block(before: str, *within: str) -> str:
+    """Return a script whose last block prints the peak memory."""
+    return before + "".join(f"\n    {line}" for line in (*within, *EMPTY.split("; ")))
+
+
+MLFLOW = block("import mlflow\nwith mlflow.start_run():")
+AUTOLOG = block("import mlflow\nmlflow.autolog()\nwith mlflow.start_run():", "import sklearn")
+WANDB = block("import wandb\nwith wandb.init(mode='offline'):")
 OUTPUT = "import sys\nline = 'x' * 79 + '\\n'\nfor _ in range(262_144): sys.stdout.write(line)"
 
 
@@ -81,6 +89,7 @@ def commands(folder: Path, server: str) -> dict[str, tuple[list[str], dict[str, 
         "sleep": SLEEP,
         "sk": SKLEARN,
         "mlflow_run": MLFLOW,
+        "autolog": AUTOLOG,
         "wandb_run": WANDB,
         "out": OUTPUT,
     }.items():
@@ -96,6 +105,7 @@ def commands(folder: Path, server: str) -> dict[str, tuple[list[str], dict[str, 
         "ours, server, 3 s": ([*RUN, "sleep.py"], {"MLFLOW_TRACKING_URI": server}),
         "plain sklearn": ([sys.executable, "sk.py"], {}),
         "ours, sklearn": ([*RUN, "sk.py"], sqlite),
+        "mlflow.autolog, sklearn": ([sys.executable, "autolog.py"], sqlite),
         "mlflow.start_run": ([sys.executable, "mlflow_run.py"], sqlite),
     }
     if (PEERS / "python").exists():
@@ -176,9 +186,9 @@ def rows(found: dict[str, Found], outputs: dict[str, list[float]]) -> list[Row]:
     unit, cost = added("import mlflow", whole), added("import mlflow", processor)
     table = []
     limits = {"ours": (0.25, 0.5, 1.6), "ours, server": (0.25, 0.5, 0.7), "ours, sklearn": (0.25, 0.5, 1.6)}
-    others = ["mlflow.start_run", "wandb offline", "opentelemetry-instrument"]
+    others = ["mlflow.autolog, sklearn", "mlflow.start_run", "wandb offline", "opentelemetry-instrument"]
     for name in [*limits, *others]:
-        base = "plain sklearn" if name == "ours, sklearn" else "plain"
+        base = "plain sklearn" if name.endswith("sklearn") else "plain"
         most = limits.get(name, (None, None, None))
         table += [
             Row(f"{name}: first line later", added(name, first, base), unit, "import mlflow", "s", most[0]),
