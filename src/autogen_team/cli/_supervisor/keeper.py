@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autogen_team._capture import snapshots
@@ -31,7 +32,7 @@ from autogen_team._ship import lean_mlflow, server_probe, uris, watched
 from autogen_team._snapshot import process
 from autogen_team._spool import index, journal
 from autogen_team.cli import _context, _look, _summary
-from autogen_team.cli._supervisor import ending, target, wire
+from autogen_team.cli._supervisor import asking, ending, target, wire
 from autogen_team.cli._supervisor.wire import End, Joining, OpenRun, Order, Ready
 from autogen_team.context import GlobalContext
 from autogen_team.errors import AutogenTeamWarning
@@ -105,7 +106,7 @@ class Keeper:
     def keep(self) -> None:
         """Keep the run; exit with a status if the settings are invalid or the run cannot be opened."""
         os.environ[streams.SUPERVISED] = "1"
-        stopping.pass_to(self._supervisor)
+        stopping.pass_to(self._supervisor, self._announce)
         watched.tell_no_stacks()
         order = self._order
         sys.argv = [_text(word) for word in target.arguments(order)]
@@ -165,6 +166,16 @@ class Keeper:
                 failure = error
                 if summary.run_id is None:  # otherwise the run was closed with this error
                     _look.fail(f"the run cannot be opened: {mask(str(error))}", _look.NOT_STARTED)
+
+    def _announce(self, why: str) -> None:
+        """Write why the job must end to the file that the job reads at SIGTERM."""
+        if not self._folder:  # the job has not begun
+            return
+        with suppress(OSError):  # the job has ended
+            path = Path(self._folder) / asking.STOP
+            new = path.with_suffix(".new")
+            new.write_text(why, "utf-8")
+            new.replace(path)
 
     def _probe(self, context: GlobalContext) -> None:
         """Raise an error if the server does not answer, before the job starts."""
