@@ -37,7 +37,7 @@ _TRIES = (0.1, 0.3, 0.0)
 _FORK_PATIENCE = 1.0
 """Seconds that a fork waits for the current delivery, whose locks would otherwise stay held in the child."""
 
-_GLANCE = 1.0
+_POLL = 1.0
 """Polling interval in seconds for the handover of a job that logs nothing."""
 
 _report = logging.getLogger("autogen_team")
@@ -289,7 +289,7 @@ class Shipper:
         if not due:
             return None
         # A job that logs nothing is handed over, too, so that its heartbeats come from outside.
-        return min(due) if self._prepared == "unable" else min(*due, _GLANCE)
+        return min(due) if self._prepared == "unable" else min(*due, _POLL)
 
     def _work(self) -> None:
         while not self._stopping:

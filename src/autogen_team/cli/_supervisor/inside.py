@@ -97,7 +97,7 @@ class Inside:
         self._context.start()
         self._tracking_uri = service.stores()[0]
         self._undo.callback(self._context.stop)
-        self._undo.callback(active_runs.let_join(shared_runs.opened_elsewhere(shared, **self._opened)))
+        self._undo.callback(active_runs.allow_join(shared_runs.opened_elsewhere(shared, **self._opened)))
         atexit.register(self._note)  # MLflow registered earlier, so it ends its runs after this call
 
     def _note(self) -> None:

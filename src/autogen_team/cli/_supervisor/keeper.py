@@ -47,7 +47,7 @@ _PATIENCE = 60.0
 """Timeout in seconds to deliver the job's remaining data; if the server is down for longer, the agent takes over."""
 _GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a job whose supervisor was killed."""
-_GLANCE = 0.1
+_POLL = 0.1
 """Polling interval in seconds."""
 _CRASHES = set(signal.valid_signals()) - {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -191,7 +191,7 @@ class Keeper:
         service, logger = context.mlflow_service, context.logger_service
         shared = worker_runs.shared_run(service)
         while shared is None:  # the store cannot be reached, and the run has no place in it yet
-            time.sleep(_GLANCE)
+            time.sleep(_POLL)
             shared = worker_runs.shared_run(service)
         is_offline = service.stores()[0] != uris.absolute(service.tracking_uri)
         joining = Joining(
@@ -270,7 +270,7 @@ class Keeper:
                 (os.killpg if leads else os.kill)(pid, used)
             give_up = time.monotonic() + _GRACE
             while _is_alive(pid, started) and time.monotonic() < give_up:
-                time.sleep(_GLANCE)
+                time.sleep(_POLL)
             if not _is_alive(pid, started):
                 break
         return End(pid, -used, time.time())
