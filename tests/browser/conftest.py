@@ -247,12 +247,12 @@ def page(ui: dict[str, str], tmp_path_factory: pytest.TempPathFactory):
         context.set_default_timeout(PATIENCE * 1000)
         context.set_default_navigation_timeout(PATIENCE * 1000)
         page = context.pages[0]
-        _settle_in(page, ui["url"])
+        _first_visit(page, ui["url"])
         yield page
         context.close()
 
 
-def _settle_in(page, url: str) -> None:
+def _first_visit(page, url: str) -> None:
     """Do what a user does at the first visit: close the assistant, choose model training, fold the sidebar."""
     page.goto(url)
     page.locator("[data-component-id='mlflow.assistant.chat_panel.close']").click()

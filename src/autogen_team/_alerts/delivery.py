@@ -153,7 +153,7 @@ class Delivery:
             lane.hangs = isinstance(error, NoAnswerError)
             self._report_failure(lane.channel, ticket.alert, error)
         finally:  # even if a plugin exits, or a log handler of the job raises
-            self._settle(ticket, lane, confirmed=confirmed)
+            self._finish(ticket, lane, confirmed=confirmed)
             if lane.channel.is_local:
                 ticket.answered.set()
             if not (lane.channel.is_local and ticket.awaited):
@@ -182,10 +182,10 @@ class Delivery:
         finally:  # even after Ctrl-C
             for lane in lanes:
                 if lane not in carried:
-                    self._settle(ticket, lane, confirmed=False)
+                    self._finish(ticket, lane, confirmed=False)
             self._close(ticket)
 
-    def _settle(self, ticket: _Ticket, lane: _Lane, *, confirmed: bool) -> None:
+    def _finish(self, ticket: _Ticket, lane: _Lane, *, confirmed: bool) -> None:
         with self._lock:
             ticket.waiting.discard(lane)
             ticket.confirmed |= confirmed

@@ -1,6 +1,6 @@
 """Make `mlflow.start_run` and `mlflow.end_run` respect a run that other code has open in the calling thread.
 
-The first run of a job joins the run of its host (`let_join`). A worker has the run of another process open
+The first run of a job joins the run of its host (`allow_join`). A worker has the run of another process open
 (`hold_open`). Neither ends that run; other runs become children of it.
 
 `mlflow_names` lists the replaced parts of MLflow, and `tests/io/tracking/test_guests.py` tests the replacements.
@@ -38,16 +38,16 @@ class JoinedRun(mlflow.ActiveRun):
         return False
 
 
-def let_join(host: mlflow.ActiveRun) -> Undo:
+def allow_join(host: mlflow.ActiveRun) -> Undo:
     """Make the next `mlflow.start_run` of this thread join `host`, and later ones open children of it.
 
     A call for a nested run, for a run by its id, or for a child of another run gets exactly that run. A run in another
     experiment becomes a child. `mlflow.end_run` ends runs that the job has opened, never the host; a failure reported
-    for the host is kept for `given_end`. While MLflow points to another store, the host is hidden: the job sees only
-    the runs that it opens there. The returned function restores MLflow's behaviour.
+    for the host is kept for `reported_status`. While MLflow points to another store, the host is hidden: the job sees
+    only the runs that it opens there. The returned function restores MLflow's behaviour.
     """
     host_id = host.info.run_id
-    _given.setdefault(host_id, None)
+    _reported.setdefault(host_id, None)
     home = mlflow_internals.identity(mlflow.get_tracking_uri())
     plain: dict[str, Callable[..., Any]] = {name: vars(fluent)[name] for name in _REPLACED if name in vars(fluent)}
     original_start, original_end = plain["start_run"], plain["end_run"]
@@ -110,9 +110,9 @@ def note_end(run: mlflow.ActiveRun, status: run_events.Status, reason: str | Non
     _note(run.info.run_id, None if reason is None or status == "FINISHED" else (status, reason))
 
 
-def given_end(run_id: str) -> tuple[run_events.Status, str] | None:
+def reported_status(run_id: str) -> tuple[run_events.Status, str] | None:
     """Return and forget the failure that the job reported for the run that it joined; None if it reported none."""
-    return _given.pop(run_id, None)
+    return _reported.pop(run_id, None)
 
 
 def as_failure(status: str) -> tuple[run_events.Status, str] | None:
@@ -124,13 +124,13 @@ def as_failure(status: str) -> tuple[run_events.Status, str] | None:
     return "FAILED" if status == "FAILED" else "KILLED", reason or f"the job has ended its run as {status}"
 
 
-_given: dict[str, tuple[run_events.Status, str] | None] = {}
+_reported: dict[str, tuple[run_events.Status, str] | None] = {}
 """Last reported failure of each run that can be joined, by run id; None if there is none."""
 
 
 def _note(run_id: str, failure: tuple[run_events.Status, str] | None) -> None:
-    if failure is not None and run_id in _given:
-        _given[run_id] = failure
+    if failure is not None and run_id in _reported:
+        _reported[run_id] = failure
 
 
 def hold_open(run: Run) -> tuple[mlflow.ActiveRun, Callable[[], list[str]]]:

@@ -360,7 +360,7 @@ class Artifacts:
         address = "/".join((address.rstrip("/"), *inside))
         return files.repository_at(address, self._uri), address
 
-    def settle(self) -> None:
+    def wait_for_new_uploads(self) -> None:
         """Wait for the uploads of runs that the store has just created: their files are listed under the old URI."""
         for one in self._own_waiting():
             with suppress(FileNotFoundError):
@@ -498,7 +498,7 @@ class Repository(TransparentProxy):
         artifacts = self._find()
         if artifacts is None:
             return {}
-        artifacts.settle()
+        artifacts.wait_for_new_uploads()
         wanted = (path or "").rstrip("/")
         found = artifacts.waiting_below(self._root)
         return {

@@ -276,7 +276,7 @@ def _delivered(run: Run, last: Claim) -> Run:
         known = {*found.run_ids, *(one.run_id for one in found.open_runs)}
         if found.state in ("dead", "recovering") and run_id in known:
             has_any = True
-            result = recovery.see_to(found, uri, registry_uri, state, [last.host])
+            result = recovery.recover_or_wait(found, uri, registry_uri, state, [last.host])
             if result.problem:
                 text = "the journal of attempt %d of the job, in %s, is not delivered yet: %s"
                 _report.warning(text, last.attempt, found.folder, result.problem)

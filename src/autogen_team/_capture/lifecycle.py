@@ -159,14 +159,14 @@ def _forget_stop(run_id: str, claimed: Run | None) -> None:
 def host_run(**config: Any) -> Iterator[mlflow.ActiveRun]:
     """Open a run like `open_run`; the first run that the code inside opens joins it instead of starting its own."""
     with open_run(**config) as active:
-        restore = active_runs.let_join(active)
+        restore = active_runs.allow_join(active)
         try:
             yield active
         finally:
             restore()
 
 
-def close_what_is_left(before: Collection[str] = ()) -> None:
+def close_open_runs(before: Collection[str] = ()) -> None:
     """Close the runs that this process has left open, if a signal, an exception or an exit status ends the job.
 
     Runs of `open_run`, and runs that other threads have open, are closed only after a signal: otherwise their own code
@@ -307,7 +307,7 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
 
 def reported_end(run_id: str, uri: str) -> tuple[run_events.Status, str] | None:
     """Return the failure that the job has reported for the run, possibly through an MLflow client; None without one."""
-    given = active_runs.given_end(run_id)
+    given = active_runs.reported_status(run_id)
     if given is not None:
         return given
     working = write_behind.of(uri)

@@ -424,7 +424,7 @@ def wait_for_traces() -> None:
         pending._queue.join()
 
 
-def settle_traces(timeout: float) -> None:
+def wait_for_traces_within(timeout: float) -> None:
     """Wait until every span that has ended is in the journal or the store, at most `timeout` seconds.
 
     In a thread of MLflow that exports traces, return at once: the thread would wait for itself.

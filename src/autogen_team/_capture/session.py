@@ -166,7 +166,7 @@ def _start(
             stores = settings.tracking_uri, settings.registry_uri
             undo.callback(snapshots.start(state_folder(settings.state_dir), stores))
         # The last callback is the first step of a stop, while everything is still in place.
-        undo.callback(partial(lifecycle.close_what_is_left, frozenset(lifecycle.left_open())))
+        undo.callback(partial(lifecycle.close_open_runs, frozenset(lifecycle.left_open())))
         log_metrics = fast_path.logging_metrics()
         return Session(settings.tracking_uri, settings.registry_uri, undo.pop_all().close, log_metrics)
 

@@ -138,7 +138,7 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
         failure = error
         raise
     finally:
-        lifecycle.close_what_is_left()  # if a signal has ended the process
+        lifecycle.close_open_runs()  # if a signal has ended the process
         if working is not None:
             working.shipper.leave(shared.run_id)
         if failure is not None and failure_tag is not None:

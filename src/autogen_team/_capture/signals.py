@@ -137,6 +137,7 @@ def _handler(previous: object, owner: int) -> Handler:
             os.kill(os.getpid(), signum)
             return
         if signum is signal.SIGTERM and _fatal is not None and stopping.reason() is not None:
+            stopping.begin()  # the first SIGTERM may have had another reason
             return  # a launcher repeats the signal, which must not end the `finally` blocks
         _received = signum
         if callable(previous):

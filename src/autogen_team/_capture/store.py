@@ -105,7 +105,7 @@ class DurableStore(RedactingStore):
 
         def call(*arguments: Any, **fields: Any) -> Any:
             if rule is not None and rule.of_traces:
-                mlflow_internals.settle_traces(_TRACES_PATIENCE)
+                mlflow_internals.wait_for_traces_within(_TRACES_PATIENCE)
             if flushes:
                 self.flush()
             self._require()
@@ -270,7 +270,7 @@ class DurableStore(RedactingStore):
 
     def set_trace_tag(self, trace_id: str, key: str, value: str) -> None:
         """Set a tag of a trace in the store, or write it to the journal while the trace itself waits there."""
-        mlflow_internals.settle_traces(_TRACES_PATIENCE)
+        mlflow_internals.wait_for_traces_within(_TRACES_PATIENCE)
         if not self.traces.tag(trace_id, key, value):
             self.__getattr__("set_trace_tag")(trace_id, key, value)
 
@@ -396,7 +396,7 @@ class DurableStore(RedactingStore):
         return changed
 
     def _log_sums_of_traces(self, run_id: str, end_time: int | None) -> None:
-        mlflow_internals.settle_traces(_TRACES_PATIENCE)
+        mlflow_internals.wait_for_traces_within(_TRACES_PATIENCE)
         sums = trace_sums.pop(run_id)
         if sums:
             timestamp = end_time or int(time.time() * 1000)

@@ -45,7 +45,7 @@ WITHHELD = "[withheld: it could not be searched for secrets]"
 _HARMLESS = ("mlflow.trace_schema.version", "mlflow.sourceRun", "mlflow.modelId", "mlflow.trace.sizeStats")
 _OF_ANY_SPAN = ("mlflow.traceRequestId", "mlflow.spanType")
 _DATABRICKS = "databricks"
-_SETTLING = 5.0
+_TRACES_PATIENCE = 5.0
 """Seconds that MLflow's threads have to export ended spans."""
 
 _report = logging.getLogger("autogen_team")
@@ -74,7 +74,7 @@ def start(masking: Masking, *, flush_timeout: float, outbox: Outbox | None = Non
     def leave() -> None:
         global _taps
         if outbox is not None:
-            mlflow_internals.settle_traces(grace.bounded(flush_timeout))
+            mlflow_internals.wait_for_traces_within(grace.bounded(flush_timeout))
             taps.outboxes.remove(outbox)
             outbox.finish()
         with _lock:
@@ -241,7 +241,7 @@ class Taps:
 
 def _after_export(client: Any, send: Callable[..., Any], *arguments: Any, **fields: Any) -> Any:
     """Read a trace after MLflow's threads have exported it, because before that it lacks its spans."""
-    mlflow_internals.settle_traces(_SETTLING)
+    mlflow_internals.wait_for_traces_within(_TRACES_PATIENCE)
     return send(client, *arguments, **fields)
 
 

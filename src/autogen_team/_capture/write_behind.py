@@ -83,7 +83,7 @@ def open_runs() -> dict[str, str]:
 def flush(timeout: float) -> bool:
     """Deliver everything written so far to each store, and return whether all stores have it."""
     deadline = time.monotonic() + timeout
-    mlflow_internals.settle_traces(timeout)
+    mlflow_internals.wait_for_traces_within(timeout)
     answers = [one.flush(max(0.0, deadline - time.monotonic())) for one in list(_working.values())]
     return all(answers)
 

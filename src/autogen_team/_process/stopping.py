@@ -1,21 +1,24 @@
 """Requests from outside to end the job, such as a tag on the page of its run.
 
 The job receives SIGTERM, so its `finally` blocks and its own handlers run. Its run gets the request as the reason,
-instead of the signal.
+instead of the signal. In a supervised job, the keeper of the run gets the request. It announces the reason, and its
+SIGTERM goes through the supervisor to the job, which reads the reason then.
 """
 
 from __future__ import annotations
 
+import _thread
 import atexit
 import logging
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
-from autogen_team._process import grace, identity
+from autogen_team._process import Undo, grace, identity
 from autogen_team._process.forking import call_in_child
 from autogen_team._process.threads import spawn
 
@@ -24,26 +27,36 @@ GRACE = 10.0
 _PATIENCE = 60.0
 """Seconds after SIGTERM before a warning that the job still runs."""
 
-_GLANCE = 0.5
-"""Polling interval in seconds."""
 _TIME_FOR_CHILDREN = 5.0
 """Seconds between the SIGTERM of the job and that of its children without the context; less with a short `grace`."""
 
 _report = logging.getLogger("autogen_team")
 _reason: str | None = None
-_is_ending = False
+_follows_children = False
 _receiver: int | None = None
+_announce: Callable[[str], None] | None = None
+_announced: Callable[[], str | None] | None = None
 
 
-def pass_to(pid: int) -> None:
-    """Send the signal to this process, the supervisor, which forwards it to the job."""
-    global _receiver
-    _receiver = pid
+def pass_to(pid: int, announce: Callable[[str], None]) -> None:
+    """Call `announce` with the reason, then send the signal to this process, the supervisor, which forwards it."""
+    global _receiver, _announce
+    _receiver, _announce = pid, announce
+
+
+def learn_from(announced: Callable[[], str | None]) -> Undo:
+    """Ask this function for the reason that the keeper has announced, until the returned function is called.
+
+    It returns None without a request, and signal handlers call it.
+    """
+    global _announced
+    _announced = announced
+    return _learn_nothing
 
 
 def reason() -> str | None:
     """Return why the job was asked to end; None without a request."""
-    return _reason
+    return _announced() if _reason is None and _announced is not None else _reason
 
 
 def end_job(why: str, *, kills: bool) -> None:
@@ -52,31 +65,27 @@ def end_job(why: str, *, kills: bool) -> None:
     is_first = _reason is None
     _reason = why
     _report.warning("sending SIGTERM to the job: %s", why)
+    if _announce is not None:
+        _announce(why)
     _terminate()
-    if is_first and _receiver is None:
-        _follow_children()
     if kills:
         spawn(_kill, name="autogen_team-stop")
     elif is_first:
         spawn(partial(_warn_that_job_runs, why), name="autogen_team-stop")
 
 
-def expect(why: str) -> None:
-    """Note why the SIGTERM comes that a supervisor passes on to this process."""
-    global _reason
-    is_first = _reason is None
-    _reason = why
-    if is_first:
-        _follow_children()
-
-
 def begin() -> None:
-    """Note that a signal is about to end this process, and that no handler of the job has decided otherwise.
+    """Note that a signal ends this process, and end its children too if the signal was requested from outside.
 
-    A signal handler may call it.
+    Call it in a signal handler once no handler of the job has decided otherwise; later calls do no harm.
     """
-    global _is_ending
-    _is_ending = True
+    global _follows_children
+    if not _follows_children and _receiver is None and reason() is not None:
+        _follows_children = True
+        atexit.register(_signal_children, os.getpid())
+        with suppress(RuntimeError):  # the interpreter is shutting down
+            # Not `threading`, whose `start` waits for a lock that the interrupted code may hold.
+            _thread.start_new_thread(_end_children, ())
 
 
 def _terminate() -> None:
@@ -99,11 +108,6 @@ def _kill() -> None:
         os.kill(identity.job(), signal.SIGKILL)
 
 
-def _follow_children() -> None:
-    atexit.register(_signal_children, os.getpid())
-    spawn(_end_children, name="autogen_team-stop-children")
-
-
 def _end_children() -> None:
     """Send SIGTERM to the children that run this program and would hold up its end, or outlive it.
 
@@ -111,14 +115,12 @@ def _end_children() -> None:
     At first the `finally` blocks of the job have time to end them, at most until the job exits. Daemonic processes end
     with the job anyway, and other programs are the job's to end.
     """
-    while not _is_ending:
-        time.sleep(_GLANCE)
     time.sleep(min(_TIME_FOR_CHILDREN, seconds_to_kill() / 2))
     _signal_children(os.getpid())
 
 
 def _signal_children(owner: int) -> None:
-    if _is_ending and os.getpid() == owner:  # a forked child has the exit function of its parent
+    if os.getpid() == owner:  # a forked child has the exit function of its parent
         for pid in _own_children():
             with suppress(OSError):
                 os.kill(pid, signal.SIGTERM)
@@ -147,9 +149,15 @@ def _warn_that_job_runs(why: str) -> None:
     _report.warning(text, _PATIENCE, why)
 
 
+def _learn_nothing() -> None:
+    global _announced
+    _announced = None
+
+
 def _forget() -> None:
-    global _reason, _is_ending
-    _reason, _is_ending = None, False
+    global _reason, _follows_children
+    _reason, _follows_children = None, False
+    _learn_nothing()
 
 
 call_in_child(_forget)  # the request was for the parent

@@ -37,7 +37,7 @@ _UPLOAD = 60.0
 """Seconds that the upload may take."""
 _OTHERS = 75.0
 """Seconds in which the agents of other machines must have kept the stacks of their ranks: two heartbeats and a bit."""
-_GLANCE, _LOOK = 0.05, 1.0
+_POLL, _LOOK = 0.05, 1.0
 _PROCESS = re.compile(r"^# ", re.MULTILINE)
 _THREAD = re.compile(r"^(?:Current thread|Thread) 0x", re.MULTILINE)
 _FRAME = re.compile(r'^  File "(?P<path>[^"]*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
@@ -168,7 +168,7 @@ def _told_by(pid: int, number: int, path: Path) -> str:
         give_up = time.monotonic() + _PATIENCE
         size = before
         while time.monotonic() < give_up:
-            time.sleep(_GLANCE)
+            time.sleep(_POLL)
             last, size = size, path.stat().st_size
             # The signal is blocked in the thread that writes.
             if before < size == last and not _blocking(pid, number) - blocked:

@@ -248,8 +248,6 @@ class Agent:
             job.shipment.joined = frozenset(message["runs"])
         elif operation == "asked to end":
             job.reason = message["reason"]
-            for route in self._routes.values():
-                route.tell_kept(message["run"], job.reason)
         elif operation == "sample" and job.shipment is not None:
             job.shipment.system_metrics.begin(message["order"])
         elif operation == "sample no more" and job.shipment is not None:

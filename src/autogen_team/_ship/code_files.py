@@ -13,7 +13,7 @@ from autogen_team._snapshot import COMMIT_TAG, DIRTY_TAG, FACTS
 from autogen_team._snapshot.process import PART
 
 _PATIENCE = 10.0
-_GLANCE = 0.1
+_POLL = 0.1
 """Seconds to wait for an unfinished snapshot, and the polling interval."""
 
 
@@ -42,7 +42,7 @@ def waiting_for(state: Path, run_id: str) -> Path | None:
     folder = link.parent / link.readlink()
     deadline = time.monotonic() + _PATIENCE
     while not folder.is_dir() and folder.with_name(folder.name + PART).exists() and time.monotonic() < deadline:
-        time.sleep(_GLANCE)
+        time.sleep(_POLL)
     return folder if folder.is_dir() else None
 
 

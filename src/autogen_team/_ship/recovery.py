@@ -37,7 +37,7 @@ _DYING = 2.0
 _SIGNS = frozenset({signs.ALIVE_TAG, signs.HOST_TAG, signs.PID_TAG})
 _OURS = "autogen_team."
 """Prefix of the tags with the state of a run."""
-_GLANCE = 0.2
+_POLL = 0.2
 """Polling interval in seconds for a journal that another process or thread is recovering."""
 
 _report = logging.getLogger("autogen_team")
@@ -114,15 +114,15 @@ def recover_all(
         if found.state not in ("dead", "recovering"):
             continue
         if uris.identity(found.uri) == uris.identity(mask_url(uri)):  # a journal records its URI masked
-            yield found, see_to(found, uri, registry_uri, state, hosts)
+            yield found, recover_or_wait(found, uri, registry_uri, state, hosts)
         elif others and MASK in found.uri:
             problem = f"its store {found.uri} needs a password: set MLFLOW_TRACKING_URI to it"
             yield found, Recovered(found.folder, problem=problem)
         elif others:
-            yield found, see_to(found, found.uri, found.uri, state, hosts)
+            yield found, recover_or_wait(found, found.uri, found.uri, state, hosts)
 
 
-def see_to(found: Found, uri: str, registry_uri: str, state: Path, hosts: Collection[str]) -> Recovered:
+def recover_or_wait(found: Found, uri: str, registry_uri: str, state: Path, hosts: Collection[str]) -> Recovered:
     """Recover a journal, or wait for another process that is already recovering it."""
     now: Found | None = found
     if found.state == "recovering":
@@ -132,7 +132,7 @@ def see_to(found: Found, uri: str, registry_uri: str, state: Path, hosts: Collec
             result = recover(now, uri, registry_uri, state)
             if not result.by_others:
                 return result
-        time.sleep(_GLANCE)
+        time.sleep(_POLL)
         now = index.look(found.folder, hosts)
     return Recovered(found.folder, delivered=found.waiting, by_others=True)
 
@@ -175,7 +175,7 @@ def after_death(folders: list[str], reasons: Mapping[str, str] = {}) -> None:
             ):
                 waiting.remove(path)
         if waiting:
-            time.sleep(_GLANCE if is_dying else _PAUSE)
+            time.sleep(_POLL if is_dying else _PAUSE)
 
 
 def _is_recovered(found: Found, reason: str | None) -> bool:

@@ -101,10 +101,6 @@ class Shipment:
         others = self._others.ids | self.joined
         return {ids.get(run_id, run_id) for run_id in others} if self._order["is_worker"] else set()
 
-    def is_kept(self, run_id: str, ids: Mapping[str, str]) -> bool:
-        """Return whether another process keeps this run for the job, by the id of the store, and passes signals on."""
-        return not self._order["is_worker"] and run_id in {ids.get(one, one) for one in self._others.ids}
-
     def give_signs(self, ids: Mapping[str, str], others: Iterable[str]) -> bool:
         """Send heartbeats for the job's open runs if they are due; return whether the store answers.
 
@@ -281,14 +277,6 @@ class Route:
         for shipment in self._shipments:
             if run_id in shipment.runs_of_others(ids):
                 shipment.stop(stop)
-        self.tell_kept(run_id, stop.reason)
-
-    def tell_kept(self, run_id: str, reason: str) -> None:
-        """Tell the jobs whose run a keeper has open why the keeper's SIGTERM is about to come."""
-        if self._delivery is not None:
-            for shipment in self._shipments:
-                if shipment.is_kept(run_id, self._delivery.ids):
-                    shipment.tell({"op": "stopping", "reason": reason})
 
     def _close_removed(self) -> None:
         """Close the files of journals that are no longer shipped; only this thread reads them."""

@@ -37,7 +37,7 @@ _TRIES = (0.1, 0.3, 0.0)
 _FORK_PATIENCE = 1.0
 """Seconds that a fork waits for the current delivery, whose locks would otherwise stay held in the child."""
 
-_GLANCE = 1.0
+_POLL = 1.0
 """Polling interval in seconds for the handover of a job that logs nothing."""
 
 _report = logging.getLogger("autogen_team")
@@ -103,7 +103,7 @@ class Shipper:
         self._handover_after = handover_after
         self.signs = signs
         """Heartbeats of the runs that this process has open, until the agent sends them."""
-        self.signs.on_stop = self._end_job
+        self.signs.on_stop = lambda _run_id, stop: self._end_job(stop)
         self._system_metrics = system_metrics
         self.lost = 0
         """Number of entries that neither the journal nor the store accepted."""
@@ -289,7 +289,7 @@ class Shipper:
         if not due:
             return None
         # A job that logs nothing is handed over, too, so that its heartbeats come from outside.
-        return min(due) if self._prepared == "unable" else min(*due, _GLANCE)
+        return min(due) if self._prepared == "unable" else min(*due, _POLL)
 
     def _work(self) -> None:
         while not self._stopping:
@@ -397,15 +397,13 @@ class Shipper:
                     _report.warning("%s", text)
             case {"op": "stop", "reason": str(reason), "kills": bool(kills)}:
                 stopping.end_job(reason, kills=kills)
-            case {"op": "stopping", "reason": str(reason)}:
-                stopping.expect(reason)
             case {"op": "yours"}:
                 self._handed_over = False
 
-    def _end_job(self, run_id: str, stop: Stop) -> None:
+    def _end_job(self, stop: Stop) -> None:
         """End the job, and tell the agent the reason, because the agent closes the run if the job is killed."""
         if self._agent.is_connected():
-            self._agent.send({"op": "asked to end", "reason": stop.reason, "run": run_id})
+            self._agent.send({"op": "asked to end", "reason": stop.reason})
         stopping.end_job(stop.reason, kills=stop.kills)
 
     def _taken(self) -> None:

@@ -39,7 +39,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
 _SPREAD = 0.5, 1.5
 _MOST = 512
 """Maximum number of uploads considered in one round."""
-_GLANCE = 0.1
+_POLL = 0.1
 """Polling interval in seconds for files of another process."""
 _LINGER = 60.0
 """Seconds that the agent's uploader stays without work, so that MLflow is not loaded again for each file."""
@@ -231,7 +231,7 @@ def finish(folder: Path, uri: str, state: Path, root_of: Callable[[str], str]) -
         uploads = Uploads(uri, state, lambda _one, _text: None)
         while found := [_placed(one, root_of) for one in spool.waiting(folder)]:
             uploads.start(found)
-            uploads.wait(_GLANCE)
+            uploads.wait(_POLL)
             if uploads.fault and uploads.is_idle:
                 raise Unreachable(uploads.fault)
         return uploads.refused
@@ -250,7 +250,7 @@ def _placed(one: Waiting, root_of: Callable[[str], str]) -> Waiting:
 def _take_lock(folder: Path, patience: float) -> int | None:
     deadline = time.monotonic() + patience
     while (lock := journal.take_lock(spool.folder_of(folder))) is None and time.monotonic() < deadline:
-        time.sleep(_GLANCE)
+        time.sleep(_POLL)
     return lock
 
 
@@ -305,7 +305,7 @@ class _Server:
                 self._uploads.start(found)
                 idle_since = time.monotonic()
             self._tell()
-            self._uploads.wait(_GLANCE)
+            self._uploads.wait(_POLL)
 
     def _found(self, folder: Path) -> list[Waiting]:
         """Return the uploads that wait beside a journal; hold its lock as long as there are any."""

@@ -311,7 +311,7 @@ def test_a_journal_that_the_agent_has_recovered_is_no_problem(kill_unwatched, ta
     journal.remove(found.folder)
     other.finish("")
 
-    result = recovery.see_to(found, store_uri, store_uri, state, ())
+    result = recovery.recover_or_wait(found, store_uri, store_uri, state, ())
     assert (result.by_others, result.problem) == (True, "")
 
 

@@ -21,7 +21,7 @@ def host(mlflow_as_it_was, store_uri):
     """Return a run that can be joined."""
     mlflow.set_tracking_uri(store_uri)
     with mlflow.start_run(run_name="host") as run:
-        restore = active_runs.let_join(run)
+        restore = active_runs.allow_join(run)
         yield run
         restore()
 
@@ -114,7 +114,7 @@ def test_the_host_is_not_active_in_another_store(host, monkeypatch):
     mlflow.end_run()
     assert mlflow.active_run() is None
     assert mlflow.get_run(active.info.run_id).data.params == {"inside": "1"}
-    assert active_runs.given_end(host.info.run_id) is None
+    assert active_runs.reported_status(host.info.run_id) is None
 
 
 def test_the_host_is_joined_by_any_spelling_of_its_store(host):
@@ -138,15 +138,15 @@ def test_a_failed_end_of_the_joined_run_is_recorded(host, status, reason):
     mlflow.start_run()
     mlflow.end_run(status)
 
-    assert active_runs.given_end(host.info.run_id) == (status, reason)
-    assert active_runs.given_end(host.info.run_id) is None
+    assert active_runs.reported_status(host.info.run_id) == (status, reason)
+    assert active_runs.reported_status(host.info.run_id) is None
 
 
 def test_an_exception_that_the_job_handles_is_the_reason(host):
     """An exception that leaves the block of a joined run is the reason of its end."""
     with pytest.raises(ValueError, match="no data"), mlflow.start_run():
         raise ValueError("no data")
-    assert active_runs.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
+    assert active_runs.reported_status(host.info.run_id) == ("FAILED", "ValueError: no data")
 
 
 def test_the_reason_of_an_explicit_end_is_the_handled_exception(host):
@@ -156,7 +156,7 @@ def test_the_reason_of_an_explicit_end_is_the_handled_exception(host):
     except ValueError:
         mlflow.end_run("FAILED")
 
-    assert active_runs.given_end(host.info.run_id) == ("FAILED", "ValueError: no data")
+    assert active_runs.reported_status(host.info.run_id) == ("FAILED", "ValueError: no data")
 
 
 def test_a_normal_end_is_not_recorded(host):
@@ -167,7 +167,7 @@ def test_a_normal_end_is_not_recorded(host):
     with pytest.raises(Exception, match="GOOD"):
         mlflow.end_run("GOOD")
 
-    assert active_runs.given_end(host.info.run_id) is None
+    assert active_runs.reported_status(host.info.run_id) is None
 
 
 def test_a_nested_run_is_a_child_of_the_host(host):
@@ -179,8 +179,8 @@ def test_a_nested_run_is_a_child_of_the_host(host):
 
 
 def test_without_a_host_runs_are_opened_normally(host):
-    """Undoing `let_join` restores `mlflow.start_run`."""
-    restore = active_runs.let_join(host)
+    """Undoing `allow_join` restores `mlflow.start_run`."""
+    restore = active_runs.allow_join(host)
     replaced = mlflow.start_run
     restore()
 
@@ -286,7 +286,7 @@ def test_a_replacement_of_a_function_of_mlflow_is_pickled_by_name(mlflow_as_it_w
     """A replacement of an MLflow function is pickled by name; joblib and Dask send closures with it."""
     plain = mlflow.active_run
     with mlflow.start_run() as host:
-        restore = active_runs.let_join(host)
+        restore = active_runs.allow_join(host)
         try:
             assert mlflow.active_run is not plain
             sent = pickle.dumps(mlflow.active_run)

@@ -432,7 +432,7 @@ def test_a_handled_signal_closes_no_run(store_uri, start_session):
     try:
         with lifecycle.open_run(name="train") as run:
             signal.raise_signal(signal.SIGHUP)
-            lifecycle.close_what_is_left()
+            lifecycle.close_open_runs()
             assert mlflow.get_run(run.info.run_id).info.status == "RUNNING"
     finally:
         signal.signal(signal.SIGHUP, before)

@@ -197,16 +197,16 @@ def test_a_supervised_job_is_stopped(start_python, store_uri, wait_until, tmp_pa
 
 
 SUPERVISED_POOL = """
-import mlflow, time
+import mlflow, os, time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from autogen_team._capture import write_behind
-write_behind._HANDOVER_TO_DATABASE = 0.0
+write_behind._HANDOVER_TO_DATABASE = float(os.environ["HANDOVER"])
 
 if __name__ == "__main__":
     mlflow.log_metric("loss", 1.0)
     (one,) = write_behind._working.values()
-    while not one.shipper._handed_over:
+    while not (one.shipper._handed_over or write_behind._HANDOVER_TO_DATABASE):
         mlflow.log_metric("loss", 1.0)
         time.sleep(0.05)
     with ProcessPoolExecutor(1, get_context("fork")) as pool:
@@ -215,11 +215,12 @@ if __name__ == "__main__":
 """
 
 
-def test_the_pool_of_a_supervised_job_ends_with_it(start_python, store_uri, tmp_path):
-    """The job learns from the agent that it must end, whether the agent or the keeper has read the tag."""
+@SHIPPED_BY
+def test_the_pool_of_a_supervised_job_ends_with_it(start_python, store_uri, tmp_path, handover):
+    """The job learns from its keeper that it must end, whether or not the agent has taken over."""
     (tmp_path / "work" / "job.py").write_text(SUPERVISED_POOL)
     environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_MLFLOW_HEARTBEAT": "0.5", "AUTOGEN_TEAM_GRACE": "4"}
-    job = start_python("-m", "autogen_team", "run", "job.py", fresh=True, **environment)
+    job = start_python("-m", "autogen_team", "run", "job.py", fresh=True, HANDOVER=handover, **environment)
     run_id = job.wait_for("ready").split()[1]
     mlflow.MlflowClient(store_uri).set_tag(run_id, STOP_TAG, "diverges (ada)")
     status, _, err = job.finish()

@@ -10,7 +10,11 @@ import socket
 import traceback
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
+
+STOP = "stop"
+"""The file beside the supervisor's socket, with the reason of a stop from outside; signal handlers can read it."""
 
 
 def ask(address: str, **what: Any) -> dict[str, Any]:
@@ -32,6 +36,13 @@ def ask_for_run(address: str) -> dict[str, Any]:
 def hide(address: str, secrets: Iterable[str]) -> None:
     """Ask the supervisor to mask these values in the kept output; return once they are masked."""
     ask(address, hide=sorted(secrets))
+
+
+def reason_of_stop(address: str) -> str | None:
+    """Return why the keeper has asked the job to end; None if it has not. Safe to call from a signal handler."""
+    with suppress(OSError, ValueError):
+        return Path(address).with_name(STOP).read_text("utf-8")
+    return None
 
 
 def tell_end(address: str, error: BaseException | None, **more: Any) -> None:

@@ -50,6 +50,7 @@ class Inside:
         if self._context.grace is not None:  # the keeper needs the other half
             self._context = self._context.model_copy(update={"grace": self._context.grace / 2})
         self._undo.callback(values.listen(partial(asking.hide, address)))
+        self._undo.callback(stopping.learn_from(partial(asking.reason_of_stop, address)))
         on_demand.start_when_asked(self.start_tracking)
 
     def start_logging(self) -> None:
@@ -96,7 +97,7 @@ class Inside:
         self._context.start()
         self._tracking_uri = service.stores()[0]
         self._undo.callback(self._context.stop)
-        self._undo.callback(active_runs.let_join(shared_runs.opened_elsewhere(shared, **self._opened)))
+        self._undo.callback(active_runs.allow_join(shared_runs.opened_elsewhere(shared, **self._opened)))
         atexit.register(self._note)  # MLflow registered earlier, so it ends its runs after this call
 
     def _note(self) -> None:

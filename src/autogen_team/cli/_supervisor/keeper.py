@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autogen_team._capture import snapshots
@@ -31,7 +32,7 @@ from autogen_team._ship import lean_mlflow, server_probe, uris, watched
 from autogen_team._snapshot import process
 from autogen_team._spool import index, journal
 from autogen_team.cli import _context, _look, _summary
-from autogen_team.cli._supervisor import ending, target, wire
+from autogen_team.cli._supervisor import asking, ending, target, wire
 from autogen_team.cli._supervisor.wire import End, Joining, OpenRun, Order, Ready
 from autogen_team.context import GlobalContext
 from autogen_team.errors import AutogenTeamWarning
@@ -46,7 +47,7 @@ _PATIENCE = 60.0
 """Timeout in seconds to deliver the job's remaining data; if the server is down for longer, the agent takes over."""
 _GRACE = 10.0
 """Seconds between SIGTERM and SIGKILL for a job whose supervisor was killed."""
-_GLANCE = 0.1
+_POLL = 0.1
 """Polling interval in seconds."""
 _CRASHES = set(signal.valid_signals()) - {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
 
@@ -105,7 +106,7 @@ class Keeper:
     def keep(self) -> None:
         """Keep the run; exit with a status if the settings are invalid or the run cannot be opened."""
         os.environ[streams.SUPERVISED] = "1"
-        stopping.pass_to(self._supervisor)
+        stopping.pass_to(self._supervisor, self._announce)
         watched.tell_no_stacks()
         order = self._order
         sys.argv = [_text(word) for word in target.arguments(order)]
@@ -166,6 +167,16 @@ class Keeper:
                 if summary.run_id is None:  # otherwise the run was closed with this error
                     _look.fail(f"the run cannot be opened: {mask(str(error))}", _look.NOT_STARTED)
 
+    def _announce(self, why: str) -> None:
+        """Write why the job must end to the file that the job reads at SIGTERM."""
+        if not self._folder:  # the job has not begun
+            return
+        with suppress(OSError):  # the job has ended
+            path = Path(self._folder) / asking.STOP
+            new = path.with_suffix(".new")
+            new.write_text(why, "utf-8")
+            new.replace(path)
+
     def _probe(self, context: GlobalContext) -> None:
         """Raise an error if the server does not answer, before the job starts."""
         service = context.mlflow_service
@@ -180,7 +191,7 @@ class Keeper:
         service, logger = context.mlflow_service, context.logger_service
         shared = worker_runs.shared_run(service)
         while shared is None:  # the store cannot be reached, and the run has no place in it yet
-            time.sleep(_GLANCE)
+            time.sleep(_POLL)
             shared = worker_runs.shared_run(service)
         is_offline = service.stores()[0] != uris.absolute(service.tracking_uri)
         joining = Joining(
@@ -259,7 +270,7 @@ class Keeper:
                 (os.killpg if leads else os.kill)(pid, used)
             give_up = time.monotonic() + _GRACE
             while _is_alive(pid, started) and time.monotonic() < give_up:
-                time.sleep(_GLANCE)
+                time.sleep(_POLL)
             if not _is_alive(pid, started):
                 break
         return End(pid, -used, time.time())

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from autogen_team.cli._supervisor.forwarding import is_in_foreground
 
 _STDIN = 0
-_GLANCE = 0.2
+_POLL = 0.2
 """Seconds between two checks whether we are in the foreground again."""
 _WAITING = 2**16
 """Number of bytes of keys that may wait for a job that does not read; further keys are dropped, as by a terminal."""
@@ -103,7 +103,7 @@ class Terminal:
                 if not ready:
                     continue
                 if not is_in_foreground(_STDIN):  # reading would stop us
-                    time.sleep(_GLANCE)
+                    time.sleep(_POLL)
                     continue
                 keys = os.read(_STDIN, 1024)
                 if not keys:
