@@ -54,7 +54,7 @@ class Pinger(run_events.Listener):
 
     def run_ended(self, run: run_events.Run, end: run_events.End) -> None:
         """Send a ping for a success, or for a failure with the text of the alert as the body."""
-        if not self._is_job(run):
+        if not self._is_job(run) or end.is_overtaken:  # the job goes on elsewhere, and sends its own pings
             return
         if end.status == "FINISHED":
             self._submit(_Ping("success"))

@@ -53,12 +53,16 @@ def job_ended(run: run_events.Run, end: run_events.End, *, host: str, rank: int)
     ending, level = _ENDINGS[end.status]
     if end.is_preempted:
         ending = "was preempted"
+    if end.is_overtaken:
+        ending, level = "was overtaken", "warning"
     title = f"{run.name} {ending}" + (f" (rank {rank})" if rank else "")
     lines = [f"after {duration(end.duration)} on {host}"]
     if end.reason is not None:
         lines.append(end.reason)
     if end.is_preempted and run.job is not None:
         lines.append(f"it continues when the job {run.job} is started again; this was start {run.attempt}")
+    if end.is_overtaken:
+        lines.append(f"the job {run.job} goes on there, in the same run; this was start {run.attempt}")
     lines.append(f"experiment {run.experiment}, run {run.run_id}")
     if run.link is not None:
         lines.append(run.link)

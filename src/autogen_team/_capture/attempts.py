@@ -21,11 +21,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team._capture import claims, mlflow_internals, run_stacks, write_behind
-from autogen_team._capture.claims import CLAIM, Claim, latest_claim, moment_text
 from autogen_team._process import identity, run_events, schedulers
 from autogen_team._process.run_events import ATTEMPT_TAG, EXCEPTION_TAG, JOB_TAG, PREEMPTED_TAG
 from autogen_team._redact import mask
 from autogen_team._ship import mlflow_backend, recovery, signs
+from autogen_team._ship.owners import CLAIM, Claim, latest_claim, moment_text
 from autogen_team._spool import index
 from autogen_team.errors import ConfigurationError, JobRunningError
 

@@ -18,13 +18,13 @@ from mlflow.tracking.context import registry
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from autogen_team._capture import active_runs, attempts, mlflow_internals, run_stacks, signals, write_behind
-from autogen_team._process import Undo, run_events, schedulers
+from autogen_team._process import Undo, run_events, schedulers, stopping
 from autogen_team._process.deadline import within
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._process.saved import SavedValue
 from autogen_team._redact import mask
 from autogen_team._ship import ui_url
-from autogen_team._ship.signs import STOP_REQUESTED_TAG, STOP_TAG
+from autogen_team._ship.signs import OVERTAKEN, STOP_REQUESTED_TAG, STOP_TAG
 
 PATIENCE = 15.0
 """Seconds that recording the end of a run may take."""
@@ -202,12 +202,15 @@ def _of_this_process(*, everywhere: bool) -> dict[str, str]:
 
 
 def end_run(run_id: str, uri: str, end: run_events.End) -> None:
-    """End a run that was opened without `open_run`, unless it has already ended in the store."""
+    """End a run that was opened without `open_run`, unless it has ended in the store, or a later attempt has it."""
     client = mlflow.MlflowClient(uri)
+    attempt = write_behind.attempt_in(run_id)
     mlflow_internals.leave_runs(run_id)
 
     def record() -> None:
-        if client.get_run(run_id).info.status == "RUNNING":
+        found = client.get_run(run_id)
+        is_overtaken = attempt is not None and run_events.attempt_of(found.data.tags) > attempt
+        if found.info.status == "RUNNING" and not is_overtaken:
             _record(client, [run_id], run_id, end, _now())
 
     try:
@@ -291,7 +294,8 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
         status, reason = reported_end(run_id, opened.uri) or (status, reason)
     at = _work_ended.pop(run_id, None) or _now()
     is_preempted = status == "KILLED" and schedulers.has_preempted(reason)
-    end = run_events.End(status, reason, failure, max(0, at - opened.started) / 1000, is_preempted)
+    is_overtaken = status != "FINISHED" and opened.run.job is not None and _was_overtaken()
+    end = run_events.End(status, reason, failure, max(0, at - opened.started) / 1000, is_preempted, is_overtaken)
     run_events.run_ending(opened.run, end)
     # Runs left open inside of this run end with it; a run that the job ended itself keeps its status.
     ids = mlflow_internals.leave_runs(run_id)
@@ -303,6 +307,10 @@ def _close(opened: _Open, failure: BaseException | None) -> None:
         # An unreachable store must not mask the job's own end, perhaps its own exception.
         _report.error("the end of run %s as %s could not be recorded: %s", run_id, status, mask(str(error)))
     run_events.run_ended(opened.run, end)
+
+
+def _was_overtaken() -> bool:
+    return (stopping.reason() or "").startswith(OVERTAKEN)
 
 
 def reported_end(run_id: str, uri: str) -> tuple[run_events.Status, str] | None:
@@ -335,9 +343,14 @@ def _record(
     at: int,
     run: run_events.Run | None = None,
 ) -> None:
-    if run is not None and run.job is not None and attempts.is_superseded(client, run_id, run.attempt):
-        text = "the run %s is left open: a later start of the job %r has taken it over"
-        _report.error(text, run_id, run.job)
+    if (
+        run is not None
+        and run.job is not None
+        and (end.is_overtaken or attempts.is_superseded(client, run_id, run.attempt))
+    ):
+        text = "the run %s is left open: a later start of the job %r has taken it over, and keeps it"
+        _report.warning(text, run_id, run.job)
+        write_behind.leave_open(run_id)
         ids, end = [one for one in ids if one != run_id], replace(end, reason=None, is_preempted=False)
         mlflow_internals.stop_system_metrics(run_id)
     actions: list[Callable[[], object]] = [partial(client.set_terminated, one, end.status, at) for one in ids]

@@ -131,7 +131,7 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
     began = time.monotonic()
     working = write_behind.of(mlflow.get_tracking_uri())
     if working is not None:
-        working.shipper.join(shared.run_id)
+        working.shipper.join(shared.run_id, shared.attempt)
     try:
         yield active
     except BaseException as error:
@@ -140,7 +140,7 @@ def work_for(shared: Shared, failure_tag: str | None = None) -> Iterator[mlflow.
     finally:
         lifecycle.close_open_runs()  # if a signal has ended the process
         if working is not None:
-            working.shipper.leave(shared.run_id)
+            working.shipper.leave(shared.run_id, shared.attempt)
         if failure is not None and failure_tag is not None:
             _tell(shared, failure, failure_tag, time.monotonic() - began)
         left = leave()
@@ -161,6 +161,7 @@ def opened_elsewhere(shared: Shared, **data: Any) -> mlflow.ActiveRun:
     working = write_behind.of(mlflow.get_tracking_uri())
     if working is not None:
         working.store.remember(run)
+        working.shipper.works_for(shared.run_id, shared.attempt)
     return active_runs.opened_elsewhere(run)
 
 

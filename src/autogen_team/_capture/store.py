@@ -35,6 +35,7 @@ from autogen_team._ship import signs, ui_url
 from autogen_team._ship.availability import Availability, StoreUnavailableError
 from autogen_team._ship.backend import OPENED_BY
 from autogen_team._ship.error_text import with_kind
+from autogen_team._ship.owners import latest_claim
 from autogen_team._ship.shipper import Shipper
 from autogen_team._spool import records
 from autogen_team._spool.journal import Journal
@@ -67,6 +68,10 @@ def _body(op: str, **fields: Any) -> str:
         return records.body(op, **fields)
     except TypeError as error:
         raise MlflowException(f"{op}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
+
+
+def _now() -> int:
+    return round(time.time() * 1000)
 
 
 class DurableStore(RedactingStore):
@@ -214,7 +219,7 @@ class DurableStore(RedactingStore):
         except (TypeError, UnicodeError) as error:
             raise MlflowException(f"inputs: {error}", error_code=INVALID_PARAMETER_VALUE) from None
         named = [model.model_id for model in models or ()]
-        self._writer.write(_body("inputs", run=run_id, datasets=written, models=named))
+        self._writer.write(_body("inputs", run=run_id, t=_now(), datasets=written, models=named))
 
     def delete_tag(self, run_id: str, key: str) -> None:
         """Write the removal to the journal; the store itself handles the removal of a tag that is not cached."""
@@ -544,7 +549,7 @@ class DurableStore(RedactingStore):
         except Exception as error:
             _report.warning("metrics of earlier attempts cannot be skipped: %s", mask(with_kind(error)))
             return {}
-        claim = claims.latest_claim(run.data.params)
+        claim = latest_claim(run.data.params)
         return {} if claim is None else claims.steps_of(run, claim.at * 1000)
 
     def _refuse_change(self, run_id: str, param: Param, before: str, ask: Callable[[], object]) -> None:
@@ -566,12 +571,12 @@ class DurableStore(RedactingStore):
 
     def _write_params(self, run_id: str, known: CachedRun | None, params: Sequence[Param]) -> None:
         values = {param.key: param.value for param in params}
-        self._writer.write(_body("params", run=run_id, values=values))
+        self._writer.write(_body("params", run=run_id, t=_now(), values=values))
         if known is not None:
             known.params |= values
 
     def _write_tags(self, run_id: str, known: CachedRun | None, tags: Sequence[RunTag]) -> None:
         values = {tag.key: tag.value for tag in tags}
-        self._writer.write(_body("tags", run=run_id, values=values))
+        self._writer.write(_body("tags", run=run_id, t=_now(), values=values))
         if known is not None:
             known.tags |= values

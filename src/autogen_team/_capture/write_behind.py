@@ -18,6 +18,7 @@ from autogen_team._ship import files, mlflow_backend, recovery, ui_url, uris
 from autogen_team._ship.agent_link import AgentLink, Message
 from autogen_team._ship.availability import Availability
 from autogen_team._ship.batches import Delivery
+from autogen_team._ship.owners import Owners
 from autogen_team._ship.shipper import Shipper
 from autogen_team._ship.signs import Signs
 from autogen_team._ship.system_metrics import SystemMetrics
@@ -80,6 +81,18 @@ def open_runs() -> dict[str, str]:
     return {run_id: one.uri for one in list(_working.values()) for run_id in one.journal.open_runs()}
 
 
+def attempt_in(run_id: str) -> int | None:
+    """Return the attempt in which this process has opened a run or works for it; None if that is unknown."""
+    found = [one.journal.joined | one.journal.attempts() for one in list(_working.values())]
+    return next((attempts[run_id] for attempts in found if run_id in attempts), None)
+
+
+def leave_open(run_id: str) -> None:
+    """Forget that this process has a run open, which another process will close."""
+    for one in list(_working.values()):
+        one.journal.run_left(run_id)
+
+
 def flush(timeout: float) -> bool:
     """Deliver everything written so far to each store, and return whether all stores have it."""
     deadline = time.monotonic() + timeout
@@ -137,7 +150,7 @@ class WriteBehind:
             self._agent,
             self._for_agent,
             _handover_after(uri),
-            Signs(backend, heartbeat),
+            Signs(Owners(backend), heartbeat),
             SystemMetrics(backend),
         )
         self.store = DurableStore(inner, self.journal, self.shipper, availability, delivery.ids)

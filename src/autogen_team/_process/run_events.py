@@ -102,6 +102,8 @@ class End:
     """Seconds from the start of the run."""
     is_preempted: bool = False
     """Whether a scheduler ended it, and so may start it again."""
+    is_overtaken: bool = False
+    """Whether this process ended because a later attempt has claimed the run, which goes on there."""
 
 
 class JobEnded(SystemExit):

@@ -245,7 +245,7 @@ class Agent:
         elif operation == "flush" and job.shipment is not None:
             job.shipment.flush(message["until"])
         elif operation == "joined" and job.shipment is not None:
-            job.shipment.joined = frozenset(message["runs"])
+            job.shipment.joined = message["runs"]
         elif operation == "asked to end":
             job.reason = message["reason"]
         elif operation == "sample" and job.shipment is not None:

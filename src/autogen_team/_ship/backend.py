@@ -48,6 +48,15 @@ class Batch:
         ]
 
 
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """What a store knows about a run."""
+
+    status: str
+    tags: dict[str, str]
+    params: dict[str, str] = field(default_factory=dict)
+
+
 class Backend(Protocol):
     """A store to which journals are shipped. Each method sends its request once, because the caller retries.
 
@@ -71,8 +80,8 @@ class Backend(Protocol):
         """Return whether the store itself answers a request about this run without content."""
         ...
 
-    def look(self, run_id: str) -> tuple[str, dict[str, str]]:
-        """Return status and tags of a run."""
+    def look(self, run_id: str) -> RunState:
+        """Return status, tags and parameters of a run, by one request."""
         ...
 
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:

@@ -56,8 +56,17 @@ class Source(Protocol):
         """Return the next entries, about `limit` bytes of them; an empty list if there are none."""
         ...
 
+    def kept(self, entries: list[Entry]) -> list[Entry]:
+        """Return the entries that may be delivered, without those of runs that belong to others by now.
+
+        Raises:
+            Unreachable: the store had to be asked, and does not answer.
+
+        """
+        ...
+
     def taken(self, number: int) -> None:
-        """Record that the store has accepted every entry up to `number`."""
+        """Record that the store has accepted every entry up to `number`, or that they may not be delivered."""
 
 
 class Drain:
@@ -126,7 +135,7 @@ class Drain:
         read = self._read
         try:
             with self.delivering:
-                self._delivery.deliver([entry for _, _, entries in read for entry in entries])
+                self._delivery.deliver([entry for source, _, entries in read for entry in source.kept(entries)])
         except Unreachable as error:
             self._on_failed(str(error))
             return False

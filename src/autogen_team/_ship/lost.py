@@ -109,8 +109,9 @@ class Store:
 
         """
         with _translated(), suppress(Refused):  # the run was deleted meanwhile
-            status, tags = self._backend.look(one.run_id)
-            if status != "RUNNING" or (one.sign is not None and moment(tags.get(ALIVE_TAG, "")) != one.sign):
+            found = self._backend.look(one.run_id)
+            sign = moment(found.tags.get(ALIVE_TAG, ""))
+            if found.status != "RUNNING" or (one.sign is not None and sign != one.sign):
                 return False
             self._backend.log(Batch(one.run_id, tags={run_events.EXCEPTION_TAG: one.reason}))
             self._backend.update(one.run_id, "KILLED", int(one.latest * 1000), None)

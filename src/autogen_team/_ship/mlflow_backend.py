@@ -43,7 +43,7 @@ from opentelemetry.sdk.resources import Resource
 
 from autogen_team._process.private_names import find
 from autogen_team._ship import mlflow_names, sql_bulk
-from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Refused, Unreachable
+from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Refused, RunState, Unreachable
 from autogen_team._ship.error_text import root_of, with_kind
 from autogen_team._ship.rest_backend import HEADERS, PATIENCE, Answer, Server
 from autogen_team.errors import ConfigurationError
@@ -89,11 +89,11 @@ class Store:
         """Return whether the store itself answers a request about this run without content."""
         return True
 
-    def look(self, run_id: str) -> tuple[str, dict[str, str]]:
-        """Return status and tags of a run."""
+    def look(self, run_id: str) -> RunState:
+        """Return status, tags and parameters of a run."""
         with _translated():
             run = self.store.get_run(run_id)
-            return run.info.status, dict(run.data.tags)
+            return RunState(run.info.status, dict(run.data.tags), dict(run.data.params))
         raise AssertionError  # `_translated` translates every exception
 
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:

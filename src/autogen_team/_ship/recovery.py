@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +23,7 @@ from autogen_team._ship import code_files, files, mlflow_backend, ping, signs, u
 from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Refused, Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
+from autogen_team._ship.owners import Owners
 from autogen_team._spool import index, journal, reader
 from autogen_team._spool.index import Found
 from autogen_team._spool.records import VERSION, Entry
@@ -35,8 +36,6 @@ _DYING = 2.0
 """Seconds that a process may take to exit after its connection to the agent was closed."""
 
 _SIGNS = frozenset({signs.ALIVE_TAG, signs.HOST_TAG, signs.PID_TAG})
-_OURS = "autogen_team."
-"""Prefix of the tags with the state of a run."""
 _POLL = 0.2
 """Polling interval in seconds for a journal that another process or thread is recovering."""
 
@@ -205,8 +204,8 @@ def _recover(found: Found, uri: str, registry_uri: str, state: Path, how: Cause,
         elif entry["op"] == "created":
             delivery.ids[entry["run"]] = entry["id"]
     attempts = _attempts(entries)
-    over = _superseded(backend, attempts, delivery.ids)
-    left = list(_without_heartbeats(waiting, over))
+    over = _claimed(Owners(backend), entries, attempts, delivery.ids)
+    left = list(_without_heartbeats(signs.before_claims(waiting, over)))
     delivery.insist(left)
     # Entries that create runs stay unacknowledged: a second attempt gets the ids of the runs by delivering them again.
     if all(entry["op"] != "create" for entry in left):
@@ -241,31 +240,39 @@ def _attempts(entries: list[Entry]) -> dict[str, int]:
     return found
 
 
-def _superseded(backend: Backend, attempts: Mapping[str, int], ids: Mapping[str, str]) -> set[str]:
-    """Return the runs of a dead process that a later start of the job has taken over."""
-    found = set()
-    for run_id, attempt in attempts.items():
+def _claimed(
+    owners: Owners, entries: list[Entry], opened: Mapping[str, int], ids: Mapping[str, str]
+) -> dict[str, float]:
+    """Return the runs of a dead process that a later attempt of the job has claimed, with the times of the claims.
+
+    `opened` has the attempt number of each run that the process has opened.
+    """
+    found: dict[str, float] = {}
+    joined: dict[str, int] = {}
+    until = 0.0
+    for entry in entries:
+        if entry["op"] == "journal":
+            joined |= entry.get("joined", {})
+            until = entry.get("until", until)
+        elif entry["op"] == "joined":
+            joined[entry["run"]] = entry["attempt"]
+    for run_id, attempt in {**joined, **opened}.items():
+        real = ids.get(run_id, run_id)
         with suppress(Refused):  # the run was deleted, or does not exist yet
-            _, tags = backend.look(ids.get(run_id, run_id))
-            if run_events.attempt_of(tags) > attempt:
-                found.add(run_id)
+            owners.look(real)
+        at = owners.claimed_at(real, attempt, 0.0 if run_id in opened else until)
+        if at is not None:
+            found[run_id] = at
     return found
 
 
-def _without_heartbeats(entries: list[Entry], over: Collection[str]) -> Iterator[Entry]:
-    """Yield the entries of a dead process without heartbeats; for runs in `over`, only logged data."""
+def _without_heartbeats(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """Yield the entries of a dead process without heartbeats."""
     for entry in entries:
-        is_over = entry.get("run") in over
-        if is_over and entry["op"] in ("info", "untag"):
-            continue
         if entry["op"] != "tags":
             yield entry
             continue
-        values = {
-            key: value
-            for key, value in entry["values"].items()
-            if key not in _SIGNS and not (is_over and key.startswith(_OURS))
-        }
+        values = {key: value for key, value in entry["values"].items() if key not in _SIGNS}
         if values:
             yield {**entry, "values": values}
 

@@ -15,7 +15,7 @@ import orjson
 
 from autogen_team._process.threads import in_parallel
 from autogen_team._ship import trace_entries
-from autogen_team._ship.backend import OPENED_BY, Batch, Blocked, Refused, RefusedOnTheWay, Unreachable
+from autogen_team._ship.backend import OPENED_BY, Batch, Blocked, Refused, RefusedOnTheWay, RunState, Unreachable
 from autogen_team._ship.error_text import first_line, root_of
 
 PATIENCE = 30.0
@@ -157,10 +157,13 @@ class Server:
             return False
         return True
 
-    def look(self, run_id: str) -> tuple[str, dict[str, str]]:
-        """Return status and tags of a run."""
+    def look(self, run_id: str) -> RunState:
+        """Return status, tags and parameters of a run."""
         run = self._ask(f"runs/get?run_id={run_id}", None)["run"]
-        return run["info"]["status"], {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())}
+        tags, params = (
+            {one["key"]: one.get("value", "") for one in run["data"].get(kind, ())} for kind in ("tags", "params")
+        )
+        return RunState(run["info"]["status"], tags, params)
 
     def update(self, run_id: str, status: str | None, end_time: int | None, name: str | None) -> None:
         """Change status, end (milliseconds since 1970) and name of a run."""

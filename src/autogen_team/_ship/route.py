@@ -11,6 +11,7 @@ from autogen_team._ship import rest_backend
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.drain import Drain
 from autogen_team._ship.error_text import with_kind
+from autogen_team._ship.owners import Owners
 from autogen_team._ship.signs import RunsOfOthers, Signs, Stop
 from autogen_team._ship.system_metrics import SystemMetrics
 from autogen_team._spool.reader import Follower
@@ -48,8 +49,13 @@ class Shipment:
         self.number = self.acked = after
         """The numbers of the last entry that was read, and of the last that the store has taken."""
         self._others = RunsOfOthers(order["others"])
-        self.joined = frozenset[str](order["joined"])
-        """The runs of others that the job, if it is a worker, has joined at the moment."""
+        self.joined: dict[str, int] = order["joined"]
+        """The runs of others that the job, if it is a worker, has joined at the moment, each with its attempt."""
+        self._opened: dict[str, int] = order["opened"]
+        self._works_for: dict[str, int] = order["works_for"]
+        """The attempt in which the job has opened each run, or works for it."""
+        self._ended: dict[str, int] = {}
+        """Runs that the job has closed, each with the number of the entry that closed it."""
         self.runs: set[str] = set(order["others"])
         """The runs that the job logs to."""
 
@@ -81,9 +87,16 @@ class Shipment:
             self._give_back()
         return entries
 
+    def kept(self, entries: list[Entry]) -> list[Entry]:
+        """Return the entries that may be delivered; see `Signs.kept`."""
+        return self._signs.kept(entries, self._opened, self._works_for, self._route.ids)
+
     def taken(self, number: int) -> None:
         """Tell the job that the store has accepted every entry up to `number`."""
         self.acked = number
+        for run_id in [run_id for run_id, ended in self._ended.items() if ended <= number]:
+            del self._ended[run_id]
+            self._opened.pop(run_id, None)
         self.tell({"op": "acked", "number": number})
         if self._is_given_back:
             self._give_back()
@@ -98,7 +111,7 @@ class Shipment:
 
     def runs_of_others(self, ids: Mapping[str, str]) -> set[str]:
         """Return the store's ids of the runs of other processes that the job, if it is a worker, works for."""
-        others = self._others.ids | self.joined
+        others = self._others.ids | self.joined.keys()
         return {ids.get(run_id, run_id) for run_id in others} if self._order["is_worker"] else set()
 
     def give_signs(self, ids: Mapping[str, str], others: Iterable[str]) -> bool:
@@ -108,6 +121,18 @@ class Shipment:
         """
         return self._signs.give(self._open, ids, others)
 
+    @property
+    def is_late(self) -> bool:
+        """Whether heartbeats of the job are missing, so that another process may have its runs by now."""
+        return self._signs.is_late
+
+    def end_if_overtaken(self, ids: Mapping[str, str]) -> None:
+        """Ask the job to end if a later attempt has claimed a run that it has open or, as a worker, works for."""
+        joined = self.joined if self._order["is_worker"] else {}
+        for run_id, stop in self._signs.overtaken(self._open, joined, ids):
+            self.system_metrics.end(run_id)
+            self.stop(stop)
+
     def stop(self, stop: Stop) -> None:
         """Ask the job to end."""
         self._job.stop(stop, self._order["pid"], self._order["grace"])
@@ -115,11 +140,15 @@ class Shipment:
     def _follow_runs(self, entries: list[Entry]) -> None:
         for entry in entries:
             if entry["op"] == "open":
-                self._open[entry["run"]] = entry.get("attempt", 1)
+                self._open[entry["run"]] = self._opened[entry["run"]] = entry.get("attempt", 1)
+                self._ended.pop(entry["run"], None)
+            elif entry["op"] == "joined":
+                self._works_for[entry["run"]] = entry["attempt"]
             elif entry["op"] == "closed":
                 self._open.clear()
             elif entry["op"] == "info" and entry.get("status", "RUNNING") != "RUNNING":
                 self._open.pop(entry["run"], None)
+                self._ended[entry["run"]] = entry["n"]
 
     def flush(self, until: int) -> None:
         """Ship the entries up to the number `until` at once."""
@@ -170,7 +199,7 @@ class Route:
         self._removed: list[Shipment] = []
         self._drain: Drain | None = None
         self._delivery: Delivery | None = None
-        self._backend: Backend | None = None
+        self._owners: Owners | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -191,18 +220,20 @@ class Route:
         """Start to ship a journal as the job ordered; return None if that is not possible now.
 
         The order says `after` which entry to begin; the `ids` that local runs have in the store; the `runs` that are
-        open, and those of `others` that a worker (`is_worker`) logs to or has `joined`; the `pid` of the process for
-        heartbeats, their interval (`heartbeat`, seconds), and when the last one was `given`; what is `sampled` for
+        open, and those of `others` that a worker (`is_worker`) logs to or has `joined`; the attempts in which it has
+        `opened` runs or `works_for` them, and `until` when claims belong to its own launch; the `pid` of the process
+        for heartbeats, their interval (`heartbeat`, seconds), and when the last one was `given`; what is `sampled` for
         which run; and after how many seconds the process is killed if it is told to end at once (`grace`).
         """
         with self._lock:
-            if not self._is_ready or self._delivery is None or self._backend is None:
+            if not self._is_ready or self._delivery is None or self._owners is None:
                 return None
             self._delivery.ids |= order["ids"]
-            signs = Signs(self._backend, order["heartbeat"], pid=order["pid"], given=order["given"])
+            when = {"given": order["given"], "until": order["until"]}
+            signs = Signs(self._owners, order["heartbeat"], pid=order["pid"], **when)
             signs.on_stop = self._stop
             signs.on_silence = lambda run_id, number: self.silent.append((run_id, number))
-            system_metrics = SystemMetrics(self._backend)
+            system_metrics = SystemMetrics(self._owners.backend)
             for one in order["sampled"]:
                 system_metrics.begin(one)
             shipment = Shipment(self, job, order, signs, system_metrics)
@@ -224,6 +255,11 @@ class Route:
         assert self._delivery is not None
         self._delivery.ids |= {entry["run"]: entry["id"] for entry in entries if entry["op"] == "created"}
 
+    @property
+    def ids(self) -> Mapping[str, str]:
+        """The ids that local runs have in the store."""
+        return {} if self._delivery is None else self._delivery.ids
+
     def hurry(self) -> None:
         """End a pause early."""
         if self._drain is not None:
@@ -231,10 +267,11 @@ class Route:
 
     def _run(self) -> None:
         try:
-            backend = self._backend = self._make_backend()
+            backend = self._make_backend()
         except Exception as error:
             self._tell_prepared({"op": "unable", "reason": with_kind(error)})
             return
+        self._owners = Owners(backend)
         state = Path(self._store["state"])
         self._delivery = Delivery(backend, state, report=self._report)
         self._drain = Drain(self._delivery, lambda: self._shipments, on_failed=self._failed, on_taken=lambda: None)
@@ -246,7 +283,7 @@ class Route:
             # Heartbeats come first, so that a run that is resumed and ended at once is reopened before it is closed.
             is_there = self._give_signs(self._delivery.ids)
             for shipment in self._shipments:
-                shipment.system_metrics.log(self._delivery.ids, is_cut=not is_there)
+                shipment.system_metrics.log(self._delivery.ids, is_cut=not is_there or shipment.is_late)
             before = [shipment.number for shipment in self._shipments]
             self._drain.ship()
             is_idle = before == [shipment.number for shipment in self._shipments]
@@ -265,6 +302,8 @@ class Route:
             read |= others
             if not shipment.give_signs(ids, others):
                 return False
+        for shipment in self._shipments:
+            shipment.end_if_overtaken(ids)
         return True
 
     def _stop(self, run_id: str, stop: Stop) -> None:

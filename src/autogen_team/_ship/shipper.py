@@ -47,8 +47,9 @@ _shippers: weakref.WeakSet[Shipper] = weakref.WeakSet()
 class _Own:
     """The journal of this process, shipped by its own thread."""
 
-    def __init__(self, journal: Journal, others: RunsOfOthers) -> None:
+    def __init__(self, journal: Journal, others: RunsOfOthers, kept: Callable[[list[Entry]], list[Entry]]) -> None:
         self._journal = journal
+        self._kept = kept
         self._others = others
         self._follower = Follower(lambda: journal.folder, journal.acked)
 
@@ -67,6 +68,10 @@ class _Own:
         entries = self._follower.read(limit)
         self._others.follow(entries)
         return entries
+
+    def kept(self, entries: list[Entry]) -> list[Entry]:
+        """Return the entries that may be delivered; see `Signs.kept`."""
+        return self._kept(entries)
 
     def taken(self, number: int) -> None:
         """Record that the store has accepted every entry up to `number`."""
@@ -104,6 +109,7 @@ class Shipper:
         self.signs = signs
         """Heartbeats of the runs that this process has open, until the agent sends them."""
         self.signs.on_stop = lambda _run_id, stop: self._end_job(stop)
+        journal.until = self.signs.until
         self._system_metrics = system_metrics
         self.lost = 0
         """Number of entries that neither the journal nor the store accepted."""
@@ -118,7 +124,7 @@ class Shipper:
         self._others = RunsOfOthers()
         self._begin()
         self._system_metrics.end_all()  # the runs are the parent's
-        self.signs.given = time.time()  # else all workers that are forked later would ask the store at once
+        self.signs.begin()  # else all workers that are forked later would ask the store at once
         self._lock = threading.RLock()
         self._progress = threading.Condition(self._lock)
         self._wanted = 0
@@ -134,7 +140,7 @@ class Shipper:
 
     def _begin(self) -> None:
         """Ship from the first entry that the store has not accepted."""
-        own = self._own = _Own(self._journal, self._others)
+        own = self._own = _Own(self._journal, self._others, self._kept)
         self._drain = Drain(self._delivery, lambda: (own,), on_failed=self._failed, on_taken=self._taken)
 
     def start(self) -> None:
@@ -178,7 +184,7 @@ class Shipper:
         for pause in _TRIES:
             try:
                 with self._drain.delivering:
-                    self._delivery.deliver([orjson.loads("{" + body)])
+                    self._delivery.deliver(self._kept([orjson.loads("{" + body)]))
             except Unreachable as error:
                 fault = str(error)
                 time.sleep(pause)
@@ -200,27 +206,33 @@ class Shipper:
             self._system_metrics.end(run_id)
             self._agent_samples({"op": "sample no more", "run": run_id})
 
-    def join(self, run_id: str) -> None:
-        """Note that this process works for a run that another one has open; a stop of the run ends this process too.
+    def join(self, run_id: str, attempt: int) -> None:
+        """Note that this process works for a run that another one has open, in this attempt of the job.
 
-        Nothing happens unless this process is a worker.
+        If the process is a worker, a stop of the run ends this process too, and so does a later attempt.
         """
+        self.works_for(run_id, attempt)
         if identity.worker() is not None and self.signs.is_wanted:
             with self._lock:
-                self._others.join(run_id)
+                self._others.join(run_id, attempt)
                 self._tell_joined()
             self.start()
             self._journal.wake()
 
-    def leave(self, run_id: str) -> None:
+    def works_for(self, run_id: str, attempt: int) -> None:
+        """Note that the entries of this process for a run belong to this attempt of the job."""
+        with suppress(JournalError):  # a full disk; then nothing is held back after a later attempt
+            self._journal.run_joined(run_id, attempt)
+
+    def leave(self, run_id: str, attempt: int) -> None:
         """Undo `join`."""
         with self._lock:
-            self._others.leave(run_id)
+            self._others.leave(run_id, attempt)
             self._tell_joined()
 
     def _tell_joined(self) -> None:
         if self._handed_over:
-            self._agent.send({"op": "joined", "runs": sorted(self._others.joined)})
+            self._agent.send({"op": "joined", "runs": self._others.joined})
 
     def _agent_samples(self, message: Message) -> None:
         if self._handed_over:
@@ -296,6 +308,7 @@ class Shipper:
             if self.signs.is_wanted and not self.signs.left and not self._availability.is_cut:
                 with self._drain.delivering:
                     answers = self.signs.give(self._journal.open_attempts(), self._delivery.ids, self._runs_of_others())
+                self._end_if_overtaken()
                 if answers and self._journal.folder is None and self._others.joined:
                     # A worker that has logged nothing for so long gets a journal, so that the agent takes over: it
                     # reads the tags of a run once for all processes of this machine.
@@ -303,13 +316,23 @@ class Shipper:
                         self._journal.begin()
             if self._system_metrics.left == 0:
                 with self._drain.delivering:
-                    self._system_metrics.log(self._delivery.ids, is_cut=self._availability.is_cut)
+                    is_cut = self._availability.is_cut or self.signs.is_late
+                    self._system_metrics.log(self._delivery.ids, is_cut=is_cut)
             if self._can_hand_over():
                 self._listen()
             elif self.has_more:
                 self._ship()
             else:
                 break
+
+    def _end_if_overtaken(self) -> None:
+        joined = self._others.joined if identity.worker() is not None else {}
+        for run_id, stop in self.signs.overtaken(self._journal.open_attempts(), joined, self._delivery.ids):
+            self._system_metrics.end(run_id)
+            self._end_job(stop)
+
+    def _kept(self, entries: list[Entry]) -> list[Entry]:
+        return self.signs.kept(entries, self._journal.attempts(), self._journal.joined, self._delivery.ids)
 
     def _runs_of_others(self) -> list[str]:
         """Return the runs that this process, if it is a worker, logs to and that another one has open."""
@@ -357,7 +380,10 @@ class Shipper:
                     "ids": self._delivery.ids,
                     "runs": self._journal.open_attempts(),
                     "others": sorted(self._others.logged),
-                    "joined": sorted(self._others.joined),
+                    "joined": self._others.joined,
+                    "opened": self._journal.attempts(),
+                    "works_for": self._journal.joined,
+                    "until": self.signs.until,
                     "is_worker": identity.worker() is not None,
                     "pid": identity.job(),
                     "grace": stopping.seconds_to_kill(),

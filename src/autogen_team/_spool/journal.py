@@ -95,6 +95,8 @@ class Journal:
         """Prepare a journal below `state` for the store `uri`, which must not contain a password."""
         self._state = state
         self._uri = uri
+        self.until = 0.0
+        """Claims of joined runs up to this time, in seconds since 1970, are those of this process's own attempt."""
         self.on_begin: Callable[[Path], None] | None = None
         """Called with the folder once it is created, before the first entry is written."""
         self.after_fork()
@@ -114,6 +116,11 @@ class Journal:
         self.folder: Path | None = None
         self._opening: dict[str, str] = {}
         self._created: dict[str, str] = {}
+        self.joined: dict[str, int] = {**getattr(self, "joined", {}), **getattr(self, "_attempts", {})}
+        """The attempt in which this process works for each run of another one; in a forked child, of its parent."""
+        self._attempts: dict[str, int] = {}
+        self._ended: deque[tuple[str, int]] = deque()
+        """Runs that were closed, each with the number of the entry that closed it."""
         self._open: dict[str, dict[str, Any]] = {}
         self.number = 0
         """The number of the last entry."""
@@ -179,8 +186,23 @@ class Journal:
             self._opening.pop(mark, None)
         about = {"name": name, "experiment": experiment} | ({"attempt": attempt} if attempt > 1 else {})
         self._open[run_id] = about
+        self._attempts[run_id] = attempt
         activity.opened(run_id, name)
         self.append(records.body("open", run=run_id, mark=mark, **about))
+
+    def run_joined(self, run_id: str, attempt: int) -> None:
+        """Record that this process works for a run that another process of this attempt of the job has open.
+
+        Nothing is written before the first entry.
+
+        Raises:
+            JournalError: the entry cannot be written.
+
+        """
+        if attempt > self.joined.get(run_id, 0):
+            self.joined[run_id] = attempt
+            if self.folder is not None:
+                self.append(records.body("joined", run=run_id, attempt=attempt))
 
     def run_created(self, local: str, real: str) -> None:
         """Record the store's id of a run that was started while the store was unreachable."""
@@ -189,6 +211,12 @@ class Journal:
 
     def run_closed(self, run_id: str) -> None:
         """Record that no other process needs to close the run; call this after writing the entry that closes it."""
+        self._open.pop(run_id, None)
+        self._ended.append((run_id, self.number))
+        activity.closed(run_id)
+
+    def run_left(self, run_id: str) -> None:
+        """Record that this process no longer has the run open, which another process will close."""
         self._open.pop(run_id, None)
         activity.closed(run_id)
 
@@ -199,6 +227,14 @@ class Journal:
     def open_attempts(self) -> dict[str, int]:
         """Return the attempt number of each open run, by run id."""
         return {run_id: about.get("attempt", 1) for run_id, about in list(self._open.items())}
+
+    def attempts(self) -> dict[str, int]:
+        """Return the attempt of each run that this process has opened, until the store has the end of the run."""
+        while self._ended and self._ended[0][1] <= self.acked:
+            run_id, _ = self._ended.popleft()
+            if run_id not in self._open:  # it may be open again
+                self._attempts.pop(run_id, None)
+        return dict(self._attempts)
 
     def wait(self, timeout: float | None) -> None:
         """Wait for an entry written since the last call, at most `timeout` seconds; for a single reader."""
@@ -348,6 +384,8 @@ class Journal:
             uri=self._uri,
             at=int(time.time() * 1000),
             open=[{"run": run_id, **facts} for run_id, facts in self._open.items()],
+            joined=self.joined or None,
+            until=self.until or None,
             created=self._created,
             opening=[{"mark": mark, "experiment": experiment_id} for mark, experiment_id in self._opening.items()],
         )

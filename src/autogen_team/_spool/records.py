@@ -15,7 +15,7 @@ from zlib import crc32
 import orjson
 
 VERSION = 2
-NOTES = frozenset({"journal", "opening", "open", "created", "closed"})
+NOTES = frozenset({"journal", "opening", "open", "joined", "created", "closed"})
 """Operations that are never sent to the store; the recovery of a journal needs them."""
 
 Entry: TypeAlias = dict[str, Any]

@@ -19,6 +19,7 @@ import psutil
 
 from autogen_team._process import identity, run_events
 from autogen_team._services import worker_runs
+from autogen_team._ship.signs import LAUNCH
 from autogen_team.io.services import MlflowService
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ _LAUNCHED_TAG = "autogen_team.launched"
 _LAUNCH = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "MASTER_ADDR", "MASTER_PORT")
 """Variables that differ between launches, and are the same for all ranks of one. TORCHELASTIC_RESTART_COUNT is not
 among them, because each agent of an elastic launch counts the restarts of its own workers."""
-_TOLERANCE = 60.0
-"""Maximum difference between the clocks of two hosts, or between the starts of two ranks, in seconds."""
 _LONGEST_PAUSE = 2.0
 
 _report = logging.getLogger("autogen_team")
@@ -112,7 +111,7 @@ def _launch() -> str:
 
 
 def _wait_for(service: MlflowService, launch: str, job: str | None, timeout: float) -> Shared | None:
-    since = psutil.Process().create_time() - _TOLERANCE
+    since = psutil.Process().create_time() - LAUNCH
     deadline, pause = time.monotonic() + timeout, 0.1
     while True:
         try:

@@ -15,9 +15,9 @@ import pytest
 from mlflow.entities import Param, RunStatus, RunTag
 
 from autogen_team import GlobalContext
-from autogen_team._capture.claims import CLAIM, Claim, latest_claim
 from autogen_team._process.run_events import ATTEMPT_TAG, JOB_TAG
 from autogen_team._ship import mlflow_backend
+from autogen_team._ship.owners import CLAIM, Claim, latest_claim
 from autogen_team._ship.signs import ALIVE_TAG, HOST_TAG, PID_TAG
 from autogen_team.errors import JobRunningError
 from autogen_team.io.services import MlflowService

@@ -17,6 +17,7 @@ import pytest
 
 from autogen_team._process.run_events import EXCEPTION_TAG
 from autogen_team._ship import agent_link, lost, rest_backend
+from autogen_team._ship.backend import RunState
 from autogen_team._ship.signs import ALIVE_TAG, HOST_TAG, LOST, PID_TAG, moment
 
 pytestmark = pytest.mark.usefixtures("forked_children")
@@ -235,7 +236,7 @@ def test_the_clock_of_the_server_counts():
     """A machine whose clock is behind sends heartbeats in the server's time."""
     server = rest_backend.Server(lambda _path, _body: Answer())
     assert server.ahead == 0.0
-    assert server.look("a") == ("RUNNING", {})
+    assert server.look("a") == RunState("RUNNING", {})
 
     assert abs(server.ahead - 3600) < 60
 

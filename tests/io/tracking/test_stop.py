@@ -12,7 +12,8 @@ import pytest
 
 from autogen_team._capture.signals import Terminated, verdict
 from autogen_team._process.run_events import EXCEPTION_TAG
-from autogen_team._ship.backend import Batch
+from autogen_team._ship.backend import Batch, RunState
+from autogen_team._ship.owners import Owners
 from autogen_team._ship.signs import ALIVE_TAG, STOP_REQUESTED_TAG, STOP_TAG, RunsOfOthers, Signs, Stop
 
 pytestmark = pytest.mark.usefixtures("forked_children")
@@ -376,10 +377,10 @@ class OneRun:
         self.status, self.tags, self.asked = status, tags, 0
         self.ahead = 0.0
 
-    def look(self, _run_id: str) -> tuple[str, dict[str, str]]:
+    def look(self, _run_id: str) -> RunState:
         """Return the status and tags."""
         self.asked += 1
-        return self.status, dict(self.tags)
+        return RunState(self.status, dict(self.tags))
 
     def log(self, batch: Batch) -> None:
         """Store the tags."""
@@ -396,10 +397,10 @@ def stops_of():
 
     def give(store: OneRun, runs: list[str], others: list[str], times: int) -> list[tuple[str, Stop]]:
         found: list[tuple[str, Stop]] = []
-        signs = Signs(store, 0.001, given=0.0)
+        signs = Signs(Owners(store), 0.001, given=0.0)
         signs.on_stop = lambda run_id, stop: found.append((run_id, stop))
         for _ in range(times):
-            signs.given = time.time() - 0.001
+            signs.begin(time.time() - 0.001)
             assert signs.give(dict.fromkeys(runs, 1), {}, others)
         return found
 
@@ -454,7 +455,7 @@ def test_a_run_that_a_worker_has_joined_counts_until_it_is_left():
     runs.leave("job")
     runs.leave("other")
 
-    assert (runs.ids, runs.joined) == ({"logged", "job"}, {"job"})
+    assert (runs.ids, runs.joined) == ({"logged", "job"}, {"job": 1})
     runs.leave("job")
     assert runs.ids == {"logged"}
 
