@@ -3,8 +3,8 @@
 The job logs a file, and runs a loop of steps of one millisecond during the upload. The call is compared with a copy of
 the file to the same disk, and again with a smaller file, because after some gigabytes the disk is slower than the page
 cache.
-Plain MLflow uploads the same file over the same line; wandb stores it offline as its own artifact. `BYTES` is the size
-of the file, by default 1 GB; the whole benchmark then takes six minutes.
+Plain MLflow uploads the same file over the same line; wandb and trackio keep it on this machine as their own artifacts.
+`BYTES` is the size of the file, by default 1 GB; the whole benchmark then takes six minutes.
 """
 
 from __future__ import annotations
@@ -108,6 +108,16 @@ run.log_artifact(artifact)
 print(json.dumps({"call": time.perf_counter() - begun}), flush=True)
 run.finish()
 """
+TRACKIO = """
+import json, os, sys, time
+os.environ |= {"TRACKIO_DIR": sys.argv[2], "HF_HUB_OFFLINE": "1", "GRADIO_ANALYTICS_ENABLED": "False"}
+import trackio
+trackio.init("bench", embed=False, auto_log_gpu=False, auto_log_cpu=False)
+begun = time.perf_counter()
+trackio.log_artifact(sys.argv[1], name="file", type="model")
+print(json.dumps({"call": time.perf_counter() - begun}), flush=True)
+trackio.finish()
+"""
 
 
 def free_port() -> int:
@@ -170,9 +180,10 @@ def main() -> None:
         seconds = str(min(30.0, BYTES / RATE / 3))
         ours = run(UPLOAD, uri, folder / "ours", str(file), seconds)
         plain = run(PLAIN, uri, folder / "plain", str(file))
-        wandb = None
+        wandb = trackio = None
         if PEERS.exists():
             wandb = run(WANDB, uri, folder / "wandb", str(file), str(folder / "wandb"), python=PEERS)["call"]
+            trackio = run(TRACKIO, uri, folder / "trackio", str(file), str(folder / "trackio"), python=PEERS)["call"]
         size, small = f"{BYTES / 1e9:g} GB", f"{min(SMALLER, BYTES) / 1e9:g} GB"
         beside, alone = ours["beside"] * 1000, ours["alone"] * 1000
         show(
@@ -180,6 +191,7 @@ def main() -> None:
                 Row(f"a call that logs {size}", ours["call"], ours["copy"], "a copy of the file", "s", at_most=1.2),
                 Row("", ours["call"], plain["all"], "plain MLflow, which waits", "s"),
                 Row("", ours["call"], wandb, "wandb, offline", "s"),
+                Row("", ours["call"], trackio, "trackio, local", "s"),
                 Row(f"the same, {small}", calls["call"], calls["copy"], "a copy of the file", "s", at_most=1.2),
                 Row(
                     "twenty steps of 1 ms during the upload",

@@ -1,7 +1,8 @@
 """Compare the cost of traces and log lines to the job, and the time until the store has them, with plain MLflow.
 
-`python benchmarks/bench_traces.py [--count N]`. A trace has three spans, one of them with 2 kB each of inputs and
-outputs. Plain MLflow exports traces asynchronously, as it does by default, with a queue long enough to lose none.
+`python benchmarks/bench_traces.py [--count N] [--delivery-rounds N] [--only-delivery]`. A trace has three spans, one of
+them with 2 kB each of inputs and outputs. Plain MLflow exports traces asynchronously, as it does by default, with a
+queue long enough to lose none.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ def of_a_trace(bench: Bench, count: int) -> Iterator[Row]:
 
 
 def of_all_delivered(bench: Bench, count: int) -> Iterator[Row]:
-    """Compare the time until a server has all traces."""
+    """Compare the time until a server has all traces; each round begins with the other contender."""
     found: dict[str, list[float]] = {"ours": [], "plain": []}
-    for _ in range(bench.rounds):
-        for kind, figures in found.items():
+    for number in range(bench.rounds):
+        for kind, figures in list(found.items())[:: -1 if number % 2 else 1]:
             with bench.server() as server:
                 answer = job(bench, "trace_job.py", kind, server.uri, str(count), "0")
             if answer["stored"] < count:
@@ -77,14 +78,17 @@ def main() -> None:
     """Measure and print the comparisons."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--count", type=int, default=2000, help="traces that a server gets")
+    parser.add_argument("--count", type=int, default=2000, help="traces that a server gets in each round")
+    parser.add_argument("--delivery-rounds", type=int, default=1, help="rounds with a server")
+    parser.add_argument("--only-delivery", action="store_true", help="measure only the time until a server has them")
     parser.add_argument("--peers-python", type=Path, default=HERE.parent / ".venv-peers" / "bin" / "python")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bench = Bench(Path(folder), arguments.rounds, arguments.peers_python, stack)
-        show(list(of_a_trace(bench, 200)))
-        show(list(of_a_line(bench)))
-        bench.rounds = 1
+        if not arguments.only_delivery:
+            show(list(of_a_trace(bench, 200)))
+            show(list(of_a_line(bench)))
+        bench.rounds = arguments.delivery_rounds
         show(list(of_all_delivered(bench, arguments.count)))
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from autogen_team._capture import manifest, mlflow_internals, redact_entities
+from mlflow.entities import Metric, RunStatus
+
+from autogen_team._capture import manifest, mlflow_internals, redact_entities, trace_sums
 from autogen_team._capture.manifest import Rule
 from autogen_team._capture.transparent_proxy import TransparentProxy
 from autogen_team._process import Undo
 from autogen_team._ship import mlflow_backend
+
+_TRACES_PATIENCE = 5.0
+"""Seconds that MLflow's threads have to export ended spans."""
 
 _report = logging.getLogger("autogen_team")
 _reported: set[tuple[str, str]] = set()
@@ -20,9 +26,7 @@ _reported: set[tuple[str, str]] = set()
 
 def start(uri: str) -> Undo:
     """Redact calls to the tracking store of `uri` while it has no journal; return a function that stops this."""
-    return mlflow_internals.stand_in(
-        uri, RedactingStore(mlflow_backend.plain_store(uri), manifest.TRACKING), yields=True
-    )
+    return mlflow_internals.stand_in(uri, Tracking(mlflow_backend.plain_store(uri)), yields=True)
 
 
 def start_registry(await_files: Callable[[str], None]) -> Undo:
@@ -68,6 +72,34 @@ class RedactingStore(TransparentProxy):
             )
             _report.warning(text, of_class.__name__, name)
         return manifest.UNKNOWN
+
+
+class Tracking(RedactingStore):
+    """Stand-in for a tracking store."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner, manifest.TRACKING)
+        self._earlier_traces = trace_sums.Earlier()
+
+    def update_run_info(self, run_id: str, run_status: int | None, end_time: int | None, run_name: str | None) -> Any:
+        """Change status, end and name of a run; log the sums of its traces before it ends."""
+        status = None if run_status is None else RunStatus.to_string(run_status)
+        if status == "RUNNING":
+            self._earlier_traces.resumed(run_id)
+        if status in ("FINISHED", "FAILED", "KILLED"):
+            self.log_sums_of_traces(run_id, end_time)
+        return self.__getattr__("update_run_info")(run_id, run_status, end_time, run_name)
+
+    def log_sums_of_traces(self, run_id: str, end_time: int | None = None) -> None:
+        """Log the sums of the run's traces; `end_time` is in milliseconds since 1970, now by default."""
+        mlflow_internals.wait_for_traces_within(_TRACES_PATIENCE)
+        trace_sums.end_run(run_id, partial(self._log_sums, run_id, end_time or int(time.time() * 1000)))
+
+    def _log_sums(self, run_id: str, timestamp: int, sums: dict[str, float]) -> None:
+        if run_id in self._earlier_traces:
+            experiment_id = self._inner.get_run(run_id).info.experiment_id
+            self._earlier_traces.add(sums, run_id, self._inner, experiment_id, run_id)
+        self._inner.log_batch(run_id, [Metric(name, value, timestamp, 0) for name, value in sums.items()], [], [])
 
 
 class Registry(RedactingStore):

@@ -87,6 +87,7 @@ class DurableStore(RedactingStore):
         self._shipper = shipper
         self._availability = availability
         self._known: dict[str, CachedRun] = {}
+        self._earlier_traces = trace_sums.Earlier()
         self._metrics = MetricEntries(is_remote=availability.is_remote)
         self._writer = Writer(journal, shipper)
         self.traces = TraceJournal(inner, journal, self._writer.write)
@@ -386,11 +387,12 @@ class DurableStore(RedactingStore):
         except (TypeError, ValueError, UnicodeError) as error:
             raise MlflowException(f"run {run_id}: {error}", error_code=INVALID_PARAMETER_VALUE) from None
         if status == "RUNNING":  # resumed: this process will close it
+            self._earlier_traces.resumed(run_id)
             self._note_open(known.info, None)
             if self._shipper.signs.is_wanted and self._just_read is None:  # otherwise the claim has set these tags
                 self._writer.write(_body("tags", run=run_id, values=signs.tags(identity.job())))
         if status in ("FINISHED", "FAILED", "KILLED"):
-            self._log_sums_of_traces(run_id, end_time)
+            self.log_sums_of_traces(run_id, end_time)
         self._writer.write(_body("info", run=run_id, status=status, end=end_time, name=run_name))
         if status in ("FINISHED", "FAILED", "KILLED"):
             self._journal.run_closed(run_id)
@@ -400,12 +402,21 @@ class DurableStore(RedactingStore):
         known.info = changed
         return changed
 
-    def _log_sums_of_traces(self, run_id: str, end_time: int | None) -> None:
+    def log_sums_of_traces(self, run_id: str, end_time: int | None = None) -> None:
+        """Write the sums of the run's traces; `end_time` is in milliseconds since 1970, now by default."""
         mlflow_internals.wait_for_traces_within(_TRACES_PATIENCE)
-        sums = trace_sums.pop(run_id)
-        if sums:
-            timestamp = end_time or int(time.time() * 1000)
-            self._write_metrics(*self._metrics.of_floats(run_id, sums, timestamp, 0))
+        trace_sums.end_run(run_id, partial(self._log_sums, run_id, end_time or int(time.time() * 1000)))
+
+    def _log_sums(self, run_id: str, timestamp: int, sums: dict[str, float]) -> None:
+        known = self._known.get(run_id)
+        if known is not None and run_id in self._earlier_traces:
+            try:
+                self._require()
+                self._earlier_traces.add(sums, run_id, self._inner, known.info.experiment_id, self.real_id(run_id))
+            except Exception as error:
+                text = "the sums of the traces of run %s lack those of earlier starts: %s"
+                _report.warning(text, run_id, mask(with_kind(error)))
+        self._write_metrics(*self._metrics.of_floats(run_id, sums, timestamp, 0))
 
     def get_run(self, run_id: str) -> Run:
         """Return the run from the store after a flush; if the store is unreachable, return the cached run."""
@@ -493,6 +504,8 @@ class DurableStore(RedactingStore):
     def remember(self, run: Run) -> None:
         """Cache a run that another process has opened, so that the store is not asked for it."""
         self._known[run.info.run_id] = CachedRun(run)
+        if run_events.attempt_of(run.data.tags) > 1:
+            self._earlier_traces.resumed(run.info.run_id)
 
     def _knows(self, run_id: str) -> CachedRun | None:
         """Return the cached run, which is first read from the store; None if the store cannot be asked.

@@ -34,6 +34,7 @@ from autogen_team._capture import (
 from autogen_team._capture.redact_traces import Masker
 from autogen_team._capture.trace_journal import TraceJournal, takes_spans
 from autogen_team._process import Undo, grace
+from autogen_team._process.deadline import within
 from autogen_team._process.forking import ForkSafeLock
 from autogen_team._redact import mask
 from autogen_team._ship.collector import Outbox
@@ -47,6 +48,8 @@ _OF_ANY_SPAN = ("mlflow.traceRequestId", "mlflow.spanType")
 _DATABRICKS = "databricks"
 _TRACES_PATIENCE = 5.0
 """Seconds that MLflow's threads have to export ended spans."""
+_LATE = 5.0
+"""Seconds that logging the sums of traces exported after the end of their run may take."""
 
 _report = logging.getLogger("autogen_team")
 _lock = ForkSafeLock()
@@ -80,15 +83,25 @@ def start(masking: Masking, *, flush_timeout: float, outbox: Outbox | None = Non
         with _lock:
             taps.last = taps.masking
             taps.users.remove(masking)
-            if taps.users:
-                return
-        if taps.direct.finish(grace.bounded(flush_timeout)):
+            is_last = not taps.users
+        if not is_last:
+            mlflow_internals.wait_for_traces_within(grace.bounded(min(flush_timeout, _TRACES_PATIENCE)))
+        is_settled = is_last and taps.direct.finish(grace.bounded(flush_timeout))
+        _log_late_sums()
+        if is_settled:
             with _lock:
                 if not taps.users:
                     taps.undo()
                     _taps = None
 
     return leave
+
+
+def _log_late_sums() -> None:
+    try:
+        within(_LATE, trace_sums.log_late, name="autogen-team-traces")
+    except TimeoutError:
+        _report.warning("sums of traces are not logged: the MLflow store does not answer")
 
 
 @dataclass(slots=True)

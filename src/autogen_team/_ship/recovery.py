@@ -10,16 +10,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import mlflow
-from mlflow.entities import LifecycleStage
+from mlflow.entities import LifecycleStage, Run
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from autogen_team._process import run_events
 from autogen_team._process.threads import spawn
 from autogen_team._redact import MASK, mask, mask_url
-from autogen_team._ship import code_files, files, mlflow_backend, ping, signs, uploads, uris
+from autogen_team._ship import code_files, files, mlflow_backend, ping, signs, stored_sums, uploads, uris
 from autogen_team._ship.backend import OPENED_BY, Backend, Batch, Refused, Unreachable
 from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
@@ -324,8 +325,27 @@ def _close(
         return False
     if run_events.EXCEPTION_TAG not in run.data.tags and how.status != "FINISHED":
         backend.log(Batch(run_id, tags={run_events.EXCEPTION_TAG: mask(how.reason)}))
-    backend.update(run_id, how.status, max(end, run.info.start_time), None)
+    end = max(end, run.info.start_time)
+    _log_sums_of_traces(backend, run, end, mlflow_backend.plain_store(client.tracking_uri))
+    backend.update(run_id, how.status, end, None)
     return True
+
+
+def log_sums_of_traces(uri: str, run_id: str, at: float) -> None:
+    """Log the sums of a run's traces, if it has any; `at` is its end in seconds since 1970."""
+    store = mlflow_backend.plain_store(uri)
+    _log_sums_of_traces(mlflow_backend.of(store, uri), mlflow.MlflowClient(uri).get_run(run_id), int(at * 1000), store)
+
+
+def _log_sums_of_traces(backend: Backend, run: Run, end: int, store: Any) -> None:
+    run_id = run.info.run_id
+    try:
+        sums = stored_sums.of_run(store, run.info.experiment_id, run_id)
+        if sums:
+            logged = [{"key": key, "value": value, "timestamp": end, "step": 0} for key, value in sums.items()]
+            backend.log(Batch(run_id, metrics=logged))
+    except Exception as error:  # closing the run matters more
+        _report.warning("the sums of the traces of run %s are not logged: %s", run_id, mask(with_kind(error)))
 
 
 def _attach_log(client: mlflow.MlflowClient, run_id: str, folder: Path) -> None:

@@ -31,7 +31,7 @@ _NOT_ABOUT_CONTENT = frozenset({401, 404, 407, 408, 425, 429})
 _UNKNOWN = frozenset({404, 501})
 _SPANS = "/v1/traces"
 """Path at which an MLflow server of version 3.4 or newer accepts spans by OpenTelemetry's protocol."""
-_AT_ONCE, _PORTION = 8, 16
+_AT_ONCE, _PORTION = 8, 64
 """Number of parallel requests for traces, because each trace takes one (MLflow's own client sends ten), and number of
 spans after which a request is full."""
 _LONGEST_METADATA, _LONGEST_TRACE_TAG = 250, 4096

@@ -83,7 +83,7 @@ class Shipment:
             self._others.follow(entries)
             self._route.learn(entries)
             self._follow_runs(entries)
-        elif self._is_given_back:
+        elif self._is_given_back and self.number == self.acked:  # otherwise `taken` does it
             self._give_back()
         return entries
 

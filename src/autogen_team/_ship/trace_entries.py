@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from autogen_team._spool.records import Entry
@@ -45,6 +47,24 @@ def requests(found: Iterable[Entry]) -> Iterator[Entry]:
             joined[key] = {**entry, "spans": [*entry["spans"]]}
     yield from joined.values()
     yield from rest
+
+
+def lacks_infos(found: Iterable[Entry]) -> bool:
+    """Return whether the entries hold the root span of a trace, but not the info, which MLflow writes after it."""
+    ended: set[str] = set()
+    for entry in found:
+        if entry["op"] == "spans":
+            ended |= {span["trace_id"] for span in entry["spans"] if not span.get("parent_span_id")}
+        elif entry["op"] == "trace":
+            ended.discard(id_of_spans(entry["info"]["trace_id"]))
+    return bool(ended)
+
+
+def id_of_spans(trace_id: str) -> str:
+    """Return the id of a trace in the form that its spans hold; empty if it is not an id of MLflow's own."""
+    with suppress(ValueError):
+        return base64.b64encode(bytes.fromhex(trace_id.removeprefix("tr-"))).decode()
+    return ""
 
 
 def parts(entry: Entry) -> list[Entry]:

@@ -209,3 +209,22 @@ def test_an_offline_job_that_traces_and_registers_a_model_ends(supervised, scrip
     assert run.info.status == "FINISHED"
     assert len(client.search_traces(locations=[experiment.experiment_id], run_id=run.info.run_id)) == 1
     assert [one.run_id for one in client.search_model_versions()] == [run.info.run_id]
+
+
+@pytest.mark.parametrize("durable", ["true", "false"])
+@pytest.mark.parametrize("end", ["", "os.kill(os.getpid(), 9)", "os._exit(0)"])
+def test_the_run_has_the_sums_of_the_jobs_traces(supervised, script, the_run, monkeypatch, durable, end):
+    """The sums of tokens and cost are metrics of the command's run, however the job ends."""
+    monkeypatch.setenv("AUTOGEN_TEAM_MLFLOW_DURABLE", durable)
+    body = """
+import mlflow, os
+for _ in range(3):
+    with mlflow.start_span("ask", span_type="CHAT_MODEL") as span:
+        span.set_attribute("mlflow.llm.cost", {"input_cost": 0.2, "output_cost": 0.05, "total_cost": 0.25})
+        span.set_attribute("mlflow.chat.tokenUsage", {"input_tokens": 4, "output_tokens": 1, "total_tokens": 5})
+mlflow.flush_trace_async_logging()
+"""
+    supervised(script(body + end))
+
+    metrics = the_run().data.metrics
+    assert [metrics[f"trace.{name}"] for name in ("count", "total_tokens", "cost")] == [3, 15, 0.75]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from autogen_team._ship import trace_entries
 from autogen_team._ship.backend import Unreachable
 from autogen_team._ship.drain import Drain
 
@@ -72,3 +73,46 @@ def test_entries_of_a_journal_that_another_process_ships_are_dropped():
     drain_of(delivery, sources).ship()
 
     assert (delivery.delivered, given_back.acked, kept.acked) == (["b"], 0, 1)
+
+
+class TracesSource(Source):
+    """A journal whose reads return one entry each: the spans of two traces, and then their infos."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ids = ["00" * 15 + "01", "00" * 15 + "02"]
+        roots = [{"trace_id": trace_entries.id_of_spans(f"tr-{one}"), "span_id": "a"} for one in ids]
+        self._left = [
+            {"n": 1, "op": "spans", "value": "spans", "spans": roots},
+            *(
+                {"n": 2 + at, "op": "trace", "value": one, "info": {"trace_id": f"tr-{one}"}}
+                for at, one in enumerate(ids)
+            ),
+            {"n": 4, "op": "tag", "value": "later"},
+        ]
+
+    @property
+    def is_behind(self) -> bool:
+        return bool(self._left)
+
+    def read(self, _limit: int) -> list[dict]:
+        """Return the next entry."""
+        found = [self._left.pop(0)] if self._left else []
+        self.number = found[-1]["n"] if found else self.number
+        return found
+
+
+def test_spans_are_delivered_with_the_infos_of_their_traces():
+    """A delivery does not end between the spans of a trace and its info, which would double a server's work."""
+    source = TracesSource()
+    deliveries: list[list[int]] = []
+
+    class Recording(Delivery):
+        def deliver(self, entries: list[dict]) -> None:
+            deliveries.append([entry["n"] for entry in entries])
+            super().deliver(entries)
+
+    drain_of(Recording(0, lambda: None), [source]).ship()
+
+    assert deliveries == [[1, 2, 3], [4]]
+    assert source.acked == 4

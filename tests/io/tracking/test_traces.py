@@ -12,7 +12,8 @@ import pytest
 from mlflow.tracing.client import TracingClient
 from mlflow.tracing.provider import provider
 
-from autogen_team._capture import redact_traces, traces
+from autogen_team._capture import redact_traces, trace_sums, traces
+from autogen_team._ship import mlflow_backend, stored_sums
 from autogen_team.errors import ConfigurationError, ConfigurationWarning
 from autogen_team.io.services import MlflowService
 
@@ -278,9 +279,10 @@ def test_a_bad_value_of_the_setting_is_named(monkeypatch):
     assert "some" in str(caught.value)
 
 
-def test_sums_of_tokens_and_cost_become_metrics_of_the_run(start_session, store_uri):
+@pytest.mark.parametrize("durable", [True, False])
+def test_sums_of_tokens_and_cost_become_metrics_of_the_run(start_session, store_uri, durable):
     """At its end a run gets the sums of its traces; a span that repeats the sum of its children counts once."""
-    session = start_session(store_uri)
+    session = start_session(store_uri, durable=durable)
     with mlflow.start_run() as run:
         for _ in range(2):
             with mlflow.start_span("agent") as agent, mlflow.start_span("chat", span_type="CHAT_MODEL") as chat:
@@ -306,6 +308,64 @@ def test_sums_of_tokens_and_cost_become_metrics_of_the_run(start_session, store_
         "trace.total_tokens": 3000,
     }
     assert client.get_run(other.info.run_id).data.metrics == {"loss": 1}
+
+
+def priced_trace() -> None:
+    """Log a trace that took 1500 tokens and 1 USD."""
+    with mlflow.start_span("priced") as span:
+        span.set_attribute("mlflow.llm.cost", {"input_cost": 0.5, "output_cost": 0.5, "total_cost": 1.0})
+        span.set_attribute("mlflow.chat.tokenUsage", CHAT["mlflow.chat.tokenUsage"])
+
+
+def sums_of(uri: str, run_id: str) -> dict[str, float]:
+    """Return the number of traces, the tokens and the cost that a run has as metrics."""
+    metrics = mlflow.MlflowClient(uri).get_run(run_id).data.metrics
+    return {name: metrics.get(f"trace.{name}") for name in ("count", "total_tokens", "cost")}
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_traces_that_end_after_their_run_count_too(start_session, store_uri, durable):
+    """A trace that ends after its run is added to the sums when the service stops."""
+    session = start_session(store_uri, durable=durable)
+    with mlflow.start_run() as run:
+        priced_trace()
+        late = mlflow.start_span_no_context("late")
+        late.set_attribute("mlflow.chat.tokenUsage", CHAT["mlflow.chat.tokenUsage"])
+    late.end()
+    session.stop()
+
+    assert sums_of(store_uri, run.info.run_id) == {"count": 2, "total_tokens": 3000, "cost": 1.0}
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_resumed_run_has_the_sums_of_all_its_starts(start_session, mlflow_server, durable):
+    """Sums of a run that was resumed, perhaps in another process, include the traces of its earlier starts."""
+    first = start_session(mlflow_server, durable=durable, experiment_name=f"resumed-{durable}")
+    with mlflow.start_run() as run:
+        priced_trace()
+    first.stop()
+    trace_sums.forget()  # as another process would begin
+    second = start_session(mlflow_server, durable=durable, experiment_name=f"resumed-{durable}")
+    with mlflow.start_run(run_id=run.info.run_id):
+        priced_trace()
+    second.stop()
+
+    assert sums_of(mlflow_server, run.info.run_id) == {"count": 2, "total_tokens": 3000, "cost": 2.0}
+
+
+def test_sums_in_the_store_leave_out_traces_of_other_runs(start_session, store_uri, monkeypatch):
+    """The store's sums of a run cover all pages of its traces, and none that was recorded elsewhere and linked."""
+    monkeypatch.setattr(stored_sums, "_PAGE", 2)
+    session = start_session(store_uri)
+    with mlflow.start_run() as run:
+        for _ in range(5):
+            priced_trace()
+    priced_trace()
+    mlflow.MlflowClient().link_traces_to_run([mlflow.get_last_active_trace_id()], run.info.run_id)
+    session.stop()
+
+    found = stored_sums.of_run(mlflow_backend.plain_store(store_uri), run.info.experiment_id, run.info.run_id)
+    assert (found["trace.count"], found["trace.cost"]) == (5, 5.0)
 
 
 def test_masking_ends_with_the_last_service(start_session, store_uri, tmp_path):

@@ -101,6 +101,64 @@ def test_a_killed_job_loses_no_trace_that_has_ended(server, start_python, server
     assert not (tmp_path / "state" / "refused.jsonl").exists()
 
 
+COUNTING_JOB = """
+import os, signal, sys, mlflow
+from autogen_team.io.services import MlflowService
+
+service = MlflowService(
+    connect_timeout=30, autolog_disable=True, experiment_name="kills", snapshot=False, mask_traces="content"
+)
+service.start()
+mlflow.start_run()
+print("ready", flush=True)
+for _ in range(2):
+    sys.stdin.readline()
+    for _ in range(3):
+        with mlflow.start_span("agent"), mlflow.start_span("chat", span_type="CHAT_MODEL") as chat:
+            chat.set_attribute("mlflow.llm.cost", {"input_cost": 0.2, "output_cost": 0.05, "total_cost": 0.25})
+            chat.set_attribute("mlflow.chat.tokenUsage", {"input_tokens": 4, "output_tokens": 1, "total_tokens": 5})
+    mlflow.flush_trace_async_logging()
+    print("delivered" if service.flush() else "waiting", flush=True)
+    sys.stdin.readline()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("kind", ["database", "server", "outage"])
+def test_a_killed_run_has_the_sums_of_its_traces(server, start_python, store_uri, kind, tmp_path, wait_until):
+    """Recovery logs the sums of all traces of a run, of those that were delivered before SIGKILL as well."""
+    uri = store_uri if kind == "database" else server.uri
+    process = start_python("-c", COUNTING_JOB, stdin=-1, MLFLOW_TRACKING_URI=uri)
+
+    def go_on() -> None:
+        process.popen.stdin.write("go\n")
+        process.popen.stdin.flush()
+
+    process.wait_for("ready")
+    go_on()
+    process.wait_for("delivered")
+    if kind == "outage":
+        server.kill()
+    go_on()
+    go_on()
+    process.wait_for("waiting" if kind == "outage" else "delivered")
+    process.finish("go\n")
+    if kind == "outage":
+        server.start()
+    wait_until(lambda: index.find(tmp_path / "state") == [], timeout=SOON)
+
+    client = mlflow.MlflowClient(uri)
+    (run,) = client.search_runs([client.get_experiment_by_name("kills").experiment_id])
+    assert run.info.status == "KILLED"
+    assert run.data.metrics == {
+        "trace.count": 6,
+        "trace.input_tokens": 24,
+        "trace.output_tokens": 6,
+        "trace.total_tokens": 30,
+        "trace.cost": 1.5,
+    }
+
+
 def test_an_outage_loses_no_trace_and_keeps_its_run(server, start_session):
     """Traces of a run begun in an outage arrive under the run's id in the store, with tags set meanwhile."""
     started = start_session(server.uri)

@@ -101,10 +101,13 @@ class Inside:
         atexit.register(self._note)  # MLflow registered earlier, so it ends its runs after this call
 
     def _note(self) -> None:
-        """Record the state of the job's runs at its exit."""
+        """Record the state of the job's runs at its exit, and log the sums of the run's traces.
+
+        The keeper, which closes the run, does not know the traces.
+        """
         if os.getpid() != self._pid:
             return
-        from autogen_team._capture import lifecycle, signals
+        from autogen_team._capture import lifecycle, mlflow_internals, signals
 
         signum = signals.fatal_signal()
         run_id = self._run["run_id"]
@@ -113,6 +116,7 @@ class Inside:
             "signal": None if signum is None else stopping.reason() or signum.name,
             "left": {one: uri for one, uri in lifecycle.left_open().items() if one != run_id},
         }
+        mlflow_internals.log_sums_of_traces(self._tracking_uri, run_id)
 
     def finish(self, error: BaseException | None) -> None:
         """Deliver the data that the job logged, and report to the supervisor how the job ends."""

@@ -224,7 +224,7 @@ class Keeper:
         if failure is not None and -end.status in _CRASHES:
             _look.say("error", f"the job was killed by {failure.reason}", "bold red")
         try:
-            within(_PATIENCE, partial(self._deliver, context, end), name="autogen-team-left-by-job")
+            within(_PATIENCE, partial(self._deliver, context, end, run_id), name="autogen-team-left-by-job")
         except Exception as error:
             hint = "if autogen-team status lists its journal, autogen-team recover closes the run"
             _look.say("error", f"the run could not be closed yet: {mask(str(error))}; {hint}", "bold red")
@@ -275,8 +275,11 @@ class Keeper:
                 break
         return End(pid, -used, time.time())
 
-    def _deliver(self, context: GlobalContext, end: End) -> None:
-        """Deliver the journals that the job left behind, and close their runs."""
+    def _deliver(self, context: GlobalContext, end: End, run_id: str) -> None:
+        """Deliver the journals that the job left behind, and close their runs.
+
+        If the job has ended without its exit handlers, log the sums of its traces, which it would have logged itself.
+        """
         from autogen_team._ship import recovery
 
         failure = ending.verdict(end)
@@ -289,6 +292,8 @@ class Keeper:
             result = recovery.recover(found, *stores, state, end=how, lock=lock)
             if result.problem:
                 raise RuntimeError(result.problem)
+        if self._left or end.status < 0 or not context.mlflow_service.durable:
+            recovery.log_sums_of_traces(stores[0], run_id, end.at)
 
 
 def _take_over(context: GlobalContext, pid: int) -> list[tuple[Found, int | None]]:
