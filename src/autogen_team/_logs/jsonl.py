@@ -47,6 +47,8 @@ class JsonLines:
         self._dumps = orjson.dumps
         self._options = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_APPEND_NEWLINE
         self._redact = redact
+        self.masked: tuple[Any, str] = (None, "")
+        """The message of the last line, and the same masked."""
         self._last = (datetime.min.replace(tzinfo=UTC), "")
         self._other = other
         if redact is not None:
@@ -61,7 +63,9 @@ class JsonLines:
         message = record["message"]
         redact = self._redact
         if redact is not None:  # before escaping, so that each value is checked unescaped
-            message = redact(message) if type(message) is str else message
+            if type(message) is str:
+                before, message = message, redact(message)
+                self.masked = before, message  # in one step, because threads share it
             exception = redact(exception) if exception else exception
             if facts is not self._facts[0]:  # all lines of a run have the same run fields
                 self._facts = facts, {name: redact(value) for name, value in facts.items()}

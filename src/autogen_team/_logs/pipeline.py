@@ -22,6 +22,8 @@ from autogen_team._process.reports import guard
 from autogen_team._redact import Redactor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from autogen_team._logs.otlp import Lines
     from autogen_team._services.logger import LoggerService
 
@@ -46,8 +48,10 @@ _run_logs: RunLogs | None = None
 _has_told_of_removal = False
 
 
-def start(settings: LoggerService) -> Undo:
+def start(settings: LoggerService, state: Path | None = None) -> Undo:
     """Start logging according to the settings; return a function that undoes the start and never raises.
+
+    Lines for a collector need the state folder, because they wait there.
 
     If several pipelines have the same destination, the one started last owns it until it is stopped.
 
@@ -60,10 +64,10 @@ def start(settings: LoggerService) -> Undo:
     redact = Redactor(os.environ) if settings.redact else None
     with _lock, ExitStack() as undo:
         lines: Lines | None = None
-        if settings.otlp:
+        if settings.otlp and state is not None:
             from autogen_team._logs import otlp  # loads OpenTelemetry
 
-            lines, stop_sending = otlp.start(redact)
+            lines, stop_sending = otlp.start(redact, state)
             undo.callback(stop_sending)
         destination, place = validation.destination(settings)
         undo.callback(destination.close)

@@ -34,6 +34,8 @@ _WARNING = 30
 _END = f"\x1e{secrets.token_hex(4)}\x1e"
 """Separates loguru's renderings of the message and of the exception. Raw messages lack it; data cannot guess it."""
 
+_SPACE = frozenset(" \t\n")
+
 
 class Sink:
     """One destination of log lines; one of the sinks also feeds the logs of the active runs."""
@@ -75,8 +77,10 @@ class Sink:
         """Whether the job took over the console by calling `logger.remove()`."""
         self.runs: RunLogs | None = None
         """The logs of the active runs, if this sink feeds them."""
-        self.otlp: Callable[[Record, Mapping[str, Any], str], None] | None = None
-        """Sends a record, its run and its traceback to a collector; None if this sink does not."""
+        self.otlp: Callable[[Record, Mapping[str, Any], str, str], None] | None = None
+        """Sends a record, its run, its traceback and its masked message to a collector; None if this sink does not."""
+        self._masked: tuple[Any, str] = (None, "")
+        """The message of the last line, and the same masked, because masking takes longer than most other steps."""
         self.line: Callable[[Record, str], bytes] = self._text_line if self._json is None else self._json_line
         """Renders a record and its traceback as a line, without colours and with secrets masked."""
         self.after_fork()
@@ -158,7 +162,10 @@ class Sink:
         if self.runs is not None and self.runs.has_any:
             self.runs.write(line or self.line(record, trace))
         if self.otlp is not None:
-            self.otlp(record, self._facts(), trace)
+            known, masked = self._masked if self._json is None else self._json.masked
+            if known is not record["message"] or known is None:
+                masked = self._masked_message(record["message"])
+            self.otlp(record, self._facts(), trace, masked)
 
     def _deliver_raw(self, record: Record, text: str) -> None:
         activity.note()
@@ -202,8 +209,17 @@ class Sink:
         except Exception as error:
             text = _fallback_text(error, record, trace)
         if self._redact is not None:
-            text = self._redact(text)
+            shown, text = text, self._redact(text)
+            if self.otlp is not None and text == shown:
+                message = record["message"]
+                if type(message) is str and text.endswith(message) and text[-len(message) - 1 :][:1] in _SPACE:
+                    # A line without secrets has none in its last words, so the message need not be masked again.
+                    self._masked = message, message
         return _encoded(make_safe(text) + "\n")
+
+    def _masked_message(self, message: Any) -> str:
+        text = message if type(message) is str else str(message)
+        return text if self._redact is None else self._redact(text)
 
     def _coloured_line(self, record: Record, message: str, trace: str) -> bytes:
         template: Template = self._template  # type: ignore[assignment]  # as above

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from autogen_team._process.folders import state_folder
 from autogen_team._services.base import Service
 from autogen_team._services.fields import Place
+from autogen_team._services.state import StateFolder
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -79,7 +81,8 @@ class LoggerService(Service):
 
         with self._lock:
             if not self.is_started:
-                self._on_stop(pipeline.start(self))
+                state = state_folder(StateFolder().state_dir) if self.otlp else None
+                self._on_stop(pipeline.start(self, state))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -1,8 +1,9 @@
 """The agent: a small process that works for all jobs of a state folder, and outlives them.
 
-It ships the journals of live jobs. It also starts the recovery of journals that jobs leave behind, because they were
-killed or their store was down. At first it only watches: it loads the modules for shipping when a job asks for it, so
-short jobs do not pay for them. It exits when no job and no such journal is left.
+It ships the journals of live jobs to their stores, and log lines to OpenTelemetry collectors. It also starts the
+recovery of journals that jobs leave behind, because they were killed or their store was down. At first it only watches:
+it loads the modules for shipping when a job asks for it, so short jobs do not pay for them. It exits when no job and no
+such journal is left.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from autogen_team._ship.watched import Facts
 from autogen_team._spool import files, journal
 
 if TYPE_CHECKING:
+    from autogen_team._ship.line_routes import LineRoutes
     from autogen_team._ship.route import Route, Shipment
     from autogen_team._ship.signs import Stop
 
@@ -103,11 +105,20 @@ class Job:
     """A process to kill at a deadline: its id, its start time, and the deadline on the monotonic clock."""
     kept: list[Message] = field(default_factory=list)
     """Messages for a job that has not connected yet."""
+    acked: int = 0
+    """The number of the last entry that the collector is known to have, for a journal of lines."""
+    is_over: bool = False
+    """Whether the process no longer writes the journal, although it may be alive."""
 
     @classmethod
     def of(cls, hello: Message) -> Job:
         """Create the job that a message describes."""
         return cls(Path(hello["folder"]), hello["pid"], hello["started"], hello["environment"])
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether the journal has log lines for a collector, instead of data for MLflow."""
+        return self.folder.parent.name == journal.LINES
 
     @property
     def is_alive(self) -> bool:
@@ -159,7 +170,12 @@ class Agent:
         self._listener.setblocking(False)
         self._selector.register(self._listener, selectors.EVENT_READ)
         self._place = place
-        self._jobs = {first.folder: first}
+        self._jobs: dict[Path, Job] = {}
+        self._lines: LineRoutes | None = None
+        if first.has_lines:
+            self._line_routes().watch(first)
+        else:
+            self._jobs[first.folder] = first
         self._left: list[Job] = []
         """Jobs that died, or ended before everything was shipped."""
         self._recovering: list[tuple[subprocess.Popen[bytes], float]] = []
@@ -176,7 +192,7 @@ class Agent:
     def run(self) -> None:
         """Work until no job and no journal is left."""
         looked = 0.0
-        while self._jobs or self._left or self._recovering or self._reports:
+        while self._has_work():
             for key, _ in self._selector.select(_LOOK):
                 if key.fileobj is self._listener:
                     self._accept()
@@ -189,6 +205,10 @@ class Agent:
         self._listener.close()
         with suppress(OSError):
             (self._place / "socket").unlink()
+
+    def _has_work(self) -> bool:
+        has_lines = self._lines is not None and self._lines.has_any
+        return bool(self._jobs or self._left or self._recovering or self._reports or has_lines)
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -214,6 +234,9 @@ class Agent:
         self._selector.unregister(caller.connection)
         caller.connection.close()
         if caller.job is not None and caller.job.connection is caller.connection:
+            if caller.job.has_lines:
+                self._line_routes().disconnected(caller.job)
+                return
             caller.job.connection = None
             caller.job.end_shipment()  # a live job ships its own journal now
             self._look()
@@ -222,6 +245,10 @@ class Agent:
         operation = message["op"]
         if operation == "hello":
             found = Job.of(message)
+            if found.has_lines:
+                caller.job = self._line_routes().connected(found, caller.connection)
+                caller.job.send({"op": "welcome", "agent": os.getpid()})
+                return
             caller.job = self._jobs.setdefault(found.folder, found)
             caller.job.environment = found.environment  # the job may have renewed a token
             caller.job.connection = caller.connection
@@ -233,7 +260,12 @@ class Agent:
         job = caller.job
         if job is None:
             return
-        if operation == "bye":
+        if job.has_lines:
+            if operation == "bye":
+                self._line_routes().parted(job)
+            elif operation == "flush":
+                self._line_routes().flush(job)
+        elif operation == "bye":
             self._part_with(job)
         elif operation == "prepare":
             self._route_of(message["store"]).prepare(job)
@@ -255,6 +287,13 @@ class Agent:
         elif operation == "login" and job.shipment is not None:
             job.shipment.log_in(message["store"])
 
+    def _line_routes(self) -> LineRoutes:
+        if self._lines is None:
+            from autogen_team._ship.line_routes import LineRoutes  # most jobs send no lines
+
+            self._lines = LineRoutes()
+        return self._lines
+
     def _route_of(self, store: Message) -> Route:
         from autogen_team._ship.route import Route  # loads modules that a short job does not need
 
@@ -270,6 +309,8 @@ class Agent:
             job.kill_if_due()
             if not job.is_alive or not job.folder.exists():
                 self._part_with(job)
+        if self._lines is not None:
+            self._lines.look()
         self._have_files_uploaded()
         for event in self._silence.look():
             self._take_note(event)

@@ -1,19 +1,23 @@
-"""An OpenTelemetry collector: its address, and a bounded queue of items for it.
+"""An OpenTelemetry collector: its address, requests to it, and a bounded queue of spans for it.
 
-The standard variables (`OTEL_EXPORTER_OTLP_ENDPOINT`, `..._TRACES_ENDPOINT`, `..._LOGS_ENDPOINT`, headers, timeout,
-certificates, `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`) are read by OpenTelemetry's own exporters.
+Spans are sent by OpenTelemetry's own exporter, and log lines by `Target`. Both read the standard variables:
+`OTEL_EXPORTER_OTLP_ENDPOINT`, `..._TRACES_ENDPOINT`, `..._LOGS_ENDPOINT`, headers, timeout, compression, certificates.
 """
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import logging
 import os
 import threading
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import Any, Literal, Protocol, TypeAlias
 from urllib.parse import unquote
 
@@ -27,15 +31,17 @@ from autogen_team.errors import ConfigurationError, MissingExtraError
 Signal: TypeAlias = Literal["traces", "logs"]
 
 MOST = 10_000
-"""Maximum number of items that wait for the collector; beyond it, the oldest are dropped."""
+"""Maximum number of spans that wait for the collector; beyond it, the oldest are dropped."""
 _BATCH = 512
 _EVERY = 1.0
 """Seconds for which items are gathered, unless a batch is full."""
 _PATIENCE = 5.0
 """Maximum seconds to wait for a collector at the end of the job."""
 _EXPORTER = "opentelemetry.exporter.otlp.proto.http"
-_HEADERS = "OTEL_EXPORTER_OTLP_HEADERS"
 _HTTP = "http/protobuf"
+_TIMEOUT = 10.0
+"""Seconds; the default of OpenTelemetry's exporters."""
+_PACKERS: dict[str, Callable[[bytes], bytes]] = {"gzip": gzip.compress, "deflate": zlib.compress}
 _SUPPRESS = "suppress_instrumentation"
 """Key of OpenTelemetry's context that keeps instrumented HTTP clients from tracing the exporter."""
 
@@ -89,17 +95,76 @@ def probe(signal: Signal, timeout: float) -> str:
 
     """
     check(signal)
-    import requests
+    target = replace(Target.of(signal), timeout=timeout)
+    status, reason, _ = target.sender()(b"")
+    if status != HTTPStatus.OK:
+        raise ConnectionError(f"it answers {status} {reason}")
+    return mask_url(target.url)
 
-    place = endpoint(signal) or ""
-    given = os.environ.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_HEADERS") or os.environ.get(_HEADERS, "")
-    pairs = (part.partition("=") for part in given.split(",") if "=" in part)
-    headers = {name.strip(): unquote(value.strip()) for name, _, value in pairs}
-    headers["Content-Type"] = "application/x-protobuf"
-    answer = requests.post(place, data=b"", headers=headers, timeout=timeout)
-    if answer.status_code != requests.codes.ok:
-        raise ConnectionError(f"it answers {answer.status_code} {answer.reason}")
-    return mask_url(place)
+
+Send: TypeAlias = Callable[[bytes], tuple[int, str, bytes]]
+"""Send a request in protocol buffers, and return the status of the answer, its reason and its content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A collector for a signal, and how to reach it. Equal targets can share a connection."""
+
+    url: str
+    headers: tuple[tuple[str, str], ...] = field(repr=False)
+    timeout: float
+    """Seconds."""
+    compression: str
+    verify: bool | str
+    """Whether to verify the certificate of the collector, or the file with the authorities that may sign it."""
+    client: tuple[str, str] | str | None
+    """File with the certificate of the client, or that file and the file of its key; None for no certificate."""
+
+    @classmethod
+    def of(cls, signal: Signal, environment: Mapping[str, str] = os.environ) -> Target:
+        """Return the collector that the standard variables name; unusable values are replaced by their defaults."""
+
+        def value(name: str) -> str:
+            own = environment.get(f"OTEL_EXPORTER_OTLP_{signal.upper()}_{name}", "").strip()
+            return own or environment.get(f"OTEL_EXPORTER_OTLP_{name}", "").strip()
+
+        pairs = (part.partition("=") for part in value("HEADERS").split(",") if "=" in part)
+        try:
+            timeout = float(value("TIMEOUT") or _TIMEOUT)
+        except ValueError:
+            timeout = _TIMEOUT
+        certificate, key = value("CLIENT_CERTIFICATE"), value("CLIENT_KEY")
+        return cls(
+            url=endpoint(signal, environment) or "",
+            headers=tuple((unquote(name.strip()), unquote(text.strip())) for name, _, text in pairs),
+            timeout=timeout,
+            compression=value("COMPRESSION").lower(),
+            verify=value("CERTIFICATE") or True,
+            client=(certificate, key) if certificate and key else certificate or None,
+        )
+
+    def sender(self) -> Send:
+        """Return a function that sends requests over one connection, for one thread.
+
+        It raises OSError if the collector does not answer.
+        """
+        import requests  # takes as long as all other imports here together
+
+        session = requests.Session()
+        session.headers.update(self.headers)
+        session.headers["Content-Type"] = "application/x-protobuf"
+        pack = _PACKERS.get(self.compression)
+        if pack is not None:
+            session.headers["Content-Encoding"] = self.compression
+
+        def send(data: bytes) -> tuple[int, str, bytes]:
+            packed = data if pack is None else pack(data)
+            answer = session.post(
+                self.url, packed, timeout=self.timeout, verify=self.verify, cert=self.client, allow_redirects=False
+            )
+            return answer.status_code, answer.reason, answer.content
+
+        return send
 
 
 class Exporter(Protocol):

@@ -16,7 +16,6 @@ from typing import Protocol
 from autogen_team._redact import mask
 from autogen_team._ship import trace_entries
 from autogen_team._ship.backend import Unreachable
-from autogen_team._ship.batches import Delivery
 from autogen_team._ship.error_text import with_kind
 from autogen_team._spool.records import Entry
 from autogen_team._spool.wakeup import Wakeup
@@ -40,6 +39,18 @@ _SPREAD = 0.5, 1.5
 retry at the same moment, and overload the server again."""
 
 _report = logging.getLogger("autogen_team")
+
+
+class Delivery(Protocol):
+    """The way to a store."""
+
+    def deliver(self, entries: list[Entry], /) -> None:
+        """Deliver the entries.
+
+        Raises:
+            Unreachable: not all of them could be delivered; the next call has the same entries.
+
+        """
 
 
 class Source(Protocol):

@@ -1,17 +1,22 @@
-"""Encode the spans of a journal as an OTLP request; nothing here loads MLflow."""
+"""Encode the spans and the log lines of journals as OTLP requests; nothing here loads MLflow."""
 
 from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]  # protobuf has no types
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
 _TRACE_ID, _SPAN_ID = (re.compile(rf"[0-9a-f]{{{digits}}}") for digits in (32, 16))
+_PLACE = ("logger.name", "code.function.name", "code.line.number", "thread.name")
+_SAMPLED = 1
+"""The flag of a trace that is recorded."""
 _PREFIX = re.compile(r".*(?:tr-|/)")
 
 
@@ -25,6 +30,37 @@ def encode(spans: Sequence[Mapping[str, Any]], resource: Mapping[str, Any]) -> b
         _add(scope.spans.add(), span)
     made: bytes = request.SerializeToString()
     return made
+
+
+def encode_lines(groups: Iterable[tuple[Mapping[str, Any], Iterable[Mapping[str, Any]]]]) -> bytes:
+    """Return the request for log lines; each group has the attributes of a resource, and entries of `_logs.otlp`."""
+    request = ExportLogsServiceRequest()
+    for resource, lines in groups:
+        group = request.resource_logs.add()
+        _fill(group.resource.attributes, resource)
+        scope = group.scope_logs.add()
+        scope.scope.name = "autogen_team"
+        for line in lines:
+            record = scope.log_records.add()
+            record.time_unix_nano = record.observed_time_unix_nano = line["t"]
+            record.severity_number, record.severity_text = line["severity"], line["level"]
+            record.body.string_value = line["body"]
+            _fill(record.attributes, {**line.get("values", {}), **dict(zip(_PLACE, line["place"], strict=False))})
+            trace_id, span_id = line.get("trace", ""), line.get("span", "")
+            if _TRACE_ID.fullmatch(trace_id) and _SPAN_ID.fullmatch(span_id):
+                record.trace_id, record.span_id = bytes.fromhex(trace_id), bytes.fromhex(span_id)
+                record.flags = _SAMPLED
+    made: bytes = request.SerializeToString()
+    return made
+
+
+def rejected_lines(answer: bytes) -> tuple[int, str]:
+    """Return how many log lines of an accepted request the collector has rejected, and its reason."""
+    try:
+        found = ExportLogsServiceResponse.FromString(answer).partial_success
+    except DecodeError:  # some collectors answer with text
+        return 0, ""
+    return found.rejected_log_records, found.error_message
 
 
 def _add(made: Span, span: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from autogen_team._process.forking import ForkSafeLock, call_in_child
 from autogen_team._spool import files, reader, records
 from autogen_team._spool.wakeup import Wakeup
 
+JOURNALS, LINES = "journals", "lines"
+"""Folders below the state folder: journals for MLflow, and journals of log lines for an OpenTelemetry collector."""
 SEGMENT = 2**20
 """Bytes of a segment; a longer entry gets a segment of its own size."""
 _RETRY = 1.0
@@ -47,7 +49,7 @@ class JournalError(OSError):
 
 def folder_of(state: Path) -> Path:
     """Return the folder that holds the journals of all processes."""
-    return state / "journals"
+    return state / JOURNALS
 
 
 def boot_id() -> str:
@@ -91,12 +93,26 @@ class Journal:
     Nothing is on disk before the first entry. A forked child gets its own journal with its first entry.
     """
 
-    def __init__(self, state: Path, *, uri: str) -> None:
-        """Prepare a journal below `state` for the store `uri`, which must not contain a password."""
-        self._state = state
+    def __init__(
+        self,
+        state: Path,
+        *,
+        uri: str,
+        kind: str = JOURNALS,
+        about: Callable[[], Mapping[str, Any]] = dict,
+        most: int | None = None,
+    ) -> None:
+        """Prepare a journal in the folder `kind` of `state` for the store `uri`, which must not contain a password.
+
+        `about` returns more fields for the header of each segment. Beyond `most` bytes, the oldest segments are
+        removed, whether or not the store has accepted them; by default, there is no limit.
+        """
+        self._parent = state / kind
         self._uri = uri
         self.until = 0.0
         """Claims of joined runs up to this time, in seconds since 1970, are those of this process's own attempt."""
+        self._about = about
+        self._most = most
         self.on_begin: Callable[[Path], None] | None = None
         """Called with the folder once it is created, before the first entry is written."""
         self.after_fork()
@@ -127,7 +143,14 @@ class Journal:
         self.acked = 0
         self._map: mmap.mmap | None = None
         self._segment = self._position = self._size = 0
-        self._sealed: list[tuple[Path, int]] = []
+        self._sealed: list[tuple[Path, int, int]] = []
+        """The path of each earlier segment, the number of its last entry, and its size in bytes."""
+        self.dropped = 0
+        """Number of entries that were removed because of the limit before the store had accepted them."""
+        self._done = 0
+        """The number of the last entry that was accepted or dropped."""
+        self._headers: deque[int] = deque()
+        """The numbers of later headers, which are entries too."""
         self._lock_file: int | None = None
         self._acked_file: int | None = None
         self._retry_at = 0.0
@@ -236,6 +259,11 @@ class Journal:
                 self._attempts.pop(run_id, None)
         return dict(self._attempts)
 
+    @property
+    def waiting(self) -> int:
+        """Number of entries, without headers, that the store has not accepted."""
+        return self.number - self._done - len(self._headers)
+
     def wait(self, timeout: float | None) -> None:
         """Wait for an entry written since the last call, at most `timeout` seconds; for a single reader."""
         self._more.wait(timeout)
@@ -254,6 +282,7 @@ class Journal:
         """Record that the store has accepted the entries up to `number`, and remove segments without later entries."""
         with self._lock:
             self.acked = number
+            self._settle(number)
             if self._acked_file is not None:
                 os.pwrite(self._acked_file, records.acked_line(number), 0)
             while self._sealed and self._sealed[0][1] <= number:
@@ -303,11 +332,13 @@ class Journal:
             return None if is_empty else folder
 
     def _put(self, body: str) -> None:
-        if self._map is not None and self._position < self._size and self._map[self._position]:
+        mapped, position = self._map, self._position
+        if mapped is not None and position < self._size and mapped[position]:
             self._count_interrupted()
+            position = self._position
         line = records.line(self.number + 1, body)
-        end = self._position + len(line)
-        if self._map is None or end > self._size:
+        end = position + len(line)
+        if mapped is None or end > self._size:
             self._begin_segment(len(line))
             line = records.line(self.number + 1, body)  # the header of the new segment has taken a number
             end = self._position + len(line)
@@ -340,7 +371,7 @@ class Journal:
             raise JournalError(error.errno, f"the journal cannot be written: {error.strerror}") from error
 
     def _begin_folder(self) -> None:
-        folder = folder_of(self._state) / f"{identity.process_name()}-{secrets.token_hex(4)}"
+        folder = self._parent / f"{identity.process_name()}-{secrets.token_hex(4)}"
         private_folder(folder)
         with ExitStack() as undo:  # a failed or interrupted attempt leaves nothing behind
             undo.callback(remove, folder)
@@ -369,9 +400,23 @@ class Journal:
         finally:
             os.close(descriptor)
         self._seal()
+        while self._most is not None and self._sealed and sum(one[2] for one in self._sealed) + size > self._most:
+            self._drop(*self._sealed.pop(0))
         self._map, self._segment, self._position, self._size = mapped, self._segment + 1, 0, size
         line = records.line(self.number + 1, header)
+        self._headers.append(self.number + 1)
         self._write(line, len(line))
+
+    def _drop(self, path: Path, number: int, _: int) -> None:
+        path.unlink(missing_ok=True)
+        waiting = self.waiting
+        self._settle(number)
+        self.dropped += waiting - self.waiting
+
+    def _settle(self, number: int) -> None:
+        self._done = max(self._done, number)
+        while self._headers and self._headers[0] <= number:
+            self._headers.popleft()
 
     def _header(self) -> str:
         return records.body(
@@ -388,6 +433,7 @@ class Journal:
             until=self.until or None,
             created=self._created,
             opening=[{"mark": mark, "experiment": experiment_id} for mark, experiment_id in self._opening.items()],
+            **self._about(),
         )
 
     def _seal(self) -> None:
@@ -397,7 +443,7 @@ class Journal:
             self._map = None
             with suppress(OSError):
                 os.truncate(path, position)
-            self._sealed.append((path, self.number))
+            self._sealed.append((path, self.number, position))
 
 
 def take_lock(folder: Path) -> int | None:

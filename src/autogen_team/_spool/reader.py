@@ -119,11 +119,16 @@ class Follower:
 
     def _following(self) -> Path | None:
         """Return the segment after the current one; at first, the oldest that exists."""
-        if self._path is not None:
-            path = self._path.with_name(segment_name(int(self._path.stem) + 1))
-            return path if path.exists() else None
-        folder = self._folder()
-        return None if folder is None else min(folder.glob("*.jsonl"), default=None)
+        if self._path is None:
+            folder = self._folder()
+            return None if folder is None else min(folder.glob("*.jsonl"), default=None)
+        path = self._path.with_name(segment_name(int(self._path.stem) + 1))
+        if path.exists():
+            return path
+        if self._path.exists():
+            return None
+        later = (one for one in self._path.parent.glob("*.jsonl") if one > path)
+        return min(later, default=None)  # a journal with a limit has removed those in between
 
     def _open(self, path: Path) -> None:
         self.close()

@@ -315,7 +315,7 @@ def test_a_segment_that_cannot_be_created_leaves_nothing_behind(written, monkeyp
             with pytest.raises(JournalError):
                 written.append(metric(number))
     assert len(list(Path("/dev/fd").iterdir())) == before
-    assert list(journal.folder_of(written._state).iterdir()) == []
+    assert list(written._parent.iterdir()) == []
     written.append(metric(3))
 
     assert steps(reader.read(written.folder)) == [3]
@@ -505,3 +505,52 @@ def test_whole_entries_are_read_once_and_in_order(lengths, torn, order, copies, 
     is_copied = copies > (len(segments) - 1)
     survivors = everything if is_copied or not torn else everything[: len(everything) - len(segments[-1])]
     assert set(survivors) <= set(found) <= set(everything)
+
+
+def test_a_journal_with_a_limit_drops_its_oldest_segments(tmp_path, monkeypatch):
+    """The size on disk stays below the limit, and the dropped entries are counted exactly, without headers."""
+    monkeypatch.setattr(journal, "SEGMENT", 2**12)
+    found = Journal(tmp_path / "state", uri=URI, kind=journal.LINES, most=2**14)
+    for number in range(1000):
+        found.append(records.body("line", at=number))
+    folder = found.folder
+    assert folder.parent == tmp_path / "state" / journal.LINES
+    assert sum(path.stat().st_size for path in folder.glob("*.jsonl")) <= 2**14
+
+    left = [entry["at"] for entry in reader.read(folder) if entry["op"] == "line"]
+    assert left == list(range(1000 - len(left), 1000))
+    assert found.dropped == 1000 - len(left)
+    assert found.waiting == len(left)
+    found.ack(found.number)
+    assert found.waiting == 0
+    assert found.close() is None
+
+
+def test_a_reader_goes_on_after_the_segments_that_a_limit_has_removed(tmp_path, monkeypatch):
+    """A reader that was overtaken finishes its segment, and continues with the oldest one that is left."""
+    monkeypatch.setattr(journal, "SEGMENT", 2**12)
+    found = Journal(tmp_path / "state", uri=URI, most=2**14)
+    found.append(records.body("line", at=0))
+    follower = reader.Follower(lambda: found.folder)
+    seen = [entry["at"] for entry in follower.read(2**20) if entry["op"] == "line"]
+    for number in range(1, 1000):
+        found.append(records.body("line", at=number))
+    while entries := follower.read(2**20):
+        seen += [entry["at"] for entry in entries if entry["op"] == "line"]
+    follower.close()
+
+    assert seen == sorted(set(seen))
+    assert seen[0] == 0
+    assert seen[-1] == 999
+    assert len(seen) < 1000
+    found.ack(found.number)
+    found.close()
+
+
+def test_the_header_has_more_fields_if_wanted(tmp_path):
+    """Facts about the process are in the header of each segment."""
+    found = Journal(tmp_path / "state", uri=URI, about=lambda: {"resource": {"service.name": "trainer"}})
+    found.append(records.body("line"))
+    assert reader.header(found.folder)["resource"] == {"service.name": "trainer"}
+    found.ack(found.number)
+    found.close()

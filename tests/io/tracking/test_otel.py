@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import logging
 import re
 import socket
@@ -11,77 +10,21 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import mlflow
 import pytest
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from autogen_team._redact import mask
 from autogen_team._ship import collector
 from autogen_team.cli import _probes
 from autogen_team.errors import ConfigurationError, ConfigurationWarning, MissingExtraError
 from autogen_team.io.services import LoggerService
+from testkit.receiver import KEY, Receiver, values
 
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
 
-KEY = "example-collector-key"
 SECRET = "correct-horse-battery"
 SOON = 60.0
-
-
-class Receiver:
-    """A collector that keeps received spans and log lines."""
-
-    def __init__(self) -> None:
-        self.spans: list = []
-        self.lines: list = []
-        self.resources: list[dict[str, str]] = []
-        self.headers: list[dict[str, str]] = []
-        receiver = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                if self.headers.get("Content-Encoding") == "gzip":
-                    body = gzip.decompress(body)
-                receiver.headers.append(dict(self.headers))
-                is_right = self.headers.get("x-api-key") == KEY
-                if is_right:
-                    receiver.take(self.path, body)
-                self.send_response(200 if is_right else 401)
-                self.end_headers()
-
-            def log_message(self, *_: object) -> None:
-                """Log nothing."""
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.uri = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-
-    def take(self, path: str, body: bytes) -> None:
-        """Keep the content of a request."""
-        if path == "/v1/traces":
-            request = ExportTraceServiceRequest.FromString(body)
-            groups = request.resource_spans
-            self.spans += [span for group in groups for scope in group.scope_spans for span in scope.spans]
-        else:
-            assert path == "/v1/logs"
-            request = ExportLogsServiceRequest.FromString(body)
-            groups = request.resource_logs
-            self.lines += [line for group in groups for scope in group.scope_logs for line in scope.log_records]
-        self.resources += [values(group.resource.attributes) for group in groups]
-
-    def close(self) -> None:
-        """Stop the collector."""
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def values(attributes) -> dict:
-    """Return attributes as a dict."""
-    return {one.key: getattr(one.value, one.value.WhichOneof("value") or "string_value") for one in attributes}
 
 
 @pytest.fixture
@@ -200,7 +143,7 @@ def test_a_collector_that_does_not_answer_does_not_delay_the_job(
 
     assert time.monotonic() - begun < SOON / 2
     assert "a line" in (tmp_path / "log.txt").read_text()
-    assert re.search(r"\d log lines did not reach the OpenTelemetry collector", caplog.text)
+    assert re.search(r"\d log lines have not reached the OpenTelemetry collector", caplog.text)
     mlflow.set_tracking_uri(store_uri)
     assert len(mlflow.MlflowClient(store_uri).get_trace(trace_id).data.spans) == 2
 
@@ -219,7 +162,7 @@ def test_an_outbox_is_bounded(monkeypatch, silent):
         def shutdown(self):
             go_on.set()
 
-    outbox = collector.Outbox("logs", Exporter(), lambda item: item)
+    outbox = collector.Outbox("traces", Exporter(), lambda item: item)
     outbox.put(-1)
     assert entered.wait(SOON)
     for number in range(1000):
