@@ -43,8 +43,12 @@ class Event:
 class _Watch:
     """A run that is watched."""
 
-    seen: float
-    """Time when the run was first seen or last suspended, on the monotonic clock, like all times here."""
+    since: float
+    """Time of the last activity, on the monotonic clock, like all times here.
+
+    Until there is some, the time when the run was first seen or last suspended. The process that was active may have
+    ended since then: the clocks of the others say less.
+    """
     number: int = 0
     silent_since: float | None = None
     is_over: bool = False
@@ -76,7 +80,7 @@ class Silence:
 
     def _judge(self, watch: _Watch, owner: Facts, processes: list[Process], now: float) -> Iterator[Event]:
         if any(journal.is_stopped(pid) for process in processes for pid in {process.facts.pid, process.facts.job}):
-            watch.seen = now  # the allowed time begins again when the process continues
+            watch.since = now  # the allowed time begins again when the process continues
             return
         moved = max(process.clock.moved for process in processes)
         since = watch.silent_since
@@ -85,12 +89,12 @@ class Silence:
             yield Event("moving", owner, processes, moved - since, watch.number)
         elif since is None:
             quiet_until = max(process.clock.quiet_until for process in processes)
-            since = max(moved, watch.seen)
+            since = watch.since = max(moved, watch.since)
             if now > max(since + owner.after, quiet_until):
                 watch.silent_since = since
                 watch.number += 1
                 yield Event("silent", owner, processes, now - since, watch.number)
-        elif not watch.is_over and now > max(since, watch.seen) + 2 * owner.after:
+        elif not watch.is_over and now > max(since, watch.since) + 2 * owner.after:
             watch.is_over = True
             yield Event("over", owner, processes, now - since, watch.number)
 

@@ -6,6 +6,7 @@ import faulthandler
 import http.server
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import mlflow
+import psutil
 import pytest
 
 from autogen_team import GlobalContext
@@ -305,6 +307,35 @@ def test_a_supervised_job_is_watched(start_python, store_uri, receiver, wait_unt
     assert titles == (["job.py: silent", "job.py: moves again"] * len(titles))[: len(titles)]  # as it happened
 
 
+def test_a_supervised_job_that_has_ended_is_not_silent(start_python, start_job, store_uri, receiver, wait_until):
+    """A slow reader of its output keeps its run open; another job, which hangs later, is alerted and goes on."""
+
+    def count(title: str) -> int:
+        return [one["title"] for one in receiver.alerts].count(title)
+
+    Path("job.py").write_text("import os\nprint('job', os.getpid(), flush=True)\ninput()\nprint('x' * 100_000)\n")
+    environment = {"MLFLOW_TRACKING_URI": store_uri, "AUTOGEN_TEAM_ALERTS_URLS": receiver.url}
+    words = ["-m", "autogen_team", "run", "--stall-after", "3s", "--alert-on", "never", "job.py"]
+    job = start_python(*words, stdin=-1, fresh=True, **environment)
+    pid = int(job.wait_for("job ").split()[1])
+    wait_until(lambda: count("job.py: silent"))
+    job.popen.stdin.write("\n")
+    job.popen.stdin.flush()
+    wait_until(lambda: not psutil.pid_exists(pid) and count("job.py: silent") == count("job.py: moves again"))
+    before = count("job.py: silent")
+    other, _ = start_job("wait_for_a_lock")
+    wait_until(lambda: count("train: silent"))
+    other.popen.stdin.write("\n")
+    other.popen.stdin.flush()
+    wait_until(lambda: count("train: moves again"))
+    assert job.popen.poll() is None
+    assert count("job.py: silent") == before
+
+    Path("done").touch()
+    assert other.finish()[0] == 0
+    assert job.finish()[0] == 0
+
+
 class Watched:
     """Watched processes, with a clock set by the test."""
 
@@ -407,6 +438,18 @@ def test_one_process_that_moves_is_enough(at, sleeper):
     assert at.after(2.0) == []
     (event,) = at.after(9.0)
     assert len(event.processes) == 2
+
+
+def test_what_an_ended_process_did_last_counts(at, sleeper):
+    """The others have the whole limit from its last activity, for example when a pool of workers has ended."""
+    at.add(sleeper.pid)
+    folder = at.add(identity.job(), owns=False)
+    at.now += 9.0
+    at.set(folder, at.now)
+    assert at.after(0.0) == []
+    shutil.rmtree(folder)
+    assert at.after(9.0) == []
+    assert kinds(at.after(2.0)) == [("silent", 1, 11.0)]
 
 
 def test_a_job_that_is_suspended_is_not_silent(at, sleeper, wait_until):

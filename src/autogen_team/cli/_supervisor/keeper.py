@@ -7,6 +7,7 @@ killed, the keeper ends the job and closes the run.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autogen_team._capture import snapshots
-from autogen_team._process import grace, identity, run_events, stopping, streams
+from autogen_team._process import activity, grace, identity, run_events, stopping, streams
 from autogen_team._process.deadline import within
 from autogen_team._process.folders import state_folder
 from autogen_team._redact import mask, mask_url, values
@@ -248,6 +249,7 @@ class Keeper:
             self._hear_job(said)
             match said:
                 case {"gone": int(pid)}:
+                    activity.progress(math.inf)  # the job has ended: the silence of its run means nothing now
                     self._left = _take_over(context, pid)
                 case {"asked": float(at)}:
                     grace.begin(at)
