@@ -6,7 +6,9 @@ import dataclasses
 import json
 import os
 import signal
+import sqlite3
 import time
+from contextlib import closing
 
 import mlflow
 import psutil
@@ -122,6 +124,36 @@ def agents(fresh_agents, tmp_path):
     return find
 
 
+@pytest.fixture
+def freeze(wait_until):
+    """Return a function that freezes processes, but not in a transaction, which would lock a SQLite file for all."""
+
+    def suspend(uri: str, processes: list[psutil.Process]) -> bool:
+        for process in processes:
+            process.suspend()
+        if not uri.startswith("sqlite:///") or _is_free(uri.removeprefix("sqlite:///")):
+            return True
+        for process in processes:
+            process.resume()
+        return False
+
+    return lambda uri, processes: wait_until(lambda: suspend(uri, processes))
+
+
+def _is_free(path: str) -> bool:
+    with closing(sqlite3.connect(path, timeout=0)) as database:
+        try:
+            database.execute("BEGIN EXCLUSIVE")
+            database.rollback()
+        except sqlite3.OperationalError:
+            return False
+    return True
+
+
+def _tree(job) -> list[psutil.Process]:
+    return [psutil.Process(job.popen.pid), *psutil.Process(job.popen.pid).children(recursive=True)]
+
+
 def _times(uri: str, run_id: str, key: str) -> list[float]:
     return [metric.timestamp / 1000 for metric in mlflow.MlflowClient(uri).get_metric_history(run_id, key)]
 
@@ -148,18 +180,18 @@ def _is_of_the_later_attempt(uri: str, run_id: str, pid: int, *, has_logged: boo
 
 @STORES
 @pytest.mark.parametrize("shipped_by", ["thread", "agent", "frozen agent"])
-def test_a_frozen_owner_ends_once_it_is_overtaken(start_python, claim, agents, wait_until, request, store, shipped_by):
+def test_a_frozen_owner_ends_once_it_is_overtaken(
+    start_python, claim, agents, freeze, wait_until, request, store, shipped_by
+):
     """Its `finally` blocks run, an alert says where the job goes on, and the run is that of the later attempt."""
     uri = request.getfixturevalue(store)
     handover = {} if shipped_by == "thread" else {"HANDOVER": "0"}
     job = start_python("-c", JOB, MLFLOW_TRACKING_URI=uri, **handover)
     run_id = job.wait_for("run ").split()[1]
     job.wait_for("logged 5")
-    job.send(signal.SIGSTOP)
     frozen = agents() if shipped_by == "frozen agent" else []
     assert bool(frozen) == (shipped_by == "frozen agent")
-    for agent in frozen:
-        agent.suspend()
+    freeze(uri, [psutil.Process(job.popen.pid), *frozen])
     later, (claimed, attempt, pid) = claim(uri)
     assert (claimed, attempt) == (run_id, 2)
     _wait_past_claim(uri, run_id, wait_until)
@@ -299,15 +331,14 @@ with context() as context, context.run("train", job=os.environ["JOB"], stale=1.5
 )
 
 
-def test_the_workers_of_an_overtaken_owner_end_with_it(start_python, claim, wait_until, store_uri):
+def test_the_workers_of_an_overtaken_owner_end_with_it(start_python, claim, freeze, wait_until, store_uri):
     """What they logged after the claim is not delivered either."""
     job = start_python("-c", POOL, MLFLOW_TRACKING_URI=store_uri, HANDOVER="0")
     run_id = job.wait_for("run ").split()[1]
     job.wait_for("works 0 20")
     job.wait_for("works 1 20")
-    tree = [psutil.Process(job.popen.pid), *psutil.Process(job.popen.pid).children(recursive=True)]
-    for process in tree:
-        process.suspend()
+    tree = _tree(job)
+    freeze(store_uri, tree)
     _, (_, _, pid) = claim(store_uri)
     _wait_past_claim(store_uri, run_id, wait_until)
     for process in tree:
@@ -335,7 +366,7 @@ with context() as context, ranks.run(context, config) as run:
 )
 
 
-def test_a_rank_on_another_machine_ends_while_rank_0_is_frozen(start_python, claim, store_uri, tmp_path):
+def test_a_rank_on_another_machine_ends_while_rank_0_is_frozen(start_python, claim, freeze, store_uri, tmp_path):
     """It reads with its own heartbeats that the job goes on elsewhere, without it."""
     launched = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     first = start_python("-c", RANK, RANK="0", MLFLOW_TRACKING_URI=store_uri, **launched)
@@ -343,7 +374,7 @@ def test_a_rank_on_another_machine_ends_while_rank_0_is_frozen(start_python, cla
     away = {"AUTOGEN_TEAM_STATE_DIR": str(tmp_path / "node2"), "AWAY": "node2"}
     second = start_python("-c", RANK, RANK="1", MLFLOW_TRACKING_URI=store_uri, **launched, **away)
     assert second.wait_for("run ").split()[1] == run_id
-    first.send(signal.SIGSTOP)
+    freeze(store_uri, [psutil.Process(first.popen.pid)])
     _, (_, _, pid) = claim(store_uri)
     status, out, err = second.finish()
 
@@ -356,7 +387,7 @@ def test_a_rank_on_another_machine_ends_while_rank_0_is_frozen(start_python, cla
 
 
 @pytest.mark.timeout(300)
-def test_a_supervised_job_ends_once_it_is_overtaken(start_python, claim, wait_until, store_uri, tmp_path):
+def test_a_supervised_job_ends_once_it_is_overtaken(start_python, claim, freeze, wait_until, store_uri, tmp_path):
     """The supervisor gets the signal and passes it on; its keeper leaves the run to the later attempt."""
     (tmp_path / "work" / "job.py").write_text(
         "import time, mlflow\nstep = 0\ntry:\n    while True:\n"
@@ -368,9 +399,8 @@ def test_a_supervised_job_ends_once_it_is_overtaken(start_python, claim, wait_un
     quick = {"AUTOGEN_TEAM_MLFLOW_HEARTBEAT": "0.5", "AUTOGEN_TEAM_ALERTS_ENABLE": "false"}
     job = start_python("-m", "autogen_team", *words, MLFLOW_TRACKING_URI=store_uri, **quick)
     job.wait_for("logged 20")
-    tree = [psutil.Process(job.popen.pid), *psutil.Process(job.popen.pid).children(recursive=True)]
-    for process in tree:
-        process.suspend()
+    tree = _tree(job)
+    freeze(store_uri, tree)
     _, (run_id, attempt, pid) = claim(store_uri)
     assert attempt == 2
     _wait_past_claim(store_uri, run_id, wait_until)
