@@ -83,6 +83,16 @@ with lock:
     threading.Thread(target=read_shard, args=(lock, batches), daemon=True).start()
     evaluate(batches)
 """
+DIVERGES = """\
+import itertools
+import time
+
+import mlflow
+
+for step in itertools.count():
+    mlflow.log_metric("loss", 1.1**step, step=step)
+    time.sleep(0.5)
+"""
 
 
 @dataclass(frozen=True)
@@ -149,6 +159,15 @@ class Person:
             text=True,
         )
 
+    def ids_of_runs(self, name: str) -> list[str]:
+        """Return the ids of the team's runs of this name."""
+        import mlflow
+
+        client = mlflow.MlflowClient(self.store)
+        experiment = client.get_experiment_by_name(TEAM)
+        runs = client.search_runs([experiment.experiment_id], f"attributes.run_name = '{name}'") if experiment else []
+        return [run.info.run_id for run in runs]
+
     def wait_for(self, process: subprocess.Popen[str]) -> Console:
         """Wait until a process has ended, and return its output."""
         text, _ = process.communicate(timeout=5 * PATIENCE)
@@ -188,6 +207,24 @@ def silent(person: Person) -> Iterator[subprocess.Popen[str]]:
     if process.poll() is None:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="module")
+def diverging(person: Person) -> Iterator[subprocess.Popen[str]]:
+    """Start a job that continues until a user stops it from the page of its run."""
+    person.write("diverge.py", DIVERGES)
+    options = {"MLFLOW_EXPERIMENT_NAME": TEAM, "AUTOGEN_TEAM_MLFLOW_HEARTBEAT": "1"}
+    process = person.start("run", "diverge.py", **options)
+    yield process
+    if process.poll() is None:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def traced(person: Person) -> Console:
+    """Run the example of an agent, whose model is a stand-in."""
+    return person.team_run("--name", "agent", str(ROOT / "examples" / "llm_traces.py"))
 
 
 @pytest.fixture(scope="module")
@@ -263,13 +300,13 @@ def _first_visit(page, url: str) -> None:
 
 @pytest.fixture(scope="module")
 def visit(page, ui, person):
-    """Return a function that shows the page of a run, or one tab of it."""
+    """Return a function that shows the page of a run, or one tab of it; the run is given by its console or its id."""
     import mlflow
 
     client = mlflow.MlflowClient(person.store)
 
-    def go(console: Console, tab: str = "") -> None:
-        info = client.get_run(console.run_id).info
+    def go(run: Console | str, tab: str = "") -> None:
+        info = client.get_run(run if isinstance(run, str) else run.run_id).info
         title = page.get_by_role("heading", name=info.run_name, exact=True)
         assert title.count() == 0, "the previous page has the same title: nothing would wait for this one"
         page.goto(f"{ui['url']}/#/experiments/{info.experiment_id}/runs/{info.run_id}{tab and '/'}{tab}")

@@ -7,6 +7,7 @@ pictures of the documentation.
 from __future__ import annotations
 
 import re
+import signal
 
 import pytest
 
@@ -188,6 +189,59 @@ def test_the_stacks_of_a_silent_job_are_on_its_page(page, silent, keep_picture):
     expect(page.get_by_text("in read_shard")).to_be_visible()
     expect(page.get_by_text("in evaluate")).to_be_visible()
     keep_picture("run-stalls", height=640)
+
+
+def test_the_traces_of_an_agent_are_on_its_page(page, visit, traced):
+    """Question and answer are a row of the list, which opens the trace; the spans are in the order of the calls."""
+    assert traced.status == 0, traced.text
+    visit(traced, "traces")
+    expect(page.get_by_text("It is 24 degrees in Lisbon").first).to_be_visible()
+    page.get_by_text('"client": "<openai.OpenAI').first.click()
+
+    spans = page.get_by_test_id(re.compile("^span-text-block-"))
+    expect(spans).to_contain_text(["ask", "Completions", "temperature", "temperature", "Completions"])
+
+
+def test_a_call_of_the_model_holds_no_secret(page, traced, keep_picture):
+    """The header of the call is masked in its inputs."""
+    page.get_by_text("Completions", exact=True).first.click()
+
+    expect(page.get_by_text("***").first).to_be_visible()
+    assert "example-secret" not in page.content()
+    keep_picture("run-trace", height=640, left=86)
+    page.get_by_role("button", name="Close trace panel").click()
+
+
+def test_a_tag_on_the_page_of_a_run_stops_its_job(page, visit, person, diverging, wait_until, keep_picture):
+    """The user adds it by the pencil beside the tags."""
+    wait_until(lambda: person.ids_of_runs("diverge.py"), timeout=60)
+    visit(person.ids_of_runs("diverge.py")[0])
+    expect(page.get_by_test_id("key-value-Status")).to_contain_text("Running")
+    page.locator("[data-component-id='mlflow.run_details.overview.tags.edit_button']").click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("combobox").fill("autogen_team.stop")
+    dialog.get_by_role("combobox").press("Enter")
+    dialog.get_by_label("Value").fill("diverges (ada)")
+    keep_picture("run-stop", height=600)
+    dialog.get_by_role("button", name="Add tag").click()
+    dialog.get_by_role("button", name="Save tags").click()
+    stopped = person.wait_for(diverging)
+
+    assert stopped.status == 128 + signal.SIGTERM, stopped.text
+
+
+def test_a_job_that_was_stopped_says_so(page, diverging, keep_picture):
+    """Its reason is the text of the tag, which has another name now."""
+    page.reload()
+    page.get_by_role("button", name="Toggle sidebar").click()
+
+    expect(page.get_by_test_id("key-value-Status")).to_contain_text("Killed")
+    reason = "stopped from its page: diverges (ada)"
+    expect(page.get_by_title("autogen_team.exception").first).to_contain_text(reason)
+    expect(page.get_by_title("autogen_team.stop_requested").first).to_contain_text("diverges (ada)")
+    expect(page.get_by_title("autogen_team.stop", exact=True)).to_have_count(0)
+    _wait_for_all(page)
+    keep_picture("run-stopped", height=700)
 
 
 def _wait_for_all(page):
