@@ -35,7 +35,7 @@ LAST = 15 * 60.0
 """Seconds for which the agent tries to send the remaining lines of a job that has ended."""
 _PATIENCE = 5.0
 """Maximum seconds to wait for the start of the agent, and for the collector at the end of the job."""
-_GLANCE = 0.1
+_POLL = 0.1
 """Seconds between attempts to reach an agent that is starting."""
 _LARGER = 4
 """A request takes so many times more bytes of lines than one of metrics, because a collector decodes them faster."""
@@ -256,7 +256,7 @@ class Lines:
                 self._work()
             except Exception as error:
                 self._failed(mask(with_kind(error)))
-                time.sleep(_GLANCE)
+                time.sleep(_POLL)
         self._close_own()
 
     def _work(self) -> None:
@@ -266,7 +266,7 @@ class Lines:
                 self._follow()
                 self._expect_agent()
             elif self._can_wait():
-                time.sleep(_GLANCE)
+                time.sleep(_POLL)
             else:
                 self._ship()
 
