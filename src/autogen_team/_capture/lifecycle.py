@@ -24,7 +24,7 @@ from autogen_team._process.forking import ForkSafeLock
 from autogen_team._process.saved import SavedValue
 from autogen_team._redact import mask
 from autogen_team._ship import ui_url
-from autogen_team._ship.signs import OVERTAKEN, STOP_REQUESTED_TAG, STOP_TAG
+from autogen_team._ship.signs import OVERTAKEN, STOP_REQUESTED_TAG, STOP_TAG, STOPPED
 
 PATIENCE = 15.0
 """Seconds that recording the end of a run may take."""
@@ -358,6 +358,9 @@ def _record(
         actions.append(partial(client.set_tag, run_id, run_events.EXCEPTION_TAG, end.reason))
     if end.is_preempted:
         actions.append(partial(client.set_tag, run_id, run_events.PREEMPTED_TAG, "true"))
+    if (end.reason or "").startswith(STOPPED) and stopping.reason() is None:
+        # A worker has read the tag, and its exception has ended the job before our next heartbeat, which removes it.
+        actions.append(partial(_remove_stop_tag, client, run_id))
     actions += [partial(mlflow_internals.stop_system_metrics, one) for one in ids]
     errors = []
     for action in actions:
@@ -367,3 +370,8 @@ def _record(
             errors.append(error)
     if errors:
         raise errors[0]
+
+
+def _remove_stop_tag(client: mlflow.MlflowClient, run_id: str) -> None:
+    with suppress(mlflow.MlflowException):  # it has been removed meanwhile
+        client.delete_tag(run_id, STOP_TAG)

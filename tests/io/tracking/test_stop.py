@@ -15,6 +15,7 @@ from autogen_team._process.run_events import EXCEPTION_TAG
 from autogen_team._ship.backend import Batch, RunState
 from autogen_team._ship.owners import Owners
 from autogen_team._ship.signs import ALIVE_TAG, STOP_REQUESTED_TAG, STOP_TAG, RunsOfOthers, Signs, Stop
+from autogen_team.io.services import MlflowService
 
 pytestmark = pytest.mark.usefixtures("forked_children")
 
@@ -466,3 +467,13 @@ def test_the_exception_of_a_stopped_worker_keeps_status_and_reason():
 
     assert error.code == 128 + signal.SIGTERM
     assert verdict(error) == ("KILLED", ASKED)
+
+
+def test_the_tag_is_removed_if_only_a_worker_has_read_it(store_uri):
+    """The worker's exception may end the job before the job's own next heartbeat."""
+    service = MlflowService(tracking_uri=store_uri, autolog_disable=True, heartbeat=0)
+    with pytest.raises(Terminated), service, service.run_context(service.RunConfig(name="train")) as run:
+        mlflow.MlflowClient(store_uri).set_tag(run.info.run_id, STOP_TAG, "diverges (ada)")
+        raise Terminated(signal.SIGTERM, ASKED)
+
+    assert status_of(store_uri, run.info.run_id) == ("KILLED", ASKED)
