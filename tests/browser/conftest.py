@@ -202,7 +202,7 @@ def tutorial(person: Person) -> dict[str, Console]:
 def silent(person: Person) -> Iterator[subprocess.Popen[str]]:
     """Start a job that hangs, and is ended for it; other tests run meanwhile."""
     person.write("evaluate.py", EVALUATE)
-    process = person.start("run", "--stall-after", "3s", "--stall-kill", "evaluate.py", MLFLOW_EXPERIMENT_NAME=TEAM)
+    process = person.start("run", "--stall-after", "5s", "--stall-kill", "evaluate.py", MLFLOW_EXPERIMENT_NAME=TEAM)
     yield process
     if process.poll() is None:
         process.kill()
