@@ -8,8 +8,12 @@ context and a journal of its own.
   again. It must close the runs of the dead ones, and no others.
 - `stall`: each job pauses for up to 0.8 of the limit between the things that count as progress. None may be alerted. A
   few more jobs pause for twice the limit, and each must be.
+- `examples`: the same with the examples, run by `autogen-team run --stall-after`, two at a time. Each pauses for the
+  limit before its first metric, and prints a line at least every 0.8 of the limit, also while it loads its libraries.
+  An example that a busy machine has kept silent for longer than the limit, by the times of these lines and the end of
+  its run, does not count.
 
-`signs_of_life.py [stale|stall] [JOBS]` runs one of them, or fewer jobs.
+`signs_of_life.py [stale|stall|examples] [JOBS]` runs one of them, or fewer jobs.
 """
 
 from __future__ import annotations
@@ -27,8 +31,10 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import mlflow
@@ -46,6 +52,42 @@ STALL, PAUSES, SHARE = 10.0, 6, 0.8
 SHARES = {"short": SHARE, "long": 2.0}
 AT_ONCE = 25
 """Jobs that pause at the same time."""
+EXAMPLES = ["train.py", "llm_traces.py", "grid_search_joblib.py", "grid_search_dask.py"]
+"""The examples that end within seconds."""
+STALL_OF_EXAMPLES = 8.0
+"""Seconds of silence that are alerted in an example."""
+PAUSING = """\
+import atexit, os, random, runpy, sys, threading, time
+
+pause, longest, times, example = float(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4]
+
+def say_something():
+    os.write(1, b"a line\\n")
+    with open(times, "a") as file:
+        print(time.time(), file=file)
+
+def say_something_often():
+    while True:
+        for share in (1.0, random.random()):
+            say_something()
+            time.sleep(longest * share)
+
+def pausing(log):
+    def log_later(*words, **options):
+        global pause
+        time.sleep(pause)
+        pause = 0.0
+        return log(*words, **options)
+    return log_later
+
+if longest:
+    threading.Thread(target=say_something_often, daemon=True).start()
+    atexit.register(say_something)  # the thread ends before the process
+import mlflow
+mlflow.log_metric, mlflow.log_metrics = pausing(mlflow.log_metric), pausing(mlflow.log_metrics)
+runpy.run_path(example, run_name="__main__")
+"""
+"""A script that runs an example with a pause, and prints lines meanwhile at random times, unless the longest is 0."""
 
 
 def context(uri: str, state: Path, **fields: object) -> GlobalContext:
@@ -201,6 +243,66 @@ def stall(folder: Path, jobs: int) -> bool:
     return found == Counter({"long": few})
 
 
+def run_example(folder: Path, url: str, name: str) -> int:
+    """Run an example with a pause under the supervisor; return its exit status."""
+    kind, number = name.split()
+    example = Path(__file__).parents[1] / "examples" / EXAMPLES[int(number) % len(EXAMPLES)]
+    numbers = {"short": (STALL_OF_EXAMPLES, STALL_OF_EXAMPLES * SHARE), "long": (STALL_OF_EXAMPLES * 2.0, 0.0)}[kind]
+    command = [sys.executable, "-m", "autogen_team", "run", "--name", name, "--stall-after", f"{STALL_OF_EXAMPLES:g}s"]
+    variables = {
+        "AUTOGEN_TEAM_ALERTS_URLS": url,
+        "AUTOGEN_TEAM_ALERT_ON": "never",
+        "AUTOGEN_TEAM_STATE_DIR": str(folder / "state"),
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+    }
+    ended = subprocess.run(
+        [*command, str(folder / "pausing.py"), *map(str, numbers), str(folder / name), str(example)],
+        env={**os.environ, **variables},
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if ended.returncode:
+        print(f"{name}: {example.name} has failed ({ended.returncode})\n{ended.stderr.decode()[-2000:]}")
+    return ended.returncode
+
+
+def examples(folder: Path, jobs: int) -> bool:
+    """Count the examples that are alerted for silence, of those with shorter and with longer pauses than the limit."""
+    (folder / "pausing.py").write_text(PAUSING)
+    few = max(len(EXAMPLES), jobs // 20)
+    names = [f"short {number}" for number in range(jobs)]
+    for number in range(few):
+        names.insert((number + 1) * len(names) // few, f"long {number}")
+    with context(f"sqlite:///{folder}/mlflow.db", folder / "state"):
+        pass
+    late: set[str] = set()
+    with receiver() as (url, alerts), ThreadPoolExecutor(2) as pool:
+        faults = 0
+        for name, status in zip(names, pool.map(partial(run_example, folder, url), names), strict=True):
+            faults += bool(status)
+            if not status and name.startswith("short") and _longest_silence(folder, name) > STALL_OF_EXAMPLES:
+                late.add(name)
+            found = _alerted([one for one in alerts if one["title"].removesuffix(": silent") not in late])
+            print(f"{name} has ended; {faults} faults, {len(late)} late, alerted: {dict(found)}")
+        deadline = time.monotonic() + 120
+        while _alerted(alerts)["long"] < few and time.monotonic() < deadline:
+            time.sleep(0.5)
+        found = _alerted([one for one in alerts if one["title"].removesuffix(": silent") not in late])
+    print(f"silent for up to {SHARE} of the limit: {found['short']} of {jobs - len(late)} examples alerted")
+    print(f"silent for twice the limit: {found['long']} of {few} examples alerted")
+    return not faults and found == Counter({"long": few})
+
+
+def _longest_silence(folder: Path, name: str) -> float:
+    """Return the most seconds between two lines of an example, or between its last line and its end."""
+    client = mlflow.MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs(["1"], f"attributes.run_name = '{name}'")
+    times = [*map(float, (folder / name).read_text().split()), run.info.end_time / 1000]
+    return max(after - before for before, after in pairwise(times))
+
+
 def _alerted(alerts: list[dict[str, str]]) -> Counter[str]:
     return Counter(name.split()[0] for name in {one["title"] for one in alerts} if name.endswith(": silent"))
 
@@ -208,11 +310,11 @@ def _alerted(alerts: list[dict[str, str]]) -> Counter[str]:
 def main() -> int:
     """Run what the command line asks for."""
     words = sys.argv[1:]
-    counts = {"stale": 200, "stall": 100}
+    counts = {"stale": 200, "stall": 100, "examples": 100}
     jobs = next((int(word) for word in words if word.isdecimal()), None)
     is_right = True
     for what, count in counts.items():
-        if what in words or not {"stale", "stall"} & set(words):
+        if what in words or not counts.keys() & set(words):
             with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:  # agents may still be at work
                 is_right &= globals()[what](Path(folder), jobs or count)
     return 0 if is_right else 1
