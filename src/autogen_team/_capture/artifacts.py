@@ -463,8 +463,10 @@ class Repository(TransparentProxy):
             child, slash, _ = name.removeprefix(start).partition("/")
             if not name.startswith(start):  # the path is that of a file
                 continue
-            with suppress(FileNotFoundError):
+            try:
                 found[start + child] = FileInfo(start + child, bool(slash), None if slash else place.stat().st_size)
+            except FileNotFoundError:  # uploaded since the store was asked
+                found = {one.path: one for one in self._inner.list_artifacts(path)} | found
         return sorted(found.values(), key=lambda one: str(one.path))
 
     def download_artifacts(self, artifact_path: str | None = None, dst_path: str | None = None) -> str:

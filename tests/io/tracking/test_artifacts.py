@@ -16,7 +16,7 @@ import matplotlib.figure
 import mlflow
 import numpy as np
 import pytest
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import FileInfo, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repository_registry import (
     get_artifact_repository,
@@ -594,3 +594,23 @@ def _acknowledged(job, dice: random.Random) -> int:
     for _ in range(dice.randrange(1, 12)):
         last = job.wait_for("acknowledged")
     return int(last.split()[1])
+
+
+def test_a_file_that_is_uploaded_during_a_listing_is_listed(monkeypatch, tmp_path):
+    """It is not in the store when this is asked first, and no longer waits when the files that wait are looked at."""
+    answers = [[], [FileInfo("folder/file.bin", False, 3)]]
+    repository = artifacts.Repository(Store(answers), "file:///nowhere", lambda: None)
+    monkeypatch.setattr(artifacts.Repository, "_waiting", lambda *_: {"folder/file.bin": tmp_path / "file.bin"})
+
+    assert [one.path for one in repository.list_artifacts("folder")] == ["folder/file.bin"]
+
+
+class Store:
+    """An artifact repository that gives one answer after the other."""
+
+    def __init__(self, answers) -> None:
+        self._answers = iter(answers)
+
+    def list_artifacts(self, _path):
+        """Return the next answer."""
+        return next(self._answers)
