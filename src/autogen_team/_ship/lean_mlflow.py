@@ -123,7 +123,7 @@ def _without(names: tuple[str, ...]) -> Iterator[None]:
 
 @contextmanager
 def _known(found: Any) -> Iterator[None]:
-    """Let MLflow, which asks eight times, find the entry points without reading all packages again inside the block."""
+    """Answer MLflow, which asks for entry points eight times, without reading the metadata of all packages again."""
     original = importlib.metadata.entry_points
 
     def select(**wanted: Any) -> Any:
