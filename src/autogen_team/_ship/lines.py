@@ -165,7 +165,7 @@ class Lines:
             state, uri=self._place, kind=journal.LINES, about=lambda: {"resource": resource()}, most=MOST
         )
         self.append = self._journal.append
-        """Write the body of an entry; JournalError if there is no space on the disk."""
+        """Writes the body of an entry; raises JournalError if the disk is full."""
         self._agent = AgentLink(state, {})
         self._journal.on_begin = self._agent.watch
         self._begin()
@@ -260,7 +260,7 @@ class Lines:
         self._close_own()
 
     def _work(self) -> None:
-        """Have the agent ship the journal; ship it if the agent cannot, or does not start in time."""
+        """Leave the journal to the agent; ship it here if the agent cannot do so, or does not start in time."""
         while self._journal.acked < self._journal.number and not self._is_over:
             if not self._agent_cannot and self._agent.is_connected():
                 self._follow()
@@ -275,7 +275,7 @@ class Lines:
 
     def _can_wait(self) -> bool:
         is_due = self._agent_cannot or self._is_ending or time.monotonic() > self._agent_until
-        return not is_due and os.name == "posix"  # elsewhere there is no agent
+        return not is_due and os.name == "posix"  # the agent runs on POSIX only
 
     def _follow(self) -> None:
         """Follow the agent's messages until it ends or returns the journal."""
